@@ -1,0 +1,399 @@
+//! The execution backend, as a gateway speaks to it.
+//!
+//! This module knows HTTP and nothing of sessions. It belongs to executions; one client serves a
+//! whole worker thread, since `awc::Client` is bound to one.
+//!
+//! Two kinds of backend are understood: our own, and the original's image, which knows only `/health`
+//! and a plain-text `/execute/stream`. Which one answers is learnt from `/health`.
+
+pub mod api;
+pub mod framing;
+pub mod multiplex;
+mod observe;
+
+use std::{
+    cell::RefCell,
+    pin::Pin,
+    rc::Rc,
+    sync::{Arc, RwLock},
+    time::Duration,
+};
+
+use awc::{
+    ClientRequest, ClientResponse, Connector,
+    error::{ConnectError, PayloadError, SendRequestError},
+    http::{Method, StatusCode, header},
+};
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt};
+use serde_json::{Value, json};
+
+use self::{
+    api::{Health, MULTIPLEXED, Snapshot},
+    framing::Follower,
+};
+use crate::{
+    id::ExecutionId,
+    protocol::{
+        method::{Run, Signal},
+        rpc::{ErrorObject, code},
+    },
+    terminate::CancelReason,
+};
+
+/// How long a connection to the backend may take to be made.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long the backend may take to answer a question that needs no work.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Idle connections are given up before our backend would close them, so that a request hardly ever
+/// meets a dead one.
+const IDLE_CONNECTION: Duration = Duration::from_secs(15);
+
+/// The longest JSON answer read, in bytes.
+const MAX_ANSWER: usize = 1 << 20;
+
+/// What is known of the backend, shared by all workers of a gateway.
+#[derive(Clone, Debug, Default)]
+pub struct Known(Arc<RwLock<Option<Kind>>>);
+
+/// Which backend answered last.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// Our own.
+    Ours(Arc<Health>),
+    /// The original's image.
+    Original,
+}
+
+impl Kind {
+    /// What `executor` may name.
+    pub fn executors(&self) -> Vec<String> {
+        match self {
+            Kind::Ours(health) => health.executors.clone(),
+            Kind::Original => vec!["default".to_owned()],
+        }
+    }
+}
+
+impl Known {
+    /// What answered last, or `None` before the first answer.
+    pub fn get(&self) -> Option<Kind> {
+        self.0.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
+    }
+
+    fn set(&self, kind: Option<Kind>) {
+        *self.0.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = kind;
+    }
+}
+
+/// Why the backend did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum BackendError {
+    /// No answer.
+    #[error("{0}")]
+    Unreachable(String),
+    /// An answer that means nothing here.
+    #[error("{0}")]
+    Rejected(String),
+    /// A refusal in the protocol's own terms.
+    #[error("{0}")]
+    Refused(ErrorObject),
+}
+
+impl BackendError {
+    /// The same as an error for the client.
+    pub fn into_error(self) -> ErrorObject {
+        match self {
+            BackendError::Unreachable(message) | BackendError::Rejected(message) => {
+                ErrorObject::new(code::BACKEND, message)
+            }
+            BackendError::Refused(error) => error,
+        }
+    }
+}
+
+/// The body of an answer, as it arrives.
+pub type Body = Pin<Box<dyn Stream<Item = Result<Bytes, PayloadError>>>>;
+
+/// The stream of an execution that the backend has accepted.
+pub enum Opened {
+    /// From our own backend: multiplexed, with a last word.
+    Multiplexed(Body),
+    /// From the original's image: standard output alone; whether it ended properly is seen below awc.
+    Plain(Body, BodyEnd),
+}
+
+/// Tells whether the body of one response ended properly.
+#[derive(Clone, Default)]
+pub struct BodyEnd(Rc<RefCell<Follower>>);
+
+impl BodyEnd {
+    /// Whether the last byte of the body has been seen.
+    pub fn is_complete(&self) -> bool {
+        self.0.borrow().is_complete()
+    }
+}
+
+/// The backend of this gateway. Cheap to clone; stays on its thread.
+#[derive(Clone)]
+pub struct Backend(Rc<Inner>);
+
+struct Inner {
+    client: awc::Client,
+    url: String,
+    token: Option<String>,
+    known: Known,
+}
+
+impl Backend {
+    /// The backend at this URL, without a final slash. The token is sent with every request.
+    pub fn new(url: &str, token: Option<String>, known: Known) -> Self {
+        let connector = Connector::new().timeout(CONNECT_PATIENCE).limit(0).conn_keep_alive(IDLE_CONNECTION);
+        let client = awc::Client::builder().connector(connector).disable_timeout().disable_redirects().finish();
+        Backend(Rc::new(Inner { client, url: url.trim_end_matches('/').to_owned(), token, known }))
+    }
+
+    /// What answered last.
+    pub fn known(&self) -> Option<Kind> {
+        self.0.known.get()
+    }
+
+    /// Asks `GET /health`, and remembers which kind answered.
+    pub async fn describe(&self) -> Result<Kind, BackendError> {
+        let described = self.ask_health().await;
+        if let Ok(kind) = &described {
+            self.0.known.set(Some(kind.clone()));
+        }
+        described
+    }
+
+    async fn ask_health(&self) -> Result<Kind, BackendError> {
+        let answer = self.answer(self.request(Method::GET, "/health").send()).await?;
+        let (status, body) = self.read(answer).await?;
+        if status != StatusCode::OK {
+            return Err(self.rejected("GET /health", status, &body));
+        }
+        match serde_json::from_slice::<Value>(&body) {
+            Ok(value) if value.get("server").is_some() => match serde_json::from_value::<Health>(value) {
+                Ok(health) => Ok(Kind::Ours(Arc::new(health))),
+                Err(error) => Err(BackendError::Rejected(format!(
+                    "the backend at {} answers GET /health in another version's terms: {error}",
+                    self.0.url
+                ))),
+            },
+            _ => Ok(Kind::Original),
+        }
+    }
+
+    /// Asks `GET /ready`.
+    pub async fn ready(&self) -> Result<(), BackendError> {
+        if self.describe().await? == Kind::Original {
+            return Ok(());
+        }
+        let answer = self.answer(self.request(Method::GET, "/ready").send()).await?;
+        let (status, body) = self.read(answer).await?;
+        if status == StatusCode::OK { Ok(()) } else { Err(self.rejected("GET /ready", status, &body)) }
+    }
+
+    /// Asks for an execution. Returns when the response's head is there; bounded by the caller.
+    pub async fn execute(&self, id: ExecutionId, run: &Run) -> Result<Opened, BackendError> {
+        let kind = match self.known() {
+            Some(kind) => kind,
+            None => self.describe().await?,
+        };
+        match kind {
+            Kind::Ours(_) => self.execute_ours(id, run).await,
+            Kind::Original => self.execute_original(run).await,
+        }
+    }
+
+    async fn execute_ours(&self, id: ExecutionId, run: &Run) -> Result<Opened, BackendError> {
+        let body = run.to_body(id);
+        let post = || {
+            self.request(Method::POST, "/execute/stream")
+                .insert_header((header::ACCEPT, MULTIPLEXED))
+                .send_json(&body)
+        };
+        let answer = match post().await {
+            // A pooled connection that the backend had closed: the id makes it safe to ask again.
+            Err(error) if is_dead_connection(&error) => post().await,
+            answer => answer,
+        };
+        let answer = answer.map_err(|error| self.unreachable(&error))?;
+        if answer.status() != StatusCode::OK {
+            let (status, body) = self.read(answer).await?;
+            return Err(self.refused("POST /execute/stream", status, &body));
+        }
+        Ok(Opened::Multiplexed(answer.boxed_local()))
+    }
+
+    async fn execute_original(&self, run: &Run) -> Result<Opened, BackendError> {
+        refuse_what_the_original_lacks(run)?;
+        // A client of its own: its one connection carries one response, which the follower watches.
+        let end = BodyEnd::default();
+        let client = awc::Client::builder()
+            .connector(observe::connector(end.clone(), CONNECT_PATIENCE))
+            .disable_timeout()
+            .disable_redirects()
+            .finish();
+        let request = self.authorized(client.post(format!("{}/execute/stream", self.0.url)));
+        let answer = request
+            .insert_header((header::ACCEPT, "text/plain"))
+            .send_json(&json!({ "question": run.command }))
+            .await
+            .map_err(|error| self.unreachable(&error))?;
+        if answer.status() != StatusCode::OK {
+            let (status, body) = self.read(answer).await?;
+            return Err(self.rejected("POST /execute/stream", status, &body));
+        }
+        Ok(Opened::Plain(answer.boxed_local(), end))
+    }
+
+    /// Asks the backend to end an execution. Returns once that is accepted: the backend sends the
+    /// response's head then, and its body when the tree is gone.
+    pub async fn cancel(&self, id: ExecutionId, grace_ms: u64, reason: CancelReason) -> Result<Accepted, BackendError> {
+        self.knows_ids("cancel")?;
+        let path = format!("/executions/{id}?grace_ms={grace_ms}&reason={}", reason.as_str());
+        let answer = self.answer(self.request(Method::DELETE, &path).send()).await?;
+        if answer.status() == StatusCode::OK {
+            return Ok(Accepted(answer.boxed_local()));
+        }
+        let (status, body) = self.read(answer).await?;
+        Err(self.refused("DELETE /executions/{id}", status, &body))
+    }
+
+    /// Sends a signal to an execution's process group.
+    pub async fn signal(&self, id: ExecutionId, signal: Signal) -> Result<(), BackendError> {
+        self.knows_ids("signal")?;
+        let request = self.request(Method::POST, &format!("/executions/{id}/signal"));
+        let answer = self.answer(request.send_json(&json!({ "signal": signal.name() }))).await?;
+        let (status, body) = self.read(answer).await?;
+        if status == StatusCode::OK {
+            Ok(())
+        } else {
+            Err(self.refused("POST /executions/{id}/signal", status, &body))
+        }
+    }
+
+    /// Asks how an execution is.
+    pub async fn snapshot(&self, id: ExecutionId) -> Result<Snapshot, BackendError> {
+        self.knows_ids("ask about")?;
+        let answer = self.answer(self.request(Method::GET, &format!("/executions/{id}")).send()).await?;
+        let (status, body) = self.read(answer).await?;
+        if status != StatusCode::OK {
+            return Err(self.refused("GET /executions/{id}", status, &body));
+        }
+        serde_json::from_slice(&body)
+            .map_err(|error| BackendError::Rejected(format!("GET /executions/{id} answered something else: {error}")))
+    }
+
+    fn knows_ids(&self, what: &str) -> Result<(), BackendError> {
+        if self.known() == Some(Kind::Original) {
+            return Err(BackendError::Refused(ErrorObject::new(
+                code::NOT_ALLOWED,
+                format!("this backend knows no ids: only the session that started an execution can {what} it"),
+            )));
+        }
+        Ok(())
+    }
+
+    fn request(&self, method: Method, path: &str) -> ClientRequest {
+        self.authorized(self.0.client.request(method, format!("{}{path}", self.0.url)))
+    }
+
+    fn authorized(&self, request: ClientRequest) -> ClientRequest {
+        match &self.0.token {
+            Some(token) => request.bearer_auth(token),
+            None => request,
+        }
+    }
+
+    async fn answer<S>(&self, send: impl Future<Output = Result<ClientResponse<S>, SendRequestError>>) -> Result<ClientResponse<S>, BackendError> {
+        match tokio::time::timeout(ANSWER_PATIENCE, send).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => Err(self.unreachable(&error)),
+            Err(_) => Err(self.silent()),
+        }
+    }
+
+    async fn read<S>(&self, mut answer: ClientResponse<S>) -> Result<(StatusCode, Bytes), BackendError>
+    where
+        S: Stream<Item = Result<Bytes, PayloadError>>,
+    {
+        let status = answer.status();
+        match tokio::time::timeout(ANSWER_PATIENCE, answer.body().limit(MAX_ANSWER)).await {
+            Ok(Ok(body)) => Ok((status, body)),
+            Ok(Err(error)) => Err(BackendError::Rejected(format!("the answer of the backend at {} broke off: {error}", self.0.url))),
+            Err(_) => Err(self.silent()),
+        }
+    }
+
+    fn unreachable(&self, error: &SendRequestError) -> BackendError {
+        BackendError::Unreachable(format!("cannot reach the backend at {}: {error}; check that it runs and CLAUDE_API_URL", self.0.url))
+    }
+
+    fn silent(&self) -> BackendError {
+        BackendError::Unreachable(format!("the backend at {} gave no answer within {} s", self.0.url, ANSWER_PATIENCE.as_secs()))
+    }
+
+    /// A refusal in our own terms is passed on; anything else is a rejection.
+    fn refused(&self, what: &str, status: StatusCode, body: &[u8]) -> BackendError {
+        let ours = matches!(status.as_u16(), 400 | 403 | 404 | 409 | 429 | 503);
+        match serde_json::from_slice::<ErrorObject>(body) {
+            Ok(error) if ours && error.code < 0 => BackendError::Refused(error),
+            _ => self.rejected(what, status, body),
+        }
+    }
+
+    fn rejected(&self, what: &str, status: StatusCode, body: &[u8]) -> BackendError {
+        let text = String::from_utf8_lossy(body);
+        let text: String = text.chars().filter(|c| !c.is_control()).take(200).collect();
+        BackendError::Rejected(format!("the backend at {} answered {what} with {status}: {text}", self.0.url))
+    }
+}
+
+/// A cancellation that the backend has accepted.
+pub struct Accepted(Body);
+
+impl Accepted {
+    /// Waits until the backend says that the tree is gone, and gives its report.
+    pub async fn finished(mut self) -> Option<Value> {
+        let mut report = Vec::new();
+        while let Some(Ok(piece)) = self.0.next().await {
+            report.extend_from_slice(&piece);
+            if report.len() > MAX_ANSWER {
+                return None;
+            }
+        }
+        serde_json::from_slice(&report).ok()
+    }
+}
+
+fn refuse_what_the_original_lacks(run: &Run) -> Result<(), BackendError> {
+    let asked = if run.cwd.is_some() {
+        "cwd"
+    } else if !run.env.is_empty() {
+        "env"
+    } else if run.executor.as_deref().is_some_and(|name| name != "default") {
+        "executor"
+    } else {
+        return Ok(());
+    };
+    Err(BackendError::Refused(
+        ErrorObject::new(code::NOT_ALLOWED, format!("{asked}: this backend cannot do that, it takes a command and nothing else"))
+            .with(json!({ "param": asked, "allowed": ["default"] })),
+    ))
+}
+
+fn is_dead_connection(error: &SendRequestError) -> bool {
+    match error {
+        SendRequestError::Connect(ConnectError::Disconnected) => true,
+        SendRequestError::Send(_) | SendRequestError::Response(_) => true,
+        SendRequestError::Connect(ConnectError::Io(error)) => {
+            matches!(error.kind(), std::io::ErrorKind::ConnectionReset | std::io::ErrorKind::BrokenPipe)
+        }
+        _ => false,
+    }
+}

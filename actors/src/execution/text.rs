@@ -1,0 +1,414 @@
+//! Cuts the bytes of the two output streams into messages, and encodes these as WebSocket frames.
+//!
+//! Concatenating the contents gives the stream byte for byte: newlines are kept and no character is
+//! split over two messages. What is not UTF-8 goes as base64. This module knows no clock: its caller
+//! says when a stream has been quiet ([`Text::flush_quiet`]) and when it has ended ([`Text::finish`]).
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+
+use crate::protocol::{
+    Framing, PerStream, Stream,
+    escape::escape_into,
+    frame::{self, OpenFrame},
+};
+
+/// The most bytes of a stream that go into one message. Escaped at the worst, six for one, it stays
+/// far below the limit of a message.
+pub const MAX_CONTENT: usize = 64 * 1024;
+
+/// The longest incomplete character that waits for its rest, in bytes.
+const MAX_PARTIAL_CHAR: usize = 3;
+
+/// Both streams of one execution on their way to one client.
+pub struct Text {
+    framing: Framing,
+    encoder: Encoder,
+    carry: PerStream<Vec<u8>>,
+}
+
+impl Text {
+    /// Nothing has been written yet.
+    pub fn new(framing: Framing) -> Self {
+        Text { framing, encoder: Encoder::default(), carry: PerStream::default() }
+    }
+
+    /// Takes bytes of a stream.
+    pub fn feed(&mut self, stream: Stream, bytes: &[u8]) {
+        let carry = self.carry.get_mut(stream);
+        match self.framing {
+            Framing::Chunk => feed_chunk(&mut self.encoder, stream, carry, bytes),
+            Framing::Line => feed_lines(&mut self.encoder, stream, carry, bytes),
+        }
+    }
+
+    /// Whether an unfinished line of this stream waits, which [`Text::flush_quiet`] would release.
+    pub fn has_unfinished_line(&self, stream: Stream) -> bool {
+        let carry = self.carry.get(stream);
+        carry.len() > partial_char(carry)
+    }
+
+    /// Releases an unfinished line; an incomplete character still waits.
+    pub fn flush_quiet(&mut self, stream: Stream) {
+        let carry = self.carry.get_mut(stream);
+        let keep = carry.split_off(carry.len() - partial_char(carry));
+        self.encoder.message(stream, &std::mem::replace(carry, keep));
+    }
+
+    /// Releases everything: nothing more will come.
+    pub fn finish(&mut self) {
+        for stream in Stream::BOTH {
+            let rest = std::mem::take(self.carry.get_mut(stream));
+            self.encoder.message(stream, &rest);
+        }
+    }
+
+    /// Bytes encoded and not yet taken.
+    pub fn encoded_len(&self) -> usize {
+        self.encoder.out.len()
+    }
+
+    /// Takes the frames encoded so far, and how far each stream has come with them.
+    pub fn take(&mut self) -> (Vec<u8>, PerStream<u64>) {
+        self.encoder.close();
+        let capacity = self.encoder.out.capacity();
+        let frames = std::mem::replace(&mut self.encoder.out, Vec::with_capacity(capacity.min(2 * MAX_CONTENT)));
+        (frames, self.encoder.end)
+    }
+}
+
+fn feed_chunk(encoder: &mut Encoder, stream: Stream, carry: &mut Vec<u8>, mut bytes: &[u8]) {
+    // First the rest of a character that began in an earlier piece.
+    while !carry.is_empty() {
+        let Some((&byte, rest)) = bytes.split_first() else { return };
+        carry.push(byte);
+        bytes = rest;
+        if partial_char(carry) == 0 {
+            encoder.append(stream, carry);
+            carry.clear();
+        }
+    }
+    let whole = bytes.len() - partial_char(bytes);
+    encoder.append(stream, &bytes[..whole]);
+    carry.extend_from_slice(&bytes[whole..]);
+}
+
+fn feed_lines(encoder: &mut Encoder, stream: Stream, carry: &mut Vec<u8>, mut bytes: &[u8]) {
+    if !carry.is_empty() {
+        let line_end = memchr::memchr(b'\n', bytes).map(|at| at + 1);
+        let (line, rest) = bytes.split_at(line_end.unwrap_or(bytes.len()));
+        carry.extend_from_slice(line);
+        bytes = rest;
+        if line_end.is_some() {
+            encoder.message(stream, carry);
+            carry.clear();
+        }
+    }
+    if let Some(last) = memchr::memrchr(b'\n', bytes) {
+        let (lines, rest) = bytes.split_at(last + 1);
+        encoder.lines(stream, lines);
+        bytes = rest;
+    }
+    carry.extend_from_slice(bytes);
+    // A line too long for one message goes in pieces, and its last piece waits for the newline.
+    while carry.len() > MAX_CONTENT {
+        let piece = cut_before_char(carry, MAX_CONTENT);
+        encoder.message(stream, &carry[..piece]);
+        carry.drain(..piece);
+    }
+}
+
+/// How many bytes at the end are the beginning of a character whose rest is missing: 0 to 3.
+fn partial_char(bytes: &[u8]) -> usize {
+    for back in 1..=MAX_PARTIAL_CHAR.min(bytes.len()) {
+        let tail = &bytes[bytes.len() - back..];
+        // Continuation bytes belong to a character that begins further to the front.
+        if tail[0] & 0b1100_0000 == 0b1000_0000 {
+            continue;
+        }
+        return match std::str::from_utf8(tail) {
+            Err(error) if error.error_len().is_none() => back,
+            _ => 0,
+        };
+    }
+    0
+}
+
+/// The largest cut at or below `at` that splits no character.
+fn cut_before_char(bytes: &[u8], at: usize) -> usize {
+    at - partial_char(&bytes[..at])
+}
+
+/// Encodes messages, one after the other, into one buffer of frames.
+#[derive(Default)]
+struct Encoder {
+    out: Vec<u8>,
+    end: PerStream<u64>,
+    open: Option<OpenMessage>,
+}
+
+/// A message of text that still takes more of its stream.
+struct OpenMessage {
+    stream: Stream,
+    frame: OpenFrame,
+    len: usize,
+}
+
+impl Encoder {
+    /// Adds whole characters to the stream, in as few messages as may be.
+    fn append(&mut self, stream: Stream, bytes: &[u8]) {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let room = match &self.open {
+                Some(open) if open.stream == stream && open.len < MAX_CONTENT => MAX_CONTENT - open.len,
+                _ => MAX_CONTENT,
+            };
+            let mut cut = if rest.len() <= room { rest.len() } else { cut_before_char(rest, room) };
+            if cut == 0 {
+                self.close();
+                cut = cut_before_char(rest, rest.len().min(MAX_CONTENT)).max(1);
+            }
+            let (piece, later) = rest.split_at(cut);
+            self.append_piece(stream, piece);
+            rest = later;
+        }
+    }
+
+    fn append_piece(&mut self, stream: Stream, piece: &[u8]) {
+        if std::str::from_utf8(piece).is_err() {
+            self.close();
+            self.base64(stream, piece);
+            return;
+        }
+        if self.open.as_ref().is_some_and(|open| open.stream != stream || open.len + piece.len() > MAX_CONTENT) {
+            self.close();
+        }
+        let open = self.open.get_or_insert_with(|| {
+            let frame = frame::begin_text(&mut self.out, piece.len() + 100);
+            self.out.extend_from_slice(text_prefix(stream));
+            OpenMessage { stream, frame, len: 0 }
+        });
+        escape_into(&mut self.out, piece);
+        open.len += piece.len();
+        *self.end.get_mut(stream) += piece.len() as u64;
+    }
+
+    /// Ends the open message.
+    fn close(&mut self) {
+        if let Some(open) = self.open.take() {
+            text_suffix(&mut self.out, *self.end.get(open.stream));
+            frame::end_text(&mut self.out, open.frame);
+        }
+    }
+
+    /// One message, or several where it is too long for one.
+    fn message(&mut self, stream: Stream, bytes: &[u8]) {
+        self.append(stream, bytes);
+        self.close();
+    }
+
+    /// Whole lines, each a message of its own.
+    fn lines(&mut self, stream: Stream, lines: &[u8]) {
+        // A newline is never part of a longer character: if all is valid, so is each line.
+        let valid = std::str::from_utf8(lines).is_ok();
+        let mut from = 0;
+        for at in memchr::memchr_iter(b'\n', lines) {
+            let line = &lines[from..=at];
+            from = at + 1;
+            if valid && line.len() <= MAX_CONTENT {
+                self.clean_line(stream, line);
+            } else {
+                self.message(stream, line);
+            }
+        }
+    }
+
+    /// One line of UTF-8 that fits a message. The path that every line of a busy stream takes.
+    fn clean_line(&mut self, stream: Stream, line: &[u8]) {
+        *self.end.get_mut(stream) += line.len() as u64;
+        let end = *self.end.get(stream);
+        let prefix = text_prefix(stream);
+        frame::write_text(&mut self.out, prefix.len() + line.len() + 16, |out| {
+            out.extend_from_slice(prefix);
+            escape_into(out, line);
+            text_suffix(out, end);
+        });
+    }
+
+    fn base64(&mut self, stream: Stream, bytes: &[u8]) {
+        for piece in bytes.chunks(MAX_CONTENT) {
+            *self.end.get_mut(stream) += piece.len() as u64;
+            let end = *self.end.get(stream);
+            frame::write_text(&mut self.out, piece.len() * 4 / 3 + 100, |out| {
+                out.extend_from_slice(base64_prefix(stream));
+                push_base64(out, piece);
+                text_suffix(out, end);
+            });
+        }
+    }
+}
+
+fn text_prefix(stream: Stream) -> &'static [u8] {
+    match stream {
+        Stream::Stdout => br#"{"jsonrpc":"2.0","method":"output","params":{"type":"stdout","content":""#,
+        Stream::Stderr => br#"{"jsonrpc":"2.0","method":"output","params":{"type":"stderr","content":""#,
+    }
+}
+
+fn base64_prefix(stream: Stream) -> &'static [u8] {
+    match stream {
+        Stream::Stdout => br#"{"jsonrpc":"2.0","method":"output","params":{"type":"stdout","contentBase64":""#,
+        Stream::Stderr => br#"{"jsonrpc":"2.0","method":"output","params":{"type":"stderr","contentBase64":""#,
+    }
+}
+
+fn text_suffix(out: &mut Vec<u8>, end: u64) {
+    out.extend_from_slice(br#"","end":"#);
+    out.extend_from_slice(itoa::Buffer::new().format(end).as_bytes());
+    out.extend_from_slice(b"}}");
+}
+
+fn push_base64(out: &mut Vec<u8>, bytes: &[u8]) {
+    let start = out.len();
+    out.resize(start + bytes.len().div_ceil(3) * 4, 0);
+    let written = STANDARD.encode_slice(bytes, &mut out[start..]).expect("the room was made for it");
+    debug_assert_eq!(start + written, out.len());
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::Value;
+
+    use super::*;
+
+    /// Reads frames back as a client would.
+    fn messages(mut wire: &[u8]) -> Vec<Value> {
+        let mut found = Vec::new();
+        while !wire.is_empty() {
+            assert_eq!(wire[0], 0x81);
+            let (header, len) = match wire[1] {
+                127 => (10, u64::from_be_bytes(wire[2..10].try_into().unwrap()) as usize),
+                126 => (4, usize::from(u16::from_be_bytes(wire[2..4].try_into().unwrap()))),
+                short => (2, usize::from(short)),
+            };
+            found.push(serde_json::from_slice(&wire[header..header + len]).expect("a message is JSON"));
+            wire = &wire[header + len..];
+        }
+        found
+    }
+
+    fn content(message: &Value) -> (Stream, Vec<u8>, u64) {
+        let params = &message["params"];
+        let stream = if params["type"] == "stdout" { Stream::Stdout } else { Stream::Stderr };
+        let bytes = match params["content"].as_str() {
+            Some(text) => text.as_bytes().to_vec(),
+            None => STANDARD.decode(params["contentBase64"].as_str().unwrap()).unwrap(),
+        };
+        assert!(!bytes.is_empty(), "no empty messages");
+        assert!(bytes.len() <= MAX_CONTENT);
+        (stream, bytes, params["end"].as_u64().unwrap())
+    }
+
+    fn run(framing: Framing, pieces: &[(Stream, Vec<u8>)], take_every: usize) -> Vec<Value> {
+        let mut text = Text::new(framing);
+        let mut wire = Vec::new();
+        for (n, (stream, piece)) in pieces.iter().enumerate() {
+            text.feed(*stream, piece);
+            if n % take_every == 0 {
+                wire.extend(text.take().0);
+            }
+        }
+        text.finish();
+        wire.extend(text.take().0);
+        messages(&wire)
+    }
+
+    fn check(framing: Framing, pieces: &[(Stream, Vec<u8>)], take_every: usize) {
+        let mut sent: PerStream<Vec<u8>> = PerStream::default();
+        for (stream, piece) in pieces {
+            sent.get_mut(*stream).extend_from_slice(piece);
+        }
+        let mut got: PerStream<Vec<u8>> = PerStream::default();
+        for message in run(framing, pieces, take_every) {
+            let (stream, bytes, end) = content(&message);
+            if framing == Framing::Line {
+                let newline = bytes.iter().position(|b| *b == b'\n');
+                assert!(newline.is_none_or(|at| at == bytes.len() - 1), "one line in a message");
+            }
+            got.get_mut(stream).extend(bytes);
+            assert_eq!(got.get(stream).len() as u64, end);
+        }
+        assert_eq!(got, sent);
+    }
+
+    /// Text with characters of every length, control characters, newlines, and bytes that are no text.
+    fn bytes() -> impl Strategy<Value = Vec<u8>> {
+        prop_oneof![
+            "[a-z\n\"\\\\\u{1}]{0,40}".prop_map(String::into_bytes),
+            "[é€😀\n]{0,20}".prop_map(String::into_bytes),
+            prop::collection::vec(any::<u8>(), 0..20),
+        ]
+    }
+
+    fn pieces() -> impl Strategy<Value = Vec<(Stream, Vec<u8>)>> {
+        let stream = prop_oneof![3 => Just(Stream::Stdout), 1 => Just(Stream::Stderr)];
+        prop::collection::vec((stream, bytes()), 0..30)
+    }
+
+    proptest! {
+        #[test]
+        fn no_byte_is_lost_added_or_moved(pieces in pieces(), every in 1usize..5) {
+            check(Framing::Chunk, &pieces, every);
+            check(Framing::Line, &pieces, every);
+        }
+
+        #[test]
+        fn text_cut_anywhere_is_never_sent_as_base64(text in "[aé€😀\n]{1,60}", cut in 0usize..200, framing in 0..2) {
+            let cut = cut.min(text.len());
+            let (a, b) = text.as_bytes().split_at(cut);
+            let pieces = [(Stream::Stdout, a.to_vec()), (Stream::Stdout, b.to_vec())];
+            let framing = if framing == 0 { Framing::Chunk } else { Framing::Line };
+            for message in run(framing, &pieces, 1) {
+                prop_assert!(message["params"]["content"].is_string());
+            }
+        }
+    }
+
+    #[test]
+    fn long_streams_are_cut_at_the_limit_and_between_characters() {
+        for unit in ["x", "é", "€", "😀", "xé€😀"] {
+            for newline in ["", "\n"] {
+                let long = (unit.repeat(200_000 / unit.len()) + newline).into_bytes();
+                for framing in [Framing::Chunk, Framing::Line] {
+                    for size in [1_000, 8_191, 65_536, 300_000] {
+                        let pieces: Vec<_> = long.chunks(size).map(|p| (Stream::Stdout, p.to_vec())).collect();
+                        check(framing, &pieces, 3);
+                        let sent = run(framing, &pieces, 1_000);
+                        assert!(sent.iter().all(|m| m["params"]["content"].is_string()));
+                        assert!(sent.len() <= 5, "{} messages for 200 000 bytes in {framing:?}", sent.len());
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_quiet_line_is_released_but_not_half_a_character() {
+        let mut text = Text::new(Framing::Line);
+        text.feed(Stream::Stdout, b"prompt> \xe2\x82");
+        assert_eq!(text.take().0.len(), 0);
+        assert!(text.has_unfinished_line(Stream::Stdout));
+        text.flush_quiet(Stream::Stdout);
+        assert!(!text.has_unfinished_line(Stream::Stdout));
+        assert_eq!(content(&messages(&text.take().0)[0]).1, b"prompt> ");
+        text.feed(Stream::Stdout, b"\xac\n");
+        assert_eq!(content(&messages(&text.take().0)[0]).1, "€\n".as_bytes());
+    }
+
+    #[test]
+    fn a_binary_stream_goes_in_large_pieces() {
+        let noise: Vec<u8> = (0..200_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+        let sent = run(Framing::Chunk, &[(Stream::Stdout, noise)], 1);
+        assert!(sent.len() <= 5, "{} messages", sent.len());
+    }
+}

@@ -1,0 +1,127 @@
+//! The wire towards the client: JSON-RPC 2.0 in WebSocket text frames.
+//!
+//! Nothing here knows a socket or an actor; it is values in, values or bytes out.
+
+pub mod escape;
+pub mod fields;
+pub mod frame;
+pub mod method;
+pub mod notify;
+pub mod rpc;
+
+use serde::{Deserialize, Serialize};
+
+/// The version of the native dialect, as `connected` states it.
+pub const VERSION: u32 = 1;
+
+/// The WebSocket subprotocol that names the native dialect.
+pub const SUBPROTOCOL: &str = "cc-executor.v1";
+
+/// What this build can do beyond running and streaming, as `connected` and `/health` list it.
+pub const CAPABILITIES: &[&str] = &["cancel", "signal", "status", "line", "timeout"];
+
+/// The largest message to a client, in bytes. Stated by the protocol; what is longer is cut or split.
+pub const MAX_MESSAGE_TO_CLIENT: usize = 1 << 20;
+
+/// The longest command, in bytes: `MAX_ARG_STRLEN` of execve(2) less the final NUL.
+pub const MAX_COMMAND_BYTES: usize = 131_071;
+
+/// One of the two output streams of a process.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stream {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+impl Stream {
+    /// Both, in the order of their file descriptors.
+    pub const BOTH: [Stream; 2] = [Stream::Stdout, Stream::Stderr];
+
+    /// The name on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Stream::Stdout => "stdout",
+            Stream::Stderr => "stderr",
+        }
+    }
+}
+
+/// One value for each output stream.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct PerStream<T> {
+    /// Of standard output.
+    pub stdout: T,
+    /// Of standard error.
+    pub stderr: T,
+}
+
+impl<T> PerStream<T> {
+    /// The value of one stream.
+    pub fn get_mut(&mut self, stream: Stream) -> &mut T {
+        match stream {
+            Stream::Stdout => &mut self.stdout,
+            Stream::Stderr => &mut self.stderr,
+        }
+    }
+
+    /// The value of one stream.
+    pub fn get(&self, stream: Stream) -> &T {
+        match stream {
+            Stream::Stdout => &self.stdout,
+            Stream::Stderr => &self.stderr,
+        }
+    }
+}
+
+/// How output is cut into messages.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Framing {
+    /// What is there goes into one message.
+    #[default]
+    Chunk,
+    /// One line with its newline in each message.
+    Line,
+}
+
+/// The bounds a server puts on what a client may ask for, as `connected` states them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Limits {
+    /// The longest message from a client, in bytes.
+    pub message_bytes: usize,
+    /// The longest command, in bytes.
+    pub command_bytes: usize,
+    /// Responses that may wait for a client that does not read, before its session is closed.
+    pub unsent_responses: usize,
+    /// The longest total time-out, in milliseconds.
+    pub timeout_ms: u64,
+    /// The longest grace between TERM and KILL, in milliseconds.
+    pub grace_ms: u64,
+    /// The shortest heartbeat, in milliseconds.
+    pub heartbeat_min_ms: u64,
+    /// The longest heartbeat, in milliseconds.
+    pub heartbeat_max_ms: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            message_bytes: 1 << 20,
+            command_bytes: MAX_COMMAND_BYTES,
+            unsent_responses: 64,
+            timeout_ms: 24 * 60 * 60 * 1000,
+            grace_ms: 5 * 60 * 1000,
+            heartbeat_min_ms: 1_000,
+            heartbeat_max_ms: 60_000,
+        }
+    }
+}
+
+/// How often the newest status is repeated when the client names no cadence, in milliseconds.
+pub const DEFAULT_HEARTBEAT_MS: u64 = 15_000;
+
+/// How long a process may take to end after TERM when the client names no grace, in milliseconds.
+pub const DEFAULT_GRACE_MS: u64 = 5_000;

@@ -1,0 +1,132 @@
+//! What the server says without being asked.
+
+use serde::{Serialize, Serializer, ser::SerializeStruct};
+
+use super::{
+    Limits, PerStream,
+    rpc::{ErrorObject, Response},
+};
+use crate::{
+    id::{ExecutionId, SessionId},
+    terminate::{Ending, Status},
+};
+
+/// One message to the client. Output is not among them: it is encoded where it is cut, see
+/// [`crate::execution::text`].
+#[derive(Clone, PartialEq, Debug)]
+pub enum Message {
+    /// The answer to a request.
+    Response(Response),
+    /// `connected`, the first message of a session.
+    Connected(Connected),
+    /// `statusUpdate` of an execution that has not ended.
+    Progress(Progress),
+    /// The final `statusUpdate`.
+    Ended(Ended),
+    /// `error`.
+    Error(ErrorNotice),
+}
+
+impl Serialize for Message {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Message::Response(response) => response.serialize(serializer),
+            Message::Connected(params) => notification(serializer, "connected", params),
+            Message::Progress(params) => notification(serializer, "statusUpdate", params),
+            Message::Ended(params) => notification(serializer, "statusUpdate", params),
+            Message::Error(params) => notification(serializer, "error", params),
+        }
+    }
+}
+
+fn notification<S: Serializer>(serializer: S, method: &str, params: &impl Serialize) -> Result<S::Ok, S::Error> {
+    let mut object = serializer.serialize_struct("Notification", 3)?;
+    object.serialize_field("jsonrpc", "2.0")?;
+    object.serialize_field("method", method)?;
+    object.serialize_field("params", params)?;
+    object.end()
+}
+
+/// Params of `connected`.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Connected {
+    /// The session's id, as it stands in the logs.
+    pub session_id: SessionId,
+    /// The version of the dialect.
+    pub protocol: u32,
+    /// Who speaks.
+    pub server: Server,
+    /// What `executor` may name; `None` while the backend has not answered yet.
+    pub executors: Option<Vec<String>>,
+    /// What a client may ask for.
+    pub limits: Limits,
+    /// What this build can do.
+    pub capabilities: Vec<String>,
+}
+
+/// Name and version of the server.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+pub struct Server {
+    /// Always `cc-executor`.
+    pub name: &'static str,
+    /// The package's version.
+    pub version: &'static str,
+}
+
+impl Server {
+    /// This build.
+    pub const THIS: Server = Server { name: "cc-executor", version: env!("CARGO_PKG_VERSION") };
+}
+
+/// Whether the backend was heard lately.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Hearing {
+    /// It was.
+    Alive,
+    /// Three heartbeats in a row were missed.
+    Silent,
+}
+
+/// Params of a `statusUpdate` that is not the last.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Progress {
+    /// Which execution.
+    pub execution_id: ExecutionId,
+    /// Its status.
+    pub status: Status,
+    /// Milliseconds since RUNNING.
+    pub elapsed_ms: u64,
+    /// Milliseconds since the process last wrote anything.
+    pub since_output_ms: u64,
+    /// Bytes of each stream that were sent to this client.
+    pub offsets: PerStream<u64>,
+    /// Whether the backend was heard lately.
+    pub backend: Hearing,
+    /// Milliseconds left until the total time-out; `None` without one.
+    pub deadline_ms: Option<u64>,
+}
+
+/// Params of the final `statusUpdate`.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct Ended {
+    /// Which execution.
+    #[serde(rename = "executionId")]
+    pub execution_id: ExecutionId,
+    /// How it ended.
+    #[serde(flatten)]
+    pub ending: Ending,
+}
+
+/// Params of `error`.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct ErrorNotice {
+    /// What failed.
+    #[serde(flatten)]
+    pub error: ErrorObject,
+    /// The execution that it concerns, if one.
+    #[serde(rename = "executionId", skip_serializing_if = "Option::is_none")]
+    pub execution_id: Option<ExecutionId>,
+}

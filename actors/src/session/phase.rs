@@ -1,0 +1,505 @@
+//! What a session decides: events in, words and asks out. No actor, no clock, no socket.
+//!
+//! [`Phase`] owns whoever speaks to the client. Only its variant `Open` has an [`Outlet`], and closing
+//! consumes it: after a close frame there is nothing left to speak with.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+
+use crate::{
+    backend::api::Alive,
+    execution::messages::{Fact, Report},
+    id::{ExecutionId, SessionId},
+    protocol::{
+        CAPABILITIES, Limits, PerStream, VERSION,
+        method::{Control, ControlKind, Execute, Method, Signal},
+        notify::{Connected, Ended, ErrorNotice, Hearing, Message, Progress, Server},
+        rpc::{self, ErrorObject, Id, Response, code},
+    },
+    terminate::{CloseCode, CloseReason, Ending, Status},
+};
+
+/// Heartbeats that the backend may miss before it is called silent.
+const MISSED_HEARTBEATS: u32 = 3;
+
+/// Whoever carries words to the client.
+pub trait Outlet {
+    /// What is left after the close frame: nothing that can speak.
+    type Closed;
+    /// Says one thing, after all that was said before.
+    fn say(&mut self, words: Words);
+    /// Says a last thing, the close frame.
+    fn close(self, reason: &CloseReason) -> Self::Closed;
+}
+
+/// One thing to say.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Words {
+    /// A message of the protocol.
+    Message(Message),
+    /// A message that replaces an unsent one of its kind.
+    Heartbeat(Progress),
+    /// The answer to a WebSocket ping. Replaces an unsent one (RFC 6455 section 5.5.3).
+    Pong(Bytes),
+    /// Output, already encoded as frames.
+    Output(Bytes),
+}
+
+/// What came from the client's socket.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Incoming {
+    /// A whole text message.
+    Text(String),
+    /// A ping and its payload.
+    Ping(Bytes),
+    /// A pong.
+    Pong,
+    /// A close frame.
+    Close,
+    /// A breach of the WebSocket protocol or of a limit, and how to close for it.
+    Fault(CloseReason),
+    /// The connection ended.
+    Gone,
+}
+
+/// Something that happened.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Event {
+    /// From the client.
+    Incoming(Incoming),
+    /// From the session's execution.
+    Report(Report),
+    /// Output of the session's execution, encoded, and how far its streams have come with it.
+    Output {
+        /// Whose output.
+        execution_id: ExecutionId,
+        /// WebSocket frames.
+        frames: Bytes,
+        /// Bytes of each stream up to here.
+        offsets: PerStream<u64>,
+    },
+    /// The outcome of an earlier [`Ask`].
+    Answered(Answered),
+    /// It is time to repeat the newest status.
+    Heartbeat {
+        /// Whether the client holds back output: the backend is then not listened to.
+        held_back: bool,
+    },
+    /// More responses wait for the client than may.
+    Flooded,
+    /// The service goes away.
+    Drain,
+}
+
+/// The outcome of something that a client asked for and that took a while.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Answered {
+    /// The request's id, if a response is owed.
+    pub id: Option<Id>,
+    /// Which execution it was about.
+    pub execution_id: ExecutionId,
+    /// What came of it.
+    pub outcome: Result<Value, ErrorObject>,
+}
+
+/// Something that the session's shell must do.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Ask {
+    /// Start the session's execution.
+    Start(ExecutionId, Box<Execute>),
+    /// End the session's execution; the answer is owed to this request.
+    Cancel {
+        /// Who asked.
+        id: Option<Id>,
+        /// Milliseconds between TERM and KILL.
+        grace_ms: u64,
+    },
+    /// End the session's execution because the service goes away.
+    Drain,
+    /// Signal the session's execution.
+    Signal(Option<Id>, Signal),
+    /// Do this to an execution that another session may hold.
+    Elsewhere(Option<Id>, ExecutionId, Elsewhere),
+    /// Let go of the session's execution: it has ended.
+    Release,
+}
+
+/// What is asked about an execution of somebody else.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Elsewhere {
+    /// End it.
+    Cancel {
+        /// Milliseconds between TERM and KILL.
+        grace_ms: u64,
+    },
+    /// Signal it.
+    Signal(Signal),
+    /// Ask how it is.
+    Status,
+}
+
+/// A session, from its first message to its close frame.
+#[derive(Debug)]
+pub enum Phase<O: Outlet> {
+    /// The client is there.
+    Open(Open, O),
+    /// A close frame was the last thing said, or the client is gone.
+    Closed(Option<O::Closed>, Closure),
+}
+
+/// How a session was closed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Closure {
+    /// We said why.
+    Said(CloseReason),
+    /// The connection was gone before anything could be said.
+    Gone,
+}
+
+impl<O: Outlet> Phase<O> {
+    /// A session that has said `connected`.
+    pub fn open(id: SessionId, executors: Option<Vec<String>>, limits: Limits, mut outlet: O) -> Self {
+        outlet.say(Words::Message(Message::Connected(Connected {
+            session_id: id,
+            protocol: VERSION,
+            server: Server::THIS,
+            executors,
+            limits,
+            capabilities: CAPABILITIES.iter().map(|name| (*name).to_owned()).collect(),
+        })));
+        Phase::Open(Open { limits, hold: None, newest: None, draining: false }, outlet)
+    }
+
+    /// A session that was not let in: it hears why, and is closed.
+    pub fn refused(error: ErrorObject, outlet: O) -> Self {
+        let reason = CloseReason::new(CloseCode::TryAgain, error.message.clone());
+        let mut outlet = outlet;
+        outlet.say(Words::Message(Message::Error(ErrorNotice { error, execution_id: None })));
+        Phase::Closed(Some(outlet.close(&reason)), Closure::Said(reason))
+    }
+
+    /// Takes an event: says what there is to say, and gives what is to be done.
+    pub fn on(self, event: Event, now: Instant) -> (Self, Vec<Ask>) {
+        let Phase::Open(open, mut outlet) = self else { return (self, Vec::new()) };
+        let step = open.on(event, now);
+        for words in step.say {
+            outlet.say(words);
+        }
+        let phase = match step.then {
+            Then::Stay(open) => Phase::Open(open, outlet),
+            Then::Close(reason) => Phase::Closed(Some(outlet.close(&reason)), Closure::Said(reason)),
+            Then::Gone => Phase::Closed(None, Closure::Gone),
+        };
+        (phase, step.asks)
+    }
+}
+
+/// What follows from an event.
+struct Step {
+    say: Vec<Words>,
+    asks: Vec<Ask>,
+    then: Then,
+}
+
+enum Then {
+    Stay(Open),
+    Close(CloseReason),
+    Gone,
+}
+
+/// An open session.
+#[derive(Debug)]
+pub struct Open {
+    limits: Limits,
+    hold: Option<Hold>,
+    newest: Option<Ended>,
+    draining: bool,
+}
+
+/// The execution that the session holds.
+#[derive(Debug)]
+struct Hold {
+    id: ExecutionId,
+    execute: Box<Execute>,
+    stage: Stage,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// The backend has not said a word; the answer to `execute` is still owed.
+    Starting { answer: Option<Id> },
+    /// The process runs.
+    Running(Running),
+}
+
+#[derive(Debug)]
+struct Running {
+    status: Status,
+    offsets: PerStream<u64>,
+    alive: Alive,
+    heard_at: Instant,
+    output_at: Instant,
+}
+
+impl Open {
+    fn on(mut self, event: Event, now: Instant) -> Step {
+        let mut said = Said::default();
+        let then = match event {
+            Event::Incoming(Incoming::Text(text)) => {
+                self.on_text(&text, now, &mut said);
+                None
+            }
+            Event::Incoming(Incoming::Ping(payload)) => {
+                said.say.push(Words::Pong(payload));
+                None
+            }
+            Event::Incoming(Incoming::Pong) => None,
+            Event::Incoming(Incoming::Close) => {
+                Some(Then::Close(CloseReason::new(CloseCode::Normal, "closed as asked")))
+            }
+            Event::Incoming(Incoming::Fault(reason)) => Some(Then::Close(reason)),
+            Event::Incoming(Incoming::Gone) => Some(Then::Gone),
+            Event::Report(report) => self.on_report(report, now, &mut said),
+            Event::Output { execution_id, frames, offsets } => {
+                if let Some(running) = self.running(execution_id) {
+                    running.offsets = offsets;
+                    running.heard_at = now;
+                    running.output_at = now;
+                    said.say.push(Words::Output(frames));
+                }
+                None
+            }
+            Event::Answered(Answered { id, execution_id, outcome }) => {
+                said.reply(id, Some(execution_id), outcome);
+                None
+            }
+            Event::Heartbeat { held_back } => {
+                said.say.extend(self.progress(now, held_back).map(Words::Heartbeat));
+                None
+            }
+            Event::Flooded => Some(Then::Close(CloseReason::new(
+                CloseCode::Policy,
+                format!("more than {} responses unread: read what is sent", self.limits.unsent_responses),
+            ))),
+            Event::Drain => self.on_drain(&mut said),
+        };
+        let then = then.unwrap_or(Then::Stay(self));
+        Step { say: said.say, asks: said.asks, then }
+    }
+
+    fn on_text(&mut self, text: &str, now: Instant, said: &mut Said) {
+        let call = match rpc::parse(text) {
+            Ok(call) => call,
+            Err(response) => return said.say.push(Words::Message(Message::Response(response))),
+        };
+        let id = call.id.clone();
+        match Method::parse(call, &self.limits) {
+            Err(error) => said.reply(id, None, Err(error)),
+            Ok(Method::Ping) => said.reply(id, None, Ok(json!({}))),
+            Ok(Method::Execute(execute)) => self.on_execute(id, execute, said),
+            Ok(Method::Control(control)) => self.on_control(id, &control, said),
+            Ok(Method::Status(asked)) => self.on_status(id, asked, now, said),
+        }
+    }
+
+    fn on_execute(&mut self, id: Option<Id>, execute: Box<Execute>, said: &mut Said) {
+        let asked = execute.run.execution_id;
+        if self.draining {
+            let error = ErrorObject::new(code::DRAINING, "the service is shutting down: connect again in a moment");
+            return said.reply(id, None, Err(error));
+        }
+        if let Some(hold) = &self.hold {
+            let outcome = match (&hold.stage, asked == Some(hold.id)) {
+                (Stage::Running(_), true) if hold.execute == execute => Ok(started(hold.id, "started")),
+                (_, true) if hold.execute != execute => Err(ErrorObject::new(
+                    code::PARAMS,
+                    format!("executionId {} is this session's running execution, with {}", hold.id, difference(&hold.execute, &execute)),
+                )),
+                _ => Err(ErrorObject::new(
+                    code::ALREADY_RUNNING,
+                    format!("this session runs execution {} already: wait for its end, cancel it, or open another session", hold.id),
+                )
+                .with(json!({ "executionId": hold.id }))),
+            };
+            return said.reply(id, Some(hold.id), outcome);
+        }
+        let execution_id = asked.unwrap_or_else(ExecutionId::random);
+        said.asks.push(Ask::Start(execution_id, execute.clone()));
+        self.hold = Some(Hold { id: execution_id, execute, stage: Stage::Starting { answer: id } });
+    }
+
+    fn on_control(&mut self, id: Option<Id>, control: &Control, said: &mut Said) {
+        match (&self.hold, control.execution_id) {
+            (Some(hold), asked) if asked.is_none_or(|asked| asked == hold.id) => match (&control.kind, &hold.stage) {
+                (ControlKind::Cancel { grace_ms }, _) => said.asks.push(Ask::Cancel { id, grace_ms: *grace_ms }),
+                (ControlKind::Signal(signal), Stage::Running(_)) => said.asks.push(Ask::Signal(id, *signal)),
+                (ControlKind::Signal(_), Stage::Starting { .. }) => {
+                    let error = ErrorObject::new(code::NOT_RUNNING, "it has not started yet: there is nobody to signal");
+                    said.reply(id, Some(hold.id), Err(error));
+                }
+            },
+            (_, Some(asked)) => {
+                let what = match control.kind {
+                    ControlKind::Cancel { grace_ms } => Elsewhere::Cancel { grace_ms },
+                    ControlKind::Signal(signal) => Elsewhere::Signal(signal),
+                };
+                said.asks.push(Ask::Elsewhere(id, asked, what));
+            }
+            (_, None) => said.reply(id, None, Err(nothing_runs())),
+        }
+    }
+
+    fn on_status(&mut self, id: Option<Id>, asked: Option<ExecutionId>, now: Instant, said: &mut Said) {
+        let own = self.hold.as_ref().map(|hold| hold.id).or(self.newest.as_ref().map(|ended| ended.execution_id));
+        if let Some(asked) = asked.filter(|asked| Some(*asked) != own) {
+            return said.asks.push(Ask::Elsewhere(id, asked, Elsewhere::Status));
+        }
+        let newest = match (&self.hold, &self.newest) {
+            (Some(_), _) => self.progress(now, true).map(|progress| json!(progress)),
+            (None, ended) => ended.as_ref().map(|ended| json!(ended)),
+        };
+        said.reply(id, own, newest.ok_or_else(nothing_runs));
+    }
+
+    fn on_report(&mut self, report: Report, now: Instant, said: &mut Said) -> Option<Then> {
+        let hold = self.hold.as_mut().filter(|hold| hold.id == report.execution_id)?;
+        match report.fact {
+            Fact::Refused(error) => {
+                let hold = self.hold.take()?;
+                if let Stage::Starting { answer } = hold.stage {
+                    said.reply(answer, None, Err(error));
+                }
+                said.asks.push(Ask::Release);
+            }
+            Fact::Started => {
+                let running = Running {
+                    status: Status::Running,
+                    offsets: PerStream::default(),
+                    alive: Alive { elapsed_ms: 0, since_output_ms: 0 },
+                    heard_at: now,
+                    output_at: now,
+                };
+                if let Stage::Starting { answer } = std::mem::replace(&mut hold.stage, Stage::Running(running)) {
+                    said.reply(answer, Some(report.execution_id), Ok(started(report.execution_id, "started")));
+                }
+                said.say.extend(self.progress(now, false).map(|progress| Words::Message(Message::Progress(progress))));
+                return None;
+            }
+            Fact::Status(status) => {
+                if let Stage::Running(running) = &mut hold.stage {
+                    running.status = status;
+                    running.heard_at = now.max(running.heard_at);
+                }
+                said.say.extend(self.progress(now, false).map(|progress| Words::Message(Message::Progress(progress))));
+                return None;
+            }
+            Fact::Alive(alive) => {
+                if let Stage::Running(running) = &mut hold.stage {
+                    running.alive = alive;
+                    running.heard_at = now;
+                    running.output_at = now.checked_sub(Duration::from_millis(alive.since_output_ms)).unwrap_or(now);
+                }
+                return None;
+            }
+            Fact::Exited(ending) => self.on_exited(ending, said),
+        }
+        self.draining.then(|| Then::Close(going_away()))
+    }
+
+    fn on_exited(&mut self, ending: Ending, said: &mut Said) {
+        let Some(hold) = self.hold.take() else { return };
+        if let Stage::Starting { answer } = hold.stage {
+            said.reply(answer, Some(hold.id), Ok(started(hold.id, "failed")));
+        }
+        if let Some(code) = ending.reason.error_code() {
+            let message = ending.message.clone().unwrap_or_else(|| ending.reason.as_str().to_owned());
+            let error = ErrorObject::new(code, message).with(json!({ "reason": ending.reason }));
+            said.say.push(Words::Message(Message::Error(ErrorNotice { error, execution_id: Some(hold.id) })));
+        }
+        let ended = Ended { execution_id: hold.id, ending };
+        said.say.push(Words::Message(Message::Ended(ended.clone())));
+        said.asks.push(Ask::Release);
+        self.newest = Some(ended);
+    }
+
+    fn on_drain(&mut self, said: &mut Said) -> Option<Then> {
+        if self.hold.is_none() {
+            return Some(Then::Close(going_away()));
+        }
+        if !self.draining {
+            self.draining = true;
+            said.asks.push(Ask::Drain);
+        }
+        None
+    }
+
+    fn running(&mut self, id: ExecutionId) -> Option<&mut Running> {
+        match self.hold.as_mut() {
+            Some(Hold { id: held, stage: Stage::Running(running), .. }) if *held == id => Some(running),
+            _ => None,
+        }
+    }
+
+    /// The newest status of a running execution. `held_back`: the backend is not listened to, so that
+    /// its silence means nothing.
+    fn progress(&self, now: Instant, held_back: bool) -> Option<Progress> {
+        let hold = self.hold.as_ref()?;
+        let Stage::Running(running) = &hold.stage else { return None };
+        let unheard = now.saturating_duration_since(running.heard_at);
+        let heartbeat = Duration::from_millis(hold.execute.run.heartbeat_ms);
+        let elapsed_ms = running.alive.elapsed_ms + millis(unheard);
+        Some(Progress {
+            execution_id: hold.id,
+            status: running.status,
+            elapsed_ms,
+            since_output_ms: millis(now.saturating_duration_since(running.output_at)),
+            offsets: running.offsets,
+            backend: if unheard > heartbeat * MISSED_HEARTBEATS && !held_back { Hearing::Silent } else { Hearing::Alive },
+            deadline_ms: hold.execute.run.timeout_ms.map(|timeout_ms| timeout_ms.saturating_sub(elapsed_ms)),
+        })
+    }
+}
+
+/// What a step says and asks for.
+#[derive(Default)]
+struct Said {
+    say: Vec<Words>,
+    asks: Vec<Ask>,
+}
+
+impl Said {
+    /// Answers a call: with a response if one is owed, else with an `error` if it failed.
+    fn reply(&mut self, id: Option<Id>, execution_id: Option<ExecutionId>, outcome: Result<Value, ErrorObject>) {
+        let message = match (id, outcome) {
+            (Some(id), outcome) => Message::Response(Response { id, outcome }),
+            (None, Err(error)) => Message::Error(ErrorNotice { error, execution_id }),
+            (None, Ok(_)) => return,
+        };
+        self.say.push(Words::Message(message));
+    }
+}
+
+fn started(id: ExecutionId, status: &str) -> Value {
+    json!({ "executionId": id, "status": status })
+}
+
+fn nothing_runs() -> ErrorObject {
+    ErrorObject::new(code::NOT_RUNNING, "nothing is running in this session: send execute first, or name an executionId")
+}
+
+fn going_away() -> CloseReason {
+    CloseReason::new(CloseCode::GoingAway, "the service is shutting down: connect again in a moment")
+}
+
+fn difference(held: &Execute, asked: &Execute) -> &'static str {
+    if held.run.command != asked.run.command { "another command" } else { "other options" }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,232 @@
+//! How an execution ended, in one vocabulary for the backend, the gateway and the client.
+
+use serde::{Deserialize, Serialize};
+
+use crate::protocol::PerStream;
+
+/// Why an execution ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reason {
+    /// The process exited by itself.
+    Exit,
+    /// A signal that this service did not send ended the process.
+    Signal,
+    /// The process could not be started.
+    NotStarted,
+    /// The total time-out passed.
+    Timeout,
+    /// Somebody canceled it.
+    Canceled,
+    /// The service was shutting down.
+    Drained,
+    /// Its client went away and it was not to outlive it.
+    Disconnected,
+    /// The backend could not be reached.
+    BackendUnreachable,
+    /// The backend answered with something else than an execution.
+    BackendRejected,
+    /// The backend's stream ended without its last word.
+    BackendLost,
+}
+
+impl Reason {
+    /// The error code that announces a FAILED of this reason, or `None` where the ending is the
+    /// command's own doing.
+    pub fn error_code(self) -> Option<i64> {
+        match self {
+            Reason::BackendUnreachable | Reason::BackendRejected | Reason::BackendLost => Some(-32010),
+            Reason::NotStarted => Some(-32011),
+            Reason::Timeout => Some(-32012),
+            Reason::Exit | Reason::Signal | Reason::Canceled | Reason::Drained | Reason::Disconnected => None,
+        }
+    }
+
+    /// The name on the wire and in the log.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Reason::Exit => "exit",
+            Reason::Signal => "signal",
+            Reason::NotStarted => "not_started",
+            Reason::Timeout => "timeout",
+            Reason::Canceled => "canceled",
+            Reason::Drained => "drained",
+            Reason::Disconnected => "disconnected",
+            Reason::BackendUnreachable => "backend_unreachable",
+            Reason::BackendRejected => "backend_rejected",
+            Reason::BackendLost => "backend_lost",
+        }
+    }
+}
+
+/// The status of an execution, as `statusUpdate` states it. The last three are final.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Status {
+    /// The process runs.
+    Running,
+    /// It is being ended.
+    Cancelling,
+    /// It exited with code 0.
+    Completed,
+    /// Somebody wanted it ended.
+    Cancelled,
+    /// Everything else.
+    Failed,
+}
+
+impl Status {
+    /// Whether nothing can follow.
+    pub fn is_final(self) -> bool {
+        matches!(self, Status::Completed | Status::Cancelled | Status::Failed)
+    }
+
+    /// The name on the wire and in the log.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Status::Running => "RUNNING",
+            Status::Cancelling => "CANCELLING",
+            Status::Completed => "COMPLETED",
+            Status::Cancelled => "CANCELLED",
+            Status::Failed => "FAILED",
+        }
+    }
+}
+
+/// On whose behalf an execution is ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CancelReason {
+    /// A client asked.
+    Canceled,
+    /// The service is shutting down.
+    Drained,
+}
+
+impl CancelReason {
+    /// The name on the wire and in the log.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            CancelReason::Canceled => "canceled",
+            CancelReason::Drained => "drained",
+        }
+    }
+}
+
+/// What is known about the processes of an execution that the service ended itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CancelReport {
+    /// Whether every process of the execution was seen gone.
+    pub verified: bool,
+    /// How many were still there; `null` where nobody could count.
+    pub survivors: Option<u32>,
+    /// The time between TERM and KILL, in milliseconds.
+    pub grace_ms: u64,
+    /// Whether KILL was needed.
+    pub escalated: bool,
+}
+
+/// How an execution ended: the backend's last word, and the body of the final `statusUpdate`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Ending {
+    /// The final status.
+    pub status: Status,
+    /// Why.
+    pub reason: Reason,
+    /// The exit code, where the process had one. The field keeps the original wire's spelling.
+    pub exit_code: Option<i32>,
+    /// The name of the signal that ended the process, such as `SIGKILL`.
+    pub signal: Option<String>,
+    /// What a person should know about it.
+    pub message: Option<String>,
+    /// Time since RUNNING, in milliseconds; `None` where it never ran.
+    #[serde(rename = "elapsedMs")]
+    pub elapsed_ms: Option<u64>,
+    /// Bytes read from each stream, dropped ones included.
+    pub bytes: PerStream<Option<u64>>,
+    /// SHA-256 over those bytes, in hexadecimal.
+    pub sha256: PerStream<Option<String>>,
+    /// Processes left behind by the leader's own exit, and ended.
+    pub leftovers: u32,
+    /// Present whenever the service ended the execution.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub cancel: Option<CancelReport>,
+}
+
+impl Ending {
+    /// An ending of an execution of which the backend has said nothing.
+    pub fn without_process(status: Status, reason: Reason, message: impl Into<Option<String>>) -> Self {
+        Ending {
+            status,
+            reason,
+            exit_code: None,
+            signal: None,
+            message: message.into(),
+            elapsed_ms: None,
+            bytes: PerStream::default(),
+            sha256: PerStream::default(),
+            leftovers: 0,
+            cancel: None,
+        }
+    }
+
+    /// A FAILED of which the backend has said nothing.
+    pub fn failed(reason: Reason, message: impl Into<String>) -> Self {
+        Self::without_process(Status::Failed, reason, message.into())
+    }
+}
+
+/// Why a session was closed: the close code, and a text that a person can act on.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CloseReason {
+    /// The WebSocket close code.
+    pub code: CloseCode,
+    /// The text of the close frame.
+    pub text: String,
+}
+
+impl CloseReason {
+    /// A reason with its text.
+    pub fn new(code: CloseCode, text: impl Into<String>) -> Self {
+        CloseReason { code, text: text.into() }
+    }
+}
+
+/// The close codes that this service sends (RFC 6455 section 7.4; 4408 is private use).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CloseCode {
+    /// The client asked for it.
+    Normal,
+    /// The server goes away.
+    GoingAway,
+    /// The client broke the framing rules.
+    Protocol,
+    /// The client sent a binary message.
+    Unsupported,
+    /// A text message was not UTF-8.
+    NotUtf8,
+    /// The client broke a rule of this service.
+    Policy,
+    /// A message over the limit.
+    TooBig,
+    /// Our own fault.
+    Internal,
+    /// Too many sessions: try again.
+    TryAgain,
+}
+
+impl From<CloseCode> for u16 {
+    fn from(code: CloseCode) -> u16 {
+        match code {
+            CloseCode::Normal => 1000,
+            CloseCode::GoingAway => 1001,
+            CloseCode::Protocol => 1002,
+            CloseCode::Unsupported => 1003,
+            CloseCode::NotUtf8 => 1007,
+            CloseCode::Policy => 1008,
+            CloseCode::TooBig => 1009,
+            CloseCode::Internal => 1011,
+            CloseCode::TryAgain => 1013,
+        }
+    }
+}
