@@ -1,1 +1,21 @@
+//! cc-executor: runs commands for remote clients over WebSocket sessions.
+//!
+//! The actors and the words they speak are in the member crate `cc-executor-actors`. Here is everything
+//! that has a socket, a process, a terminal, a file or an environment variable:
+//!
+//! - [`config`], [`logging`], [`cli`], [`signals`]: what `main` puts together.
+//! - [`access`]: who may speak to either role.
+//! - [`gateway`]: the role `serve`, WebSocket sessions in front of a backend.
+//! - [`backend`]: the role `backend`, which runs commands and owns their processes.
+//! - [`client`]: the commands `run` and `healthcheck`.
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
 
+pub mod access;
+pub mod backend;
+pub mod cli;
+pub mod client;
+pub mod config;
+pub mod gateway;
+pub mod logging;
+pub mod signals;

@@ -1,1 +1,237 @@
-fn main(){}
+//! `cc-executor`: the one binary, all roles.
+#![forbid(unsafe_code)]
+
+use std::{collections::BTreeMap, env, ffi::OsStr, io, net::TcpListener, process::ExitCode, time::Duration};
+
+use actix::Addr;
+use actix_web::dev::ServerHandle;
+use cc_executor::{
+    access::{Access, Secret},
+    backend::{self, keeper, table::Table},
+    cli::{self, Typed},
+    client,
+    config::{self, Environment, Over, Problems, Where},
+    gateway::{self, GatewayConfig},
+    logging,
+    signals::Shutdown,
+};
+use cc_executor_actors::supervisor::{Count, Drain, Supervisor};
+use log::{error, info};
+use uuid::Uuid;
+
+/// How long a shutdown may take before what is left is ended. Docker kills after 10 s.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(8);
+
+/// How often a drain looks whether it is done.
+const DRAIN_CADENCE: Duration = Duration::from_millis(20);
+
+/// The grace of commands that run when the service ends, in milliseconds.
+const DRAIN_GRACE_MS: u64 = 1_000;
+
+fn main() -> ExitCode {
+    // Before anything else: a keeper is small and has no runtime.
+    if env::args_os().nth(1).as_deref() == Some(OsStr::new(keeper::ARGUMENT)) {
+        return keeper::main();
+    }
+    match cli::parse(env::args_os()) {
+        Ok(Typed::Serve(flags)) => start(flags, |source| config::serve(source), serve),
+        Ok(Typed::Backend(flags)) => start(flags, |source| config::back(source), back),
+        Ok(Typed::Run(options)) => run_system(client::run(options)),
+        Ok(Typed::Healthcheck(url)) => run_system(client::healthcheck(url)),
+        Err((text, 0)) => {
+            print!("{text}");
+            ExitCode::SUCCESS
+        }
+        Err((text, code)) => {
+            eprint!("{}", with_newline(&text));
+            ExitCode::from(code)
+        }
+    }
+}
+
+fn with_newline(text: &str) -> String {
+    format!("{}\n", text.trim_end())
+}
+
+fn run_system(future: impl Future<Output = ExitCode>) -> ExitCode {
+    actix::System::new().block_on(future)
+}
+
+type Settings = Over<BTreeMap<String, String>, Environment>;
+
+/// Reads the settings of a role and runs it.
+fn start<C, F>(
+    flags: BTreeMap<String, String>,
+    read: impl Fn(&Settings) -> Result<C, Problems>,
+    role: impl Fn(C) -> F,
+) -> ExitCode
+where
+    F: Future<Output = io::Result<()>>,
+{
+    let source = Over(flags, Environment);
+    let (config, format) = match (read(&source), config::log_format(&source)) {
+        (Ok(config), Ok(format)) => (config, format),
+        (config, format) => {
+            let problems = [config.err(), format.err()];
+            for Problems(lines) in problems.into_iter().flatten() {
+                for line in lines {
+                    eprintln!("cc-executor: {line}");
+                }
+            }
+            return ExitCode::from(cli::EX_USAGE);
+        }
+    };
+    logging::init(format);
+    // Commands run as the same user: they must not read our environment or memory from /proc.
+    if let Err(error) = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable) {
+        eprintln!("cc-executor: cannot make itself non-dumpable, so commands could read its secrets: {error}");
+        return ExitCode::FAILURE;
+    }
+    raise_descriptor_limit();
+    match run_to_end(role(config)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("cc-executor: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run_to_end(role: impl Future<Output = io::Result<()>>) -> io::Result<()> {
+    actix::System::new().block_on(role)
+}
+
+/// Each session takes two descriptors: the soft limit of 1024 that many systems start with is too few.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    // Where it may not be raised, what there is must do.
+    let _ = setrlimit(Resource::Nofile, limit);
+}
+
+fn bind(address: std::net::SocketAddr) -> io::Result<TcpListener> {
+    TcpListener::bind(address).map_err(|error| {
+        io::Error::new(
+            error.kind(),
+            format!("cannot listen on {address}: {error}; stop what listens there, or choose another with --bind"),
+        )
+    })
+}
+
+async fn serve(config: config::Serve) -> io::Result<()> {
+    let mut shutdown = Shutdown::listen()?;
+    let listener = bind(config.bind)?;
+    let address = listener.local_addr()?;
+    let (backend, backend_url, backend_token) = match config.backend {
+        Where::There(url, token) => (None, url, token),
+        Where::Here(backend) => {
+            let (url, token, running) = embed(*backend)?;
+            (Some(running), url, Some(token))
+        }
+    };
+    info!(event = "service.listening", role = "gateway", address:% = address, backend = backend_url.as_str(),
+        embedded = backend.is_some(), version = env!("CARGO_PKG_VERSION"); "listening on ws://{address}/ws/mcp");
+    let gateway =
+        GatewayConfig { backend_url, backend_token, max_sessions: config.max_sessions, limits: config.limits };
+    let access = Access { port: address.port(), ..config.access };
+    let (server, supervisor) = gateway::serve(listener, gateway, access)?;
+    let handle = server.handle();
+    let serving = actix_web::rt::spawn(server);
+    let signal = shutdown.next().await;
+    info!(event = "service.stopping", role = "gateway", signal = signal; "stopping on {signal}");
+    tokio::select! {
+        () = drain_sessions(&supervisor) => {}
+        _ = shutdown.next() => {}
+    }
+    stop(&handle).await;
+    if let Some(backend) = backend {
+        backend.stop(&mut shutdown).await;
+    }
+    drop(serving);
+    info!(event = "service.stopped", role = "gateway"; "stopped");
+    Ok(())
+}
+
+async fn back(config: config::Back) -> io::Result<()> {
+    let mut shutdown = Shutdown::listen()?;
+    let listener = bind(config.bind)?;
+    let address = listener.local_addr()?;
+    let access = Access { port: address.port(), ..config.access };
+    let executors = config.backend.executors.names();
+    let running = Embedded::start(listener, config.backend, access)?;
+    info!(event = "service.listening", role = "backend", address:% = address, executors:serde = executors,
+        version = env!("CARGO_PKG_VERSION"); "listening on http://{address}");
+    let signal = shutdown.next().await;
+    info!(event = "service.stopping", role = "backend", signal = signal; "stopping on {signal}");
+    running.stop(&mut shutdown).await;
+    info!(event = "service.stopped", role = "backend"; "stopped");
+    Ok(())
+}
+
+/// A backend that runs inside this process.
+struct Embedded {
+    handle: ServerHandle,
+    table: actix_web::web::Data<Table>,
+}
+
+/// Starts a backend on a loopback port of its own, behind a token that only this process knows.
+fn embed(config: backend::BackendConfig) -> io::Result<(String, Secret, Embedded)> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let address = listener.local_addr()?;
+    let token = Secret::new(format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple()));
+    let access = Access {
+        token: Some(token.clone()),
+        allowed_hosts: Vec::new(),
+        allowed_origins: Vec::new(),
+        port: address.port(),
+    };
+    let running = Embedded::start(listener, config, access)?;
+    Ok((format!("http://{address}"), token, running))
+}
+
+impl Embedded {
+    fn start(listener: TcpListener, config: backend::BackendConfig, access: Access) -> io::Result<Self> {
+        let (server, table) = backend::serve(listener, config, access)?;
+        let handle = server.handle();
+        actix_web::rt::spawn(server);
+        Ok(Embedded { handle, table })
+    }
+
+    /// Ends what runs, waits until it is gone, and stops. A second signal does not wait: the keepers
+    /// end their trees when this process is gone.
+    async fn stop(self, shutdown: &mut Shutdown) {
+        let ended = async {
+            for mut gone in self.table.drain(DRAIN_GRACE_MS) {
+                // A task that is gone has no process either.
+                let _ = gone.wait_for(Option::is_some).await;
+            }
+            while self.table.n_running() > 0 {
+                actix_web::rt::time::sleep(DRAIN_CADENCE).await;
+            }
+        };
+        tokio::select! {
+            _ = tokio::time::timeout(DRAIN_PATIENCE, ended) => {}
+            _ = shutdown.next() => {}
+        }
+        stop(&self.handle).await;
+    }
+}
+
+/// Lets every session end, and waits until the last one has.
+async fn drain_sessions(supervisor: &Addr<Supervisor>) {
+    let drained = async {
+        supervisor.do_send(Drain);
+        while supervisor.send(Count).await.is_ok_and(|census| census.n_sessions > 0) {
+            actix_web::rt::time::sleep(DRAIN_CADENCE).await;
+        }
+    };
+    if tokio::time::timeout(DRAIN_PATIENCE, drained).await.is_err() {
+        error!(event = "drain.incomplete"; "sessions were still open after {} s", DRAIN_PATIENCE.as_secs());
+    }
+}
+
+async fn stop(handle: &ServerHandle) {
+    // Graceful would wait for every keep-alive connection; what mattered has been waited for.
+    handle.stop(false).await;
+}

@@ -212,9 +212,7 @@ impl Backend {
     async fn execute_ours(&self, id: ExecutionId, run: &Run) -> Result<Opened, BackendError> {
         let body = run.to_body(id);
         let post = || {
-            self.request(Method::POST, "/execute/stream")
-                .insert_header((header::ACCEPT, MULTIPLEXED))
-                .send_json(&body)
+            self.request(Method::POST, "/execute/stream").insert_header((header::ACCEPT, MULTIPLEXED)).send_json(&body)
         };
         let answer = match post().await {
             // A pooled connection that the backend had closed: the id makes it safe to ask again.
@@ -270,11 +268,7 @@ impl Backend {
         let request = self.request(Method::POST, &format!("/executions/{id}/signal"));
         let answer = self.answer(request.send_json(&json!({ "signal": signal.name() }))).await?;
         let (status, body) = self.read(answer).await?;
-        if status == StatusCode::OK {
-            Ok(())
-        } else {
-            Err(self.refused("POST /executions/{id}/signal", status, &body))
-        }
+        if status == StatusCode::OK { Ok(()) } else { Err(self.refused("POST /executions/{id}/signal", status, &body)) }
     }
 
     /// Asks how an execution is.
@@ -310,7 +304,10 @@ impl Backend {
         }
     }
 
-    async fn answer<S>(&self, send: impl Future<Output = Result<ClientResponse<S>, SendRequestError>>) -> Result<ClientResponse<S>, BackendError> {
+    async fn answer<S>(
+        &self,
+        send: impl Future<Output = Result<ClientResponse<S>, SendRequestError>>,
+    ) -> Result<ClientResponse<S>, BackendError> {
         match tokio::time::timeout(ANSWER_PATIENCE, send).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => Err(self.unreachable(&error)),
@@ -325,17 +322,26 @@ impl Backend {
         let status = answer.status();
         match tokio::time::timeout(ANSWER_PATIENCE, answer.body().limit(MAX_ANSWER)).await {
             Ok(Ok(body)) => Ok((status, body)),
-            Ok(Err(error)) => Err(BackendError::Rejected(format!("the answer of the backend at {} broke off: {error}", self.0.url))),
+            Ok(Err(error)) => {
+                Err(BackendError::Rejected(format!("the answer of the backend at {} broke off: {error}", self.0.url)))
+            }
             Err(_) => Err(self.silent()),
         }
     }
 
     fn unreachable(&self, error: &SendRequestError) -> BackendError {
-        BackendError::Unreachable(format!("cannot reach the backend at {}: {error}; check that it runs and CLAUDE_API_URL", self.0.url))
+        BackendError::Unreachable(format!(
+            "cannot reach the backend at {}: {error}; check that it runs and CLAUDE_API_URL",
+            self.0.url
+        ))
     }
 
     fn silent(&self) -> BackendError {
-        BackendError::Unreachable(format!("the backend at {} gave no answer within {} s", self.0.url, ANSWER_PATIENCE.as_secs()))
+        BackendError::Unreachable(format!(
+            "the backend at {} gave no answer within {} s",
+            self.0.url,
+            ANSWER_PATIENCE.as_secs()
+        ))
     }
 
     /// A refusal in our own terms is passed on; anything else is a rejection.
@@ -382,8 +388,11 @@ fn refuse_what_the_original_lacks(run: &Run) -> Result<(), BackendError> {
         return Ok(());
     };
     Err(BackendError::Refused(
-        ErrorObject::new(code::NOT_ALLOWED, format!("{asked}: this backend cannot do that, it takes a command and nothing else"))
-            .with(json!({ "param": asked, "allowed": ["default"] })),
+        ErrorObject::new(
+            code::NOT_ALLOWED,
+            format!("{asked}: this backend cannot do that, it takes a command and nothing else"),
+        )
+        .with(json!({ "param": asked, "allowed": ["default"] })),
     ))
 }
 

@@ -124,7 +124,8 @@ impl Execution {
         let clock = Rc::<Clock>::default();
         if let Some(timeout_ms) = self.execute.run.timeout_ms {
             ctx.run_later(Duration::from_millis(timeout_ms), move |actor, ctx| {
-                let message = format!("the total time-out of {timeout_ms} ms passed; this backend cannot say what is left of it");
+                let message =
+                    format!("the total time-out of {timeout_ms} ms passed; this backend cannot say what is left of it");
                 let mut ending = Ending::failed(Reason::Timeout, message);
                 ending.elapsed_ms = Some(timeout_ms);
                 ending.cancel = Some(unverified(0));
@@ -199,7 +200,11 @@ impl Handler<Cancel> for Execution {
         let outcome = match &self.state {
             State::Starting(post) => {
                 ctx.cancel_future(*post);
-                let ending = Ending::without_process(Status::Cancelled, cancel.reason.into(), "canceled before the backend had answered".to_owned());
+                let ending = Ending::without_process(
+                    Status::Cancelled,
+                    cancel.reason.into(),
+                    "canceled before the backend had answered".to_owned(),
+                );
                 self.withdraw(ctx, ending, cancel.reason);
                 Ok(Status::Cancelling)
             }

@@ -10,12 +10,13 @@ pub mod phase;
 use std::time::{Duration, Instant};
 
 use actix::{
-    Actor, ActorContext, ActorFutureExt, Addr, AsyncContext, Context, Handler, ResponseFuture, SpawnHandle, StreamHandler,
-    WrapFuture,
+    Actor, ActorContext, ActorFutureExt, Addr, AsyncContext, Context, Handler, ResponseFuture, SpawnHandle,
+    StreamHandler, WrapFuture,
 };
 use futures_util::{Stream, stream};
 use log::info;
 use serde_json::{Value, json};
+use tokio::sync::oneshot;
 
 use self::{
     outbox::{Frames, Linger, Outbox},
@@ -31,7 +32,7 @@ use crate::{
     protocol::{
         Limits,
         method::Execute,
-        notify::Ended,
+        notify,
         rpc::{ErrorObject, Id, code},
     },
     supervisor::{Admit, Began, CancelExecution, Drain, Finished, Opened, Place, Supervisor},
@@ -56,6 +57,7 @@ pub struct Session {
     linger: Option<Linger>,
     opened_at: Instant,
     n_executions: u64,
+    _alive: oneshot::Sender<()>,
 }
 
 /// What a session needs from its gateway.
@@ -70,7 +72,11 @@ pub struct Surroundings {
 }
 
 /// Admits a client and starts its session. What is to be sent comes out of the returned frames.
-pub async fn start(id: SessionId, around: Surroundings, incoming: impl Stream<Item = Incoming> + 'static) -> (Addr<Session>, Frames) {
+pub async fn start(
+    id: SessionId,
+    around: Surroundings,
+    incoming: impl Stream<Item = Incoming> + 'static,
+) -> (Frames, Ended) {
     let admit = around.supervisor.send(Admit(id, around.supervisor.clone())).await;
     let admitted = admit.unwrap_or_else(|_| Err(ErrorObject::new(code::DRAINING, "the service is shutting down")));
     let (outbox, frames, linger) = Outbox::new();
@@ -80,7 +86,8 @@ pub async fn start(id: SessionId, around: Surroundings, incoming: impl Stream<It
         Ok(place) => (Phase::open(id, executors, around.limits, outbox), Some(place)),
         Err(error) => (Phase::refused(error, outbox), None),
     };
-    let session = Session::create(|ctx| {
+    let (alive, ended) = oneshot::channel();
+    Session::create(|ctx| {
         ctx.add_stream(incoming);
         ctx.add_stream(stream::unfold(room, |room| async {
             room.made().await;
@@ -97,9 +104,21 @@ pub async fn start(id: SessionId, around: Surroundings, incoming: impl Stream<It
             linger: Some(linger),
             opened_at: Instant::now(),
             n_executions: 0,
+            _alive: alive,
         }
     });
-    (session, frames)
+    (frames, Ended(ended))
+}
+
+/// Tells when a session has ended, whatever ended it.
+pub struct Ended(oneshot::Receiver<()>);
+
+impl Ended {
+    /// Waits for it.
+    pub async fn wait(self) {
+        // Nothing is ever sent: the sender goes with the session.
+        let _ = self.0.await;
+    }
 }
 
 /// The client's socket has taken something.
@@ -251,7 +270,9 @@ impl Actor for Session {
 
     fn stopped(&mut self, _: &mut Self::Context) {
         self.child = None;
-        self.log_closed();
+        if self.place.is_some() {
+            self.log_closed();
+        }
         self.linger = None;
     }
 }
@@ -358,7 +379,7 @@ async fn elsewhere(
         Elsewhere::Status => {
             let snapshot = backend.snapshot(id).await.map_err(BackendError::into_error)?;
             Ok(match snapshot.ending {
-                Some(ending) => json!(Ended { execution_id: id, ending }),
+                Some(ending) => json!(notify::Ended { execution_id: id, ending }),
                 None => json!(snapshot),
             })
         }

@@ -91,7 +91,9 @@ impl Handler<Opened> for Supervisor {
     type Result = ();
 
     fn handle(&mut self, Opened(session, drain): Opened, _: &mut Self::Context) {
-        if self.draining && let Some(drain) = drain.upgrade() {
+        if self.draining
+            && let Some(drain) = drain.upgrade()
+        {
             drain.do_send(Drain);
         }
         if let Some(entry) = self.sessions.get_mut(&session) {

@@ -12,12 +12,26 @@ pub struct Follower {
 
 #[derive(Debug)]
 enum State {
-    Head { line: Vec<u8>, body: Body, status_seen: bool },
-    Sized { left: u64 },
-    ChunkSize { line: Vec<u8> },
-    Chunk { left: u64 },
-    ChunkEnd { left: u8 },
-    Trailer { empty: bool },
+    Head {
+        line: Vec<u8>,
+        body: Body,
+        status_seen: bool,
+    },
+    Sized {
+        left: u64,
+    },
+    ChunkSize {
+        line: Vec<u8>,
+    },
+    Chunk {
+        left: u64,
+    },
+    ChunkEnd {
+        left: u8,
+    },
+    Trailer {
+        empty: bool,
+    },
     Complete,
     /// The framing does not say where the body ends, or is broken.
     Unknowable,

@@ -20,10 +20,11 @@ pub fn connector(
     end: BodyEnd,
     patience: Duration,
 ) -> Connector<impl Service<ConnectInfo<Uri>, Response = Connection<Uri, Observed>, Error = ConnectError> + Clone> {
-    let observed = TcpConnector::new(Resolver::default()).service().map(move |connection: Connection<Uri, TcpStream>| {
-        let (io, uri) = connection.into_parts();
-        Connection::new(uri, Observed { io, end: end.clone() })
-    });
+    let observed =
+        TcpConnector::new(Resolver::default()).service().map(move |connection: Connection<Uri, TcpStream>| {
+            let (io, uri) = connection.into_parts();
+            Connection::new(uri, Observed { io, end: end.clone() })
+        });
     Connector::new().connector(observed).timeout(patience).limit(0)
 }
 

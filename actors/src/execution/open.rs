@@ -109,7 +109,9 @@ async fn first_word(mut words: Words) -> Result<Stream, Refusal> {
                 Ok(Word::Alive(_) | Word::Status(_)) => {}
                 Err(error) => return Err(lost(format!("the backend said something that is not understood: {error}"))),
             },
-            Next::Part(Part::Output(..)) => return Err(lost("the backend sent output before it said that anything started".to_owned())),
+            Next::Part(Part::Output(..)) => {
+                return Err(lost("the backend sent output before it said that anything started".to_owned()));
+            }
             Next::Dry => words.fill().await.map_err(lost)?,
             Next::Lost(message) => return Err(lost(message)),
         }

@@ -1,4 +1,5 @@
-//! Cuts the bytes of the two output streams into messages, and encodes these as WebSocket frames.
+//! Cuts the bytes of the two output streams into messages, and encodes these: as WebSocket frames for a
+//! client, as JSON lines for the backend's stream of that form.
 //!
 //! Concatenating the contents gives the stream byte for byte: newlines are kept and no character is
 //! split over two messages. What is not UTF-8 goes as base64. This module knows no clock: its caller
@@ -30,6 +31,12 @@ impl Text {
     /// Nothing has been written yet.
     pub fn new(framing: Framing) -> Self {
         Text { framing, encoder: Encoder::default(), carry: PerStream::default() }
+    }
+
+    /// The same in chunks, with each message a line of JSON instead of a frame.
+    pub fn json_lines() -> Self {
+        let encoder = Encoder { envelope: Envelope::JsonLine, ..Encoder::default() };
+        Text { framing: Framing::Chunk, encoder, carry: PerStream::default() }
     }
 
     /// Takes bytes of a stream.
@@ -67,7 +74,7 @@ impl Text {
         self.encoder.out.len()
     }
 
-    /// Takes the frames encoded so far, and how far each stream has come with them.
+    /// Takes the messages encoded so far, and how far each stream has come with them.
     pub fn take(&mut self) -> (Vec<u8>, PerStream<u64>) {
         self.encoder.close();
         let capacity = self.encoder.out.capacity();
@@ -138,9 +145,20 @@ fn cut_before_char(bytes: &[u8], at: usize) -> usize {
     at - partial_char(&bytes[..at])
 }
 
-/// Encodes messages, one after the other, into one buffer of frames.
+/// What is around a message.
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+enum Envelope {
+    /// A notification in a WebSocket frame.
+    #[default]
+    Frame,
+    /// A JSON object and a newline.
+    JsonLine,
+}
+
+/// Encodes messages, one after the other, into one buffer.
 #[derive(Default)]
 struct Encoder {
+    envelope: Envelope,
     out: Vec<u8>,
     end: PerStream<u64>,
     open: Option<OpenMessage>,
@@ -149,7 +167,7 @@ struct Encoder {
 /// A message of text that still takes more of its stream.
 struct OpenMessage {
     stream: Stream,
-    frame: OpenFrame,
+    frame: Option<OpenFrame>,
     len: usize,
 }
 
@@ -182,9 +200,10 @@ impl Encoder {
         if self.open.as_ref().is_some_and(|open| open.stream != stream || open.len + piece.len() > MAX_CONTENT) {
             self.close();
         }
+        let envelope = self.envelope;
         let open = self.open.get_or_insert_with(|| {
-            let frame = frame::begin_text(&mut self.out, piece.len() + 100);
-            self.out.extend_from_slice(text_prefix(stream));
+            let frame = envelope.begin(&mut self.out, piece.len() + 100);
+            self.out.extend_from_slice(text_prefix(envelope, stream));
             OpenMessage { stream, frame, len: 0 }
         });
         escape_into(&mut self.out, piece);
@@ -195,8 +214,8 @@ impl Encoder {
     /// Ends the open message.
     fn close(&mut self) {
         if let Some(open) = self.open.take() {
-            text_suffix(&mut self.out, *self.end.get(open.stream));
-            frame::end_text(&mut self.out, open.frame);
+            let end = *self.end.get(open.stream);
+            self.envelope.end(&mut self.out, open.frame, end);
         }
     }
 
@@ -226,45 +245,70 @@ impl Encoder {
     fn clean_line(&mut self, stream: Stream, line: &[u8]) {
         *self.end.get_mut(stream) += line.len() as u64;
         let end = *self.end.get(stream);
-        let prefix = text_prefix(stream);
-        frame::write_text(&mut self.out, prefix.len() + line.len() + 16, |out| {
-            out.extend_from_slice(prefix);
-            escape_into(out, line);
-            text_suffix(out, end);
-        });
+        let prefix = text_prefix(self.envelope, stream);
+        let frame = self.envelope.begin(&mut self.out, prefix.len() + line.len() + 16);
+        self.out.extend_from_slice(prefix);
+        escape_into(&mut self.out, line);
+        self.envelope.end(&mut self.out, frame, end);
     }
 
     fn base64(&mut self, stream: Stream, bytes: &[u8]) {
         for piece in bytes.chunks(MAX_CONTENT) {
             *self.end.get_mut(stream) += piece.len() as u64;
             let end = *self.end.get(stream);
-            frame::write_text(&mut self.out, piece.len() * 4 / 3 + 100, |out| {
-                out.extend_from_slice(base64_prefix(stream));
-                push_base64(out, piece);
-                text_suffix(out, end);
-            });
+            let frame = self.envelope.begin(&mut self.out, piece.len() * 4 / 3 + 100);
+            self.out.extend_from_slice(base64_prefix(self.envelope, stream));
+            push_base64(&mut self.out, piece);
+            self.envelope.end(&mut self.out, frame, end);
         }
     }
 }
 
-fn text_prefix(stream: Stream) -> &'static [u8] {
-    match stream {
-        Stream::Stdout => br#"{"jsonrpc":"2.0","method":"output","params":{"type":"stdout","content":""#,
-        Stream::Stderr => br#"{"jsonrpc":"2.0","method":"output","params":{"type":"stderr","content":""#,
+impl Envelope {
+    #[inline]
+    fn begin(self, out: &mut Vec<u8>, about: usize) -> Option<OpenFrame> {
+        match self {
+            Envelope::Frame => Some(frame::begin_text(out, about)),
+            Envelope::JsonLine => None,
+        }
+    }
+
+    #[inline]
+    fn end(self, out: &mut Vec<u8>, frame: Option<OpenFrame>, end: u64) {
+        out.extend_from_slice(br#"","end":"#);
+        out.extend_from_slice(itoa::Buffer::new().format(end).as_bytes());
+        out.extend_from_slice(b"}}");
+        match frame {
+            Some(frame) => frame::end_text(out, frame),
+            None => out.push(b'\n'),
+        }
     }
 }
 
-fn base64_prefix(stream: Stream) -> &'static [u8] {
-    match stream {
-        Stream::Stdout => br#"{"jsonrpc":"2.0","method":"output","params":{"type":"stdout","contentBase64":""#,
-        Stream::Stderr => br#"{"jsonrpc":"2.0","method":"output","params":{"type":"stderr","contentBase64":""#,
+fn text_prefix(envelope: Envelope, stream: Stream) -> &'static [u8] {
+    match (envelope, stream) {
+        (Envelope::Frame, Stream::Stdout) => {
+            br#"{"jsonrpc":"2.0","method":"output","params":{"type":"stdout","content":""#
+        }
+        (Envelope::Frame, Stream::Stderr) => {
+            br#"{"jsonrpc":"2.0","method":"output","params":{"type":"stderr","content":""#
+        }
+        (Envelope::JsonLine, Stream::Stdout) => br#"{"output":{"type":"stdout","content":""#,
+        (Envelope::JsonLine, Stream::Stderr) => br#"{"output":{"type":"stderr","content":""#,
     }
 }
 
-fn text_suffix(out: &mut Vec<u8>, end: u64) {
-    out.extend_from_slice(br#"","end":"#);
-    out.extend_from_slice(itoa::Buffer::new().format(end).as_bytes());
-    out.extend_from_slice(b"}}");
+fn base64_prefix(envelope: Envelope, stream: Stream) -> &'static [u8] {
+    match (envelope, stream) {
+        (Envelope::Frame, Stream::Stdout) => {
+            br#"{"jsonrpc":"2.0","method":"output","params":{"type":"stdout","contentBase64":""#
+        }
+        (Envelope::Frame, Stream::Stderr) => {
+            br#"{"jsonrpc":"2.0","method":"output","params":{"type":"stderr","contentBase64":""#
+        }
+        (Envelope::JsonLine, Stream::Stdout) => br#"{"output":{"type":"stdout","contentBase64":""#,
+        (Envelope::JsonLine, Stream::Stderr) => br#"{"output":{"type":"stderr","contentBase64":""#,
+    }
 }
 
 fn push_base64(out: &mut Vec<u8>, bytes: &[u8]) {

@@ -76,11 +76,10 @@ impl Fields {
         match self.take(name) {
             None => Ok(()),
             Some(value) if harmless.as_ref() == Some(&value) => Ok(()),
-            Some(value) => Err(ErrorObject::new(
-                code::PARAMS,
-                format!("{name} is not supported by this version: leave it out"),
-            )
-            .with(json!({ "param": name, "asked": value, "allowed": harmless }))),
+            Some(value) => {
+                Err(ErrorObject::new(code::PARAMS, format!("{name} is not supported by this version: leave it out"))
+                    .with(json!({ "param": name, "asked": value, "allowed": harmless })))
+            }
         }
     }
 
@@ -88,8 +87,9 @@ impl Fields {
     pub fn finish(self) -> Result<(), ErrorObject> {
         match self.map.keys().next() {
             None => Ok(()),
-            Some(name) => Err(ErrorObject::new(code::PARAMS, format!("unknown parameter {name}"))
-                .with(json!({ "param": name }))),
+            Some(name) => {
+                Err(ErrorObject::new(code::PARAMS, format!("unknown parameter {name}")).with(json!({ "param": name })))
+            }
         }
     }
 }

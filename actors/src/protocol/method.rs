@@ -251,8 +251,10 @@ fn execution_id(fields: &mut Fields) -> Result<Option<ExecutionId>, ErrorObject>
 fn without_nul(name: &str, text: &str) -> Result<(), ErrorObject> {
     match text.find('\0') {
         None => Ok(()),
-        Some(at) => Err(ErrorObject::new(code::PARAMS, format!("{name} has a NUL at byte {at}: no process can be given that"))
-            .with(json!({ "param": name }))),
+        Some(at) => {
+            Err(ErrorObject::new(code::PARAMS, format!("{name} has a NUL at byte {at}: no process can be given that"))
+                .with(json!({ "param": name })))
+        }
     }
 }
 
@@ -268,8 +270,11 @@ fn environment(fields: &mut Fields) -> Result<BTreeMap<String, String>, ErrorObj
             return Err(ill_typed(&format!("env.{name}"), "a string", &value));
         };
         if name.is_empty() || name.contains(['=', '\0']) {
-            return Err(ErrorObject::new(code::PARAMS, format!("env has a name {name:?}: names are not empty and have no = and no NUL"))
-                .with(json!({ "param": "env" })));
+            return Err(ErrorObject::new(
+                code::PARAMS,
+                format!("env has a name {name:?}: names are not empty and have no = and no NUL"),
+            )
+            .with(json!({ "param": "env" })));
         }
         without_nul(&format!("env.{name}"), &value)?;
         env.insert(name, value);

@@ -4,11 +4,7 @@
 //! 64 bits or `1.0` comes back unchanged.
 
 use serde::{Deserialize, Serialize, Serializer, ser::SerializeMap};
-use serde_json::{
-    Value,
-    error::Category,
-    value::RawValue,
-};
+use serde_json::{Value, error::Category, value::RawValue};
 
 /// The error codes of the wire.
 pub mod code {
@@ -141,7 +137,11 @@ pub fn parse(text: &str) -> Result<Call, Response> {
 
     if text.trim_ascii_start().starts_with('[') {
         return match serde_json::from_str::<serde::de::IgnoredAny>(text) {
-            Ok(_) => Err(refuse(None, code::INVALID_REQUEST, "batches are not supported: send one call in each message".into())),
+            Ok(_) => Err(refuse(
+                None,
+                code::INVALID_REQUEST,
+                "batches are not supported: send one call in each message".into(),
+            )),
             Err(error) => Err(refuse(None, code::PARSE, format!("not JSON: {error}"))),
         };
     }

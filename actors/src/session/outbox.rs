@@ -61,7 +61,9 @@ enum Queued {
 impl Queued {
     fn into_parts(self) -> (Bytes, Option<oneshot::Sender<()>>) {
         match self {
-            Queued::Message(frame) | Queued::Response(frame) | Queued::Heartbeat(frame) | Queued::Pong(frame) => (frame, None),
+            Queued::Message(frame) | Queued::Response(frame) | Queued::Heartbeat(frame) | Queued::Pong(frame) => {
+                (frame, None)
+            }
             Queued::Output(frames, credit) => (frames, credit),
         }
     }
@@ -192,7 +194,10 @@ impl Closing {
 impl Pipe {
     fn replace_or_push(&mut self, queued: Queued) {
         let unsent = self.queue.iter_mut().find(|waiting| {
-            matches!((&queued, waiting), (Queued::Heartbeat(_), Queued::Heartbeat(_)) | (Queued::Pong(_), Queued::Pong(_)))
+            matches!(
+                (&queued, waiting),
+                (Queued::Heartbeat(_), Queued::Heartbeat(_)) | (Queued::Pong(_), Queued::Pong(_))
+            )
         });
         match unsent {
             Some(older) => *older = queued,

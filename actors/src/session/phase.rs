@@ -315,11 +315,18 @@ impl Open {
                 (Stage::Running(_), true) if hold.execute == execute => Ok(started(hold.id, "started")),
                 (_, true) if hold.execute != execute => Err(ErrorObject::new(
                     code::PARAMS,
-                    format!("executionId {} is this session's running execution, with {}", hold.id, difference(&hold.execute, &execute)),
+                    format!(
+                        "executionId {} is this session's running execution, with {}",
+                        hold.id,
+                        difference(&hold.execute, &execute)
+                    ),
                 )),
                 _ => Err(ErrorObject::new(
                     code::ALREADY_RUNNING,
-                    format!("this session runs execution {} already: wait for its end, cancel it, or open another session", hold.id),
+                    format!(
+                        "this session runs execution {} already: wait for its end, cancel it, or open another session",
+                        hold.id
+                    ),
                 )
                 .with(json!({ "executionId": hold.id }))),
             };
@@ -336,7 +343,8 @@ impl Open {
                 (ControlKind::Cancel { grace_ms }, _) => said.asks.push(Ask::Cancel { id, grace_ms: *grace_ms }),
                 (ControlKind::Signal(signal), Stage::Running(_)) => said.asks.push(Ask::Signal(id, *signal)),
                 (ControlKind::Signal(_), Stage::Starting { .. }) => {
-                    let error = ErrorObject::new(code::NOT_RUNNING, "it has not started yet: there is nobody to signal");
+                    let error =
+                        ErrorObject::new(code::NOT_RUNNING, "it has not started yet: there is nobody to signal");
                     said.reply(id, Some(hold.id), Err(error));
                 }
             },
@@ -456,7 +464,11 @@ impl Open {
             elapsed_ms,
             since_output_ms: millis(now.saturating_duration_since(running.output_at)),
             offsets: running.offsets,
-            backend: if unheard > heartbeat * MISSED_HEARTBEATS && !held_back { Hearing::Silent } else { Hearing::Alive },
+            backend: if unheard > heartbeat * MISSED_HEARTBEATS && !held_back {
+                Hearing::Silent
+            } else {
+                Hearing::Alive
+            },
             deadline_ms: hold.execute.run.timeout_ms.map(|timeout_ms| timeout_ms.saturating_sub(elapsed_ms)),
         })
     }
@@ -486,7 +498,10 @@ fn started(id: ExecutionId, status: &str) -> Value {
 }
 
 fn nothing_runs() -> ErrorObject {
-    ErrorObject::new(code::NOT_RUNNING, "nothing is running in this session: send execute first, or name an executionId")
+    ErrorObject::new(
+        code::NOT_RUNNING,
+        "nothing is running in this session: send execute first, or name an executionId",
+    )
 }
 
 fn going_away() -> CloseReason {

@@ -1,0 +1,150 @@
+//! The backend's last word: made from how the command's process ended and from who ended it.
+
+use cc_executor_actors::{
+    protocol::{PerStream, Stream},
+    terminate::{CancelReason, CancelReport, Ending, Reason, Status},
+};
+
+use super::Tally;
+use crate::backend::{
+    keeper::talk::{Gone, LeaderExit},
+    signal,
+};
+
+/// Why the service ended an execution.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Cause {
+    /// Somebody asked.
+    Asked(CancelReason),
+    /// The total time-out passed.
+    Timeout,
+    /// Its consumer went away.
+    Disconnected,
+}
+
+impl Cause {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Cause::Asked(reason) => reason.as_str(),
+            Cause::Timeout => "timeout",
+            Cause::Disconnected => "disconnected",
+        }
+    }
+
+    fn verdict(self) -> (Status, Reason, Option<&'static str>) {
+        match self {
+            Cause::Asked(reason) => (Status::Cancelled, reason.into(), None),
+            Cause::Timeout => (Status::Failed, Reason::Timeout, Some("the total time-out passed")),
+            Cause::Disconnected => (Status::Cancelled, Reason::Disconnected, None),
+        }
+    }
+}
+
+/// How it ended. Who ended it decides, not what the process then said: one that exits 0 after TERM was
+/// canceled all the same.
+pub(super) fn ending(leader: Option<LeaderExit>, cause: Option<Cause>, grace_ms: u64, gone: Option<Gone>) -> Ending {
+    let (status, reason, message) = match (cause, leader) {
+        (Some(cause), _) => cause.verdict(),
+        (None, Some(LeaderExit::Code(0))) => (Status::Completed, Reason::Exit, None),
+        (None, Some(LeaderExit::Code(_))) => (Status::Failed, Reason::Exit, None),
+        (None, Some(LeaderExit::Signal(_))) => (Status::Failed, Reason::Signal, None),
+        (None, None) => (
+            Status::Failed,
+            Reason::BackendLost,
+            Some(
+                "the process that guards this execution was killed: its command was killed too, what that left behind may still run",
+            ),
+        ),
+    };
+    let mut ending = Ending::without_process(status, reason, message.map(str::to_owned));
+    match leader {
+        Some(LeaderExit::Code(code)) => ending.exit_code = Some(code),
+        Some(LeaderExit::Signal(number)) => ending.signal = Some(signal::name(number)),
+        None => {}
+    }
+    if cause.is_some() || gone.is_none() {
+        ending.cancel = Some(report(gone, grace_ms));
+    }
+    ending
+}
+
+/// What is known of the processes; of a keeper that was lost, nothing.
+pub(super) fn report(gone: Option<Gone>, grace_ms: u64) -> CancelReport {
+    CancelReport {
+        verified: gone.is_some_and(|gone| gone.verified),
+        survivors: gone.map(|gone| gone.survivors),
+        grace_ms,
+        escalated: gone.is_some_and(|gone| gone.escalated),
+    }
+}
+
+/// The command never ran.
+pub(super) fn not_started(exit_code: i32, message: String) -> Ending {
+    let mut ending = Ending::failed(Reason::NotStarted, message);
+    ending.exit_code = Some(exit_code);
+    Counted::default().into_ending(&mut ending);
+    ending
+}
+
+/// Counts and digests of both streams, over everything that was read.
+#[derive(Default)]
+pub(super) struct Counted(PerStream<Tally>);
+
+impl Counted {
+    pub(super) fn add(&mut self, stream: Stream, bytes: &[u8]) {
+        self.0.get_mut(stream).add(bytes);
+    }
+
+    pub(super) fn into_ending(self, ending: &mut Ending) {
+        let PerStream { stdout, stderr } = self.0;
+        ending.bytes = PerStream { stdout: Some(stdout.bytes), stderr: Some(stderr.bytes) };
+        ending.sha256 = PerStream { stdout: Some(stdout.hex()), stderr: Some(stderr.hex()) };
+    }
+}
+
+impl Tally {
+    fn hex(self) -> String {
+        use sha2::Digest;
+        format!("{:x}", self.sha256.finalize())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_ended_it_decides_and_only_exit_0_is_completed() {
+        let gone = Some(Gone { verified: true, survivors: 0, killed: 0, escalated: false });
+        let canceled = Some(Cause::Asked(CancelReason::Canceled));
+        let table = [
+            (Some(LeaderExit::Code(0)), None, gone, Status::Completed, Reason::Exit, Some(0), None),
+            (Some(LeaderExit::Code(3)), None, gone, Status::Failed, Reason::Exit, Some(3), None),
+            (Some(LeaderExit::Signal(9)), None, gone, Status::Failed, Reason::Signal, None, Some("SIGKILL")),
+            (Some(LeaderExit::Code(0)), canceled, gone, Status::Cancelled, Reason::Canceled, Some(0), None),
+            (Some(LeaderExit::Code(0)), Some(Cause::Timeout), gone, Status::Failed, Reason::Timeout, Some(0), None),
+            (
+                Some(LeaderExit::Signal(15)),
+                Some(Cause::Disconnected),
+                gone,
+                Status::Cancelled,
+                Reason::Disconnected,
+                None,
+                Some("SIGTERM"),
+            ),
+            (None, None, None, Status::Failed, Reason::BackendLost, None, None),
+            (None, canceled, None, Status::Cancelled, Reason::Canceled, None, None),
+        ];
+        for (leader, cause, gone, status, reason, code, signal) in table {
+            let ending = ending(leader, cause, 5_000, gone);
+            assert_eq!(
+                (ending.status, ending.reason, ending.exit_code),
+                (status, reason, code),
+                "{leader:?} {cause:?}"
+            );
+            assert_eq!(ending.signal.as_deref(), signal);
+            assert_eq!(ending.cancel.is_some(), cause.is_some() || gone.is_none());
+            assert_eq!(ending.cancel.is_some_and(|cancel| cancel.verified), cause.is_some() && gone.is_some());
+        }
+    }
+}

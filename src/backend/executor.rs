@@ -1,0 +1,147 @@
+//! Executors: named templates of a program and its arguments, and the environment a command gets.
+
+use std::{collections::BTreeMap, env};
+
+use serde_json::json;
+
+use crate::backend::keeper::talk::Run as KeeperRun;
+use cc_executor_actors::protocol::{
+    method::Run,
+    rpc::{ErrorObject, code},
+};
+
+/// What in a template stands for the command. Without it the command is the last argument.
+const COMMAND: &str = "{command}";
+
+/// Variables that a command inherits from the service, besides every `LC_*`.
+const INHERITED: &[&str] = &["PATH", "HOME", "USER", "SHELL", "LANG", "TZ", "TERM", "TMPDIR"];
+
+/// Names with this prefix hold the service's own settings and secrets; no command inherits one.
+pub const OWN_PREFIX: &str = "CC_EXECUTOR_";
+
+/// What can be run, and with which environment.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Executors {
+    templates: BTreeMap<String, Vec<String>>,
+    default: String,
+    inherited: BTreeMap<String, String>,
+}
+
+impl Executors {
+    /// `shell`, `python`, and what the operator adds or replaces. `inherited` is what every command's
+    /// environment starts with, see [`inherited`]. The error names the executors that there are.
+    pub fn new(
+        added: BTreeMap<String, Vec<String>>,
+        default: &str,
+        inherited: BTreeMap<String, String>,
+    ) -> Result<Self, String> {
+        let template = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+        let mut templates = BTreeMap::from([
+            ("shell".to_owned(), template(&["bash", "-c"])),
+            ("python".to_owned(), template(&["python3", "-u", "-c"])),
+        ]);
+        templates.extend(added);
+        if !templates.contains_key(default) {
+            let names: Vec<_> = templates.keys().map(String::as_str).collect();
+            return Err(format!("there is no executor {default:?}: there are {}", names.join(", ")));
+        }
+        Ok(Executors { templates, default: default.to_owned(), inherited })
+    }
+
+    /// The names.
+    pub fn names(&self) -> Vec<String> {
+        self.templates.keys().cloned().collect()
+    }
+
+    /// Which one runs a command that names none.
+    pub fn default_name(&self) -> &str {
+        &self.default
+    }
+
+    /// The name of the executor that runs this, and what the keeper is to start.
+    pub fn resolve(&self, run: &Run) -> Result<(String, KeeperRun), ErrorObject> {
+        let name = run.executor.as_deref().unwrap_or(&self.default);
+        let Some(template) = self.templates.get(name) else {
+            let names = self.names();
+            return Err(ErrorObject::new(
+                code::NOT_ALLOWED,
+                format!("there is no executor {name:?}: there are {}", names.join(", ")),
+            )
+            .with(json!({ "param": "executor", "asked": name, "allowed": names })));
+        };
+        let mut argv = template.clone();
+        if argv.iter().any(|word| word == COMMAND) {
+            for word in argv.iter_mut().filter(|word| *word == COMMAND) {
+                word.clone_from(&run.command);
+            }
+        } else {
+            argv.push(run.command.clone());
+        }
+        let mut env = self.inherited.clone();
+        env.extend(run.env.clone());
+        Ok((name.to_owned(), KeeperRun { argv, cwd: run.cwd.clone(), env }))
+    }
+}
+
+/// The part of the service's own environment that commands inherit: a fixed list, and what the
+/// operator adds to it.
+pub fn inherited(vars: impl Iterator<Item = (String, String)>, added: &[String]) -> BTreeMap<String, String> {
+    vars.filter(|(name, _)| {
+        let listed = INHERITED.contains(&name.as_str()) || name.starts_with("LC_") || added.contains(name);
+        listed && !name.starts_with(OWN_PREFIX)
+    })
+    .collect()
+}
+
+/// The service's environment, as far as it is text.
+pub fn service_environment() -> impl Iterator<Item = (String, String)> {
+    env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vars(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn a_command_inherits_the_list_and_never_a_setting_of_the_service() {
+        let service = vars(&[
+            ("PATH", "/bin"),
+            ("LC_ALL", "C"),
+            ("AWS_SECRET", "x"),
+            ("EXTRA", "1"),
+            ("CC_EXECUTOR_TOKEN", "secret"),
+        ]);
+        let added = ["EXTRA".to_owned(), "CC_EXECUTOR_TOKEN".to_owned()];
+        assert_eq!(inherited(service.into_iter(), &added), vars(&[("PATH", "/bin"), ("LC_ALL", "C"), ("EXTRA", "1")]));
+    }
+
+    #[test]
+    fn the_command_takes_its_place_in_the_template() {
+        let added = BTreeMap::from([(
+            "env".to_owned(),
+            vec!["env".to_owned(), "-S".to_owned(), COMMAND.to_owned(), "end".to_owned()],
+        )]);
+        let executors = Executors::new(added, "shell", vars(&[("A", "service"), ("B", "service")])).unwrap();
+        let mut run = Run {
+            command: "echo".into(),
+            executor: None,
+            execution_id: None,
+            cwd: None,
+            env: vars(&[("A", "client")]),
+            timeout_ms: None,
+            heartbeat_ms: 1_000,
+        };
+        let (name, started) = executors.resolve(&run).unwrap();
+        assert_eq!((name.as_str(), started.argv), ("shell", vec!["bash".to_owned(), "-c".into(), "echo".into()]));
+        assert_eq!(started.env, vars(&[("A", "client"), ("B", "service")]));
+        run.executor = Some("env".into());
+        assert_eq!(executors.resolve(&run).unwrap().1.argv, ["env", "-S", "echo", "end"]);
+        run.executor = Some("perl".into());
+        assert_eq!(executors.resolve(&run).unwrap_err().code, code::NOT_ALLOWED);
+        assert!(Executors::new(BTreeMap::new(), "perl", BTreeMap::new()).unwrap_err().contains("python, shell"));
+    }
+}

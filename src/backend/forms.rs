@@ -1,0 +1,171 @@
+//! The three forms of a stream: multiplexed, JSON lines, and plain text for people with curl.
+
+use std::{
+    fmt,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use cc_executor_actors::{
+    backend::{
+        api::{MULTIPLEXED, NDJSON, Word},
+        multiplex,
+    },
+    execution::text::Text,
+    terminate::Status,
+};
+use futures_util::Stream;
+use tokio::sync::mpsc;
+
+use super::execution::Item;
+
+/// How a stream is written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Form {
+    /// Output as it comes, and nothing else.
+    Plain,
+    /// Docker's framing.
+    Multiplexed,
+    /// JSON lines.
+    Ndjson,
+}
+
+impl Form {
+    /// What an `Accept` header asks for; plain where it asks for nothing else that is known.
+    pub fn accepted(accept: Option<&str>) -> Form {
+        let listed = accept.unwrap_or_default().split(',');
+        let known =
+            listed.map(|entry| entry.split(';').next().unwrap_or_default().trim()).find_map(|media| match media {
+                MULTIPLEXED => Some(Form::Multiplexed),
+                NDJSON => Some(Form::Ndjson),
+                "text/plain" => Some(Form::Plain),
+                _ => None,
+            });
+        known.unwrap_or(Form::Plain)
+    }
+
+    /// The value of `Content-Type`.
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Form::Plain => "text/plain; charset=utf-8",
+            Form::Multiplexed => MULTIPLEXED,
+            Form::Ndjson => NDJSON,
+        }
+    }
+}
+
+/// The body of a response. Dropping it is how an execution learns that its consumer is gone.
+pub struct Body {
+    form: Form,
+    items: mpsc::Receiver<Item>,
+    lines: Text,
+    over: bool,
+    cut: bool,
+}
+
+/// A plain text stream of an execution that did not exit with code 0 is cut, so that no reader takes
+/// it for a success.
+#[derive(Debug)]
+pub struct Cut;
+
+impl fmt::Display for Cut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the execution did not exit with code 0")
+    }
+}
+
+impl std::error::Error for Cut {}
+
+impl Body {
+    /// A stream in this form.
+    pub fn new(form: Form, items: mpsc::Receiver<Item>) -> Self {
+        Body { form, items, lines: Text::json_lines(), over: false, cut: false }
+    }
+
+    /// The bytes of one item; may be none.
+    fn encode(&mut self, item: Item) -> Vec<u8> {
+        match (self.form, item) {
+            (Form::Plain, Item::Output { bytes, .. }) => bytes.into(),
+            (Form::Plain, Item::Word(_)) => Vec::new(),
+            (Form::Multiplexed, Item::Output { stream, bytes }) => {
+                let mut frame = Vec::with_capacity(multiplex::HEADER_LEN + bytes.len());
+                frame.extend_from_slice(&multiplex::header(stream, length(&bytes)));
+                frame.extend_from_slice(&bytes);
+                frame
+            }
+            (Form::Multiplexed, Item::Word(word)) => {
+                let word = json(&word);
+                let mut frame = multiplex::word_header(length(&word)).to_vec();
+                frame.extend_from_slice(&word);
+                frame
+            }
+            (Form::Ndjson, Item::Output { stream, bytes }) => {
+                self.lines.feed(stream, &bytes);
+                self.lines.take().0
+            }
+            (Form::Ndjson, Item::Word(word)) => {
+                if matches!(word, Word::Exit(_)) {
+                    self.lines.finish();
+                }
+                let mut lines = self.lines.take().0;
+                lines.extend_from_slice(&json(&word));
+                lines.push(b'\n');
+                lines
+            }
+        }
+    }
+}
+
+fn json(word: &Word) -> Vec<u8> {
+    serde_json::to_vec(word).expect("words have string keys and writing to memory cannot fail")
+}
+
+fn length(bytes: &[u8]) -> u32 {
+    u32::try_from(bytes.len()).expect("reads and words are far below 4 GiB")
+}
+
+impl Stream for Body {
+    type Item = Result<Bytes, Cut>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        loop {
+            if self.over {
+                return Poll::Ready(std::mem::take(&mut self.cut).then_some(Err(Cut)));
+            }
+            let Some(item) = ready!(self.items.poll_recv(cx)) else {
+                // Without a last word the stream must not look whole.
+                self.over = true;
+                self.cut = true;
+                continue;
+            };
+            if let Item::Word(Word::Exit(ending)) = &item {
+                self.over = true;
+                self.cut = self.form == Form::Plain && ending.status != Status::Completed;
+            }
+            let bytes = self.encode(item);
+            if !bytes.is_empty() {
+                return Poll::Ready(Some(Ok(Bytes::from(bytes))));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn accept_picks_the_form() {
+        for (accept, form) in [
+            (None, Form::Plain),
+            (Some("*/*"), Form::Plain),
+            (Some("text/plain"), Form::Plain),
+            (Some(MULTIPLEXED), Form::Multiplexed),
+            (Some("application/x-ndjson;q=0.9, */*"), Form::Ndjson),
+            (Some("image/png, application/vnd.docker.multiplexed-stream"), Form::Multiplexed),
+        ] {
+            assert_eq!(Form::accepted(accept), form, "{accept:?}");
+        }
+    }
+}

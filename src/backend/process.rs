@@ -1,0 +1,92 @@
+//! A started command: its two pipes, and the line to its keeper.
+//!
+//! Dropping it closes the line, and the keeper then ends the whole tree: an execution that is given up
+//! in whatever way leaves nothing behind.
+
+use std::{
+    io,
+    os::{fd::OwnedFd, unix::net::UnixStream as StdUnixStream},
+    path::Path,
+    process::Stdio,
+};
+
+use tokio::{
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines},
+    net::{
+        UnixStream,
+        unix::{OwnedReadHalf, OwnedWriteHalf, pipe},
+    },
+    process::{Child, Command},
+};
+
+use super::keeper::{
+    ARGUMENT,
+    talk::{Fact, Order, Run},
+};
+
+/// The capacity asked for each pipe, in bytes. With the default of 64 KiB a third of the rate is lost.
+/// A refusal is no error: without privileges a user's pipes are limited.
+const PIPE_CAPACITY: usize = 256 * 1024;
+
+/// A command and its keeper.
+pub struct Process {
+    /// What it writes to standard output.
+    pub stdout: pipe::Receiver,
+    /// What it writes to standard error.
+    pub stderr: pipe::Receiver,
+    /// The line to its keeper.
+    pub line: Line,
+}
+
+/// The line to a keeper.
+pub struct Line {
+    facts: Lines<BufReader<OwnedReadHalf>>,
+    orders: OwnedWriteHalf,
+    // Kept so that the keeper is reaped; it is never killed, it ends when its tree has.
+    _keeper: Child,
+}
+
+impl Process {
+    /// Starts a keeper and has it start the command. Whether that worked is its first fact.
+    pub async fn start(keeper: &Path, run: Run) -> io::Result<Process> {
+        let (stdout, stdout_end) = output_pipe()?;
+        let (stderr, stderr_end) = output_pipe()?;
+        let (ours, theirs) = StdUnixStream::pair()?;
+        // The environment is the command's business and goes through the line: a variable such as
+        // LD_PRELOAD is not meant for the keeper, and a secret of the service not for either.
+        let child = Command::new(keeper)
+            .arg(ARGUMENT)
+            .env_clear()
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdout(stdout_end)
+            .stderr(stderr_end)
+            .spawn()?;
+        ours.set_nonblocking(true)?;
+        let (facts, orders) = UnixStream::from_std(ours)?.into_split();
+        let mut line = Line { facts: BufReader::new(facts).lines(), orders, _keeper: child };
+        line.order(&Order::Run(run)).await?;
+        Ok(Process { stdout, stderr, line })
+    }
+}
+
+impl Line {
+    /// Gives an order.
+    pub async fn order(&mut self, order: &Order) -> io::Result<()> {
+        let mut text = serde_json::to_vec(order)?;
+        text.push(b'\n');
+        self.orders.write_all(&text).await
+    }
+
+    /// The next fact; `None` when the keeper is gone. May be dropped and called again.
+    pub async fn next(&mut self) -> Option<Fact> {
+        let line = self.facts.next_line().await.ok().flatten()?;
+        serde_json::from_str(&line).ok()
+    }
+}
+
+/// A pipe: our end to read, and the end that the command writes to.
+fn output_pipe() -> io::Result<(pipe::Receiver, Stdio)> {
+    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    let _ = rustix::pipe::fcntl_setpipe_size(&read, PIPE_CAPACITY);
+    Ok((pipe::Receiver::from_owned_fd(read)?, Stdio::from(write)))
+}

@@ -1,0 +1,173 @@
+//! The command line: what can be typed, and what it means.
+
+use std::collections::BTreeMap;
+
+use clap::{Arg, ArgAction, ArgMatches, Command};
+
+use crate::{
+    client::{self, ClientError},
+    config::SETTINGS,
+};
+
+/// Exit code of a wrong use: `EX_USAGE` of sysexits(3).
+pub const EX_USAGE: u8 = 64;
+
+/// What was typed.
+#[derive(Debug)]
+pub enum Typed {
+    /// The role `serve`, with its flags by the names of their settings.
+    Serve(BTreeMap<String, String>),
+    /// The role `backend`.
+    Backend(BTreeMap<String, String>),
+    /// Run a command.
+    Run(client::RunOptions),
+    /// Ask whether a service is ready.
+    Healthcheck(String),
+}
+
+/// Reads the command line. The error is what is to be printed, and the exit code.
+pub fn parse(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Result<Typed, (String, u8)> {
+    let matches = command().try_get_matches_from(arguments).map_err(|error| {
+        let code = if error.use_stderr() { EX_USAGE } else { 0 };
+        (error.render().to_string(), code)
+    })?;
+    match matches.subcommand() {
+        Some(("serve", found)) => Ok(Typed::Serve(settings(found))),
+        Some(("backend", found)) => Ok(Typed::Backend(settings(found))),
+        Some(("run", found)) => {
+            run_options(found).map(Typed::Run).map_err(|error| (error.to_string(), error.exit_code()))
+        }
+        Some(("healthcheck", found)) => {
+            let url = found.get_one::<String>("url").cloned();
+            Ok(Typed::Healthcheck(url.unwrap_or_else(|| client::DEFAULT_READY_URL.to_owned())))
+        }
+        _ => Err((command().render_help().to_string(), EX_USAGE)),
+    }
+}
+
+fn command() -> Command {
+    Command::new("cc-executor")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("Runs commands for remote clients over WebSocket sessions, streams what they write, and never lies about how they ended")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommand(role("serve", "Serve WebSocket sessions at /ws/mcp (the gateway)", true))
+        .subcommand(role("backend", "Run commands for gateways (the execution backend)", false))
+        .subcommand(
+            Command::new("run")
+                .about("Run a command through a service, and exit as it did")
+                .after_help(
+                    "Exit codes: the command's own; 128+N ended by signal N; 124 time-out; 126 not startable; 127 program missing; \
+                     130 Ctrl-C; 143 canceled by another; 64 usage; 69 service or backend unreachable, lost or rejecting; \
+                     70 output damaged on the way; 75 full or draining; 77 not authorized.\n\
+                     The token is read from CC_EXECUTOR_TOKEN or the file that CC_EXECUTOR_TOKEN_FILE names.",
+                )
+                .arg(Arg::new("url").long("url").value_name("URL").help("the service (ws://127.0.0.1:8003/ws/mcp)"))
+                .arg(Arg::new("executor").long("executor").value_name("NAME").help("what runs the command (the service's default)"))
+                .arg(Arg::new("timeout").long("timeout").value_name("SECONDS").help("end the command after so long, such as 30 or 0.5"))
+                .arg(Arg::new("cwd").long("cwd").value_name("DIR").help("the working directory, on the service's machine"))
+                .arg(Arg::new("json").long("json").action(ArgAction::SetTrue).help("print the service's messages, one a line, instead of the output"))
+                .arg(
+                    Arg::new("command")
+                        .value_name("COMMAND")
+                        .required(true)
+                        .num_args(1..)
+                        .trailing_var_arg(true)
+                        .help("the command; several words are joined by a space, as ssh does"),
+                ),
+        )
+        .subcommand(
+            Command::new("healthcheck")
+                .about("Exit 0 if a service is ready, else 1 and say why")
+                .arg(Arg::new("url").long("url").value_name("URL").help("what to ask (http://127.0.0.1:8003/ready)")),
+        )
+}
+
+fn role(name: &'static str, about: &'static str, gateway: bool) -> Command {
+    let settings = SETTINGS.iter().filter(|setting| gateway || !setting.gateway_only);
+    let arguments = settings.map(|setting| {
+        let argument =
+            Arg::new(setting.name).long(setting.flag()).help(format!("{} [env: {}]", setting.help, setting.name));
+        match setting.value {
+            Some(value) => argument.value_name(value).action(ArgAction::Set),
+            None => argument.action(ArgAction::SetTrue),
+        }
+    });
+    Command::new(name)
+        .about(about)
+        .args(arguments)
+        .after_help(
+            "Secrets come from the environment or from a file, never from a flag: CC_EXECUTOR_TOKEN, CC_EXECUTOR_BACKEND_TOKEN, \
+             or the same with _FILE and a path. Logs: RUST_LOG, LOG_FORMAT=text|json.",
+        )
+}
+
+fn settings(found: &ArgMatches) -> BTreeMap<String, String> {
+    let known = SETTINGS.iter().filter(|setting| found.try_contains_id(setting.name).unwrap_or(false));
+    known
+        .filter_map(|setting| {
+            let value = match setting.value {
+                Some(_) => found.get_one::<String>(setting.name).cloned()?,
+                None => found.get_flag(setting.name).then(|| "true".to_owned())?,
+            };
+            Some((setting.name.to_owned(), value))
+        })
+        .collect()
+}
+
+fn run_options(found: &ArgMatches) -> Result<client::RunOptions, ClientError> {
+    let text = |name: &str| found.get_one::<String>(name).cloned();
+    let words: Vec<&str> = found.get_many::<String>("command").into_iter().flatten().map(String::as_str).collect();
+    Ok(client::RunOptions {
+        url: client::websocket_url(text("url").as_deref())?,
+        executor: text("executor"),
+        timeout_ms: text("timeout").map(|seconds| client::timeout_ms(&seconds)).transpose()?,
+        cwd: text("cwd"),
+        json: found.get_flag("json"),
+        command: words.join(" "),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn typed(line: &str) -> Result<Typed, (String, u8)> {
+        parse(line.split(' ').map(Into::into))
+    }
+
+    #[test]
+    fn flags_have_the_names_of_their_settings() {
+        let Ok(Typed::Serve(found)) =
+            typed("cc-executor serve --max-sessions 7 --claude-api-url http://x --insecure-no-auth")
+        else {
+            panic!("is a serve");
+        };
+        assert_eq!(found["CC_EXECUTOR_MAX_SESSIONS"], "7");
+        assert_eq!(found["CLAUDE_API_URL"], "http://x");
+        assert_eq!(found["CC_EXECUTOR_INSECURE_NO_AUTH"], "true");
+        assert_eq!(found.len(), 3);
+    }
+
+    #[test]
+    fn a_wrong_use_exits_with_64_and_help_with_0() {
+        for line in [
+            "cc-executor",
+            "cc-executor nope",
+            "cc-executor backend --max-sessions 7",
+            "cc-executor run",
+            "cc-executor run --timeout soon x",
+        ] {
+            assert_eq!(typed(line).unwrap_err().1, EX_USAGE, "{line}");
+        }
+        assert_eq!(typed("cc-executor --help").unwrap_err().1, 0);
+    }
+
+    #[test]
+    fn the_words_of_a_command_are_joined_and_its_flags_left_alone() {
+        let Ok(Typed::Run(options)) = typed("cc-executor run --timeout 0.5 -- ls -la --json") else {
+            panic!("is a run")
+        };
+        assert_eq!((options.command.as_str(), options.timeout_ms, options.json), ("ls -la --json", Some(500), false));
+    }
+}

@@ -1,0 +1,116 @@
+//! From how an execution ended to the exit code of `run`.
+
+use cc_executor_actors::terminate::{Ending, Reason, Status};
+
+use super::exit;
+use crate::backend::signal;
+
+/// Who wants the command to end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Wanted {
+    /// Nobody but the command itself.
+    Its,
+    /// Ctrl-C.
+    Interrupted,
+    /// SIGTERM.
+    Terminated,
+    /// Nobody reads our standard output any more.
+    PipeClosed,
+    /// Asked once more: do not wait for the end.
+    GivenUp(u8),
+}
+
+impl Wanted {
+    pub(super) const INTERRUPTED: u8 = exit::SIGNALED + 2;
+    pub(super) const TERMINATED: u8 = exit::SIGNALED + 15;
+    const PIPE_CLOSED: u8 = exit::SIGNALED + 13;
+
+    /// Asks for the end. True the first time.
+    pub(super) fn ask(&mut self, wanted: Wanted) -> bool {
+        if *self == Wanted::Its {
+            *self = wanted;
+            return true;
+        }
+        *self = Wanted::GivenUp(wanted.code().unwrap_or(Self::INTERRUPTED));
+        false
+    }
+
+    /// The exit code once the command has been canceled for this.
+    pub(super) fn code(self) -> Option<u8> {
+        match self {
+            Wanted::Its => None,
+            Wanted::Interrupted => Some(Self::INTERRUPTED),
+            Wanted::Terminated => Some(Self::TERMINATED),
+            Wanted::PipeClosed => Some(Self::PIPE_CLOSED),
+            Wanted::GivenUp(code) => Some(code),
+        }
+    }
+
+    /// The exit code if the end is not waited for.
+    pub(super) fn given_up(self) -> Option<u8> {
+        match self {
+            Wanted::GivenUp(code) => Some(code),
+            _ => None,
+        }
+    }
+}
+
+/// The exit code that says how it ended.
+pub(super) fn exit_code_of(ending: &Ending) -> u8 {
+    match ending.reason {
+        Reason::Exit if ending.status == Status::Completed => 0,
+        // An exit that failed must not look like a success, whatever its code was.
+        Reason::Exit | Reason::NotStarted => {
+            ending.exit_code.and_then(|code| u8::try_from(code).ok()).filter(|code| *code != 0).unwrap_or(1)
+        }
+        Reason::Signal => {
+            let number = ending.signal.as_deref().and_then(signal::number).and_then(|number| u8::try_from(number).ok());
+            exit::SIGNALED.saturating_add(number.unwrap_or(0))
+        }
+        Reason::Timeout => exit::TIMEOUT,
+        Reason::Canceled => Wanted::TERMINATED,
+        Reason::Drained => exit::TEMPFAIL,
+        Reason::Disconnected | Reason::BackendUnreachable | Reason::BackendRejected | Reason::BackendLost => {
+            exit::UNAVAILABLE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_has_its_code() {
+        let ending = |status, reason, exit_code, signal: Option<&str>| Ending {
+            exit_code,
+            signal: signal.map(str::to_owned),
+            ..Ending::without_process(status, reason, None)
+        };
+        for (status, reason, exit_code, signal, code) in [
+            (Status::Completed, Reason::Exit, Some(0), None, 0),
+            (Status::Completed, Reason::Exit, None, None, 0),
+            (Status::Failed, Reason::Exit, Some(3), None, 3),
+            (Status::Failed, Reason::Exit, Some(255), None, 255),
+            (Status::Failed, Reason::Signal, None, Some("SIGKILL"), 137),
+            (Status::Failed, Reason::Signal, None, Some("SIG34"), 162),
+            (Status::Failed, Reason::NotStarted, Some(127), None, 127),
+            (Status::Failed, Reason::NotStarted, Some(126), None, 126),
+            (Status::Failed, Reason::Timeout, None, Some("SIGTERM"), 124),
+            (Status::Cancelled, Reason::Canceled, Some(0), None, 143),
+            (Status::Cancelled, Reason::Drained, None, None, 75),
+            (Status::Failed, Reason::BackendLost, None, None, 69),
+        ] {
+            assert_eq!(exit_code_of(&ending(status, reason, exit_code, signal)), code, "{reason:?} {exit_code:?}");
+        }
+    }
+
+    #[test]
+    fn asking_twice_does_not_wait() {
+        let mut wanted = Wanted::Its;
+        assert!(wanted.ask(Wanted::Interrupted));
+        assert_eq!((wanted.code(), wanted.given_up()), (Some(130), None));
+        assert!(!wanted.ask(Wanted::Interrupted));
+        assert_eq!(wanted.given_up(), Some(130));
+    }
+}

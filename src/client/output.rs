@@ -1,0 +1,169 @@
+//! What was received: written to our own streams, counted, and checked against what was sent.
+
+use std::{fmt, io};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use cc_executor_actors::protocol::{PerStream, Stream};
+use sha2::{Digest, Sha256};
+use tokio::io::{AsyncWriteExt, Stderr, Stdout, stderr, stdout};
+
+/// Both streams on their way to our own.
+pub(super) struct Output {
+    stdout: Stdout,
+    stderr: Stderr,
+    waiting: PerStream<Vec<u8>>,
+    seen: PerStream<Seen>,
+    json: bool,
+    discarding: bool,
+    ends_a_line: bool,
+}
+
+#[derive(Default)]
+struct Seen {
+    bytes: u64,
+    sha256: Sha256,
+}
+
+/// What was received is not what was sent.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Damage(String);
+
+impl fmt::Display for Damage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl Output {
+    pub(super) fn new(json: bool) -> Self {
+        Output {
+            stdout: stdout(),
+            stderr: stderr(),
+            waiting: PerStream::default(),
+            seen: PerStream::default(),
+            json,
+            discarding: false,
+            ends_a_line: true,
+        }
+    }
+
+    /// Takes a piece of output: text, or base64.
+    pub(super) fn take(
+        &mut self,
+        stream: Stream,
+        content: (Option<&str>, Option<&str>),
+        end: u64,
+    ) -> Result<(), Damage> {
+        let decoded;
+        let bytes = match content {
+            (Some(text), None) => text.as_bytes(),
+            (None, Some(base64)) => {
+                decoded = STANDARD.decode(base64).map_err(|error| Damage(format!("base64 that is none: {error}")))?;
+                &decoded
+            }
+            _ => return Err(Damage("an output message without content".to_owned())),
+        };
+        let seen = self.seen.get_mut(stream);
+        seen.bytes += bytes.len() as u64;
+        seen.sha256.update(bytes);
+        if seen.bytes != end {
+            return Err(Damage(format!(
+                "{} bytes of {} arrived where the service had sent {end}",
+                seen.bytes,
+                stream.as_str()
+            )));
+        }
+        if !self.json && !self.discarding {
+            self.waiting.get_mut(stream).extend_from_slice(bytes);
+        }
+        self.ends_a_line = bytes.last() == Some(&b'\n');
+        Ok(())
+    }
+
+    /// Takes a message to be printed as it is.
+    pub(super) fn message(&mut self, text: &[u8]) {
+        if !self.discarding {
+            self.waiting.stdout.extend_from_slice(text);
+            self.waiting.stdout.push(b'\n');
+        }
+    }
+
+    /// Whether something waits to be written: nothing more is read from the service then.
+    pub(super) fn is_waiting(&self) -> bool {
+        !self.waiting.stdout.is_empty() || !self.waiting.stderr.is_empty()
+    }
+
+    /// Whether what was written last ended a line, so that a status line would not be mixed into it.
+    pub(super) fn ends_a_line(&self) -> bool {
+        self.ends_a_line
+    }
+
+    /// Writes what waits. May be dropped half-way and called again: what was handed over is remembered.
+    pub(super) async fn write(&mut self) -> io::Result<()> {
+        write_out(&mut self.stdout, &mut self.waiting.stdout).await?;
+        write_out(&mut self.stderr, &mut self.waiting.stderr).await
+    }
+
+    /// Nobody reads any more.
+    pub(super) fn discard(&mut self) {
+        self.discarding = true;
+        self.waiting = PerStream::default();
+    }
+
+    /// Writes the rest.
+    pub(super) async fn finish(&mut self) -> io::Result<()> {
+        self.write().await?;
+        self.stdout.flush().await?;
+        self.stderr.flush().await
+    }
+
+    /// Compares what was received with what the service counted and digested where it ran.
+    pub(super) fn check(&self, sent: &PerStream<(Option<u64>, Option<&str>)>) -> Result<(), Damage> {
+        for stream in Stream::BOTH {
+            let seen = self.seen.get(stream);
+            let (bytes, sha256) = sent.get(stream);
+            let name = stream.as_str();
+            if let Some(bytes) = bytes.filter(|bytes| *bytes != seen.bytes) {
+                return Err(Damage(format!("{} bytes of {name} arrived, the command wrote {bytes}", seen.bytes)));
+            }
+            let received = format!("{:x}", seen.sha256.clone().finalize());
+            if let Some(sha256) = sha256.filter(|sha256| *sha256 != received) {
+                return Err(Damage(format!("the SHA-256 of {name} is {received}, the command's was {sha256}")));
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn write_out(to: &mut (impl AsyncWriteExt + Unpin), waiting: &mut Vec<u8>) -> io::Result<()> {
+    if waiting.is_empty() {
+        return Ok(());
+    }
+    while !waiting.is_empty() {
+        let written = to.write(waiting).await?;
+        waiting.drain(..written);
+    }
+    to.flush().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sent<'a>(bytes: u64, sha256: &'a str) -> PerStream<(Option<u64>, Option<&'a str>)> {
+        PerStream { stdout: (Some(bytes), Some(sha256)), stderr: (None, None) }
+    }
+
+    #[test]
+    fn a_lost_or_changed_byte_is_damage() {
+        const HELLO: &str = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824";
+        let mut output = Output::new(true);
+        output.take(Stream::Stdout, (Some("hel"), None), 3).unwrap();
+        output.take(Stream::Stdout, (None, Some("bG8=")), 5).unwrap();
+        assert_eq!(output.check(&sent(5, HELLO)), Ok(()));
+        assert!(output.check(&sent(6, HELLO)).is_err());
+        assert!(output.check(&sent(5, &HELLO.replace('2', "3"))).is_err());
+        assert!(output.take(Stream::Stdout, (Some("x"), None), 7).is_err());
+        assert!(output.take(Stream::Stdout, (None, Some("!")), 7).is_err());
+    }
+}

@@ -1,0 +1,465 @@
+//! Settings: one table of them, read from flags and environment alike.
+//!
+//! Everything is parsed, every problem is reported, and only then is there a failure. The environment
+//! is reached through a [`Source`], so that tests never touch it. Secrets come from the environment or
+//! from a file, never from a flag: flags can be read by every user of the machine.
+
+use std::{
+    collections::BTreeMap,
+    fmt, fs,
+    net::{SocketAddr, ToSocketAddrs},
+    path::PathBuf,
+};
+
+use cc_executor_actors::protocol::{Limits, MAX_MESSAGE_TO_CLIENT};
+
+use crate::{
+    access::{Access, Secret},
+    backend::{
+        BackendConfig, THIS_BINARY,
+        executor::{Executors, OWN_PREFIX, inherited, service_environment},
+    },
+    logging::Format,
+};
+
+/// Where settings come from.
+pub trait Source {
+    /// The setting's value, if it is set and not empty.
+    fn get(&self, name: &str) -> Option<String>;
+}
+
+impl<S: Source + ?Sized> Source for &S {
+    fn get(&self, name: &str) -> Option<String> {
+        (**self).get(name)
+    }
+}
+
+impl Source for BTreeMap<String, String> {
+    fn get(&self, name: &str) -> Option<String> {
+        BTreeMap::get(self, name).filter(|value| !value.is_empty()).cloned()
+    }
+}
+
+/// The process's environment.
+#[derive(Clone, Copy, Debug)]
+pub struct Environment;
+
+impl Source for Environment {
+    fn get(&self, name: &str) -> Option<String> {
+        std::env::var(name).ok().filter(|value| !value.is_empty())
+    }
+}
+
+/// What the first knows not, the second may.
+#[derive(Clone, Debug)]
+pub struct Over<A, B>(pub A, pub B);
+
+impl<A: Source, B: Source> Source for Over<A, B> {
+    fn get(&self, name: &str) -> Option<String> {
+        self.0.get(name).or_else(|| self.1.get(name))
+    }
+}
+
+/// One setting.
+#[derive(Clone, Copy, Debug)]
+pub struct Setting {
+    /// Its name in the environment; the flag is made of it.
+    pub name: &'static str,
+    /// What stands for its value in the help; `None` for a flag without value.
+    pub value: Option<&'static str>,
+    /// What it does.
+    pub help: &'static str,
+    /// Whether only `serve` has it.
+    pub gateway_only: bool,
+}
+
+impl Setting {
+    /// The flag's name: `CC_EXECUTOR_MAX_SESSIONS` is `max-sessions`, `CLAUDE_API_URL` is `claude-api-url`.
+    pub fn flag(&self) -> String {
+        self.name.strip_prefix(OWN_PREFIX).unwrap_or(self.name).to_lowercase().replace('_', "-")
+    }
+}
+
+const fn setting(name: &'static str, value: &'static str, help: &'static str) -> Setting {
+    Setting { name, value: Some(value), help, gateway_only: false }
+}
+
+const fn of_gateway(name: &'static str, value: &'static str, help: &'static str) -> Setting {
+    Setting { name, value: Some(value), help, gateway_only: true }
+}
+
+/// All settings that have a flag.
+pub const SETTINGS: &[Setting] = &[
+    setting(
+        "CC_EXECUTOR_BIND",
+        "ADDRESS",
+        "address and port to listen on (serve: 127.0.0.1:8003, backend: 127.0.0.1:8000)",
+    ),
+    of_gateway("CLAUDE_API_URL", "URL", "the execution backend; without it one is started inside this process"),
+    setting("CC_EXECUTOR_DEFAULT_EXECUTOR", "NAME", "what runs a command that names no executor (shell)"),
+    setting("CC_EXECUTOR_EXECUTORS", "JSON", "more executors, such as {\"node\":[\"node\",\"-e\",\"{command}\"]}"),
+    setting(
+        "CC_EXECUTOR_PASS_ENV",
+        "NAMES",
+        "variables that commands inherit besides PATH, HOME, LANG and the like, with commas",
+    ),
+    setting("CC_EXECUTOR_MAX_EXECUTIONS", "N", "executions that run at a time (64)"),
+    setting("CC_EXECUTOR_MAX_TIMEOUT_MS", "MS", "the longest total time-out a client may ask for (86400000)"),
+    setting("CC_EXECUTOR_MAX_MESSAGE_BYTES", "BYTES", "the longest message from a client (1048576)"),
+    of_gateway("CC_EXECUTOR_MAX_SESSIONS", "N", "sessions at a time (1024)"),
+    of_gateway("CC_EXECUTOR_MAX_UNSENT_RESPONSES", "N", "responses that a client may leave unread (64)"),
+    setting(
+        "CC_EXECUTOR_ALLOWED_HOSTS",
+        "NAMES",
+        "names by which the service may be addressed without a token, with commas",
+    ),
+    setting("CC_EXECUTOR_ALLOWED_ORIGINS", "ORIGINS", "origins of web pages that may speak to it, with commas"),
+    Setting {
+        name: "CC_EXECUTOR_INSECURE_NO_AUTH",
+        value: None,
+        help: "listen beyond loopback without a token: whoever reaches the port can run commands",
+        gateway_only: false,
+    },
+];
+
+/// The secret that each role demands.
+pub const TOKEN: &str = "CC_EXECUTOR_TOKEN";
+
+/// The secret that a gateway sends to its backend, and that the backend then demands.
+pub const BACKEND_TOKEN: &str = "CC_EXECUTOR_BACKEND_TOKEN";
+
+/// How log lines are written.
+pub const LOG_FORMAT: &str = "LOG_FORMAT";
+
+/// Everything that is wrong with the settings, one line each.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Problems(pub Vec<String>);
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.join("\n").fmt(f)
+    }
+}
+
+/// Settings of the role `serve`.
+#[derive(Clone, Debug)]
+pub struct Serve {
+    /// Where to listen.
+    pub bind: SocketAddr,
+    /// Who may speak; the port is that of `bind`.
+    pub access: Access,
+    /// How many sessions there may be.
+    pub max_sessions: usize,
+    /// What clients may ask for.
+    pub limits: Limits,
+    /// Where commands run.
+    pub backend: Where,
+}
+
+/// Where commands run.
+#[derive(Clone, Debug)]
+pub enum Where {
+    /// In a backend inside this process.
+    Here(Box<BackendConfig>),
+    /// In the backend at this URL, which is sent this token.
+    There(String, Option<Secret>),
+}
+
+/// Settings of the role `backend`.
+#[derive(Clone, Debug)]
+pub struct Back {
+    /// Where to listen.
+    pub bind: SocketAddr,
+    /// Who may speak; the port is that of `bind`.
+    pub access: Access,
+    /// How commands run.
+    pub backend: BackendConfig,
+}
+
+/// Reads the settings of `serve`.
+pub fn serve(source: &impl Source) -> Result<Serve, Problems> {
+    let mut reader = Reader { source, problems: Vec::new() };
+    let token = reader.secret(TOKEN);
+    let (bind, access) = reader.door("127.0.0.1:8003", token);
+    let max_sessions = reader.number("CC_EXECUTOR_MAX_SESSIONS", 1_024, 1, 1_000_000);
+    let limits = reader.limits();
+    let backend = match source.get("CLAUDE_API_URL") {
+        None => Where::Here(Box::new(reader.backend())),
+        Some(url) => {
+            // Settings of a backend say nothing to one that runs elsewhere: better said than ignored.
+            for name in [
+                "CC_EXECUTOR_DEFAULT_EXECUTOR",
+                "CC_EXECUTOR_EXECUTORS",
+                "CC_EXECUTOR_PASS_ENV",
+                "CC_EXECUTOR_MAX_EXECUTIONS",
+            ] {
+                if source.get(name).is_some() {
+                    reader.problem(name, "belongs to the backend: set it there, not beside CLAUDE_API_URL");
+                }
+            }
+            Where::There(reader.backend_url(&url), reader.secret(BACKEND_TOKEN))
+        }
+    };
+    reader.finish(Serve { bind, access, max_sessions, limits, backend })
+}
+
+/// Reads the settings of `backend`.
+pub fn back(source: &impl Source) -> Result<Back, Problems> {
+    let mut reader = Reader { source, problems: Vec::new() };
+    let own = reader.secret(TOKEN);
+    let token = reader.secret(BACKEND_TOKEN).or(own);
+    let (bind, access) = reader.door("127.0.0.1:8000", token);
+    let backend = reader.backend();
+    reader.finish(Back { bind, access, backend })
+}
+
+/// Reads how log lines are written.
+pub fn log_format(source: &impl Source) -> Result<Format, Problems> {
+    match source.get(LOG_FORMAT) {
+        None => Ok(Format::default()),
+        Some(name) => Format::named(&name)
+            .ok_or_else(|| Problems(vec![format!("{LOG_FORMAT} must be text or json, not {name:?}")])),
+    }
+}
+
+/// Reads a secret: from the environment, or from the file that `…_FILE` names.
+pub fn secret(source: &impl Source, name: &str) -> Result<Option<Secret>, Problems> {
+    let mut reader = Reader { source, problems: Vec::new() };
+    let secret = reader.secret(name);
+    reader.finish(secret)
+}
+
+struct Reader<'a, S> {
+    source: &'a S,
+    problems: Vec<String>,
+}
+
+impl<S: Source> Reader<'_, S> {
+    fn finish<T>(self, value: T) -> Result<T, Problems> {
+        if self.problems.is_empty() { Ok(value) } else { Err(Problems(self.problems)) }
+    }
+
+    fn problem(&mut self, name: &str, text: impl fmt::Display) {
+        self.problems.push(format!("{name} {text}"));
+    }
+
+    fn door(&mut self, default: &str, token: Option<Secret>) -> (SocketAddr, Access) {
+        let name = "CC_EXECUTOR_BIND";
+        let text = self.source.get(name).unwrap_or_else(|| default.to_owned());
+        let bind = match text.to_socket_addrs().ok().and_then(|mut found| found.next()) {
+            Some(bind) => bind,
+            None => {
+                self.problem(name, format!("must be an address and a port such as {default}, not {text:?}"));
+                SocketAddr::from(([127, 0, 0, 1], 0))
+            }
+        };
+        let insecure = self.switch("CC_EXECUTOR_INSECURE_NO_AUTH");
+        if !bind.ip().is_loopback() && token.is_none() && !insecure {
+            self.problem(
+                name,
+                format!("is {text}, which others can reach, and there is no token: set {TOKEN} or {TOKEN}_FILE, or pass --insecure-no-auth"),
+            );
+        }
+        let access = Access {
+            token,
+            allowed_hosts: self.list("CC_EXECUTOR_ALLOWED_HOSTS"),
+            allowed_origins: self.list("CC_EXECUTOR_ALLOWED_ORIGINS"),
+            port: bind.port(),
+        };
+        (bind, access)
+    }
+
+    fn limits(&mut self) -> Limits {
+        let limits = Limits::default();
+        Limits {
+            message_bytes: self.message_bytes(),
+            unsent_responses: self.number("CC_EXECUTOR_MAX_UNSENT_RESPONSES", limits.unsent_responses, 1, 65_536),
+            timeout_ms: self.timeout_ms(),
+            ..limits
+        }
+    }
+
+    fn message_bytes(&mut self) -> usize {
+        self.number("CC_EXECUTOR_MAX_MESSAGE_BYTES", 1 << 20, 1_024, 16 * MAX_MESSAGE_TO_CLIENT)
+    }
+
+    fn timeout_ms(&mut self) -> u64 {
+        self.number("CC_EXECUTOR_MAX_TIMEOUT_MS", Limits::default().timeout_ms, 1, 1 << 40)
+    }
+
+    fn backend(&mut self) -> BackendConfig {
+        let added = self.executors();
+        let default = self.source.get("CC_EXECUTOR_DEFAULT_EXECUTOR").unwrap_or_else(|| "shell".to_owned());
+        let pass = self.list("CC_EXECUTOR_PASS_ENV");
+        if let Some(own) = pass.iter().find(|name| name.starts_with(OWN_PREFIX)) {
+            self.problem(
+                "CC_EXECUTOR_PASS_ENV",
+                format!("names {own}: a command never gets the service's own settings"),
+            );
+        }
+        let inherited = inherited(service_environment(), &pass);
+        let executors = Executors::new(added, &default, inherited.clone()).or_else(|problem| {
+            self.problem("CC_EXECUTOR_DEFAULT_EXECUTOR", format!("is {default:?}, but {problem}"));
+            Executors::new(BTreeMap::new(), "shell", inherited)
+        });
+        BackendConfig {
+            executors: executors.expect("there is always a shell"),
+            max_executions: self.number("CC_EXECUTOR_MAX_EXECUTIONS", 64, 1, 100_000),
+            max_timeout_ms: self.timeout_ms(),
+            max_message_bytes: self.message_bytes(),
+            keeper: PathBuf::from(THIS_BINARY),
+        }
+    }
+
+    fn executors(&mut self) -> BTreeMap<String, Vec<String>> {
+        let name = "CC_EXECUTOR_EXECUTORS";
+        let Some(text) = self.source.get(name) else { return BTreeMap::new() };
+        match serde_json::from_str::<BTreeMap<String, Vec<String>>>(&text) {
+            Ok(executors) => {
+                for (executor, _) in executors.iter().filter(|(_, argv)| argv.first().is_none_or(String::is_empty)) {
+                    self.problem(name, format!("gives the executor {executor:?} no program"));
+                }
+                executors
+            }
+            Err(error) => {
+                self.problem(name, format!("must be a JSON object of argument lists: {error}"));
+                BTreeMap::new()
+            }
+        }
+    }
+
+    fn backend_url(&mut self, url: &str) -> String {
+        let authority = url.strip_prefix("http://").map(|rest| rest.trim_end_matches('/'));
+        let plain =
+            authority.is_some_and(|authority| !authority.is_empty() && !authority.contains(['/', '@', '?', '#', ' ']));
+        if !plain {
+            self.problem("CLAUDE_API_URL", format!("must be like http://claude-api:8000, not {url:?}"));
+        }
+        url.trim_end_matches('/').to_owned()
+    }
+
+    fn secret(&mut self, name: &str) -> Option<Secret> {
+        let file = format!("{name}_FILE");
+        let text = match (self.source.get(name), self.source.get(&file)) {
+            (Some(_), Some(_)) => {
+                self.problem(name, format!("and {file} are both set: which one is meant?"));
+                return None;
+            }
+            (Some(text), None) => text,
+            (None, Some(path)) => match fs::read_to_string(&path) {
+                Ok(text) => text.trim_end_matches(['\r', '\n']).to_owned(),
+                Err(error) => {
+                    self.problem(&file, format!("names {path:?}, which cannot be read: {error}"));
+                    return None;
+                }
+            },
+            (None, None) => return None,
+        };
+        if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+            self.problem(name, "must be printable ASCII without spaces, and not empty");
+            return None;
+        }
+        Some(Secret::new(text))
+    }
+
+    fn number<T>(&mut self, name: &str, default: T, low: T, high: T) -> T
+    where
+        T: std::str::FromStr + PartialOrd + fmt::Display + Copy,
+    {
+        let Some(text) = self.source.get(name) else { return default };
+        match text.parse() {
+            Ok(number) if number >= low && number <= high => number,
+            _ => {
+                self.problem(name, format!("must be a whole number from {low} to {high}, not {text:?}"));
+                default
+            }
+        }
+    }
+
+    fn switch(&mut self, name: &str) -> bool {
+        match self.source.get(name).as_deref() {
+            None | Some("0" | "false") => false,
+            Some("1" | "true") => true,
+            Some(other) => {
+                let other = other.to_owned();
+                self.problem(name, format!("must be true or false, not {other:?}"));
+                false
+            }
+        }
+    }
+
+    fn list(&self, name: &str) -> Vec<String> {
+        let text = self.source.get(name).unwrap_or_default();
+        text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(str::to_owned).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn source(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn nothing_set_is_a_loopback_service_with_its_own_backend() {
+        let serve = serve(&source(&[])).unwrap();
+        assert_eq!(serve.bind.to_string(), "127.0.0.1:8003");
+        assert!(serve.access.token.is_none() && matches!(serve.backend, Where::Here(_)));
+        assert_eq!(back(&source(&[])).unwrap().bind.to_string(), "127.0.0.1:8000");
+    }
+
+    #[test]
+    fn all_problems_are_reported_together() {
+        let Problems(problems) = serve(&source(&[
+            ("CC_EXECUTOR_BIND", "0.0.0.0:8003"),
+            ("CC_EXECUTOR_MAX_SESSIONS", "many"),
+            ("CC_EXECUTOR_EXECUTORS", "{\"x\":[]}"),
+            ("CC_EXECUTOR_DEFAULT_EXECUTOR", "y"),
+            ("CC_EXECUTOR_PASS_ENV", "A,CC_EXECUTOR_TOKEN"),
+        ]))
+        .unwrap_err();
+        assert_eq!(problems.len(), 5, "{problems:#?}");
+        for (problem, name) in
+            problems.iter().zip(["BIND", "MAX_SESSIONS", "EXECUTORS", "PASS_ENV", "DEFAULT_EXECUTOR"])
+        {
+            assert!(problem.contains(name), "{problem}");
+        }
+    }
+
+    #[test]
+    fn beyond_loopback_a_token_or_the_insecure_switch_is_needed() {
+        let open = ("CC_EXECUTOR_BIND", "0.0.0.0:1");
+        assert!(serve(&source(&[open])).is_err());
+        assert!(back(&source(&[open])).is_err());
+        assert!(serve(&source(&[open, (TOKEN, "t")])).is_ok());
+        assert!(back(&source(&[open, (BACKEND_TOKEN, "t")])).is_ok());
+        assert!(serve(&source(&[open, ("CC_EXECUTOR_INSECURE_NO_AUTH", "true")])).is_ok());
+        assert!(serve(&source(&[("CC_EXECUTOR_BIND", "[::1]:1")])).is_ok());
+    }
+
+    #[test]
+    fn a_token_is_one_word_and_is_not_printed() {
+        for bad in ["a b", "\u{e9}", "a\nb"] {
+            assert!(serve(&source(&[(TOKEN, bad)])).is_err(), "{bad:?}");
+        }
+        let printed = format!("{:?}", serve(&source(&[(TOKEN, "hush")])).unwrap());
+        assert!(!printed.contains("hush"));
+    }
+
+    #[test]
+    fn a_backend_url_is_a_plain_one() {
+        for (url, fine) in [
+            ("http://claude-api:8000", true),
+            ("http://127.0.0.1:1/", true),
+            ("https://claude-api", false),
+            ("claude-api:8000", false),
+            ("http://", false),
+            ("http://user:secret@host", false),
+            ("http://host/path", false),
+        ] {
+            assert_eq!(serve(&source(&[("CLAUDE_API_URL", url)])).is_ok(), fine, "{url}");
+        }
+    }
+}

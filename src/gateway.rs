@@ -1,0 +1,100 @@
+//! The role `serve`: WebSocket sessions in front of an execution backend.
+//!
+//! [`routes`] has the HTTP around it, [`ws`] makes a session of an upgraded connection, [`incoming`]
+//! reads a client's frames, [`socket`] makes sure that a closed session's descriptor comes back.
+
+pub mod incoming;
+pub mod routes;
+pub mod socket;
+pub mod ws;
+
+use std::{io, net::TcpListener, time::Duration};
+
+use actix::{Actor, Addr};
+use actix_web::{App, HttpServer, dev::Server, middleware::from_fn, web};
+use cc_executor_actors::{
+    backend::{Backend, Known},
+    protocol::Limits,
+    session::Surroundings,
+    supervisor::Supervisor,
+};
+use log::{info, warn};
+
+use crate::access::{Access, Secret, guard};
+
+/// How often the backend is asked how it is.
+const BACKEND_CADENCE: Duration = Duration::from_secs(2);
+
+/// How often while it has not answered yet: a session that opens then does not know its executors.
+const BACKEND_FIRST_CADENCE: Duration = Duration::from_millis(100);
+
+/// Bytes of output that may wait for a client in user space.
+const WRITE_BUFFER: usize = 256 * 1024;
+
+/// What a gateway needs to know.
+#[derive(Clone, Debug)]
+pub struct GatewayConfig {
+    /// Where the backend is, such as `http://127.0.0.1:8000`.
+    pub backend_url: String,
+    /// What is sent to it.
+    pub backend_token: Option<Secret>,
+    /// How many sessions there may be at a time.
+    pub max_sessions: usize,
+    /// What clients may ask for.
+    pub limits: Limits,
+}
+
+impl GatewayConfig {
+    fn backend(&self, known: Known) -> Backend {
+        let token = self.backend_token.as_ref().map(|token| token.reveal().to_owned());
+        Backend::new(&self.backend_url, token, known)
+    }
+}
+
+/// Serves on a bound listener until stopped. Must be called inside an actix system.
+pub fn serve(listener: TcpListener, config: GatewayConfig, access: Access) -> io::Result<(Server, Addr<Supervisor>)> {
+    let supervisor = Supervisor::new(config.max_sessions).start();
+    let known = Known::default();
+    actix_web::rt::spawn(watch_backend(config.backend(known.clone())));
+    let for_workers = supervisor.clone();
+    let access = web::Data::new(access);
+    let server = HttpServer::new(move || {
+        // One for each worker thread: an awc client does not leave its own.
+        let around = Surroundings {
+            supervisor: for_workers.clone(),
+            backend: config.backend(known.clone()),
+            limits: config.limits,
+        };
+        App::new()
+            .app_data(web::Data::new(around))
+            .app_data(access.clone())
+            .wrap(from_fn(guard))
+            .configure(routes::configure)
+    })
+    .on_connect(socket::keep)
+    .tcp_nodelay(true)
+    .h1_allow_half_closed(false)
+    .h1_write_buffer_size(WRITE_BUFFER)
+    .disable_signals()
+    .listen(listener)?
+    .run();
+    Ok((server, supervisor))
+}
+
+/// Asks the backend how it is, for as long as the gateway lives, and says when that changes.
+async fn watch_backend(backend: Backend) {
+    let mut reachable = None;
+    loop {
+        let described = backend.describe().await;
+        let now = described.is_ok();
+        if reachable != Some(now) {
+            match described {
+                Ok(kind) => info!(event = "backend.up", executors:serde = kind.executors(); "the backend answers"),
+                Err(error) => warn!(event = "backend.down"; "the backend does not answer: {error}"),
+            }
+            reachable = Some(now);
+        }
+        let cadence = if backend.known().is_some() { BACKEND_CADENCE } else { BACKEND_FIRST_CADENCE };
+        actix_web::rt::time::sleep(cadence).await;
+    }
+}

@@ -1,0 +1,65 @@
+//! The gateway's HTTP routes besides the WebSocket.
+
+use actix_web::{HttpRequest, HttpResponse, web};
+use cc_executor_actors::{
+    protocol::{
+        notify::Server,
+        rpc::{ErrorObject, code},
+    },
+    session::Surroundings,
+    supervisor::Count,
+};
+use serde_json::json;
+
+use super::ws;
+
+/// Adds the routes to a service.
+pub fn configure(service: &mut web::ServiceConfig) {
+    service
+        .route("/ws/mcp", web::get().to(ws::upgrade))
+        .route("/health", web::get().to(health))
+        .route("/ready", web::get().to(ready))
+        .default_service(web::to(nothing_here));
+}
+
+/// The process lives.
+async fn health(around: web::Data<Surroundings>) -> HttpResponse {
+    match around.supervisor.send(Count).await {
+        Ok(census) => HttpResponse::Ok().json(json!({
+            "server": Server::THIS.name,
+            "version": Server::THIS.version,
+            "role": "gateway",
+            "sessions": census.n_sessions,
+            "executions": census.n_executions,
+        })),
+        Err(_) => {
+            HttpResponse::InternalServerError().json(ErrorObject::new(code::INTERNAL, "the supervisor does not answer"))
+        }
+    }
+}
+
+/// It accepts work, and the backend does.
+async fn ready(around: web::Data<Surroundings>) -> HttpResponse {
+    let not_ready = |reason: &str, message: String| {
+        HttpResponse::ServiceUnavailable().json(json!({ "ready": false, "reason": reason, "message": message }))
+    };
+    match around.supervisor.send(Count).await {
+        Ok(census) if census.draining => return not_ready("draining", "the service is shutting down".to_owned()),
+        Ok(census) if census.n_sessions >= census.max_sessions => {
+            return not_ready("full", format!("all {} sessions are taken", census.max_sessions));
+        }
+        Ok(_) => {}
+        Err(_) => return not_ready("draining", "the supervisor does not answer".to_owned()),
+    }
+    let was_known = around.backend.known().is_some();
+    match around.backend.ready().await {
+        Ok(()) => HttpResponse::Ok().json(json!({ "ready": true })),
+        Err(error) => not_ready(if was_known { "backend" } else { "starting" }, error.to_string()),
+    }
+}
+
+async fn nothing_here(request: HttpRequest) -> HttpResponse {
+    let message =
+        format!("there is no {} {} here: a session is opened with GET /ws/mcp", request.method(), request.path());
+    HttpResponse::NotFound().json(ErrorObject::new(code::METHOD, message))
+}
