@@ -201,6 +201,7 @@ impl Session {
     where
         F: Future<Output = Result<Result<Status, ErrorObject>, actix::MailboxError>> + 'static,
     {
+        // Phase asks only while it holds an execution, and so does this.
         let Some(child) = &self.child else { return };
         let execution_id = child.id;
         let answer = ask(child.execution.clone());
@@ -209,7 +210,7 @@ impl Session {
                 Ok(answer) => answer.map(|status| json!({ "executionId": execution_id, "status": status })),
                 Err(_) => Err(ErrorObject::new(code::NOT_RUNNING, "it has just ended")),
             };
-            session.on(Event::Answered(Answered { id, execution_id, outcome }), ctx);
+            session.on(Event::Answered(Answered { id, execution_id, own: true, outcome }), ctx);
         }));
     }
 
@@ -217,7 +218,7 @@ impl Session {
         let supervisor = self.place.as_ref().map(|place| place.supervisor().clone());
         let answer = elsewhere(self.backend.clone(), supervisor, execution_id, what);
         ctx.spawn(answer.into_actor(self).map(move |outcome, session, ctx| {
-            session.on(Event::Answered(Answered { id, execution_id, outcome }), ctx);
+            session.on(Event::Answered(Answered { id, execution_id, own: false, outcome }), ctx);
         }));
     }
 

@@ -100,6 +100,8 @@ pub struct Answered {
     pub id: Option<Id>,
     /// Which execution it was about.
     pub execution_id: ExecutionId,
+    /// Whether it was an ask of the session's own execution.
+    pub own: bool,
     /// What came of it.
     pub outcome: Result<Value, ErrorObject>,
 }
@@ -224,6 +226,10 @@ struct Hold {
     id: ExecutionId,
     execute: Box<Execute>,
     stage: Stage,
+    /// Asks that are not answered yet.
+    n_asked: usize,
+    /// How it ended, while an answer is still owed: the end is said after the answers that led to it.
+    ending: Option<Ending>,
 }
 
 #[derive(Debug)]
@@ -271,10 +277,7 @@ impl Open {
                 }
                 None
             }
-            Event::Answered(Answered { id, execution_id, outcome }) => {
-                said.reply(id, Some(execution_id), outcome);
-                None
-            }
+            Event::Answered(answered) => self.on_answered(answered, &mut said),
             Event::Heartbeat { held_back } => {
                 said.say.extend(self.progress(now, held_back).map(Words::Heartbeat));
                 None
@@ -334,29 +337,51 @@ impl Open {
         }
         let execution_id = asked.unwrap_or_else(ExecutionId::random);
         said.asks.push(Ask::Start(execution_id, execute.clone()));
-        self.hold = Some(Hold { id: execution_id, execute, stage: Stage::Starting { answer: id } });
+        self.hold =
+            Some(Hold { id: execution_id, execute, stage: Stage::Starting { answer: id }, n_asked: 0, ending: None });
     }
 
     fn on_control(&mut self, id: Option<Id>, control: &Control, said: &mut Said) {
-        match (&self.hold, control.execution_id) {
-            (Some(hold), asked) if asked.is_none_or(|asked| asked == hold.id) => match (&control.kind, &hold.stage) {
-                (ControlKind::Cancel { grace_ms }, _) => said.asks.push(Ask::Cancel { id, grace_ms: *grace_ms }),
-                (ControlKind::Signal(signal), Stage::Running(_)) => said.asks.push(Ask::Signal(id, *signal)),
+        let asked = control.execution_id;
+        match self.hold.as_mut().filter(|hold| asked.is_none_or(|asked| asked == hold.id)) {
+            Some(hold) => match (&control.kind, &hold.stage) {
+                (ControlKind::Cancel { grace_ms }, _) => {
+                    hold.n_asked += 1;
+                    said.asks.push(Ask::Cancel { id, grace_ms: *grace_ms });
+                }
+                (ControlKind::Signal(signal), Stage::Running(_)) => {
+                    hold.n_asked += 1;
+                    said.asks.push(Ask::Signal(id, *signal));
+                }
                 (ControlKind::Signal(_), Stage::Starting { .. }) => {
                     let error =
                         ErrorObject::new(code::NOT_RUNNING, "it has not started yet: there is nobody to signal");
                     said.reply(id, Some(hold.id), Err(error));
                 }
             },
-            (_, Some(asked)) => {
-                let what = match control.kind {
-                    ControlKind::Cancel { grace_ms } => Elsewhere::Cancel { grace_ms },
-                    ControlKind::Signal(signal) => Elsewhere::Signal(signal),
-                };
-                said.asks.push(Ask::Elsewhere(id, asked, what));
-            }
-            (_, None) => said.reply(id, None, Err(nothing_runs())),
+            None => match asked {
+                Some(asked) => {
+                    let what = match control.kind {
+                        ControlKind::Cancel { grace_ms } => Elsewhere::Cancel { grace_ms },
+                        ControlKind::Signal(signal) => Elsewhere::Signal(signal),
+                    };
+                    said.asks.push(Ask::Elsewhere(id, asked, what));
+                }
+                None => said.reply(id, None, Err(nothing_runs())),
+            },
         }
+    }
+
+    fn on_answered(&mut self, answered: Answered, said: &mut Said) -> Option<Then> {
+        let Answered { id, execution_id, own, outcome } = answered;
+        said.reply(id, Some(execution_id), outcome);
+        let hold = self.hold.as_mut().filter(|hold| own && hold.id == execution_id)?;
+        hold.n_asked = hold.n_asked.saturating_sub(1);
+        if hold.n_asked > 0 {
+            return None;
+        }
+        let ending = hold.ending.take()?;
+        self.on_exited(ending, said)
     }
 
     fn on_status(&mut self, id: Option<Id>, asked: Option<ExecutionId>, now: Instant, said: &mut Said) {
@@ -411,13 +436,17 @@ impl Open {
                 }
                 return None;
             }
-            Fact::Exited(ending) => self.on_exited(ending, said),
+            Fact::Exited(ending) if hold.n_asked > 0 => {
+                hold.ending = Some(ending);
+                return None;
+            }
+            Fact::Exited(ending) => return self.on_exited(ending, said),
         }
         self.draining.then(|| Then::Close(going_away()))
     }
 
-    fn on_exited(&mut self, ending: Ending, said: &mut Said) {
-        let Some(hold) = self.hold.take() else { return };
+    fn on_exited(&mut self, ending: Ending, said: &mut Said) -> Option<Then> {
+        let hold = self.hold.take()?;
         if let Stage::Starting { answer } = hold.stage {
             said.reply(answer, Some(hold.id), Ok(started(hold.id, "failed")));
         }
@@ -430,6 +459,7 @@ impl Open {
         said.say.push(Words::Message(Message::Ended(ended.clone())));
         said.asks.push(Ask::Release);
         self.newest = Some(ended);
+        self.draining.then(|| Then::Close(going_away()))
     }
 
     fn on_drain(&mut self, said: &mut Said) -> Option<Then> {

@@ -1,0 +1,183 @@
+//! However an execution is given up, its processes are gone: the leader, its children, and those who
+//! left its process group.
+
+use std::{
+    process::Stdio,
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+
+use crate::common::{
+    PATIENCE,
+    procs,
+    service::{Service, kill},
+    wait_until,
+};
+
+/// How often each way is tried.
+const ROUNDS: usize = 100;
+
+/// A leader, a child, a grandchild, and one in a session of its own.
+fn tree(mark: &str) -> String {
+    format!("sleep {mark} & (sleep {mark} & wait) & setsid sleep {mark} & exec sleep {mark}")
+}
+
+const TREE: usize = 4;
+
+/// Tries a way a hundred times, some at once.
+fn hundred_times(way: impl Fn(&str) + Sync) {
+    std::thread::scope(|scope| {
+        for lane in 0..5 {
+            let way = &way;
+            scope.spawn(move || {
+                for round in 0..ROUNDS / 5 {
+                    let mark = procs::mark();
+                    way(&mark);
+                    let at = Instant::now();
+                    procs::wait_for(&mark, 0, Duration::from_secs(1));
+                    assert!(at.elapsed() < Duration::from_secs(1), "lane {lane}, round {round}");
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn cancel_ends_the_tree_and_proves_it() {
+    let service = Service::start();
+    hundred_times(|mark| {
+        let mut client = service.connect();
+        client.execute(json!({ "command": tree(mark) }));
+        procs::wait_for(mark, TREE, PATIENCE);
+        let answer = client.call("control", json!({ "type": "CANCEL" })).unwrap();
+        assert_eq!(answer["status"], "CANCELLING");
+        let story = client.story();
+        assert_eq!((story.end["status"].as_str(), story.end["reason"].as_str()), (Some("CANCELLED"), Some("canceled")));
+        assert_eq!(story.end["cancel"]["verified"], true, "{}", story.end);
+        assert_eq!(story.end["cancel"]["survivors"], 0);
+        assert!(procs::with_argument(mark).is_empty(), "gone before it is said");
+        client.close();
+    });
+}
+
+#[test]
+fn closing_the_socket_ends_the_tree() {
+    let service = Service::start();
+    hundred_times(|mark| {
+        let mut client = service.connect();
+        client.execute(json!({ "command": tree(mark) }));
+        procs::wait_for(mark, TREE, PATIENCE);
+        client.vanish();
+    });
+}
+
+#[test]
+fn ctrl_c_in_run_ends_the_tree() {
+    let service = Service::start();
+    hundred_times(|mark| {
+        let mut run = service.run_command(&["--", &tree(mark)]).stderr(Stdio::null()).spawn().unwrap();
+        procs::wait_for(mark, TREE, PATIENCE);
+        kill(run.id(), "INT");
+        assert_eq!(run.wait().unwrap().code(), Some(130));
+    });
+}
+
+#[test]
+fn killing_the_client_ends_the_tree() {
+    let service = Service::start();
+    hundred_times(|mark| {
+        let mut run = service.run_command(&["--", &tree(mark)]).stderr(Stdio::null()).spawn().unwrap();
+        procs::wait_for(mark, TREE, PATIENCE);
+        run.kill().unwrap();
+        run.wait().unwrap();
+    });
+}
+
+#[test]
+fn one_that_ignores_term_is_killed_after_the_grace() {
+    let service = Service::start();
+    let mark = procs::mark();
+    let mut client = service.connect();
+    client.execute(json!({ "command": format!("trap '' TERM; setsid sleep {mark} & while :; do sleep {mark}; done") }));
+    procs::wait_for(&mark, 2, PATIENCE);
+    let at = Instant::now();
+    client.call("control", json!({ "type": "CANCEL", "graceMs": 300 })).unwrap();
+    let story = client.story();
+    assert!(at.elapsed() >= Duration::from_millis(300) && at.elapsed() < Duration::from_millis(1_300), "{:?}", at.elapsed());
+    let cancel = &story.end["cancel"];
+    assert_eq!((cancel["verified"].as_bool(), cancel["escalated"].as_bool(), cancel["graceMs"].as_u64()), (Some(true), Some(true), Some(300)));
+    assert_eq!(story.statuses, ["CANCELLING", "CANCELLED"]);
+    assert!(procs::with_argument(&mark).is_empty());
+}
+
+#[test]
+fn asked_again_a_shorter_grace_takes_effect() {
+    let service = Service::start();
+    let mark = procs::mark();
+    let mut client = service.connect();
+    client.execute(json!({ "command": format!("trap '' TERM; while :; do sleep {mark}; done") }));
+    procs::wait_for(&mark, 1, PATIENCE);
+    client.call("control", json!({ "type": "CANCEL", "graceMs": 60_000 })).unwrap();
+    let at = Instant::now();
+    client.call("control", json!({ "type": "CANCEL", "graceMs": 0 })).unwrap();
+    assert_eq!(client.story().end["status"], "CANCELLED");
+    assert!(at.elapsed() < PATIENCE);
+}
+
+#[test]
+fn what_the_command_leaves_behind_is_read_then_ended_and_counted() {
+    let service = Service::start();
+    let mark = procs::mark();
+    let mut client = service.connect();
+    let command = format!("(sleep 0.3; echo late; exec sleep {mark}) & setsid sleep {mark} >/dev/null 2>&1 & echo first");
+    let story = client.run(json!({ "command": command }));
+    assert_eq!(String::from_utf8_lossy(&story.stdout), "first\nlate\n");
+    assert_eq!((story.end["status"].as_str(), story.end["exit_code"].as_i64()), (Some("COMPLETED"), Some(0)));
+    assert_eq!(story.end["leftovers"], 2, "{}", story.end);
+    assert!(procs::with_argument(&mark).is_empty());
+}
+
+#[test]
+fn a_signal_reaches_the_group() {
+    let service = Service::start();
+    let mut client = service.connect();
+    client.execute(json!({ "command": "trap 'echo caught; exit 7' USR1; echo ready; while :; do sleep 0.01; done" }));
+    client.notification("output");
+    client.call("control", json!({ "type": "SIGNAL", "signal": "SIGUSR1" })).unwrap();
+    let story = client.story();
+    assert_eq!((story.stdout.as_slice(), story.end["exit_code"].as_i64()), (&b"caught\n"[..], Some(7)));
+    let late = client.call("control", json!({ "type": "SIGNAL", "signal": "SIGUSR1" })).unwrap_err();
+    assert_eq!(late["code"], -32003);
+}
+
+#[test]
+fn a_timeout_is_a_failure_however_the_command_takes_it() {
+    let service = Service::start();
+    let mut client = service.connect();
+    let story = client.run(json!({ "command": "trap 'exit 0' TERM; while :; do sleep 0.01; done", "timeoutMs": 200 }));
+    assert_eq!((story.end["status"].as_str(), story.end["reason"].as_str()), (Some("FAILED"), Some("timeout")));
+    assert_eq!(story.errors[0]["code"], -32012);
+    assert_eq!(story.end["cancel"]["verified"], true);
+}
+
+#[test]
+fn another_session_may_cancel_and_ask_by_id() {
+    let backend = Service::backend();
+    let (here, there) = (Service::gateway(&backend.url()), Service::gateway(&backend.url()));
+    for other in [&here, &there] {
+        other.wait_for_event("backend.up", 1);
+        let mut owner = here.connect();
+        let id = owner.execute(json!({ "command": "sleep 1000" }));
+        let mut stranger = other.connect();
+        let status = stranger.call("status", json!({ "executionId": id })).unwrap();
+        assert_eq!((status["executionId"].as_str(), status["status"].as_str()), (Some(id.as_str()), Some("RUNNING")));
+        let answer = stranger.call("control", json!({ "type": "CANCEL", "executionId": id })).unwrap();
+        assert_eq!(answer["status"], "CANCELLING");
+        assert_eq!(owner.story().end["reason"], "canceled");
+        let ended = |status: &Value| status["status"] == "CANCELLED";
+        wait_until("the end is known", PATIENCE, || ended(&stranger.call("status", json!({ "executionId": id })).unwrap()));
+        let unknown = stranger.call("status", json!({ "executionId": "00000000-0000-4000-8000-000000000000" })).unwrap_err();
+        assert_eq!(unknown["code"], -32006);
+    }
+}

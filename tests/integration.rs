@@ -1,0 +1,10 @@
+//! All integration tests, in one binary. Each module is a boundary of the service.
+//!
+//! They use real processes, real HTTP and real sockets on ports that the system chooses. Nothing waits
+//! for time to pass: each wait is for a fact, with a bound.
+#![forbid(unsafe_code)]
+
+mod common;
+
+mod cancel;
+mod run;

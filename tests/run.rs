@@ -1,0 +1,174 @@
+//! `cc-executor run`: what a person types, and what a script gets.
+
+use std::{fs, io::Read, process::Stdio, time::{Duration, Instant}};
+
+use serde_json::{Value, json};
+
+use crate::common::{
+    PATIENCE,
+    procs,
+    service::{Service, binary, kill, text_and_code},
+    wait_until,
+};
+
+#[test]
+fn the_output_and_the_exit_code_are_the_commands_own() {
+    let service = Service::start();
+    let result = service.run(&["--", "python3 -c \"print(\\\"RESULT:::\\\" + str(24 * 7))\""]);
+    assert_eq!(text_and_code(&result), ("RESULT:::168\n".to_owned(), 0));
+
+    let apart = service.run(&["--", "echo out; echo err >&2; exit 3"]);
+    assert_eq!(text_and_code(&apart), ("out\n".to_owned(), 3));
+    assert_eq!(apart.stderr, b"err\n");
+
+    assert_eq!(text_and_code(&service.run(&["--", "kill -9 $$"])), (String::new(), 137));
+    assert_eq!(text_and_code(&service.run(&["--", "printf", "%s-", "a", "b"])), ("a-b-".to_owned(), 0), "words are joined");
+    assert_eq!(text_and_code(&service.run(&["--executor", "python", "--", "print(42 * 17)"])), ("714\n".to_owned(), 0));
+    assert_eq!(text_and_code(&service.run(&["--cwd", "/tmp", "--", "pwd"])), ("/tmp\n".to_owned(), 0));
+    assert_eq!(text_and_code(&service.run(&["--", "cat; echo after"])), ("after\n".to_owned(), 0), "standard input is at its end");
+}
+
+#[test]
+fn every_other_ending_has_a_code_of_its_own() {
+    let service = Service::with(
+        &["serve", "--executors", r#"{"gone":["/no/such/program"],"plain":["/etc/passwd"]}"#, "--max-executions", "1"],
+        &[],
+    );
+    let code = |arguments: &[&str]| {
+        let output = service.run(arguments);
+        assert!(output.status.success() || !output.stderr.is_empty(), "{arguments:?} says why");
+        text_and_code(&output).1
+    };
+    assert_eq!(code(&["--timeout", "0.2", "--", "sleep 30"]), 124);
+    assert_eq!(code(&["--executor", "gone", "--", "x"]), 127);
+    assert_eq!(code(&["--executor", "plain", "--", "x"]), 126);
+    assert_eq!(code(&["--cwd", "/no/such/directory", "--", "x"]), 126);
+    assert_eq!(code(&["--executor", "none", "--", "x"]), 64);
+    assert_eq!(code(&["--timeout", "99999999", "--", "x"]), 64, "over the service's limit");
+
+    let mut client = service.connect();
+    client.execute(json!({ "command": "sleep 30" }));
+    assert_eq!(code(&["--", "true"]), 75, "all executions are taken");
+    client.vanish();
+
+    let mut nobody = binary();
+    let output = nobody.args(["run", "--url", "ws://127.0.0.1:1", "--", "true"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(69));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("cc-executor serve"), "it says what to do");
+}
+
+#[test]
+fn a_token_is_needed_where_there_is_one() {
+    let service = Service::with(&["serve"], &[("CC_EXECUTOR_TOKEN", "open-sesame")]);
+    assert_eq!(text_and_code(&service.run(&["--", "true"])).1, 77);
+    let with = |name: &str, value: &str| service.run_command(&["--", "echo in"]).env(name, value).output().unwrap();
+    assert_eq!(text_and_code(&with("CC_EXECUTOR_TOKEN", "wrong")).1, 77);
+    assert_eq!(text_and_code(&with("CC_EXECUTOR_TOKEN", "open-sesame")), ("in\n".to_owned(), 0));
+    let file = std::env::temp_dir().join(format!("cc-executor-token-{}", std::process::id()));
+    fs::write(&file, "open-sesame\n").unwrap();
+    assert_eq!(text_and_code(&with("CC_EXECUTOR_TOKEN_FILE", file.to_str().unwrap())), ("in\n".to_owned(), 0));
+    fs::remove_file(file).unwrap();
+}
+
+#[test]
+fn ctrl_c_cancels_and_once_more_leaves_at_once() {
+    let service = Service::start();
+    let mark = procs::mark();
+    let interrupt = |command: &str| {
+        let mut run = service.run_command(&["--", command]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut ready = [0; 6];
+        run.stdout.as_mut().unwrap().read_exact(&mut ready).unwrap();
+        kill(run.id(), "INT");
+        run
+    };
+    let mut polite = interrupt(&format!("echo ready; exec sleep {mark}"));
+    assert_eq!(polite.wait().unwrap().code(), Some(130));
+    assert!(procs::with_argument(&mark).is_empty(), "the process is gone before run says so");
+
+    let mut stubborn = interrupt(&format!("trap '' TERM; echo ready; sleep {mark}; sleep {mark}"));
+    let mut said = [0; 12];
+    stubborn.stderr.as_mut().unwrap().read_exact(&mut said).unwrap();
+    let at = Instant::now();
+    kill(stubborn.id(), "INT");
+    assert_eq!(stubborn.wait().unwrap().code(), Some(130));
+    assert!(at.elapsed() < Duration::from_secs(2), "the second one does not wait for the grace");
+    procs::wait_for(&mark, 0, PATIENCE);
+}
+
+#[test]
+fn a_reader_that_leaves_cancels_the_command() {
+    let service = Service::start();
+    let mark = procs::mark();
+    let command = format!("sleep {mark} & while echo line; do :; done");
+    let mut run = service.run_command(&["--", &command]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut line = [0; 5];
+    let mut stdout = run.stdout.take().unwrap();
+    stdout.read_exact(&mut line).unwrap();
+    drop(stdout);
+    assert_eq!(run.wait().unwrap().code(), Some(141));
+    procs::wait_for(&mark, 0, Duration::from_secs(1));
+}
+
+#[test]
+fn json_prints_what_the_service_said() {
+    let service = Service::start();
+    let (text, code) = text_and_code(&service.run(&["--json", "--", "echo hi; exit 2"]));
+    let said: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let methods: Vec<_> = said.iter().map(|message| message["method"].as_str().unwrap_or("response")).collect();
+    assert_eq!(methods, ["connected", "response", "statusUpdate", "output", "statusUpdate"]);
+    assert_eq!((code, said[4]["params"]["exit_code"].as_i64()), (2, Some(2)));
+}
+
+#[test]
+fn healthcheck_tells_ready_from_not() {
+    let service = Service::start();
+    let health = |url: &str| binary().args(["healthcheck", "--url", url]).output().unwrap().status.code();
+    assert_eq!(health(&format!("{}/ready", service.url())), Some(0));
+    assert_eq!(health("http://127.0.0.1:1/ready"), Some(1));
+    let alone = Service::gateway("http://127.0.0.1:1");
+    assert_eq!(health(&format!("{}/health", alone.url())), Some(0), "the process lives");
+    assert_eq!(health(&format!("{}/ready", alone.url())), Some(1), "but it cannot work");
+}
+
+#[test]
+fn a_port_in_use_and_bad_settings_are_one_clear_line_each() {
+    let service = Service::start();
+    let refused = |arguments: &[&str]| {
+        let output = binary().args(arguments).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (code, said) = refused(&["serve", "--bind", &service.address.to_string()]);
+    assert_eq!((code, said.lines().count()), (Some(1), 1), "{said}");
+    assert!(said.contains(&service.address.to_string()) && said.contains("--bind"));
+    let (code, said) = refused(&["serve", "--bind", "0.0.0.0:0", "--max-sessions", "no", "--default-executor", "none"]);
+    assert_eq!((code, said.lines().count()), (Some(64), 3), "{said}");
+}
+
+#[test]
+fn a_service_that_is_told_to_end_ends_its_commands_and_says_so() {
+    let mut service = Service::start();
+    let mark = procs::mark();
+    let mut client = service.connect();
+    let idle = service.connect();
+    client.execute(json!({ "command": format!("sleep {mark}") }));
+    procs::wait_for(&mark, 1, PATIENCE);
+    service.signal("TERM");
+    let story = client.story();
+    assert_eq!((story.end["status"].as_str(), story.end["reason"].as_str()), (Some("CANCELLED"), Some("drained")));
+    assert_eq!(client.close_code(), 1001);
+    drop(idle);
+    assert_eq!(service.wait(Duration::from_secs(10)).code(), Some(0));
+    assert!(procs::with_argument(&mark).is_empty());
+}
+
+#[test]
+fn a_service_that_is_killed_leaves_nothing_running() {
+    let mut service = Service::start();
+    let mark = procs::mark();
+    let mut client = service.connect();
+    client.execute(json!({ "command": format!("setsid sleep {mark} & (trap '' TERM; sleep {mark}) & sleep {mark}") }));
+    procs::wait_for(&mark, 3, PATIENCE);
+    service.signal("KILL");
+    service.wait(PATIENCE);
+    wait_until("the tree is gone", Duration::from_secs(1), || procs::with_argument(&mark).is_empty());
+}
