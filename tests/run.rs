@@ -1,12 +1,16 @@
 //! `cc-executor run`: what a person types, and what a script gets.
 
-use std::{fs, io::Read, process::Stdio, time::{Duration, Instant}};
+use std::{
+    fs,
+    io::Read,
+    process::Stdio,
+    time::{Duration, Instant},
+};
 
 use serde_json::{Value, json};
 
 use crate::common::{
-    PATIENCE,
-    procs,
+    PATIENCE, procs,
     service::{Service, binary, kill, text_and_code},
     wait_until,
 };
@@ -22,10 +26,18 @@ fn the_output_and_the_exit_code_are_the_commands_own() {
     assert_eq!(apart.stderr, b"err\n");
 
     assert_eq!(text_and_code(&service.run(&["--", "kill -9 $$"])), (String::new(), 137));
-    assert_eq!(text_and_code(&service.run(&["--", "printf", "%s-", "a", "b"])), ("a-b-".to_owned(), 0), "words are joined");
+    assert_eq!(
+        text_and_code(&service.run(&["--", "printf", "%s-", "a", "b"])),
+        ("a-b-".to_owned(), 0),
+        "words are joined"
+    );
     assert_eq!(text_and_code(&service.run(&["--executor", "python", "--", "print(42 * 17)"])), ("714\n".to_owned(), 0));
     assert_eq!(text_and_code(&service.run(&["--cwd", "/tmp", "--", "pwd"])), ("/tmp\n".to_owned(), 0));
-    assert_eq!(text_and_code(&service.run(&["--", "cat; echo after"])), ("after\n".to_owned(), 0), "standard input is at its end");
+    assert_eq!(
+        text_and_code(&service.run(&["--", "cat; echo after"])),
+        ("after\n".to_owned(), 0),
+        "standard input is at its end"
+    );
 }
 
 #[test]
@@ -75,7 +87,8 @@ fn ctrl_c_cancels_and_once_more_leaves_at_once() {
     let service = Service::start();
     let mark = procs::mark();
     let interrupt = |command: &str| {
-        let mut run = service.run_command(&["--", command]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut run =
+            service.run_command(&["--", command]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut ready = [0; 6];
         run.stdout.as_mut().unwrap().read_exact(&mut ready).unwrap();
         kill(run.id(), "INT");

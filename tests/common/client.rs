@@ -115,7 +115,9 @@ impl Client {
     /// Sends a call, and gives its id.
     pub fn request(&mut self, method: &str, params: Value) -> u64 {
         self.next_id += 1;
-        self.send_text(&json!({ "jsonrpc": "2.0", "id": self.next_id, "method": method, "params": params }).to_string());
+        self.send_text(
+            &json!({ "jsonrpc": "2.0", "id": self.next_id, "method": method, "params": params }).to_string(),
+        );
         self.next_id
     }
 
@@ -149,6 +151,15 @@ impl Client {
                 Frame::Text(_) | Frame::Ping(_) | Frame::Pong(_) => {}
                 other => panic!("waited for {method}: {other:?}"),
             }
+        }
+    }
+
+    /// Waits until a notification of this method has come, and keeps all for later.
+    pub fn seen(&mut self, method: &str) {
+        while !self.passed_by.iter().any(|frame| matches!(frame, Frame::Text(message) if message["method"] == method)) {
+            let frame = self.recv_new();
+            assert!(!matches!(frame, Frame::End | Frame::Close(..)), "waited for {method}: {frame:?}");
+            self.passed_by.push_back(frame);
         }
     }
 
@@ -229,7 +240,10 @@ impl Client {
             0x81 => Frame::Text(serde_json::from_slice(&payload).expect("messages are JSON")),
             0x88 => {
                 let code = payload.first_chunk().map_or(1005, |code| u16::from_be_bytes(*code));
-                Frame::Close(code, String::from_utf8(payload[2.min(payload.len())..].to_vec()).expect("a reason is UTF-8"))
+                Frame::Close(
+                    code,
+                    String::from_utf8(payload[2.min(payload.len())..].to_vec()).expect("a reason is UTF-8"),
+                )
             }
             0x89 => Frame::Ping(payload),
             0x8a => Frame::Pong(payload),

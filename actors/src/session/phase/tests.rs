@@ -100,7 +100,14 @@ struct Driven {
 impl Driven {
     fn new() -> Self {
         let phase = Phase::open(SessionId::random(), None, Limits::default(), Recorder::default());
-        Driven { phase, current: ExecutionId::random(), owed: Vec::new(), asked: Vec::new(), next_id: 0, started: HashMap::new() }
+        Driven {
+            phase,
+            current: ExecutionId::random(),
+            owed: Vec::new(),
+            asked: Vec::new(),
+            next_id: 0,
+            started: HashMap::new(),
+        }
     }
 
     fn call(&mut self, with_id: bool, method: &str, params: &str) -> Event {
@@ -111,7 +118,9 @@ impl Driven {
         } else {
             String::new()
         };
-        Event::Incoming(Incoming::Text(format!("{{\"jsonrpc\":\"2.0\",{id}\"method\":\"{method}\",\"params\":{params}}}")))
+        Event::Incoming(Incoming::Text(format!(
+            "{{\"jsonrpc\":\"2.0\",{id}\"method\":\"{method}\",\"params\":{params}}}"
+        )))
     }
 
     fn event(&mut self, step: &Move) -> Event {
@@ -223,12 +232,15 @@ fn check(driven: &Driven) {
     if let Phase::Open(open, _) = &driven.phase {
         // Still owed may be the response to an `execute` that is starting, and to asks under way.
         let starting = match &open.hold {
-            Some(Hold { stage: Stage::Starting { answer }, .. }) => answer.as_ref().map(|id| id.as_str().parse().unwrap()),
+            Some(Hold { stage: Stage::Starting { answer }, .. }) => {
+                answer.as_ref().map(|id| id.as_str().parse().unwrap())
+            }
             _ => None,
         };
         let under_way: Vec<u64> =
             driven.asked.iter().filter_map(|(id, ..)| id.as_ref()?.as_str().parse().ok()).collect();
-        let owed: Vec<u64> = driven.owed.iter().copied().filter(|id| Some(*id) != starting && !under_way.contains(id)).collect();
+        let owed: Vec<u64> =
+            driven.owed.iter().copied().filter(|id| Some(*id) != starting && !under_way.contains(id)).collect();
         assert_eq!(answered, owed, "every request is answered");
     }
 }
@@ -334,7 +346,9 @@ fn a_drained_session_tells_the_end_before_it_closes() {
     start(&mut driven);
     driven.drive(&Move::Drain, Instant::now());
     driven.drive(&Move::Execute { id: true }, Instant::now());
-    assert!(matches!(last(&driven), Words::Message(Message::Response(response)) if response.outcome.as_ref().unwrap_err().code == code::DRAINING));
+    assert!(
+        matches!(last(&driven), Words::Message(Message::Response(response)) if response.outcome.as_ref().unwrap_err().code == code::DRAINING)
+    );
     driven.drive(&Move::Fact { own: true, fact: MoveFact::Canceled }, Instant::now());
     assert!(matches!(last(&driven), Words::Message(Message::Ended(_))));
     assert!(matches!(&driven.phase, Phase::Closed(Some((_, reason)), _) if reason.code == CloseCode::GoingAway));
@@ -345,7 +359,9 @@ fn the_same_id_again_is_the_same_execution() {
     let mut driven = Driven::new();
     let id = ExecutionId::random();
     let execute = |command: &str| {
-        let text = format!("{{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"execute\",\"params\":{{\"command\":\"{command}\",\"executionId\":\"{id}\"}}}}");
+        let text = format!(
+            "{{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"execute\",\"params\":{{\"command\":\"{command}\",\"executionId\":\"{id}\"}}}}"
+        );
         Event::Incoming(Incoming::Text(text))
     };
     let mut on = |event| {
