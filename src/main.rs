@@ -15,15 +15,12 @@ use cc_executor::{
     logging,
     signals::Shutdown,
 };
-use cc_executor_actors::supervisor::{Count, Drain, Supervisor};
+use cc_executor_actors::supervisor::{Drain, Supervisor};
 use log::{error, info};
 use uuid::Uuid;
 
 /// How long a shutdown may take before what is left is ended. Docker kills after 10 s.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(8);
-
-/// How often a drain looks whether it is done.
-const DRAIN_CADENCE: Duration = Duration::from_millis(20);
 
 /// The grace of commands that run when the service ends, in milliseconds.
 const DRAIN_GRACE_MS: u64 = 1_000;
@@ -201,15 +198,8 @@ impl Embedded {
     /// Ends what runs, waits until it is gone, and stops. A second signal does not wait: the keepers
     /// end their trees when this process is gone.
     async fn stop(self, shutdown: &mut Shutdown) {
-        let ended = async {
-            for mut gone in self.table.drain(DRAIN_GRACE_MS) {
-                // A task that is gone has no process either.
-                let _ = gone.wait_for(Option::is_some).await;
-            }
-            while self.table.n_running() > 0 {
-                actix_web::rt::time::sleep(DRAIN_CADENCE).await;
-            }
-        };
+        self.table.drain(DRAIN_GRACE_MS);
+        let ended = self.table.idle();
         tokio::select! {
             _ = tokio::time::timeout(DRAIN_PATIENCE, ended) => {}
             _ = shutdown.next() => {}
@@ -220,13 +210,7 @@ impl Embedded {
 
 /// Lets every session end, and waits until the last one has.
 async fn drain_sessions(supervisor: &Addr<Supervisor>) {
-    let drained = async {
-        supervisor.do_send(Drain);
-        while supervisor.send(Count).await.is_ok_and(|census| census.n_sessions > 0) {
-            actix_web::rt::time::sleep(DRAIN_CADENCE).await;
-        }
-    };
-    if tokio::time::timeout(DRAIN_PATIENCE, drained).await.is_err() {
+    if tokio::time::timeout(DRAIN_PATIENCE, supervisor.send(Drain)).await.is_err() {
         error!(event = "drain.incomplete"; "sessions were still open after {} s", DRAIN_PATIENCE.as_secs());
     }
 }

@@ -6,5 +6,10 @@
 
 mod common;
 
+mod actors;
+mod bytes;
 mod cancel;
+mod logs;
 mod run;
+mod stuck;
+mod tidy;

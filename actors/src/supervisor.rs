@@ -8,6 +8,7 @@ use std::collections::HashMap;
 
 use actix::{Actor, Addr, Context, Handler, Message, MessageResult, ResponseFuture, WeakRecipient};
 use log::info;
+use tokio::sync::oneshot;
 
 use crate::{
     execution::messages::Cancel,
@@ -22,12 +23,19 @@ pub struct Supervisor {
     sessions: HashMap<SessionId, Option<WeakRecipient<Drain>>>,
     executions: HashMap<ExecutionId, WeakRecipient<Cancel>>,
     draining: bool,
+    drained: Vec<oneshot::Sender<()>>,
 }
 
 impl Supervisor {
     /// A supervisor that admits so many sessions at a time.
     pub fn new(max_sessions: usize) -> Self {
-        Supervisor { max_sessions, sessions: HashMap::new(), executions: HashMap::new(), draining: false }
+        Supervisor {
+            max_sessions,
+            sessions: HashMap::new(),
+            executions: HashMap::new(),
+            draining: false,
+            drained: Vec::new(),
+        }
     }
 }
 
@@ -112,6 +120,7 @@ impl Handler<Left> for Supervisor {
 
     fn handle(&mut self, Left(session): Left, _: &mut Self::Context) {
         self.sessions.remove(&session);
+        self.tell_drained();
     }
 }
 
@@ -155,19 +164,38 @@ impl Handler<CancelExecution> for Supervisor {
     }
 }
 
-/// Accept nothing more, and let every session end.
+/// Accept nothing more, and let the session end: to the supervisor and from it to every session.
 #[derive(Message, Clone, Copy)]
 #[rtype(result = "()")]
 pub struct Drain;
 
 impl Handler<Drain> for Supervisor {
-    type Result = ();
+    type Result = ResponseFuture<()>;
 
-    fn handle(&mut self, Drain: Drain, _: &mut Self::Context) {
+    /// The reply comes when the last session has ended.
+    fn handle(&mut self, Drain: Drain, _: &mut Self::Context) -> Self::Result {
         info!(event = "drain.started", sessions = self.sessions.len(), executions = self.executions.len(); "draining");
         self.draining = true;
         for session in self.sessions.values().flatten().filter_map(WeakRecipient::upgrade) {
             session.do_send(Drain);
+        }
+        let (drained, is_drained) = oneshot::channel();
+        self.drained.push(drained);
+        self.tell_drained();
+        Box::pin(async move {
+            // A supervisor that is gone has no sessions either.
+            let _ = is_drained.await;
+        })
+    }
+}
+
+impl Supervisor {
+    fn tell_drained(&mut self) {
+        if self.draining && self.sessions.is_empty() {
+            for waiting in self.drained.drain(..) {
+                // Whoever asked may have stopped waiting.
+                let _ = waiting.send(());
+            }
         }
     }
 }

@@ -40,13 +40,13 @@ const WITHDRAWN: Duration = Duration::from_secs(60);
 pub struct Table {
     config: BackendConfig,
     inner: Mutex<Inner>,
+    running: watch::Sender<usize>,
 }
 
 #[derive(Default)]
 struct Inner {
     entries: HashMap<ExecutionId, Entry>,
     withdrawn: HashMap<ExecutionId, Instant>,
-    n_running: usize,
     draining: bool,
 }
 
@@ -71,7 +71,7 @@ pub struct Seat {
 impl Table {
     /// An empty table.
     pub fn new(config: BackendConfig) -> Self {
-        Table { config, inner: Mutex::default() }
+        Table { config, inner: Mutex::default(), running: watch::Sender::new(0) }
     }
 
     /// What this backend was configured with.
@@ -95,11 +95,14 @@ impl Table {
 
     /// Whether new executions are accepted.
     pub fn ready(&self) -> Result<(), ErrorObject> {
-        let inner = self.lock();
+        self.accepts(&self.lock())
+    }
+
+    fn accepts(&self, inner: &Inner) -> Result<(), ErrorObject> {
         if inner.draining {
             return Err(draining());
         }
-        if inner.n_running >= self.config.max_executions {
+        if self.n_running() >= self.config.max_executions {
             return Err(full(self.config.max_executions));
         }
         Ok(())
@@ -111,8 +114,8 @@ impl Table {
         id: ExecutionId,
         executor: &str,
     ) -> Result<(Seat, mpsc::UnboundedReceiver<Ask>), ErrorObject> {
-        this.ready()?;
         let mut inner = this.lock();
+        this.accepts(&inner)?;
         inner.forget_old();
         if inner.withdrawn.contains_key(&id) {
             return Err(ErrorObject::new(
@@ -141,7 +144,7 @@ impl Table {
             ended_at: None,
         };
         inner.entries.insert(id, entry);
-        inner.n_running += 1;
+        this.running.send_modify(|n| *n += 1);
         Ok((Seat { table: this.clone(), id, gone }, receiver))
     }
 
@@ -193,35 +196,37 @@ impl Table {
 
     /// How many executions run.
     pub fn n_running(&self) -> usize {
-        self.lock().n_running
+        *self.running.borrow()
     }
 
-    /// Accepts nothing more, and ends what runs within this grace. Gives a watch for each that runs.
-    pub fn drain(&self, grace_ms: u64) -> Vec<watch::Receiver<Option<CancelReport>>> {
+    /// Waits until nothing runs.
+    pub async fn idle(&self) {
+        // The sender lives as long as the table.
+        let _ = self.running.subscribe().wait_for(|n| *n == 0).await;
+    }
+
+    /// Accepts nothing more, and has what runs ended within this grace.
+    pub fn drain(&self, grace_ms: u64) {
         let mut inner = self.lock();
         inner.draining = true;
-        let running = inner.entries.values().filter(|entry| entry.ended_at.is_none());
-        running
-            .filter_map(|entry| {
-                let ask = Ask::Cancel { grace_ms, reason: CancelReason::Drained };
-                entry.asks.send(ask).is_ok().then(|| entry.gone.clone())
-            })
-            .collect()
+        for entry in inner.entries.values().filter(|entry| entry.ended_at.is_none()) {
+            // A task that does not listen any more has ended.
+            let _ = entry.asks.send(Ask::Cancel { grace_ms, reason: CancelReason::Drained });
+        }
     }
 }
 
 impl Inner {
     fn forget_old(&mut self) {
         self.withdrawn.retain(|_, at| at.elapsed() < WITHDRAWN);
-        if self.entries.len() > self.n_running {
-            self.entries.retain(|_, entry| entry.ended_at.is_none_or(|at| at.elapsed() < RETENTION));
-        }
-        while self.entries.len() - self.n_running > MAX_ENDED {
-            let oldest = self.entries.iter().filter_map(|(id, entry)| Some((entry.ended_at?, *id))).min();
-            match oldest {
-                Some((_, id)) => self.entries.remove(&id),
-                None => return,
-            };
+        self.entries.retain(|_, entry| entry.ended_at.is_none_or(|at| at.elapsed() < RETENTION));
+        let ended = self.entries.iter().filter_map(|(id, entry)| Some((entry.ended_at?, *id)));
+        let mut ended: Vec<_> = ended.collect();
+        if ended.len() > MAX_ENDED {
+            ended.sort_unstable();
+            for (_, id) in &ended[..ended.len() - MAX_ENDED] {
+                self.entries.remove(id);
+            }
         }
     }
 }
@@ -269,10 +274,11 @@ impl Seat {
 impl Drop for Seat {
     fn drop(&mut self) {
         let mut inner = self.table.lock();
-        inner.n_running -= 1;
         if let Some(entry) = inner.entries.get_mut(&self.id) {
             entry.ended_at = Some(Instant::now());
         }
+        drop(inner);
+        self.table.running.send_modify(|n| *n -= 1);
     }
 }
 

@@ -1,0 +1,274 @@
+//! Session, execution and supervisor as actors, without a socket of the gateway: frames come out of a
+//! session's outbox, and what a client would send goes into its stream.
+
+use std::{
+    io::Write,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use actix::{Actor, Addr};
+use cc_executor_actors::{
+    backend::{Backend, Known},
+    execution::messages::Cancel,
+    id::{ExecutionId, SessionId},
+    protocol::Limits,
+    session::{self, Surroundings, outbox::Frames, phase::Incoming},
+    supervisor::{CancelExecution, Census, Count, Drain, Supervisor},
+    terminate::{CancelReason, Status},
+};
+use futures_util::StreamExt;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+use crate::common::{
+    PATIENCE,
+    stub::{Stub, chunk, chunked_head, exited, multiplexed, respond, started, word},
+};
+
+const MULTIPLEXED: &str = "application/vnd.docker.multiplexed-stream";
+
+/// A session's client, without a socket.
+struct Peer {
+    incoming: mpsc::UnboundedSender<Incoming>,
+    frames: Frames,
+    read: Vec<u8>,
+}
+
+impl Peer {
+    async fn connect(around: &Surroundings) -> Peer {
+        let (incoming, stream) = mpsc::unbounded_channel();
+        let stream = futures_util::stream::unfold(stream, |mut stream| async { Some((stream.recv().await?, stream)) });
+        let (frames, _) = session::start(SessionId::random(), around.clone(), stream).await;
+        Peer { incoming, frames, read: Vec::new() }
+    }
+
+    fn call(&self, id: u64, method: &str, params: &Value) {
+        let call = json!({ "jsonrpc": "2.0", "id": id, "method": method, "params": params });
+        self.incoming.send(Incoming::Text(call.to_string())).expect("the session listens");
+    }
+
+    /// The next frame: its first byte, and its payload.
+    async fn frame(&mut self) -> Option<(u8, Vec<u8>)> {
+        loop {
+            if let Some((frame, len)) = split(&self.read) {
+                self.read.drain(..len);
+                return Some(frame);
+            }
+            let more = tokio::time::timeout(PATIENCE, self.frames.next()).await.expect("something comes");
+            self.read.extend_from_slice(&more?);
+        }
+    }
+
+    async fn message(&mut self) -> Value {
+        let (first, payload) = self.frame().await.expect("a frame");
+        assert_eq!(first, 0x81, "a text frame");
+        serde_json::from_slice(&payload).expect("JSON")
+    }
+
+    /// Reads to the message of this method, and gives its params.
+    async fn notification(&mut self, method: &str) -> Value {
+        loop {
+            let message = self.message().await;
+            if message["method"] == method {
+                return message["params"].clone();
+            }
+        }
+    }
+
+    async fn ending(&mut self) -> Value {
+        loop {
+            let params = self.notification("statusUpdate").await;
+            if params.get("reason").is_some() {
+                return params;
+            }
+        }
+    }
+}
+
+fn split(read: &[u8]) -> Option<((u8, Vec<u8>), usize)> {
+    let (header, len) = match *read.get(1)? {
+        126 => (4, usize::from(u16::from_be_bytes(read.get(2..4)?.try_into().ok()?))),
+        127 => (10, u64::from_be_bytes(read.get(2..10)?.try_into().ok()?) as usize),
+        short => (2, usize::from(short)),
+    };
+    let payload = read.get(header..header + len)?;
+    Some(((read[0], payload.to_vec()), header + len))
+}
+
+fn around(stub: &Stub, max_sessions: usize) -> Surroundings {
+    Surroundings {
+        supervisor: Supervisor::new(max_sessions).start(),
+        backend: Backend::new(&stub.url(), None, Known::default()),
+        limits: Limits::default(),
+    }
+}
+
+async fn count(supervisor: &Addr<Supervisor>) -> Census {
+    supervisor.send(Count).await.expect("it lives")
+}
+
+async fn wait_until_empty(supervisor: &Addr<Supervisor>) {
+    let empty = async {
+        while count(supervisor).await.n_sessions + count(supervisor).await.n_executions > 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, empty).await.expect("the registry is empty");
+}
+
+/// A backend whose commands print two lines and exit with 0; one that is canceled ends as such.
+fn obliging() -> Stub {
+    Stub::ours(|request, stream| {
+        let _ = match request.method.as_str() {
+            "DELETE" => {
+                return respond(stream, 200, r#"{"verified":true,"survivors":0,"graceMs":0,"escalated":false}"#);
+            }
+            _ if request.body["question"] == "silence" => {
+                let parts = [chunked_head(MULTIPLEXED), chunk(&started(request))].concat();
+                stream.write_all(&parts).and_then(|()| std::io::copy(stream, &mut std::io::sink()).map(drop))
+            }
+            _ => {
+                let body = [started(request), multiplexed(1, b"one\ntwo\n"), exited(0)].concat();
+                stream.write_all(&[chunked_head(MULTIPLEXED), chunk(&body), chunk(b"")].concat())
+            }
+        };
+    })
+}
+
+#[test]
+fn a_session_runs_an_execution_and_both_are_gone_when_the_client_is() {
+    actix::System::new().block_on(async {
+        let stub = obliging();
+        let around = around(&stub, 10);
+        let mut peer = Peer::connect(&around).await;
+        assert_eq!(peer.message().await["method"], "connected");
+        peer.call(1, "execute", &json!({ "command": "two lines", "framing": "line" }));
+        let response = peer.message().await;
+        assert_eq!((response["id"].as_u64(), response["result"]["status"].as_str()), (Some(1), Some("started")));
+        assert_eq!(peer.notification("statusUpdate").await["status"], "RUNNING");
+        assert_eq!(peer.notification("output").await["content"], "one\n");
+        assert_eq!(peer.notification("output").await["content"], "two\n");
+        assert_eq!(peer.ending().await["status"], "COMPLETED");
+        assert_eq!(count(&around.supervisor).await.n_sessions, 1);
+        drop(peer);
+        wait_until_empty(&around.supervisor).await;
+    });
+}
+
+#[test]
+fn the_supervisor_cancels_an_execution_by_its_id() {
+    actix::System::new().block_on(async {
+        let stub = obliging();
+        let around = around(&stub, 10);
+        let mut peer = Peer::connect(&around).await;
+        let id = ExecutionId::random();
+        peer.call(1, "execute", &json!({ "command": "silence", "executionId": id }));
+        peer.notification("statusUpdate").await;
+        let cancel = Cancel { grace_ms: 7, reason: CancelReason::Canceled };
+        let answer = around.supervisor.send(CancelExecution(id, cancel)).await.expect("it lives");
+        assert_eq!(answer, Some(Ok(Status::Cancelling)));
+        let asked = stub.requests().into_iter().find(|request| request.method == "DELETE").expect("it was asked for");
+        assert_eq!(asked.path, format!("/executions/{id}?grace_ms=7&reason=canceled"));
+        let nobody = around.supervisor.send(CancelExecution(ExecutionId::random(), cancel)).await.expect("it lives");
+        assert_eq!(nobody, None);
+        // The client goes: the stream is dropped, and with it the execution.
+        peer.incoming.send(Incoming::Gone).expect("the session listens");
+        wait_until_empty(&around.supervisor).await;
+    });
+}
+
+#[test]
+fn a_client_that_does_not_read_stops_the_pump_and_still_cancels() {
+    let written = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&written);
+    let stub = Stub::ours(move |request, stream| {
+        if request.method == "DELETE" {
+            return respond(stream, 200, "{}");
+        }
+        stream.set_write_timeout(Some(Duration::from_millis(500))).expect("a time-out can be set");
+        let _ = stream.write_all(&[chunked_head(MULTIPLEXED), chunk(&started(request))].concat());
+        let block = chunk(&multiplexed(1, &[b'x'; 60_000]));
+        for _ in 0..10_000 {
+            if stream.write_all(&block).is_err() {
+                return;
+            }
+            counted.fetch_add(block.len(), Ordering::SeqCst);
+        }
+    });
+    actix::System::new().block_on(async {
+        let around = around(&stub, 10);
+        let mut peer = Peer::connect(&around).await;
+        peer.call(1, "execute", &json!({ "command": "much" }));
+        peer.notification("statusUpdate").await;
+        peer.call(2, "control", &json!({ "type": "CANCEL" }));
+        let asked = async {
+            while !stub.requests().iter().any(|request| request.method == "DELETE") {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, asked).await.expect("the cancellation passes a client that does not read");
+        // 600 MB were to be written; what was is what fits into kernel buffers and one batch.
+        assert!(written.load(Ordering::SeqCst) < 100_000_000);
+        drop(peer);
+        wait_until_empty(&around.supervisor).await;
+    });
+}
+
+#[test]
+fn after_the_close_frame_the_body_ends() {
+    actix::System::new().block_on(async {
+        let stub = obliging();
+        let around = around(&stub, 10);
+        let mut peer = Peer::connect(&around).await;
+        peer.call(1, "execute", &json!({ "command": "silence" }));
+        peer.notification("statusUpdate").await;
+        peer.incoming.send(Incoming::Close).expect("the session listens");
+        peer.call(2, "ping", &json!({}));
+        let mut last = 0;
+        while let Some((first, _)) = peer.frame().await {
+            assert_ne!(last, 0x88, "nothing after the close frame");
+            last = first;
+        }
+        assert_eq!(last, 0x88);
+        wait_until_empty(&around.supervisor).await;
+    });
+}
+
+#[test]
+fn a_full_gateway_says_so_and_a_draining_one_lets_go() {
+    actix::System::new().block_on(async {
+        let stub = obliging();
+        let around = around(&stub, 1);
+        let mut first = Peer::connect(&around).await;
+        assert_eq!(first.message().await["method"], "connected");
+        let mut second = Peer::connect(&around).await;
+        assert_eq!(second.message().await["params"]["code"], -32001);
+        let (kind, payload) = second.frame().await.expect("a close frame");
+        assert_eq!((kind, &payload[..2]), (0x88, &1013u16.to_be_bytes()[..]));
+        let drained = around.supervisor.send(Drain);
+        let (kind, payload) = first.frame().await.expect("a close frame");
+        assert_eq!((kind, &payload[..2]), (0x88, &1001u16.to_be_bytes()[..]));
+        tokio::time::timeout(PATIENCE, drained).await.expect("the drain ends").expect("the supervisor lives");
+    });
+}
+
+#[test]
+fn a_word_that_is_not_understood_is_a_lost_backend() {
+    actix::System::new().block_on(async {
+        let stub = Stub::ours(|request, stream| {
+            let body = [started(request), multiplexed(1, b"before"), word(&json!({ "surprise": 1 }))].concat();
+            let _ = stream.write_all(&[chunked_head(MULTIPLEXED), chunk(&body)].concat());
+        });
+        let around = around(&stub, 10);
+        let mut peer = Peer::connect(&around).await;
+        peer.call(1, "execute", &json!({ "command": "x" }));
+        assert_eq!(peer.notification("output").await["content"], "before", "what came is not lost");
+        assert_eq!(peer.notification("error").await["code"], -32010);
+        let ending = peer.ending().await;
+        assert_eq!((ending["status"].as_str(), ending["reason"].as_str()), (Some("FAILED"), Some("backend_lost")));
+    });
+}

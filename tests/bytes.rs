@@ -1,0 +1,131 @@
+//! No lost byte: what a command writes is what its client gets, by SHA-256, in both framings.
+
+use std::{fs, path::PathBuf, process::Stdio};
+
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+use crate::common::service::Service;
+
+/// A file with known content, removed when dropped.
+struct Data {
+    path: PathBuf,
+    sha256: String,
+    len: usize,
+}
+
+impl Data {
+    fn new(name: &str, content: &[u8]) -> Data {
+        let path = std::env::temp_dir().join(format!("cc-executor-{name}-{}", std::process::id()));
+        fs::write(&path, content).unwrap();
+        Data { path, sha256: hex(content), len: content.len() }
+    }
+
+    fn cat(&self) -> String {
+        format!("cat {}", self.path.display())
+    }
+
+    /// Through the test client in both framings, and through `run`.
+    fn arrives(&self, service: &Service) {
+        for framing in ["chunk", "line"] {
+            let mut client = service.connect();
+            let story = client.run(json!({ "command": self.cat(), "framing": framing }));
+            assert_eq!(story.end["status"], "COMPLETED", "{}", story.end);
+            assert_eq!(story.stdout.len(), self.len);
+            assert_eq!(hex(&story.stdout), self.sha256, "{framing}");
+            assert_eq!(story.end["sha256"]["stdout"], self.sha256);
+            assert_eq!(story.end["bytes"]["stdout"], self.len);
+        }
+        let output = service.run_command(&["--", &self.cat()]).stderr(Stdio::inherit()).output().unwrap();
+        assert_eq!(output.status.code(), Some(0));
+        assert_eq!(hex(&output.stdout), self.sha256, "run");
+    }
+}
+
+impl Drop for Data {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    format!("{:x}", Sha256::digest(bytes))
+}
+
+/// Bytes that no encoder can foresee (xorshift64*).
+fn noise(len: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    let mut out = Vec::with_capacity(len + 8);
+    while out.len() < len {
+        state ^= state >> 12;
+        state ^= state << 25;
+        state ^= state >> 27;
+        out.extend(state.wrapping_mul(0x2545_f491_4f6c_dd1d).to_le_bytes());
+    }
+    out.truncate(len);
+    out
+}
+
+#[test]
+fn a_hundred_megabytes_of_random_bytes_in_hexadecimal_lines_arrive() {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let mut lines = Vec::with_capacity(207_000_000);
+    for line in noise(100_000_000).chunks(30) {
+        for byte in line {
+            lines.extend([DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
+        }
+        lines.push(b'\n');
+    }
+    Data::new("hex", &lines).arrives(&Service::start());
+}
+
+#[test]
+fn ten_megabytes_without_a_newline_arrive() {
+    let text: Vec<u8> = noise(10_000_000).iter().map(|byte| b'a' + byte % 26).collect();
+    Data::new("flat", &text).arrives(&Service::start());
+}
+
+#[test]
+fn ten_megabytes_of_emoji_arrive() {
+    let emoji = ["😀", "👩\u{200d}🚀", "🇪🇺", "é", "€"];
+    let text: String = noise(1_500_000).iter().map(|byte| emoji[usize::from(byte % 5)]).collect();
+    Data::new("emoji", &text.as_bytes()[..text.floor_char_boundary(10_000_000)]).arrives(&Service::start());
+}
+
+#[test]
+fn bytes_that_are_no_text_arrive() {
+    Data::new("noise", &noise(10_000_000)).arrives(&Service::start());
+    let nearly_text: Vec<u8> =
+        noise(1_000_000).chunks(20).flat_map(|few| [b"line \xc3\xa9 ", few, b"\n"].concat()).collect();
+    Data::new("mixed", &nearly_text).arrives(&Service::start());
+}
+
+#[test]
+fn both_streams_at_once_are_whole_and_apart() {
+    let service = Service::start();
+    let script = "import os,sys\nfor i in range(20000):\n os.write(1 + i % 2, b'%06d-%s\\n' % (i, b'x' * (i % 90)))";
+    let mut client = service.connect();
+    for framing in ["chunk", "line"] {
+        let story = client.run(json!({ "command": script, "executor": "python", "framing": framing }));
+        for (parity, stream) in [(0, &story.stdout), (1, &story.stderr)] {
+            let numbers: Vec<u32> = stream
+                .split(|b| *b == b'\n')
+                .filter(|l| !l.is_empty())
+                .map(|line| std::str::from_utf8(&line[..6]).unwrap().parse().unwrap())
+                .collect();
+            let expected: Vec<u32> = (0..20_000).filter(|n| n % 2 == parity).collect();
+            assert_eq!(numbers, expected, "in order");
+        }
+        assert_eq!(story.end["sha256"]["stderr"], hex(&story.stderr));
+    }
+}
+
+#[test]
+fn line_framing_releases_a_prompt_and_keeps_lines_whole() {
+    let service = Service::start();
+    let mut client = service.connect();
+    client.execute(json!({ "command": "echo one; echo two; printf 'prompt> '; exec sleep 1000", "framing": "line" }));
+    let contents: Vec<_> = (0..3).map(|_| client.notification("output")["content"].clone()).collect();
+    assert_eq!(contents, ["one\n", "two\n", "prompt> "]);
+    client.vanish();
+}

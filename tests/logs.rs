@@ -1,0 +1,68 @@
+//! The log tells each session's life: what it opened it closes, and no command's text is in it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::{Value, json};
+
+use crate::common::service::Service;
+
+fn ids(log: &[Value], event: &str, id: &str) -> Vec<String> {
+    let lines = log.iter().filter(|line| line["event"] == event);
+    lines.map(|line| line[id].as_str().unwrap_or_else(|| panic!("no {id} in {line}")).to_owned()).collect()
+}
+
+fn lives(service: &Service) -> Vec<Value> {
+    for command in ["echo secret-word; exit 3", "kill -9 $$", "true"] {
+        let mut client = service.connect();
+        client.run(json!({ "command": command, "env": { "HIDDEN": "secret-value" } }));
+        client.close();
+    }
+    let mut canceled = service.connect();
+    canceled.execute(json!({ "command": "sleep 1000" }));
+    canceled.notify("control", json!({ "type": "CANCEL" }));
+    canceled.story();
+    canceled.vanish();
+    let mut left = service.connect();
+    left.execute(json!({ "command": "sleep 1000" }));
+    left.vanish();
+    service.wait_for_event("session.closed", 5);
+    service.wait_for_event("process.finished", 5);
+    service.log()
+}
+
+#[test]
+fn what_is_opened_is_closed_and_what_is_started_has_one_end() {
+    let log = lives(&Service::start());
+    for (begin, end, id) in [
+        ("session.opened", "session.closed", "session_id"),
+        ("execution.started", "execution.finished", "execution_id"),
+        ("process.started", "process.finished", "execution_id"),
+    ] {
+        let (begun, ended) = (ids(&log, begin, id), ids(&log, end, id));
+        assert_eq!((begun.len(), ended.len()), (5, 5), "{begin}");
+        assert_eq!(begun.iter().collect::<BTreeSet<_>>(), ended.iter().collect::<BTreeSet<_>>(), "{begin}");
+    }
+    let of = |event: &str| log.iter().filter(|line| line["event"] == event).cloned().collect::<Vec<_>>();
+    let mut reasons: BTreeMap<String, u32> = BTreeMap::new();
+    for line in of("execution.finished") {
+        *reasons.entry(line["reason"].as_str().unwrap().to_owned()).or_default() += 1;
+        assert!(line["session_id"].is_string() && line["ms"].is_u64() && line["status"].is_string(), "{line}");
+    }
+    let expected = [("canceled", 1), ("disconnected", 1), ("exit", 2), ("signal", 1)];
+    assert_eq!(reasons, expected.into_iter().map(|(reason, n)| (reason.to_owned(), n)).collect());
+    assert!(of("session.closed").iter().filter(|line| line["close_code"] == 1000).count() == 3);
+    assert!(of("cancel.requested").iter().any(|line| line["session_id"].is_string() && line["grace_ms"] == 5000));
+    assert!(log.iter().all(|line| line["level"] != "ERROR" && line["level"] != "WARN"), "{log:#?}");
+}
+
+#[test]
+fn a_commands_text_and_environment_are_logged_at_debug_level_only() {
+    let quiet = serde_json::to_string(&lives(&Service::start())).unwrap();
+    assert!(!quiet.contains("secret-word") && !quiet.contains("secret-value"));
+    let loud = serde_json::to_string(&lives(&Service::with(
+        &["serve"],
+        &[("RUST_LOG", "cc_executor=debug,cc_executor_actors=debug")],
+    )))
+    .unwrap();
+    assert!(loud.contains("secret-word") && loud.contains("secret-value"));
+}

@@ -1,0 +1,180 @@
+//! The invariants of the house, as absences that can be checked.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// Files that decide on values: no actor, no runtime, no I/O in them.
+const PURE: &[&str] = &[
+    "actors/src/id.rs",
+    "actors/src/protocol.rs",
+    "actors/src/protocol/",
+    "actors/src/terminate.rs",
+    "actors/src/session/phase.rs",
+    "actors/src/execution/text.rs",
+    "actors/src/backend/api.rs",
+    "actors/src/backend/framing.rs",
+    "actors/src/backend/multiplex.rs",
+    "src/backend/execution/last.rs",
+    "src/backend/keeper/talk.rs",
+    "src/client/ending.rs",
+];
+
+/// What may stand at the top, besides dot files and lock files.
+const TOP: &[&str] = &["Cargo.toml", "src", "actors", "tests", "benches", "deploy", "Makefile", "README.md"];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Every Rust file that git knows or would add, with its path from the root.
+fn sources() -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    for top in ["src", "actors/src", "tests", "benches"] {
+        collect(&root().join(top), &mut found);
+    }
+    assert!(found.len() > 30, "the sources are found");
+    found
+        .into_iter()
+        .map(|path| {
+            let name = path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned();
+            (name, fs::read_to_string(&path).unwrap())
+        })
+        .collect()
+}
+
+fn collect(directory: &Path, found: &mut Vec<PathBuf>) {
+    let Ok(entries) = fs::read_dir(directory) else { return };
+    for entry in entries.flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            collect(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+/// The lines of a file that are code, up to its tests.
+fn code(text: &str) -> impl Iterator<Item = &str> {
+    let end = text.find("#[cfg(test)]").unwrap_or(text.len());
+    text[..end].lines().filter(|line| !line.trim_start().starts_with("//"))
+}
+
+#[test]
+fn every_file_opens_with_what_it_is_about() {
+    for (name, text) in sources() {
+        assert!(text.starts_with("//! "), "{name} has no module doc");
+    }
+}
+
+#[test]
+fn pure_files_know_no_actor_no_runtime_and_no_io() {
+    let forbidden = [
+        "actix",
+        "tokio",
+        "awc",
+        "Instant::now",
+        "SystemTime::now",
+        "std::fs",
+        "std::net",
+        "std::process",
+        "std::thread",
+    ];
+    for (name, text) in sources() {
+        if PURE.iter().any(|pure| name == *pure || (pure.ends_with('/') && name.starts_with(pure))) {
+            for line in code(&text) {
+                for word in forbidden {
+                    assert!(!line.contains(word), "{name} is pure and says {word}: {line}");
+                }
+            }
+        }
+    }
+    for pure in PURE {
+        assert!(root().join(pure).exists(), "{pure} is gone: mend this list");
+    }
+}
+
+#[test]
+fn the_outbox_is_the_only_writer_to_a_client() {
+    for (name, text) in
+        sources().into_iter().filter(|(name, _)| name.starts_with("src/") || name.starts_with("actors/"))
+    {
+        for line in code(&text) {
+            assert!(!line.contains("WebsocketContext") && !line.contains("ws::start"), "{name}: {line}");
+            if line.contains("Sender<Bytes>") || line.contains("Outbox::new") {
+                assert!(
+                    matches!(name.as_str(), "actors/src/session/outbox.rs" | "actors/src/session.rs"),
+                    "{name}: {line}"
+                );
+            }
+            if line.contains("frame::close(") {
+                assert_eq!(name, "actors/src/session/outbox.rs", "{line}");
+            }
+        }
+    }
+    let outbox = fs::read_to_string(root().join("actors/src/session/outbox.rs")).unwrap();
+    assert!(!outbox.contains("frames.clone()") && !outbox.contains("#[derive(Clone)]"), "its sender is never cloned");
+    assert!(outbox.contains("fn close(mut self, "), "closing consumes it");
+}
+
+#[test]
+fn the_actors_bind_nothing_start_nothing_and_read_no_file() {
+    for (name, text) in sources().into_iter().filter(|(name, _)| name.starts_with("actors/")) {
+        for line in code(&text) {
+            for word in ["TcpListener", "std::process", "process::Command", "std::fs", "std::env::var", "cc_executor::"]
+            {
+                assert!(!line.contains(word), "{name} says {word}: {line}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_supervisor_knows_no_session_and_no_output() {
+    let text = fs::read_to_string(root().join("actors/src/supervisor.rs")).unwrap();
+    for line in code(&text) {
+        assert!(!line.contains("session::") && !line.contains("Output") && !line.contains("Addr<Session>"), "{line}");
+    }
+    for name in ["actors/src/execution.rs", "actors/src/execution/pump.rs"] {
+        let text = fs::read_to_string(root().join(name)).unwrap();
+        assert!(
+            code(&text).all(|line| !line.contains("session::") && !line.contains("supervisor::")),
+            "{name} knows its parent only as recipients"
+        );
+    }
+}
+
+#[test]
+fn unsafe_is_forbidden_in_every_crate() {
+    for name in ["src/lib.rs", "src/main.rs", "actors/src/lib.rs", "tests/integration.rs"] {
+        let text = fs::read_to_string(root().join(name)).unwrap();
+        assert!(text.contains("#![forbid(unsafe_code)]"), "{name}");
+    }
+}
+
+#[test]
+fn the_top_level_is_as_it_was_fixed() {
+    let tracked = Command::new("git").args(["ls-files"]).current_dir(root()).output();
+    let names: Vec<String> = match tracked {
+        Ok(output) if output.status.success() && !output.stdout.is_empty() => {
+            String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
+        }
+        // Without git: what is there, but for what a build makes.
+        _ => fs::read_dir(root())
+            .unwrap()
+            .flatten()
+            .map(|entry| entry.file_name().into_string().unwrap())
+            .filter(|name| name != "target")
+            .collect(),
+    };
+    for name in names {
+        let top = name.split('/').next().unwrap();
+        let fixed = TOP.contains(&top)
+            || top.starts_with('.')
+            || Path::new(top).extension().is_some_and(|extension| extension == "lock");
+        assert!(fixed, "{top} does not belong at the top level");
+    }
+}
