@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::common::{
@@ -77,7 +78,7 @@ fn ctrl_c_in_run_ends_the_tree() {
     hundred_times(|mark| {
         let mut run = service.run_command(&["--", &tree(mark)]).stderr(Stdio::null()).spawn().unwrap();
         procs::wait_for(mark, TREE, PATIENCE);
-        kill(run.id(), "INT");
+        kill(run.id(), Signal::INT);
         assert_eq!(run.wait().unwrap().code(), Some(130));
     });
 }

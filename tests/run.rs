@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::common::{
@@ -91,7 +92,7 @@ fn ctrl_c_cancels_and_once_more_leaves_at_once() {
             service.run_command(&["--", command]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut ready = [0; 6];
         run.stdout.as_mut().unwrap().read_exact(&mut ready).unwrap();
-        kill(run.id(), "INT");
+        kill(run.id(), Signal::INT);
         run
     };
     let mut polite = interrupt(&format!("echo ready; exec sleep {mark}"));
@@ -102,7 +103,7 @@ fn ctrl_c_cancels_and_once_more_leaves_at_once() {
     let mut said = [0; 12];
     stubborn.stderr.as_mut().unwrap().read_exact(&mut said).unwrap();
     let at = Instant::now();
-    kill(stubborn.id(), "INT");
+    kill(stubborn.id(), Signal::INT);
     assert_eq!(stubborn.wait().unwrap().code(), Some(130));
     assert!(at.elapsed() < Duration::from_secs(2), "the second one does not wait for the grace");
     procs::wait_for(&mark, 0, PATIENCE);
@@ -165,7 +166,7 @@ fn a_service_that_is_told_to_end_ends_its_commands_and_says_so() {
     let idle = service.connect();
     client.execute(json!({ "command": format!("sleep {mark}") }));
     procs::wait_for(&mark, 1, PATIENCE);
-    service.signal("TERM");
+    service.signal(Signal::TERM);
     let story = client.story();
     assert_eq!((story.end["status"].as_str(), story.end["reason"].as_str()), (Some("CANCELLED"), Some("drained")));
     assert_eq!(client.close_code(), 1001);
@@ -181,7 +182,7 @@ fn a_service_that_is_killed_leaves_nothing_running() {
     let mut client = service.connect();
     client.execute(json!({ "command": format!("setsid sleep {mark} & (trap '' TERM; sleep {mark}) & sleep {mark}") }));
     procs::wait_for(&mark, 3, PATIENCE);
-    service.signal("KILL");
+    service.signal(Signal::KILL);
     service.wait(PATIENCE);
     wait_until("the tree is gone", Duration::from_secs(1), || procs::with_argument(&mark).is_empty());
 }

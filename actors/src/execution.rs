@@ -1,7 +1,7 @@
 //! One command, as its session sees it: an actor that owns the HTTP stream of one execution.
 //!
 //! It is a `temporary` child in OTP's sense: never restarted, since a command is not idempotent. Its
-//! end is told exactly once, by [`Notice`], whatever happens to the actor. It knows its parent only as
+//! end is told exactly once, by a guard, whatever happens to the actor. It knows its parent only as
 //! two recipients.
 //!
 //! The stream is read by a future, the pump, beside the mailbox: a cancellation is heard while the pump

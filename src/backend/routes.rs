@@ -142,7 +142,6 @@ async fn cancel(id: web::Path<String>, query: web::Query<Map<String, Value>>, ta
         Ok(read) => read,
         Err(error) => return refuse(error),
     };
-    info!(event = "cancel.requested", execution_id:% = id; "cancel requested");
     match table.ask(id, ask) {
         Ok(gone) => HttpResponse::Ok()
             .insert_header((header::CONTENT_TYPE, "application/json"))

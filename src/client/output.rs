@@ -150,7 +150,7 @@ async fn write_out(to: &mut (impl AsyncWriteExt + Unpin), waiting: &mut Vec<u8>)
 mod tests {
     use super::*;
 
-    fn sent<'a>(bytes: u64, sha256: &'a str) -> PerStream<(Option<u64>, Option<&'a str>)> {
+    fn sent(bytes: u64, sha256: &str) -> PerStream<(Option<u64>, Option<&str>)> {
         PerStream { stdout: (Some(bytes), Some(sha256)), stderr: (None, None) }
     }
 

@@ -12,6 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use super::{PATIENCE, client::Client, wait_until};
@@ -134,9 +135,9 @@ impl Service {
         line.split_ascii_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("a number")
     }
 
-    /// Sends it a signal, by name.
-    pub fn signal(&self, name: &str) {
-        kill(self.pid(), name);
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill(self.pid(), signal);
     }
 
     /// Waits for its end.
@@ -172,9 +173,9 @@ impl Drop for Service {
 }
 
 /// Sends a signal to a process that a test started.
-pub fn kill(pid: u32, name: &str) {
-    let status = Command::new("kill").args(["-s", name.trim_start_matches("SIG"), &pid.to_string()]).status();
-    assert!(status.expect("kill runs").success(), "cannot send {name} to {pid}");
+pub fn kill(pid: u32, signal: Signal) {
+    let pid = Pid::from_raw(i32::try_from(pid).expect("a pid")).expect("not zero");
+    kill_process(pid, signal).expect("it is there");
 }
 
 /// Standard output as text, and the exit code.

@@ -1,6 +1,6 @@
 //! The pump: from the backend's stream to the parent, at the pace of the parent.
 //!
-//! Back-pressure is applied in [`Tap::flush`]: the parent's reply to output is the permission to go
+//! Back-pressure is applied in `Tap::flush`: the parent's reply to output is the permission to go
 //! on, and until it comes nothing more is read from the backend.
 
 use std::{cell::Cell, time::Duration};

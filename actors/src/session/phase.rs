@@ -9,7 +9,6 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 
 use crate::{
-    backend::api::Alive,
     execution::messages::{Fact, Report},
     id::{ExecutionId, SessionId},
     protocol::{
@@ -146,7 +145,7 @@ pub enum Elsewhere {
 #[derive(Debug)]
 pub enum Phase<O: Outlet> {
     /// The client is there.
-    Open(Open, O),
+    Open(Box<Open>, O),
     /// A close frame was the last thing said, or the client is gone.
     Closed(Option<O::Closed>, Closure),
 }
@@ -171,7 +170,7 @@ impl<O: Outlet> Phase<O> {
             limits,
             capabilities: CAPABILITIES.iter().map(|name| (*name).to_owned()).collect(),
         })));
-        Phase::Open(Open { limits, hold: None, newest: None, draining: false }, outlet)
+        Phase::Open(Box::new(Open { limits, hold: None, newest: None, draining: false }), outlet)
     }
 
     /// A session that was not let in: it hears why, and is closed.
@@ -206,7 +205,7 @@ struct Step {
 }
 
 enum Then {
-    Stay(Open),
+    Stay(Box<Open>),
     Close(CloseReason),
     Gone,
 }
@@ -244,13 +243,13 @@ enum Stage {
 struct Running {
     status: Status,
     offsets: PerStream<u64>,
-    alive: Alive,
+    began_at: Instant,
     heard_at: Instant,
     output_at: Instant,
 }
 
 impl Open {
-    fn on(mut self, event: Event, now: Instant) -> Step {
+    fn on(mut self: Box<Self>, event: Event, now: Instant) -> Step {
         let mut said = Said::default();
         let then = match event {
             Event::Incoming(Incoming::Text(text)) => {
@@ -410,7 +409,7 @@ impl Open {
                 let running = Running {
                     status: Status::Running,
                     offsets: PerStream::default(),
-                    alive: Alive { elapsed_ms: 0, since_output_ms: 0 },
+                    began_at: now,
                     heard_at: now,
                     output_at: now,
                 };
@@ -423,14 +422,14 @@ impl Open {
             Fact::Status(status) => {
                 if let Stage::Running(running) = &mut hold.stage {
                     running.status = status;
-                    running.heard_at = now.max(running.heard_at);
+                    running.heard_at = now;
                 }
                 said.say.extend(self.progress(now, false).map(|progress| Words::Message(Message::Progress(progress))));
                 return None;
             }
             Fact::Alive(alive) => {
                 if let Stage::Running(running) = &mut hold.stage {
-                    running.alive = alive;
+                    running.began_at = now.checked_sub(Duration::from_millis(alive.elapsed_ms)).unwrap_or(now);
                     running.heard_at = now;
                     running.output_at = now.checked_sub(Duration::from_millis(alive.since_output_ms)).unwrap_or(now);
                 }
@@ -487,7 +486,7 @@ impl Open {
         let Stage::Running(running) = &hold.stage else { return None };
         let unheard = now.saturating_duration_since(running.heard_at);
         let heartbeat = Duration::from_millis(hold.execute.run.heartbeat_ms);
-        let elapsed_ms = running.alive.elapsed_ms + millis(unheard);
+        let elapsed_ms = millis(now.saturating_duration_since(running.began_at));
         Some(Progress {
             execution_id: hold.id,
             status: running.status,

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::terminate::Reason;
+use crate::{backend::api::Alive, terminate::Reason};
 
 /// Records what is said. Closing turns it into something that cannot speak.
 #[derive(Debug, Default)]
@@ -325,6 +325,31 @@ fn an_execution_that_never_started_is_answered_as_failed_first() {
     driven.drive(&Move::Fact { own: true, fact: MoveFact::Lost }, Instant::now());
     let Words::Message(Message::Response(response)) = &driven.said()[1] else { panic!("the response comes first") };
     assert_eq!(response.outcome.as_ref().unwrap()["status"], "failed");
+}
+
+#[test]
+fn the_elapsed_time_goes_on_whatever_is_heard() {
+    let mut driven = Driven::new();
+    start(&mut driven);
+    let now = Instant::now();
+    for (seconds, step) in [
+        (5, Move::Output { own: true }),
+        (6, Move::Fact { own: true, fact: MoveFact::Status }),
+        (8, Move::Heartbeat { held_back: false }),
+    ] {
+        driven.drive(&step, now + Duration::from_secs(seconds));
+    }
+    let elapsed: Vec<_> = driven
+        .said()
+        .iter()
+        .filter_map(|words| match words {
+            Words::Message(Message::Progress(progress)) | Words::Heartbeat(progress) => {
+                Some((progress.elapsed_ms / 1_000, progress.since_output_ms / 1_000))
+            }
+            _ => None,
+        })
+        .collect();
+    assert_eq!(elapsed, [(0, 0), (6, 1), (8, 3)]);
 }
 
 #[test]

@@ -1,0 +1,37 @@
+# Everything a newcomer or a maintainer runs. `make help` lists it.
+SHELL := bash
+.DEFAULT_GOAL := help
+BINARY := target/release/cc-executor
+LOG := target/cc-executor.log
+
+.PHONY: help build fmt lint doc test check run bench logs
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## build the release binary, target/release/cc-executor
+	cargo build --release
+
+fmt: ## format the code
+	cargo fmt --all
+
+lint: ## formatting and clippy, warnings as errors
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+
+doc: ## the API documentation, warnings as errors
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
+
+test: ## all tests, on real processes and sockets
+	cargo test --workspace
+
+check: lint doc test ## what CI runs
+
+run: build ## build, then serve on ws://127.0.0.1:8003/ws/mcp; flags in ARGS
+	@exec $(BINARY) serve $(ARGS) 2> >(tee -i $(LOG) >&2)
+
+bench: ## the gateway beside a plain bridge, in one run
+	cargo bench --bench gateway
+
+logs: ## follow the log of `make run`
+	@touch $(LOG) && exec tail -n 100 -F $(LOG)
