@@ -31,8 +31,8 @@ fn main() -> ExitCode {
         return keeper::main();
     }
     match cli::parse(env::args_os()) {
-        Ok(Typed::Serve(flags)) => start(flags, |source| config::serve(source), serve),
-        Ok(Typed::Backend(flags)) => start(flags, |source| config::back(source), back),
+        Ok(Typed::Serve(flags)) => start(flags, config::serve, serve),
+        Ok(Typed::Backend(flags)) => start(flags, config::back, back),
         Ok(Typed::Run(options)) => run_system(client::run(options)),
         Ok(Typed::Healthcheck(url)) => run_system(client::healthcheck(url)),
         Err((text, 0)) => {

@@ -168,10 +168,14 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::protocol::PerStream;
 
-    fn decode(wire: &[u8], cuts: &[usize]) -> Result<(Vec<u8>, Vec<u8>, Vec<Vec<u8>>), DecodeError> {
+    /// What a stream carried: both outputs, and the words.
+    type Carried = (PerStream<Vec<u8>>, Vec<Vec<u8>>);
+
+    fn decode(wire: &[u8], cuts: &[usize]) -> Result<Carried, DecodeError> {
         let mut decoder = Decoder::default();
-        let (mut out, mut err, mut words) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut output, mut words) = Carried::default();
         let mut from = 0;
         for to in cuts.iter().copied().chain([wire.len()]) {
             let to = to.clamp(from, wire.len());
@@ -179,14 +183,13 @@ mod tests {
             from = to;
             while let Some(part) = decoder.next_part()? {
                 match part {
-                    Part::Output(Stream::Stdout, piece) => out.extend_from_slice(&piece),
-                    Part::Output(Stream::Stderr, piece) => err.extend_from_slice(&piece),
+                    Part::Output(stream, piece) => output.get_mut(stream).extend_from_slice(&piece),
                     Part::Word(word) => words.push(word.to_vec()),
                 }
             }
         }
         assert!(decoder.is_between_frames());
-        Ok((out, err, words))
+        Ok((output, words))
     }
 
     proptest! {
@@ -196,17 +199,18 @@ mod tests {
             mut cuts in prop::collection::vec(0usize..900, 0..20),
         ) {
             cuts.sort_unstable();
-            let (mut wire, mut out, mut err, mut words) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+            let mut wire = Vec::new();
+            let (mut output, mut words) = Carried::default();
             for (stream, bytes) in frames {
                 wire.extend_from_slice(&header_of(stream, bytes.len() as u32));
                 wire.extend_from_slice(&bytes);
                 match stream {
-                    1 => out.extend(bytes),
-                    2 => err.extend(bytes),
+                    1 => output.stdout.extend(bytes),
+                    2 => output.stderr.extend(bytes),
                     _ => words.push(bytes),
                 }
             }
-            prop_assert_eq!(decode(&wire, &cuts).unwrap(), (out, err, words));
+            prop_assert_eq!(decode(&wire, &cuts).unwrap(), (output, words));
         }
 
         #[test]
