@@ -1,0 +1,188 @@
+//! The reference: a plain bridge of hyper and tokio-tungstenite that does the gateway's job without
+//! its promises. It is honest work: it decodes the same stream, keeps characters whole, counts
+//! offsets, and flushes only when nothing more is ready.
+
+use std::{borrow::Cow, net::SocketAddr, process::ExitCode};
+
+use bytes::Bytes;
+use cc_executor_actors::{
+    backend::multiplex::{Decoder, Part},
+    protocol::Stream,
+};
+use futures_util::{FutureExt, SinkExt, StreamExt, stream::SplitSink};
+use http_body_util::{BodyExt, Full};
+use hyper::{Method, Request, body::Incoming};
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde_json::{Value, json};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_tungstenite::{WebSocketStream, accept_async, tungstenite::Message};
+
+type Error = Box<dyn std::error::Error + Send + Sync>;
+type Sink = SplitSink<WebSocketStream<TcpStream>, Message>;
+
+/// Serves until it is killed, with as many threads as the gateway has workers.
+pub fn serve(backend: SocketAddr) -> ExitCode {
+    let threads = std::thread::available_parallelism().map_or(2, usize::from);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build();
+    runtime.expect("a runtime").block_on(async move {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        println!("{}", listener.local_addr().expect("an address"));
+        loop {
+            if let Ok((stream, _)) = listener.accept().await {
+                // A client that goes away ends its own task.
+                tokio::spawn(async move { session(stream, backend).await.ok() });
+            }
+        }
+    })
+}
+
+async fn session(stream: TcpStream, backend: SocketAddr) -> Result<(), Error> {
+    stream.set_nodelay(true)?;
+    let (mut sink, mut source) = accept_async(stream).await?.split();
+    send(&mut sink, &json!({ "jsonrpc": "2.0", "method": "connected", "params": {} })).await?;
+    sink.flush().await?;
+    while let Some(message) = source.next().await {
+        let Message::Text(text) = message? else { continue };
+        let call: Value = serde_json::from_str(&text)?;
+        if call["method"] != "execute" {
+            continue;
+        }
+        let lines = call["params"]["framing"] == "line";
+        let id = uuid::Uuid::new_v4().to_string();
+        let body = json!({ "question": call["params"]["command"], "executionId": id }).to_string();
+        let mut stream = request(backend, Method::POST, "/execute/stream", body).await?;
+        let mut decoder = Decoder::default();
+        let mut output = Output { lines, carry: Vec::new(), end: 0 };
+        'execution: loop {
+            let more = match stream.frame().now_or_never() {
+                Some(more) => more,
+                None => {
+                    sink.flush().await?;
+                    tokio::select! {
+                        more = stream.frame() => more,
+                        message = source.next() => {
+                            let Some(message) = message else { return Ok(()) };
+                            if message?.to_text()?.contains("CANCEL") {
+                                let path = format!("/executions/{id}?grace_ms=5000&reason=canceled");
+                                tokio::spawn(request(backend, Method::DELETE, path, String::new()));
+                            }
+                            continue;
+                        }
+                    }
+                }
+            };
+            let Some(more) = more else { break };
+            if let Ok(chunk) = more?.into_data() {
+                decoder.push(chunk);
+            }
+            while let Some(part) = decoder.next_part()? {
+                match part {
+                    Part::Output(Stream::Stdout, bytes) => output.send(&mut sink, &bytes).await?,
+                    Part::Output(Stream::Stderr, _) => {}
+                    Part::Word(word) => {
+                        let word: Value = serde_json::from_slice(&word)?;
+                        if word.get("started").is_some() {
+                            send(&mut sink, &json!({ "jsonrpc": "2.0", "id": call["id"], "result": { "executionId": id, "status": "started" } })).await?;
+                            send(&mut sink, &status(&id, "RUNNING")).await?;
+                        } else if let Some(exit) = word.get("exit") {
+                            output.finish(&mut sink).await?;
+                            let mut last = status(&id, exit["status"].as_str().unwrap_or("FAILED"));
+                            last["params"]["reason"] = exit["reason"].clone();
+                            send(&mut sink, &last).await?;
+                            break 'execution;
+                        }
+                    }
+                }
+            }
+        }
+        sink.flush().await?;
+    }
+    Ok(())
+}
+
+fn status(id: &str, status: &str) -> Value {
+    json!({ "jsonrpc": "2.0", "method": "statusUpdate", "params": { "executionId": id, "status": status } })
+}
+
+async fn send(sink: &mut Sink, message: &impl Serialize) -> Result<(), Error> {
+    Ok(sink.feed(Message::text(serde_json::to_string(message)?)).await?)
+}
+
+async fn request(
+    backend: SocketAddr,
+    method: Method,
+    path: impl Into<Cow<'static, str>>,
+    body: String,
+) -> Result<Incoming, Error> {
+    let stream = TcpStream::connect(backend).await?;
+    stream.set_nodelay(true)?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    let request = Request::builder()
+        .method(method)
+        .uri(path.into().as_ref())
+        .header("host", backend.to_string())
+        .header("content-type", "application/json")
+        .header("accept", "application/vnd.docker.multiplexed-stream")
+        .body(Full::new(Bytes::from(body)))?;
+    Ok(sender.send_request(request).await?.into_body())
+}
+
+/// Output as messages.
+struct Output {
+    lines: bool,
+    carry: Vec<u8>,
+    end: u64,
+}
+
+#[derive(Serialize)]
+struct Notification<'a> {
+    jsonrpc: &'static str,
+    method: &'static str,
+    params: Params<'a>,
+}
+
+#[derive(Serialize)]
+struct Params<'a> {
+    r#type: &'static str,
+    content: &'a str,
+    end: u64,
+}
+
+impl Output {
+    async fn send(&mut self, sink: &mut Sink, bytes: &[u8]) -> Result<(), Error> {
+        self.carry.extend_from_slice(bytes);
+        let carry = std::mem::take(&mut self.carry);
+        let mut rest = &carry[..];
+        if self.lines {
+            while let Some(at) = memchr::memchr(b'\n', rest) {
+                self.message(sink, std::str::from_utf8(&rest[..=at])?).await?;
+                rest = &rest[at + 1..];
+            }
+        } else {
+            let whole = match std::str::from_utf8(rest) {
+                Ok(text) => text.len(),
+                Err(error) if error.error_len().is_none() => error.valid_up_to(),
+                Err(error) => return Err(error.into()),
+            };
+            if whole > 0 {
+                self.message(sink, std::str::from_utf8(&rest[..whole])?).await?;
+            }
+            rest = &rest[whole..];
+        }
+        self.carry = rest.to_vec();
+        Ok(())
+    }
+
+    async fn finish(&mut self, sink: &mut Sink) -> Result<(), Error> {
+        let rest = std::mem::take(&mut self.carry);
+        if rest.is_empty() { Ok(()) } else { self.message(sink, std::str::from_utf8(&rest)?).await }
+    }
+
+    async fn message(&mut self, sink: &mut Sink, content: &str) -> Result<(), Error> {
+        self.end += content.len() as u64;
+        let params = Params { r#type: "stdout", content, end: self.end };
+        send(sink, &Notification { jsonrpc: "2.0", method: "output", params }).await
+    }
+}

@@ -1,0 +1,176 @@
+//! A client that costs little: it reads frames by hand and looks only at what must be checked.
+
+use std::{
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
+    time::Duration,
+};
+
+use serde_json::json;
+
+use super::stub::LINE;
+
+/// The bound of every wait.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Read at a time, in bytes.
+const READ: usize = 256 * 1024;
+
+/// One session.
+pub struct Session {
+    stream: TcpStream,
+    input: Vec<u8>,
+    from: usize,
+    to: usize,
+}
+
+impl Session {
+    /// A session that has heard `connected`.
+    pub fn open(address: SocketAddr) -> Session {
+        let mut stream = TcpStream::connect(address).expect("it listens");
+        stream.set_nodelay(true).expect("an option");
+        stream.set_read_timeout(Some(PATIENCE)).expect("an option");
+        let request = format!(
+            "GET /ws/mcp HTTP/1.1\r\nHost: {address}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        );
+        stream.write_all(request.as_bytes()).expect("it takes a request");
+        let mut session = Session { stream, input: Vec::new(), from: 0, to: 0 };
+        while !session.input[..session.to].windows(4).any(|four| four == b"\r\n\r\n") {
+            session.fill(4096);
+        }
+        let head = session.input[..session.to].windows(4).position(|four| four == b"\r\n\r\n").expect("it is there");
+        assert!(session.input.starts_with(b"HTTP/1.1 101"), "the upgrade is accepted");
+        session.from = head + 4;
+        session.wait_for("connected");
+        // Thousands of idle sessions must not fill this process.
+        session.input = session.input[session.from..session.to].to_vec();
+        (session.from, session.to) = (0, session.input.len());
+        session
+    }
+
+    pub fn execute(&mut self, command: &str, framing: &str) {
+        self.call("execute", &json!({ "command": command, "framing": framing }));
+    }
+
+    pub fn cancel(&mut self) {
+        self.call("control", &json!({ "type": "CANCEL" }));
+    }
+
+    fn call(&mut self, method: &str, params: &serde_json::Value) {
+        let text = json!({ "jsonrpc": "2.0", "id": 1, "method": method, "params": params }).to_string();
+        let length = u8::try_from(text.len()).ok().filter(|length| *length < 126);
+        let mut frame = match length {
+            Some(length) => vec![0x81, 0x80 | length],
+            None => [&[0x81, 0x80 | 126][..], &(text.len() as u16).to_be_bytes()].concat(),
+        };
+        // A mask of zeros is a mask.
+        frame.extend([0; 4]);
+        frame.extend(text.as_bytes());
+        self.stream.write_all(&frame).expect("it takes a call");
+    }
+
+    /// Reads to the next message of this method.
+    pub fn wait_for(&mut self, method: &str) {
+        let wanted = format!("\"method\":\"{method}\"");
+        while !contains(self.message(), wanted.as_bytes()) {}
+    }
+
+    /// Reads to the final status.
+    pub fn wait_for_end(&mut self) {
+        while !is_end(self.message()) {}
+    }
+
+    /// Reads to the end, and checks that all lines came, once and in order.
+    pub fn check_lines(&mut self, n_lines: u64) {
+        let mut checker = Checker { next: 0, line: Vec::with_capacity(2 * LINE) };
+        loop {
+            let message = self.message();
+            match content(message) {
+                Some(content) => checker.take(content),
+                None if is_end(message) => break,
+                None => {}
+            }
+        }
+        assert_eq!((checker.next, checker.line.len()), (n_lines, 0), "all lines came");
+    }
+
+    /// The payload of the next frame.
+    fn message(&mut self) -> &[u8] {
+        loop {
+            let have = &self.input[self.from..self.to];
+            let header = match have.get(1) {
+                None => 2,
+                Some(126) => 4,
+                Some(127) => 10,
+                Some(_) => 2,
+            };
+            if have.len() >= header {
+                let length = match header {
+                    4 => usize::from(u16::from_be_bytes([have[2], have[3]])),
+                    10 => u64::from_be_bytes(have[2..10].try_into().expect("8 bytes")) as usize,
+                    _ => usize::from(have[1]),
+                };
+                if have.len() >= header + length {
+                    let start = self.from + header;
+                    self.from = start + length;
+                    return &self.input[start..start + length];
+                }
+            }
+            self.fill(READ);
+        }
+    }
+
+    fn fill(&mut self, at_most: usize) {
+        if self.from > 0 {
+            self.input.copy_within(self.from..self.to, 0);
+            self.to -= self.from;
+            self.from = 0;
+        }
+        if self.input.len() < self.to + at_most {
+            self.input.resize(self.to + at_most, 0);
+        }
+        let n = self.stream.read(&mut self.input[self.to..]).expect("something comes in time");
+        assert!(n > 0, "the connection ended");
+        self.to += n;
+    }
+}
+
+fn contains(message: &[u8], part: &[u8]) -> bool {
+    memchr::memmem::find(message, part).is_some()
+}
+
+fn is_end(message: &[u8]) -> bool {
+    contains(message, b"\"method\":\"statusUpdate\"") && contains(message, b"\"reason\":")
+}
+
+/// The content of an output message, still escaped.
+fn content(message: &[u8]) -> Option<&[u8]> {
+    const PREFIX: &[u8] = br#"{"jsonrpc":"2.0","method":"output","params":{"type":"stdout","content":""#;
+    const SUFFIX: &[u8] = br#"","end":"#;
+    let rest = message.strip_prefix(PREFIX)?;
+    let end = memchr::memmem::rfind(rest, SUFFIX).expect("an output message says where it ends");
+    Some(&rest[..end])
+}
+
+/// Checks numbered lines that come in pieces.
+struct Checker {
+    next: u64,
+    line: Vec<u8>,
+}
+
+impl Checker {
+    fn take(&mut self, mut content: &[u8]) {
+        while let Some(at) = memchr::memchr(b'\\', content) {
+            assert_eq!(content[at + 1], b'n', "nothing but newlines is escaped");
+            self.line.extend_from_slice(&content[..at]);
+            content = &content[at + 2..];
+            assert_eq!(self.line.len(), LINE - 1, "a whole line");
+            let number = self.line[..10].iter().fold(0, |n, digit| n * 10 + u64::from(digit - b'0'));
+            assert_eq!(number, self.next, "in order");
+            self.next += 1;
+            self.line.clear();
+        }
+        self.line.extend_from_slice(content);
+    }
+}
