@@ -6,10 +6,14 @@
 
 mod common;
 
+mod access;
 mod actors;
+mod backend_faults;
 mod bytes;
 mod cancel;
+mod input;
 mod logs;
+mod original;
 mod run;
 mod stuck;
 mod tidy;

@@ -40,7 +40,7 @@ use crate::{
 };
 
 /// How long a closed session still reads, so that the client's own close frame can come.
-const LINGER: Duration = Duration::from_secs(2);
+const LINGER: Duration = Duration::from_secs(1);
 
 /// The grace of executions that are ended because the service goes away, in milliseconds.
 const DRAIN_GRACE_MS: u64 = 1_000;

@@ -4,7 +4,6 @@ use std::{
     collections::VecDeque,
     io::{ErrorKind, Read, Write},
     net::{Shutdown, SocketAddr, TcpStream},
-    time::Duration,
 };
 
 use serde_json::{Value, json};
@@ -29,6 +28,8 @@ pub struct Client {
     at: usize,
     next_id: u64,
     passed_by: VecDeque<Frame>,
+    /// The head of the response to the upgrade.
+    pub head: String,
     /// The params of `connected`.
     pub hello: Value,
 }
@@ -89,7 +90,7 @@ impl Client {
         if status != 101 {
             return Err(status);
         }
-        Ok(Client { stream, input, at: end, next_id: 0, passed_by: VecDeque::new(), hello: Value::Null })
+        Ok(Client { stream, input, at: end, next_id: 0, passed_by: VecDeque::new(), head, hello: Value::Null })
     }
 
     /// The connection below.
@@ -276,11 +277,6 @@ impl Client {
     /// Leaves without a word.
     pub fn vanish(self) {
         let _ = self.stream.shutdown(Shutdown::Both);
-    }
-
-    /// How long to wait for a frame.
-    pub fn patience(&self, patience: Duration) {
-        self.stream.set_read_timeout(Some(patience)).unwrap();
     }
 
     fn take(&mut self, n: usize) -> Option<Vec<u8>> {
