@@ -59,8 +59,7 @@ fn a_cancel_from_a_client_that_does_not_read_arrives_within_50_ms() {
         let mark = procs::mark();
         let mut client = gateway.connect();
         client.request("execute", json!({ "command": producer(&heard, &mark) }));
-        procs::wait_for(&mark, 1, PATIENCE);
-        wait_until_blocked(procs::with_argument(&mark)[0]);
+        wait_until_blocked(procs::wait_for(&mark, 1, PATIENCE)[0]);
         let grown = gateway.rss_kib().saturating_sub(rss_before);
         assert!(grown < 8 * 1024, "the gateway has grown by {grown} KiB");
         let asked_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos();
@@ -88,8 +87,7 @@ fn the_descriptor_of_a_client_that_never_reads_comes_back() {
     let mark = procs::mark();
     let mut client = gateway.connect();
     client.request("execute", json!({ "command": producer(Path::new("/dev/null/x"), &mark) }));
-    procs::wait_for(&mark, 1, PATIENCE);
-    wait_until_blocked(procs::with_argument(&mark)[0]);
+    wait_until_blocked(procs::wait_for(&mark, 1, PATIENCE)[0]);
     // A breach: the session closes, and its client does not even read that.
     client.send_raw(&crate::common::client::frame(0x82, b"binary")).unwrap();
     gateway.wait_for_event("session.closed", 2);

@@ -28,7 +28,12 @@ pub fn with_argument(mark: &str) -> Vec<u32> {
         .collect()
 }
 
-/// Waits until so many processes bear the mark.
-pub fn wait_for(mark: &str, n: usize, within: Duration) {
-    wait_until(&format!("{n} processes with {mark}"), within, || with_argument(mark).len() == n);
+/// Waits until so many processes bear the mark, and gives them.
+pub fn wait_for(mark: &str, n: usize, within: Duration) -> Vec<u32> {
+    let mut found = Vec::new();
+    wait_until(&format!("{n} processes with {mark}"), within, || {
+        found = with_argument(mark);
+        found.len() == n
+    });
+    found
 }
