@@ -1,13 +1,15 @@
 //! The role `backend`: runs commands, owns their processes, and streams what they write.
 //!
 //! The order of reading: [`executor`] turns a command into a program and its arguments, [`process`]
-//! starts it under a [`keeper`], [`execution`] reads it to its end, [`table`] knows them all, and
+//! starts it under a [`keeper`], [`execution`] reads it to its end, [`orphans`] is what happens
+//! where a keeper was killed, [`table`] knows them all, and
 //! [`routes`] is the HTTP in front, with the three forms of a stream in [`forms`].
 
 pub mod execution;
 pub mod executor;
 pub mod forms;
 pub mod keeper;
+pub mod orphans;
 pub mod process;
 pub mod routes;
 pub mod signal;
@@ -33,6 +35,8 @@ pub struct BackendConfig {
     pub max_message_bytes: usize,
     /// The binary that is started as keeper.
     pub keeper: PathBuf,
+    /// The soft limit of open descriptors that commands get, where the service has raised its own.
+    pub descriptor_limit: Option<u64>,
 }
 
 /// The keeper's binary: this one, even if its file has been replaced since.

@@ -308,6 +308,7 @@ impl<S: Source> Reader<'_, S> {
             max_timeout_ms: self.timeout_ms(),
             max_message_bytes: self.message_bytes(),
             keeper: PathBuf::from(THIS_BINARY),
+            descriptor_limit: rustix::process::getrlimit(rustix::process::Resource::Nofile).current,
         }
     }
 

@@ -189,6 +189,7 @@ fn embed(config: backend::BackendConfig) -> io::Result<(String, Secret, Embedded
 
 impl Embedded {
     fn start(listener: TcpListener, config: backend::BackendConfig, access: Access) -> io::Result<Self> {
+        backend::orphans::adopt()?;
         let (server, table) = backend::serve(listener, config, access)?;
         let handle = server.handle();
         actix_web::rt::spawn(server);

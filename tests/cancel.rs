@@ -192,3 +192,21 @@ fn another_session_may_cancel_and_ask_by_id() {
         assert_eq!(unknown["code"], -32006);
     }
 }
+
+#[test]
+fn a_command_that_kills_its_own_keeper_leaves_nothing_either() {
+    let service = Service::start();
+    let mark = procs::mark();
+    let mut bystander = service.connect();
+    bystander.execute(json!({ "command": "sleep 0.5; echo untouched" }));
+    let mut client = service.connect();
+    let story = client.run(json!({
+        "command": format!("setsid sleep {mark} & (sleep {mark} & sleep {mark}) & kill -TERM $PPID; kill -INT $PPID; sleep 0.1; kill -KILL $PPID; sleep {mark}")
+    }));
+    assert_eq!((story.end["status"].as_str(), story.end["reason"].as_str()), (Some("FAILED"), Some("backend_lost")));
+    assert_eq!((&story.end["cancel"]["verified"], &story.end["cancel"]["survivors"]), (&json!(true), &json!(0)));
+    assert!(procs::with_argument(&mark).is_empty(), "gone before it is said");
+    assert_eq!(service.count("keeper.lost"), 1);
+    let other = bystander.story();
+    assert_eq!((other.stdout.as_slice(), other.end["status"].as_str()), (&b"untouched\n"[..], Some("COMPLETED")));
+}

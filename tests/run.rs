@@ -3,16 +3,17 @@
 use std::{
     fs,
     io::Read,
+    os::unix::process::CommandExt,
     process::Stdio,
     time::{Duration, Instant},
 };
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::{Value, json};
 
 use crate::common::{
     PATIENCE, procs,
-    service::{Service, binary, kill, text_and_code},
+    service::{BINARY, Service, binary, kill, text_and_code},
     wait_until,
 };
 
@@ -185,4 +186,33 @@ fn a_service_that_is_killed_leaves_nothing_running() {
     service.signal(Signal::KILL);
     service.wait(PATIENCE);
     wait_until("the tree is gone", Duration::from_secs(1), || procs::with_argument(&mark).is_empty());
+}
+
+#[test]
+fn ctrl_c_in_the_services_own_terminal_leaves_nothing_running() {
+    // A terminal sends SIGINT to every process of the foreground group, keepers included.
+    let mut command = binary();
+    command.args(["serve", "--bind", "127.0.0.1:0"]).process_group(0);
+    let mut service = Service::spawn(command);
+    let mark = procs::mark();
+    let mut client = service.connect();
+    client.execute(json!({ "command": format!("trap '' INT TERM; setsid sleep {mark} & sleep {mark}; sleep {mark}") }));
+    procs::wait_for(&mark, 2, PATIENCE);
+    let group = Pid::from_raw(i32::try_from(service.pid()).unwrap()).unwrap();
+    kill_process_group(group, Signal::INT).unwrap();
+    let story = client.story();
+    assert_eq!((story.end["reason"].as_str(), &story.end["cancel"]["verified"]), (Some("drained"), &json!(true)));
+    assert_eq!(service.wait(Duration::from_secs(10)).code(), Some(0));
+    assert!(procs::with_argument(&mark).is_empty());
+}
+
+#[test]
+fn a_command_has_the_limits_that_the_service_was_started_with() {
+    let mut command = std::process::Command::new("bash");
+    command.args(["-c", "ulimit -Sn 300; exec \"$0\" serve --bind 127.0.0.1:0"]).arg(BINARY);
+    let service = Service::spawn(command);
+    assert_eq!(service.run(&["--", "ulimit -Sn"]).stdout, b"300\n");
+    let limits = fs::read_to_string(format!("/proc/{}/limits", service.pid())).unwrap();
+    let own = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    assert!(!own.contains(" 300 "), "the service's own was raised: {own}");
 }

@@ -156,7 +156,7 @@ struct Following {
     grace_ms: u64,
     leader: Option<LeaderExit>,
     sweep: Option<Sweep>,
-    gone: Option<Result<Gone, ()>>,
+    gone: Option<Gone>,
 }
 
 /// What the command left behind is read until it is quiet, or for so long.
@@ -272,12 +272,12 @@ impl Following {
                     self.sweep = Some(Sweep { quiet_at: now + QUIET, cap_at: now + LEFTOVERS_CAP, ordered: false });
                 }
                 Wake::Fact(Some(Fact::Gone(gone))) => {
-                    self.gone = Some(Ok(gone));
+                    self.gone = Some(gone);
                     self.output_at = Instant::now();
-                    told(Told::Gone(last::report(Some(gone), self.grace_ms)));
+                    told(Told::Gone(last::report(gone, self.grace_ms)));
                 }
                 Wake::Fact(Some(_)) => {}
-                Wake::Fact(None) => self.keeper_lost(terms),
+                Wake::Fact(None) => self.keeper_lost(terms, told).await,
                 Wake::Timeout => {
                     self.end(Cause::Timeout, DEFAULT_GRACE_MS, terms, told).await;
                     place = place.and_then(|permit| self.say_status(permit));
@@ -334,20 +334,21 @@ impl Following {
         None
     }
 
-    /// Somebody killed the keeper: its tree has lost its root, and nobody can prove that it is gone.
-    fn keeper_lost(&mut self, terms: &Terms) {
-        warn!(event = "keeper.lost", execution_id:% = terms.id, pid = self.pid; "the keeper of this execution was ended by somebody else");
-        if let Some(group) = rustix::process::Pid::from_raw(self.pid).filter(|_| self.leader.is_none()) {
-            let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
-        }
-        self.gone = Some(Err(()));
+    /// Somebody killed the keeper. Its tree comes to this process, which ends it.
+    async fn keeper_lost(&mut self, terms: &Terms, told: &impl Fn(Told)) {
+        let survivors = self.line.sweep().await;
+        warn!(event = "keeper.lost", execution_id:% = terms.id, pid = self.pid, survivors = survivors;
+            "the keeper of this execution was ended by somebody else; its processes were ended too");
+        let gone = Gone { verified: survivors == 0, survivors, killed: 0, escalated: true };
+        told(Told::Gone(last::report(gone, self.grace_ms)));
+        self.gone = Some(gone);
+        self.output_at = Instant::now();
     }
 
     fn ending(self) -> Ending {
-        let gone = self.gone.and_then(Result::ok);
-        let mut ending = last::ending(self.leader, self.cause, self.grace_ms, gone);
+        let mut ending = last::ending(self.leader, self.cause, self.grace_ms, self.gone);
         if self.cause.is_none() {
-            ending.leftovers = gone.map_or(0, |gone| gone.killed);
+            ending.leftovers = self.gone.map_or(0, |gone| gone.killed);
         }
         ending.elapsed_ms = Some(millis(self.started_at.elapsed()));
         self.counted.into_ending(&mut ending);

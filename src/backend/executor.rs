@@ -79,7 +79,7 @@ impl Executors {
         }
         let mut env = self.inherited.clone();
         env.extend(run.env.clone());
-        Ok((name.to_owned(), KeeperRun { argv, cwd: run.cwd.clone(), env }))
+        Ok((name.to_owned(), KeeperRun { argv, cwd: run.cwd.clone(), env, descriptor_limit: None }))
     }
 }
 

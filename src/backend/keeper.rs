@@ -10,7 +10,7 @@
 //! as soon as the command has them.
 
 pub mod talk;
-mod tree;
+pub mod tree;
 
 use std::{
     fs::OpenOptions,
@@ -18,13 +18,16 @@ use std::{
     os::{fd::AsFd, unix::net::UnixStream, unix::process::CommandExt},
     path::Path,
     process::{Command, ExitCode, Stdio},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    process::{Pid, Signal},
+    process::{Pid, Resource, Rlimit, Signal, getrlimit, setrlimit},
 };
+
+use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 
 use self::{
     talk::{Fact, Gone, LeaderExit, Order, Run},
@@ -48,14 +51,25 @@ pub fn main() -> ExitCode {
 }
 
 fn keep() -> io::Result<()> {
+    // Ctrl-C in the service's terminal, or its hang-up, is the service's business: it gives orders. A
+    // session of its own keeps those away, handlers the rest; the command gets the defaults back.
+    rustix::process::setsid()?;
+    for signal in [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2] {
+        signal_hook::flag::register(signal, Arc::default())?;
+    }
     let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     rustix::process::set_child_subreaper(Some(Pid::INIT))?;
     let (wake, woken) = UnixStream::pair()?;
     woken.set_nonblocking(true)?;
-    signal_hook::low_level::pipe::register(signal_hook::consts::SIGCHLD, wake)?;
+    signal_hook::low_level::pipe::register(SIGCHLD, wake)?;
 
     let mut backend = Backend { socket, input: Vec::new() };
     let Some(Order::Run(run)) = backend.wait_for_order()? else { return Ok(()) };
+    if let Some(soft) = run.descriptor_limit {
+        // The service raised its own; a program that closes all it might have would take long.
+        let limit = getrlimit(Resource::Nofile);
+        setrlimit(Resource::Nofile, Rlimit { current: Some(soft), ..limit })?;
+    }
     // The command runs as the same user: it must not reach into its keeper.
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
     let leader = start(&run);

@@ -16,12 +16,16 @@ use tokio::{
         UnixStream,
         unix::{OwnedReadHalf, OwnedWriteHalf, pipe},
     },
-    process::{Child, Command},
+    process::Command,
+    sync::oneshot,
 };
 
-use super::keeper::{
-    ARGUMENT,
-    talk::{Fact, Order, Run},
+use super::{
+    keeper::{
+        ARGUMENT,
+        talk::{Fact, Order, Run},
+    },
+    orphans,
 };
 
 /// The capacity asked for each pipe, in bytes. With the default of 64 KiB a third of the rate is lost.
@@ -42,8 +46,7 @@ pub struct Process {
 pub struct Line {
     facts: Lines<BufReader<OwnedReadHalf>>,
     orders: OwnedWriteHalf,
-    // Kept so that the keeper is reaped; it is never killed, it ends when its tree has.
-    _keeper: Child,
+    reaped: oneshot::Receiver<()>,
 }
 
 impl Process {
@@ -54,16 +57,19 @@ impl Process {
         let (ours, theirs) = StdUnixStream::pair()?;
         // The environment is the command's business and goes through the line: a variable such as
         // LD_PRELOAD is not meant for the keeper, and a secret of the service not for either.
-        let child = Command::new(keeper)
+        let mut command = Command::new(keeper);
+        command
             .arg(ARGUMENT)
             .env_clear()
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(stdout_end)
-            .stderr(stderr_end)
-            .spawn()?;
+            .stderr(stderr_end);
+        let reaped = orphans::start_keeper(&mut command)?;
+        // It holds our copies of the ends that are not ours.
+        drop(command);
         ours.set_nonblocking(true)?;
         let (facts, orders) = UnixStream::from_std(ours)?.into_split();
-        let mut line = Line { facts: BufReader::new(facts).lines(), orders, _keeper: child };
+        let mut line = Line { facts: BufReader::new(facts).lines(), orders, reaped };
         line.order(&Order::Run(run)).await?;
         Ok(Process { stdout, stderr, line })
     }
@@ -81,6 +87,16 @@ impl Line {
     pub async fn next(&mut self) -> Option<Fact> {
         let line = self.facts.next_line().await.ok().flatten()?;
         serde_json::from_str(&line).ok()
+    }
+}
+
+impl Line {
+    /// Waits until the keeper is gone, and then ends what it has left behind. Gives how many processes
+    /// could not be ended.
+    pub async fn sweep(&mut self) -> u32 {
+        // Its tree comes to us only when it has been reaped. The sender is never dropped before that.
+        let _ = (&mut self.reaped).await;
+        tokio::task::spawn_blocking(orphans::sweep).await.unwrap_or(u32::MAX)
     }
 }
 

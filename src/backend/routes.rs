@@ -78,7 +78,8 @@ async fn execute(request: HttpRequest, body: Bytes, table: web::Data<Table>) -> 
 /// Reads the request, takes a place, and starts the execution's task.
 async fn begin(body: &[u8], table: &web::Data<Table>) -> Result<(ExecutionId, mpsc::Receiver<Item>), ErrorObject> {
     let run = read_run(body, table)?;
-    let (executor, to_start) = table.config().executors.resolve(&run)?;
+    let (executor, mut to_start) = table.config().executors.resolve(&run)?;
+    to_start.descriptor_limit = table.config().descriptor_limit;
     let id = run.execution_id.unwrap_or_else(ExecutionId::random);
     let (seat, asks) = Table::seat(table, id, &executor)?;
     debug!(event = "process.command", execution_id:% = id, argv:serde = to_start.argv, env:serde = to_start.env; "execution asked for");

@@ -33,6 +33,8 @@ pub struct Run {
     pub cwd: Option<String>,
     /// The whole environment.
     pub env: BTreeMap<String, String>,
+    /// The soft limit of open descriptors; the service's own if absent.
+    pub descriptor_limit: Option<u64>,
 }
 
 /// What a keeper tells its backend.

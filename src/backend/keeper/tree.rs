@@ -123,12 +123,14 @@ fn children() -> Vec<Pid> {
     }
 }
 
-fn pid(text: &str) -> Option<Pid> {
+/// A process id from its digits.
+pub fn pid(text: &str) -> Option<Pid> {
     Pid::from_raw(text.parse().ok()?)
 }
 
-/// The fourth field of /proc/PID/stat; the second, in parentheses, may hold anything.
-fn parent_of(child: Pid) -> Option<i32> {
+/// The parent of a process: the fourth field of /proc/PID/stat. The second, in parentheses, may hold
+/// anything.
+pub fn parent_of(child: Pid) -> Option<i32> {
     let stat = fs::read_to_string(format!("/proc/{}/stat", child.as_raw_nonzero())).ok()?;
     stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(1)?.parse().ok()
 }
