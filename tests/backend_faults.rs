@@ -227,6 +227,25 @@ fn a_cancel_before_the_first_word_gives_the_request_up_and_withdraws_it() {
 }
 
 #[test]
+fn a_backend_that_accepts_and_says_nothing_is_given_up_after_ten_seconds() {
+    let stub = Stub::ours(|_, stream| {
+        let _ = std::io::copy(stream, &mut std::io::sink());
+    });
+    let service = behind(&stub);
+    let mut client = service.connect();
+    let asked_at = Instant::now();
+    client.request("execute", json!({ "command": "x" }));
+    let story = client.story();
+    let took = asked_at.elapsed();
+    assert!(took >= Duration::from_secs(10) && took < Duration::from_secs(12), "{took:?}");
+    assert_eq!(
+        (story.end["reason"].as_str(), &story.end["cancel"]["verified"]),
+        (Some("backend_unreachable"), &json!(false))
+    );
+    wait_until("it is withdrawn", PATIENCE, || stub.requests().iter().any(|request| request.method == "DELETE"));
+}
+
+#[test]
 fn an_id_that_was_canceled_before_its_request_came_does_not_run() {
     let backend = Service::backend();
     let mut service = Service::gateway(&backend.url());

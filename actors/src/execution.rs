@@ -113,8 +113,13 @@ impl Execution {
                 self.finish(Ending::failed(Reason::BackendRejected, message), ctx);
             }
             Err(Refusal::Silent(message)) => {
-                // Nobody knows whether it runs: it is withdrawn by its id.
-                self.withdraw(ctx, Ending::failed(Reason::BackendUnreachable, message), CancelReason::Canceled);
+                // Nobody knows whether it runs: it is withdrawn by its id. The client has waited long
+                // enough and does not wait for that.
+                let (backend, id) = (self.backend.clone(), self.id);
+                actix_rt::spawn(async move { backend.cancel(id, 0, CancelReason::Canceled).await.map(drop) });
+                let mut ending = Ending::failed(Reason::BackendUnreachable, message);
+                ending.cancel = Some(unverified(0));
+                self.finish(ending, ctx);
             }
         }
     }
