@@ -13,6 +13,7 @@ const PURE: &[&str] = &[
     "actors/src/protocol/",
     "actors/src/terminate.rs",
     "actors/src/session/phase.rs",
+    "actors/src/session/phase/open.rs",
     "actors/src/execution/text.rs",
     "actors/src/backend/api.rs",
     "actors/src/backend/framing.rs",

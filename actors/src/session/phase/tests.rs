@@ -1,11 +1,21 @@
 //! Drives [`Phase`] with arbitrary sequences of events, and checks what a client would have seen.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use proptest::prelude::*;
 
-use super::*;
-use crate::{backend::api::Alive, terminate::Reason};
+use serde_json::json;
+
+use super::{
+    open::{Hold, Stage},
+    *,
+};
+use crate::{
+    backend::api::Alive,
+    execution::messages::Fact,
+    protocol::{notify::Hearing, rpc::code},
+    terminate::{Ending, Reason, Status},
+};
 
 /// Records what is said. Closing turns it into something that cannot speak.
 #[derive(Debug, Default)]
