@@ -16,7 +16,7 @@ use cc_executor::{
     signals::Shutdown,
 };
 use cc_executor_actors::supervisor::{Drain, Supervisor};
-use log::{error, info};
+use log::{error, info, warn};
 use uuid::Uuid;
 
 /// How long a shutdown may take before what is left is ended. Docker kills after 10 s.
@@ -107,7 +107,10 @@ fn raise_descriptor_limit() {
     let _ = setrlimit(Resource::Nofile, limit);
 }
 
-fn bind(address: std::net::SocketAddr) -> io::Result<TcpListener> {
+fn bind(address: std::net::SocketAddr, access: &Access) -> io::Result<TcpListener> {
+    if access.token.is_none() && !address.ip().is_loopback() {
+        warn!(event = "service.insecure", address:% = address; "no token: whoever reaches {address} can run commands here");
+    }
     TcpListener::bind(address).map_err(|error| {
         io::Error::new(
             error.kind(),
@@ -118,7 +121,7 @@ fn bind(address: std::net::SocketAddr) -> io::Result<TcpListener> {
 
 async fn serve(config: config::Serve) -> io::Result<()> {
     let mut shutdown = Shutdown::listen()?;
-    let listener = bind(config.bind)?;
+    let listener = bind(config.bind, &config.access)?;
     let address = listener.local_addr()?;
     let (backend, backend_url, backend_token) = match config.backend {
         Where::There(url, token) => (None, url, token),
@@ -152,7 +155,7 @@ async fn serve(config: config::Serve) -> io::Result<()> {
 
 async fn back(config: config::Back) -> io::Result<()> {
     let mut shutdown = Shutdown::listen()?;
-    let listener = bind(config.bind)?;
+    let listener = bind(config.bind, &config.access)?;
     let address = listener.local_addr()?;
     let access = Access { port: address.port(), ..config.access };
     let executors = config.backend.executors.names();
