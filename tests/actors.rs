@@ -18,7 +18,7 @@ use cc_executor_actors::{
     protocol::Limits,
     session::{self, Surroundings, outbox::Frames, phase::Incoming},
     supervisor::{CancelExecution, Census, Count, Drain, Supervisor},
-    terminate::{CancelReason, Status},
+    terminate::{CancelReason, CloseCode, CloseReason, Status},
 };
 use futures_util::StreamExt;
 use serde_json::{Value, json};
@@ -234,6 +234,29 @@ fn after_the_close_frame_the_body_ends() {
             last = first;
         }
         assert_eq!(last, 0x88);
+        wait_until_empty(&around.supervisor).await;
+    });
+}
+
+#[test]
+fn a_client_that_takes_its_time_still_gets_all_that_was_said_before_the_close() {
+    actix::System::new().block_on(async {
+        let stub = obliging();
+        let around = around(&stub, 10);
+        let mut peer = Peer::connect(&around).await;
+        for id in 1..=30 {
+            peer.call(id, "ping", &json!({}));
+        }
+        let reason = CloseReason::new(CloseCode::Unsupported, "binary");
+        peer.incoming.send(Incoming::Fault(reason)).expect("the session listens");
+        // Longer than a closed session lingers for a client that has taken everything.
+        tokio::time::sleep(Duration::from_millis(1_500)).await;
+        assert_eq!(peer.message().await["method"], "connected");
+        for id in 1..=30 {
+            assert_eq!(peer.message().await["id"], id);
+        }
+        assert_eq!(peer.frame().await.expect("the close frame").0, 0x88);
+        assert_eq!(peer.frame().await, None);
         wait_until_empty(&around.supervisor).await;
     });
 }

@@ -42,6 +42,9 @@ use crate::{
 /// How long a closed session still reads, so that the client's own close frame can come.
 const LINGER: Duration = Duration::from_secs(1);
 
+/// How long a closed session waits for its client to take what was said before.
+const FLUSH_PATIENCE: Duration = Duration::from_secs(5);
+
 /// The grace of executions that are ended because the service goes away, in milliseconds.
 const DRAIN_GRACE_MS: u64 = 1_000;
 
@@ -55,6 +58,8 @@ pub struct Session {
     limits: Limits,
     heartbeat: Option<SpawnHandle>,
     linger: Option<Linger>,
+    /// Whether the client has had its time for a close frame of its own.
+    lingered: bool,
     opened_at: Instant,
     n_executions: u64,
     _alive: oneshot::Sender<()>,
@@ -102,6 +107,7 @@ pub async fn start(
             limits: around.limits,
             heartbeat: None,
             linger: Some(linger),
+            lingered: false,
             opened_at: Instant::now(),
             n_executions: 0,
             _alive: alive,
@@ -228,20 +234,23 @@ impl Session {
         self.heartbeat.take().map(|heartbeat| ctx.cancel_future(heartbeat));
         match &self.phase {
             Some(Phase::Closed(Some(_), closure)) => {
-                let by_client = matches!(closure, Closure::Said(reason) if reason.code == CloseCode::Normal);
-                ctx.run_later(LINGER, |_, ctx| ctx.stop());
-                if by_client {
-                    self.stop_when_flushed(ctx);
-                }
+                // A client that asked for the close has nothing more to send.
+                self.lingered = matches!(closure, Closure::Said(reason) if reason.code == CloseCode::Normal);
+                ctx.run_later(LINGER, |session, ctx| {
+                    session.lingered = true;
+                    session.stop_when_flushed(ctx);
+                });
+                ctx.run_later(FLUSH_PATIENCE, |_, ctx| ctx.stop());
+                self.stop_when_flushed(ctx);
             }
             _ => ctx.stop(),
         }
     }
 
     fn stop_when_flushed(&mut self, ctx: &mut Context<Self>) {
-        if let Some(Phase::Closed(Some(closing), Closure::Said(reason))) = &mut self.phase
+        if let Some(Phase::Closed(Some(closing), _)) = &mut self.phase
             && closing.flush()
-            && reason.code == CloseCode::Normal
+            && self.lingered
         {
             ctx.stop();
         }
@@ -304,12 +313,7 @@ impl StreamHandler<RoomMade> for Session {
                     self.on(Event::Incoming(Incoming::Gone), ctx);
                 }
             }
-            _ => {
-                if let Some(Phase::Closed(Some(closing), _)) = &mut self.phase {
-                    closing.flush();
-                }
-                self.stop_when_flushed(ctx);
-            }
+            _ => self.stop_when_flushed(ctx),
         }
     }
 
