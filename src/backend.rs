@@ -20,7 +20,10 @@ use std::{io, net::TcpListener, path::PathBuf, time::Duration};
 use actix_web::{App, HttpServer, dev::Server, middleware::from_fn, web};
 
 use self::{executor::Executors, table::Table};
-use crate::access::{Access, guard};
+use crate::{
+    access::{Access, guard},
+    socket,
+};
 
 /// What a backend needs to know.
 #[derive(Clone, Debug)]
@@ -58,6 +61,7 @@ pub fn serve(listener: TcpListener, config: BackendConfig, access: Access) -> io
     let server = HttpServer::new(move || {
         App::new().app_data(shared.clone()).app_data(access.clone()).wrap(from_fn(guard)).configure(routes::configure)
     })
+    .on_connect(socket::keep)
     .tcp_nodelay(true)
     .h1_allow_half_closed(false)
     .h1_write_buffer_size(WRITE_BUFFER)

@@ -1,11 +1,10 @@
 //! The role `serve`: WebSocket sessions in front of an execution backend.
 //!
 //! [`routes`] has the HTTP around it, [`ws`] makes a session of an upgraded connection, [`incoming`]
-//! reads a client's frames, [`socket`] makes sure that a closed session's descriptor comes back.
+//! reads a client's frames, [`crate::socket`] makes sure that a closed session's descriptor comes back.
 
 pub mod incoming;
 pub mod routes;
-pub mod socket;
 pub mod ws;
 
 use std::{io, net::TcpListener, time::Duration};
@@ -20,7 +19,10 @@ use cc_executor_actors::{
 };
 use log::{info, warn};
 
-use crate::access::{Access, Secret, guard};
+use crate::{
+    access::{Access, Secret, guard},
+    socket,
+};
 
 /// How often the backend is asked how it is.
 const BACKEND_CADENCE: Duration = Duration::from_secs(2);

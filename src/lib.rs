@@ -4,7 +4,7 @@
 //! that has a socket, a process, a terminal, a file or an environment variable:
 //!
 //! - [`config`], [`logging`], [`cli`], [`signals`]: what `main` puts together.
-//! - [`access`]: who may speak to either role.
+//! - [`access`]: who may speak to either role; [`socket`]: what both need of a connection.
 //! - [`gateway`]: the role `serve`, WebSocket sessions in front of a backend.
 //! - [`backend`]: the role `backend`, which runs commands and owns their processes.
 //! - [`client`]: the commands `run` and `healthcheck`.
@@ -19,3 +19,4 @@ pub mod config;
 pub mod gateway;
 pub mod logging;
 pub mod signals;
+pub mod socket;

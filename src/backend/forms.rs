@@ -3,7 +3,9 @@
 use std::{
     fmt,
     pin::Pin,
+    rc::Rc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -16,9 +18,13 @@ use cc_executor_actors::{
     terminate::Status,
 };
 use futures_util::Stream;
-use tokio::sync::mpsc;
+use tokio::{
+    sync::mpsc,
+    time::{Sleep, sleep},
+};
 
 use super::execution::Item;
+use crate::socket::Duplicate;
 
 /// How a stream is written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -61,7 +67,47 @@ pub struct Body {
     items: mpsc::Receiver<Item>,
     lines: Text,
     over: bool,
-    cut: bool,
+    cut: Option<Cutting>,
+    socket: Option<Rc<Duplicate>>,
+}
+
+/// A cut under way. An error makes actix drop the connection with what is still in its own buffer, so
+/// that must be gone first. Each pending poll lets actix flush; it stops only when the socket is full.
+struct Cutting {
+    flushes: u32,
+    wait: Option<Pin<Box<Sleep>>>,
+}
+
+/// How often actix must have flushed into a socket that was not full afterwards.
+const FLUSHES: u32 = 3;
+
+/// How often a full socket is looked at.
+const FULL_CADENCE: Duration = Duration::from_millis(10);
+
+impl Cutting {
+    fn new() -> Self {
+        Cutting { flushes: 0, wait: None }
+    }
+
+    fn poll(&mut self, socket: Option<&Duplicate>, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            if let Some(wait) = &mut self.wait {
+                ready!(wait.as_mut().poll(cx));
+                self.wait = None;
+            }
+            if socket.is_some_and(|socket| !socket.has_room()) {
+                self.flushes = 0;
+                self.wait = Some(Box::pin(sleep(FULL_CADENCE)));
+                continue;
+            }
+            if self.flushes == FLUSHES {
+                return Poll::Ready(());
+            }
+            self.flushes += 1;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+    }
 }
 
 /// A plain text stream of an execution that did not exit with code 0 is cut, so that no reader takes
@@ -79,8 +125,8 @@ impl std::error::Error for Cut {}
 
 impl Body {
     /// A stream in this form.
-    pub fn new(form: Form, items: mpsc::Receiver<Item>) -> Self {
-        Body { form, items, lines: Text::json_lines(), over: false, cut: false }
+    pub fn new(form: Form, items: mpsc::Receiver<Item>, socket: Option<Rc<Duplicate>>) -> Self {
+        Body { form, items, lines: Text::json_lines(), over: false, cut: None, socket }
     }
 
     /// The bytes of one item; may be none.
@@ -131,17 +177,22 @@ impl Stream for Body {
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         loop {
             if self.over {
-                return Poll::Ready(std::mem::take(&mut self.cut).then_some(Err(Cut)));
+                let this = &mut *self;
+                let Some(cutting) = &mut this.cut else { return Poll::Ready(None) };
+                ready!(cutting.poll(this.socket.as_deref(), cx));
+                this.cut = None;
+                return Poll::Ready(Some(Err(Cut)));
             }
             let Some(item) = ready!(self.items.poll_recv(cx)) else {
                 // Without a last word the stream must not look whole.
                 self.over = true;
-                self.cut = true;
+                self.cut = Some(Cutting::new());
                 continue;
             };
             if let Item::Word(Word::Exit(ending)) = &item {
                 self.over = true;
-                self.cut = self.form == Form::Plain && ending.status != Status::Completed;
+                let cut = self.form == Form::Plain && ending.status != Status::Completed;
+                self.cut = cut.then(Cutting::new);
             }
             let bytes = self.encode(item);
             if !bytes.is_empty() {

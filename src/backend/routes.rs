@@ -30,6 +30,7 @@ use super::{
     process::Process,
     table::Table,
 };
+use crate::socket;
 
 /// How long an execution may take to obey an ask that needs no waiting.
 const OBEY_PATIENCE: Duration = Duration::from_secs(2);
@@ -70,7 +71,7 @@ async fn execute(request: HttpRequest, body: Bytes, table: web::Data<Table>) -> 
         Ok((id, items)) => HttpResponse::Ok()
             .insert_header((header::CONTENT_TYPE, form.content_type()))
             .insert_header((EXECUTION_ID_HEADER, id.to_string()))
-            .streaming(Body::new(form, items)),
+            .streaming(Body::new(form, items, socket::of(&request))),
         Err(error) => refuse(error),
     }
 }

@@ -20,7 +20,8 @@ use cc_executor_actors::{
 };
 use futures_util::StreamExt;
 
-use super::{incoming::Reader, socket};
+use super::incoming::Reader;
+use crate::socket;
 
 /// The prefix of an offer that carries a token and is no protocol.
 const BEARER: &str = "bearer.";
