@@ -1,8 +1,9 @@
 //! The role `backend`: runs commands, owns their processes, and streams what they write.
 //!
-//! The order of reading: [`executor`] turns a command into a program and its arguments, [`process`]
-//! starts it under a [`keeper`], [`execution`] reads it to its end, [`orphans`] is what happens
-//! where a keeper was killed, [`table`] knows them all, and
+//! The order of reading: [`table`] admits an execution or has it wait, [`executor`] turns its command
+//! into a program and its arguments, [`process`] starts it under a [`keeper`], with pipes or on a
+//! [`terminal`], [`execution`] follows it to its end, and what it writes goes through its [`spool`] to
+//! whoever follows it, now or later. [`orphans`] is what happens where a keeper was killed, and
 //! [`routes`] is the HTTP in front, with the three forms of a stream in [`forms`].
 
 pub mod execution;
@@ -11,9 +12,12 @@ pub mod forms;
 pub mod keeper;
 pub mod orphans;
 pub mod process;
+pub mod ring;
 pub mod routes;
 pub mod signal;
+pub mod spool;
 pub mod table;
+pub mod terminal;
 
 use std::{io, net::TcpListener, path::PathBuf, time::Duration};
 
@@ -32,8 +36,20 @@ pub struct BackendConfig {
     pub executors: Executors,
     /// How many executions may run at a time.
     pub max_executions: usize,
-    /// The longest total time-out a client may ask for, in milliseconds.
+    /// How many may wait for a place.
+    pub max_queued: usize,
+    /// The longest total or stall time-out a client may ask for, in milliseconds.
     pub max_timeout_ms: u64,
+    /// The longest time without a consumer that a client may ask for, in milliseconds.
+    pub max_detach_ms: u64,
+    /// How much of each output stream is kept, in bytes.
+    pub ring_bytes: usize,
+    /// How much output of ended executions is kept in all, in bytes.
+    pub max_kept_bytes: usize,
+    /// How long output and ending of an ended execution are kept.
+    pub retention: Duration,
+    /// How long a consumer may take nothing while nobody asks for it, before it counts as gone.
+    pub consumer_stall: Duration,
     /// The longest request body, in bytes.
     pub max_message_bytes: usize,
     /// The binary that is started as keeper.
@@ -57,11 +73,15 @@ const WRITE_BUFFER: usize = 256 * 1024;
 pub fn serve(listener: TcpListener, config: BackendConfig, access: Access) -> io::Result<(Server, web::Data<Table>)> {
     let table = web::Data::new(Table::new(config));
     let shared = table.clone();
+    let consumer_stall = table.config().consumer_stall;
     let access = web::Data::new(access);
     let server = HttpServer::new(move || {
         App::new().app_data(shared.clone()).app_data(access.clone()).wrap(from_fn(guard)).configure(routes::configure)
     })
-    .on_connect(socket::keep)
+    .on_connect(move |connection, data| {
+        socket::keep(connection, data);
+        socket::watch_peer(connection, consumer_stall);
+    })
     .tcp_nodelay(true)
     .h1_allow_half_closed(false)
     .h1_write_buffer_size(WRITE_BUFFER)

@@ -4,15 +4,26 @@
 //! is reached through a [`Source`], so that tests never touch it. Secrets come from the environment or
 //! from a file, never from a flag: flags can be read by every user of the machine.
 
+mod settings;
+mod source;
+
 use std::{
     collections::BTreeMap,
     fmt, fs,
     net::{SocketAddr, ToSocketAddrs},
     path::PathBuf,
+    time::Duration,
 };
 
-use cc_executor_actors::protocol::{Limits, MAX_MESSAGE_TO_CLIENT};
+use cc_executor_actors::{
+    protocol::{Limits, MAX_MESSAGE_TO_CLIENT},
+    supervisor::Bounds,
+};
 
+pub use self::{
+    settings::{SETTINGS, Setting},
+    source::{Environment, Over, Source},
+};
 use crate::{
     access::{Access, Secret},
     backend::{
@@ -21,106 +32,6 @@ use crate::{
     },
     logging::Format,
 };
-
-/// Where settings come from.
-pub trait Source {
-    /// The setting's value, if it is set and not empty.
-    fn get(&self, name: &str) -> Option<String>;
-}
-
-impl<S: Source + ?Sized> Source for &S {
-    fn get(&self, name: &str) -> Option<String> {
-        (**self).get(name)
-    }
-}
-
-impl Source for BTreeMap<String, String> {
-    fn get(&self, name: &str) -> Option<String> {
-        BTreeMap::get(self, name).filter(|value| !value.is_empty()).cloned()
-    }
-}
-
-/// The process's environment.
-#[derive(Clone, Copy, Debug)]
-pub struct Environment;
-
-impl Source for Environment {
-    fn get(&self, name: &str) -> Option<String> {
-        std::env::var(name).ok().filter(|value| !value.is_empty())
-    }
-}
-
-/// What the first knows not, the second may.
-#[derive(Clone, Debug)]
-pub struct Over<A, B>(pub A, pub B);
-
-impl<A: Source, B: Source> Source for Over<A, B> {
-    fn get(&self, name: &str) -> Option<String> {
-        self.0.get(name).or_else(|| self.1.get(name))
-    }
-}
-
-/// One setting.
-#[derive(Clone, Copy, Debug)]
-pub struct Setting {
-    /// Its name in the environment; the flag is made of it.
-    pub name: &'static str,
-    /// What stands for its value in the help; `None` for a flag without value.
-    pub value: Option<&'static str>,
-    /// What it does.
-    pub help: &'static str,
-    /// Whether only `serve` has it.
-    pub gateway_only: bool,
-}
-
-impl Setting {
-    /// The flag's name: `CC_EXECUTOR_MAX_SESSIONS` is `max-sessions`, `CLAUDE_API_URL` is `claude-api-url`.
-    pub fn flag(&self) -> String {
-        self.name.strip_prefix(OWN_PREFIX).unwrap_or(self.name).to_lowercase().replace('_', "-")
-    }
-}
-
-const fn setting(name: &'static str, value: &'static str, help: &'static str) -> Setting {
-    Setting { name, value: Some(value), help, gateway_only: false }
-}
-
-const fn of_gateway(name: &'static str, value: &'static str, help: &'static str) -> Setting {
-    Setting { name, value: Some(value), help, gateway_only: true }
-}
-
-/// All settings that have a flag.
-pub const SETTINGS: &[Setting] = &[
-    setting(
-        "CC_EXECUTOR_BIND",
-        "ADDRESS",
-        "address and port to listen on (serve: 127.0.0.1:8003, backend: 127.0.0.1:8000)",
-    ),
-    of_gateway("CLAUDE_API_URL", "URL", "the execution backend; without it one is started inside this process"),
-    setting("CC_EXECUTOR_DEFAULT_EXECUTOR", "NAME", "what runs a command that names no executor (shell)"),
-    setting("CC_EXECUTOR_EXECUTORS", "JSON", "more executors, such as {\"node\":[\"node\",\"-e\",\"{command}\"]}"),
-    setting(
-        "CC_EXECUTOR_PASS_ENV",
-        "NAMES",
-        "variables that commands inherit besides PATH, HOME, LANG and the like, with commas",
-    ),
-    setting("CC_EXECUTOR_MAX_EXECUTIONS", "N", "executions that run at a time (64)"),
-    setting("CC_EXECUTOR_MAX_TIMEOUT_MS", "MS", "the longest total time-out a client may ask for (86400000)"),
-    setting("CC_EXECUTOR_MAX_MESSAGE_BYTES", "BYTES", "the longest message from a client (1048576)"),
-    of_gateway("CC_EXECUTOR_MAX_SESSIONS", "N", "sessions at a time (1024)"),
-    of_gateway("CC_EXECUTOR_MAX_UNSENT_RESPONSES", "N", "responses that a client may leave unread (64)"),
-    setting(
-        "CC_EXECUTOR_ALLOWED_HOSTS",
-        "NAMES",
-        "names by which the service may be addressed without a token, with commas",
-    ),
-    setting("CC_EXECUTOR_ALLOWED_ORIGINS", "ORIGINS", "origins of web pages that may speak to it, with commas"),
-    Setting {
-        name: "CC_EXECUTOR_INSECURE_NO_AUTH",
-        value: None,
-        help: "listen beyond loopback without a token: whoever reaches the port can run commands",
-        gateway_only: false,
-    },
-];
 
 /// The secret that each role demands.
 pub const TOKEN: &str = "CC_EXECUTOR_TOKEN";
@@ -149,7 +60,9 @@ pub struct Serve {
     /// Who may speak; the port is that of `bind`.
     pub access: Access,
     /// How many sessions there may be.
-    pub max_sessions: usize,
+    pub sessions: Bounds,
+    /// How long a shutdown may take.
+    pub drain: Duration,
     /// What clients may ask for.
     pub limits: Limits,
     /// Where commands run.
@@ -174,6 +87,8 @@ pub struct Back {
     pub access: Access,
     /// How commands run.
     pub backend: BackendConfig,
+    /// How long a shutdown may take.
+    pub drain: Duration,
 }
 
 /// Reads the settings of `serve`.
@@ -181,7 +96,11 @@ pub fn serve(source: &impl Source) -> Result<Serve, Problems> {
     let mut reader = Reader { source, problems: Vec::new() };
     let token = reader.secret(TOKEN);
     let (bind, access) = reader.door("127.0.0.1:8003", token);
-    let max_sessions = reader.number("CC_EXECUTOR_MAX_SESSIONS", 1_024, 1, 1_000_000);
+    let sessions = Bounds {
+        sessions: reader.number("CC_EXECUTOR_MAX_SESSIONS", 1_024, 1, 1_000_000),
+        per_peer: reader.number("CC_EXECUTOR_MAX_SESSIONS_PER_ADDRESS", 512, 1, 1_000_000),
+    };
+    let drain = reader.drain();
     let limits = reader.limits();
     let backend = match source.get("CLAUDE_API_URL") {
         None => Where::Here(Box::new(reader.backend())),
@@ -192,6 +111,11 @@ pub fn serve(source: &impl Source) -> Result<Serve, Problems> {
                 "CC_EXECUTOR_EXECUTORS",
                 "CC_EXECUTOR_PASS_ENV",
                 "CC_EXECUTOR_MAX_EXECUTIONS",
+                "CC_EXECUTOR_MAX_QUEUED",
+                "CC_EXECUTOR_RING_BYTES",
+                "CC_EXECUTOR_RETENTION_MS",
+                "CC_EXECUTOR_MAX_KEPT_BYTES",
+                "CC_EXECUTOR_CONSUMER_STALL_MS",
             ] {
                 if source.get(name).is_some() {
                     reader.problem(name, "belongs to the backend: set it there, not beside CLAUDE_API_URL");
@@ -200,7 +124,7 @@ pub fn serve(source: &impl Source) -> Result<Serve, Problems> {
             Where::There(reader.backend_url(&url), reader.secret(BACKEND_TOKEN))
         }
     };
-    reader.finish(Serve { bind, access, max_sessions, limits, backend })
+    reader.finish(Serve { bind, access, sessions, drain, limits, backend })
 }
 
 /// Reads the settings of `backend`.
@@ -210,7 +134,8 @@ pub fn back(source: &impl Source) -> Result<Back, Problems> {
     let token = reader.secret(BACKEND_TOKEN).or(own);
     let (bind, access) = reader.door("127.0.0.1:8000", token);
     let backend = reader.backend();
-    reader.finish(Back { bind, access, backend })
+    let drain = reader.drain();
+    reader.finish(Back { bind, access, backend, drain })
 }
 
 /// Reads how log lines are written.
@@ -275,8 +200,18 @@ impl<S: Source> Reader<'_, S> {
             message_bytes: self.message_bytes(),
             unsent_responses: self.number("CC_EXECUTOR_MAX_UNSENT_RESPONSES", limits.unsent_responses, 1, 65_536),
             timeout_ms: self.timeout_ms(),
+            detach_ms: self.detach_ms(),
+            client_stall_ms: self.number("CC_EXECUTOR_CLIENT_STALL_MS", limits.client_stall_ms, 100, 1 << 40),
             ..limits
         }
+    }
+
+    fn detach_ms(&mut self) -> u64 {
+        self.number("CC_EXECUTOR_MAX_DETACH_MS", Limits::default().detach_ms, 1, 1 << 40)
+    }
+
+    fn drain(&mut self) -> Duration {
+        Duration::from_millis(self.number("CC_EXECUTOR_DRAIN_MS", 8_000, 100, 1 << 32))
     }
 
     fn message_bytes(&mut self) -> usize {
@@ -305,7 +240,13 @@ impl<S: Source> Reader<'_, S> {
         BackendConfig {
             executors: executors.expect("there is always a shell"),
             max_executions: self.number("CC_EXECUTOR_MAX_EXECUTIONS", 64, 1, 100_000),
+            max_queued: self.number("CC_EXECUTOR_MAX_QUEUED", 256, 0, 100_000),
             max_timeout_ms: self.timeout_ms(),
+            max_detach_ms: self.detach_ms(),
+            ring_bytes: self.number("CC_EXECUTOR_RING_BYTES", 4 << 20, 64 << 10, 1 << 30),
+            max_kept_bytes: self.number("CC_EXECUTOR_MAX_KEPT_BYTES", 256 << 20, 0, 1 << 40),
+            retention: Duration::from_millis(self.number("CC_EXECUTOR_RETENTION_MS", 600_000, 0, 1 << 40)),
+            consumer_stall: Duration::from_millis(self.number("CC_EXECUTOR_CONSUMER_STALL_MS", 90_000, 100, 1 << 40)),
             max_message_bytes: self.message_bytes(),
             keeper: PathBuf::from(THIS_BINARY),
             descriptor_limit: rustix::process::getrlimit(rustix::process::Resource::Nofile).current,

@@ -15,13 +15,13 @@ use cc_executor_actors::{
     backend::{Backend, Known},
     protocol::Limits,
     session::Surroundings,
-    supervisor::Supervisor,
+    supervisor::{Bounds, Supervisor},
 };
 use log::{info, warn};
 
 use crate::{
     access::{Access, Secret, guard},
-    socket,
+    socket::{self, Unflushed},
 };
 
 /// How often the backend is asked how it is.
@@ -41,7 +41,7 @@ pub struct GatewayConfig {
     /// What is sent to it.
     pub backend_token: Option<Secret>,
     /// How many sessions there may be at a time.
-    pub max_sessions: usize,
+    pub sessions: Bounds,
     /// What clients may ask for.
     pub limits: Limits,
 }
@@ -53,9 +53,21 @@ impl GatewayConfig {
     }
 }
 
+/// A gateway that serves.
+pub struct Gateway {
+    /// The HTTP server, which must be awaited.
+    pub server: Server,
+    /// Who knows its sessions.
+    pub supervisor: Addr<Supervisor>,
+    /// Connections of sessions that may not have been told everything.
+    pub unflushed: Unflushed,
+}
+
 /// Serves on a bound listener until stopped. Must be called inside an actix system.
-pub fn serve(listener: TcpListener, config: GatewayConfig, access: Access) -> io::Result<(Server, Addr<Supervisor>)> {
-    let supervisor = Supervisor::new(config.max_sessions).start();
+pub fn serve(listener: TcpListener, config: GatewayConfig, access: Access) -> io::Result<Gateway> {
+    let supervisor = Supervisor::new(config.sessions).start();
+    let unflushed = Unflushed::default();
+    let for_sockets = web::Data::new(unflushed.clone());
     let known = Known::default();
     actix_web::rt::spawn(watch_backend(config.backend(known.clone())));
     let for_workers = supervisor.clone();
@@ -70,6 +82,7 @@ pub fn serve(listener: TcpListener, config: GatewayConfig, access: Access) -> io
         App::new()
             .app_data(web::Data::new(around))
             .app_data(access.clone())
+            .app_data(for_sockets.clone())
             .wrap(from_fn(guard))
             .configure(routes::configure)
     })
@@ -80,7 +93,7 @@ pub fn serve(listener: TcpListener, config: GatewayConfig, access: Access) -> io
     .disable_signals()
     .listen(listener)?
     .run();
-    Ok((server, supervisor))
+    Ok(Gateway { server, supervisor, unflushed })
 }
 
 /// Asks the backend how it is, for as long as the gateway lives, and says when that changes.

@@ -16,6 +16,7 @@ pub mod backend;
 pub mod cli;
 pub mod client;
 pub mod config;
+pub mod drain;
 pub mod gateway;
 pub mod logging;
 pub mod signals;

@@ -3,7 +3,6 @@
 
 use std::{collections::BTreeMap, env, ffi::OsStr, io, net::TcpListener, process::ExitCode, time::Duration};
 
-use actix::Addr;
 use actix_web::dev::ServerHandle;
 use cc_executor::{
     access::{Access, Secret},
@@ -11,24 +10,22 @@ use cc_executor::{
     cli::{self, Typed},
     client,
     config::{self, Environment, Over, Problems, Where},
-    gateway::{self, GatewayConfig},
+    drain::Draining,
+    gateway::{self, Gateway, GatewayConfig},
     logging,
     signals::Shutdown,
 };
-use cc_executor_actors::supervisor::{Drain, Supervisor};
-use log::{error, info, warn};
+use log::{info, warn};
 use uuid::Uuid;
-
-/// How long a shutdown may take before what is left is ended. Docker kills after 10 s.
-const DRAIN_PATIENCE: Duration = Duration::from_secs(8);
-
-/// The grace of commands that run when the service ends, in milliseconds.
-const DRAIN_GRACE_MS: u64 = 1_000;
 
 fn main() -> ExitCode {
     // Before anything else: a keeper is small and has no runtime.
-    if env::args_os().nth(1).as_deref() == Some(OsStr::new(keeper::ARGUMENT)) {
+    let first = env::args_os().nth(1);
+    if first.as_deref() == Some(OsStr::new(keeper::ARGUMENT)) {
         return keeper::main();
+    }
+    if first.as_deref() == Some(OsStr::new(keeper::leader::ARGUMENT)) {
+        return keeper::leader::main(env::args_os().skip(2));
     }
     match cli::parse(env::args_os()) {
         Ok(Typed::Serve(flags)) => start(flags, config::serve, serve),
@@ -132,24 +129,18 @@ async fn serve(config: config::Serve) -> io::Result<()> {
     };
     info!(event = "service.listening", role = "gateway", address:% = address, backend = backend_url.as_str(),
         embedded = backend.is_some(), version = env!("CARGO_PKG_VERSION"); "listening on ws://{address}/ws/mcp");
-    let gateway =
-        GatewayConfig { backend_url, backend_token, max_sessions: config.max_sessions, limits: config.limits };
+    let gateway = GatewayConfig { backend_url, backend_token, sessions: config.sessions, limits: config.limits };
     let access = Access { port: address.port(), ..config.access };
-    let (server, supervisor) = gateway::serve(listener, gateway, access)?;
-    let handle = server.handle();
+    let Gateway { server, supervisor, unflushed } = gateway::serve(listener, gateway, access)?;
+    let mut servers = vec![server.handle()];
     let serving = actix_web::rt::spawn(server);
-    let signal = shutdown.next().await;
-    info!(event = "service.stopping", role = "gateway", signal = signal; "stopping on {signal}");
-    tokio::select! {
-        () = drain_sessions(&supervisor) => {}
-        _ = shutdown.next() => {}
+    let mut draining = Draining { gateway: Some((supervisor, unflushed)), table: None };
+    if let Some(Running { handle, table }) = backend {
+        servers.push(handle);
+        draining.table = Some(table);
     }
-    stop(&handle).await;
-    if let Some(backend) = backend {
-        backend.stop(&mut shutdown).await;
-    }
+    stop(&mut shutdown, "gateway", draining, config.drain, servers).await;
     drop(serving);
-    info!(event = "service.stopped", role = "gateway"; "stopped");
     Ok(())
 }
 
@@ -159,24 +150,22 @@ async fn back(config: config::Back) -> io::Result<()> {
     let address = listener.local_addr()?;
     let access = Access { port: address.port(), ..config.access };
     let executors = config.backend.executors.names();
-    let running = Embedded::start(listener, config.backend, access)?;
+    let Running { handle, table } = Running::start(listener, config.backend, access)?;
     info!(event = "service.listening", role = "backend", address:% = address, executors:serde = executors,
         version = env!("CARGO_PKG_VERSION"); "listening on http://{address}");
-    let signal = shutdown.next().await;
-    info!(event = "service.stopping", role = "backend", signal = signal; "stopping on {signal}");
-    running.stop(&mut shutdown).await;
-    info!(event = "service.stopped", role = "backend"; "stopped");
+    let draining = Draining { gateway: None, table: Some(table) };
+    stop(&mut shutdown, "backend", draining, config.drain, vec![handle]).await;
     Ok(())
 }
 
-/// A backend that runs inside this process.
-struct Embedded {
+/// A backend in this process.
+struct Running {
     handle: ServerHandle,
     table: actix_web::web::Data<Table>,
 }
 
 /// Starts a backend on a loopback port of its own, behind a token that only this process knows.
-fn embed(config: backend::BackendConfig) -> io::Result<(String, Secret, Embedded)> {
+fn embed(config: backend::BackendConfig) -> io::Result<(String, Secret, Running)> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let address = listener.local_addr()?;
     let token = Secret::new(format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple()));
@@ -186,40 +175,34 @@ fn embed(config: backend::BackendConfig) -> io::Result<(String, Secret, Embedded
         allowed_origins: Vec::new(),
         port: address.port(),
     };
-    let running = Embedded::start(listener, config, access)?;
+    let running = Running::start(listener, config, access)?;
     Ok((format!("http://{address}"), token, running))
 }
 
-impl Embedded {
+impl Running {
     fn start(listener: TcpListener, config: backend::BackendConfig, access: Access) -> io::Result<Self> {
         backend::orphans::adopt()?;
         let (server, table) = backend::serve(listener, config, access)?;
         let handle = server.handle();
         actix_web::rt::spawn(server);
-        Ok(Embedded { handle, table })
+        Ok(Running { handle, table })
     }
+}
 
-    /// Ends what runs, waits until it is gone, and stops. A second signal does not wait: the keepers
-    /// end their trees when this process is gone.
-    async fn stop(self, shutdown: &mut Shutdown) {
-        self.table.drain(DRAIN_GRACE_MS);
-        let ended = self.table.idle();
-        tokio::select! {
-            _ = tokio::time::timeout(DRAIN_PATIENCE, ended) => {}
-            _ = shutdown.next() => {}
+/// Waits for the signal to end, and ends in order. A second signal does not wait: the keepers end
+/// their trees when this process is gone.
+async fn stop(shutdown: &mut Shutdown, role: &str, draining: Draining, patience: Duration, servers: Vec<ServerHandle>) {
+    let signal = shutdown.next().await;
+    info!(event = "service.stopping", role = role, signal = signal; "stopping on {signal}");
+    tokio::select! {
+        () = draining.run(patience) => {}
+        signal = shutdown.next() => {
+            warn!(event = "drain.cut", role = role, signal = signal; "a second signal, {signal}: ending at once");
         }
-        stop(&self.handle).await;
     }
-}
-
-/// Lets every session end, and waits until the last one has.
-async fn drain_sessions(supervisor: &Addr<Supervisor>) {
-    if tokio::time::timeout(DRAIN_PATIENCE, supervisor.send(Drain)).await.is_err() {
-        error!(event = "drain.incomplete"; "sessions were still open after {} s", DRAIN_PATIENCE.as_secs());
+    for server in servers {
+        // Graceful would wait for every keep-alive connection; what mattered has been waited for.
+        server.stop(false).await;
     }
-}
-
-async fn stop(handle: &ServerHandle) {
-    // Graceful would wait for every keep-alive connection; what mattered has been waited for.
-    handle.stop(false).await;
+    info!(event = "service.stopped", role = role; "stopped");
 }

@@ -9,27 +9,43 @@
 
 use std::{
     any::Any,
+    cell::RefCell,
     os::fd::{AsFd, OwnedFd},
     rc::{Rc, Weak},
     time::Duration,
 };
 
 use actix_web::{HttpRequest, dev::Extensions, rt::net::TcpStream};
-use cc_executor_actors::{id::SessionId, session::Ended};
+use cc_executor_actors::{
+    id::{ExecutionId, SessionId},
+    session::Closed,
+};
 use log::info;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    net::sockopt,
+};
+use tokio::sync::{oneshot, watch};
 
-/// How long what was said last may take to be read after a session has ended.
+use crate::backend::spool::Dismissal;
+
+/// How long what was said last may take to be read after the close.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Unanswered keepalive probes after which a quiet peer is gone.
+const KEEPALIVE_PROBES: u32 = 6;
 
 /// A second descriptor of a connection.
 #[derive(Debug)]
-pub struct Duplicate(OwnedFd);
+pub struct Duplicate {
+    descriptor: OwnedFd,
+    flushing: RefCell<Option<Flushing>>,
+}
 
 impl Duplicate {
     /// Whether the kernel would take more. True where it cannot say: nothing is waited for then.
     pub fn has_room(&self) -> bool {
-        let mut fds = [PollFd::new(&self.0, PollFlags::OUT)];
+        let mut fds = [PollFd::new(&self.descriptor, PollFlags::OUT)];
         poll(&mut fds, Some(&Timespec::default())).map_or(true, |n| n > 0)
     }
 }
@@ -43,24 +59,92 @@ pub fn of(request: &HttpRequest) -> Option<Rc<Duplicate>> {
 pub fn keep(connection: &dyn Any, data: &mut Extensions) {
     let duplicate = connection.downcast_ref::<TcpStream>().and_then(|stream| stream.as_fd().try_clone_to_owned().ok());
     if let Some(duplicate) = duplicate {
-        data.insert(Rc::new(Duplicate(duplicate)));
+        data.insert(Rc::new(Duplicate { descriptor: duplicate, flushing: RefCell::default() }));
     }
 }
 
-/// Shuts the connection of this request down a while after its session has ended, if it is still there.
-pub fn release_after(request: &HttpRequest, ended: Ended, id: SessionId) {
+/// Has the kernel look after a peer that is quiet: one that vanished without a word is found within
+/// this time. A peer that does not read is not found so, and TCP_USER_TIMEOUT would take a slow one for
+/// it: that is the spool's business.
+pub fn watch_peer(connection: &dyn Any, patience: Duration) {
+    let Some(stream) = connection.downcast_ref::<TcpStream>() else { return };
+    let step = (patience / (KEEPALIVE_PROBES + 2)).max(Duration::from_secs(1));
+    // Without these the peer is only found later.
+    let _ = sockopt::set_socket_keepalive(stream, true)
+        .and_then(|()| sockopt::set_tcp_keepidle(stream, step * 2))
+        .and_then(|()| sockopt::set_tcp_keepintvl(stream, step))
+        .and_then(|()| sockopt::set_tcp_keepcnt(stream, KEEPALIVE_PROBES));
+}
+
+/// Connections on which something was said that the kernel may not have yet.
+#[derive(Clone, Debug, Default)]
+pub struct Unflushed(watch::Sender<usize>);
+
+/// One of them. It goes with its connection, which goes when all is flushed.
+#[derive(Debug)]
+struct Flushing(Unflushed);
+
+impl Unflushed {
+    /// Counts the connection of this request from now on.
+    pub fn add(&self, request: &HttpRequest) {
+        if let Some(socket) = of(request) {
+            self.0.send_modify(|n| *n += 1);
+            *socket.flushing.borrow_mut() = Some(Flushing(self.clone()));
+        }
+    }
+
+    /// Waits until there are none.
+    pub async fn none(&self) {
+        // The sender is this one.
+        let _ = self.0.subscribe().wait_for(|n| *n == 0).await;
+    }
+}
+
+impl Drop for Flushing {
+    fn drop(&mut self) {
+        self.0.0.send_modify(|n| *n -= 1);
+    }
+}
+
+/// Shuts the connection of this request down a while after its session has closed, if it is still there.
+pub fn release_after(request: &HttpRequest, closed: Closed, id: SessionId) {
     let Some(socket) = of(request).as_ref().map(Rc::downgrade) else { return };
     actix_web::rt::spawn(async move {
-        ended.wait().await;
+        closed.wait().await;
         actix_web::rt::time::sleep(DRAIN_PATIENCE).await;
-        shut_down(&socket, id);
+        if shut_down(&socket) {
+            info!(event = "socket.shut_down", session_id:% = id; "a closed session's client does not read: its connection is cut");
+        }
     });
 }
 
-fn shut_down(socket: &Weak<Duplicate>, id: SessionId) {
-    if let Some(socket) = socket.upgrade() {
-        info!(event = "socket.shut_down", session_id:% = id; "a closed session's client does not read: its connection is cut");
+/// Shuts the connection of this request down a while after its consumer was sent away, if it has not
+/// even taken that.
+pub fn release_dismissed(
+    request: &HttpRequest,
+    dismissed: oneshot::Receiver<Dismissal>,
+    body: Weak<()>,
+    id: ExecutionId,
+) {
+    let Some(socket) = of(request).as_ref().map(Rc::downgrade) else { return };
+    actix_web::rt::spawn(async move {
+        // A consumer that goes after its last word is not sent away.
+        let Ok(why) = dismissed.await else { return };
+        if why == Dismissal::TakenOver {
+            actix_web::rt::time::sleep(DRAIN_PATIENCE).await;
+        }
+        if body.strong_count() > 0 && shut_down(&socket) {
+            info!(event = "socket.shut_down", execution_id:% = id; "a consumer that was sent away does not read: its connection is cut");
+        }
+    });
+}
+
+/// True if there was something to shut down.
+fn shut_down(socket: &Weak<Duplicate>) -> bool {
+    let socket = socket.upgrade();
+    if let Some(socket) = &socket {
         // It can only fail on a connection that has ended already.
-        let _ = rustix::net::shutdown(&socket.0, rustix::net::Shutdown::Both);
+        let _ = rustix::net::shutdown(&socket.descriptor, rustix::net::Shutdown::Both);
     }
+    socket.is_some()
 }

@@ -17,7 +17,7 @@ use cc_executor_actors::{
     id::{ExecutionId, SessionId},
     protocol::Limits,
     session::{self, Surroundings, outbox::Frames, phase::Incoming},
-    supervisor::{CancelExecution, Census, Count, Drain, Supervisor},
+    supervisor::{Bounds, CancelExecution, Census, Count, Drain, Supervisor},
     terminate::{CancelReason, CloseCode, CloseReason, Status},
 };
 use futures_util::StreamExt;
@@ -42,7 +42,7 @@ impl Peer {
     async fn connect(around: &Surroundings) -> Peer {
         let (incoming, stream) = mpsc::unbounded_channel();
         let stream = futures_util::stream::unfold(stream, |mut stream| async { Some((stream.recv().await?, stream)) });
-        let (frames, _) = session::start(SessionId::random(), around.clone(), stream).await;
+        let (frames, _) = session::start(SessionId::random(), None, around.clone(), stream).await;
         Peer { incoming, frames, read: Vec::new() }
     }
 
@@ -101,7 +101,7 @@ fn split(read: &[u8]) -> Option<((u8, Vec<u8>), usize)> {
 
 fn around(stub: &Stub, max_sessions: usize) -> Surroundings {
     Surroundings {
-        supervisor: Supervisor::new(max_sessions).start(),
+        supervisor: Supervisor::new(Bounds { sessions: max_sessions, per_peer: max_sessions }).start(),
         backend: Backend::new(&stub.url(), None, Known::default()),
         limits: Limits::default(),
     }
@@ -272,7 +272,7 @@ fn a_full_gateway_says_so_and_a_draining_one_lets_go() {
         assert_eq!(second.message().await["params"]["code"], -32001);
         let (kind, payload) = second.frame().await.expect("a close frame");
         assert_eq!((kind, &payload[..2]), (0x88, &1013u16.to_be_bytes()[..]));
-        let drained = around.supervisor.send(Drain);
+        let drained = around.supervisor.send(Drain::Begin { executions_live_on: false, grace_ms: 1_000 });
         let (kind, payload) = first.frame().await.expect("a close frame");
         assert_eq!((kind, &payload[..2]), (0x88, &1001u16.to_be_bytes()[..]));
         tokio::time::timeout(PATIENCE, drained).await.expect("the drain ends").expect("the supervisor lives");

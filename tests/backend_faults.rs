@@ -256,10 +256,12 @@ fn an_id_that_was_canceled_before_its_request_came_does_not_run() {
     assert_eq!(client.call("execute", json!({ "command": "true", "executionId": id })).unwrap_err()["code"], -32003);
     let again = "22222222-2222-4222-8222-222222222222";
     assert_eq!(client.run(json!({ "command": "true", "executionId": again })).end["status"], "COMPLETED");
+    let other = client.call("execute", json!({ "command": "false", "executionId": again })).unwrap_err();
+    assert_eq!((&other["code"], &other["data"]["param"]), (&json!(-32602), &json!("command")), "no id runs twice");
     assert_eq!(
-        client.call("execute", json!({ "command": "true", "executionId": again })).unwrap_err()["code"],
-        -32602,
-        "no id runs twice"
+        client.run(json!({ "command": "true", "executionId": again })).end["status"],
+        "COMPLETED",
+        "its end again"
     );
     client.close();
     service.signal(Signal::TERM);

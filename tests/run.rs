@@ -45,8 +45,8 @@ fn the_output_and_the_exit_code_are_the_commands_own() {
 #[test]
 fn every_other_ending_has_a_code_of_its_own() {
     let service = Service::with(
-        &["serve", "--executors", r#"{"gone":["/no/such/program"],"plain":["/etc/passwd"]}"#, "--max-executions", "1"],
-        &[],
+        &["serve", "--executors", r#"{"gone":["/no/such/program"],"plain":["/etc/passwd"]}"#],
+        &[("CC_EXECUTOR_MAX_EXECUTIONS", "1"), ("CC_EXECUTOR_MAX_QUEUED", "0")],
     );
     let code = |arguments: &[&str]| {
         let output = service.run(arguments);

@@ -35,7 +35,8 @@ use self::{
 use crate::{
     id::ExecutionId,
     protocol::{
-        method::{Run, Signal},
+        PerStream,
+        method::{Input, Run, Signal, Size},
         rpc::{ErrorObject, code},
     },
     terminate::CancelReason,
@@ -52,7 +53,7 @@ const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
 const IDLE_CONNECTION: Duration = Duration::from_secs(15);
 
 /// The longest JSON answer read, in bytes.
-const MAX_ANSWER: usize = 1 << 20;
+const MAX_ANSWER: usize = 8 << 20;
 
 /// What is known of the backend, shared by all workers of a gateway.
 #[derive(Clone, Debug, Default)]
@@ -249,10 +250,36 @@ impl Backend {
         Ok(Opened::Plain(answer.boxed_local(), end))
     }
 
+    /// Asks to follow an execution that is there already, from these offsets. Returns when the
+    /// response's head is there; bounded by the caller.
+    pub async fn attach(&self, id: ExecutionId, offsets: PerStream<u64>) -> Result<Body, BackendError> {
+        if self.known().is_none() {
+            self.describe().await?;
+        }
+        self.must_know_ids("attach to")?;
+        let path = format!("/executions/{id}/stream?{}", query_of(offsets));
+        let get = || self.request(Method::GET, &path).insert_header((header::ACCEPT, MULTIPLEXED)).send();
+        let answer = match get().await {
+            Err(error) if is_dead_connection(&error) => get().await,
+            answer => answer,
+        };
+        let answer = answer.map_err(|error| self.unreachable(&error))?;
+        if answer.status() != StatusCode::OK {
+            let (status, body) = self.read(answer).await?;
+            return Err(self.refused("GET /executions/{id}/stream", status, &body));
+        }
+        Ok(answer.boxed_local())
+    }
+
+    /// Says what the client of an execution has received.
+    pub async fn acknowledge(&self, id: ExecutionId, offsets: PerStream<u64>) -> Result<(), BackendError> {
+        self.post(id, &format!("ack?{}", query_of(offsets)), &json!({})).await
+    }
+
     /// Asks the backend to end an execution. Returns once that is accepted: the backend sends the
     /// response's head then, and its body when the tree is gone.
     pub async fn cancel(&self, id: ExecutionId, grace_ms: u64, reason: CancelReason) -> Result<Accepted, BackendError> {
-        self.knows_ids("cancel")?;
+        self.must_know_ids("cancel")?;
         let path = format!("/executions/{id}?grace_ms={grace_ms}&reason={}", reason.as_str());
         let answer = self.answer(self.request(Method::DELETE, &path).send()).await?;
         if answer.status() == StatusCode::OK {
@@ -264,16 +291,61 @@ impl Backend {
 
     /// Sends a signal to an execution's process group.
     pub async fn signal(&self, id: ExecutionId, signal: Signal) -> Result<(), BackendError> {
-        self.knows_ids("signal")?;
-        let request = self.request(Method::POST, &format!("/executions/{id}/signal"));
-        let answer = self.answer(request.send_json(&json!({ "signal": signal.name() }))).await?;
+        self.post(id, "signal", &json!({ "signal": signal.name() })).await
+    }
+
+    /// Lets an execution stand still.
+    pub async fn pause(&self, id: ExecutionId) -> Result<(), BackendError> {
+        self.post(id, "pause", &json!({})).await
+    }
+
+    /// Lets an execution go on.
+    pub async fn resume(&self, id: ExecutionId) -> Result<(), BackendError> {
+        self.post(id, "resume", &json!({})).await
+    }
+
+    /// Tells an execution's terminal its size.
+    pub async fn resize(&self, id: ExecutionId, size: Size) -> Result<(), BackendError> {
+        self.post(id, "resize", &size.to_json()).await
+    }
+
+    /// Writes to a command's standard input. Returns when all of it is in the pipe, which takes as long
+    /// as the command does not read.
+    pub async fn input(&self, id: ExecutionId, input: Input) -> Result<(), BackendError> {
+        self.must_know_ids("write to")?;
+        let request = self.request(Method::POST, &format!("/executions/{id}/stdin?eof={}", input.eof));
+        let sent = request.content_type("application/octet-stream").send_body(input.data).await;
+        let answer = sent.map_err(|error| self.unreachable(&error))?;
         let (status, body) = self.read(answer).await?;
-        if status == StatusCode::OK { Ok(()) } else { Err(self.refused("POST /executions/{id}/signal", status, &body)) }
+        if status == StatusCode::OK { Ok(()) } else { Err(self.refused("POST /executions/{id}/stdin", status, &body)) }
+    }
+
+    /// All executions that the backend knows, as it lists them.
+    pub async fn list(&self) -> Result<Value, BackendError> {
+        self.must_know_ids("list")?;
+        let answer = self.answer(self.request(Method::GET, "/executions").send()).await?;
+        let (status, body) = self.read(answer).await?;
+        match serde_json::from_slice(&body) {
+            Ok(list) if status == StatusCode::OK => Ok(list),
+            _ => Err(self.refused("GET /executions", status, &body)),
+        }
+    }
+
+    async fn post(&self, id: ExecutionId, what: &str, body: &Value) -> Result<(), BackendError> {
+        let name = what.split('?').next().unwrap_or_default();
+        self.must_know_ids(name)?;
+        let request = self.request(Method::POST, &format!("/executions/{id}/{what}"));
+        let answer = self.answer(request.send_json(body)).await?;
+        let (status, body) = self.read(answer).await?;
+        if status == StatusCode::OK {
+            return Ok(());
+        }
+        Err(self.refused(&format!("POST /executions/{{id}}/{name}"), status, &body))
     }
 
     /// Asks how an execution is.
     pub async fn snapshot(&self, id: ExecutionId) -> Result<Snapshot, BackendError> {
-        self.knows_ids("ask about")?;
+        self.must_know_ids("ask about")?;
         let answer = self.answer(self.request(Method::GET, &format!("/executions/{id}")).send()).await?;
         let (status, body) = self.read(answer).await?;
         if status != StatusCode::OK {
@@ -283,8 +355,13 @@ impl Backend {
             .map_err(|error| BackendError::Rejected(format!("GET /executions/{id} answered something else: {error}")))
     }
 
-    fn knows_ids(&self, what: &str) -> Result<(), BackendError> {
-        if self.known() == Some(Kind::Original) {
+    /// Whether it can be asked about an execution by its id.
+    pub fn knows_ids(&self) -> bool {
+        self.known() != Some(Kind::Original)
+    }
+
+    fn must_know_ids(&self, what: &str) -> Result<(), BackendError> {
+        if !self.knows_ids() {
             return Err(BackendError::Refused(ErrorObject::new(
                 code::NOT_ALLOWED,
                 format!("this backend knows no ids: only the session that started an execution can {what} it"),
@@ -380,6 +457,12 @@ impl Accepted {
 fn refuse_what_the_original_lacks(run: &Run) -> Result<(), BackendError> {
     let asked = if run.cwd.is_some() {
         "cwd"
+    } else if run.stdin {
+        "stdin"
+    } else if run.pty.is_some() {
+        "pty"
+    } else if run.detach.is_some() {
+        "onDisconnect"
     } else if !run.env.is_empty() {
         "env"
     } else if run.executor.as_deref().is_some_and(|name| name != "default") {
@@ -394,6 +477,10 @@ fn refuse_what_the_original_lacks(run: &Run) -> Result<(), BackendError> {
         )
         .with(json!({ "param": asked, "allowed": ["default"] })),
     ))
+}
+
+fn query_of(offsets: PerStream<u64>) -> String {
+    format!("stdout={}&stderr={}", offsets.stdout, offsets.stderr)
 }
 
 fn is_dead_connection(error: &SendRequestError) -> bool {

@@ -9,10 +9,13 @@
 
 pub mod messages;
 mod open;
+mod original;
 mod pump;
+mod steering;
 pub mod text;
 
 use std::{
+    collections::VecDeque,
     rc::Rc,
     time::{Duration, Instant},
 };
@@ -24,15 +27,18 @@ use log::{debug, info};
 use serde_json::Value;
 
 use self::{
-    messages::{Cancel, Fact, Parent, Release, Report, SendSignal},
+    messages::{Answer, Cancel, Fact, Parent, Purpose, Release, Report, Standing},
     open::{Refusal, Stream},
-    pump::Clock,
+    original::Original,
+    pump::{Last, Wiring},
+    steering::{Acknowledging, Fed},
 };
 use crate::{
-    backend::{Backend, BackendError, api::Alive},
+    backend::{Backend, BackendError},
+    clock::millis,
     id::{ExecutionId, SessionId},
     protocol::{
-        method::Execute,
+        DEFAULT_HEARTBEAT_MS, PerStream,
         rpc::{ErrorObject, code},
     },
     terminate::{CancelReason, CancelReport, Ending, Reason, Status},
@@ -41,15 +47,22 @@ use crate::{
 /// How long a POST that was given up may take to be withdrawn at the backend.
 const WITHDRAW_PATIENCE: Duration = Duration::from_secs(10);
 
+/// Heartbeats of the original's image that may be missed before it is given up.
+const MISSED_HEARTBEATS: u32 = 6;
+
 /// One execution of one session.
 pub struct Execution {
     id: ExecutionId,
     session: SessionId,
-    execute: Box<Execute>,
+    purpose: Purpose,
     backend: Backend,
     state: State,
     notice: Notice,
     asked_at: Instant,
+    /// Whether it goes on in its backend without a client, as far as that is known.
+    may_detach: bool,
+    fed: VecDeque<Fed>,
+    acknowledging: Acknowledging,
 }
 
 /// Where an execution stands. A handle exists only where there is something to stop.
@@ -59,7 +72,7 @@ enum State {
     /// Our own backend streams; it says the last word itself.
     Ours,
     /// The original's image streams; time-outs and cancellation are done from here.
-    Plain(Rc<Clock>),
+    Plain(Rc<Original>, Option<SpawnHandle>),
     /// The POST was given up; what came of it is being asked.
     Withdrawing,
     /// The end has been told.
@@ -68,49 +81,49 @@ enum State {
 
 impl Execution {
     /// An execution that starts as soon as its actor does.
-    pub fn new(id: ExecutionId, session: SessionId, execute: Box<Execute>, backend: Backend, parent: Parent) -> Self {
+    pub fn new(id: ExecutionId, session: SessionId, purpose: Purpose, backend: Backend, parent: Parent) -> Self {
         Execution {
             id,
             session,
-            execute,
+            may_detach: matches!(&purpose, Purpose::Run(execute) if execute.run.detach.is_some()),
+            purpose,
             backend,
             state: State::Ended,
             notice: Notice { id, parent: Some(parent) },
             asked_at: Instant::now(),
+            fed: VecDeque::new(),
+            acknowledging: Acknowledging::default(),
         }
     }
 
-    fn on_opened(&mut self, opened: Result<Stream, Refusal>, ctx: &mut Context<Self>) {
+    /// What was asked for, as far as it is known here.
+    fn run_heartbeat(&self) -> Option<u64> {
+        match &self.purpose {
+            Purpose::Run(execute) => Some(execute.run.heartbeat_ms),
+            Purpose::Follow(_) => None,
+        }
+    }
+
+    fn on_opened(&mut self, opened: Result<(Stream, Standing), Refusal>, ctx: &mut Context<Self>) {
         match opened {
-            Ok(stream) => {
-                let Some(parent) = self.notice.parent.clone() else { return };
-                info!(event = "execution.started", session_id:% = self.session, execution_id:% = self.id,
-                    ms = millis(self.asked_at.elapsed()); "execution started");
-                self.notice.tell(Fact::Started);
-                self.state = match &stream {
-                    Stream::Ours(_) => State::Ours,
-                    Stream::Plain(..) => State::Plain(self.watch_original(ctx)),
-                };
-                let clock = match &self.state {
-                    State::Plain(clock) => Rc::clone(clock),
-                    _ => Rc::default(),
-                };
-                let pump = pump::run(stream, self.id, self.execute.framing, parent, clock);
-                ctx.spawn(pump.into_actor(self).map(|ending, actor, ctx| actor.finish(ending, ctx)));
+            Ok((stream, standing)) => self.on_stream(stream, standing, ctx),
+            Err(Refusal::Backend(BackendError::Refused(error))) => self.refuse(error, ctx),
+            // Nothing is known of it but that it cannot be followed from here.
+            Err(Refusal::Backend(error)) if matches!(self.purpose, Purpose::Follow(_)) => {
+                self.refuse(error.into_error(), ctx);
+            }
+            Err(Refusal::Silent(message) | Refusal::Lost(message)) if matches!(self.purpose, Purpose::Follow(_)) => {
+                self.refuse(ErrorObject::new(code::BACKEND, message), ctx);
             }
             Err(Refusal::Ended(ending)) => self.finish(ending, ctx),
-            Err(Refusal::Backend(BackendError::Refused(error))) => {
-                info!(event = "execution.refused", session_id:% = self.session, execution_id:% = self.id,
-                    code = error.code; "execution refused: {}", error.message);
-                self.notice.refused(error);
-                self.state = State::Ended;
-                ctx.stop();
-            }
+            Err(Refusal::TakenOver) => self.on_last(Last::TakenOver, ctx),
+            Err(Refusal::Lost(message)) if self.may_detach => self.look_again(message, ctx),
+            Err(Refusal::Lost(message)) => self.finish(Ending::failed(Reason::BackendLost, message), ctx),
             Err(Refusal::Backend(BackendError::Unreachable(message))) => {
                 self.finish(Ending::failed(Reason::BackendUnreachable, message), ctx);
             }
-            Err(Refusal::Backend(BackendError::Rejected(message))) => {
-                self.finish(Ending::failed(Reason::BackendRejected, message), ctx);
+            Err(Refusal::Backend(error)) => {
+                self.finish(Ending::failed(Reason::BackendRejected, error.to_string()), ctx);
             }
             Err(Refusal::Silent(message)) => {
                 // Nobody knows whether it runs: it is withdrawn by its id. The client has waited long
@@ -124,53 +137,162 @@ impl Execution {
         }
     }
 
-    /// The original's image has no clock of its own: its time-out and its signs of life are made here.
-    fn watch_original(&mut self, ctx: &mut Context<Self>) -> Rc<Clock> {
-        let clock = Rc::<Clock>::default();
-        if let Some(timeout_ms) = self.execute.run.timeout_ms {
-            ctx.run_later(Duration::from_millis(timeout_ms), move |actor, ctx| {
-                let message =
-                    format!("the total time-out of {timeout_ms} ms passed; this backend cannot say what is left of it");
-                let mut ending = Ending::failed(Reason::Timeout, message);
-                ending.elapsed_ms = Some(timeout_ms);
-                ending.cancel = Some(unverified(0));
-                actor.finish(ending, ctx);
-            });
+    fn on_stream(&mut self, stream: Stream, standing: Standing, ctx: &mut Context<Self>) {
+        let Some(parent) = self.notice.parent.clone() else { return };
+        info!(event = "execution.started", session_id:% = self.session, execution_id:% = self.id,
+            status = standing.status.as_str(), attached = matches!(self.purpose, Purpose::Follow(_)),
+            ms = millis(self.asked_at.elapsed()); "execution started");
+        let heartbeat = self.run_heartbeat().or(standing.terms.heartbeat_ms).unwrap_or(DEFAULT_HEARTBEAT_MS);
+        let (framing, offsets) = match &self.purpose {
+            Purpose::Run(execute) => (execute.framing, PerStream::default()),
+            Purpose::Follow(attach) => (attach.framing, attach.offsets),
+        };
+        self.may_detach |= standing.terms.may_detach;
+        let wiring = Wiring {
+            id: self.id,
+            backend: self.backend.clone(),
+            parent,
+            framing,
+            offsets,
+            heartbeat: Duration::from_millis(heartbeat),
+            may_detach: self.may_detach,
+        };
+        self.notice.tell(Fact::Held(standing));
+        match stream {
+            Stream::Ours(words) => {
+                self.state = State::Ours;
+                ctx.spawn(pump::ours(words, wiring).into_actor(self).map(|last, actor, ctx| actor.on_last(last, ctx)));
+            }
+            Stream::Plain(body, end) => {
+                let (original, stall) = self.watch_original(ctx);
+                let pump = pump::plain(body, end, wiring, Rc::clone(&original), stall);
+                ctx.spawn(pump.into_actor(self).map(move |mut ending, actor, ctx| {
+                    ending.elapsed_ms = Some(original.alive(Instant::now()).elapsed_ms);
+                    if ending.reason == Reason::Stalled {
+                        ending.cancel = Some(unverified(0));
+                    }
+                    actor.finish(ending, ctx);
+                }));
+            }
         }
-        let ticking = Rc::clone(&clock);
-        ctx.run_interval(Duration::from_millis(self.execute.run.heartbeat_ms), move |actor, ctx| {
+    }
+
+    /// The stream ended before its first word. It may run on all the same.
+    fn look_again(&mut self, why: String, ctx: &mut Context<Self>) {
+        let (backend, id) = (self.backend.clone(), self.id);
+        let found = async move { open::again(&backend, id, PerStream::default()).await };
+        let looking = ctx.spawn(found.into_actor(self).map(move |found, actor, ctx| match found {
+            Ok((words, standing)) => actor.on_stream(Stream::Ours(words), standing, ctx),
+            Err(Refusal::Ended(ending)) => actor.finish(ending, ctx),
+            Err(Refusal::TakenOver) => actor.on_last(Last::TakenOver, ctx),
+            Err(_) => {
+                let message = format!("{why}; it may still run: attach to it later");
+                actor.finish(Ending::failed(Reason::BackendLost, message), ctx);
+            }
+        }));
+        self.state = State::Starting(looking);
+    }
+
+    fn on_last(&mut self, last: Last, ctx: &mut Context<Self>) {
+        match last {
+            Last::Ended(ending) => self.finish(ending, ctx),
+            Last::TakenOver => {
+                info!(event = "execution.taken_over", session_id:% = self.session, execution_id:% = self.id,
+                    ms = millis(self.asked_at.elapsed()); "another consumer has taken the execution over");
+                self.notice.taken_over();
+                self.state = State::Ended;
+                ctx.stop();
+            }
+        }
+    }
+
+    /// The original's image has no clock of its own: its time-outs and its signs of life are made here.
+    fn watch_original(&mut self, ctx: &mut Context<Self>) -> (Rc<Original>, Option<Duration>) {
+        let (timeout_ms, stall_timeout_ms, heartbeat_ms) = match &self.purpose {
+            Purpose::Run(execute) => (execute.run.timeout_ms, execute.run.stall_timeout_ms, execute.run.heartbeat_ms),
+            Purpose::Follow(_) => (None, None, DEFAULT_HEARTBEAT_MS),
+        };
+        let original = Rc::new(Original::started(Instant::now(), timeout_ms));
+        self.state = State::Plain(Rc::clone(&original), None);
+        self.arm_timeout(ctx);
+        let heartbeat = Duration::from_millis(heartbeat_ms);
+        let ticking = Rc::clone(&original);
+        ctx.run_interval(heartbeat, move |actor, ctx| {
+            if ticking.unheard(Instant::now()) > heartbeat * MISSED_HEARTBEATS {
+                let waited = (heartbeat * MISSED_HEARTBEATS).as_secs();
+                let message = format!("the backend gave no sign of life for {waited} s");
+                return actor.finish(Ending::failed(Reason::BackendLost, message), ctx);
+            }
             let backend = actor.backend.clone();
-            let clock = Rc::clone(&ticking);
+            let original = Rc::clone(&ticking);
             let asked = async move { backend.describe().await.is_ok() };
             ctx.spawn(asked.into_actor(actor).map(move |answered, actor, _| {
                 if answered {
-                    let (elapsed_ms, since_output_ms) = clock.read();
-                    actor.notice.tell(Fact::Alive(Alive { elapsed_ms, since_output_ms }));
+                    original.heard(Instant::now());
+                    actor.notice.tell(Fact::Alive(original.alive(Instant::now())));
                 }
             }));
         });
-        clock
+        (original, stall_timeout_ms.map(Duration::from_millis))
     }
 
-    /// Gives up a POST without an answer, and makes sure that its execution does not run.
-    fn withdraw(&mut self, ctx: &mut Context<Self>, mut ending: Ending, reason: CancelReason) {
+    /// Sets the total time-out of the original's image, or takes it back while it stands still.
+    fn arm_timeout(&mut self, ctx: &mut Context<Self>) {
+        let State::Plain(original, armed) = &mut self.state else { return };
+        if let Some(armed) = armed.take() {
+            ctx.cancel_future(armed);
+        }
+        *armed = original.time_left(Instant::now()).map(|left| {
+            ctx.run_later(left, |actor, ctx| {
+                let State::Plain(original, _) = &actor.state else { return };
+                let message = "the total time-out passed; this backend cannot say what is left of it";
+                let mut ending = Ending::failed(Reason::Timeout, message);
+                ending.elapsed_ms = Some(original.alive(Instant::now()).elapsed_ms);
+                ending.cancel = Some(unverified(0));
+                actor.finish(ending, ctx);
+            })
+        });
+    }
+
+    /// Gives up a request without an answer, and makes sure that its execution does not run.
+    fn withdraw(&mut self, ctx: &mut Context<Self>, mut ending: Ending, grace_ms: u64, reason: CancelReason) {
         self.state = State::Withdrawing;
         let (backend, id) = (self.backend.clone(), self.id);
         let withdrawn = async move {
-            let asked = async { Some(backend.cancel(id, 0, reason).await.map(|accepted| accepted.finished())) };
+            let asked = async { Some(backend.cancel(id, grace_ms, reason).await.map(|accepted| accepted.finished())) };
             match tokio::time::timeout(WITHDRAW_PATIENCE, asked).await.ok().flatten()? {
                 Ok(finished) => report_of(&finished.await?),
                 // The backend knows nothing of it, and will refuse its POST should that still come.
                 Err(BackendError::Refused(error)) if error.code == code::UNKNOWN_EXECUTION => {
-                    Some(CancelReport { verified: true, survivors: Some(0), grace_ms: 0, escalated: false })
+                    Some(CancelReport { verified: true, survivors: Some(0), grace_ms, escalated: false })
                 }
                 Err(_) => None,
             }
         };
-        ctx.spawn(withdrawn.into_actor(self).map(|report, actor, ctx| {
-            ending.cancel = Some(report.unwrap_or_else(|| unverified(0)));
+        ctx.spawn(withdrawn.into_actor(self).map(move |report, actor, ctx| {
+            ending.cancel = Some(report.unwrap_or_else(|| unverified(grace_ms)));
             actor.finish(ending, ctx);
         }));
+    }
+
+    fn log_released(&self) {
+        let ms = millis(self.asked_at.elapsed());
+        if self.may_detach {
+            info!(event = "execution.released", session_id:% = self.session, execution_id:% = self.id, ms = ms;
+                "execution left to its backend, where it goes on: the client is gone");
+        } else {
+            info!(event = "execution.finished", session_id:% = self.session, execution_id:% = self.id,
+                status = Status::Cancelled.as_str(), reason = Reason::Disconnected.as_str(), ms = ms;
+                "execution left to its backend, which ends it: the client is gone");
+        }
+    }
+
+    fn refuse(&mut self, error: ErrorObject, ctx: &mut Context<Self>) {
+        info!(event = "execution.refused", session_id:% = self.session, execution_id:% = self.id,
+            code = error.code; "execution refused: {}", error.message);
+        self.notice.refused(error);
+        self.state = State::Ended;
+        ctx.stop();
     }
 
     fn finish(&mut self, ending: Ending, ctx: &mut Context<Self>) {
@@ -188,16 +310,19 @@ impl Actor for Execution {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        debug!(event = "execution.command", session_id:% = self.session, execution_id:% = self.id,
-            command = self.execute.run.command.as_str(), env:serde = self.execute.run.env; "execution asked for");
-        let opened = open::open(self.backend.clone(), self.id, self.execute.run.clone());
+        if let Purpose::Run(execute) = &self.purpose {
+            debug!(event = "execution.command", session_id:% = self.session, execution_id:% = self.id,
+                command = execute.run.command.as_str(), env:serde = execute.run.env; "execution asked for");
+        }
+        let (backend, id, purpose) = (self.backend.clone(), self.id, self.purpose.clone());
+        let opened = async move { open::open(&backend, id, &purpose).await };
         let post = ctx.spawn(opened.into_actor(self).map(|opened, actor, ctx| actor.on_opened(opened, ctx)));
         self.state = State::Starting(post);
     }
 }
 
 impl Handler<Cancel> for Execution {
-    type Result = ResponseFuture<Result<Status, ErrorObject>>;
+    type Result = ResponseFuture<Answer>;
 
     fn handle(&mut self, cancel: Cancel, ctx: &mut Self::Context) -> Self::Result {
         info!(event = "cancel.requested", session_id:% = self.session, execution_id:% = self.id,
@@ -210,15 +335,16 @@ impl Handler<Cancel> for Execution {
                     cancel.reason.into(),
                     "canceled before the backend had answered".to_owned(),
                 );
-                self.withdraw(ctx, ending, cancel.reason);
+                let grace_ms = if matches!(self.purpose, Purpose::Follow(_)) { cancel.grace_ms } else { 0 };
+                self.withdraw(ctx, ending, grace_ms, cancel.reason);
                 Ok(Status::Cancelling)
             }
             State::Withdrawing => Ok(Status::Cancelling),
             State::Ended => Err(ended()),
-            State::Plain(clock) => {
+            State::Plain(original, _) => {
                 let message = "canceled by dropping its stream; this backend cannot say what is left of it";
                 let mut ending = Ending::without_process(Status::Cancelled, cancel.reason.into(), message.to_owned());
-                ending.elapsed_ms = Some(clock.read().0);
+                ending.elapsed_ms = Some(original.alive(Instant::now()).elapsed_ms);
                 ending.cancel = Some(unverified(cancel.grace_ms));
                 self.finish(ending, ctx);
                 Ok(Status::Cancelled)
@@ -235,46 +361,25 @@ impl Handler<Cancel> for Execution {
     }
 }
 
-impl Handler<SendSignal> for Execution {
-    type Result = ResponseFuture<Result<Status, ErrorObject>>;
-
-    fn handle(&mut self, SendSignal(signal): SendSignal, _: &mut Self::Context) -> Self::Result {
-        let outcome = match self.state {
-            State::Ours => {
-                let (backend, id) = (self.backend.clone(), self.id);
-                return Box::pin(async move {
-                    backend.signal(id, signal).await.map(|()| Status::Running).map_err(BackendError::into_error)
-                });
-            }
-            State::Plain(_) => Err(ErrorObject::new(
-                code::NOT_ALLOWED,
-                format!("this backend cannot send {}: it can only be canceled", signal.name()),
-            )),
-            State::Starting(_) | State::Withdrawing | State::Ended => Err(ended()),
-        };
-        Box::pin(std::future::ready(outcome))
-    }
-}
-
 impl Handler<Release> for Execution {
     type Result = ();
 
-    /// Stopping drops the stream. The backend then does what the execution asked for: it is ended.
+    /// Stopping drops the stream. The backend then does what the execution asked for: it is ended, or
+    /// goes on without a consumer.
     fn handle(&mut self, Release: Release, ctx: &mut Self::Context) {
+        let runs_for_nobody = !self.may_detach && matches!(self.purpose, Purpose::Run(_));
         match &self.state {
             State::Ended => {}
-            State::Starting(post) => {
+            State::Starting(post) if runs_for_nobody => {
                 // The backend may have begun without a word: it must not run for nobody.
                 ctx.cancel_future(*post);
                 self.notice.parent = None;
                 let ending = Ending::without_process(Status::Cancelled, Reason::Disconnected, None);
-                self.withdraw(ctx, ending, CancelReason::Canceled);
+                self.withdraw(ctx, ending, 0, CancelReason::Canceled);
             }
             State::Withdrawing => self.notice.parent = None,
-            State::Ours | State::Plain(_) => {
-                info!(event = "execution.finished", session_id:% = self.session, execution_id:% = self.id,
-                    status = Status::Cancelled.as_str(), reason = Reason::Disconnected.as_str(),
-                    ms = millis(self.asked_at.elapsed()); "execution left to its backend: the client is gone");
+            State::Starting(_) | State::Ours | State::Plain(..) => {
+                self.log_released();
                 self.notice.parent = None;
                 ctx.stop();
             }
@@ -297,6 +402,11 @@ impl Notice {
 
     fn exited(&mut self, ending: Ending) {
         self.tell(Fact::Exited(ending));
+        self.parent = None;
+    }
+
+    fn taken_over(&mut self) {
+        self.tell(Fact::TakenOver);
         self.parent = None;
     }
 
@@ -332,8 +442,4 @@ fn unverified(grace_ms: u64) -> CancelReport {
 
 fn report_of(answer: &Value) -> Option<CancelReport> {
     serde_json::from_value(answer.clone()).ok()
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -4,35 +4,39 @@
 //! events and asks into effects. It runs on a plain context: its timers and its mailbox work while the
 //! client's socket is stuck.
 
+pub mod liveness;
 pub mod outbox;
 pub mod phase;
 
-use std::time::{Duration, Instant};
+use std::{
+    net::IpAddr,
+    rc::Rc,
+    time::{Duration, Instant},
+};
 
 use actix::{
     Actor, ActorContext, ActorFutureExt, Addr, AsyncContext, Context, Handler, ResponseFuture, SpawnHandle,
     StreamHandler, WrapFuture,
 };
 use futures_util::{Stream, stream};
-use log::info;
+use log::{info, warn};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 use self::{
-    outbox::{Frames, Linger, Outbox},
-    phase::{Answered, Ask, Closure, Elsewhere, Event, Incoming, Phase},
+    liveness::Liveness,
+    outbox::{Frames, Linger, Outbox, Room},
+    phase::{Answered, Ask, Closure, Elsewhere, Event, Incoming, Leave, Phase},
 };
 use crate::{
     backend::{Backend, BackendError},
     execution::{
         Execution,
-        messages::{Cancel, Output, Parent, Release, Report, SendSignal},
+        messages::{Acknowledge, Cancel, Feed, Output, Parent, Purpose, Release, Report, Steer},
     },
     id::{ExecutionId, SessionId},
     protocol::{
-        Limits,
-        method::Execute,
-        notify,
+        DEFAULT_HEARTBEAT_MS, Limits, notify,
         rpc::{ErrorObject, Id, code},
     },
     supervisor::{Admit, Began, CancelExecution, Drain, Finished, Opened, Place, Supervisor},
@@ -45,9 +49,6 @@ const LINGER: Duration = Duration::from_secs(1);
 /// How long a closed session waits for its client to take what was said before.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(5);
 
-/// The grace of executions that are ended because the service goes away, in milliseconds.
-const DRAIN_GRACE_MS: u64 = 1_000;
-
 /// One client.
 pub struct Session {
     id: SessionId,
@@ -57,12 +58,15 @@ pub struct Session {
     place: Option<Place>,
     limits: Limits,
     heartbeat: Option<SpawnHandle>,
+    room: Rc<Room>,
     linger: Option<Linger>,
     /// Whether the client has had its time for a close frame of its own.
     lingered: bool,
     opened_at: Instant,
     n_executions: u64,
-    _alive: oneshot::Sender<()>,
+    drain_grace_ms: u64,
+    /// Dropped when the close frame has been said.
+    open: Option<oneshot::Sender<()>>,
 }
 
 /// What a session needs from its gateway.
@@ -79,22 +83,24 @@ pub struct Surroundings {
 /// Admits a client and starts its session. What is to be sent comes out of the returned frames.
 pub async fn start(
     id: SessionId,
+    peer: Option<IpAddr>,
     around: Surroundings,
     incoming: impl Stream<Item = Incoming> + 'static,
-) -> (Frames, Ended) {
-    let admit = around.supervisor.send(Admit(id, around.supervisor.clone())).await;
+) -> (Frames, Closed) {
+    let admit = around.supervisor.send(Admit { session: id, peer, supervisor: around.supervisor.clone() }).await;
     let admitted = admit.unwrap_or_else(|_| Err(ErrorObject::new(code::DRAINING, "the service is shutting down")));
     let (outbox, frames, linger) = Outbox::new();
     let executors = around.backend.known().map(|kind| kind.executors());
     let room = outbox.room();
+    let now = Instant::now();
     let (phase, place) = match admitted {
-        Ok(place) => (Phase::open(id, executors, around.limits, outbox), Some(place)),
+        Ok(place) => (Phase::open(id, executors, around.limits, outbox, now), Some(place)),
         Err(error) => (Phase::refused(error, outbox), None),
     };
-    let (alive, ended) = oneshot::channel();
+    let (open, closed) = oneshot::channel();
     Session::create(|ctx| {
         ctx.add_stream(incoming);
-        ctx.add_stream(stream::unfold(room, |room| async {
+        ctx.add_stream(stream::unfold(Rc::clone(&room), |room| async {
             room.made().await;
             Some((RoomMade, room))
         }));
@@ -106,20 +112,22 @@ pub async fn start(
             place,
             limits: around.limits,
             heartbeat: None,
+            room,
             linger: Some(linger),
             lingered: false,
-            opened_at: Instant::now(),
+            opened_at: now,
             n_executions: 0,
-            _alive: alive,
+            drain_grace_ms: 0,
+            open: Some(open),
         }
     });
-    (frames, Ended(ended))
+    (frames, Closed(closed))
 }
 
-/// Tells when a session has ended, whatever ended it.
-pub struct Ended(oneshot::Receiver<()>);
+/// Tells when a session has been closed, whatever closed it.
+pub struct Closed(oneshot::Receiver<()>);
 
-impl Ended {
+impl Closed {
     /// Waits for it.
     pub async fn wait(self) {
         // Nothing is ever sent: the sender goes with the session.
@@ -133,6 +141,7 @@ struct RoomMade;
 /// The session's execution. Dropping it lets go of the execution, whatever the reason.
 struct Child {
     id: ExecutionId,
+    session: SessionId,
     execution: Addr<Execution>,
     supervisor: Option<Addr<Supervisor>>,
 }
@@ -141,7 +150,7 @@ impl Drop for Child {
     fn drop(&mut self) {
         self.execution.do_send(Release);
         if let Some(supervisor) = &self.supervisor {
-            supervisor.do_send(Finished(self.id));
+            supervisor.do_send(Finished { execution: self.id, session: self.session });
         }
     }
 }
@@ -166,46 +175,73 @@ impl Session {
 
     fn act(&mut self, ask: Ask, ctx: &mut Context<Self>) {
         match ask {
-            Ask::Start(id, execute) => self.start_execution(id, execute, ctx),
+            Ask::Start(id, execute) => {
+                let heartbeat_ms = execute.run.heartbeat_ms;
+                self.start_execution(id, Purpose::Run(execute), heartbeat_ms, ctx);
+            }
+            Ask::Follow(attach) => {
+                self.start_execution(attach.execution_id, Purpose::Follow(attach), DEFAULT_HEARTBEAT_MS, ctx);
+            }
+            Ask::Beat(heartbeat_ms) => self.beat(heartbeat_ms, ctx),
             Ask::Release => {
                 self.child = None;
                 self.heartbeat.take().map(|heartbeat| ctx.cancel_future(heartbeat));
             }
             Ask::Cancel { id, grace_ms } => {
                 let cancel = Cancel { grace_ms, reason: CancelReason::Canceled };
-                self.ask_child(id, ctx, |execution| async move { execution.send(cancel).await });
+                self.ask_child(id, ctx, status_of, |execution| async move { execution.send(cancel).await });
             }
-            Ask::Signal(id, signal) => {
-                self.ask_child(id, ctx, move |execution| async move { execution.send(SendSignal(signal)).await });
+            Ask::Steer(id, steer) => {
+                let value = if matches!(steer, Steer::Resize(_)) { nothing_of } else { status_of };
+                self.ask_child(id, ctx, value, move |execution| async move { execution.send(steer).await });
+            }
+            Ask::Feed(id, input) => {
+                let value = |_, accepted| json!({ "accepted": accepted });
+                self.ask_child(id, ctx, value, |execution| async move { execution.send(Feed(input)).await });
+            }
+            Ask::Acknowledge(offsets) => {
+                if let Some(child) = &self.child {
+                    child.execution.do_send(Acknowledge(offsets));
+                }
             }
             Ask::Drain => {
                 if let Some(child) = &self.child {
-                    child.execution.do_send(Cancel { grace_ms: DRAIN_GRACE_MS, reason: CancelReason::Drained });
+                    child.execution.do_send(Cancel { grace_ms: self.drain_grace_ms, reason: CancelReason::Drained });
                 }
             }
             Ask::Elsewhere(id, execution_id, what) => self.ask_elsewhere(id, execution_id, what, ctx),
         }
     }
 
-    fn start_execution(&mut self, id: ExecutionId, execute: Box<Execute>, ctx: &mut Context<Self>) {
+    fn start_execution(&mut self, id: ExecutionId, purpose: Purpose, heartbeat_ms: u64, ctx: &mut Context<Self>) {
         self.n_executions += 1;
-        let heartbeat = Duration::from_millis(execute.run.heartbeat_ms);
         let parent = Parent { output: ctx.address().recipient(), reports: ctx.address().recipient() };
-        let execution = Execution::new(id, self.id, execute, self.backend.clone(), parent).start();
+        let execution = Execution::new(id, self.id, purpose, self.backend.clone(), parent).start();
         let supervisor = self.place.as_ref().map(|place| place.supervisor().clone());
         if let Some(supervisor) = &supervisor {
-            supervisor.do_send(Began(id, execution.downgrade().recipient()));
+            let cancel = execution.downgrade().recipient();
+            supervisor.do_send(Began { execution: id, session: self.id, cancel });
         }
-        self.child = Some(Child { id, execution, supervisor });
-        self.heartbeat = Some(ctx.run_interval(heartbeat, |session, ctx| {
-            let held_back = matches!(&session.phase, Some(Phase::Open(_, outbox)) if outbox.holds_output());
-            session.on(Event::Heartbeat { held_back }, ctx);
-        }));
+        self.child = Some(Child { id, session: self.id, execution, supervisor });
+        self.beat(heartbeat_ms, ctx);
     }
 
-    fn ask_child<F>(&mut self, id: Option<Id>, ctx: &mut Context<Self>, ask: impl FnOnce(Addr<Execution>) -> F)
-    where
-        F: Future<Output = Result<Result<Status, ErrorObject>, actix::MailboxError>> + 'static,
+    /// Repeats the newest status this often from now on.
+    fn beat(&mut self, heartbeat_ms: u64, ctx: &mut Context<Self>) {
+        let interval = Duration::from_millis(heartbeat_ms);
+        let beating = ctx.run_interval(interval, |session, ctx| session.on(Event::Heartbeat, ctx));
+        self.heartbeat.replace(beating).map(|heartbeat| ctx.cancel_future(heartbeat));
+    }
+
+    fn ask_child<T, F>(
+        &mut self,
+        id: Option<Id>,
+        ctx: &mut Context<Self>,
+        value: fn(ExecutionId, T) -> Value,
+        ask: impl FnOnce(Addr<Execution>) -> F,
+    ) where
+        T: 'static,
+        F: Future<Output = Result<Result<T, ErrorObject>, actix::MailboxError>> + 'static,
     {
         // Phase asks only while it holds an execution, and so does this.
         let Some(child) = &self.child else { return };
@@ -213,7 +249,7 @@ impl Session {
         let answer = ask(child.execution.clone());
         ctx.spawn(answer.into_actor(self).map(move |answer, session, ctx| {
             let outcome = match answer {
-                Ok(answer) => answer.map(|status| json!({ "executionId": execution_id, "status": status })),
+                Ok(answer) => answer.map(|answer| value(execution_id, answer)),
                 Err(_) => Err(ErrorObject::new(code::NOT_RUNNING, "it has just ended")),
             };
             session.on(Event::Answered(Answered { id, execution_id, own: true, outcome }), ctx);
@@ -230,6 +266,7 @@ impl Session {
 
     /// After the close frame: let go of everything but the socket, which is read a little longer.
     fn closed(&mut self, ctx: &mut Context<Self>) {
+        self.open = None;
         self.child = None;
         self.heartbeat.take().map(|heartbeat| ctx.cancel_future(heartbeat));
         match &self.phase {
@@ -256,6 +293,17 @@ impl Session {
         }
     }
 
+    fn look(&mut self, ctx: &mut Context<Self>) {
+        let blocked = matches!(&self.phase, Some(Phase::Open(_, outbox)) if outbox.is_blocked());
+        let was_open = matches!(self.phase, Some(Phase::Open(..)));
+        self.on(Event::Look { taken: self.room.taken(), blocked }, ctx);
+        if was_open && matches!(self.phase, Some(Phase::Closed(..))) {
+            let event = if blocked { "client_stalled" } else { "client_lifeless" };
+            warn!(event = event, session_id:% = self.id, patience_ms = self.limits.client_stall_ms;
+                "the client {}", if blocked { "accepts nothing" } else { "gives no sign of life" });
+        }
+    }
+
     fn log_closed(&self) {
         let (close_code, why) = match &self.phase {
             Some(Phase::Closed(_, Closure::Said(reason))) => (Some(u16::from(reason.code)), reason.text.as_str()),
@@ -276,6 +324,8 @@ impl Actor for Session {
         };
         info!(event = "session.opened", session_id:% = self.id; "session opened");
         place.supervisor().do_send(Opened(self.id, ctx.address().downgrade().recipient()));
+        let cadence = Liveness::cadence(Duration::from_millis(self.limits.client_stall_ms));
+        ctx.run_interval(cadence, Session::look);
     }
 
     fn stopped(&mut self, _: &mut Self::Context) {
@@ -352,9 +402,23 @@ impl Handler<Report> for Session {
 impl Handler<Drain> for Session {
     type Result = ();
 
-    fn handle(&mut self, Drain: Drain, ctx: &mut Self::Context) {
-        self.on(Event::Drain, ctx);
+    fn handle(&mut self, drain: Drain, ctx: &mut Self::Context) {
+        let (event, grace_ms) = match drain {
+            Drain::Begin { executions_live_on: true, grace_ms } => (Event::Drain(Leave::Running), grace_ms),
+            Drain::Begin { executions_live_on: false, grace_ms } => (Event::Drain(Leave::Nothing), grace_ms),
+            Drain::Hurry { grace_ms } => (Event::Hurry, grace_ms),
+        };
+        self.drain_grace_ms = grace_ms;
+        self.on(event, ctx);
     }
+}
+
+fn status_of(id: ExecutionId, status: Status) -> Value {
+    json!({ "executionId": id, "status": status })
+}
+
+fn nothing_of(_: ExecutionId, _: Status) -> Value {
+    json!({})
 }
 
 /// Asks about an execution that another session may hold: this gateway's own first, then the backend.
@@ -364,7 +428,7 @@ async fn elsewhere(
     id: ExecutionId,
     what: Elsewhere,
 ) -> Result<Value, ErrorObject> {
-    let status = |status: Status| json!({ "executionId": id, "status": status });
+    let status = |status| status_of(id, status);
     match what {
         Elsewhere::Cancel { grace_ms } => {
             let cancel = Cancel { grace_ms, reason: CancelReason::Canceled };
@@ -377,10 +441,7 @@ async fn elsewhere(
             backend.cancel(id, grace_ms, CancelReason::Canceled).await.map_err(BackendError::into_error)?;
             Ok(status(Status::Cancelling))
         }
-        Elsewhere::Signal(signal) => {
-            backend.signal(id, signal).await.map_err(BackendError::into_error)?;
-            Ok(status(Status::Running))
-        }
+        Elsewhere::Steer(steer) => steer.ask(&backend, id).await.map(status).map_err(BackendError::into_error),
         Elsewhere::Status => {
             let snapshot = backend.snapshot(id).await.map_err(BackendError::into_error)?;
             Ok(match snapshot.ending {

@@ -16,6 +16,8 @@ pub enum Reason {
     NotStarted,
     /// The total time-out passed.
     Timeout,
+    /// Nothing was written for the stall time-out.
+    Stalled,
     /// Somebody canceled it.
     Canceled,
     /// The service was shutting down.
@@ -37,7 +39,7 @@ impl Reason {
         match self {
             Reason::BackendUnreachable | Reason::BackendRejected | Reason::BackendLost => Some(-32010),
             Reason::NotStarted => Some(-32011),
-            Reason::Timeout => Some(-32012),
+            Reason::Timeout | Reason::Stalled => Some(-32012),
             Reason::Exit | Reason::Signal | Reason::Canceled | Reason::Drained | Reason::Disconnected => None,
         }
     }
@@ -49,6 +51,7 @@ impl Reason {
             Reason::Signal => "signal",
             Reason::NotStarted => "not_started",
             Reason::Timeout => "timeout",
+            Reason::Stalled => "stalled",
             Reason::Canceled => "canceled",
             Reason::Drained => "drained",
             Reason::Disconnected => "disconnected",
@@ -63,8 +66,12 @@ impl Reason {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Status {
+    /// It waits for a place.
+    Queued,
     /// The process runs.
     Running,
+    /// It stands still until somebody resumes it.
+    Paused,
     /// It is being ended.
     Cancelling,
     /// It exited with code 0.
@@ -84,7 +91,9 @@ impl Status {
     /// The name on the wire and in the log.
     pub fn as_str(self) -> &'static str {
         match self {
+            Status::Queued => "QUEUED",
             Status::Running => "RUNNING",
+            Status::Paused => "PAUSED",
             Status::Cancelling => "CANCELLING",
             Status::Completed => "COMPLETED",
             Status::Cancelled => "CANCELLED",
@@ -110,6 +119,16 @@ impl CancelReason {
             CancelReason::Drained => "drained",
         }
     }
+}
+
+/// What a pause holds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scope {
+    /// The processes themselves.
+    Process,
+    /// Only the delivery of their output: the backend cannot do more.
+    Delivery,
 }
 
 /// What is known about the processes of an execution that the service ended itself.
@@ -213,6 +232,8 @@ pub enum CloseCode {
     Internal,
     /// Too many sessions: try again.
     TryAgain,
+    /// The client gives no sign of life, or accepts nothing.
+    Lifeless,
 }
 
 impl From<CloseCode> for u16 {
@@ -227,6 +248,7 @@ impl From<CloseCode> for u16 {
             CloseCode::TooBig => 1009,
             CloseCode::Internal => 1011,
             CloseCode::TryAgain => 1013,
+            CloseCode::Lifeless => 4408,
         }
     }
 }

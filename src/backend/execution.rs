@@ -1,67 +1,41 @@
-//! One execution in the backend: reads both pipes to their end, keeps the clocks, obeys orders, and
-//! says how it ended.
+//! One execution in the backend: it waits for its turn, follows its command to the end, and keeps what
+//! the command wrote for a while after.
 //!
-//! It is one task. It hands on output through a small channel, and reads a pipe only with a place in
-//! that channel in hand: a slow consumer slows the command down and nothing grows. Orders, clocks and
-//! the keeper are heard all the same.
+//! It is one task, and everything that happens to it comes through it: orders, clocks, the keeper, the
+//! pipes, and consumers that come and go. So nothing here is locked, and nothing has to be.
 
+mod following;
+mod input;
+mod kept;
 mod last;
+mod waiting;
 
-use std::{pin::pin, time::Duration};
+use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use cc_executor_actors::{
-    backend::api::{Alive, Started, StatusChange, Word},
+    backend::api::{self, Alive, Queued, Snapshot, Started, Word},
+    clock::millis,
     id::ExecutionId,
-    protocol::{DEFAULT_GRACE_MS, Stream},
-    terminate::{CancelReason, CancelReport, Ending, Reason, Status},
-};
-use log::{info, warn};
-use sha2::{Digest, Sha256};
-use tokio::{
-    io::AsyncReadExt,
-    net::unix::pipe,
-    sync::{mpsc, oneshot},
-    time::{Instant, sleep_until},
-};
-
-use self::last::{Cause, Counted};
-use super::{
-    keeper::talk::{Fact, Gone, LeaderExit, Order},
-    process::{Line, Process},
-};
-
-/// Pieces of output, or words, that wait for the consumer.
-pub const SLOTS: usize = 4;
-
-/// The most that is read from a pipe at a time, in bytes.
-const READ: usize = 64 * 1024;
-
-/// Reads smaller than this are copied out, so that a few bytes do not hold a whole buffer.
-const SMALL: usize = 8 * 1024;
-
-/// After the command's own exit: how long what it left behind may be quiet before it is ended.
-const QUIET: Duration = Duration::from_secs(2);
-
-/// After the command's own exit: how long what it left behind may write at all.
-const LEFTOVERS_CAP: Duration = Duration::from_secs(10);
-
-/// After the tree is gone: how long a pipe that somebody else still holds may be quiet.
-const GONE_QUIET: Duration = Duration::from_millis(100);
-
-/// What the consumer of a stream is given.
-#[derive(Debug)]
-pub enum Item {
-    /// Output, with how far its stream has come with it.
-    Output {
-        /// Which stream.
-        stream: Stream,
-        /// The bytes.
-        bytes: Bytes,
+    protocol::{
+        DEFAULT_GRACE_MS, PerStream,
+        method::{Detach, Size},
+        rpc::{ErrorObject, code},
     },
-    /// A word of the backend. `Exit` is the last item.
-    Word(Word),
-}
+    terminate::{CancelReason, Ending, Reason, Scope, Status},
+};
+use log::info;
+use tokio::sync::{mpsc, oneshot};
+
+use super::{
+    keeper::talk,
+    process::Process,
+    spool::{Consumer, Dismissal, Moved, Spool},
+    table::Seat,
+};
+
+/// Where the outcome of an ask goes.
+pub type Answer = oneshot::Sender<Result<(), ErrorObject>>;
 
 /// What others ask of an execution.
 #[derive(Debug)]
@@ -73,8 +47,31 @@ pub enum Ask {
         /// Who wanted it.
         reason: CancelReason,
     },
-    /// Send a signal to its process group; the answer is whether the command was still there.
-    Signal(i32, oneshot::Sender<bool>),
+    /// Send a signal to its process group.
+    Signal(i32, Answer),
+    /// Let its whole tree stand still.
+    Pause(Answer),
+    /// Let it go on.
+    Resume(Answer),
+    /// Write to its standard input; answered when all is in the pipe.
+    Input {
+        /// What to write.
+        bytes: Bytes,
+        /// Whether nothing follows.
+        eof: bool,
+        /// Who wants to know.
+        answer: Answer,
+    },
+    /// Tell its terminal its size.
+    Resize(Size, Answer),
+    /// Follow it from now on.
+    Attach(Consumer, Answer),
+    /// Its client has this much.
+    Acknowledge(PerStream<u64>, Answer),
+    /// Tell how it is. A gateway asks that for as long as its client does not read.
+    Describe(oneshot::Sender<Snapshot>),
+    /// Memory is short: forget the output.
+    Shed,
 }
 
 /// What an execution needs to know of itself.
@@ -86,321 +83,174 @@ pub struct Terms {
     pub executor: String,
     /// Total time-out, in milliseconds.
     pub timeout_ms: Option<u64>,
+    /// The longest time without output, in milliseconds.
+    pub stall_timeout_ms: Option<u64>,
     /// How often a sign of life is sent.
     pub heartbeat: Duration,
+    /// How it goes on without a consumer; it is ended if absent.
+    pub detach: Option<Detach>,
+    /// The size of its terminal, if it runs on one.
+    pub pty: Option<Size>,
+    /// How long a consumer may take nothing while nobody asks for it.
+    pub consumer_stall: Duration,
+    /// How long output and ending are kept.
+    pub retention: Duration,
 }
 
-/// What is told about an execution while it runs.
-#[derive(Clone, Copy, Debug)]
-pub enum Told {
-    /// Its status changed.
-    Status(Status),
-    /// Its processes are gone. Their last output may still wait for the consumer.
-    Gone(CancelReport),
-}
-
-/// Waits for the command to have started, then follows it to its end. The last word is the caller's.
-pub async fn run(
-    process: Process,
-    terms: &Terms,
-    consumer: &mpsc::Sender<Item>,
+/// What every part of an execution's life needs.
+struct Body {
+    terms: Terms,
     asks: mpsc::UnboundedReceiver<Ask>,
-    told: impl Fn(Told),
-) -> Ending {
-    let Process { stdout, stderr, mut line } = process;
-    let ending = match line.next().await {
-        Some(Fact::Started { pid }) => {
-            info!(event = "process.started", execution_id:% = terms.id, executor = terms.executor.as_str(), pid = pid; "process started");
-            let started = Started { execution_id: terms.id, executor: terms.executor.clone() };
-            // The channel is empty: there is a place, or the consumer is gone, which the loop notices.
-            let _ = consumer.try_send(Item::Word(Word::Started(started)));
-            told(Told::Status(Status::Running));
-            let now = Instant::now();
-            let mut following = Following {
-                line,
-                pid,
-                pipes: [Some(stdout), Some(stderr)],
-                counted: Counted::default(),
-                started_at: now,
-                output_at: now,
-                cause: None,
-                unsaid: false,
-                grace_ms: 0,
-                leader: None,
-                sweep: None,
-                gone: None,
-            };
-            following.follow(terms, consumer, asks, &told).await;
-            following.ending()
-        }
-        Some(Fact::NotStarted { exit_code, message }) => last::not_started(exit_code, message),
-        _ => last::not_started(126, "its keeper ended before it could start the command".to_owned()),
+    spool: Spool,
+    /// When its consumer went away, while it has none.
+    left_at: Option<Instant>,
+    /// When somebody last asked how it is.
+    asked_at: Instant,
+}
+
+/// Lives through one execution: until it is forgotten.
+pub async fn live(
+    terms: Terms,
+    asks: mpsc::UnboundedReceiver<Ask>,
+    spool: Spool,
+    mut seat: Seat,
+    keeper: std::path::PathBuf,
+    run: talk::Run,
+) {
+    let now = Instant::now();
+    let mut body = Body { terms, asks, spool, left_at: None, asked_at: now };
+    let started = waiting::wait_for_turn(&mut body, &mut seat).await;
+    let ending = match started {
+        Err(ending) => ending,
+        Ok(()) => match Process::start(&keeper, run, body.terms.pty).await {
+            Ok(process) => following::follow(process, &mut body, &seat).await,
+            Err(error) => no_keeper(&body.terms, &error),
+        },
     };
-    info!(event = "process.finished", execution_id:% = terms.id, status = ending.status.as_str(), reason = ending.reason.as_str(),
+    info!(event = "process.finished", execution_id:% = body.terms.id, status = ending.status.as_str(), reason = ending.reason.as_str(),
         exit_code:serde = ending.exit_code, signal:serde = ending.signal, stdout_bytes:serde = ending.bytes.stdout,
         stderr_bytes:serde = ending.bytes.stderr, leftovers = ending.leftovers, ms:serde = ending.elapsed_ms; "process finished");
-    ending
+    body.spool.end();
+    let kept = seat.end(body.spool.memory());
+    kept::keep(body, ending, kept).await;
 }
 
-/// A command that runs, or whose remains are being read.
-struct Following {
-    line: Line,
-    pid: i32,
-    pipes: [Option<pipe::Receiver>; 2],
-    counted: Counted,
-    started_at: Instant,
-    output_at: Instant,
-    cause: Option<Cause>,
-    /// CANCELLING has not been said to the consumer yet.
-    unsaid: bool,
-    grace_ms: u64,
-    leader: Option<LeaderExit>,
-    sweep: Option<Sweep>,
-    gone: Option<Gone>,
-}
-
-/// What the command left behind is read until it is quiet, or for so long.
-struct Sweep {
-    quiet_at: Instant,
-    cap_at: Instant,
-    ordered: bool,
-}
-
-/// What woke the loop.
-enum Wake<'a> {
-    Place(mpsc::Permit<'a, Item>),
-    ConsumerGone,
-    Read(usize, std::io::Result<usize>),
-    Ask(Option<Ask>),
-    Fact(Option<Fact>),
-    Timeout,
-    Quiet,
-    Heartbeat,
-}
-
-impl Following {
-    /// Follows the command until its tree is gone and its pipes are empty.
-    ///
-    /// It ends: the command's own exit starts the sweep, the sweep and every cause give an order to the
-    /// keeper, the keeper answers `Gone` or is gone itself, and a pipe without writers ends.
-    async fn follow(
-        &mut self,
-        terms: &Terms,
-        consumer: &mpsc::Sender<Item>,
-        mut asks: mpsc::UnboundedReceiver<Ask>,
-        told: &impl Fn(Told),
-    ) {
-        let deadline = terms.timeout_ms.map(|ms| self.started_at + Duration::from_millis(ms));
-        let mut buffers = [BytesMut::new(), BytesMut::new()];
-        let mut place = None;
-        let mut wanted_since = Instant::now();
-        let mut consumer_gone = false;
-        let mut asks_open = true;
-        let mut heartbeat_at = self.started_at + terms.heartbeat;
-        loop {
-            let pipes_open = self.pipes.iter().any(Option::is_some);
-            if self.gone.is_some() && !pipes_open {
-                return;
-            }
-            if self.leader.is_some() && !pipes_open {
-                self.order_sweep().await;
-            }
-            let can_read = place.is_some() || consumer_gone;
-            let [out, err] = &mut self.pipes;
-            let [out_buffer, err_buffer] = &mut buffers;
-            let quiet_at = match (&self.sweep, &self.gone) {
-                (_, Some(_)) => Some(self.output_at.max(wanted_since) + GONE_QUIET),
-                (Some(sweep), None) if !sweep.ordered => Some(sweep.quiet_at.min(sweep.cap_at)),
-                _ => None,
-            };
-            // In this order: what is rare and must not starve behind a busy pipe, then the pipes, and the
-            // quiet time last, so that it never cuts off what is there to be read.
-            let wake = tokio::select! {
-                biased;
-                ask = asks.recv(), if asks_open => Wake::Ask(ask),
-                fact = self.line.next(), if self.gone.is_none() => Wake::Fact(fact),
-                () = at(deadline), if self.cause.is_none() && self.leader.is_none() => Wake::Timeout,
-                () = sleep_until(heartbeat_at) => Wake::Heartbeat,
-                n = read(out, out_buffer), if can_read && out.is_some() => Wake::Read(0, n),
-                n = read(err, err_buffer), if can_read && err.is_some() => Wake::Read(1, n),
-                permit = consumer.reserve(), if !can_read && (pipes_open || self.unsaid) => permit.map_or(Wake::ConsumerGone, Wake::Place),
-                () = consumer.closed(), if !consumer_gone => Wake::ConsumerGone,
-                // Time counts against what is left behind only while somebody could read it.
-                () = at(quiet_at), if can_read => Wake::Quiet,
-            };
-            match wake {
-                Wake::Place(permit) => {
-                    place = self.say_status(permit);
-                    let held_back = wanted_since.elapsed();
-                    if let Some(sweep) = &mut self.sweep {
-                        sweep.quiet_at += held_back;
-                        sweep.cap_at += held_back;
-                    }
-                }
-                Wake::ConsumerGone => {
-                    consumer_gone = true;
-                    place = None;
-                    self.end(Cause::Disconnected, DEFAULT_GRACE_MS, terms, told).await;
-                }
-                Wake::Read(at, Ok(n)) if n > 0 => {
-                    let stream = Stream::BOTH[at];
-                    let bytes = take(&mut buffers[at], n);
-                    self.counted.add(stream, &bytes);
-                    self.output_at = Instant::now();
-                    if let Some(sweep) = &mut self.sweep {
-                        sweep.quiet_at = self.output_at + QUIET;
-                    }
-                    if let Some(permit) = place.take() {
-                        permit.send(Item::Output { stream, bytes });
-                        wanted_since = self.output_at;
-                    }
-                }
-                // The end of the pipe, or a pipe that cannot be read: nothing more comes from it.
-                Wake::Read(at, _) => self.pipes[at] = None,
-                Wake::Ask(None) => asks_open = false,
-                Wake::Ask(Some(Ask::Cancel { grace_ms, reason })) => {
-                    self.end(Cause::Asked(reason), grace_ms, terms, told).await;
-                    place = place.and_then(|permit| self.say_status(permit));
-                }
-                Wake::Ask(Some(Ask::Signal(number, answer))) => {
-                    let there = self.leader.is_none() && self.line.order(&Order::Signal { number }).await.is_ok();
-                    let _ = answer.send(there);
-                }
-                Wake::Fact(Some(Fact::Exited(exit))) => {
-                    let now = Instant::now();
-                    self.leader = Some(exit);
-                    self.sweep = Some(Sweep { quiet_at: now + QUIET, cap_at: now + LEFTOVERS_CAP, ordered: false });
-                }
-                Wake::Fact(Some(Fact::Gone(gone))) => {
-                    self.gone = Some(gone);
-                    self.output_at = Instant::now();
-                    told(Told::Gone(last::report(gone, self.grace_ms)));
-                }
-                Wake::Fact(Some(_)) => {}
-                Wake::Fact(None) => self.keeper_lost(terms, told).await,
-                Wake::Timeout => {
-                    self.end(Cause::Timeout, DEFAULT_GRACE_MS, terms, told).await;
-                    place = place.and_then(|permit| self.say_status(permit));
-                }
-                Wake::Quiet if self.gone.is_some() => self.pipes = [None, None],
-                Wake::Quiet => self.order_sweep().await,
-                Wake::Heartbeat => {
-                    let now = Instant::now();
-                    heartbeat_at = now + terms.heartbeat;
-                    let alive = Alive {
-                        elapsed_ms: millis(now - self.started_at),
-                        since_output_ms: millis(now - self.output_at),
-                    };
-                    // A consumer that has no room now has signs of life enough waiting for it.
-                    let _ = consumer.try_send(Item::Word(Word::Alive(alive)));
-                }
-            }
-        }
-    }
-
-    /// Has the keeper end the tree. The first cause is the one that is told; a shorter grace takes effect.
-    async fn end(&mut self, cause: Cause, grace_ms: u64, terms: &Terms, told: &impl Fn(Told)) {
-        if self.leader.is_some() {
-            // The command's own ending stands; only what it left behind is ended.
-            return self.order_sweep().await;
-        }
-        if self.cause.is_none() {
-            info!(event = "process.ending", execution_id:% = terms.id, cause = cause.as_str(), grace_ms = grace_ms; "ending the process");
-            self.cause = Some(cause);
-            self.unsaid = true;
-            self.grace_ms = grace_ms;
-            told(Told::Status(Status::Cancelling));
-        }
-        self.grace_ms = self.grace_ms.min(grace_ms);
-        // A keeper that is gone is noticed where its facts are read.
-        let _ = self.line.order(&Order::End { grace_ms }).await;
-    }
-
-    async fn order_sweep(&mut self) {
-        if let Some(sweep) = &mut self.sweep
-            && !sweep.ordered
-        {
-            sweep.ordered = true;
-            let _ = self.line.order(&Order::Sweep).await;
-        }
-    }
-
-    /// Uses a place for CANCELLING where that has not been said yet; gives it back otherwise.
-    fn say_status<'a>(&mut self, place: mpsc::Permit<'a, Item>) -> Option<mpsc::Permit<'a, Item>> {
-        if !std::mem::take(&mut self.unsaid) {
-            return Some(place);
-        }
-        place.send(Item::Word(Word::Status(StatusChange { status: Status::Cancelling })));
-        None
-    }
-
-    /// Somebody killed the keeper. Its tree comes to this process, which ends it.
-    async fn keeper_lost(&mut self, terms: &Terms, told: &impl Fn(Told)) {
-        let survivors = self.line.sweep().await;
-        warn!(event = "keeper.lost", execution_id:% = terms.id, pid = self.pid, survivors = survivors;
-            "the keeper of this execution was ended by somebody else; its processes were ended too");
-        let gone = Gone { verified: survivors == 0, survivors, killed: 0, escalated: true };
-        told(Told::Gone(last::report(gone, self.grace_ms)));
-        self.gone = Some(gone);
-        self.output_at = Instant::now();
-    }
-
-    fn ending(self) -> Ending {
-        let mut ending = last::ending(self.leader, self.cause, self.grace_ms, self.gone);
-        if self.cause.is_none() {
-            ending.leftovers = self.gone.map_or(0, |gone| gone.killed);
-        }
-        ending.elapsed_ms = Some(millis(self.started_at.elapsed()));
-        self.counted.into_ending(&mut ending);
-        ending
-    }
-}
-
-async fn read(pipe: &mut Option<pipe::Receiver>, buffer: &mut BytesMut) -> std::io::Result<usize> {
-    let Some(pipe) = pipe else { return Ok(0) };
-    buffer.reserve(READ);
-    pipe.read_buf(buffer).await
-}
-
-/// Takes what was read, and leaves the buffer's room for the next read where little was read.
-fn take(buffer: &mut BytesMut, n: usize) -> Bytes {
-    if n < SMALL {
-        let bytes = Bytes::copy_from_slice(&buffer[..n]);
-        buffer.clear();
-        bytes
-    } else {
-        buffer.split_to(n).freeze()
-    }
-}
-
-async fn at(time: Option<Instant>) {
-    match time {
-        Some(time) => pin!(sleep_until(time)).await,
-        None => std::future::pending().await,
-    }
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// An ending of an execution that could not be started at all.
-pub fn not_started(message: String) -> Ending {
-    let ending = last::not_started(126, message);
+/// The service itself is short of something: processes, descriptors, memory.
+fn no_keeper(terms: &Terms, error: &std::io::Error) -> Ending {
+    log::error!(event = "keeper.not_started", execution_id:% = terms.id; "cannot start a keeper: {error}");
+    let ending = last::not_started(126, format!("the backend cannot start another process: {error}"));
     debug_assert_eq!(ending.reason, Reason::NotStarted);
     ending
 }
 
-/// The digest and count of one stream.
-#[derive(Default)]
-struct Tally {
-    bytes: u64,
-    sha256: Sha256,
+/// How an execution stands, for somebody who comes now or asks.
+#[derive(Clone, Copy)]
+struct Stand {
+    status: Status,
+    position: Option<u64>,
+    alive: Alive,
 }
 
-impl Tally {
-    fn add(&mut self, bytes: &[u8]) {
-        self.bytes += bytes.len() as u64;
-        self.sha256.update(bytes);
+impl Stand {
+    /// What a consumer is told first. Nothing of one that ended before it ran: its end is its first word.
+    fn first_word(&self, terms: &Terms) -> Option<Word> {
+        let wanted = api::Terms { heartbeat_ms: Some(millis(terms.heartbeat)), may_detach: terms.detach.is_some() };
+        match self.position {
+            Some(position) => Some(Word::Queued(Queued { position, terms: wanted })),
+            None => Some(Word::Started(Started {
+                execution_id: terms.id,
+                executor: terms.executor.clone(),
+                status: self.status,
+                terms: wanted,
+                alive: self.alive,
+            })),
+        }
+    }
+}
+
+impl Body {
+    /// Takes an ask that is the same in every part of its life. Gives back any other.
+    fn common(&mut self, ask: Ask, stand: impl FnOnce() -> Stand, ending: Option<&Ending>) -> Option<Ask> {
+        match ask {
+            Ask::Attach(consumer, answer) => {
+                let stand = stand();
+                let never_ran = ending.is_some_and(|ending| ending.elapsed_ms.is_none());
+                let first = stand.first_word(&self.terms).filter(|_| !never_ran);
+                let attached = self.spool.attach(consumer, first);
+                if attached.is_ok() {
+                    self.left_at = None;
+                    self.asked_at = Instant::now();
+                    info!(event = "execution.attached", execution_id:% = self.terms.id, status = stand.status.as_str();
+                        "a consumer attached");
+                }
+                // Whoever asked may be gone: then its consumer is, too.
+                let _ = answer.send(attached);
+            }
+            Ask::Acknowledge(offsets, answer) => {
+                let _ = answer.send(self.spool.acknowledge(offsets));
+            }
+            Ask::Describe(answer) => {
+                self.asked_at = Instant::now();
+                let _ = answer.send(self.describe(stand(), ending));
+            }
+            other => return Some(other),
+        }
+        None
+    }
+
+    fn describe(&self, stand: Stand, ending: Option<&Ending>) -> Snapshot {
+        Snapshot {
+            execution_id: self.terms.id,
+            executor: self.terms.executor.clone(),
+            status: stand.status,
+            position: stand.position,
+            scope: (stand.status == Status::Paused).then_some(Scope::Process),
+            attached: self.spool.is_attached(),
+            alive: stand.alive,
+            offsets: self.spool.written(),
+            ending: ending.cloned(),
+        }
+    }
+
+    /// Its consumer is gone. True if it must be ended for that.
+    fn left(&mut self, moved: Moved) -> bool {
+        let why = if moved == Moved::Vanished { "vanished" } else { "gone" };
+        self.spool.dismiss(Dismissal::Vanished);
+        let Some(Detach { detach_ms, .. }) = self.terms.detach else { return true };
+        self.left_at = Some(Instant::now());
+        info!(event = "execution.detached", execution_id:% = self.terms.id, detach_ms = detach_ms;
+            "the consumer is {why}: it goes on without one");
+        false
+    }
+
+    /// When it has been without a consumer for too long.
+    fn detached_until(&self) -> Option<Instant> {
+        Some(self.left_at? + Duration::from_millis(self.terms.detach?.detach_ms))
+    }
+}
+
+/// Refuses an ask that only a process can be asked.
+fn refuse(ask: Ask, why: &str) {
+    let error = || Err(ErrorObject::new(code::NOT_RUNNING, why));
+    match ask {
+        Ask::Signal(_, answer)
+        | Ask::Pause(answer)
+        | Ask::Resume(answer)
+        | Ask::Resize(_, answer)
+        | Ask::Input { answer, .. } => {
+            // Whoever asked may be gone.
+            let _ = answer.send(error());
+        }
+        Ask::Cancel { .. } | Ask::Attach(..) | Ask::Acknowledge(..) | Ask::Describe(_) | Ask::Shed => {}
+    }
+}
+
+/// The grace of an execution that is ended without anybody having named one.
+const GRACE_MS: u64 = DEFAULT_GRACE_MS;
+
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time.into()).await,
+        None => std::future::pending().await,
     }
 }

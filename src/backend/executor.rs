@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, env};
 
 use serde_json::json;
 
-use crate::backend::keeper::talk::Run as KeeperRun;
+use crate::backend::keeper::talk::{Run as KeeperRun, Stdin};
 use cc_executor_actors::protocol::{
     method::Run,
     rpc::{ErrorObject, code},
@@ -79,7 +79,7 @@ impl Executors {
         }
         let mut env = self.inherited.clone();
         env.extend(run.env.clone());
-        Ok((name.to_owned(), KeeperRun { argv, cwd: run.cwd.clone(), env, descriptor_limit: None }))
+        Ok((name.to_owned(), KeeperRun { argv, cwd: run.cwd.clone(), env, descriptor_limit: None, stdin: Stdin::Null }))
     }
 }
 
@@ -132,8 +132,12 @@ mod tests {
             execution_id: None,
             cwd: None,
             env: vars(&[("A", "client")]),
+            stdin: false,
+            pty: None,
             timeout_ms: None,
+            stall_timeout_ms: None,
             heartbeat_ms: 1_000,
+            detach: None,
         };
         let (name, started) = executors.resolve(&run).unwrap();
         assert_eq!((name.as_str(), started.argv), ("shell", vec!["bash".to_owned(), "-c".into(), "echo".into()]));

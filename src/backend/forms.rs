@@ -3,11 +3,12 @@
 use std::{
     fmt,
     pin::Pin,
-    rc::Rc,
+    rc::{Rc, Weak},
     task::{Context, Poll, ready},
     time::Duration,
 };
 
+use actix_web::{HttpRequest, http::header};
 use bytes::Bytes;
 use cc_executor_actors::{
     backend::{
@@ -15,15 +16,19 @@ use cc_executor_actors::{
         multiplex,
     },
     execution::text::Text,
+    protocol::PerStream,
     terminate::Status,
 };
 use futures_util::Stream;
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, oneshot},
     time::{Sleep, sleep},
 };
 
-use super::execution::Item;
+use super::{
+    spool::{Dismissal, Item},
+    table::Streaming,
+};
 use crate::socket::Duplicate;
 
 /// How a stream is written.
@@ -38,6 +43,11 @@ pub enum Form {
 }
 
 impl Form {
+    /// What a request asks for.
+    pub fn of(request: &HttpRequest) -> Form {
+        Form::accepted(request.headers().get(header::ACCEPT).and_then(|accept| accept.to_str().ok()))
+    }
+
     /// What an `Accept` header asks for; plain where it asks for nothing else that is known.
     pub fn accepted(accept: Option<&str>) -> Form {
         let listed = accept.unwrap_or_default().split(',');
@@ -65,15 +75,37 @@ impl Form {
 pub struct Body {
     form: Form,
     items: mpsc::Receiver<Item>,
+    /// Until the consumer's other end has gone, which it does after its last word.
+    dismissed: Option<oneshot::Receiver<Dismissal>>,
     lines: Text,
-    over: bool,
-    cut: Option<Cutting>,
+    end: Option<End>,
     socket: Option<Rc<Duplicate>>,
+    /// Held while the consumer has not had everything.
+    _streaming: Streaming,
+    /// Shows whoever watches the socket that this is still there.
+    alive: Rc<()>,
 }
 
-/// A cut under way. An error makes actix drop the connection with what is still in its own buffer, so
-/// that must be gone first. Each pending poll lets actix flush; it stops only when the socket is full.
-struct Cutting {
+/// How a stream ends.
+struct End {
+    flush: Flush,
+    how: How,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum How {
+    /// Properly: all has been said.
+    Whole,
+    /// Cut, so that nobody takes it for whole.
+    Cut,
+    /// It has ended.
+    Over,
+}
+
+/// What was said last is on its way. A cut makes actix drop the connection with what is still in its
+/// own buffer, and a shutdown the whole process, so that must be gone first. Each pending poll lets
+/// actix flush; it stops only when the socket is full.
+struct Flush {
     flushes: u32,
     wait: Option<Pin<Box<Sleep>>>,
 }
@@ -84,9 +116,9 @@ const FLUSHES: u32 = 3;
 /// How often a full socket is looked at.
 const FULL_CADENCE: Duration = Duration::from_millis(10);
 
-impl Cutting {
+impl Flush {
     fn new() -> Self {
-        Cutting { flushes: 0, wait: None }
+        Flush { flushes: 0, wait: None }
     }
 
     fn poll(&mut self, socket: Option<&Duplicate>, cx: &mut Context<'_>) -> Poll<()> {
@@ -124,9 +156,52 @@ impl fmt::Display for Cut {
 impl std::error::Error for Cut {}
 
 impl Body {
-    /// A stream in this form.
-    pub fn new(form: Form, items: mpsc::Receiver<Item>, socket: Option<Rc<Duplicate>>) -> Self {
-        Body { form, items, lines: Text::json_lines(), over: false, cut: None, socket }
+    /// A stream in this form, from these offsets.
+    pub fn new(
+        form: Form,
+        offsets: PerStream<u64>,
+        (items, dismissed): (mpsc::Receiver<Item>, oneshot::Receiver<Dismissal>),
+        socket: Option<Rc<Duplicate>>,
+        streaming: Streaming,
+    ) -> Self {
+        let lines = Text::json_lines(offsets);
+        Body {
+            form,
+            items,
+            dismissed: Some(dismissed),
+            lines,
+            end: None,
+            socket,
+            _streaming: streaming,
+            alive: Rc::new(()),
+        }
+    }
+
+    /// Whether it is still there, for whoever watches its socket.
+    pub fn is_alive(&self) -> Weak<()> {
+        Rc::downgrade(&self.alive)
+    }
+
+    fn end(&mut self, how: How) {
+        self.end = Some(End { flush: Flush::new(), how });
+    }
+
+    /// The next bytes, or nothing where the item had none.
+    fn take(&mut self, item: Option<Item>) -> Vec<u8> {
+        match &item {
+            Some(Item::Word(Word::Exit(ending))) => {
+                let cut = self.form == Form::Plain && ending.status != Status::Completed;
+                self.end(if cut { How::Cut } else { How::Whole });
+            }
+            // Somebody else has the rest: a plain stream must not look whole.
+            Some(Item::Word(Word::TakenOver(_))) => {
+                self.end(if self.form == Form::Plain { How::Cut } else { How::Whole });
+            }
+            // Without a last word the stream must not look whole.
+            None => self.end(How::Cut),
+            Some(_) => {}
+        }
+        item.map(|item| self.encode(item)).unwrap_or_default()
     }
 
     /// The bytes of one item; may be none.
@@ -151,8 +226,10 @@ impl Body {
                 self.lines.take().0
             }
             (Form::Ndjson, Item::Word(word)) => {
-                if matches!(word, Word::Exit(_)) {
-                    self.lines.finish();
+                match &word {
+                    Word::Exit(_) | Word::TakenOver(_) => self.lines.finish(),
+                    Word::Gap(gap) => self.lines.skip(gap.stream, gap.to),
+                    _ => {}
                 }
                 let mut lines = self.lines.take().0;
                 lines.extend_from_slice(&json(&word));
@@ -175,26 +252,28 @@ impl Stream for Body {
     type Item = Result<Bytes, Cut>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = &mut *self;
         loop {
-            if self.over {
-                let this = &mut *self;
-                let Some(cutting) = &mut this.cut else { return Poll::Ready(None) };
-                ready!(cutting.poll(this.socket.as_deref(), cx));
-                this.cut = None;
-                return Poll::Ready(Some(Err(Cut)));
+            if let Some(end) = &mut this.end {
+                if end.how != How::Over {
+                    ready!(end.flush.poll(this.socket.as_deref(), cx));
+                }
+                return Poll::Ready(match std::mem::replace(&mut end.how, How::Over) {
+                    How::Whole | How::Over => None,
+                    How::Cut => Some(Err(Cut)),
+                });
             }
-            let Some(item) = ready!(self.items.poll_recv(cx)) else {
-                // Without a last word the stream must not look whole.
-                self.over = true;
-                self.cut = Some(Cutting::new());
-                continue;
+            // Looked at first: what was to come before it is still in the ring, for whoever has it now.
+            let dismissed = this.dismissed.as_mut().map(|dismissed| Pin::new(dismissed).poll(cx));
+            if matches!(dismissed, Some(Poll::Ready(_))) {
+                this.dismissed = None;
+            }
+            let item = match dismissed {
+                Some(Poll::Ready(Ok(Dismissal::TakenOver))) => Some(Item::Word(Word::TakenOver(true))),
+                Some(Poll::Ready(Ok(Dismissal::Vanished))) => None,
+                Some(Poll::Ready(Err(_)) | Poll::Pending) | None => ready!(this.items.poll_recv(cx)),
             };
-            if let Item::Word(Word::Exit(ending)) = &item {
-                self.over = true;
-                let cut = self.form == Form::Plain && ending.status != Status::Completed;
-                self.cut = cut.then(Cutting::new);
-            }
-            let bytes = self.encode(item);
+            let bytes = this.take(item);
             if !bytes.is_empty() {
                 return Poll::Ready(Some(Ok(Bytes::from(bytes))));
             }

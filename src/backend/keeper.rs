@@ -9,28 +9,36 @@
 //! died: the tree is ended at once. Standard output and error are the command's pipes and are given up
 //! as soon as the command has them.
 
+pub mod leader;
+pub mod stand;
 pub mod talk;
 pub mod tree;
 
 use std::{
     fs::OpenOptions,
-    io::{self, ErrorKind, Read, Write},
-    os::{fd::AsFd, unix::net::UnixStream, unix::process::CommandExt},
-    path::Path,
-    process::{Command, ExitCode, Stdio},
+    io::{self, ErrorKind, IoSliceMut, Read, Write},
+    mem::MaybeUninit,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::net::UnixStream,
+    },
+    process::ExitCode,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use rustix::{
+    cmsg_space,
     event::{PollFd, PollFlags, Timespec, poll},
+    net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg},
     process::{Pid, Resource, Rlimit, Signal, getrlimit, setrlimit},
 };
 
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 
 use self::{
-    talk::{Fact, Gone, LeaderExit, Order, Run},
+    stand::Standstill,
+    talk::{Fact, Gone, LeaderExit, Order},
     tree::Tree,
 };
 
@@ -63,7 +71,7 @@ fn keep() -> io::Result<()> {
     woken.set_nonblocking(true)?;
     signal_hook::low_level::pipe::register(SIGCHLD, wake)?;
 
-    let mut backend = Backend { socket, input: Vec::new() };
+    let mut backend = Backend { socket, input: Vec::new(), passed: None };
     let Some(Order::Run(run)) = backend.wait_for_order()? else { return Ok(()) };
     if let Some(soft) = run.descriptor_limit {
         // The service raised its own; a program that closes all it might have would take long.
@@ -72,44 +80,18 @@ fn keep() -> io::Result<()> {
     }
     // The command runs as the same user: it must not reach into its keeper.
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
-    let leader = start(&run);
+    let leader = leader::start(&run, backend.passed.take());
     give_up_output()?;
     match leader {
         Ok(leader) => {
             backend.tell(&Fact::Started { pid: leader.as_raw_nonzero().get() });
-            Keeper { tree: Tree::new(leader), backend: Some(backend), woken, end: End::Running }.run()
+            let stand = Standstill::default();
+            Keeper { tree: Tree::new(leader), backend: Some(backend), woken, end: End::Running, stand }.run()
         }
         Err(fact) => {
             backend.tell(&fact);
             Ok(())
         }
-    }
-}
-
-/// Starts the command in a process group of its own.
-fn start(run: &Run) -> Result<Pid, Fact> {
-    let not_started = |exit_code, message| Fact::NotStarted { exit_code, message };
-    if let Some(cwd) = &run.cwd
-        && let Err(error) = Path::new(cwd)
-            .metadata()
-            .and_then(|found| if found.is_dir() { Ok(()) } else { Err(ErrorKind::NotADirectory.into()) })
-    {
-        return Err(not_started(126, format!("cannot use the working directory {cwd:?}: {error}")));
-    }
-    let [program, arguments @ ..] = run.argv.as_slice() else {
-        return Err(not_started(126, "the executor names no program".to_owned()));
-    };
-    let mut command = Command::new(program);
-    command.args(arguments).env_clear().envs(&run.env).stdin(Stdio::null()).process_group(0);
-    if let Some(cwd) = &run.cwd {
-        command.current_dir(cwd);
-    }
-    match command.spawn() {
-        Ok(child) => Ok(Pid::from_child(&child)),
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            Err(not_started(127, format!("there is no program {program:?} here: install it, or name another executor")))
-        }
-        Err(error) => Err(not_started(126, format!("cannot start {program:?}: {error}"))),
     }
 }
 
@@ -126,6 +108,8 @@ fn give_up_output() -> io::Result<()> {
 struct Backend {
     socket: UnixStream,
     input: Vec<u8>,
+    /// A descriptor that came along with an order.
+    passed: Option<OwnedFd>,
 }
 
 impl Backend {
@@ -143,7 +127,16 @@ impl Backend {
     /// Reads once. False at the end.
     fn read(&mut self) -> io::Result<bool> {
         let mut bytes = [0; 4096];
-        match self.socket.read(&mut bytes) {
+        let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
+        let mut passed = RecvAncillaryBuffer::new(&mut space);
+        let mut slices = [IoSliceMut::new(&mut bytes)];
+        let received = recvmsg(&self.socket, &mut slices, &mut passed, RecvFlags::CMSG_CLOEXEC);
+        for message in passed.drain() {
+            if let RecvAncillaryMessage::ScmRights(descriptors) = message {
+                self.passed = descriptors.last().or(self.passed.take());
+            }
+        }
+        match received.map(|received| received.bytes).map_err(io::Error::from) {
             Ok(0) => Ok(false),
             Ok(n) => {
                 self.input.extend_from_slice(&bytes[..n]);
@@ -156,9 +149,14 @@ impl Backend {
     }
 
     fn next_order(&mut self) -> Option<Order> {
-        let end = self.input.iter().position(|byte| *byte == b'\n')?;
-        let line: Vec<u8> = self.input.drain(..=end).collect();
-        serde_json::from_slice(&line).ok()
+        loop {
+            let end = self.input.iter().position(|byte| *byte == b'\n')?;
+            let line: Vec<u8> = self.input.drain(..=end).collect();
+            // An empty line only brings a descriptor.
+            if line.len() > 1 {
+                return serde_json::from_slice(&line).ok();
+            }
+        }
     }
 
     fn tell(&mut self, fact: &Fact) {
@@ -184,6 +182,7 @@ struct Keeper {
     backend: Option<Backend>,
     woken: UnixStream,
     end: End,
+    stand: Standstill,
 }
 
 impl Keeper {
@@ -261,6 +260,14 @@ impl Keeper {
         while let Some(order) = self.backend.as_mut().and_then(Backend::next_order) {
             match order {
                 Order::Run(_) => {}
+                Order::Pause => {
+                    self.stand.still();
+                    self.tell(&Fact::Paused);
+                }
+                Order::Resume => {
+                    self.stand.go();
+                    self.tell(&Fact::Resumed);
+                }
                 Order::Signal { number } => self.tree.signal_group(number),
                 Order::End { grace_ms } => self.end_within(Duration::from_millis(grace_ms)),
                 Order::Sweep => self.kill_now(false),
@@ -275,6 +282,8 @@ impl Keeper {
         match &mut self.end {
             End::Running => {
                 self.tree.terminate();
+                // What stands still hears TERM only when it goes on.
+                self.stand.go();
                 self.end = End::Asked { kill_at };
             }
             End::Asked { kill_at: planned } => *planned = kill_at.min(*planned),

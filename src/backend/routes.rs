@@ -9,31 +9,32 @@ use actix_web::{
 };
 use bytes::Bytes;
 use cc_executor_actors::{
-    backend::api::{EXECUTION_ID_HEADER, Word},
+    backend::api::EXECUTION_ID_HEADER,
     id::ExecutionId,
     protocol::{
-        DEFAULT_GRACE_MS,
+        DEFAULT_GRACE_MS, PerStream,
         fields::Fields,
-        method::{Run, Signal},
+        method::{Run, Signal, Size},
         rpc::{ErrorObject, code},
     },
-    terminate::{CancelReason, CancelReport, Ending},
+    terminate::{CancelReason, CancelReport},
 };
 use futures_util::stream;
 use log::{debug, info};
 use serde_json::{Map, Value, json};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 
 use super::{
-    execution::{self, Ask, Item, SLOTS, Terms},
+    execution::{self, Answer, Ask, Terms},
     forms::{Body, Form},
-    process::Process,
-    table::Table,
+    keeper::talk,
+    spool::{Consumer, Feed, Policy, Spool},
+    table::{Admitted, Table},
 };
 use crate::socket;
 
 /// How long an execution may take to obey an ask that needs no waiting.
-const OBEY_PATIENCE: Duration = Duration::from_secs(2);
+const OBEY_PATIENCE: Duration = Duration::from_secs(4);
 
 /// Adds the routes to a service.
 pub fn configure(service: &mut web::ServiceConfig) {
@@ -45,7 +46,13 @@ pub fn configure(service: &mut web::ServiceConfig) {
         .route("/executions", web::get().to(list))
         .route("/executions/{id}", web::get().to(show))
         .route("/executions/{id}", web::delete().to(cancel))
+        .route("/executions/{id}/stream", web::get().to(attach))
+        .route("/executions/{id}/ack", web::post().to(acknowledge))
         .route("/executions/{id}/signal", web::post().to(signal))
+        .route("/executions/{id}/pause", web::post().to(pause))
+        .route("/executions/{id}/resume", web::post().to(resume))
+        .route("/executions/{id}/resize", web::post().to(resize))
+        .route("/executions/{id}/stdin", web::post().to(input))
         .default_service(web::to(nothing_here));
 }
 
@@ -66,43 +73,141 @@ async fn nothing_here(request: HttpRequest) -> HttpResponse {
 }
 
 async fn execute(request: HttpRequest, body: Bytes, table: web::Data<Table>) -> HttpResponse {
-    let form = Form::accepted(request.headers().get(header::ACCEPT).and_then(|accept| accept.to_str().ok()));
-    match begin(&body, &table).await {
-        Ok((id, items)) => HttpResponse::Ok()
-            .insert_header((header::CONTENT_TYPE, form.content_type()))
-            .insert_header((EXECUTION_ID_HEADER, id.to_string()))
-            .streaming(Body::new(form, items, socket::of(&request))),
+    let form = Form::of(&request);
+    let (consumer, feed) = Consumer::new(PerStream::default(), form == Form::Multiplexed);
+    match begin(&body, &table, consumer).await {
+        Ok(id) => stream_of(&request, &table, id, form, PerStream::default(), feed),
         Err(error) => refuse(error),
     }
 }
 
-/// Reads the request, takes a place, and starts the execution's task.
-async fn begin(body: &[u8], table: &web::Data<Table>) -> Result<(ExecutionId, mpsc::Receiver<Item>), ErrorObject> {
-    let run = read_run(body, table)?;
+/// Reads the request, takes a place, and starts the execution's task; one that is there already is
+/// followed from its beginning.
+async fn begin(body: &[u8], table: &web::Data<Table>, consumer: Consumer) -> Result<ExecutionId, ErrorObject> {
+    let mut run = read_run(body, table)?;
     let (executor, mut to_start) = table.config().executors.resolve(&run)?;
     to_start.descriptor_limit = table.config().descriptor_limit;
+    to_start.stdin = match run {
+        Run { pty: Some(_), .. } => talk::Stdin::Terminal,
+        Run { stdin: true, .. } => talk::Stdin::Pipe,
+        _ => talk::Stdin::Null,
+    };
+    run.executor = Some(executor.clone());
     let id = run.execution_id.unwrap_or_else(ExecutionId::random);
-    let (seat, asks) = Table::seat(table, id, &executor)?;
+    let (seat, asks) = match Table::admit(table, id, &run)? {
+        Admitted::New(seat, asks) => (seat, asks),
+        Admitted::Existing => return follow(table, id, consumer).await.map(|()| id),
+    };
     debug!(event = "process.command", execution_id:% = id, argv:serde = to_start.argv, env:serde = to_start.env; "execution asked for");
-    let terms = Terms { id, executor, timeout_ms: run.timeout_ms, heartbeat: Duration::from_millis(run.heartbeat_ms) };
-    let (items, receiver) = mpsc::channel(SLOTS);
-    let keeper = table.config().keeper.clone();
-    actix_web::rt::spawn(async move {
-        let ending = match Process::start(&keeper, to_start).await {
-            Ok(process) => execution::run(process, &terms, &items, asks, |told| seat.tell(told)).await,
-            Err(error) => no_keeper(&terms, &error),
-        };
-        seat.end(ending.clone());
-        // A consumer that is gone has no use for it.
-        let _ = items.send(Item::Word(Word::Exit(ending))).await;
-    });
-    Ok((id, receiver))
+    let config = table.config();
+    let terms = Terms {
+        id,
+        executor,
+        timeout_ms: run.timeout_ms,
+        stall_timeout_ms: run.stall_timeout_ms,
+        heartbeat: Duration::from_millis(run.heartbeat_ms),
+        detach: run.detach,
+        pty: run.pty,
+        consumer_stall: config.consumer_stall,
+        retention: config.retention,
+    };
+    let policy = run.detach.map_or(Policy::Overwrite, |detach| Policy::Detach(detach.overflow));
+    let spool = Spool::new(policy, config.ring_bytes, consumer);
+    actix_web::rt::spawn(execution::live(terms, asks, spool, seat, config.keeper.clone(), to_start));
+    Ok(id)
 }
 
-/// The service itself is short of something: processes, descriptors, memory.
-fn no_keeper(terms: &Terms, error: &std::io::Error) -> Ending {
-    log::error!(event = "keeper.not_started", execution_id:% = terms.id; "cannot start a keeper: {error}");
-    execution::not_started(format!("the backend cannot start another process: {error}"))
+async fn follow(table: &Table, id: ExecutionId, consumer: Consumer) -> Result<(), ErrorObject> {
+    asked(table, id, true, |answer| Ask::Attach(consumer, answer)).await
+}
+
+/// The response that carries what a consumer is fed.
+fn stream_of(
+    request: &HttpRequest,
+    table: &web::Data<Table>,
+    id: ExecutionId,
+    form: Form,
+    offsets: PerStream<u64>,
+    Feed { items, dismissed, released }: Feed,
+) -> HttpResponse {
+    let body = Body::new(form, offsets, (items, dismissed), socket::of(request), Table::streaming(table));
+    socket::release_dismissed(request, released, body.is_alive(), id);
+    HttpResponse::Ok()
+        .insert_header((header::CONTENT_TYPE, form.content_type()))
+        .insert_header((EXECUTION_ID_HEADER, id.to_string()))
+        .streaming(body)
+}
+
+/// Asks something of an execution, and waits until it has obeyed.
+async fn asked(
+    table: &Table,
+    id: ExecutionId,
+    ended: bool,
+    ask: impl FnOnce(Answer) -> Ask,
+) -> Result<(), ErrorObject> {
+    let (answer, answered) = oneshot::channel();
+    let ask = ask(answer);
+    if ended {
+        table.ask_any(id, ask)?;
+    } else {
+        table.ask(id, ask)?;
+    }
+    match tokio::time::timeout(OBEY_PATIENCE, answered).await {
+        Ok(Ok(outcome)) => outcome,
+        Ok(Err(_)) => Err(ErrorObject::new(code::NOT_RUNNING, format!("execution {id} has just ended"))),
+        Err(_) => Err(ErrorObject::new(code::INTERNAL, format!("execution {id} does not answer"))),
+    }
+}
+
+async fn attach(
+    request: HttpRequest,
+    id: web::Path<String>,
+    query: web::Query<Map<String, Value>>,
+    table: web::Data<Table>,
+) -> HttpResponse {
+    let form = Form::of(&request);
+    let attached = async {
+        let (id, offsets) = (parse_id(&id)?, read_offsets(&query)?);
+        let (consumer, feed) = Consumer::new(offsets, form == Form::Multiplexed);
+        follow(&table, id, consumer).await?;
+        Ok((id, offsets, feed))
+    };
+    match attached.await {
+        Ok((id, offsets, feed)) => stream_of(&request, &table, id, form, offsets, feed),
+        Err(error) => refuse(error),
+    }
+}
+
+async fn acknowledge(
+    id: web::Path<String>,
+    query: web::Query<Map<String, Value>>,
+    table: web::Data<Table>,
+) -> HttpResponse {
+    answer(async {
+        let (id, offsets) = (parse_id(&id)?, read_offsets(&query)?);
+        asked(&table, id, true, |answer| Ask::Acknowledge(offsets, answer)).await
+    })
+    .await
+}
+
+fn read_offsets(query: &Map<String, Value>) -> Result<PerStream<u64>, ErrorObject> {
+    let mut fields = Fields::new(query.clone());
+    let mut offset = |name: &str| match fields.string(name)? {
+        None => Ok(0),
+        Some(text) => text
+            .parse()
+            .map_err(|_| ErrorObject::new(code::PARAMS, format!("{name} must be an offset in bytes, not {text:?}"))),
+    };
+    let offsets = PerStream { stdout: offset("stdout")?, stderr: offset("stderr")? };
+    fields.finish()?;
+    Ok(offsets)
+}
+
+async fn answer(work: impl Future<Output = Result<(), ErrorObject>>) -> HttpResponse {
+    match work.await {
+        Ok(()) => HttpResponse::Ok().json(json!({})),
+        Err(error) => refuse(error),
+    }
 }
 
 fn read_run(body: &[u8], table: &Table) -> Result<Run, ErrorObject> {
@@ -128,11 +233,15 @@ fn read_object(body: &[u8]) -> Result<Map<String, Value>, ErrorObject> {
 }
 
 async fn list(table: web::Data<Table>) -> HttpResponse {
-    HttpResponse::Ok().json(json!({ "executions": table.snapshots() }))
+    HttpResponse::Ok().json(json!({ "executions": table.snapshots().await }))
 }
 
 async fn show(id: web::Path<String>, table: web::Data<Table>) -> HttpResponse {
-    match parse_id(&id).and_then(|id| table.snapshot(id)) {
+    let id = match parse_id(&id) {
+        Ok(id) => id,
+        Err(error) => return refuse(error),
+    };
+    match table.snapshot(id).await {
         Ok(snapshot) => HttpResponse::Ok().json(snapshot),
         Err(error) => refuse(error),
     }
@@ -183,27 +292,56 @@ async fn report(mut gone: watch::Receiver<Option<CancelReport>>) -> Result<Bytes
 }
 
 async fn signal(id: web::Path<String>, body: Bytes, table: web::Data<Table>) -> HttpResponse {
-    match send_signal(&id, &body, &table).await {
-        Ok(()) => HttpResponse::Ok().json(json!({})),
-        Err(error) => refuse(error),
-    }
+    answer(async {
+        let id = parse_id(&id)?;
+        let mut fields = Fields::new(read_object(&body)?);
+        let signal = Signal::from_fields(&mut fields)?;
+        fields.finish()?;
+        asked(&table, id, false, |answer| Ask::Signal(signal.number(), answer)).await?;
+        info!(event = "signal.sent", execution_id:% = id, signal = signal.name(); "signal sent");
+        Ok(())
+    })
+    .await
 }
 
-async fn send_signal(id: &str, body: &[u8], table: &Table) -> Result<(), ErrorObject> {
-    let id = parse_id(id)?;
-    let mut fields = Fields::new(read_object(body)?);
-    let signal = Signal::from_fields(&mut fields)?;
-    fields.finish()?;
-    let (answer, answered) = oneshot::channel();
-    table.ask(id, Ask::Signal(signal.number(), answer))?;
-    match tokio::time::timeout(OBEY_PATIENCE, answered).await {
-        Ok(Ok(true)) => {
-            info!(event = "signal.sent", execution_id:% = id, signal = signal.name(); "signal sent");
-            Ok(())
-        }
-        Ok(_) => Err(ErrorObject::new(code::NOT_RUNNING, format!("the command of execution {id} has ended"))),
-        Err(_) => Err(ErrorObject::new(code::INTERNAL, "the execution does not answer")),
-    }
+async fn pause(id: web::Path<String>, table: web::Data<Table>) -> HttpResponse {
+    answer(async { asked(&table, parse_id(&id)?, false, Ask::Pause).await }).await
+}
+
+async fn resume(id: web::Path<String>, table: web::Data<Table>) -> HttpResponse {
+    answer(async { asked(&table, parse_id(&id)?, false, Ask::Resume).await }).await
+}
+
+async fn resize(id: web::Path<String>, body: Bytes, table: web::Data<Table>) -> HttpResponse {
+    answer(async {
+        let id = parse_id(&id)?;
+        let mut fields = Fields::new(read_object(&body)?);
+        let size = Size::from_fields(&mut fields)?;
+        fields.finish()?;
+        asked(&table, id, false, |answer| Ask::Resize(size, answer)).await
+    })
+    .await
+}
+
+/// The answer comes when all is where the command can read it, however long that takes.
+async fn input(
+    id: web::Path<String>,
+    query: web::Query<Map<String, Value>>,
+    bytes: Bytes,
+    table: web::Data<Table>,
+) -> HttpResponse {
+    answer(async {
+        let id = parse_id(&id)?;
+        let mut fields = Fields::new(query.into_inner());
+        let eof = fields.one_of("eof", &["false", "true"])? == Some(1);
+        fields.finish()?;
+        let (answer, answered) = oneshot::channel();
+        table.ask(id, Ask::Input { bytes, eof, answer })?;
+        answered.await.unwrap_or_else(|_| {
+            Err(ErrorObject::new(code::NOT_RUNNING, format!("execution {id} ended before it had read that")))
+        })
+    })
+    .await
 }
 
 fn parse_id(text: &str) -> Result<ExecutionId, ErrorObject> {

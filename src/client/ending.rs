@@ -67,7 +67,7 @@ pub(super) fn exit_code_of(ending: &Ending) -> u8 {
             let number = ending.signal.as_deref().and_then(signal::number).and_then(|number| u8::try_from(number).ok());
             exit::SIGNALED.saturating_add(number.unwrap_or(0))
         }
-        Reason::Timeout => exit::TIMEOUT,
+        Reason::Timeout | Reason::Stalled => exit::TIMEOUT,
         Reason::Canceled => Wanted::TERMINATED,
         Reason::Drained => exit::TEMPFAIL,
         Reason::Disconnected | Reason::BackendUnreachable | Reason::BackendRejected | Reason::BackendLost => {
@@ -97,6 +97,7 @@ mod tests {
             (Status::Failed, Reason::NotStarted, Some(127), None, 127),
             (Status::Failed, Reason::NotStarted, Some(126), None, 126),
             (Status::Failed, Reason::Timeout, None, Some("SIGTERM"), 124),
+            (Status::Failed, Reason::Stalled, None, Some("SIGKILL"), 124),
             (Status::Cancelled, Reason::Canceled, Some(0), None, 143),
             (Status::Cancelled, Reason::Drained, None, None, 75),
             (Status::Failed, Reason::BackendLost, None, None, 69),

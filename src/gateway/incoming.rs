@@ -139,7 +139,7 @@ where
     fn take(&mut self, frame: Frame) -> Result<Option<Incoming>, CloseReason> {
         match frame {
             Frame::Ping(payload) => Ok(Some(Incoming::Ping(payload))),
-            Frame::Pong(_) => Ok(Some(Incoming::Pong)),
+            Frame::Pong(payload) => Ok(Some(Incoming::Pong(payload))),
             Frame::Close(_) => Ok(Some(Incoming::Close)),
             Frame::Binary(_) | Frame::Continuation(Item::FirstBinary(_)) => Err(unsupported()),
             Frame::Text(_) if self.message.is_some() => {

@@ -2,6 +2,7 @@
 
 use actix_web::{HttpRequest, HttpResponse, web};
 use cc_executor_actors::{
+    backend::BackendError,
     protocol::{
         notify::Server,
         rpc::{ErrorObject, code},
@@ -12,6 +13,7 @@ use cc_executor_actors::{
 use serde_json::json;
 
 use super::ws;
+use crate::backend::routes::refuse;
 
 /// Adds the routes to a service.
 pub fn configure(service: &mut web::ServiceConfig) {
@@ -19,6 +21,7 @@ pub fn configure(service: &mut web::ServiceConfig) {
         .route("/ws/mcp", web::get().to(ws::upgrade))
         .route("/health", web::get().to(health))
         .route("/ready", web::get().to(ready))
+        .route("/executions", web::get().to(list))
         .default_service(web::to(nothing_here));
 }
 
@@ -55,6 +58,15 @@ async fn ready(around: web::Data<Surroundings>) -> HttpResponse {
     match around.backend.ready().await {
         Ok(()) => HttpResponse::Ok().json(json!({ "ready": true })),
         Err(error) => not_ready(if was_known { "backend" } else { "starting" }, error.to_string()),
+    }
+}
+
+/// All executions that the backend knows.
+async fn list(around: web::Data<Surroundings>) -> HttpResponse {
+    match around.backend.list().await {
+        Ok(list) => HttpResponse::Ok().json(list),
+        Err(BackendError::Refused(error)) => refuse(error),
+        Err(error) => HttpResponse::BadGateway().json(error.into_error()),
     }
 }
 

@@ -21,7 +21,7 @@ use cc_executor_actors::{
 use futures_util::StreamExt;
 
 use super::incoming::Reader;
-use crate::socket;
+use crate::socket::{self, Unflushed};
 
 /// The prefix of an offer that carries a token and is no protocol.
 const BEARER: &str = "bearer.";
@@ -31,6 +31,7 @@ pub async fn upgrade(
     request: HttpRequest,
     payload: Payload,
     around: web::Data<Surroundings>,
+    unflushed: web::Data<Unflushed>,
 ) -> Result<HttpResponse, Error> {
     let offered = offered_protocols(&request);
     if !offered.is_empty() && !offered.iter().any(|offer| offer == SUBPROTOCOL) {
@@ -45,8 +46,10 @@ pub async fn upgrade(
     let mut response = ws::handshake_with_protocols(&request, &[SUBPROTOCOL])?;
     let id = SessionId::random();
     let incoming = Reader::new(payload, around.limits.message_bytes).into_stream();
-    let (frames, ended) = session::start(id, Surroundings::clone(&around), incoming).await;
-    socket::release_after(&request, ended, id);
+    let peer = request.peer_addr().map(|peer| peer.ip());
+    let (frames, closed) = session::start(id, peer, Surroundings::clone(&around), incoming).await;
+    unflushed.add(&request);
+    socket::release_after(&request, closed, id);
     Ok(response.streaming(frames.map(Ok::<Bytes, Error>)))
 }
 

@@ -28,6 +28,8 @@ pub struct Client {
     at: usize,
     next_id: u64,
     passed_by: VecDeque<Frame>,
+    /// Whether pings are answered, as a client library does it.
+    pub answers_pings: bool,
     /// The head of the response to the upgrade.
     pub head: String,
     /// The params of `connected`.
@@ -90,7 +92,16 @@ impl Client {
         if status != 101 {
             return Err(status);
         }
-        Ok(Client { stream, input, at: end, next_id: 0, passed_by: VecDeque::new(), head, hello: Value::Null })
+        Ok(Client {
+            stream,
+            input,
+            at: end,
+            next_id: 0,
+            passed_by: VecDeque::new(),
+            answers_pings: true,
+            head,
+            hello: Value::Null,
+        })
     }
 
     /// The connection below.
@@ -246,7 +257,13 @@ impl Client {
                     String::from_utf8(payload[2.min(payload.len())..].to_vec()).expect("a reason is UTF-8"),
                 )
             }
-            0x89 => Frame::Ping(payload),
+            0x89 => {
+                if self.answers_pings {
+                    // A service that is gone is noticed where it is read.
+                    let _ = self.stream.write_all(&frame(0x8a, &payload));
+                }
+                Frame::Ping(payload)
+            }
             0x8a => Frame::Pong(payload),
             other => panic!("a frame that begins with {other:#x}"),
         }

@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     id::ExecutionId,
-    terminate::{Ending, Status},
+    protocol::{PerStream, Stream},
+    terminate::{Ending, Scope, Status},
 };
 
 /// Media type of Docker's framing: an 8-byte header `[stream, 0, 0, 0, size: u32 big endian]`, then the bytes.
@@ -40,19 +41,35 @@ pub struct Health {
 
 /// One word of the backend about an execution: an entry of stream 3.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 pub enum Word {
-    /// The process runs: the first word of an execution that could be started.
+    /// It waits for a place; again whenever its position changes.
+    Queued(Queued),
+    /// The process runs, or has run: what follows is its output.
     Started(Started),
     /// A sign of life, once a heartbeat.
     Alive(Alive),
     /// The status changed, whoever caused it.
     Status(StatusChange),
+    /// Bytes that this consumer will not get, in their place in the stream.
+    Gap(Gap),
+    /// Another consumer has it now. Nothing follows.
+    TakenOver(bool),
     /// The last word.
     Exit(Ending),
 }
 
-/// The process runs.
+/// It waits for a place.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Queued {
+    /// 1 is the next to run.
+    pub position: u64,
+    /// What was asked for, for a consumer that came later.
+    #[serde(flatten)]
+    pub terms: Terms,
+}
+
+/// The process runs, or has run.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Started {
@@ -60,16 +77,44 @@ pub struct Started {
     pub execution_id: ExecutionId,
     /// What runs it.
     pub executor: String,
+    /// How it is now; final if all that follows is a replay.
+    #[serde(default = "running")]
+    pub status: Status,
+    /// What was asked for, for a consumer that came later.
+    #[serde(flatten)]
+    pub terms: Terms,
+    /// Its clocks, for a consumer that came later.
+    #[serde(default)]
+    pub alive: Alive,
+}
+
+fn running() -> Status {
+    Status::Running
+}
+
+/// What somebody who attaches must know of what was asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Terms {
+    /// How often a sign of life comes, in milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub heartbeat_ms: Option<u64>,
+    /// Whether it goes on without a consumer, and waits for acknowledgements.
+    #[serde(default)]
+    pub may_detach: bool,
 }
 
 /// A sign of life.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Alive {
     /// Milliseconds since RUNNING.
     pub elapsed_ms: u64,
     /// Milliseconds since the process last wrote anything.
     pub since_output_ms: u64,
+    /// Milliseconds left until the total time-out, which stands still while paused; `None` without one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub deadline_ms: Option<u64>,
 }
 
 /// The status changed.
@@ -77,6 +122,40 @@ pub struct Alive {
 pub struct StatusChange {
     /// What it is now.
     pub status: Status,
+    /// What stands still, if it is PAUSED.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub scope: Option<Scope>,
+}
+
+impl StatusChange {
+    /// A change to this status.
+    pub fn to(status: Status) -> Self {
+        let scope = (status == Status::Paused).then_some(Scope::Process);
+        StatusChange { status, scope }
+    }
+}
+
+/// Bytes that a consumer will not get.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Gap {
+    /// Of which stream.
+    pub stream: Stream,
+    /// The offset of the first of them.
+    pub from: u64,
+    /// The offset after the last of them.
+    pub to: u64,
+    /// Why they are lost.
+    pub reason: GapReason,
+}
+
+/// Why bytes are lost to a consumer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GapReason {
+    /// Newer output took their place, as it does where nobody was to be waited for.
+    Overwritten,
+    /// Nobody took them in time, and the client had asked for `overflow: "drop"`.
+    Dropped,
 }
 
 /// Answer of `GET /executions/{id}`, and one entry of `GET /executions`.
@@ -89,8 +168,21 @@ pub struct Snapshot {
     pub executor: String,
     /// Its status.
     pub status: Status,
-    /// Milliseconds since RUNNING.
-    pub elapsed_ms: u64,
+    /// Its place in the queue, while it waits.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub position: Option<u64>,
+    /// What stands still, while it is PAUSED.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub scope: Option<Scope>,
+    /// Whether somebody follows it now.
+    #[serde(default)]
+    pub attached: bool,
+    /// Clocks.
+    #[serde(flatten)]
+    pub alive: Alive,
+    /// How far each stream has come.
+    #[serde(default)]
+    pub offsets: PerStream<u64>,
     /// How it ended, if it has.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub ending: Option<Ending>,

@@ -4,11 +4,24 @@ use actix::{Message, Recipient};
 use bytes::Bytes;
 
 use crate::{
-    backend::api::Alive,
+    backend::api::{Alive, Gap, StatusChange, Terms},
     id::ExecutionId,
-    protocol::{PerStream, method::Signal, rpc::ErrorObject},
+    protocol::{
+        PerStream,
+        method::{Attach, Execute, Input, Signal, Size},
+        rpc::ErrorObject,
+    },
     terminate::{CancelReason, Ending, Status},
 };
+
+/// What an execution is there for.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Purpose {
+    /// Run this.
+    Run(Box<Execute>),
+    /// Follow what runs already.
+    Follow(Attach),
+}
 
 /// Output, encoded as WebSocket frames. The reply is the permission to go on.
 #[derive(Message, Debug)]
@@ -32,19 +45,38 @@ pub struct Report {
     pub fact: Fact,
 }
 
-/// What can happen to an execution. `Refused` and `Exited` are its last.
+/// What can happen to an execution. `Refused`, `TakenOver` and `Exited` are its last.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Fact {
-    /// It never came to be.
+    /// It never came to be, or cannot be followed.
     Refused(ErrorObject),
-    /// The process runs.
-    Started,
+    /// The backend has it: it waits, runs, or has ended and is replayed.
+    Held(Standing),
+    /// It waits, now at this position.
+    Queued(u64),
     /// Its status changed.
-    Status(Status),
+    Status(StatusChange),
     /// The backend gave a sign of life.
     Alive(Alive),
+    /// Bytes that this client will not get.
+    Gap(Gap),
+    /// Another consumer has it now.
+    TakenOver,
     /// It ended.
     Exited(Ending),
+}
+
+/// How an execution stands when the backend says its first word.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Standing {
+    /// Its status; final if what follows is a replay.
+    pub status: Status,
+    /// Its place in the queue, if it waits.
+    pub position: Option<u64>,
+    /// What was asked for.
+    pub terms: Terms,
+    /// Its clocks.
+    pub alive: Alive,
 }
 
 /// Whom an execution tells.
@@ -56,9 +88,12 @@ pub struct Parent {
     pub reports: Recipient<Report>,
 }
 
+/// What becomes of an ask: the status that the execution then has.
+pub type Answer = Result<Status, ErrorObject>;
+
 /// End the execution: TERM, then KILL after the grace. Answered when the backend has accepted it.
 #[derive(Message, Clone, Copy, Debug)]
-#[rtype(result = "Result<Status, ErrorObject>")]
+#[rtype(result = "Answer")]
 pub struct Cancel {
     /// Milliseconds between TERM and KILL.
     pub grace_ms: u64,
@@ -66,10 +101,29 @@ pub struct Cancel {
     pub reason: CancelReason,
 }
 
-/// Send a signal to the execution's process group.
+/// Do this to the execution's processes.
+#[derive(Message, Clone, Copy, PartialEq, Eq, Debug)]
+#[rtype(result = "Answer")]
+pub enum Steer {
+    /// Let them stand still.
+    Pause,
+    /// Let them go on.
+    Resume,
+    /// Send a signal to the process group.
+    Signal(Signal),
+    /// Tell the terminal its size.
+    Resize(Size),
+}
+
+/// Write this to the command's standard input. Answered when all is in the pipe, in the order asked.
+#[derive(Message, Clone, Debug)]
+#[rtype(result = "Result<usize, ErrorObject>")]
+pub struct Feed(pub Input);
+
+/// The client has received this much.
 #[derive(Message, Clone, Copy, Debug)]
-#[rtype(result = "Result<Status, ErrorObject>")]
-pub struct SendSignal(pub Signal);
+#[rtype(result = "()")]
+pub struct Acknowledge(pub PerStream<u64>);
 
 /// Let go of the stream: whoever wanted it is gone.
 #[derive(Message, Clone, Copy, Debug)]

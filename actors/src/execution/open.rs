@@ -1,24 +1,32 @@
-//! From the request to the backend's first word.
+//! From the request to the backend's first word, and back to a stream that broke off.
 
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use tokio::time::{Instant, sleep, timeout_at};
 
+use super::messages::{Purpose, Standing};
 use crate::{
     backend::{
         Backend, BackendError, Body, BodyEnd, Opened,
-        api::Word,
+        api::{Alive, Terms, Word},
         multiplex::{Decoder, Part},
     },
     id::ExecutionId,
-    protocol::method::Run,
-    terminate::{Ending, Reason},
+    protocol::PerStream,
+    terminate::{Ending, Status},
 };
 
 /// How long the backend may take to say its first word.
 const FIRST_WORD_PATIENCE: Duration = Duration::from_secs(10);
 
-/// The stream of an execution that runs.
+/// How long a stream that broke off is looked for. Below the second within which a lost backend is told.
+const AGAIN_PATIENCE: Duration = Duration::from_millis(900);
+
+/// How often, while the backend does not answer.
+const AGAIN_CADENCE: Duration = Duration::from_millis(50);
+
+/// The stream of an execution that the backend has.
 pub(super) enum Stream {
     /// From our own backend.
     Ours(Words),
@@ -32,6 +40,10 @@ pub(super) enum Refusal {
     Backend(BackendError),
     /// The backend did not say anything in time.
     Silent(String),
+    /// The stream ended before its first word, or began with something else.
+    Lost(String),
+    /// Somebody else came for it in the same moment.
+    TakenOver,
     /// The first word was the last.
     Ended(Ending),
 }
@@ -84,11 +96,17 @@ impl Words {
 }
 
 /// Asks for an execution and waits for the backend's first word.
-pub(super) async fn open(backend: Backend, id: ExecutionId, run: Run) -> Result<Stream, Refusal> {
+pub(super) async fn open(backend: &Backend, id: ExecutionId, purpose: &Purpose) -> Result<(Stream, Standing), Refusal> {
     let opened = async {
-        match backend.execute(id, &run).await.map_err(Refusal::Backend)? {
-            Opened::Plain(body, end) => Ok(Stream::Plain(body, end)),
-            Opened::Multiplexed(body) => first_word(Words::new(body)).await,
+        match purpose {
+            Purpose::Run(execute) => match backend.execute(id, &execute.run).await.map_err(Refusal::Backend)? {
+                Opened::Plain(body, end) => Ok((Stream::Plain(body, end), Standing::running())),
+                Opened::Multiplexed(body) => first_word(Words::new(body)).await,
+            },
+            Purpose::Follow(attach) => {
+                let body = backend.attach(id, attach.offsets).await.map_err(Refusal::Backend)?;
+                first_word(Words::new(body)).await
+            }
         }
     };
     match tokio::time::timeout(FIRST_WORD_PATIENCE, opened).await {
@@ -100,24 +118,72 @@ pub(super) async fn open(backend: Backend, id: ExecutionId, run: Run) -> Result<
     }
 }
 
-async fn first_word(mut words: Words) -> Result<Stream, Refusal> {
+/// Looks for an execution whose stream broke off. Only a backend that does not answer is asked again;
+/// the error says why there is none.
+pub(super) async fn again(
+    backend: &Backend,
+    id: ExecutionId,
+    offsets: PerStream<u64>,
+) -> Result<(Words, Standing), Refusal> {
+    let until = Instant::now() + AGAIN_PATIENCE;
     loop {
-        match words.ready() {
-            Next::Part(Part::Word(word)) => match serde_json::from_slice(&word) {
-                Ok(Word::Started(_)) => return Ok(Stream::Ours(words)),
-                Ok(Word::Exit(ending)) => return Err(Refusal::Ended(ending)),
-                Ok(Word::Alive(_) | Word::Status(_)) => {}
-                Err(error) => return Err(lost(format!("the backend said something that is not understood: {error}"))),
-            },
-            Next::Part(Part::Output(..)) => {
-                return Err(lost("the backend sent output before it said that anything started".to_owned()));
+        let attached = async {
+            let body = backend.attach(id, offsets).await.map_err(Refusal::Backend)?;
+            first_word(Words::new(body)).await
+        };
+        match timeout_at(until, attached).await {
+            Ok(Ok((Stream::Ours(words), standing))) => return Ok((words, standing)),
+            Ok(Ok((Stream::Plain(..), _))) => return Err(Refusal::Lost("another kind of backend answers".to_owned())),
+            Ok(Err(Refusal::Backend(BackendError::Unreachable(_)) | Refusal::Lost(_)))
+                if Instant::now() + AGAIN_CADENCE < until =>
+            {
+                sleep(AGAIN_CADENCE).await;
             }
-            Next::Dry => words.fill().await.map_err(lost)?,
-            Next::Lost(message) => return Err(lost(message)),
+            Ok(Err(refusal)) => return Err(refusal),
+            Err(_) => return Err(Refusal::Silent("the backend does not answer".to_owned())),
         }
     }
 }
 
-fn lost(message: String) -> Refusal {
-    Refusal::Ended(Ending::failed(Reason::BackendLost, message))
+async fn first_word(mut words: Words) -> Result<(Stream, Standing), Refusal> {
+    loop {
+        match words.ready() {
+            Next::Part(Part::Word(word)) => match serde_json::from_slice(&word) {
+                Ok(Word::Started(started)) => {
+                    let standing =
+                        Standing { status: started.status, position: None, terms: started.terms, alive: started.alive };
+                    return Ok((Stream::Ours(words), standing));
+                }
+                Ok(Word::Queued(queued)) => {
+                    let position = Some(queued.position);
+                    let standing =
+                        Standing { status: Status::Queued, position, terms: queued.terms, alive: Alive::default() };
+                    return Ok((Stream::Ours(words), standing));
+                }
+                Ok(Word::Exit(ending)) => return Err(Refusal::Ended(ending)),
+                Ok(Word::Alive(_) | Word::Status(_)) => {}
+                Ok(Word::TakenOver(_)) => return Err(Refusal::TakenOver),
+                Ok(Word::Gap(_)) => return Err(too_early()),
+                Err(error) => return Err(Refusal::Lost(not_understood(&error))),
+            },
+            Next::Part(Part::Output(..)) => return Err(too_early()),
+            Next::Dry => words.fill().await.map_err(Refusal::Lost)?,
+            Next::Lost(message) => return Err(Refusal::Lost(message)),
+        }
+    }
+}
+
+impl Standing {
+    /// It runs, and nothing more is known.
+    pub(super) fn running() -> Self {
+        Standing { status: Status::Running, position: None, terms: Terms::default(), alive: Alive::default() }
+    }
+}
+
+pub(super) fn not_understood(error: &serde_json::Error) -> String {
+    format!("the backend said something that is not understood: {error}")
+}
+
+fn too_early() -> Refusal {
+    Refusal::Lost("the backend sent output before it said that anything started".to_owned())
 }

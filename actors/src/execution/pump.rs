@@ -3,19 +3,30 @@
 //! Back-pressure is applied in `Tap::flush`: the parent's reply to output is the permission to go
 //! on, and until it comes nothing more is read from the backend.
 
-use std::{cell::Cell, time::Duration};
+use std::{
+    cell::Cell,
+    pin::pin,
+    rc::Rc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{sleep, timeout_at};
 
 use super::{
-    messages::{Fact, Output, Parent, Report},
-    open::{Next, Stream, Words},
+    messages::{Fact, Output, Parent, Report, Standing},
+    open::{self, Next, Refusal, Words},
+    original::Original,
     text::Text,
 };
 use crate::{
-    backend::{Body, BodyEnd, api::Word, multiplex::Part},
+    backend::{
+        Backend, Body, BodyEnd,
+        api::{Gap, StatusChange, Word},
+        multiplex::Part,
+    },
+    clock::Stopwatch,
     id::ExecutionId,
     protocol::{Framing, PerStream, Stream as OutputStream},
     terminate::{Ending, Reason, Status},
@@ -27,106 +38,117 @@ const QUIET: Duration = Duration::from_millis(100);
 /// Encoded output is sent on when it reaches this size, in bytes, or when nothing more is ready.
 const BATCH: usize = 64 * 1024;
 
-/// Time since the start and since the last output, for a backend that does not say.
-pub(super) struct Clock {
-    started_at: Instant,
-    output_at: Cell<Instant>,
+/// Heartbeats that the backend may miss before it is given up.
+const MISSED_HEARTBEATS: u32 = 6;
+
+/// What the pump works for, and with.
+pub(super) struct Wiring {
+    pub(super) id: ExecutionId,
+    pub(super) backend: Backend,
+    pub(super) parent: Parent,
+    pub(super) framing: Framing,
+    /// What the client has already.
+    pub(super) offsets: PerStream<u64>,
+    pub(super) heartbeat: Duration,
+    /// Whether it runs on in its backend when its stream breaks off.
+    pub(super) may_detach: bool,
 }
 
-impl Default for Clock {
-    fn default() -> Self {
-        let now = Instant::now();
-        Clock { started_at: now, output_at: Cell::new(now) }
-    }
+/// How the pumping ended.
+pub(super) enum Last {
+    /// The execution ended.
+    Ended(Ending),
+    /// It goes on for another consumer.
+    TakenOver,
 }
 
-impl Clock {
-    /// Milliseconds since the start, and since the last output.
-    pub(super) fn read(&self) -> (u64, u64) {
-        (super::millis(self.started_at.elapsed()), super::millis(self.output_at.get().elapsed()))
-    }
-}
-
-/// Reads the stream to its end, and says how the execution ended.
-pub(super) async fn run(
-    stream: Stream,
-    id: ExecutionId,
-    framing: Framing,
-    parent: Parent,
-    clock: std::rc::Rc<Clock>,
-) -> Ending {
-    let mut tap = Tap { id, parent, text: Text::new(framing), fed_at: PerStream::default() };
-    match stream {
-        Stream::Ours(words) => pump_ours(words, &mut tap).await,
-        Stream::Plain(body, end) => pump_plain(body, &end, &mut tap, &clock).await,
-    }
-}
-
-async fn pump_ours(mut words: Words, tap: &mut Tap) -> Ending {
+/// Reads a stream of our own backend to its end. One that breaks off is looked for again where the
+/// execution may have gone on.
+pub(super) async fn ours(mut words: Words, wiring: Wiring) -> Last {
+    let mut tap = Tap::new(wiring);
     loop {
-        match words.ready() {
-            Next::Part(Part::Output(stream, bytes)) => tap.feed(stream, &bytes).await,
-            Next::Part(Part::Word(word)) => match serde_json::from_slice(&word) {
-                Ok(Word::Exit(ending)) => {
-                    tap.finish().await;
-                    return ending;
-                }
-                Ok(Word::Status(change)) => {
-                    tap.flush().await;
-                    tap.tell(Fact::Status(change.status));
-                }
-                Ok(Word::Alive(alive)) => tap.tell(Fact::Alive(alive)),
-                Ok(Word::Started(_)) => {}
-                Err(error) => {
-                    return tap.lost(format!("the backend said something that is not understood: {error}")).await;
-                }
-            },
-            Next::Lost(message) => return tap.lost(message).await,
-            Next::Dry => {
-                let filled = match words.fill().now_or_never() {
-                    Some(filled) => Some(filled),
-                    None => {
-                        tap.flush().await;
-                        match tap.quiet_at() {
-                            Some(at) => timeout_at(at, words.fill()).await.ok(),
-                            None => Some(words.fill().await),
-                        }
-                    }
-                };
-                match filled {
-                    Some(Ok(())) => {}
-                    Some(Err(message)) => return tap.lost(message).await,
-                    None => tap.flush_quiet().await,
-                }
+        let why = match tap.follow(&mut words).await {
+            Ok(last) => return last,
+            Err(why) => why,
+        };
+        if !tap.wiring.may_detach {
+            return Last::Ended(tap.lost(why).await);
+        }
+        match open::again(&tap.wiring.backend, tap.wiring.id, tap.fed).await {
+            Ok((found, standing)) => {
+                words = found;
+                tap.found(&standing);
+            }
+            Err(Refusal::Ended(ending)) => {
+                // The end may be said by now: nobody else reads on.
+                let _ = tap.finish().await;
+                return Last::Ended(ending);
+            }
+            Err(Refusal::TakenOver) => {
+                let _ = tap.finish().await;
+                return Last::TakenOver;
+            }
+            Err(refusal) => {
+                let message = format!("{why}; {}; it may still run: attach to it later", refusal.message());
+                return Last::Ended(tap.lost(message).await);
             }
         }
     }
 }
 
-async fn pump_plain(mut body: Body, end: &BodyEnd, tap: &mut Tap, clock: &Clock) -> Ending {
+impl Refusal {
+    fn message(&self) -> String {
+        match self {
+            Refusal::Backend(error) => error.to_string(),
+            Refusal::Silent(message) | Refusal::Lost(message) => message.clone(),
+            Refusal::TakenOver => "somebody else has it now".to_owned(),
+            Refusal::Ended(ending) => ending.reason.as_str().to_owned(),
+        }
+    }
+}
+
+/// Reads the plain stream of the original's image to its end, and says how the execution ended.
+pub(super) async fn plain(
+    mut body: Body,
+    end: BodyEnd,
+    wiring: Wiring,
+    original: Rc<Original>,
+    stall: Option<Duration>,
+) -> Ending {
+    let mut tap = Tap::new(wiring);
+    let mut stalled = Stopwatch::started(Instant::now());
     loop {
+        original.is_open().await;
+        stalled.run(true, Instant::now());
         let chunk = match body.next().now_or_never() {
             Some(chunk) => Some(chunk),
             None => {
-                tap.flush().await;
-                match tap.quiet_at() {
-                    Some(at) => timeout_at(at, body.next()).await.ok(),
-                    None => Some(body.next().await),
+                // A parent that asks nobody for life never fails.
+                let _ = tap.flush().await;
+                let stall_at = stall.and_then(|stall| stalled.due_at(stall));
+                tokio::select! {
+                    biased;
+                    chunk = body.next() => Some(chunk),
+                    () = at(tap.quiet_at()) => None,
+                    () = original.is_paused() => None,
+                    () = at(stall_at) => return tap.stalled(stalled.elapsed(Instant::now())).await,
                 }
             }
         };
+        stalled.run(false, Instant::now());
         match chunk {
-            None => tap.flush_quiet().await,
+            None => {
+                let _ = tap.flush_quiet().await;
+            }
             Some(Some(Ok(chunk))) => {
-                clock.output_at.set(Instant::now());
-                tap.feed(OutputStream::Stdout, &chunk).await;
+                stalled.reset(Instant::now());
+                original.output(Instant::now());
+                let _ = tap.feed(OutputStream::Stdout, &chunk).await;
             }
             // awc reports a cut as a clean end: what was seen below it decides.
             Some(None) if end.is_complete() => {
-                tap.finish().await;
-                let mut ending = Ending::without_process(Status::Completed, Reason::Exit, None);
-                ending.elapsed_ms = Some(clock.read().0);
-                return ending;
+                let _ = tap.finish().await;
+                return Ending::without_process(Status::Completed, Reason::Exit, None);
             }
             Some(None) => return tap.lost("the backend's stream was cut off".to_owned()).await,
             Some(Some(Err(error))) => return tap.lost(format!("the backend's stream broke off: {error}")).await,
@@ -136,29 +158,165 @@ async fn pump_plain(mut body: Body, end: &BodyEnd, tap: &mut Tap, clock: &Clock)
 
 /// Where output goes.
 struct Tap {
-    id: ExecutionId,
-    parent: Parent,
+    wiring: Wiring,
     text: Text,
+    /// How far each stream has come from the backend.
+    fed: PerStream<u64>,
     fed_at: PerStream<Option<Instant>>,
+    heard_at: Cell<Instant>,
+    status: Status,
 }
 
 impl Tap {
-    async fn feed(&mut self, stream: OutputStream, bytes: &Bytes) {
-        self.text.feed(stream, bytes);
-        *self.fed_at.get_mut(stream) = self.text.has_unfinished_line(stream).then(Instant::now);
-        if self.text.encoded_len() >= BATCH {
-            self.flush().await;
+    fn new(wiring: Wiring) -> Self {
+        let (framing, offsets) = (wiring.framing, wiring.offsets);
+        Tap {
+            wiring,
+            text: Text::new(framing, offsets),
+            fed: offsets,
+            fed_at: PerStream::default(),
+            heard_at: Cell::new(Instant::now()),
+            status: Status::Running,
         }
     }
 
-    /// Hands on what is encoded, and waits for the permission to go on. A parent that is gone cannot
-    /// be told; this actor is being stopped then.
-    async fn flush(&mut self) {
-        if self.text.encoded_len() > 0 {
-            let (frames, offsets) = self.text.take();
-            let output = Output { execution_id: self.id, frames: Bytes::from(frames), offsets };
-            if self.parent.output.send(output).await.is_err() {
-                std::future::pending::<()>().await;
+    /// Reads a stream to its last word. The error says why there is none.
+    async fn follow(&mut self, words: &mut Words) -> Result<Last, String> {
+        loop {
+            match words.ready() {
+                Next::Part(part) => {
+                    self.heard_at.set(Instant::now());
+                    if let Some(last) = self.on_part(part).await? {
+                        return Ok(last);
+                    }
+                }
+                Next::Lost(message) => return Err(message),
+                Next::Dry => match words.fill().now_or_never() {
+                    Some(filled) => filled?,
+                    None => {
+                        self.flush().await?;
+                        self.wait(words).await?;
+                    }
+                },
+            }
+        }
+    }
+
+    /// Waits for the backend: for more of the stream, or until an unfinished line has waited long
+    /// enough. Silence counts here.
+    async fn wait(&mut self, words: &mut Words) -> Result<(), String> {
+        let lost_at = self.heard_at.get() + self.wiring.heartbeat * MISSED_HEARTBEATS;
+        let until = self.quiet_at().map_or(lost_at, |quiet_at| quiet_at.min(lost_at));
+        match timeout_at(until.into(), words.fill()).await {
+            Ok(filled) => filled,
+            Err(_) if until < lost_at => self.flush_quiet().await,
+            // It was this process that stood still: what came meanwhile has not been looked at.
+            Err(_) if lost_at.elapsed() > self.wiring.heartbeat => {
+                self.heard_at.set(Instant::now());
+                Ok(())
+            }
+            Err(_) => Err(self.silence()),
+        }
+    }
+
+    async fn on_part(&mut self, part: Part) -> Result<Option<Last>, String> {
+        let word = match part {
+            Part::Output(stream, bytes) => {
+                self.feed(stream, &bytes).await?;
+                return Ok(None);
+            }
+            Part::Word(word) => serde_json::from_slice(&word).map_err(|error| open::not_understood(&error))?,
+        };
+        match word {
+            Word::Exit(ending) => {
+                // The end may be said even where the client has not taken what came before.
+                let _ = self.finish().await;
+                return Ok(Some(Last::Ended(ending)));
+            }
+            Word::TakenOver(_) => {
+                let _ = self.finish().await;
+                return Ok(Some(Last::TakenOver));
+            }
+            Word::Started(started) => {
+                self.flush().await?;
+                self.change(StatusChange::to(started.status));
+            }
+            Word::Queued(queued) => self.tell(Fact::Queued(queued.position)),
+            Word::Status(change) => {
+                self.flush().await?;
+                self.change(change);
+            }
+            Word::Alive(alive) => self.tell(Fact::Alive(alive)),
+            Word::Gap(gap) => self.on_gap(gap).await?,
+        }
+        Ok(None)
+    }
+
+    async fn on_gap(&mut self, gap: Gap) -> Result<(), String> {
+        self.text.skip(gap.stream, gap.to);
+        *self.fed.get_mut(gap.stream) = gap.to;
+        *self.fed_at.get_mut(gap.stream) = None;
+        self.flush().await?;
+        self.tell(Fact::Gap(gap));
+        Ok(())
+    }
+
+    /// A stream that broke off was found again.
+    fn found(&mut self, standing: &Standing) {
+        self.heard_at.set(Instant::now());
+        if let Some(position) = standing.position {
+            return self.tell(Fact::Queued(position));
+        }
+        if !standing.status.is_final() && standing.status != self.status {
+            self.change(StatusChange::to(standing.status));
+        }
+        self.tell(Fact::Alive(standing.alive));
+    }
+
+    fn change(&mut self, change: StatusChange) {
+        self.status = change.status;
+        self.tell(Fact::Status(change));
+    }
+
+    async fn feed(&mut self, stream: OutputStream, bytes: &Bytes) -> Result<(), String> {
+        self.text.feed(stream, bytes);
+        *self.fed.get_mut(stream) += bytes.len() as u64;
+        *self.fed_at.get_mut(stream) = self.text.has_unfinished_line(stream).then(Instant::now);
+        if self.text.encoded_len() >= BATCH { self.flush().await } else { Ok(()) }
+    }
+
+    /// Hands on what is encoded, and waits for the permission to go on. Meanwhile the backend is asked
+    /// for signs of life; the error is that it gave none. A parent that is gone cannot be told; this
+    /// actor is being stopped then.
+    async fn flush(&mut self) -> Result<(), String> {
+        if self.text.encoded_len() == 0 {
+            return Ok(());
+        }
+        let (frames, offsets) = self.text.take();
+        let output = Output { execution_id: self.wiring.id, frames: Bytes::from(frames), offsets };
+        let sent = pin!(self.wiring.parent.output.send(output));
+        tokio::select! {
+            biased;
+            taken = sent => match taken {
+                Ok(()) => Ok(()),
+                Err(_) => std::future::pending().await,
+            },
+            () = self.no_life() => Err(self.silence()),
+        }
+    }
+
+    /// Asks how the execution is, once a heartbeat, and ends when that was not answered for too long.
+    async fn no_life(&self) {
+        let Wiring { id, backend, heartbeat, .. } = &self.wiring;
+        while self.heard_at.get().elapsed() < *heartbeat * MISSED_HEARTBEATS {
+            sleep(*heartbeat).await;
+            if !backend.knows_ids() {
+                // Its actor asks for its health.
+                return std::future::pending().await;
+            }
+            if let Ok(snapshot) = backend.snapshot(*id).await {
+                self.heard_at.set(Instant::now());
+                self.tell(Fact::Alive(snapshot.alive));
             }
         }
     }
@@ -169,7 +327,7 @@ impl Tap {
         Some(earliest + QUIET)
     }
 
-    async fn flush_quiet(&mut self) {
+    async fn flush_quiet(&mut self) -> Result<(), String> {
         let now = Instant::now();
         for stream in OutputStream::BOTH {
             let fed_at = self.fed_at.get_mut(stream);
@@ -178,21 +336,40 @@ impl Tap {
                 self.text.flush_quiet(stream);
             }
         }
-        self.flush().await;
+        self.flush().await
     }
 
-    async fn finish(&mut self) {
+    async fn finish(&mut self) -> Result<(), String> {
         self.text.finish();
-        self.flush().await;
+        self.flush().await
     }
 
     /// The end of a stream that broke off: what came before is still handed on.
     async fn lost(&mut self, message: String) -> Ending {
-        self.finish().await;
+        let _ = self.finish().await;
         Ending::failed(Reason::BackendLost, message)
     }
 
+    async fn stalled(&mut self, quiet: Duration) -> Ending {
+        let _ = self.finish().await;
+        let message =
+            format!("nothing was written for {} ms; this backend cannot say what is left of it", quiet.as_millis());
+        Ending::failed(Reason::Stalled, message)
+    }
+
+    fn silence(&self) -> String {
+        let waited = self.wiring.heartbeat * MISSED_HEARTBEATS;
+        format!("the backend gave no sign of life for {} s", waited.as_secs())
+    }
+
     fn tell(&self, fact: Fact) {
-        self.parent.reports.do_send(Report { execution_id: self.id, fact });
+        self.wiring.parent.reports.do_send(Report { execution_id: self.wiring.id, fact });
+    }
+}
+
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time.into()).await,
+        None => std::future::pending().await,
     }
 }

@@ -28,14 +28,15 @@ pub struct Text {
 }
 
 impl Text {
-    /// Nothing has been written yet.
-    pub fn new(framing: Framing) -> Self {
-        Text { framing, encoder: Encoder::default(), carry: PerStream::default() }
+    /// Nothing has been written yet; what will be begins at these offsets.
+    pub fn new(framing: Framing, start: PerStream<u64>) -> Self {
+        let encoder = Encoder { end: start, ..Encoder::default() };
+        Text { framing, encoder, carry: PerStream::default() }
     }
 
     /// The same in chunks, with each message a line of JSON instead of a frame.
-    pub fn json_lines() -> Self {
-        let encoder = Encoder { envelope: Envelope::JsonLine, ..Encoder::default() };
+    pub fn json_lines(start: PerStream<u64>) -> Self {
+        let encoder = Encoder { envelope: Envelope::JsonLine, end: start, ..Encoder::default() };
         Text { framing: Framing::Chunk, encoder, carry: PerStream::default() }
     }
 
@@ -59,6 +60,13 @@ impl Text {
         let carry = self.carry.get_mut(stream);
         let keep = carry.split_off(carry.len() - partial_char(carry));
         self.encoder.message(stream, &std::mem::replace(carry, keep));
+    }
+
+    /// Goes on at this offset: the bytes before it are lost. What waited is released first.
+    pub fn skip(&mut self, stream: Stream, to: u64) {
+        let rest = std::mem::take(self.carry.get_mut(stream));
+        self.encoder.message(stream, &rest);
+        *self.encoder.end.get_mut(stream) = to;
     }
 
     /// Releases everything: nothing more will come.
@@ -354,7 +362,7 @@ mod tests {
     }
 
     fn run(framing: Framing, pieces: &[(Stream, Vec<u8>)], take_every: usize) -> Vec<Value> {
-        let mut text = Text::new(framing);
+        let mut text = Text::new(framing, PerStream::default());
         let mut wire = Vec::new();
         for (n, (stream, piece)) in pieces.iter().enumerate() {
             text.feed(*stream, piece);
@@ -438,7 +446,7 @@ mod tests {
 
     #[test]
     fn a_quiet_line_is_released_but_not_half_a_character() {
-        let mut text = Text::new(Framing::Line);
+        let mut text = Text::new(Framing::Line, PerStream::default());
         text.feed(Stream::Stdout, b"prompt> \xe2\x82");
         assert_eq!(text.take().0.len(), 0);
         assert!(text.has_unfinished_line(Stream::Stdout));
@@ -447,6 +455,16 @@ mod tests {
         assert_eq!(content(&messages(&text.take().0)[0]).1, b"prompt> ");
         text.feed(Stream::Stdout, b"\xac\n");
         assert_eq!(content(&messages(&text.take().0)[0]).1, "€\n".as_bytes());
+    }
+
+    #[test]
+    fn after_a_gap_the_offsets_go_on_where_it_ends() {
+        let mut text = Text::new(Framing::Line, PerStream { stdout: 10, stderr: 0 });
+        text.feed(Stream::Stdout, b"half a li");
+        text.skip(Stream::Stdout, 100);
+        text.feed(Stream::Stdout, b"whole\n");
+        let ends: Vec<_> = messages(&text.take().0).iter().map(|message| content(message).2).collect();
+        assert_eq!(ends, [19, 106]);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Every field is taken out as it is read. What is left at the end is unknown, and refused: a field
 //! that does nothing is a promise not kept.
 
+use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::{Map, Value, json};
 
 use super::rpc::{ErrorObject, code};
@@ -30,6 +31,33 @@ impl Fields {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
             Some(other) => Err(ill_typed(name, "a string", &other)),
+        }
+    }
+
+    /// Takes `true` or `false`.
+    pub fn boolean(&mut self, name: &str) -> Result<Option<bool>, ErrorObject> {
+        match self.take(name) {
+            None => Ok(None),
+            Some(Value::Bool(value)) => Ok(Some(value)),
+            Some(other) => Err(ill_typed(name, "true or false", &other)),
+        }
+    }
+
+    /// Takes an object, whose own fields are then to be read.
+    pub fn object(&mut self, name: &str) -> Result<Option<Fields>, ErrorObject> {
+        match self.take(name) {
+            None => Ok(None),
+            Some(Value::Object(map)) => Ok(Some(Fields::new(map))),
+            Some(other) => Err(ill_typed(name, "an object", &other)),
+        }
+    }
+
+    /// Takes a string of base64, and gives the bytes.
+    pub fn base64(&mut self, name: &str) -> Result<Option<Vec<u8>>, ErrorObject> {
+        let Some(text) = self.string(name)? else { return Ok(None) };
+        match STANDARD.decode(&text) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(_) => Err(ill_typed(name, "base64", &Value::String(text))),
         }
     }
 

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 
 use super::{
-    DEFAULT_GRACE_MS, DEFAULT_HEARTBEAT_MS, Framing, Limits, MAX_COMMAND_BYTES,
+    DEFAULT_DETACH_MS, DEFAULT_GRACE_MS, DEFAULT_HEARTBEAT_MS, Framing, Limits, MAX_COMMAND_BYTES, PerStream,
     fields::{Fields, ill_typed},
     rpc::{Call, ErrorObject, code},
 };
@@ -18,8 +18,14 @@ use crate::id::ExecutionId;
 pub enum Method {
     /// Run a command.
     Execute(Box<Execute>),
-    /// Cancel or signal an execution.
+    /// Follow an execution that is there already.
+    Attach(Attach),
+    /// Cancel, pause, resume or signal an execution.
     Control(Control),
+    /// Write to the command's standard input.
+    Input(Input),
+    /// Tell the command's terminal its size.
+    Resize(Size),
     /// The newest status.
     Status(Option<ExecutionId>),
     /// Is anybody there?
@@ -39,10 +45,46 @@ pub struct Run {
     pub cwd: Option<String>,
     /// Variables added to the command's environment.
     pub env: BTreeMap<String, String>,
+    /// Whether the command reads what `input` sends; it reads end-of-file otherwise.
+    pub stdin: bool,
+    /// The size of the terminal that it runs on, if on one.
+    pub pty: Option<Size>,
     /// Total time-out in milliseconds, from RUNNING.
     pub timeout_ms: Option<u64>,
+    /// The longest time without output, in milliseconds.
+    pub stall_timeout_ms: Option<u64>,
     /// How often a sign of life is sent, in milliseconds.
     pub heartbeat_ms: u64,
+    /// What becomes of it when nobody follows it any more; it is ended if absent.
+    pub detach: Option<Detach>,
+}
+
+/// How an execution goes on without anybody who follows it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Detach {
+    /// For how long, in milliseconds.
+    pub detach_ms: u64,
+    /// What a full ring means.
+    pub overflow: Overflow,
+}
+
+/// What becomes of output that nobody has acknowledged when there is no room for more.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Overflow {
+    /// It is kept, and the command waits.
+    #[default]
+    Wait,
+    /// It is dropped, which is said.
+    Drop,
+}
+
+/// The size of a terminal, in characters.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Size {
+    /// Lines.
+    pub rows: u16,
+    /// Columns.
+    pub cols: u16,
 }
 
 /// Parameters of `execute`.
@@ -52,6 +94,26 @@ pub struct Execute {
     pub run: Run,
     /// How its output is cut into messages.
     pub framing: Framing,
+}
+
+/// Parameters of `attach`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Attach {
+    /// Which execution.
+    pub execution_id: ExecutionId,
+    /// What the client has of each stream already, in bytes.
+    pub offsets: PerStream<u64>,
+    /// How the output is cut into messages.
+    pub framing: Framing,
+}
+
+/// Parameters of `input`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Input {
+    /// What the command is to read.
+    pub data: Vec<u8>,
+    /// Whether nothing follows.
+    pub eof: bool,
 }
 
 /// Parameters of `control`.
@@ -64,13 +126,17 @@ pub struct Control {
 }
 
 /// What `control` asks for.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ControlKind {
     /// End it: TERM, then KILL after the grace.
     Cancel {
         /// Milliseconds between TERM and KILL.
         grace_ms: u64,
     },
+    /// Let it stand still.
+    Pause,
+    /// Let it go on.
+    Resume,
     /// Send a signal to its process group.
     Signal(Signal),
 }
@@ -132,18 +198,20 @@ impl Method {
         let mut fields = Fields::new(call.params);
         let method = match call.method.as_str() {
             "execute" => Method::Execute(Box::new(Execute::from_fields(&mut fields, limits)?)),
+            "attach" => Method::Attach(Attach::from_fields(&mut fields)?),
             "control" => Method::Control(Control::from_fields(&mut fields, limits)?),
+            "input" => Method::Input(Input::from_fields(&mut fields, limits)?),
+            "resize" => Method::Resize(Size::from_fields(&mut fields)?),
             "status" => Method::Status(execution_id(&mut fields)?),
             "ping" => Method::Ping,
-            name @ ("input" | "resize" | "attach") => {
-                return Err(ErrorObject::new(code::METHOD, format!("{name} is not supported by this version")));
-            }
             name => {
                 let mut name = name.to_owned();
                 name.truncate(name.floor_char_boundary(80));
                 return Err(ErrorObject::new(
                     code::METHOD,
-                    format!("unknown method {name:?}: there are execute, control, status and ping"),
+                    format!(
+                        "unknown method {name:?}: there are execute, attach, control, input, resize, status and ping"
+                    ),
                 ));
             }
         };
@@ -155,12 +223,14 @@ impl Method {
 impl Execute {
     fn from_fields(fields: &mut Fields, limits: &Limits) -> Result<Self, ErrorObject> {
         let run = Run::from_fields(fields, "command", limits)?;
-        let framing = match fields.one_of("framing", &["chunk", "line"])? {
-            Some(1) => Framing::Line,
-            _ => Framing::Chunk,
-        };
+        let framing = framing(fields)?;
         fields.not_yet("events", Some(json!(false)))?;
         Ok(Execute { run, framing })
+    }
+
+    /// The parameter in which the two differ.
+    pub fn difference(&self, other: &Execute) -> Option<&'static str> {
+        self.run.difference(&other.run).or((self.framing != other.framing).then_some("framing"))
     }
 }
 
@@ -191,16 +261,16 @@ impl Run {
             execution_id: execution_id(fields)?,
             cwd,
             env: environment(fields)?,
+            stdin: fields.boolean("stdin")?.unwrap_or(false),
+            pty: fields.object("pty")?.map(Size::from_whole).transpose()?,
             timeout_ms: fields.integer("timeoutMs", 1, limits.timeout_ms)?,
+            stall_timeout_ms: fields.integer("stallTimeoutMs", 1, limits.timeout_ms)?,
             heartbeat_ms: fields
                 .integer("heartbeatMs", limits.heartbeat_min_ms, limits.heartbeat_max_ms)?
                 .unwrap_or(DEFAULT_HEARTBEAT_MS),
+            detach: detach(fields, limits)?,
         };
-        fields.not_yet("stdin", Some(json!(false)))?;
-        fields.not_yet("onDisconnect", Some(json!("cancel")))?;
-        for name in ["pty", "stallTimeoutMs", "detachMs", "overflow", "claude"] {
-            fields.not_yet(name, None)?;
-        }
+        fields.not_yet("claude", None)?;
         Ok(run)
     }
 
@@ -210,38 +280,153 @@ impl Run {
         body.insert("question".into(), json!(self.command));
         body.insert("executionId".into(), json!(id));
         body.insert("heartbeatMs".into(), json!(self.heartbeat_ms));
-        if let Some(executor) = &self.executor {
-            body.insert("executor".into(), json!(executor));
-        }
-        if let Some(cwd) = &self.cwd {
-            body.insert("cwd".into(), json!(cwd));
-        }
-        if !self.env.is_empty() {
-            body.insert("env".into(), json!(self.env));
-        }
-        if let Some(timeout_ms) = self.timeout_ms {
-            body.insert("timeoutMs".into(), json!(timeout_ms));
+        let mut optional = |name: &str, value: Option<Value>| value.map(|value| body.insert(name.to_owned(), value));
+        optional("executor", self.executor.as_ref().map(|name| json!(name)));
+        optional("cwd", self.cwd.as_ref().map(|cwd| json!(cwd)));
+        optional("env", (!self.env.is_empty()).then(|| json!(self.env)));
+        optional("stdin", self.stdin.then_some(json!(true)));
+        optional("pty", self.pty.map(Size::to_json));
+        optional("timeoutMs", self.timeout_ms.map(|ms| json!(ms)));
+        optional("stallTimeoutMs", self.stall_timeout_ms.map(|ms| json!(ms)));
+        if let Some(detach) = self.detach {
+            optional("onDisconnect", Some(json!("detach")));
+            optional("detachMs", Some(json!(detach.detach_ms)));
+            optional("overflow", Some(json!(detach.overflow.as_str())));
         }
         Value::Object(body)
+    }
+
+    /// The parameter in which the two differ, their ids apart.
+    pub fn difference(&self, other: &Run) -> Option<&'static str> {
+        let table = [
+            ("command", self.command != other.command),
+            ("executor", self.executor != other.executor),
+            ("cwd", self.cwd != other.cwd),
+            ("env", self.env != other.env),
+            ("stdin", self.stdin != other.stdin),
+            ("pty", self.pty != other.pty),
+            ("timeoutMs", self.timeout_ms != other.timeout_ms),
+            ("stallTimeoutMs", self.stall_timeout_ms != other.stall_timeout_ms),
+            ("heartbeatMs", self.heartbeat_ms != other.heartbeat_ms),
+            ("onDisconnect, detachMs or overflow", self.detach != other.detach),
+        ];
+        table.into_iter().find_map(|(name, differs)| differs.then_some(name))
+    }
+}
+
+impl Overflow {
+    fn as_str(self) -> &'static str {
+        match self {
+            Overflow::Wait => "wait",
+            Overflow::Drop => "drop",
+        }
+    }
+}
+
+fn detach(fields: &mut Fields, limits: &Limits) -> Result<Option<Detach>, ErrorObject> {
+    let detach = fields.one_of("onDisconnect", &["cancel", "detach"])? == Some(1);
+    let detach_ms = fields.integer("detachMs", 1, limits.detach_ms)?;
+    let overflow = fields.one_of("overflow", &["wait", "drop"])?;
+    if detach {
+        let overflow = if overflow == Some(1) { Overflow::Drop } else { Overflow::Wait };
+        let detach_ms = detach_ms.unwrap_or(DEFAULT_DETACH_MS.min(limits.detach_ms));
+        return Ok(Some(Detach { detach_ms, overflow }));
+    }
+    match (detach_ms, overflow) {
+        (None, None) => Ok(None),
+        (ms, _) => {
+            let name = if ms.is_some() { "detachMs" } else { "overflow" };
+            let message = format!("{name} means nothing without onDisconnect \"detach\": add that, or leave it out");
+            Err(ErrorObject::new(code::PARAMS, message).with(json!({ "param": name })))
+        }
+    }
+}
+
+impl Size {
+    /// Reads `rows` and `cols`.
+    pub fn from_fields(fields: &mut Fields) -> Result<Self, ErrorObject> {
+        let mut side = |name: &str| match fields.integer(name, 1, u64::from(u16::MAX))? {
+            Some(side) => Ok(u16::try_from(side).unwrap_or(u16::MAX)),
+            None => Err(ErrorObject::new(code::PARAMS, format!("{name} is missing: a terminal has rows and cols"))
+                .with(json!({ "param": name }))),
+        };
+        Ok(Size { rows: side("rows")?, cols: side("cols")? })
+    }
+
+    fn from_whole(mut fields: Fields) -> Result<Self, ErrorObject> {
+        let size = Size::from_fields(&mut fields)?;
+        fields.finish()?;
+        Ok(size)
+    }
+
+    /// As it stands on the wire.
+    pub fn to_json(self) -> Value {
+        json!({ "rows": self.rows, "cols": self.cols })
+    }
+}
+
+impl Attach {
+    fn from_fields(fields: &mut Fields) -> Result<Self, ErrorObject> {
+        let execution_id = execution_id(fields)?
+            .ok_or_else(|| ErrorObject::new(code::PARAMS, "executionId is missing: it says what to attach to"))?;
+        let offsets = match fields.object("offsets")? {
+            None => PerStream::default(),
+            Some(mut fields) => {
+                let offset =
+                    |fields: &mut Fields, name| fields.integer(name, 0, u64::MAX).map(Option::unwrap_or_default);
+                let offsets =
+                    PerStream { stdout: offset(&mut fields, "stdout")?, stderr: offset(&mut fields, "stderr")? };
+                fields.finish()?;
+                offsets
+            }
+        };
+        Ok(Attach { execution_id, offsets, framing: framing(fields)? })
+    }
+}
+
+impl Input {
+    fn from_fields(fields: &mut Fields, limits: &Limits) -> Result<Self, ErrorObject> {
+        let data = match (fields.string("data")?, fields.base64("dataBase64")?) {
+            (Some(_), Some(_)) => {
+                return Err(ErrorObject::new(code::PARAMS, "data and dataBase64 are two forms of the same: send one"));
+            }
+            (Some(text), None) => text.into_bytes(),
+            (None, data) => data.unwrap_or_default(),
+        };
+        let eof = fields.boolean("eof")?.unwrap_or(false);
+        if data.is_empty() && !eof {
+            return Err(ErrorObject::new(code::PARAMS, "data is missing: send data, dataBase64 or eof"));
+        }
+        if data.len() > limits.input_bytes {
+            let message = format!("data has {} bytes: at most {} may wait", data.len(), limits.input_bytes);
+            return Err(ErrorObject::new(code::PARAMS, message)
+                .with(json!({ "param": "data", "asked": data.len(), "max": limits.input_bytes })));
+        }
+        Ok(Input { data, eof })
     }
 }
 
 impl Control {
     fn from_fields(fields: &mut Fields, limits: &Limits) -> Result<Self, ErrorObject> {
         let execution_id = execution_id(fields)?;
-        let kind = match fields.one_of("type", &["CANCEL", "SIGNAL", "PAUSE", "RESUME"])? {
-            None => return Err(ErrorObject::new(code::PARAMS, "type is missing: CANCEL or SIGNAL")),
+        let kind = match fields.one_of("type", &["CANCEL", "PAUSE", "RESUME", "SIGNAL"])? {
+            None => return Err(ErrorObject::new(code::PARAMS, "type is missing: CANCEL, PAUSE, RESUME or SIGNAL")),
             Some(0) => ControlKind::Cancel {
                 grace_ms: fields.integer("graceMs", 0, limits.grace_ms)?.unwrap_or(DEFAULT_GRACE_MS),
             },
-            Some(1) => ControlKind::Signal(Signal::from_fields(fields)?),
-            Some(_) => {
-                return Err(ErrorObject::new(code::PARAMS, "PAUSE and RESUME are not supported by this version")
-                    .with(json!({ "param": "type", "allowed": ["CANCEL", "SIGNAL"] })));
-            }
+            Some(1) => ControlKind::Pause,
+            Some(2) => ControlKind::Resume,
+            Some(_) => ControlKind::Signal(Signal::from_fields(fields)?),
         };
         Ok(Control { execution_id, kind })
     }
+}
+
+fn framing(fields: &mut Fields) -> Result<Framing, ErrorObject> {
+    Ok(match fields.one_of("framing", &["chunk", "line"])? {
+        Some(1) => Framing::Line,
+        _ => Framing::Chunk,
+    })
 }
 
 fn execution_id(fields: &mut Fields) -> Result<Option<ExecutionId>, ErrorObject> {
@@ -308,18 +493,51 @@ mod tests {
             ("execute", json!({ "command": "x", "heartbeatMs": 999 }), code::PARAMS, "from 1000 to 60000"),
             ("execute", json!({ "command": "x", "framing": "word" }), code::PARAMS, "chunk, line"),
             ("execute", json!({ "command": "x", "executionId": "7" }), code::PARAMS, "a UUID"),
-            ("execute", json!({ "command": "x", "stdin": true }), code::PARAMS, "stdin is not supported"),
-            ("execute", json!({ "command": "x", "pty": { "rows": 1 } }), code::PARAMS, "pty is not supported"),
-            ("execute", json!({ "command": "x", "onDisconnect": "detach" }), code::PARAMS, "onDisconnect"),
+            ("execute", json!({ "command": "x", "stdin": 1 }), code::PARAMS, "stdin must be true or false"),
+            ("execute", json!({ "command": "x", "pty": { "rows": 1 } }), code::PARAMS, "cols is missing"),
+            ("execute", json!({ "command": "x", "pty": { "rows": 0, "cols": 1 } }), code::PARAMS, "from 1 to 65535"),
+            (
+                "execute",
+                json!({ "command": "x", "pty": { "rows": 1, "cols": 1, "x": 1 } }),
+                code::PARAMS,
+                "unknown parameter x",
+            ),
+            ("execute", json!({ "command": "x", "stallTimeoutMs": 0 }), code::PARAMS, "stallTimeoutMs"),
+            ("execute", json!({ "command": "x", "onDisconnect": "stay" }), code::PARAMS, "cancel, detach"),
+            ("execute", json!({ "command": "x", "detachMs": 1 }), code::PARAMS, "detachMs means nothing"),
+            ("execute", json!({ "command": "x", "overflow": "drop" }), code::PARAMS, "overflow means nothing"),
+            (
+                "execute",
+                json!({ "command": "x", "onDisconnect": "detach", "detachMs": 3_600_001 }),
+                code::PARAMS,
+                "3600000",
+            ),
+            ("execute", json!({ "command": "x", "claude": {} }), code::PARAMS, "claude is not supported"),
             ("execute", json!({ "command": "x", "wat": 1 }), code::PARAMS, "unknown parameter wat"),
             ("control", json!({}), code::PARAMS, "type is missing"),
             ("control", json!({ "type": "STOP" }), code::PARAMS, "STOP"),
-            ("control", json!({ "type": "PAUSE" }), code::PARAMS, "not supported"),
             ("control", json!({ "type": "SIGNAL" }), code::PARAMS, "signal is missing"),
             ("control", json!({ "type": "SIGNAL", "signal": "SIGSTOP" }), code::PARAMS, "SIGSTOP"),
             ("control", json!({ "type": "CANCEL", "graceMs": 999_999_999u64 }), code::PARAMS, "graceMs"),
             ("ping", json!({ "x": 1 }), code::PARAMS, "unknown parameter x"),
-            ("attach", json!({}), code::METHOD, "attach is not supported"),
+            ("attach", json!({}), code::PARAMS, "executionId is missing"),
+            (
+                "attach",
+                json!({ "executionId": "00000000-0000-4000-8000-000000000000", "offsets": { "stdout": -1 } }),
+                code::PARAMS,
+                "stdout",
+            ),
+            (
+                "attach",
+                json!({ "executionId": "00000000-0000-4000-8000-000000000000", "offsets": 7 }),
+                code::PARAMS,
+                "an object",
+            ),
+            ("input", json!({}), code::PARAMS, "data is missing"),
+            ("input", json!({ "data": "x", "dataBase64": "eA==" }), code::PARAMS, "send one"),
+            ("input", json!({ "dataBase64": "%" }), code::PARAMS, "base64"),
+            ("input", json!({ "data": "x".repeat((1 << 20) + 1) }), code::PARAMS, "may wait"),
+            ("resize", json!({ "rows": 1 }), code::PARAMS, "cols is missing"),
             ("nope", json!({}), code::METHOD, "unknown method \"nope\""),
         ];
         for (method, params, code, part) in table {
@@ -333,12 +551,14 @@ mod tests {
     fn what_a_client_asked_for_reaches_the_backend_unchanged() {
         let asked = json!({
             "command": "echo", "executor": "shell", "cwd": "/tmp", "env": { "A": "1" },
-            "timeoutMs": 5, "heartbeatMs": 2000, "stdin": false, "onDisconnect": "cancel", "events": null,
+            "timeoutMs": 5, "stallTimeoutMs": 6, "heartbeatMs": 2000, "stdin": true, "pty": { "rows": 2, "cols": 3 },
+            "onDisconnect": "detach", "detachMs": 7, "overflow": "drop", "events": null,
         });
         let Ok(Method::Execute(execute)) = parse("execute", asked) else { panic!("is an execute") };
         let id = ExecutionId::random();
         let Value::Object(body) = execute.run.to_body(id) else { panic!("is an object") };
         let again = Run::from_fields(&mut Fields::new(body), "question", &Limits::default()).unwrap();
+        assert_eq!(again.difference(&execute.run), None);
         assert_eq!(again, Run { execution_id: Some(id), ..execute.run });
     }
 }

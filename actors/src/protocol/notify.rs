@@ -3,12 +3,13 @@
 use serde::{Serialize, Serializer, ser::SerializeStruct};
 
 use super::{
-    Limits, PerStream,
+    Limits, PerStream, Stream,
     rpc::{ErrorObject, Response},
 };
 use crate::{
+    backend::api::GapReason,
     id::{ExecutionId, SessionId},
-    terminate::{Ending, Status},
+    terminate::{Ending, Scope, Status},
 };
 
 /// One message to the client. Output is not among them: it is encoded where it is cut, see
@@ -23,6 +24,10 @@ pub enum Message {
     Progress(Progress),
     /// The final `statusUpdate`.
     Ended(Ended),
+    /// `gap`.
+    Gap(GapNotice),
+    /// `detached`.
+    Detached(Detached),
     /// `error`.
     Error(ErrorNotice),
 }
@@ -34,6 +39,8 @@ impl Serialize for Message {
             Message::Connected(params) => notification(serializer, "connected", params),
             Message::Progress(params) => notification(serializer, "statusUpdate", params),
             Message::Ended(params) => notification(serializer, "statusUpdate", params),
+            Message::Gap(params) => notification(serializer, "gap", params),
+            Message::Detached(params) => notification(serializer, "detached", params),
             Message::Error(params) => notification(serializer, "error", params),
         }
     }
@@ -97,6 +104,12 @@ pub struct Progress {
     pub execution_id: ExecutionId,
     /// Its status.
     pub status: Status,
+    /// Its place in the queue, while it is QUEUED.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub position: Option<u64>,
+    /// What stands still, while it is PAUSED.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scope: Option<Scope>,
     /// Milliseconds since RUNNING.
     pub elapsed_ms: u64,
     /// Milliseconds since the process last wrote anything.
@@ -118,6 +131,34 @@ pub struct Ended {
     /// How it ended.
     #[serde(flatten)]
     pub ending: Ending,
+}
+
+/// Params of `gap`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+pub struct GapNotice {
+    /// Which execution.
+    #[serde(rename = "executionId")]
+    pub execution_id: ExecutionId,
+    /// Of which stream.
+    pub r#type: Stream,
+    /// The offset of the first byte that this client will not get.
+    pub from: u64,
+    /// The offset after the last.
+    pub to: u64,
+    /// Why.
+    pub reason: GapReason,
+}
+
+/// Params of `detached`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Detached {
+    /// Which execution.
+    pub execution_id: ExecutionId,
+    /// Why: always `taken_over`.
+    pub reason: &'static str,
+    /// What was sent of each stream to this client, in bytes.
+    pub offsets: PerStream<u64>,
 }
 
 /// Params of `error`.

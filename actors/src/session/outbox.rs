@@ -74,6 +74,7 @@ impl Queued {
 pub struct Room {
     wanted: Cell<bool>,
     made: Cell<bool>,
+    taken: Cell<u64>,
     waker: AtomicWaker,
 }
 
@@ -83,6 +84,11 @@ impl Room {
             self.made.set(true);
             self.waker.wake();
         }
+    }
+
+    /// Bytes that the client's socket has taken so far.
+    pub fn taken(&self) -> u64 {
+        self.taken.get()
     }
 
     /// Waits until there is room again. Never ends by itself.
@@ -149,9 +155,9 @@ impl Outbox {
         })
     }
 
-    /// Whether output waits for the client.
-    pub fn holds_output(&self) -> bool {
-        self.pipe.queue.iter().any(|queued| matches!(queued, Queued::Output(..)))
+    /// Whether anything waits for the client.
+    pub fn is_blocked(&self) -> bool {
+        !self.pipe.queue.is_empty()
     }
 
     /// Responses that the client has not made room for.
@@ -170,6 +176,7 @@ impl Outlet for Outbox {
             Words::Message(message @ Message::Error(_)) => Queued::Response(frame::text(&message)),
             Words::Message(message) => Queued::Message(frame::text(&message)),
             Words::Heartbeat(progress) => Queued::Heartbeat(frame::text(&Message::Progress(progress))),
+            Words::Ping(payload) => Queued::Message(frame::ping(&payload)),
             Words::Pong(payload) => Queued::Pong(frame::pong(&payload)),
             Words::Output(frames) => Queued::Output(frames, None),
         };
@@ -235,6 +242,7 @@ impl Stream for Frames {
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         match self.frames.poll_recv(cx) {
             Poll::Ready(Some(frames)) => {
+                self.room.taken.set(self.room.taken.get() + frames.len() as u64);
                 self.room.make();
                 Poll::Ready(Some(frames))
             }
@@ -278,7 +286,7 @@ mod tests {
         fill(&mut outbox);
         outbox.say(Words::Output(Bytes::from_static(b"y")));
         let mut credit = outbox.credit().expect("the channel is full");
-        assert!(outbox.holds_output() && credit.try_recv().is_err());
+        assert!(outbox.is_blocked() && credit.try_recv().is_err());
         let room = outbox.room();
         assert!(room.made().now_or_never().is_none());
         assert!(frames.next().now_or_never().flatten().is_some());

@@ -3,6 +3,7 @@
 //! [`Phase`] owns whoever speaks to the client. Only its variant `Open` has an [`Outlet`], and closing
 //! consumes it: after a close frame there is nothing left to speak with.
 
+mod hold;
 mod open;
 
 use std::time::Instant;
@@ -13,11 +14,11 @@ use serde_json::Value;
 pub use self::open::Open;
 use self::open::Then;
 use crate::{
-    execution::messages::Report,
+    execution::messages::{Report, Steer},
     id::{ExecutionId, SessionId},
     protocol::{
         CAPABILITIES, Limits, PerStream, VERSION,
-        method::{Execute, Signal},
+        method::{Attach, Execute, Input},
         notify::{Connected, ErrorNotice, Message, Progress, Server},
         rpc::{ErrorObject, Id},
     },
@@ -41,6 +42,8 @@ pub enum Words {
     Message(Message),
     /// A message that replaces an unsent one of its kind.
     Heartbeat(Progress),
+    /// A WebSocket ping, in its place among everything else.
+    Ping(Bytes),
     /// The answer to a WebSocket ping. Replaces an unsent one (RFC 6455 section 5.5.3).
     Pong(Bytes),
     /// Output, already encoded as frames.
@@ -54,8 +57,8 @@ pub enum Incoming {
     Text(String),
     /// A ping and its payload.
     Ping(Bytes),
-    /// A pong.
-    Pong,
+    /// A pong and its payload.
+    Pong(Bytes),
     /// A close frame.
     Close,
     /// A breach of the WebSocket protocol or of a limit, and how to close for it.
@@ -83,14 +86,29 @@ pub enum Event {
     /// The outcome of an earlier [`Ask`].
     Answered(Answered),
     /// It is time to repeat the newest status.
-    Heartbeat {
-        /// Whether the client holds back output: the backend is then not listened to.
-        held_back: bool,
+    Heartbeat,
+    /// It is time to look whether the client lives.
+    Look {
+        /// Bytes that its socket has taken so far.
+        taken: u64,
+        /// Whether something waits for it.
+        blocked: bool,
     },
     /// More responses wait for the client than may.
     Flooded,
     /// The service goes away.
-    Drain,
+    Drain(Leave),
+    /// What still runs must end now.
+    Hurry,
+}
+
+/// What becomes of an execution that may go on without its client when the service goes away.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Leave {
+    /// It is left to its backend.
+    Running,
+    /// Its backend goes away too.
+    Nothing,
 }
 
 /// The outcome of something that a client asked for and that took a while.
@@ -111,6 +129,10 @@ pub struct Answered {
 pub enum Ask {
     /// Start the session's execution.
     Start(ExecutionId, Box<Execute>),
+    /// Follow an execution that is there already.
+    Follow(Attach),
+    /// Repeat the newest status this often, in milliseconds.
+    Beat(u64),
     /// End the session's execution; the answer is owed to this request.
     Cancel {
         /// Who asked.
@@ -120,8 +142,12 @@ pub enum Ask {
     },
     /// End the session's execution because the service goes away.
     Drain,
-    /// Signal the session's execution.
-    Signal(Option<Id>, Signal),
+    /// Pause, resume, signal or resize the session's execution.
+    Steer(Option<Id>, Steer),
+    /// Write to its standard input.
+    Feed(Option<Id>, Input),
+    /// Say what the client has received.
+    Acknowledge(PerStream<u64>),
     /// Do this to an execution that another session may hold.
     Elsewhere(Option<Id>, ExecutionId, Elsewhere),
     /// Let go of the session's execution: it has ended.
@@ -129,15 +155,15 @@ pub enum Ask {
 }
 
 /// What is asked about an execution of somebody else.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Elsewhere {
     /// End it.
     Cancel {
         /// Milliseconds between TERM and KILL.
         grace_ms: u64,
     },
-    /// Signal it.
-    Signal(Signal),
+    /// Pause, resume or signal it.
+    Steer(Steer),
     /// Ask how it is.
     Status,
 }
@@ -162,7 +188,7 @@ pub enum Closure {
 
 impl<O: Outlet> Phase<O> {
     /// A session that has said `connected`.
-    pub fn open(id: SessionId, executors: Option<Vec<String>>, limits: Limits, mut outlet: O) -> Self {
+    pub fn open(id: SessionId, executors: Option<Vec<String>>, limits: Limits, mut outlet: O, now: Instant) -> Self {
         outlet.say(Words::Message(Message::Connected(Connected {
             session_id: id,
             protocol: VERSION,
@@ -171,7 +197,7 @@ impl<O: Outlet> Phase<O> {
             limits,
             capabilities: CAPABILITIES.iter().map(|name| (*name).to_owned()).collect(),
         })));
-        Phase::Open(Open::new(limits), outlet)
+        Phase::Open(Open::new(limits, now), outlet)
     }
 
     /// A session that was not let in: it hears why, and is closed.

@@ -5,7 +5,8 @@ use cc_executor_actors::{
     terminate::{CancelReason, CancelReport, Ending, Reason, Status},
 };
 
-use super::Tally;
+use sha2::{Digest, Sha256};
+
 use crate::backend::{
     keeper::talk::{Gone, LeaderExit},
     signal,
@@ -18,6 +19,8 @@ pub(super) enum Cause {
     Asked(CancelReason),
     /// The total time-out passed.
     Timeout,
+    /// Nothing was written for the stall time-out.
+    Stalled,
     /// Its consumer went away.
     Disconnected,
 }
@@ -27,6 +30,7 @@ impl Cause {
         match self {
             Cause::Asked(reason) => reason.as_str(),
             Cause::Timeout => "timeout",
+            Cause::Stalled => "stalled",
             Cause::Disconnected => "disconnected",
         }
     }
@@ -35,6 +39,7 @@ impl Cause {
         match self {
             Cause::Asked(reason) => (Status::Cancelled, reason.into(), None),
             Cause::Timeout => (Status::Failed, Reason::Timeout, Some("the total time-out passed")),
+            Cause::Stalled => (Status::Failed, Reason::Stalled, Some("nothing was written for the stall time-out")),
             Cause::Disconnected => (Status::Cancelled, Reason::Disconnected, None),
         }
     }
@@ -74,10 +79,16 @@ pub(super) fn report(gone: Gone, grace_ms: u64) -> CancelReport {
     CancelReport { verified, survivors: Some(survivors), grace_ms, escalated }
 }
 
-/// The command never ran.
+/// The command could not be started.
 pub(super) fn not_started(exit_code: i32, message: String) -> Ending {
-    let mut ending = Ending::failed(Reason::NotStarted, message);
+    let mut ending = never_ran(Status::Failed, Reason::NotStarted, message);
     ending.exit_code = Some(exit_code);
+    ending
+}
+
+/// The command never ran, and wrote nothing.
+pub(super) fn never_ran(status: Status, reason: Reason, message: impl Into<String>) -> Ending {
+    let mut ending = Ending::without_process(status, reason, message.into());
     Counted::default().into_ending(&mut ending);
     ending
 }
@@ -98,9 +109,20 @@ impl Counted {
     }
 }
 
+/// The digest and count of one stream.
+#[derive(Default)]
+struct Tally {
+    bytes: u64,
+    sha256: Sha256,
+}
+
 impl Tally {
+    fn add(&mut self, bytes: &[u8]) {
+        self.bytes += bytes.len() as u64;
+        self.sha256.update(bytes);
+    }
+
     fn hex(self) -> String {
-        use sha2::Digest;
         format!("{:x}", self.sha256.finalize())
     }
 }
@@ -119,6 +141,7 @@ mod tests {
             (Some(LeaderExit::Signal(9)), None, gone, Status::Failed, Reason::Signal, None, Some("SIGKILL")),
             (Some(LeaderExit::Code(0)), canceled, gone, Status::Cancelled, Reason::Canceled, Some(0), None),
             (Some(LeaderExit::Code(0)), Some(Cause::Timeout), gone, Status::Failed, Reason::Timeout, Some(0), None),
+            (Some(LeaderExit::Code(0)), Some(Cause::Stalled), gone, Status::Failed, Reason::Stalled, Some(0), None),
             (
                 Some(LeaderExit::Signal(15)),
                 Some(Cause::Disconnected),

@@ -15,6 +15,10 @@ pub enum Order {
         /// Its number.
         number: i32,
     },
+    /// Let the whole tree stand still.
+    Pause,
+    /// Let it go on.
+    Resume,
     /// End the tree: TERM now, KILL after the grace.
     End {
         /// Milliseconds between the two.
@@ -35,6 +39,23 @@ pub struct Run {
     pub env: BTreeMap<String, String>,
     /// The soft limit of open descriptors; the service's own if absent.
     pub descriptor_limit: Option<u64>,
+    /// Where its standard input comes from.
+    #[serde(default)]
+    pub stdin: Stdin,
+}
+
+/// Where a command's standard input comes from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stdin {
+    /// It reads end-of-file.
+    #[default]
+    Null,
+    /// From the pipe whose descriptor was sent along.
+    Pipe,
+    /// Like its output, from the terminal that is the keeper's standard output. The command gets a
+    /// session of its own, with that terminal as the controlling one.
+    Terminal,
 }
 
 /// What a keeper tells its backend.
@@ -55,6 +76,10 @@ pub enum Fact {
     },
     /// The command's own process ended. Others may be left.
     Exited(LeaderExit),
+    /// The tree stands still.
+    Paused,
+    /// It goes on.
+    Resumed,
     /// The tree is gone. The last word.
     Gone(Gone),
 }

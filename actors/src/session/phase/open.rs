@@ -1,24 +1,25 @@
-//! An open session: which execution it holds, what it owes its client, and what follows from an event.
+//! An open session: what it owes its client, and what follows from an event.
 
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::{Answered, Ask, Elsewhere, Event, Incoming, Words};
+use super::{
+    Answered, Ask, Elsewhere, Event, Incoming, Leave, Words,
+    hold::{Hold, Stage},
+};
 use crate::{
-    execution::messages::{Fact, Report},
+    execution::messages::{Fact, Report, Standing, Steer},
     id::ExecutionId,
     protocol::{
-        Limits, PerStream,
-        method::{Control, ControlKind, Execute, Method},
-        notify::{Ended, ErrorNotice, Hearing, Message, Progress},
+        Limits,
+        method::{Attach, Control, ControlKind, Execute, Method},
+        notify::{Detached, Ended, ErrorNotice, GapNotice, Message},
         rpc::{self, ErrorObject, Id, Response, code},
     },
+    session::liveness::{Liveness, Verdict},
     terminate::{CloseCode, CloseReason, Ending, Status},
 };
-
-/// Heartbeats that the backend may miss before it is called silent.
-const MISSED_HEARTBEATS: u32 = 3;
 
 /// What follows from an event.
 pub(super) struct Step {
@@ -41,84 +42,101 @@ pub struct Open {
     pub(super) hold: Option<Hold>,
     newest: Option<Ended>,
     draining: bool,
-}
-
-/// The execution that the session holds.
-#[derive(Debug)]
-pub(super) struct Hold {
-    id: ExecutionId,
-    execute: Box<Execute>,
-    pub(super) stage: Stage,
-    /// Asks that are not answered yet.
-    n_asked: usize,
-    /// How it ended, while an answer is still owed: the end is said after the answers that led to it.
-    ending: Option<Ending>,
-}
-
-#[derive(Debug)]
-pub(super) enum Stage {
-    /// The backend has not said a word; the answer to `execute` is still owed.
-    Starting { answer: Option<Id> },
-    /// The process runs.
-    Running(Running),
-}
-
-#[derive(Debug)]
-pub(super) struct Running {
-    status: Status,
-    offsets: PerStream<u64>,
-    began_at: Instant,
-    heard_at: Instant,
-    output_at: Instant,
+    liveness: Liveness,
 }
 
 impl Open {
     /// An open session in which nothing has happened.
-    pub(super) fn new(limits: Limits) -> Box<Self> {
-        Box::new(Open { limits, hold: None, newest: None, draining: false })
+    pub(super) fn new(limits: Limits, now: Instant) -> Box<Self> {
+        let liveness = Liveness::new(Duration::from_millis(limits.client_stall_ms), now);
+        Box::new(Open { limits, hold: None, newest: None, draining: false, liveness })
     }
 
     /// What follows from an event.
     pub(super) fn on(mut self: Box<Self>, event: Event, now: Instant) -> Step {
         let mut said = Said::default();
         let then = match event {
-            Event::Incoming(Incoming::Text(text)) => {
-                self.on_text(&text, now, &mut said);
-                None
-            }
-            Event::Incoming(Incoming::Ping(payload)) => {
-                said.say.push(Words::Pong(payload));
-                None
-            }
-            Event::Incoming(Incoming::Pong) => None,
-            Event::Incoming(Incoming::Close) => {
-                Some(Then::Close(CloseReason::new(CloseCode::Normal, "closed as asked")))
-            }
-            Event::Incoming(Incoming::Fault(reason)) => Some(Then::Close(reason)),
-            Event::Incoming(Incoming::Gone) => Some(Then::Gone),
+            Event::Incoming(incoming) => self.on_incoming(incoming, now, &mut said),
             Event::Report(report) => self.on_report(report, now, &mut said),
             Event::Output { execution_id, frames, offsets } => {
-                if let Some(running) = self.running(execution_id) {
-                    running.offsets = offsets;
-                    running.heard_at = now;
-                    running.output_at = now;
+                if let Some(live) = self.hold.as_mut().filter(|hold| hold.id == execution_id).and_then(Hold::live_mut) {
+                    live.output(offsets, now);
+                    self.liveness.sent(frames.len());
                     said.say.push(Words::Output(frames));
+                    self.ask_what_arrived(now, &mut said);
                 }
                 None
             }
             Event::Answered(answered) => self.on_answered(answered, &mut said),
-            Event::Heartbeat { held_back } => {
-                said.say.extend(self.progress(now, held_back).map(Words::Heartbeat));
+            Event::Heartbeat => {
+                said.say.extend(self.hold.as_ref().and_then(|hold| hold.progress(now)).map(Words::Heartbeat));
                 None
             }
+            Event::Look { taken, blocked } => self.on_look(taken, blocked, now, &mut said),
             Event::Flooded => Some(Then::Close(CloseReason::new(
                 CloseCode::Policy,
                 format!("more than {} responses unread: read what is sent", self.limits.unsent_responses),
             ))),
-            Event::Drain => self.on_drain(&mut said),
+            Event::Drain(leave) => self.on_drain(leave, &mut said),
+            Event::Hurry => {
+                let then = self.on_drain(Leave::Nothing, &mut said);
+                if self.hold.is_some() {
+                    said.asks.push(Ask::Drain);
+                }
+                then
+            }
         };
         let then = then.unwrap_or(Then::Stay(self));
         Step { say: said.say, asks: said.asks, then }
+    }
+
+    fn on_incoming(&mut self, incoming: Incoming, now: Instant, said: &mut Said) -> Option<Then> {
+        self.liveness.heard(now);
+        match incoming {
+            Incoming::Text(text) => self.on_text(&text, now, said),
+            Incoming::Ping(payload) => said.say.push(Words::Pong(payload)),
+            Incoming::Pong(payload) => {
+                let arrived = self.liveness.pong(&payload);
+                let held = self.hold.as_ref().filter(|hold| hold.may_detach).map(|hold| hold.id);
+                if let Some((_, offsets)) = arrived.filter(|(id, _)| Some(*id) == held) {
+                    said.asks.push(Ask::Acknowledge(offsets));
+                }
+            }
+            Incoming::Close => return Some(Then::Close(CloseReason::new(CloseCode::Normal, "closed as asked"))),
+            Incoming::Fault(reason) => return Some(Then::Close(reason)),
+            Incoming::Gone => return Some(Then::Gone),
+        }
+        None
+    }
+
+    /// Bytes are acknowledged by the pong that follows them: a command that may not lose any waits for it.
+    fn ask_what_arrived(&mut self, now: Instant, said: &mut Said) {
+        if let Some(hold) = self.hold.as_mut().filter(|hold| hold.may_detach)
+            && hold.live_mut().is_some_and(|live| live.wants_ping())
+        {
+            let sent = (hold.id, hold.offsets());
+            said.say.push(Words::Ping(self.liveness.ping(Some(sent), now)));
+        }
+    }
+
+    fn on_look(&mut self, taken: u64, blocked: bool, now: Instant, said: &mut Said) -> Option<Then> {
+        let stall_ms = self.limits.client_stall_ms;
+        match self.liveness.look(taken, blocked, now) {
+            Verdict::Fine => None,
+            Verdict::Ping => {
+                let sent = self.hold.as_ref().map(|hold| (hold.id, hold.offsets()));
+                said.say.push(Words::Ping(self.liveness.ping(sent, now)));
+                None
+            }
+            Verdict::Lifeless => Some(Then::Close(CloseReason::new(
+                CloseCode::Lifeless,
+                format!("no answer to a ping within {stall_ms} ms: connect again"),
+            ))),
+            Verdict::Stalled => Some(Then::Close(CloseReason::new(
+                CloseCode::Lifeless,
+                format!("nothing was read for {stall_ms} ms: connect again and read what is sent"),
+            ))),
+        }
     }
 
     fn on_text(&mut self, text: &str, now: Instant, said: &mut Said) {
@@ -131,73 +149,114 @@ impl Open {
             Err(error) => said.reply(id, None, Err(error)),
             Ok(Method::Ping) => said.reply(id, None, Ok(json!({}))),
             Ok(Method::Execute(execute)) => self.on_execute(id, execute, said),
+            Ok(Method::Attach(attach)) => self.on_attach(id, attach, said),
             Ok(Method::Control(control)) => self.on_control(id, &control, said),
+            Ok(Method::Input(input)) => match self.running() {
+                Ok(hold) => {
+                    hold.n_asked += 1;
+                    said.asks.push(Ask::Feed(id, input));
+                }
+                Err(error) => said.reply(id, None, Err(error)),
+            },
+            Ok(Method::Resize(size)) => match self.running() {
+                Ok(hold) => {
+                    hold.n_asked += 1;
+                    said.asks.push(Ask::Steer(id, Steer::Resize(size)));
+                }
+                Err(error) => said.reply(id, None, Err(error)),
+            },
             Ok(Method::Status(asked)) => self.on_status(id, asked, now, said),
+        }
+    }
+
+    /// The session's execution, if it has a process that can be asked something.
+    fn running(&mut self) -> Result<&mut Hold, ErrorObject> {
+        match &mut self.hold {
+            None => Err(nothing_runs()),
+            Some(hold) => match hold.status() {
+                None => Err(ErrorObject::new(code::NOT_RUNNING, "it has not started yet")),
+                Some(Status::Queued) => {
+                    Err(ErrorObject::new(code::NOT_RUNNING, "it still waits in the queue: only CANCEL reaches it"))
+                }
+                Some(_) => Ok(hold),
+            },
         }
     }
 
     fn on_execute(&mut self, id: Option<Id>, execute: Box<Execute>, said: &mut Said) {
         let asked = execute.run.execution_id;
         if self.draining {
-            let error = ErrorObject::new(code::DRAINING, "the service is shutting down: connect again in a moment");
-            return said.reply(id, None, Err(error));
+            return said.reply(id, None, Err(draining()));
         }
         if let Some(hold) = &self.hold {
-            let outcome = match (&hold.stage, asked == Some(hold.id)) {
-                (Stage::Running(_), true) if hold.execute == execute => Ok(started(hold.id, "started")),
-                (_, true) if hold.execute != execute => Err(ErrorObject::new(
+            let same = asked == Some(hold.id);
+            let difference = hold.execute.as_ref().and_then(|held| held.difference(&execute));
+            let outcome = match (hold.status(), difference) {
+                (_, Some(difference)) if same => Err(ErrorObject::new(
                     code::PARAMS,
-                    format!(
-                        "executionId {} is this session's running execution, with {}",
-                        hold.id,
-                        difference(&hold.execute, &execute)
-                    ),
-                )),
-                _ => Err(ErrorObject::new(
-                    code::ALREADY_RUNNING,
-                    format!(
-                        "this session runs execution {} already: wait for its end, cancel it, or open another session",
-                        hold.id
-                    ),
+                    format!("executionId {} is this session's running execution, with another {difference}", hold.id),
                 )
-                .with(json!({ "executionId": hold.id }))),
+                .with(json!({ "param": difference }))),
+                (Some(status), None) if same => Ok(accepted(hold.id, status)),
+                _ => Err(already_running(hold.id)),
             };
             return said.reply(id, Some(hold.id), outcome);
         }
         let execution_id = asked.unwrap_or_else(ExecutionId::random);
         said.asks.push(Ask::Start(execution_id, execute.clone()));
-        self.hold =
-            Some(Hold { id: execution_id, execute, stage: Stage::Starting { answer: id }, n_asked: 0, ending: None });
+        self.hold = Some(Hold::started(execution_id, execute, id));
+    }
+
+    fn on_attach(&mut self, id: Option<Id>, attach: Attach, said: &mut Said) {
+        if self.draining {
+            return said.reply(id, None, Err(draining()));
+        }
+        match &self.hold {
+            Some(hold) => {
+                let outcome = match hold.status().filter(|_| hold.id == attach.execution_id) {
+                    Some(status) => Ok(json!({ "executionId": hold.id, "status": status })),
+                    None => Err(already_running(hold.id)),
+                };
+                said.reply(id, Some(hold.id), outcome);
+            }
+            None => {
+                said.asks.push(Ask::Follow(attach));
+                self.hold = Some(Hold::followed(&attach, id));
+            }
+        }
     }
 
     fn on_control(&mut self, id: Option<Id>, control: &Control, said: &mut Said) {
         let asked = control.execution_id;
-        match self.hold.as_mut().filter(|hold| asked.is_none_or(|asked| asked == hold.id)) {
-            Some(hold) => match (&control.kind, &hold.stage) {
-                (ControlKind::Cancel { grace_ms }, _) => {
-                    hold.n_asked += 1;
-                    said.asks.push(Ask::Cancel { id, grace_ms: *grace_ms });
+        let own = self.hold.as_ref().filter(|hold| asked.is_none_or(|asked| asked == hold.id)).map(|hold| hold.id);
+        match (own, asked) {
+            (Some(own), _) => match steer_of(control.kind) {
+                Err(grace_ms) => {
+                    self.asked();
+                    said.asks.push(Ask::Cancel { id, grace_ms });
                 }
-                (ControlKind::Signal(signal), Stage::Running(_)) => {
-                    hold.n_asked += 1;
-                    said.asks.push(Ask::Signal(id, *signal));
-                }
-                (ControlKind::Signal(_), Stage::Starting { .. }) => {
-                    let error =
-                        ErrorObject::new(code::NOT_RUNNING, "it has not started yet: there is nobody to signal");
-                    said.reply(id, Some(hold.id), Err(error));
-                }
+                Ok(steer) => match self.running() {
+                    Ok(hold) => {
+                        hold.n_asked += 1;
+                        said.asks.push(Ask::Steer(id, steer));
+                    }
+                    Err(error) => said.reply(id, Some(own), Err(error)),
+                },
             },
-            None => match asked {
-                Some(asked) => {
-                    let what = match control.kind {
-                        ControlKind::Cancel { grace_ms } => Elsewhere::Cancel { grace_ms },
-                        ControlKind::Signal(signal) => Elsewhere::Signal(signal),
-                    };
-                    said.asks.push(Ask::Elsewhere(id, asked, what));
-                }
-                None => said.reply(id, None, Err(nothing_runs())),
-            },
+            (None, Some(asked)) => {
+                let what = match steer_of(control.kind) {
+                    Err(grace_ms) => Elsewhere::Cancel { grace_ms },
+                    Ok(steer) => Elsewhere::Steer(steer),
+                };
+                said.asks.push(Ask::Elsewhere(id, asked, what));
+            }
+            (None, None) => said.reply(id, None, Err(nothing_runs())),
+        }
+    }
+
+    fn asked(&mut self) {
+        if let Some(hold) = &mut self.hold {
+            hold.n_asked += 1;
         }
     }
 
@@ -219,7 +278,7 @@ impl Open {
             return said.asks.push(Ask::Elsewhere(id, asked, Elsewhere::Status));
         }
         let newest = match (&self.hold, &self.newest) {
-            (Some(_), _) => self.progress(now, true).map(|progress| json!(progress)),
+            (Some(hold), _) => hold.progress(now).map(|progress| json!(progress)),
             (None, ended) => ended.as_ref().map(|ended| json!(ended)),
         };
         said.reply(id, own, newest.ok_or_else(nothing_runs));
@@ -230,40 +289,39 @@ impl Open {
         match report.fact {
             Fact::Refused(error) => {
                 let hold = self.hold.take()?;
-                if let Stage::Starting { answer } = hold.stage {
+                if let Stage::Starting { answer, .. } = hold.stage {
                     said.reply(answer, None, Err(error));
                 }
                 said.asks.push(Ask::Release);
+                return self.draining.then(|| Then::Close(going_away()));
             }
-            Fact::Started => {
-                let running = Running {
-                    status: Status::Running,
-                    offsets: PerStream::default(),
-                    began_at: now,
-                    heard_at: now,
-                    output_at: now,
-                };
-                if let Stage::Starting { answer } = std::mem::replace(&mut hold.stage, Stage::Running(running)) {
-                    said.reply(answer, Some(report.execution_id), Ok(started(report.execution_id, "started")));
-                }
-                said.say.extend(self.progress(now, false).map(|progress| Words::Message(Message::Progress(progress))));
-                return None;
+            Fact::Held(standing) => {
+                let answer = hold.live(&standing, now);
+                said.held(answer, hold, &standing);
             }
-            Fact::Status(status) => {
-                if let Stage::Running(running) = &mut hold.stage {
-                    running.status = status;
-                    running.heard_at = now;
-                }
-                said.say.extend(self.progress(now, false).map(|progress| Words::Message(Message::Progress(progress))));
-                return None;
-            }
+            Fact::Queued(position) => hold.live_mut()?.queued(position, now),
+            Fact::Status(change) => hold.live_mut()?.change(change, now),
             Fact::Alive(alive) => {
-                if let Stage::Running(running) = &mut hold.stage {
-                    running.began_at = now.checked_sub(Duration::from_millis(alive.elapsed_ms)).unwrap_or(now);
-                    running.heard_at = now;
-                    running.output_at = now.checked_sub(Duration::from_millis(alive.since_output_ms)).unwrap_or(now);
-                }
+                hold.live_mut()?.alive(alive, now);
                 return None;
+            }
+            Fact::Gap(gap) => {
+                hold.live_mut()?.gap(gap);
+                let (r#type, from, to, reason) = (gap.stream, gap.from, gap.to, gap.reason);
+                let notice = GapNotice { execution_id: report.execution_id, r#type, from, to, reason };
+                said.say.push(Words::Message(Message::Gap(notice)));
+                return None;
+            }
+            Fact::TakenOver => {
+                let hold = self.hold.take()?;
+                let notice = Detached { execution_id: hold.id, reason: "taken_over", offsets: hold.offsets() };
+                if let Stage::Starting { answer, .. } = hold.stage {
+                    said.reply(answer, Some(hold.id), Err(taken_over()));
+                } else {
+                    said.say.push(Words::Message(Message::Detached(notice)));
+                }
+                said.asks.push(Ask::Release);
+                return self.draining.then(|| Then::Close(going_away()));
             }
             Fact::Exited(ending) if hold.n_asked > 0 => {
                 hold.ending = Some(ending);
@@ -271,13 +329,19 @@ impl Open {
             }
             Fact::Exited(ending) => return self.on_exited(ending, said),
         }
-        self.draining.then(|| Then::Close(going_away()))
+        let progress = self.hold.as_ref().and_then(|hold| hold.progress(now));
+        said.say.extend(progress.map(|progress| Words::Message(Message::Progress(progress))));
+        None
     }
 
     fn on_exited(&mut self, ending: Ending, said: &mut Said) -> Option<Then> {
         let hold = self.hold.take()?;
-        if let Stage::Starting { answer } = hold.stage {
-            said.reply(answer, Some(hold.id), Ok(started(hold.id, "failed")));
+        if let Stage::Starting { answer, .. } = hold.stage {
+            let result = match &hold.execute {
+                Some(_) => json!({ "executionId": hold.id, "status": "failed" }),
+                None => json!({ "executionId": hold.id, "status": ending.status }),
+            };
+            said.reply(answer, Some(hold.id), Ok(result));
         }
         if let Some(code) = ending.reason.error_code() {
             let message = ending.message.clone().unwrap_or_else(|| ending.reason.as_str().to_owned());
@@ -291,45 +355,21 @@ impl Open {
         self.draining.then(|| Then::Close(going_away()))
     }
 
-    fn on_drain(&mut self, said: &mut Said) -> Option<Then> {
-        if self.hold.is_none() {
-            return Some(Then::Close(going_away()));
+    fn on_drain(&mut self, leave: Leave, said: &mut Said) -> Option<Then> {
+        let Some(hold) = &self.hold else { return Some(Then::Close(going_away())) };
+        if hold.may_detach && leave == Leave::Running {
+            return Some(Then::Close(CloseReason::new(
+                CloseCode::GoingAway,
+                "the service is shutting down, the execution goes on: connect again and attach",
+            )));
         }
         if !self.draining {
             self.draining = true;
-            said.asks.push(Ask::Drain);
+            if matches!(hold.status(), None | Some(Status::Queued)) {
+                said.asks.push(Ask::Drain);
+            }
         }
         None
-    }
-
-    fn running(&mut self, id: ExecutionId) -> Option<&mut Running> {
-        match self.hold.as_mut() {
-            Some(Hold { id: held, stage: Stage::Running(running), .. }) if *held == id => Some(running),
-            _ => None,
-        }
-    }
-
-    /// The newest status of a running execution. `held_back`: the backend is not listened to, so that
-    /// its silence means nothing.
-    fn progress(&self, now: Instant, held_back: bool) -> Option<Progress> {
-        let hold = self.hold.as_ref()?;
-        let Stage::Running(running) = &hold.stage else { return None };
-        let unheard = now.saturating_duration_since(running.heard_at);
-        let heartbeat = Duration::from_millis(hold.execute.run.heartbeat_ms);
-        let elapsed_ms = millis(now.saturating_duration_since(running.began_at));
-        Some(Progress {
-            execution_id: hold.id,
-            status: running.status,
-            elapsed_ms,
-            since_output_ms: millis(now.saturating_duration_since(running.output_at)),
-            offsets: running.offsets,
-            backend: if unheard > heartbeat * MISSED_HEARTBEATS && !held_back {
-                Hearing::Silent
-            } else {
-                Hearing::Alive
-            },
-            deadline_ms: hold.execute.run.timeout_ms.map(|timeout_ms| timeout_ms.saturating_sub(elapsed_ms)),
-        })
     }
 }
 
@@ -350,10 +390,39 @@ impl Said {
         };
         self.say.push(Words::Message(message));
     }
+
+    /// Answers the call that brought the session its execution.
+    fn held(&mut self, answer: Option<Id>, hold: &Hold, standing: &Standing) {
+        if hold.execute.is_some() {
+            self.reply(answer, Some(hold.id), Ok(accepted(hold.id, standing.status)));
+        } else {
+            self.asks.push(Ask::Beat(hold.heartbeat_ms()));
+            self.reply(answer, Some(hold.id), Ok(json!({ "executionId": hold.id, "status": standing.status })));
+        }
+    }
 }
 
-fn started(id: ExecutionId, status: &str) -> Value {
+/// What `control` asks for, or the grace of a cancellation.
+fn steer_of(kind: ControlKind) -> Result<Steer, u64> {
+    match kind {
+        ControlKind::Cancel { grace_ms } => Err(grace_ms),
+        ControlKind::Pause => Ok(Steer::Pause),
+        ControlKind::Resume => Ok(Steer::Resume),
+        ControlKind::Signal(signal) => Ok(Steer::Signal(signal)),
+    }
+}
+
+fn accepted(id: ExecutionId, status: Status) -> Value {
+    let status = if status == Status::Queued { "queued" } else { "started" };
     json!({ "executionId": id, "status": status })
+}
+
+fn already_running(id: ExecutionId) -> ErrorObject {
+    ErrorObject::new(
+        code::ALREADY_RUNNING,
+        format!("this session holds execution {id} already: wait for its end, cancel it, or open another session"),
+    )
+    .with(json!({ "executionId": id }))
 }
 
 fn nothing_runs() -> ErrorObject {
@@ -363,14 +432,14 @@ fn nothing_runs() -> ErrorObject {
     )
 }
 
+fn taken_over() -> ErrorObject {
+    ErrorObject::new(code::NOT_RUNNING, "another consumer took it over at once")
+}
+
+fn draining() -> ErrorObject {
+    ErrorObject::new(code::DRAINING, "the service is shutting down: connect again in a moment")
+}
+
 fn going_away() -> CloseReason {
     CloseReason::new(CloseCode::GoingAway, "the service is shutting down: connect again in a moment")
-}
-
-fn difference(held: &Execute, asked: &Execute) -> &'static str {
-    if held.run.command != asked.run.command { "another command" } else { "other options" }
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -7,13 +7,13 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::{
-    open::{Hold, Stage},
+    hold::{Hold, Stage},
     *,
 };
 use crate::{
-    backend::api::Alive,
-    execution::messages::Fact,
-    protocol::{notify::Hearing, rpc::code},
+    backend::api::{Alive, Gap, GapReason, StatusChange, Terms},
+    execution::messages::{Fact, Standing},
+    protocol::{Stream, notify::Hearing, rpc::code},
     terminate::{Ending, Reason, Status},
 };
 
@@ -36,29 +36,40 @@ impl Outlet for Recorder {
 /// What happens next. Those about an execution are about the one that runs, or about a stranger.
 #[derive(Clone, Debug)]
 enum Move {
-    Execute { id: bool },
+    Execute { id: bool, detach: bool },
+    Attach { own: bool },
     Cancel { id: bool },
-    Signal,
+    Steer { what: &'static str },
+    Input,
     Status,
     Ping,
     Garbage(String),
     Fact { own: bool, fact: MoveFact },
     Output { own: bool },
     Answered,
-    Heartbeat { held_back: bool },
+    Heartbeat,
+    Look { taken: u64, blocked: bool },
     PingFrame,
+    PongFrame,
     Close,
     Fault,
     Gone,
     Flooded,
-    Drain,
+    Drain(Leave),
+    Hurry,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum MoveFact {
     Refused,
     Started,
-    Status,
+    Queued,
+    Position,
+    Running,
+    Paused,
+    Cancelling,
+    Gap,
+    TakenOver,
     Alive,
     Completed,
     Canceled,
@@ -69,7 +80,13 @@ fn moves() -> impl Strategy<Value = Vec<Move>> {
     let fact = prop_oneof![
         1 => Just(MoveFact::Refused),
         6 => Just(MoveFact::Started),
-        2 => Just(MoveFact::Status),
+        1 => Just(MoveFact::Queued),
+        1 => Just(MoveFact::Position),
+        2 => Just(MoveFact::Running),
+        2 => Just(MoveFact::Paused),
+        2 => Just(MoveFact::Cancelling),
+        1 => Just(MoveFact::Gap),
+        1 => Just(MoveFact::TakenOver),
         2 => Just(MoveFact::Alive),
         3 => Just(MoveFact::Completed),
         1 => Just(MoveFact::Canceled),
@@ -77,22 +94,28 @@ fn moves() -> impl Strategy<Value = Vec<Move>> {
     ];
     let own = || prop_oneof![9 => Just(true), 1 => Just(false)];
     let one = prop_oneof![
-        8 => any::<bool>().prop_map(|id| Move::Execute { id }),
+        8 => (any::<bool>(), any::<bool>()).prop_map(|(id, detach)| Move::Execute { id, detach }),
+        2 => own().prop_map(|own| Move::Attach { own }),
         4 => any::<bool>().prop_map(|id| Move::Cancel { id }),
-        2 => Just(Move::Signal),
+        1 => Just(Move::Steer { what: "PAUSE" }),
+        1 => Just(Move::Steer { what: "RESUME" }),
+        1 => Just(Move::Input),
         3 => Just(Move::Status),
         1 => Just(Move::Ping),
         1 => "[{}\\[\\]\",:a-z0-9]{0,20}".prop_map(Move::Garbage),
         14 => (own(), fact).prop_map(|(own, fact)| Move::Fact { own, fact }),
         10 => own().prop_map(|own| Move::Output { own }),
         6 => Just(Move::Answered),
-        3 => any::<bool>().prop_map(|held_back| Move::Heartbeat { held_back }),
+        3 => Just(Move::Heartbeat),
+        3 => (0..5u64, any::<bool>()).prop_map(|(taken, blocked)| Move::Look { taken, blocked }),
         1 => Just(Move::PingFrame),
+        1 => Just(Move::PongFrame),
         1 => Just(Move::Close),
         1 => Just(Move::Fault),
         1 => Just(Move::Gone),
         1 => Just(Move::Flooded),
-        1 => Just(Move::Drain),
+        1 => prop_oneof![Just(Leave::Running), Just(Leave::Nothing)].prop_map(Move::Drain),
+        1 => Just(Move::Hurry),
     ];
     prop::collection::vec(one, 0..60)
 }
@@ -109,7 +132,7 @@ struct Driven {
 
 impl Driven {
     fn new() -> Self {
-        let phase = Phase::open(SessionId::random(), None, Limits::default(), Recorder::default());
+        let phase = Phase::open(SessionId::random(), None, Limits::default(), Recorder::default(), Instant::now());
         Driven {
             phase,
             current: ExecutionId::random(),
@@ -136,9 +159,17 @@ impl Driven {
     fn event(&mut self, step: &Move) -> Event {
         let id = |own: bool| if own { self.current } else { ExecutionId::random() };
         match step {
-            Move::Execute { id } => self.call(*id, "execute", "{\"command\":\"true\"}"),
+            Move::Execute { id, detach: false } => self.call(*id, "execute", "{\"command\":\"true\"}"),
+            Move::Execute { id, detach: true } => {
+                self.call(*id, "execute", "{\"command\":\"true\",\"onDisconnect\":\"detach\"}")
+            }
+            Move::Attach { own } => {
+                let params = format!("{{\"executionId\":\"{}\"}}", id(*own));
+                self.call(true, "attach", &params)
+            }
             Move::Cancel { id } => self.call(*id, "control", "{\"type\":\"CANCEL\"}"),
-            Move::Signal => self.call(true, "control", "{\"type\":\"SIGNAL\",\"signal\":\"SIGINT\"}"),
+            Move::Steer { what } => self.call(true, "control", &format!("{{\"type\":\"{what}\"}}")),
+            Move::Input => self.call(true, "input", "{\"data\":\"x\"}"),
             Move::Status => self.call(true, "status", "{}"),
             Move::Ping => self.call(true, "ping", "{}"),
             Move::Garbage(text) => Event::Incoming(Incoming::Text(text.clone())),
@@ -153,13 +184,16 @@ impl Driven {
                     if self.asked.is_empty() { (None, self.current, false) } else { self.asked.remove(0) };
                 Event::Answered(Answered { id, execution_id, own, outcome: Ok(json!({})) })
             }
-            Move::Heartbeat { held_back } => Event::Heartbeat { held_back: *held_back },
+            Move::Heartbeat => Event::Heartbeat,
+            Move::Look { taken, blocked } => Event::Look { taken: *taken, blocked: *blocked },
             Move::PingFrame => Event::Incoming(Incoming::Ping(Bytes::new())),
+            Move::PongFrame => Event::Incoming(Incoming::Pong(Bytes::from_static(b"1 6 0"))),
             Move::Close => Event::Incoming(Incoming::Close),
             Move::Fault => Event::Incoming(Incoming::Fault(CloseReason::new(CloseCode::Protocol, "x"))),
             Move::Gone => Event::Incoming(Incoming::Gone),
             Move::Flooded => Event::Flooded,
-            Move::Drain => Event::Drain,
+            Move::Drain(leave) => Event::Drain(*leave),
+            Move::Hurry => Event::Hurry,
         }
     }
 
@@ -176,8 +210,14 @@ impl Driven {
                     self.current = id;
                     *self.started.entry(id).or_default() += 1;
                 }
+                Ask::Follow(attach) => {
+                    self.current = attach.execution_id;
+                    *self.started.entry(attach.execution_id).or_default() += 1;
+                }
                 // The shell answers these in its own time.
-                Ask::Cancel { id, .. } | Ask::Signal(id, _) => self.asked.push((id, self.current, true)),
+                Ask::Cancel { id, .. } | Ask::Steer(id, _) | Ask::Feed(id, _) => {
+                    self.asked.push((id, self.current, true));
+                }
                 Ask::Elsewhere(id, execution_id, _) => self.asked.push((id, execution_id, false)),
                 _ => {}
             }
@@ -198,14 +238,25 @@ impl MoveFact {
         let ended = |status, reason| Fact::Exited(Ending::without_process(status, reason, None));
         match self {
             MoveFact::Refused => Fact::Refused(ErrorObject::new(code::FULL, "full")),
-            MoveFact::Started => Fact::Started,
-            MoveFact::Status => Fact::Status(Status::Cancelling),
-            MoveFact::Alive => Fact::Alive(Alive { elapsed_ms: 1, since_output_ms: 1 }),
+            MoveFact::Started => Fact::Held(standing(Status::Running)),
+            MoveFact::Queued => Fact::Held(standing(Status::Queued)),
+            MoveFact::Position => Fact::Queued(3),
+            MoveFact::Running => Fact::Status(StatusChange::to(Status::Running)),
+            MoveFact::Paused => Fact::Status(StatusChange::to(Status::Paused)),
+            MoveFact::Cancelling => Fact::Status(StatusChange::to(Status::Cancelling)),
+            MoveFact::Gap => Fact::Gap(Gap { stream: Stream::Stdout, from: 0, to: 1, reason: GapReason::Overwritten }),
+            MoveFact::TakenOver => Fact::TakenOver,
+            MoveFact::Alive => Fact::Alive(Alive { elapsed_ms: 1, since_output_ms: 1, deadline_ms: None }),
             MoveFact::Completed => ended(Status::Completed, Reason::Exit),
             MoveFact::Canceled => ended(Status::Cancelled, Reason::Canceled),
             MoveFact::Lost => ended(Status::Failed, Reason::BackendLost),
         }
     }
+}
+
+fn standing(status: Status) -> Standing {
+    let position = (status == Status::Queued).then_some(2);
+    Standing { status, position, terms: Terms::default(), alive: Alive::default() }
 }
 
 /// Reads the record as a client would, and checks the promises.
@@ -220,7 +271,9 @@ fn check(driven: &Driven) {
     for words in said {
         match words {
             Words::Message(Message::Progress(progress)) | Words::Heartbeat(progress) => {
-                assert!(!ended.contains_key(&progress.execution_id), "no status after the last");
+                let held_again = driven.started.get(&progress.execution_id).copied().unwrap_or(0);
+                let over = ended.get(&progress.execution_id).copied().unwrap_or(0);
+                assert!(over < held_again, "no status after the last, unless it is attached to again");
                 running = Some(progress.execution_id);
             }
             Words::Output(_) => assert!(running.is_some(), "output only of an execution that runs"),
@@ -229,12 +282,21 @@ fn check(driven: &Driven) {
                 assert!(end.ending.status.is_final());
                 running = None;
             }
+            Words::Message(Message::Detached(detached)) => {
+                *ended.entry(detached.execution_id).or_default() += 1;
+                running = None;
+            }
+            Words::Message(Message::Gap(gap)) => {
+                assert_eq!(running, Some(gap.execution_id), "a gap is part of the output")
+            }
             Words::Message(Message::Response(response)) => answered.extend(response.id.as_str().parse::<u64>().ok()),
-            Words::Message(Message::Connected(_) | Message::Error(_)) | Words::Pong(_) => {}
+            Words::Message(Message::Connected(_) | Message::Error(_)) | Words::Ping(_) | Words::Pong(_) => {}
         }
     }
-    assert!(ended.values().all(|times| *times == 1), "one end for each execution");
-    assert!(ended.keys().all(|id| driven.started.contains_key(id)), "no end of what never began");
+    for (id, times) in &ended {
+        let held = driven.started.get(id).copied().unwrap_or(0);
+        assert!(*times <= held, "one end for each hold, and none of what never began");
+    }
     answered.sort_unstable();
     let unique = answered.len();
     answered.dedup();
@@ -242,7 +304,7 @@ fn check(driven: &Driven) {
     if let Phase::Open(open, _) = &driven.phase {
         // Still owed may be the response to an `execute` that is starting, and to asks under way.
         let starting = match &open.hold {
-            Some(Hold { stage: Stage::Starting { answer }, .. }) => {
+            Some(Hold { stage: Stage::Starting { answer, .. }, .. }) => {
                 answer.as_ref().map(|id| id.as_str().parse().unwrap())
             }
             _ => None,
@@ -274,9 +336,11 @@ proptest! {
     }
 }
 
+const EXECUTE: Move = Move::Execute { id: true, detach: false };
+
 fn start(driven: &mut Driven) {
     let now = Instant::now();
-    driven.drive(&Move::Execute { id: true }, now);
+    driven.drive(&EXECUTE, now);
     driven.drive(&Move::Fact { own: true, fact: MoveFact::Started }, now);
 }
 
@@ -297,7 +361,7 @@ fn a_call_without_id_that_fails_is_told_as_an_error() {
 fn a_second_execute_is_refused_and_the_first_goes_on() {
     let mut driven = Driven::new();
     start(&mut driven);
-    driven.drive(&Move::Execute { id: true }, Instant::now());
+    driven.drive(&EXECUTE, Instant::now());
     let Words::Message(Message::Response(response)) = last(&driven) else { panic!("a response") };
     assert_eq!(response.outcome.as_ref().unwrap_err().code, code::ALREADY_RUNNING);
     driven.drive(&Move::Output { own: true }, Instant::now());
@@ -331,7 +395,7 @@ fn a_fault_of_the_backend_is_announced_before_the_end() {
 #[test]
 fn an_execution_that_never_started_is_answered_as_failed_first() {
     let mut driven = Driven::new();
-    driven.drive(&Move::Execute { id: true }, Instant::now());
+    driven.drive(&EXECUTE, Instant::now());
     driven.drive(&Move::Fact { own: true, fact: MoveFact::Lost }, Instant::now());
     let Words::Message(Message::Response(response)) = &driven.said()[1] else { panic!("the response comes first") };
     assert_eq!(response.outcome.as_ref().unwrap()["status"], "failed");
@@ -344,8 +408,8 @@ fn the_elapsed_time_goes_on_whatever_is_heard() {
     let now = Instant::now();
     for (seconds, step) in [
         (5, Move::Output { own: true }),
-        (6, Move::Fact { own: true, fact: MoveFact::Status }),
-        (8, Move::Heartbeat { held_back: false }),
+        (6, Move::Fact { own: true, fact: MoveFact::Cancelling }),
+        (8, Move::Heartbeat),
     ] {
         driven.drive(&step, now + Duration::from_secs(seconds));
     }
@@ -363,15 +427,75 @@ fn the_elapsed_time_goes_on_whatever_is_heard() {
 }
 
 #[test]
-fn silence_is_only_said_of_a_backend_that_is_listened_to() {
+fn silence_is_said_after_three_heartbeats_and_any_sign_ends_it() {
     let mut driven = Driven::new();
     start(&mut driven);
-    let later = Instant::now() + Duration::from_secs(46);
-    for (held_back, hearing) in [(true, Hearing::Alive), (false, Hearing::Silent)] {
-        driven.drive(&Move::Heartbeat { held_back }, later);
+    let start = Instant::now();
+    let alive = Move::Fact { own: true, fact: MoveFact::Alive };
+    for (seconds, sign, hearing) in
+        [(44, None, Hearing::Alive), (46, None, Hearing::Silent), (47, Some(alive), Hearing::Alive)]
+    {
+        let now = start + Duration::from_secs(seconds);
+        if let Some(sign) = sign {
+            driven.drive(&sign, now);
+        }
+        driven.drive(&Move::Heartbeat, now);
         let Words::Heartbeat(progress) = last(&driven) else { panic!("a heartbeat") };
-        assert_eq!(progress.backend, hearing);
-        assert!(progress.elapsed_ms >= 46_000);
+        assert_eq!(progress.backend, hearing, "after {seconds} s");
+    }
+}
+
+#[test]
+fn one_that_may_detach_asks_what_arrived_after_each_mebibyte_and_passes_the_answer_on() {
+    let mut driven = Driven::new();
+    let now = Instant::now();
+    driven.drive(&Move::Execute { id: true, detach: true }, now);
+    driven.drive(&Move::Fact { own: true, fact: MoveFact::Started }, now);
+    let id = driven.current;
+    let mut asks = Vec::new();
+    let mut on = |driven: &mut Driven, event| {
+        let phase = std::mem::replace(&mut driven.phase, Phase::Closed(None, Closure::Gone));
+        let (phase, new) = phase.on(event, now);
+        driven.phase = phase;
+        asks.extend(new);
+    };
+    for n in 1..=32u64 {
+        let offsets = PerStream { stdout: n << 16, stderr: 0 };
+        on(&mut driven, Event::Output { execution_id: id, frames: Bytes::from_static(b"frames"), offsets });
+    }
+    let pings: Vec<_> = driven
+        .said()
+        .iter()
+        .filter_map(|words| match words {
+            Words::Ping(payload) => Some(payload.clone()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(pings.len(), 2);
+    on(&mut driven, Event::Incoming(Incoming::Pong(pings[1].clone())));
+    assert_eq!(asks, [Ask::Acknowledge(PerStream { stdout: 2 << 20, stderr: 0 })]);
+}
+
+#[test]
+fn what_is_taken_over_is_let_go_and_the_session_lives() {
+    let mut driven = Driven::new();
+    start(&mut driven);
+    driven.drive(&Move::Output { own: true }, Instant::now());
+    driven.drive(&Move::Fact { own: true, fact: MoveFact::TakenOver }, Instant::now());
+    let Words::Message(Message::Detached(detached)) = last(&driven) else { panic!("detached") };
+    assert_eq!((detached.reason, detached.offsets.stdout), ("taken_over", 6));
+    start(&mut driven);
+    assert!(matches!(last(&driven), Words::Message(Message::Progress(_))));
+}
+
+#[test]
+fn a_draining_service_leaves_what_may_detach_to_its_backend() {
+    for (leave, closes) in [(Leave::Running, true), (Leave::Nothing, false)] {
+        let mut driven = Driven::new();
+        driven.drive(&Move::Execute { id: true, detach: true }, Instant::now());
+        driven.drive(&Move::Fact { own: true, fact: MoveFact::Started }, Instant::now());
+        driven.drive(&Move::Drain(leave), Instant::now());
+        assert_eq!(matches!(driven.phase, Phase::Closed(..)), closes, "{leave:?}");
     }
 }
 
@@ -379,8 +503,8 @@ fn silence_is_only_said_of_a_backend_that_is_listened_to() {
 fn a_drained_session_tells_the_end_before_it_closes() {
     let mut driven = Driven::new();
     start(&mut driven);
-    driven.drive(&Move::Drain, Instant::now());
-    driven.drive(&Move::Execute { id: true }, Instant::now());
+    driven.drive(&Move::Drain(Leave::Nothing), Instant::now());
+    driven.drive(&EXECUTE, Instant::now());
     assert!(
         matches!(last(&driven), Words::Message(Message::Response(response)) if response.outcome.as_ref().unwrap_err().code == code::DRAINING)
     );
@@ -406,7 +530,7 @@ fn the_same_id_again_is_the_same_execution() {
         asks.len()
     };
     assert_eq!(on(execute("true")), 1);
-    on(Event::Report(Report { execution_id: id, fact: Fact::Started }));
+    on(Event::Report(Report { execution_id: id, fact: Fact::Held(standing(Status::Running)) }));
     assert_eq!(on(execute("true")), 0, "it never runs twice");
     assert_eq!(on(execute("false")), 0);
     let [.., Words::Message(Message::Response(again)), Words::Message(Message::Response(other))] = driven.said() else {

@@ -1,0 +1,227 @@
+//! The execution that a session holds, and what is known of it.
+
+use std::time::{Duration, Instant};
+
+use crate::{
+    backend::api::{Alive, Gap, StatusChange},
+    clock::millis,
+    execution::messages::Standing,
+    id::ExecutionId,
+    protocol::{
+        DEFAULT_HEARTBEAT_MS, PerStream,
+        method::{Attach, Execute},
+        notify::{Hearing, Progress},
+        rpc::Id,
+    },
+    terminate::{Ending, Scope, Status},
+};
+
+/// Heartbeats that the backend may miss before it is called silent.
+const MISSED_HEARTBEATS: u32 = 3;
+
+/// How much is sent between two pings that ask what has arrived, in bytes.
+const BYTES_A_PING: u64 = 1 << 20;
+
+/// The execution that a session holds.
+#[derive(Debug)]
+pub(super) struct Hold {
+    pub(super) id: ExecutionId,
+    /// What was asked for, if it was asked for here.
+    pub(super) execute: Option<Box<Execute>>,
+    pub(super) may_detach: bool,
+    pub(super) stage: Stage,
+    /// Asks that are not answered yet.
+    pub(super) n_asked: usize,
+    /// How it ended, while an answer is still owed: the end is said after the answers that led to it.
+    pub(super) ending: Option<Ending>,
+    heartbeat: Duration,
+}
+
+#[derive(Debug)]
+pub(super) enum Stage {
+    /// The backend has not said a word; the answer is still owed.
+    Starting { answer: Option<Id>, offsets: PerStream<u64> },
+    /// The backend has it.
+    Live(Live),
+}
+
+/// An execution that the backend has: it waits, runs, or is being replayed.
+#[derive(Debug)]
+pub(super) struct Live {
+    pub(super) status: Status,
+    position: Option<u64>,
+    scope: Option<Scope>,
+    pub(super) offsets: PerStream<u64>,
+    /// How much had been sent when the client was last asked what has arrived.
+    pinged: u64,
+    began_at: Instant,
+    heard_at: Instant,
+    output_at: Instant,
+    /// What was left until the total time-out, and when that was so.
+    deadline: Option<(u64, Instant)>,
+}
+
+impl Hold {
+    /// One that was asked to run.
+    pub(super) fn started(id: ExecutionId, execute: Box<Execute>, answer: Option<Id>) -> Self {
+        Hold {
+            id,
+            may_detach: execute.run.detach.is_some(),
+            stage: Stage::Starting { answer, offsets: PerStream::default() },
+            n_asked: 0,
+            ending: None,
+            heartbeat: Duration::from_millis(execute.run.heartbeat_ms),
+            execute: Some(execute),
+        }
+    }
+
+    /// One that was asked to be followed.
+    pub(super) fn followed(attach: &Attach, answer: Option<Id>) -> Self {
+        Hold {
+            id: attach.execution_id,
+            may_detach: false,
+            stage: Stage::Starting { answer, offsets: attach.offsets },
+            n_asked: 0,
+            ending: None,
+            heartbeat: Duration::from_millis(DEFAULT_HEARTBEAT_MS),
+            execute: None,
+        }
+    }
+
+    /// The backend has said its first word. Gives the request that is to be answered.
+    pub(super) fn live(&mut self, standing: &Standing, now: Instant) -> Option<Id> {
+        self.may_detach |= standing.terms.may_detach;
+        if let Some(ms) = standing.terms.heartbeat_ms.filter(|_| self.execute.is_none()) {
+            self.heartbeat = Duration::from_millis(ms);
+        }
+        let Stage::Starting { answer, offsets } = &mut self.stage else { return None };
+        let timeout_ms = self.execute.as_ref().and_then(|execute| execute.run.timeout_ms);
+        let (answer, offsets) = (answer.take(), *offsets);
+        let mut live = Live {
+            status: standing.status,
+            position: standing.position,
+            scope: (standing.status == Status::Paused).then_some(Scope::Process),
+            offsets,
+            pinged: offsets.stdout + offsets.stderr,
+            began_at: now,
+            heard_at: now,
+            output_at: now,
+            deadline: None,
+        };
+        live.alive(Alive { deadline_ms: standing.alive.deadline_ms.or(timeout_ms), ..standing.alive }, now);
+        self.stage = Stage::Live(live);
+        answer
+    }
+
+    /// How often its status is repeated, in milliseconds.
+    pub(super) fn heartbeat_ms(&self) -> u64 {
+        millis(self.heartbeat)
+    }
+
+    pub(super) fn live_mut(&mut self) -> Option<&mut Live> {
+        match &mut self.stage {
+            Stage::Live(live) => Some(live),
+            Stage::Starting { .. } => None,
+        }
+    }
+
+    /// The status, if the backend has it.
+    pub(super) fn status(&self) -> Option<Status> {
+        match &self.stage {
+            Stage::Live(live) => Some(live.status),
+            Stage::Starting { .. } => None,
+        }
+    }
+
+    /// What was sent of its streams.
+    pub(super) fn offsets(&self) -> PerStream<u64> {
+        match &self.stage {
+            Stage::Live(live) => live.offsets,
+            Stage::Starting { offsets, .. } => *offsets,
+        }
+    }
+
+    /// The newest status. None before there is one, and while one that has ended is replayed: its end
+    /// comes after that.
+    pub(super) fn progress(&self, now: Instant) -> Option<Progress> {
+        let Stage::Live(live) = &self.stage else { return None };
+        if live.status.is_final() {
+            return None;
+        }
+        let since = |at: Instant| millis(now.saturating_duration_since(at));
+        let silent = now.saturating_duration_since(live.heard_at) > self.heartbeat * MISSED_HEARTBEATS;
+        let waits = live.status == Status::Queued;
+        let stands = waits || live.status == Status::Paused;
+        Some(Progress {
+            execution_id: self.id,
+            status: live.status,
+            position: live.position.filter(|_| waits),
+            scope: live.scope.filter(|_| live.status == Status::Paused),
+            elapsed_ms: if waits { 0 } else { since(live.began_at) },
+            since_output_ms: if waits { 0 } else { since(live.output_at) },
+            offsets: live.offsets,
+            backend: if silent { Hearing::Silent } else { Hearing::Alive },
+            deadline_ms: live.deadline.map(|(left, at)| if stands { left } else { left.saturating_sub(since(at)) }),
+        })
+    }
+}
+
+impl Live {
+    /// Output was sent.
+    pub(super) fn output(&mut self, offsets: PerStream<u64>, now: Instant) {
+        self.offsets = offsets;
+        self.heard_at = now;
+        self.output_at = now;
+    }
+
+    /// Whether it is time to ask the client what has arrived.
+    pub(super) fn wants_ping(&mut self) -> bool {
+        let sent = self.offsets.stdout + self.offsets.stderr;
+        let due = sent.saturating_sub(self.pinged) >= BYTES_A_PING;
+        if due {
+            self.pinged = sent;
+        }
+        due
+    }
+
+    /// It waits, at this position.
+    pub(super) fn queued(&mut self, position: u64, now: Instant) {
+        self.status = Status::Queued;
+        self.position = Some(position);
+        self.heard_at = now;
+    }
+
+    /// Its status changed.
+    pub(super) fn change(&mut self, change: StatusChange, now: Instant) {
+        if self.status == Status::Queued {
+            self.began_at = now;
+            self.output_at = now;
+        }
+        if let Some((left, at)) = &mut self.deadline {
+            // What was left is left from now on, unless it stood still.
+            if !matches!(self.status, Status::Queued | Status::Paused) {
+                *left = left.saturating_sub(millis(now.saturating_duration_since(*at)));
+            }
+            *at = now;
+        }
+        self.status = change.status;
+        self.scope = change.scope;
+        self.heard_at = now;
+    }
+
+    /// The backend gave a sign of life.
+    pub(super) fn alive(&mut self, alive: Alive, now: Instant) {
+        let before = |ms: u64| now.checked_sub(Duration::from_millis(ms)).unwrap_or(now);
+        self.began_at = before(alive.elapsed_ms);
+        self.output_at = before(alive.since_output_ms);
+        self.heard_at = now;
+        if let Some(left) = alive.deadline_ms {
+            self.deadline = Some((left, now));
+        }
+    }
+
+    /// Bytes that will not be sent.
+    pub(super) fn gap(&mut self, gap: Gap) {
+        *self.offsets.get_mut(gap.stream) = gap.to;
+    }
+}

@@ -1,0 +1,49 @@
+//! An execution that has ended: its output and its ending are there for whoever comes back.
+
+use std::time::Instant;
+
+use cc_executor_actors::{
+    backend::api::{Alive, Word},
+    terminate::Ending,
+};
+use log::debug;
+
+use super::{Ask, Body, Stand, at, refuse};
+use crate::backend::{
+    spool::{Dismissal, Moved},
+    table::Kept,
+};
+
+/// Delivers the rest and the last word, to whoever follows it now and to whoever comes until the
+/// retention is over.
+pub(super) async fn keep(mut body: Body, ending: Ending, kept: Kept) {
+    let until = Instant::now() + body.terms.retention;
+    let stand = Stand {
+        status: ending.status,
+        position: None,
+        alive: Alive { elapsed_ms: ending.elapsed_ms.unwrap_or(0), ..Alive::default() },
+    };
+    loop {
+        body.spool.deliver_last(|| Word::Exit(ending.clone()));
+        tokio::select! {
+            biased;
+            ask = body.asks.recv() => match ask {
+                // Nobody can ask any more: the table has forgotten it.
+                None => break,
+                Some(ask) => match body.common(ask, || stand, Some(&ending)) {
+                    Some(Ask::Shed) => body.spool.clear(),
+                    Some(ask) => refuse(ask, "it has ended"),
+                    None => {}
+                },
+            },
+            moved = body.spool.moved(body.terms.consumer_stall, body.asked_at) => {
+                if moved != Moved::Room {
+                    body.spool.dismiss(Dismissal::Vanished);
+                }
+            }
+            () = at((!body.spool.is_attached()).then_some(until)) => break,
+        }
+    }
+    debug!(event = "execution.forgotten", execution_id:% = body.terms.id; "execution forgotten");
+    drop(kept);
+}

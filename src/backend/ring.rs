@@ -1,0 +1,156 @@
+//! The last bytes of one output stream, by their offset in the stream.
+//!
+//! It allocates as it fills, and holds one buffer: bounding bytes bounds memory.
+
+use std::cmp::min;
+
+/// The end of one stream.
+#[derive(Debug)]
+pub struct Ring {
+    bytes: Vec<u8>,
+    capacity: usize,
+    end: u64,
+}
+
+impl Ring {
+    /// An empty ring that keeps so many bytes; at least one.
+    pub fn new(capacity: usize) -> Self {
+        Ring { bytes: Vec::new(), capacity: capacity.max(1), end: 0 }
+    }
+
+    /// The offset of the oldest byte that is kept.
+    pub fn start(&self) -> u64 {
+        self.end - self.bytes.len() as u64
+    }
+
+    /// The offset after the newest byte: how long the stream is so far.
+    pub fn end(&self) -> u64 {
+        self.end
+    }
+
+    /// Bytes of memory that it takes.
+    pub fn memory(&self) -> usize {
+        self.bytes.capacity()
+    }
+
+    /// Adds to the stream. The oldest bytes give way.
+    pub fn push(&mut self, mut bytes: &[u8]) {
+        if bytes.len() > self.capacity {
+            // Only the last of these can be kept. What was there is all overwritten.
+            let (passed, kept) = bytes.split_at(bytes.len() - self.capacity);
+            if self.bytes.len() < self.capacity {
+                self.grow(self.capacity);
+                self.bytes.resize(self.capacity, 0);
+            }
+            self.end += passed.len() as u64;
+            bytes = kept;
+        }
+        while !bytes.is_empty() {
+            let at = self.index(self.end);
+            let (piece, rest) = bytes.split_at(min(bytes.len(), self.capacity - at));
+            if at + piece.len() > self.bytes.len() {
+                self.grow(at + piece.len());
+                self.bytes.truncate(at);
+                self.bytes.extend_from_slice(piece);
+            } else {
+                self.bytes[at..at + piece.len()].copy_from_slice(piece);
+            }
+            self.end += piece.len() as u64;
+            bytes = rest;
+        }
+    }
+
+    /// The bytes from this offset on, as far as they lie in one piece and up to so many. Empty at the
+    /// end, and where they are not kept any more.
+    pub fn piece(&self, from: u64, most: usize) -> &[u8] {
+        if from < self.start() || from >= self.end {
+            return &[];
+        }
+        let at = self.index(from);
+        let left = usize::try_from(self.end - from).unwrap_or(usize::MAX);
+        let n = min(min(left, most), self.bytes.len() - at);
+        &self.bytes[at..at + n]
+    }
+
+    /// Nothing will be added: gives back what it does not need.
+    pub fn finish(&mut self) {
+        self.bytes.shrink_to_fit();
+    }
+
+    /// Forgets what it keeps, and gives back its memory.
+    pub fn clear(&mut self) {
+        self.bytes = Vec::new();
+    }
+
+    /// Where the byte of this offset lies.
+    fn index(&self, offset: u64) -> usize {
+        (offset % self.capacity as u64) as usize
+    }
+
+    /// Doubles, but not beyond the capacity: a vector by itself would.
+    fn grow(&mut self, needed: usize) {
+        if needed > self.bytes.capacity() {
+            let wanted = min((self.bytes.capacity() * 2).max(needed), self.capacity);
+            self.bytes.reserve_exact(wanted - self.bytes.len());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn read_from(ring: &Ring, mut from: u64, most: usize) -> Vec<u8> {
+        let mut got = Vec::new();
+        loop {
+            let piece = ring.piece(from, most);
+            if piece.is_empty() {
+                return got;
+            }
+            assert!(piece.len() <= most);
+            got.extend_from_slice(piece);
+            from += piece.len() as u64;
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn it_keeps_the_last_bytes_of_the_stream(
+            capacity in 1usize..200,
+            pieces in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..300), 0..30),
+            most in 1usize..70,
+        ) {
+            let mut ring = Ring::new(capacity);
+            let mut stream = Vec::new();
+            for piece in &pieces {
+                ring.push(piece);
+                stream.extend_from_slice(piece);
+                let kept = min(stream.len(), capacity);
+                prop_assert_eq!(ring.end(), stream.len() as u64);
+                prop_assert_eq!(ring.start(), (stream.len() - kept) as u64);
+                prop_assert!(ring.memory() <= capacity);
+                for from in [ring.start(), ring.start() + kept as u64 / 2, ring.end()] {
+                    prop_assert_eq!(&read_from(&ring, from, most)[..], &stream[from as usize..]);
+                }
+            }
+            if let Some(lost) = ring.start().checked_sub(1) {
+                prop_assert!(ring.piece(lost, most).is_empty());
+            }
+        }
+    }
+
+    #[test]
+    fn it_allocates_as_it_fills_and_gives_back() {
+        let mut ring = Ring::new(4 << 20);
+        assert_eq!(ring.memory(), 0);
+        ring.push(b"hello");
+        assert!(ring.memory() < 100);
+        ring.push(&[0; 3 << 20]);
+        ring.finish();
+        assert_eq!(ring.memory(), (3 << 20) + 5);
+        ring.clear();
+        assert_eq!((ring.memory(), ring.start(), ring.end()), (0, (3 << 20) + 5, (3 << 20) + 5));
+    }
+}

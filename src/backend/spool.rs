@@ -1,0 +1,578 @@
+//! What a command has written, on its way to whoever follows it: one ring a stream, and one consumer.
+//!
+//! A consumer reads from the rings at its own pace, from any offset that is still kept; a live one gets
+//! what is read without a copy. Back-pressure is decided in [`Spool::may_read`]. An execution that may
+//! go on without a consumer keeps what nobody has acknowledged; any other overwrites, and waits for
+//! its consumer alone.
+
+use std::{
+    cell::Cell,
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use cc_executor_actors::{
+    backend::api::{Gap, GapReason, Word},
+    protocol::{
+        PerStream, Stream,
+        method::Overflow,
+        rpc::{ErrorObject, code},
+    },
+};
+use serde_json::json;
+use tokio::sync::{mpsc, oneshot};
+
+use super::ring::Ring;
+
+/// Pieces of output, or words, that wait for a consumer beside the rings.
+pub const SLOTS: usize = 4;
+
+/// The most that is handed over at a time, in bytes.
+const PIECE: usize = 64 * 1024;
+
+/// What is left in a pipe when its writers are gone is always read, however full the ring: as much as a
+/// pipe holds.
+const SLACK: usize = 256 * 1024;
+
+/// What a consumer is given.
+#[derive(Debug)]
+pub enum Item {
+    /// Output.
+    Output {
+        /// Which stream.
+        stream: Stream,
+        /// The bytes.
+        bytes: Bytes,
+    },
+    /// A word of the backend. `Exit` is the last item.
+    Word(Word),
+}
+
+/// Why a consumer is sent away.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Dismissal {
+    /// Another one has come.
+    TakenOver,
+    /// It took nothing, and nobody asked for it.
+    Vanished,
+}
+
+/// Whoever follows an execution.
+#[derive(Debug)]
+pub struct Consumer {
+    items: mpsc::Sender<Item>,
+    /// To the body, which says it, and to whoever makes sure that its socket comes back.
+    dismiss: (oneshot::Sender<Dismissal>, oneshot::Sender<Dismissal>),
+    /// A gateway: it acknowledges, and asks how the execution is while it does not read.
+    is_gateway: bool,
+    cursor: PerStream<u64>,
+    blocked_since: Cell<Option<Instant>>,
+}
+
+/// The consumer's end.
+#[derive(Debug)]
+pub struct Feed {
+    /// What it is given.
+    pub items: mpsc::Receiver<Item>,
+    /// Fires when it is sent away.
+    pub dismissed: oneshot::Receiver<Dismissal>,
+    /// The same, for whoever watches its socket.
+    pub released: oneshot::Receiver<Dismissal>,
+}
+
+impl Consumer {
+    /// A consumer that has so much of each stream already.
+    pub fn new(offsets: PerStream<u64>, is_gateway: bool) -> (Consumer, Feed) {
+        let (items, receiver) = mpsc::channel(SLOTS);
+        let (dismiss, dismissed) = oneshot::channel();
+        let (release, released) = oneshot::channel();
+        let consumer = Consumer {
+            items,
+            dismiss: (dismiss, release),
+            is_gateway,
+            cursor: offsets,
+            blocked_since: Cell::new(None),
+        };
+        (consumer, Feed { items: receiver, dismissed, released })
+    }
+
+    fn dismiss(self, why: Dismissal) {
+        let (body, watch) = self.dismiss;
+        // Either may be gone already.
+        let _ = body.send(why);
+        let _ = watch.send(why);
+    }
+}
+
+/// What becomes of output that nobody has taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Policy {
+    /// It is overwritten: the execution does not outlive its consumer.
+    Overwrite,
+    /// It is kept, or not, for an execution that may.
+    Detach(Overflow),
+}
+
+/// The output of one execution.
+#[derive(Debug)]
+pub struct Spool {
+    rings: PerStream<Ring>,
+    acknowledged: PerStream<u64>,
+    policy: Policy,
+    /// How much of a stream may wait for acknowledgement, in bytes.
+    limit: u64,
+    consumer: Option<Consumer>,
+    unsaid: VecDeque<Word>,
+    /// Nothing more will be written, or read.
+    finished: bool,
+    /// Which stream is looked at first: they take turns.
+    first: usize,
+}
+
+/// What happened to the consumer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Moved {
+    /// It has made room.
+    Room,
+    /// It is gone.
+    Gone,
+    /// It has taken nothing for too long, and nobody asked for it.
+    Vanished,
+}
+
+impl Spool {
+    /// A spool with rings of so many bytes.
+    pub fn new(policy: Policy, ring_bytes: usize, consumer: Consumer) -> Self {
+        let ring = || Ring::new(ring_bytes + SLACK);
+        Spool {
+            rings: PerStream { stdout: ring(), stderr: ring() },
+            acknowledged: PerStream::default(),
+            policy,
+            limit: ring_bytes as u64,
+            consumer: Some(consumer),
+            unsaid: VecDeque::new(),
+            finished: false,
+            first: 0,
+        }
+    }
+
+    /// How much was written to each stream.
+    pub fn written(&self) -> PerStream<u64> {
+        PerStream { stdout: self.rings.stdout.end(), stderr: self.rings.stderr.end() }
+    }
+
+    /// Whether somebody follows it.
+    pub fn is_attached(&self) -> bool {
+        self.consumer.is_some()
+    }
+
+    /// Whether it goes on without a consumer.
+    pub fn may_detach(&self) -> bool {
+        self.policy != Policy::Overwrite
+    }
+
+    /// Whether a stream's pipe may be read: back-pressure begins here.
+    pub fn may_read(&self, stream: Stream) -> bool {
+        match (self.policy, &self.consumer) {
+            (Policy::Overwrite, Some(consumer)) => consumer.items.capacity() > 0,
+            (Policy::Detach(Overflow::Wait), _) => {
+                self.finished || self.rings.get(stream).end() - self.acknowledged.get(stream) < self.limit
+            }
+            (Policy::Overwrite, None) | (Policy::Detach(Overflow::Drop), _) => true,
+        }
+    }
+
+    /// Takes what was read. A consumer that has had everything before gets it as it is.
+    pub fn push(&mut self, stream: Stream, bytes: Bytes) {
+        let ring = self.rings.get_mut(stream);
+        let before = ring.end();
+        ring.push(&bytes);
+        if let Some(consumer) = &mut self.consumer
+            && *consumer.cursor.get(stream) == before
+            && self.unsaid.is_empty()
+            && consumer.items.capacity() > 0
+        {
+            *consumer.cursor.get_mut(stream) = ring.end();
+            // One that is gone is noticed where it is waited for.
+            let _ = consumer.items.try_send(Item::Output { stream, bytes });
+            self.acknowledge_sent();
+        }
+    }
+
+    /// Says a word as soon as there is room, before any output that has not been handed over. Of words
+    /// of one kind only the newest waits.
+    pub fn say(&mut self, word: Word) {
+        let replaces = |older: &Word| {
+            matches!(
+                (older, &word),
+                (Word::Queued(_), Word::Queued(_) | Word::Started(_)) | (Word::Status(_), Word::Status(_))
+            )
+        };
+        if self.unsaid.back().is_some_and(replaces) {
+            self.unsaid.pop_back();
+        }
+        self.unsaid.push_back(word);
+        self.deliver();
+    }
+
+    /// Says a word if there is room now.
+    pub fn mention(&mut self, word: Word) {
+        if let Some(consumer) = &self.consumer
+            && self.unsaid.is_empty()
+        {
+            // A consumer without room has signs of life enough waiting for it.
+            let _ = consumer.items.try_send(Item::Word(word));
+        }
+    }
+
+    /// The pipes may be read to their ends from now on, whoever takes that.
+    pub fn finish(&mut self) {
+        self.finished = true;
+    }
+
+    /// Nothing will be written any more: the last word waits for whoever has had everything.
+    pub fn end(&mut self) {
+        self.finished = true;
+        self.rings.stdout.finish();
+        self.rings.stderr.finish();
+    }
+
+    /// Memory that the rings take, in bytes.
+    pub fn memory(&self) -> usize {
+        self.rings.stdout.memory() + self.rings.stderr.memory()
+    }
+
+    /// Forgets all output.
+    pub fn clear(&mut self) {
+        self.rings.stdout.clear();
+        self.rings.stderr.clear();
+    }
+
+    /// Hands over what there is, as far as there is room. True when the consumer has had everything.
+    pub fn deliver(&mut self) -> bool {
+        let now = Instant::now();
+        loop {
+            let Some(consumer) = &mut self.consumer else { return false };
+            if consumer.items.capacity() == 0 {
+                if consumer.blocked_since.get().is_none() {
+                    consumer.blocked_since.set(Some(now));
+                }
+                return false;
+            }
+            consumer.blocked_since.set(None);
+            let item = match self.unsaid.pop_front() {
+                Some(word) => Item::Word(word),
+                None => match next(&self.rings, &mut self.first, consumer, self.policy, &self.acknowledged) {
+                    Some(item) => item,
+                    None => return true,
+                },
+            };
+            if consumer.items.try_send(item).is_err() {
+                return false;
+            }
+            self.acknowledge_sent();
+        }
+    }
+
+    /// Hands over the last word, after everything else. The consumer is then done.
+    pub fn deliver_last(&mut self, last: impl FnOnce() -> Word) {
+        if self.deliver()
+            && let Some(consumer) = self.consumer.take()
+        {
+            let _ = consumer.items.try_send(Item::Word(last()));
+        }
+    }
+
+    /// Nobody but a gateway acknowledges: what was handed to anybody else counts as received.
+    fn acknowledge_sent(&mut self) {
+        if let Some(consumer) = self.consumer.as_ref().filter(|consumer| !consumer.is_gateway) {
+            for stream in Stream::BOTH {
+                let acknowledged = self.acknowledged.get_mut(stream);
+                *acknowledged = (*acknowledged).max(*consumer.cursor.get(stream));
+            }
+        }
+    }
+
+    /// Takes note of what a client has received.
+    pub fn acknowledge(&mut self, offsets: PerStream<u64>) -> Result<(), ErrorObject> {
+        self.judge(offsets)?;
+        for stream in Stream::BOTH {
+            let acknowledged = self.acknowledged.get_mut(stream);
+            *acknowledged = (*acknowledged).max(*offsets.get(stream));
+        }
+        Ok(())
+    }
+
+    /// Gives the output to another consumer, from where it has it. The one before is sent away. `first`
+    /// is what the new one is told before anything else.
+    pub fn attach(&mut self, consumer: Consumer, first: Option<Word>) -> Result<(), ErrorObject> {
+        self.acknowledge(consumer.cursor)?;
+        self.unsaid.clear();
+        self.unsaid.extend(first);
+        if let Some(before) = self.consumer.replace(consumer) {
+            before.dismiss(Dismissal::TakenOver);
+        }
+        Ok(())
+    }
+
+    /// Lets go of a consumer that is gone, or takes nothing.
+    pub fn dismiss(&mut self, why: Dismissal) {
+        if let Some(consumer) = self.consumer.take() {
+            consumer.dismiss(why);
+        }
+    }
+
+    fn judge(&self, offsets: PerStream<u64>) -> Result<(), ErrorObject> {
+        for stream in Stream::BOTH {
+            let (asked, end) = (*offsets.get(stream), self.rings.get(stream).end());
+            if asked > end {
+                let message = format!("offset {asked} of {} is beyond its {end} bytes", stream.as_str());
+                return Err(ErrorObject::new(code::PARAMS, message)
+                    .with(json!({ "param": stream.as_str(), "asked": asked, "max": end })));
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until the consumer makes room, is gone, or has vanished: it took nothing for so long, and
+    /// its gateway did not ask for it since `asked_at` either.
+    pub async fn moved(&self, patience: Duration, asked_at: Instant) -> Moved {
+        let Some(consumer) = &self.consumer else { return std::future::pending().await };
+        if consumer.items.capacity() > 0 {
+            consumer.items.closed().await;
+            return Moved::Gone;
+        }
+        let since = consumer.blocked_since.get().unwrap_or(asked_at).max(asked_at);
+        let vanished = async {
+            if consumer.is_gateway {
+                tokio::time::sleep_until((since + patience).into()).await;
+            } else {
+                std::future::pending().await
+            }
+        };
+        tokio::select! {
+            biased;
+            room = consumer.items.reserve() => if room.is_ok() { Moved::Room } else { Moved::Gone },
+            () = vanished => Moved::Vanished,
+        }
+    }
+}
+
+/// The next piece that a consumer has not had, or the gap before it.
+fn next(
+    rings: &PerStream<Ring>,
+    first: &mut usize,
+    consumer: &mut Consumer,
+    policy: Policy,
+    acknowledged: &PerStream<u64>,
+) -> Option<Item> {
+    for _ in 0..Stream::BOTH.len() {
+        let stream = Stream::BOTH[*first];
+        *first = (*first + 1) % Stream::BOTH.len();
+        let (ring, cursor) = (rings.get(stream), consumer.cursor.get_mut(stream));
+        if *cursor < ring.start() {
+            let dropped = policy == Policy::Detach(Overflow::Drop) && *cursor >= *acknowledged.get(stream);
+            let reason = if dropped { GapReason::Dropped } else { GapReason::Overwritten };
+            let gap = Gap { stream, from: *cursor, to: ring.start(), reason };
+            *cursor = gap.to;
+            return Some(Item::Word(Word::Gap(gap)));
+        }
+        let piece = ring.piece(*cursor, PIECE);
+        if !piece.is_empty() {
+            *cursor += piece.len() as u64;
+            return Some(Item::Output { stream, bytes: Bytes::copy_from_slice(piece) });
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use cc_executor_actors::{
+        backend::api::StatusChange,
+        terminate::{Ending, Reason, Status},
+    };
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const RING: usize = 100;
+
+    fn spool(policy: Policy) -> (Spool, Feed) {
+        let (consumer, feed) = Consumer::new(PerStream::default(), true);
+        (Spool::new(policy, RING, consumer), feed)
+    }
+
+    fn bytes(n: usize, from: usize) -> Bytes {
+        (from..from + n).map(|at| (at % 251) as u8).collect()
+    }
+
+    fn at(stdout: u64) -> PerStream<u64> {
+        PerStream { stdout, stderr: 0 }
+    }
+
+    /// Reads what is there: the bytes of stdout by their offset, and the words.
+    fn read(feed: &mut Feed, from: u64) -> (u64, Vec<Word>) {
+        let (mut end, mut words) = (from, Vec::new());
+        while let Ok(item) = feed.items.try_recv() {
+            match item {
+                Item::Output { bytes: got, .. } => {
+                    assert_eq!(got, bytes(got.len(), end as usize), "the right bytes at {end}");
+                    end += got.len() as u64;
+                }
+                Item::Word(word) => {
+                    if let Word::Gap(gap) = &word {
+                        assert_eq!(gap.from, end);
+                        end = gap.to;
+                    }
+                    words.push(word);
+                }
+            }
+        }
+        (end, words)
+    }
+
+    #[test]
+    fn one_that_may_not_detach_waits_for_its_consumers_room_alone() {
+        let (mut spool, mut feed) = spool(Policy::Overwrite);
+        let mut written = 0;
+        while spool.may_read(Stream::Stdout) {
+            spool.push(Stream::Stdout, bytes(RING, written));
+            written += RING;
+        }
+        assert_eq!(written, SLOTS * RING);
+        assert_eq!(read(&mut feed, 0), (written as u64, vec![]));
+        assert!(spool.may_read(Stream::Stdout));
+        spool.dismiss(Dismissal::Vanished);
+        assert!(spool.may_read(Stream::Stdout), "nobody is waited for");
+    }
+
+    #[test]
+    fn what_nobody_acknowledged_is_never_overwritten() {
+        let (mut spool, feed) = spool(Policy::Detach(Overflow::Wait));
+        drop(feed);
+        spool.dismiss(Dismissal::Vanished);
+        let mut written = 0;
+        while spool.may_read(Stream::Stdout) {
+            spool.push(Stream::Stdout, bytes(7, written));
+            written += 7;
+        }
+        assert!((RING..RING + 7).contains(&written));
+        assert!(spool.may_read(Stream::Stderr), "the other stream has a ring of its own");
+        let (consumer, mut feed) = Consumer::new(at(10), true);
+        spool.attach(consumer, None).unwrap();
+        spool.deliver();
+        assert_eq!(read(&mut feed, 10), (written as u64, vec![]));
+        assert!(spool.may_read(Stream::Stdout), "what it has is acknowledged by attaching");
+        spool.push(Stream::Stdout, bytes(7, written));
+        assert!(!spool.may_read(Stream::Stdout), "sent is not received");
+        spool.acknowledge(at(50)).unwrap();
+        spool.acknowledge(at(20)).unwrap();
+        assert!(spool.may_read(Stream::Stdout));
+        assert_eq!(spool.acknowledge(at(written as u64 + 8)).unwrap_err().code, code::PARAMS);
+        let beyond = Consumer::new(at(written as u64 + 8), true).0;
+        assert_eq!(spool.attach(beyond, None).unwrap_err().code, code::PARAMS);
+        assert!(spool.is_attached(), "the one before stays");
+    }
+
+    #[test]
+    fn what_is_dropped_is_said_in_its_place() {
+        let (mut spool, mut feed) = spool(Policy::Detach(Overflow::Drop));
+        let whole = 2 * (RING + SLACK);
+        let mut written = 0;
+        while written < whole {
+            assert!(spool.may_read(Stream::Stdout));
+            spool.push(Stream::Stdout, bytes(64, written));
+            written += 64;
+        }
+        let mut end = 0;
+        let mut gaps = Vec::new();
+        while end < written as u64 {
+            spool.deliver();
+            let (to, words) = read(&mut feed, end);
+            end = to;
+            gaps.extend(words);
+        }
+        let Some(Word::Gap(gap)) = gaps.first() else { panic!("a gap: {gaps:?}") };
+        assert_eq!((gap.from, gap.to, gap.reason), (256, (written - RING - SLACK) as u64, GapReason::Dropped));
+    }
+
+    #[test]
+    fn a_new_consumer_sends_the_old_one_away_and_is_told_where_it_stands_first() {
+        let (mut spool, mut old) = spool(Policy::Overwrite);
+        spool.push(Stream::Stdout, bytes(10, 0));
+        let (consumer, mut feed) = Consumer::new(at(4), true);
+        let first = Word::Status(StatusChange::to(Status::Running));
+        spool.attach(consumer, Some(first.clone())).unwrap();
+        assert_eq!(old.dismissed.try_recv(), Ok(Dismissal::TakenOver));
+        let ending = Ending::without_process(Status::Completed, Reason::Exit, None);
+        spool.deliver_last(|| Word::Exit(ending.clone()));
+        assert_eq!(read(&mut feed, 4), (10, vec![first, Word::Exit(ending)]));
+        assert!(!spool.is_attached());
+    }
+
+    #[test]
+    fn of_the_words_that_wait_only_the_newest_of_a_kind_is_said() {
+        let (mut spool, mut feed) = spool(Policy::Overwrite);
+        for n in 0..SLOTS {
+            spool.push(Stream::Stdout, bytes(1, n));
+        }
+        for status in [Status::Paused, Status::Running, Status::Paused, Status::Cancelling] {
+            spool.say(Word::Status(StatusChange::to(status)));
+        }
+        assert_eq!(read(&mut feed, 0).0, SLOTS as u64);
+        spool.deliver();
+        assert_eq!(read(&mut feed, 0).1, [Word::Status(StatusChange::to(Status::Cancelling))]);
+    }
+
+    proptest! {
+        /// However writing, reading, vanishing and attaching alternate: a client that keeps what it got
+        /// has every byte in the end, or was told of the gap.
+        #[test]
+        fn no_byte_is_lost_in_silence(
+            policy in 0..3usize,
+            moves in prop::collection::vec((0..5, 1usize..60), 1..80),
+        ) {
+            let policy = [Policy::Overwrite, Policy::Detach(Overflow::Wait), Policy::Detach(Overflow::Drop)][policy];
+            let (mut spool, mut feed) = spool(policy);
+            let (mut written, mut end, mut lost) = (0usize, 0u64, 0u64);
+            for (what, n) in moves {
+                match what {
+                    0 | 1 => if spool.may_read(Stream::Stdout) {
+                        spool.push(Stream::Stdout, bytes(n, written));
+                        written += n;
+                    },
+                    2 => {
+                        spool.deliver();
+                        let (to, words) = read(&mut feed, end);
+                        end = to;
+                        for word in words {
+                            let Word::Gap(gap) = word else { panic!("{word:?}") };
+                            lost += gap.to - gap.from;
+                        }
+                    }
+                    // What was handed over and not read is lost with the connection.
+                    3 => {
+                        let (consumer, new) = Consumer::new(at(end), true);
+                        spool.attach(consumer, None).unwrap();
+                        feed = new;
+                    }
+                    _ => spool.acknowledge(at(end)).unwrap(),
+                }
+            }
+            while end < written as u64 {
+                spool.deliver();
+                let before = end;
+                let (to, words) = read(&mut feed, end);
+                end = to;
+                lost += words.iter().map(|word| if let Word::Gap(gap) = word { gap.to - gap.from } else { 0 }).sum::<u64>();
+                prop_assert!(end > before, "it goes on");
+            }
+            prop_assert_eq!(end, written as u64);
+            if policy == Policy::Detach(Overflow::Wait) {
+                prop_assert_eq!(lost, 0);
+            }
+        }
+    }
+}
