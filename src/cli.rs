@@ -1,7 +1,8 @@
 //! The command line: what can be typed, and what it means.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
+use cc_executor_actors::{clock::millis, id::ExecutionId};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use crate::{
@@ -21,6 +22,12 @@ pub enum Typed {
     Backend(BTreeMap<String, String>),
     /// Run a command.
     Run(client::RunOptions),
+    /// Follow an execution.
+    Attach(client::AttachOptions),
+    /// List executions.
+    Ps(client::AskOptions),
+    /// Cancel an execution.
+    Cancel(client::CancelOptions),
     /// Ask whether a service is ready.
     Healthcheck(String),
 }
@@ -34,9 +41,12 @@ pub fn parse(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Result<
     match matches.subcommand() {
         Some(("serve", found)) => Ok(Typed::Serve(settings(found))),
         Some(("backend", found)) => Ok(Typed::Backend(settings(found))),
-        Some(("run", found)) => {
-            run_options(found).map(Typed::Run).map_err(|error| (error.to_string(), error.exit_code()))
+        Some(("run", found)) => run_options(found).map(Typed::Run).map_err(said),
+        Some(("attach", found)) => attach_options(found).map(Typed::Attach).map_err(said),
+        Some(("ps", found)) => {
+            url(found).map(|url| Typed::Ps(client::AskOptions { url, json: found.get_flag("json") })).map_err(said)
         }
+        Some(("cancel", found)) => cancel_options(found).map(Typed::Cancel).map_err(said),
         Some(("healthcheck", found)) => {
             let url = found.get_one::<String>("url").cloned();
             Ok(Typed::Healthcheck(url.unwrap_or_else(|| client::DEFAULT_READY_URL.to_owned())))
@@ -62,11 +72,22 @@ fn command() -> Command {
                      70 output damaged on the way; 75 full or draining; 77 not authorized.\n\
                      The token is read from CC_EXECUTOR_TOKEN or the file that CC_EXECUTOR_TOKEN_FILE names.",
                 )
-                .arg(Arg::new("url").long("url").value_name("URL").help("the service (ws://127.0.0.1:8003/ws/mcp)"))
+                .arg(service())
                 .arg(Arg::new("executor").long("executor").value_name("NAME").help("what runs the command (the service's default)"))
                 .arg(Arg::new("timeout").long("timeout").value_name("SECONDS").help("end the command after so long, such as 30 or 0.5"))
+                .arg(Arg::new("stall-timeout").long("stall-timeout").value_name("SECONDS").help("end it when nothing was written for so long"))
                 .arg(Arg::new("cwd").long("cwd").value_name("DIR").help("the working directory, on the service's machine"))
-                .arg(Arg::new("json").long("json").action(ArgAction::SetTrue).help("print the service's messages, one a line, instead of the output"))
+                .arg(Arg::new("interactive").long("interactive").short('i').action(ArgAction::SetTrue).help("the command reads our standard input"))
+                .arg(Arg::new("tty").long("tty").short('t').action(ArgAction::SetTrue).help("the command runs on a terminal"))
+                .arg(reconnect("when the connection breaks, come back and go on").conflicts_with_all(["interactive", "detach"]))
+                .arg(
+                    Arg::new("detach")
+                        .long("detach")
+                        .action(ArgAction::SetTrue)
+                        .conflicts_with_all(["interactive", "json"])
+                        .help("print the execution's id and leave; it goes on as long as the service lets it"),
+                )
+                .arg(json())
                 .arg(
                     Arg::new("command")
                         .value_name("COMMAND")
@@ -77,10 +98,50 @@ fn command() -> Command {
                 ),
         )
         .subcommand(
+            Command::new("attach")
+                .about("Follow an execution that is there already, from its beginning, and exit as it did")
+                .arg(service())
+                .arg(json())
+                .arg(reconnect("when the connection breaks, come back and go on"))
+                .arg(id()),
+        )
+        .subcommand(
+            Command::new("ps").about("List the executions of a service's backend").arg(service()).arg(json()),
+        )
+        .subcommand(
+            Command::new("cancel")
+                .about("Cancel an execution, and wait for its end")
+                .arg(service())
+                .arg(Arg::new("grace").long("grace").value_name("SECONDS").help("the time between TERM and KILL (5)"))
+                .arg(id()),
+        )
+        .subcommand(
             Command::new("healthcheck")
                 .about("Exit 0 if a service is ready, else 1 and say why")
                 .arg(Arg::new("url").long("url").value_name("URL").help("what to ask (http://127.0.0.1:8003/ready)")),
         )
+}
+
+fn service() -> Arg {
+    Arg::new("url").long("url").value_name("URL").help("the service (ws://127.0.0.1:8003/ws/mcp)")
+}
+
+fn json() -> Arg {
+    Arg::new("json").long("json").action(ArgAction::SetTrue).help("print what the service says, as it says it")
+}
+
+fn reconnect(help: &'static str) -> Arg {
+    Arg::new("reconnect")
+        .long("reconnect")
+        .value_name("SECONDS")
+        .num_args(0..=1)
+        .require_equals(true)
+        .default_missing_value(client::DEFAULT_RECONNECT)
+        .help(help)
+}
+
+fn id() -> Arg {
+    Arg::new("id").value_name("ID").required(true).help("the execution's id")
 }
 
 fn role(name: &'static str, about: &'static str, gateway: bool) -> Command {
@@ -115,15 +176,48 @@ fn settings(found: &ArgMatches) -> BTreeMap<String, String> {
         .collect()
 }
 
+fn said(error: ClientError) -> (String, u8) {
+    (error.to_string(), error.exit_code())
+}
+
+fn url(found: &ArgMatches) -> Result<String, ClientError> {
+    client::websocket_url(found.get_one::<String>("url").map(String::as_str))
+}
+
+fn seconds(found: &ArgMatches, flag: &str) -> Result<Option<Duration>, ClientError> {
+    found.get_one::<String>(flag).map(|text| client::seconds(flag, text)).transpose()
+}
+
+fn execution_id(found: &ArgMatches) -> Result<ExecutionId, ClientError> {
+    client::execution_id(found.get_one::<String>("id").map(String::as_str).unwrap_or_default())
+}
+
+fn attach_options(found: &ArgMatches) -> Result<client::AttachOptions, ClientError> {
+    let (url, id, json) = (url(found)?, execution_id(found)?, found.get_flag("json"));
+    Ok(client::AttachOptions { url, id, json, reconnect: seconds(found, "reconnect")? })
+}
+
+fn cancel_options(found: &ArgMatches) -> Result<client::CancelOptions, ClientError> {
+    Ok(client::CancelOptions { url: url(found)?, id: execution_id(found)?, grace: seconds(found, "grace")? })
+}
+
 fn run_options(found: &ArgMatches) -> Result<client::RunOptions, ClientError> {
     let text = |name: &str| found.get_one::<String>(name).cloned();
     let words: Vec<&str> = found.get_many::<String>("command").into_iter().flatten().map(String::as_str).collect();
     Ok(client::RunOptions {
-        url: client::websocket_url(text("url").as_deref())?,
+        url: url(found)?,
         executor: text("executor"),
-        timeout_ms: text("timeout").map(|seconds| client::timeout_ms(&seconds)).transpose()?,
+        timeout_ms: seconds(found, "timeout")?.map(millis),
+        stall_timeout_ms: seconds(found, "stall-timeout")?.map(millis),
         cwd: text("cwd"),
         json: found.get_flag("json"),
+        interactive: found.get_flag("interactive"),
+        tty: found.get_flag("tty"),
+        leave: match seconds(found, "reconnect")? {
+            Some(patience) => client::Leave::Returns(patience),
+            None if found.get_flag("detach") => client::Leave::GoesOn,
+            None => client::Leave::Ends,
+        },
         command: words.join(" "),
     })
 }
@@ -157,6 +251,9 @@ mod tests {
             "cc-executor backend --max-sessions 7",
             "cc-executor run",
             "cc-executor run --timeout soon x",
+            "cc-executor run -i --reconnect x",
+            "cc-executor attach 7",
+            "cc-executor cancel",
         ] {
             assert_eq!(typed(line).unwrap_err().1, EX_USAGE, "{line}");
         }

@@ -31,6 +31,9 @@ fn main() -> ExitCode {
         Ok(Typed::Serve(flags)) => start(flags, config::serve, serve),
         Ok(Typed::Backend(flags)) => start(flags, config::back, back),
         Ok(Typed::Run(options)) => run_system(client::run(options)),
+        Ok(Typed::Attach(options)) => run_system(client::attach(options)),
+        Ok(Typed::Ps(options)) => run_system(client::ps(options)),
+        Ok(Typed::Cancel(options)) => run_system(client::cancel(options)),
         Ok(Typed::Healthcheck(url)) => run_system(client::healthcheck(url)),
         Err((text, 0)) => {
             print!("{text}");

@@ -20,7 +20,10 @@ pub(super) struct Output {
 
 #[derive(Default)]
 struct Seen {
-    bytes: u64,
+    /// How far the stream has come.
+    end: u64,
+    /// How much of that was lost on the way, as the service said.
+    lost: u64,
     sha256: Sha256,
 }
 
@@ -64,12 +67,12 @@ impl Output {
             _ => return Err(Damage("an output message without content".to_owned())),
         };
         let seen = self.seen.get_mut(stream);
-        seen.bytes += bytes.len() as u64;
+        seen.end += bytes.len() as u64;
         seen.sha256.update(bytes);
-        if seen.bytes != end {
+        if seen.end != end {
             return Err(Damage(format!(
                 "{} bytes of {} arrived where the service had sent {end}",
-                seen.bytes,
+                seen.end,
                 stream.as_str()
             )));
         }
@@ -78,6 +81,23 @@ impl Output {
         }
         self.ends_a_line = bytes.last() == Some(&b'\n');
         Ok(())
+    }
+
+    /// Takes note that bytes are lost.
+    pub(super) fn skip(&mut self, stream: Stream, from: u64, to: u64) -> Result<(), Damage> {
+        let seen = self.seen.get_mut(stream);
+        if from != seen.end || to < from {
+            let name = stream.as_str();
+            return Err(Damage(format!("bytes {from} to {to} of {name} are said to be lost, after {}", seen.end)));
+        }
+        seen.end = to;
+        seen.lost += to - from;
+        Ok(())
+    }
+
+    /// How far each stream has come: where to go on after a broken connection.
+    pub(super) fn offsets(&self) -> PerStream<u64> {
+        PerStream { stdout: self.seen.stdout.end, stderr: self.seen.stderr.end }
     }
 
     /// Takes a message to be printed as it is.
@@ -123,8 +143,11 @@ impl Output {
             let seen = self.seen.get(stream);
             let (bytes, sha256) = sent.get(stream);
             let name = stream.as_str();
-            if let Some(bytes) = bytes.filter(|bytes| *bytes != seen.bytes) {
-                return Err(Damage(format!("{} bytes of {name} arrived, the command wrote {bytes}", seen.bytes)));
+            if let Some(bytes) = bytes.filter(|bytes| *bytes != seen.end) {
+                return Err(Damage(format!("{} bytes of {name} arrived, the command wrote {bytes}", seen.end)));
+            }
+            if seen.lost > 0 {
+                continue;
             }
             let received = format!("{:x}", seen.sha256.clone().finalize());
             if let Some(sha256) = sha256.filter(|sha256| *sha256 != received) {
@@ -165,5 +188,17 @@ mod tests {
         assert!(output.check(&sent(5, &HELLO.replace('2', "3"))).is_err());
         assert!(output.take(Stream::Stdout, (Some("x"), None), 7).is_err());
         assert!(output.take(Stream::Stdout, (None, Some("!")), 7).is_err());
+    }
+
+    #[test]
+    fn a_gap_that_was_said_is_counted_and_one_that_does_not_fit_is_damage() {
+        let mut output = Output::new(true);
+        output.take(Stream::Stdout, (Some("hel"), None), 3).unwrap();
+        assert!(output.skip(Stream::Stdout, 4, 5).is_err());
+        output.skip(Stream::Stdout, 3, 9).unwrap();
+        output.take(Stream::Stdout, (Some("!"), None), 10).unwrap();
+        assert_eq!(output.offsets(), PerStream { stdout: 10, stderr: 0 });
+        assert_eq!(output.check(&sent(10, "whatever")), Ok(()), "there is no digest of a part");
+        assert!(output.check(&sent(11, "whatever")).is_err());
     }
 }

@@ -1,11 +1,45 @@
-//! Shows on a terminal that time passes while a command says nothing.
+//! Our own terminal: raw while a command runs on one of its own, and a line that shows that time
+//! passes while a command says nothing.
 
 use std::{
-    io::{IsTerminal, Write, stderr},
+    io::{IsTerminal, Write, stderr, stdin, stdout},
     time::Duration,
 };
 
+use cc_executor_actors::protocol::method::Size;
+use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use tokio::time::Instant;
+
+/// The size of a terminal that nobody can ask for it.
+const DEFAULT_SIZE: Size = Size { rows: 24, cols: 80 };
+
+/// Our terminal hands every key on as it is, until this is dropped.
+pub(super) struct Raw(Termios);
+
+impl Raw {
+    /// `None` where standard input is no terminal.
+    pub(super) fn enter() -> Option<Raw> {
+        let before = tcgetattr(stdin()).ok()?;
+        let mut raw = before.clone();
+        raw.make_raw();
+        tcsetattr(stdin(), OptionalActions::Now, &raw).ok()?;
+        Some(Raw(before))
+    }
+}
+
+impl Drop for Raw {
+    fn drop(&mut self) {
+        // A terminal that is gone needs no mending.
+        let _ = tcsetattr(stdin(), OptionalActions::Now, &self.0);
+    }
+}
+
+/// The size of our terminal.
+pub(super) fn size() -> Size {
+    let found = [tcgetwinsize(stdout()), tcgetwinsize(stdin())].into_iter().flatten();
+    let mut sizes = found.filter(|size| size.ws_row > 0 && size.ws_col > 0);
+    sizes.next().map_or(DEFAULT_SIZE, |size| Size { rows: size.ws_row, cols: size.ws_col })
+}
 
 /// How long nothing must have been printed before the time is shown.
 const QUIET: Duration = Duration::from_secs(1);

@@ -1,0 +1,154 @@
+//! The commands that ask one question: `ps`, `cancel` and `healthcheck`.
+
+use std::{process::ExitCode, time::Duration};
+
+use cc_executor_actors::{backend::api::Snapshot, clock::millis, id::ExecutionId, protocol::DEFAULT_GRACE_MS};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::{
+    ClientError, PATIENCE, SESSION_PATH,
+    connection::{Connection, Heard, Said, garbled, refused, token, unreachable},
+    exit, exit_code_of_refusal, told,
+};
+
+/// How often an execution that is being ended is looked at.
+const CADENCE: Duration = Duration::from_millis(50);
+
+/// What `ps` was asked to do.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct AskOptions {
+    /// The session's URL.
+    pub url: String,
+    /// Whether the answer is printed as it came.
+    pub json: bool,
+}
+
+/// What `cancel` was asked to do.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CancelOptions {
+    /// The session's URL.
+    pub url: String,
+    /// Which execution.
+    pub id: ExecutionId,
+    /// The time between TERM and KILL.
+    pub grace: Option<Duration>,
+}
+
+/// Asks whether a service is ready.
+pub async fn healthcheck(url: String) -> ExitCode {
+    let request = awc::Client::builder().timeout(PATIENCE).finish().get(&url).send();
+    let problem = match request.await {
+        Ok(answer) if answer.status().is_success() => return ExitCode::SUCCESS,
+        Ok(mut answer) => {
+            let body = answer.body().limit(64 * 1024).await.unwrap_or_default();
+            format!("{url} answers {}: {}", answer.status(), String::from_utf8_lossy(&body))
+        }
+        Err(error) => format!("{url} does not answer: {error}"),
+    };
+    eprintln!("cc-executor: {problem}");
+    ExitCode::FAILURE
+}
+
+/// Lists the executions that a service's backend knows.
+pub async fn ps(options: AskOptions) -> ExitCode {
+    told(list(&options).await.map(|()| 0))
+}
+
+async fn list(options: &AskOptions) -> Result<(), ClientError> {
+    let base = options.url.strip_suffix(SESSION_PATH).unwrap_or(&options.url);
+    let url = format!("{}/executions", base.replacen("ws://", "http://", 1));
+    let mut request = awc::Client::builder().timeout(PATIENCE).finish().get(&url);
+    if let Some(token) = token()? {
+        request = request.bearer_auth(token);
+    }
+    let mut answer = request.send().await.map_err(|error| unreachable(&url, &error))?;
+    if !answer.status().is_success() {
+        return Err(refused(&url, answer.status().as_u16()));
+    }
+    let body = answer.body().limit(64 << 20).await.map_err(|error| unreachable(&url, &error))?;
+    if options.json {
+        println!("{}", String::from_utf8_lossy(&body));
+        return Ok(());
+    }
+    #[derive(Deserialize)]
+    struct Listed {
+        executions: Vec<Snapshot>,
+    }
+    let Listed { executions } = serde_json::from_slice(&body).map_err(|error| garbled(&error))?;
+    println!("{:36}  {:10}  {:8}  {:>9}  {:>12}  FOLLOWED", "ID", "STATUS", "EXECUTOR", "ELAPSED", "BYTES");
+    for one in executions {
+        let status = match one.position {
+            Some(position) => format!("{} {position}", one.status.as_str()),
+            None => one.status.as_str().to_owned(),
+        };
+        println!(
+            "{:36}  {status:10}  {:8}  {:>7} s  {:>12}  {}",
+            one.execution_id.to_string(),
+            one.executor,
+            one.alive.elapsed_ms / 1_000,
+            one.offsets.stdout + one.offsets.stderr,
+            if one.attached { "yes" } else { "no" },
+        );
+    }
+    Ok(())
+}
+
+/// Cancels an execution, and waits for its end.
+pub async fn cancel(options: CancelOptions) -> ExitCode {
+    told(end(&options).await.map(|()| 0))
+}
+
+async fn end(options: &CancelOptions) -> Result<(), ClientError> {
+    let mut connection = Connection::open(&options.url).await?;
+    let grace_ms = options.grace.map_or(DEFAULT_GRACE_MS, millis);
+    let params = json!({ "type": "CANCEL", "executionId": options.id, "graceMs": grace_ms });
+    ask(&mut connection, 1, "control", params).await?;
+    let until = Instant::now() + Duration::from_millis(grace_ms) + PATIENCE;
+    for id in 2.. {
+        let status = ask(&mut connection, id, "status", json!({ "executionId": options.id })).await?;
+        if let Some(reason) = status["reason"].as_str() {
+            let proven = match status["cancel"]["verified"].as_bool() {
+                Some(true) => ", every process gone",
+                Some(false) => ", its processes could not be counted",
+                None => "",
+            };
+            println!("{} {reason}{proven}", status["status"].as_str().unwrap_or_default());
+            break;
+        }
+        if Instant::now() > until {
+            return Err(ClientError::new(exit::UNAVAILABLE, format!("{} is still being ended", options.id)));
+        }
+        sleep(CADENCE).await;
+    }
+    connection.close().await;
+    Ok(())
+}
+
+/// Calls a method and waits for its response.
+async fn ask(connection: &mut Connection, id: u64, method: &str, params: Value) -> Result<Value, ClientError> {
+    connection.call(id, method, params).await?;
+    let answered = async {
+        loop {
+            let text = match connection.next().await {
+                Heard::Message(text) => text,
+                Heard::Nothing => continue,
+                Heard::Broken(error) => return Err(error),
+            };
+            let said: Said<'_> = serde_json::from_slice(&text).map_err(|error| garbled(&error))?;
+            match (said.id == Some(id), said.error, said.result) {
+                (true, Some(error), _) => {
+                    return Err(ClientError::new(exit_code_of_refusal(error.code), error.message));
+                }
+                (true, None, Some(result)) => {
+                    return serde_json::from_str(result.get()).map_err(|error| garbled(&error));
+                }
+                _ => {}
+            }
+        }
+    };
+    timeout(PATIENCE, answered)
+        .await
+        .unwrap_or_else(|_| Err(ClientError::new(exit::UNAVAILABLE, format!("the service does not answer {method}"))))
+}

@@ -1,0 +1,134 @@
+//! One WebSocket connection to a service.
+
+use std::borrow::Cow;
+
+use actix_http::ws::{CloseCode, Codec, Frame, Message};
+use awc::error::WsClientError;
+use cc_executor_actors::protocol::{MAX_MESSAGE_TO_CLIENT, SUBPROTOCOL, rpc::ErrorObject};
+use futures_util::{SinkExt, StreamExt};
+use serde::Deserialize;
+use serde_json::{Value, json, value::RawValue};
+
+use super::{ClientError, PATIENCE, exit};
+use crate::config::{self, Environment, TOKEN};
+
+/// A session.
+pub(super) struct Connection(actix_codec::Framed<awc::BoxedSocket, Codec>);
+
+/// A message of the service, as far as anything here looks at it.
+#[derive(Deserialize)]
+pub(super) struct Said<'a> {
+    #[serde(default)]
+    pub(super) id: Option<u64>,
+    #[serde(borrow)]
+    pub(super) method: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    pub(super) params: Option<&'a RawValue>,
+    #[serde(borrow)]
+    pub(super) result: Option<&'a RawValue>,
+    pub(super) error: Option<ErrorObject>,
+}
+
+/// What comes over a connection.
+pub(super) enum Heard {
+    /// A message.
+    Message(bytes::Bytes),
+    /// Something that says nothing.
+    Nothing,
+    /// The end, and what to say of it.
+    Broken(ClientError),
+}
+
+impl Connection {
+    /// Opens a session.
+    pub(super) async fn open(url: &str) -> Result<Connection, ClientError> {
+        let mut request = awc::Client::builder()
+            .timeout(PATIENCE)
+            .finish()
+            .ws(url)
+            .protocols([SUBPROTOCOL])
+            .max_frame_size(2 * MAX_MESSAGE_TO_CLIENT);
+        if let Some(token) = token()? {
+            request = request.bearer_auth(token);
+        }
+        match request.connect().await {
+            Ok((_, socket)) => Ok(Connection(socket)),
+            Err(WsClientError::InvalidResponseStatus(status)) => Err(refused(url, status.as_u16())),
+            Err(error) => Err(unreachable(url, &error)),
+        }
+    }
+
+    /// Calls a method.
+    pub(super) async fn call(&mut self, id: u64, method: &str, params: Value) -> Result<(), ClientError> {
+        let text = json!({ "jsonrpc": "2.0", "id": id, "method": method, "params": params }).to_string();
+        self.0.send(Message::Text(text.into())).await.map_err(|error| broken(&error))
+    }
+
+    /// The next thing. Pings are answered.
+    pub(super) async fn next(&mut self) -> Heard {
+        match self.0.next().await {
+            Some(Ok(Frame::Text(text))) => Heard::Message(text),
+            Some(Ok(Frame::Ping(payload))) => match self.0.send(Message::Pong(payload)).await {
+                Ok(()) => Heard::Nothing,
+                Err(error) => Heard::Broken(broken(&error)),
+            },
+            Some(Ok(Frame::Close(reason))) => {
+                let code = match reason.as_ref().map(|reason| reason.code) {
+                    Some(CloseCode::Again | CloseCode::Away | CloseCode::Restart) => exit::TEMPFAIL,
+                    _ => exit::UNAVAILABLE,
+                };
+                let why = reason.and_then(|reason| reason.description).unwrap_or_else(|| "no reason given".to_owned());
+                Heard::Broken(ClientError::new(code, format!("the service closed the session: {why}")))
+            }
+            Some(Ok(_)) => Heard::Nothing,
+            Some(Err(error)) => Heard::Broken(broken(&error)),
+            None => Heard::Broken(ClientError::new(
+                exit::UNAVAILABLE,
+                "the connection broke before the service said how the command ended",
+            )),
+        }
+    }
+
+    /// Leaves properly.
+    pub(super) async fn close(&mut self) {
+        // Best effort: the service notices a client that leaves.
+        let _ = self.0.send(Message::Close(Some(CloseCode::Normal.into()))).await;
+    }
+}
+
+/// What the environment says to send as a token.
+pub(super) fn token() -> Result<Option<String>, ClientError> {
+    let token =
+        config::secret(&Environment, TOKEN).map_err(|problems| ClientError::new(exit::USAGE, problems.to_string()))?;
+    Ok(token.map(|token| token.reveal().to_owned()))
+}
+
+/// A service that answers, and not with what was asked for.
+pub(super) fn refused(url: &str, status: u16) -> ClientError {
+    match status {
+        401 => ClientError::new(
+            exit::NOPERM,
+            format!("{url} wants a token: set {TOKEN} or {TOKEN}_FILE to the service's own"),
+        ),
+        403 => ClientError::new(exit::NOPERM, format!("{url} does not answer to that host name without a token")),
+        503 => ClientError::new(exit::TEMPFAIL, format!("{url} is shutting down or not ready: try again in a moment")),
+        _ => ClientError::new(exit::UNAVAILABLE, format!("{url} answers {status}: is it a cc-executor service?")),
+    }
+}
+
+/// A service that does not answer.
+pub(super) fn unreachable(url: &str, error: &impl std::fmt::Display) -> ClientError {
+    ClientError::new(
+        exit::UNAVAILABLE,
+        format!("cannot reach {url}: {error}; start a service with `cc-executor serve`, or name another with --url"),
+    )
+}
+
+/// A message that is none.
+pub(super) fn garbled(error: &serde_json::Error) -> ClientError {
+    ClientError::new(exit::SOFTWARE, format!("the service said something that is not understood: {error}"))
+}
+
+fn broken(error: &actix_http::ws::ProtocolError) -> ClientError {
+    ClientError::new(exit::UNAVAILABLE, format!("the connection broke: {error}"))
+}

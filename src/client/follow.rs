@@ -1,0 +1,531 @@
+//! A command as its caller sees it: asked for, followed to its end, over one connection or several.
+//!
+//! Where the command may go on without us, a broken connection is made again and the output goes on
+//! where it was: the counts and the digest are kept over all of it.
+
+use std::{borrow::Cow, io::ErrorKind, process::ExitCode, time::Duration};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use cc_executor_actors::{
+    clock::millis,
+    id::ExecutionId,
+    protocol::{
+        PerStream, Stream,
+        method::Size,
+        rpc::{ErrorObject, code},
+    },
+    terminate::{Ending, Reason},
+};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    time::{Instant, sleep, sleep_until},
+};
+
+use super::{
+    AttachOptions, ClientError, Leave, RunOptions,
+    connection::{Connection, Heard, Said, garbled},
+    ending::{Wanted, exit_code_of},
+    exit, exit_code_of_refusal,
+    input::{Input, Typed},
+    output::{Damage, Output},
+    terminal::{Elapsed, Raw, size},
+    told,
+};
+
+/// How long to wait before a connection is tried again: the first time, and at the most.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// The ids of our calls. Input counts up from its own.
+mod call {
+    pub(super) const BEGIN: u64 = 1;
+    pub(super) const CANCEL: u64 = 2;
+    pub(super) const RESIZE: u64 = 3;
+    pub(super) const INPUT: u64 = 10;
+}
+
+/// Runs a command through a service. The exit code is the command's own.
+pub async fn run(options: RunOptions) -> ExitCode {
+    let reconnect = match options.leave {
+        Leave::Returns(patience) => Some(patience),
+        Leave::Ends | Leave::GoesOn => None,
+    };
+    // Whoever wants to come back must know the id, even if the answer is lost.
+    let id = reconnect.map(|_| ExecutionId::random());
+    let output = Output::new(options.json);
+    let elapsed = Elapsed::new(!options.json && !options.tty);
+    let (url, json) = (options.url.clone(), options.json);
+    told(
+        follow(Follower { url, json, purpose: Purpose::Run(options), id, reconnect, ..Follower::new(output, elapsed) })
+            .await,
+    )
+}
+
+/// Follows an execution that is there already. The exit code is the command's own.
+pub async fn attach(options: AttachOptions) -> ExitCode {
+    let AttachOptions { url, id, json, reconnect } = options;
+    let new = Follower::new(Output::new(json), Elapsed::new(!json));
+    told(follow(Follower { url, json, purpose: Purpose::Attach, id: Some(id), reconnect, ..new }).await)
+}
+
+/// What a person at the terminal can do to us.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    resized: Signal,
+}
+
+enum Purpose {
+    Run(RunOptions),
+    Attach,
+}
+
+/// Everything but the connection, which comes and goes.
+struct Follower {
+    url: String,
+    json: bool,
+    purpose: Purpose,
+    id: Option<ExecutionId>,
+    reconnect: Option<Duration>,
+    /// Until when it is tried to come back, while we are away.
+    away_until: Option<Instant>,
+    pause: Duration,
+    /// The service has the execution.
+    accepted: bool,
+    output: Output,
+    elapsed: Elapsed,
+    wanted: Wanted,
+    input: Input,
+    n_inputs: u64,
+    input_under_way: bool,
+    raw: Option<Raw>,
+}
+
+/// Whether it goes on.
+enum Then {
+    Stay,
+    Exit(u8),
+    /// This connection is of no more use.
+    Broken(ClientError),
+}
+
+#[derive(Deserialize)]
+struct OutputParams<'a> {
+    r#type: Stream,
+    #[serde(borrow)]
+    content: Option<Cow<'a, str>>,
+    #[serde(borrow, rename = "contentBase64")]
+    content_base64: Option<Cow<'a, str>>,
+    end: u64,
+}
+
+#[derive(Deserialize)]
+struct GapParams<'a> {
+    r#type: Stream,
+    from: u64,
+    to: u64,
+    #[serde(borrow)]
+    reason: Cow<'a, str>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Accepted<'a> {
+    execution_id: ExecutionId,
+    #[serde(borrow)]
+    status: Cow<'a, str>,
+}
+
+async fn follow(mut follower: Follower) -> Result<u8, ClientError> {
+    let no_signals = |error| ClientError::new(exit::SOFTWARE, format!("cannot listen for signals: {error}"));
+    let mut signals = Signals {
+        interrupt: signal(SignalKind::interrupt()).map_err(no_signals)?,
+        terminate: signal(SignalKind::terminate()).map_err(no_signals)?,
+        resized: signal(SignalKind::window_change()).map_err(no_signals)?,
+    };
+    let opened = tokio::select! {
+        opened = Connection::open(&follower.url) => opened,
+        _ = signals.interrupt.recv() => return Ok(Wanted::INTERRUPTED),
+        _ = signals.terminate.recv() => return Ok(Wanted::TERMINATED),
+    };
+    let mut connection = opened?;
+    follower.begin(&mut connection).await;
+    loop {
+        match follower.turn(&mut connection, &mut signals).await? {
+            Then::Stay => {}
+            Then::Exit(code) => {
+                connection.close().await;
+                return Ok(code);
+            }
+            Then::Broken(error) => match follower.come_back(error, &mut signals).await? {
+                Ok(again) => connection = again,
+                Err(code) => return Ok(code),
+            },
+        }
+        if let Some(code) = follower.wanted.given_up() {
+            return Ok(code);
+        }
+    }
+}
+
+impl Follower {
+    fn new(output: Output, elapsed: Elapsed) -> Self {
+        Follower {
+            url: String::new(),
+            json: false,
+            purpose: Purpose::Attach,
+            id: None,
+            reconnect: None,
+            away_until: None,
+            pause: FIRST_PAUSE,
+            accepted: false,
+            output,
+            elapsed,
+            wanted: Wanted::Its,
+            input: Input::none(),
+            n_inputs: 0,
+            input_under_way: false,
+            raw: None,
+        }
+    }
+
+    /// Waits for the next thing and takes it.
+    async fn turn(&mut self, connection: &mut Connection, signals: &mut Signals) -> Result<Then, ClientError> {
+        let tick_at = self.elapsed.tick_at();
+        let types = self.accepted && !self.input_under_way;
+        tokio::select! {
+            biased;
+            _ = signals.interrupt.recv() => Ok(self.interrupted(Wanted::Interrupted, connection).await),
+            _ = signals.terminate.recv() => Ok(self.interrupted(Wanted::Terminated, connection).await),
+            _ = signals.resized.recv(), if self.raw.is_some() => {
+                let Size { rows, cols } = size();
+                self.call(connection, call::RESIZE, "resize", json!({ "rows": rows, "cols": cols })).await;
+                Ok(Then::Stay)
+            }
+            written = self.output.write(), if self.output.is_waiting() => match written {
+                Ok(()) => Ok(Then::Stay),
+                Err(error) => self.stdout_closed(&error, connection).await,
+            },
+            heard = connection.next(), if !self.output.is_waiting() => match heard {
+                Heard::Message(text) => self.on_message(&text, connection).await,
+                Heard::Nothing => Ok(Then::Stay),
+                Heard::Broken(error) => Ok(Then::Broken(error)),
+            },
+            typed = self.input.next(), if types => {
+                self.send_input(typed, connection).await;
+                Ok(Then::Stay)
+            }
+            () = sleep_until(tick_at.unwrap_or_else(Instant::now)), if tick_at.is_some() => {
+                self.elapsed.show();
+                Ok(Then::Stay)
+            }
+        }
+    }
+
+    /// Calls a method. A connection that is gone is noticed where it is read.
+    async fn call(&self, connection: &mut Connection, id: u64, method: &str, params: Value) {
+        let _ = connection.call(id, method, params).await;
+    }
+
+    /// Asks for the execution: to run it, or to go on where its output was.
+    async fn begin(&self, connection: &mut Connection) {
+        match (&self.purpose, self.id) {
+            // The longest time without us is the service's to say.
+            (Purpose::Run(RunOptions { leave: Leave::GoesOn, .. }), _) => {}
+            (Purpose::Run(options), id) if !self.accepted => {
+                self.call(connection, call::BEGIN, "execute", execute_params(options, id, None)).await;
+            }
+            (_, Some(id)) => {
+                let PerStream { stdout, stderr } = self.output.offsets();
+                let params = json!({ "executionId": id, "offsets": { "stdout": stdout, "stderr": stderr } });
+                self.call(connection, call::BEGIN, "attach", params).await;
+            }
+            (_, None) => {}
+        }
+    }
+
+    async fn cancel(&self, connection: &mut Connection) {
+        self.call(connection, call::CANCEL, "control", json!({ "type": "CANCEL" })).await;
+    }
+
+    /// Ctrl-C asks for the end, and the second one does not wait for it. Who only looks on leaves.
+    async fn interrupted(&mut self, wanted: Wanted, connection: &mut Connection) -> Then {
+        self.elapsed.clear();
+        if matches!(self.purpose, Purpose::Attach) {
+            eprintln!("cc-executor: left; an execution that may detach goes on");
+            return Then::Exit(wanted.code().unwrap_or(Wanted::INTERRUPTED));
+        }
+        if self.wanted.ask(wanted) {
+            eprintln!("cc-executor: canceling; once more to leave at once");
+            self.cancel(connection).await;
+        }
+        Then::Stay
+    }
+
+    /// Whoever read our output is gone, as in `run … | head`: the command is not wanted any more.
+    async fn stdout_closed(
+        &mut self,
+        error: &std::io::Error,
+        connection: &mut Connection,
+    ) -> Result<Then, ClientError> {
+        if error.kind() != ErrorKind::BrokenPipe {
+            return Err(ClientError::new(exit::SOFTWARE, format!("cannot write the output: {error}")));
+        }
+        self.wanted.ask(Wanted::PipeClosed);
+        self.output.discard();
+        if matches!(self.purpose, Purpose::Attach) {
+            return Ok(Then::Exit(self.wanted.code().unwrap_or(exit::SOFTWARE)));
+        }
+        self.cancel(connection).await;
+        Ok(Then::Stay)
+    }
+
+    async fn send_input(&mut self, typed: Typed, connection: &mut Connection) {
+        let params = match typed {
+            Typed::Piece(piece) => json!({ "dataBase64": STANDARD.encode(piece) }),
+            Typed::End => json!({ "eof": true }),
+        };
+        self.input_under_way = true;
+        self.n_inputs += 1;
+        self.call(connection, call::INPUT + self.n_inputs, "input", params).await;
+    }
+
+    async fn on_message(&mut self, text: &[u8], connection: &mut Connection) -> Result<Then, ClientError> {
+        let said: Said<'_> = serde_json::from_slice(text).map_err(|error| garbled(&error))?;
+        if self.json {
+            self.output.message(text);
+        }
+        match (said.method.as_deref(), said.params) {
+            (Some("output"), Some(params)) => {
+                let params: OutputParams<'_> = serde_json::from_str(params.get()).map_err(|error| garbled(&error))?;
+                self.elapsed.clear();
+                let content = (params.content.as_deref(), params.content_base64.as_deref());
+                self.output.take(params.r#type, content, params.end).map_err(damaged)?;
+                self.elapsed.printed(self.output.ends_a_line());
+            }
+            (Some("gap"), Some(params)) => {
+                let gap: GapParams<'_> = serde_json::from_str(params.get()).map_err(|error| garbled(&error))?;
+                self.output.skip(gap.r#type, gap.from, gap.to).map_err(damaged)?;
+                let n_bytes = gap.to - gap.from;
+                self.say(&format!("{n_bytes} bytes of {} are not there any more: {}", gap.r#type.as_str(), gap.reason));
+            }
+            (Some("statusUpdate"), Some(params)) => return self.on_status(params.get()).await,
+            (Some("detached"), _) => {
+                return Err(self.ended_early(&ClientError::new(
+                    exit::UNAVAILABLE,
+                    "another client follows the execution now; it goes on",
+                )));
+            }
+            (Some("connected"), Some(params)) => self.on_connected(params.get(), connection).await?,
+            (Some("error"), Some(params)) => {
+                let error: ErrorObject = serde_json::from_str(params.get()).map_err(|error| garbled(&error))?;
+                if error.code == code::SESSION_LIMIT {
+                    return Ok(Then::Broken(ClientError::new(exit::TEMPFAIL, error.message)));
+                }
+                self.say(&error.message);
+            }
+            (None, _) => return self.on_response(&said),
+            _ => {}
+        }
+        Ok(Then::Stay)
+    }
+
+    fn say(&mut self, text: &str) {
+        self.elapsed.clear();
+        eprintln!("cc-executor: {text}");
+    }
+
+    async fn on_connected(&mut self, params: &str, connection: &mut Connection) -> Result<(), ClientError> {
+        #[derive(Deserialize)]
+        struct Connected {
+            limits: Limits,
+        }
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Limits {
+            #[serde(default)]
+            detach_ms: Option<u64>,
+        }
+        let Purpose::Run(options) = &self.purpose else { return Ok(()) };
+        if options.leave == Leave::GoesOn && !self.accepted {
+            let connected: Connected = serde_json::from_str(params).map_err(|error| garbled(&error))?;
+            let params = execute_params(options, self.id, connected.limits.detach_ms);
+            self.call(connection, call::BEGIN, "execute", params).await;
+        }
+        Ok(())
+    }
+
+    fn on_response(&mut self, said: &Said<'_>) -> Result<Then, ClientError> {
+        match (said.id, &said.error, said.result) {
+            (Some(call::BEGIN), Some(error), _) => {
+                let refusal = ClientError::new(exit_code_of_refusal(error.code), error.message.clone());
+                let passes = matches!(error.code, code::BACKEND | code::DRAINING | code::SESSION_LIMIT);
+                if self.away_until.is_some() && passes {
+                    return Ok(Then::Broken(refusal));
+                }
+                Err(self.ended_early(&refusal))
+            }
+            (Some(call::BEGIN), None, Some(result)) => {
+                let accepted: Accepted<'_> = serde_json::from_str(result.get()).map_err(|error| garbled(&error))?;
+                self.on_accepted(&accepted)
+            }
+            // Cancel and resize: if they came too late, the end is on its way.
+            (Some(id), error, _) if id >= call::INPUT => {
+                self.input_under_way = false;
+                if let Some(error) = error {
+                    self.input.stop();
+                    if error.code != code::NOT_RUNNING {
+                        self.say(&error.message.clone());
+                    }
+                }
+                Ok(Then::Stay)
+            }
+            _ => Ok(Then::Stay),
+        }
+    }
+
+    fn on_accepted(&mut self, accepted: &Accepted<'_>) -> Result<Then, ClientError> {
+        self.id = Some(accepted.execution_id);
+        self.away_until = None;
+        self.pause = FIRST_PAUSE;
+        let first = !std::mem::replace(&mut self.accepted, true);
+        let Purpose::Run(options) = &self.purpose else { return Ok(Then::Stay) };
+        if options.leave == Leave::GoesOn && accepted.status != "failed" {
+            println!("{}", accepted.execution_id);
+            return Ok(Then::Exit(0));
+        }
+        if first && options.interactive {
+            self.input = Input::start();
+            if options.tty {
+                self.raw = Raw::enter();
+            }
+        }
+        Ok(Then::Stay)
+    }
+
+    /// The end, if this is the last status.
+    async fn on_status(&mut self, params: &str) -> Result<Then, ClientError> {
+        #[derive(Deserialize)]
+        struct Named<'a> {
+            #[serde(borrow)]
+            status: Cow<'a, str>,
+        }
+        let named: Named<'_> = serde_json::from_str(params).map_err(|error| garbled(&error))?;
+        if !matches!(named.status.as_ref(), "COMPLETED" | "CANCELLED" | "FAILED") {
+            self.elapsed.running();
+            return Ok(Then::Stay);
+        }
+        let ending: Ending = serde_json::from_str(params).map_err(|error| garbled(&error))?;
+        self.elapsed.clear();
+        let flushed = self.output.finish().await;
+        self.raw = None;
+        let sent = PerStream {
+            stdout: (ending.bytes.stdout, ending.sha256.stdout.as_deref()),
+            stderr: (ending.bytes.stderr, ending.sha256.stderr.as_deref()),
+        };
+        self.output.check(&sent).map_err(damaged)?;
+        if let Err(error) = flushed
+            && error.kind() != ErrorKind::BrokenPipe
+        {
+            return Err(ClientError::new(exit::SOFTWARE, format!("cannot write the output: {error}")));
+        }
+        let ours = self.wanted.code().filter(|_| ending.reason == Reason::Canceled);
+        Ok(Then::Exit(ours.unwrap_or_else(|| exit_code_of(&ending))))
+    }
+
+    fn ended_early(&mut self, error: &ClientError) -> ClientError {
+        self.elapsed.clear();
+        self.raw = None;
+        ClientError::new(self.wanted.code().unwrap_or(error.code), error.message.clone())
+    }
+
+    fn interrupted_away(&mut self, wanted: Wanted) -> ClientError {
+        self.wanted.ask(wanted);
+        ClientError::new(exit::UNAVAILABLE, "interrupted while there was no connection")
+    }
+
+    /// Makes a connection again, and asks for the execution on it. The inner error is an exit code: we
+    /// were told not to wait.
+    async fn come_back(
+        &mut self,
+        why: ClientError,
+        signals: &mut Signals,
+    ) -> Result<Result<Connection, u8>, ClientError> {
+        let Some(patience) = self.reconnect else { return Err(self.ended_early(&why)) };
+        if self.away_until.is_none() {
+            self.say(&format!("{}; trying to come back for {} s", why.message, patience.as_secs()));
+        }
+        let until = *self.away_until.get_or_insert_with(|| Instant::now() + patience);
+        let mut last = why;
+        loop {
+            if Instant::now() > until {
+                let id = self.id.map(|id| id.to_string()).unwrap_or_default();
+                let gone_for = millis(patience) / 1_000;
+                let message =
+                    format!("{}; gave up after {gone_for} s; it may still run: cc-executor attach {id}", last.message);
+                return Err(self.ended_early(&ClientError::new(last.code, message)));
+            }
+            let opened = async {
+                sleep(self.pause).await;
+                Connection::open(&self.url).await
+            };
+            let opened = tokio::select! {
+                opened = opened => opened,
+                // Asked once, the command is canceled as soon as there is a connection again.
+                _ = signals.interrupt.recv() => Err(self.interrupted_away(Wanted::Interrupted)),
+                _ = signals.terminate.recv() => Err(self.interrupted_away(Wanted::Terminated)),
+            };
+            self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+            match opened {
+                Ok(mut connection) => {
+                    self.begin(&mut connection).await;
+                    if self.wanted != Wanted::Its {
+                        self.cancel(&mut connection).await;
+                    }
+                    return Ok(Ok(connection));
+                }
+                Err(error) if matches!(error.code, exit::NOPERM | exit::USAGE) => return Err(self.ended_early(&error)),
+                Err(error) => last = error,
+            }
+            if let Some(code) = self.wanted.given_up() {
+                return Ok(Err(code));
+            }
+        }
+    }
+}
+
+fn execute_params(options: &RunOptions, id: Option<ExecutionId>, longest_detach_ms: Option<u64>) -> Value {
+    let mut params = json!({ "command": options.command });
+    let mut set = |name: &str, value: Option<Value>| {
+        if let Some(value) = value {
+            params[name] = value;
+        }
+    };
+    set("executor", options.executor.as_ref().map(|executor| json!(executor)));
+    set("executionId", id.map(|id| json!(id)));
+    set("timeoutMs", options.timeout_ms.map(|ms| json!(ms)));
+    set("stallTimeoutMs", options.stall_timeout_ms.map(|ms| json!(ms)));
+    set("cwd", options.cwd.as_ref().map(|cwd| json!(cwd)));
+    set("stdin", (options.interactive && !options.tty).then_some(json!(true)));
+    if options.tty {
+        let Size { rows, cols } = size();
+        set("pty", Some(json!({ "rows": rows, "cols": cols })));
+        set("env", std::env::var("TERM").ok().map(|term| json!({ "TERM": term })));
+    }
+    let detach_ms = match options.leave {
+        Leave::Ends => None,
+        Leave::Returns(patience) => Some(Some(millis(patience))),
+        Leave::GoesOn => Some(longest_detach_ms),
+    };
+    if let Some(detach_ms) = detach_ms {
+        set("onDisconnect", Some(json!("detach")));
+        set("detachMs", detach_ms.map(|ms| json!(ms)));
+    }
+    params
+}
+
+fn damaged(damage: Damage) -> ClientError {
+    ClientError::new(exit::SOFTWARE, format!("the output was damaged on the way: {damage}"))
+}
