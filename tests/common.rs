@@ -2,6 +2,7 @@
 
 pub mod client;
 pub mod procs;
+pub mod proxy;
 pub mod service;
 pub mod stub;
 

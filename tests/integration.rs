@@ -11,6 +11,7 @@ mod actors;
 mod backend_faults;
 mod bytes;
 mod cancel;
+mod coming_back;
 mod input;
 mod logs;
 mod original;

@@ -95,6 +95,8 @@ pub struct Terms {
     pub consumer_stall: Duration,
     /// How long output and ending are kept.
     pub retention: Duration,
+    /// How much of each stream is kept, in bytes.
+    pub ring_bytes: usize,
 }
 
 /// What every part of an execution's life needs.
@@ -154,7 +156,11 @@ struct Stand {
 impl Stand {
     /// What a consumer is told first. Nothing of one that ended before it ran: its end is its first word.
     fn first_word(&self, terms: &Terms) -> Option<Word> {
-        let wanted = api::Terms { heartbeat_ms: Some(millis(terms.heartbeat)), may_detach: terms.detach.is_some() };
+        let wanted = api::Terms {
+            heartbeat_ms: Some(millis(terms.heartbeat)),
+            may_detach: terms.detach.is_some(),
+            acknowledge_bytes: terms.detach.map(|_| terms.ring_bytes as u64 / ACKNOWLEDGEMENTS_A_RING),
+        };
         match self.position {
             Some(position) => Some(Word::Queued(Queued { position, terms: wanted })),
             None => Some(Word::Started(Started {
@@ -244,6 +250,9 @@ fn refuse(ask: Ask, why: &str) {
         Ask::Cancel { .. } | Ask::Attach(..) | Ask::Acknowledge(..) | Ask::Describe(_) | Ask::Shed => {}
     }
 }
+
+/// How often a ring's content is acknowledged while it fills.
+const ACKNOWLEDGEMENTS_A_RING: u64 = 4;
 
 /// The grace of an execution that is ended without anybody having named one.
 const GRACE_MS: u64 = DEFAULT_GRACE_MS;

@@ -110,6 +110,7 @@ async fn begin(body: &[u8], table: &web::Data<Table>, consumer: Consumer) -> Res
         pty: run.pty,
         consumer_stall: config.consumer_stall,
         retention: config.retention,
+        ring_bytes: config.ring_bytes,
     };
     let policy = run.detach.map_or(Policy::Overwrite, |detach| Policy::Detach(detach.overflow));
     let spool = Spool::new(policy, config.ring_bytes, consumer);

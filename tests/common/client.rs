@@ -47,9 +47,16 @@ pub struct Story {
     pub statuses: Vec<String>,
     /// The params of `error` notifications.
     pub errors: Vec<Value>,
+    /// The params of every `gap`. Their bytes are [`LOST`] in the stream.
+    pub gaps: Vec<Value>,
+    /// The params of `detached`.
+    pub detached: Option<Value>,
     /// The final `statusUpdate`'s params.
     pub end: Value,
 }
+
+/// What stands for a byte that was lost, in a story.
+pub const LOST: u8 = 0;
 
 impl Client {
     /// A session of the native dialect that has said `connected`.
@@ -196,7 +203,14 @@ impl Client {
     /// Reads until the execution has ended, and checks what every stream must keep to.
     pub fn story(&mut self) -> Story {
         let mut story = Story::default();
-        loop {
+        self.follow(&mut story, |_| false);
+        story
+    }
+
+    /// Reads on until the execution has ended, is taken over, or the story has come so far. True at the
+    /// end.
+    pub fn follow(&mut self, story: &mut Story, until: impl Fn(&Story) -> bool) -> bool {
+        while !until(story) {
             let message = match self.recv() {
                 Frame::Text(message) => message,
                 Frame::Ping(_) | Frame::Pong(_) => continue,
@@ -213,19 +227,37 @@ impl Client {
                     }
                     assert_eq!(params["end"], stream.len(), "offsets count every byte");
                 }
+                Some("gap") => {
+                    let stream = if params["type"] == "stdout" { &mut story.stdout } else { &mut story.stderr };
+                    assert_eq!(params["from"], stream.len(), "a gap begins where the stream is");
+                    let to = params["to"].as_u64().expect("an offset");
+                    stream.resize(usize::try_from(to).unwrap(), LOST);
+                    story.gaps.push(params.clone());
+                }
                 Some("statusUpdate") => {
                     let status = params["status"].as_str().expect("a status").to_owned();
                     let is_last = matches!(status.as_str(), "COMPLETED" | "CANCELLED" | "FAILED");
                     story.statuses.push(status);
                     if is_last {
                         story.end = params.clone();
-                        return story;
+                        return true;
                     }
+                }
+                Some("detached") => {
+                    story.detached = Some(params.clone());
+                    return true;
                 }
                 Some("error") => story.errors.push(params.clone()),
                 _ => {}
             }
         }
+        false
+    }
+
+    /// Follows an execution from where a story broke off.
+    pub fn attach(&mut self, id: &str, story: &Story) -> Result<Value, Value> {
+        let offsets = json!({ "stdout": story.stdout.len(), "stderr": story.stderr.len() });
+        self.call("attach", json!({ "executionId": id, "offsets": offsets }))
     }
 
     /// Starts a command and reads it to its end.

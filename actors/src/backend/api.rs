@@ -102,6 +102,9 @@ pub struct Terms {
     /// Whether it goes on without a consumer, and waits for acknowledgements.
     #[serde(default)]
     pub may_detach: bool,
+    /// After how many bytes an acknowledgement is wanted, so that the command need not wait for it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub acknowledge_bytes: Option<u64>,
 }
 
 /// A sign of life.

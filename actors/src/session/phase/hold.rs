@@ -19,7 +19,7 @@ use crate::{
 /// Heartbeats that the backend may miss before it is called silent.
 const MISSED_HEARTBEATS: u32 = 3;
 
-/// How much is sent between two pings that ask what has arrived, in bytes.
+/// How much is sent at the most between two pings that ask what has arrived, in bytes.
 const BYTES_A_PING: u64 = 1 << 20;
 
 /// The execution that a session holds.
@@ -54,6 +54,7 @@ pub(super) struct Live {
     pub(super) offsets: PerStream<u64>,
     /// How much had been sent when the client was last asked what has arrived.
     pinged: u64,
+    bytes_a_ping: u64,
     began_at: Instant,
     heard_at: Instant,
     output_at: Instant,
@@ -103,6 +104,7 @@ impl Hold {
             scope: (standing.status == Status::Paused).then_some(Scope::Process),
             offsets,
             pinged: offsets.stdout + offsets.stderr,
+            bytes_a_ping: standing.terms.acknowledge_bytes.unwrap_or(BYTES_A_PING).min(BYTES_A_PING),
             began_at: now,
             heard_at: now,
             output_at: now,
@@ -177,7 +179,7 @@ impl Live {
     /// Whether it is time to ask the client what has arrived.
     pub(super) fn wants_ping(&mut self) -> bool {
         let sent = self.offsets.stdout + self.offsets.stderr;
-        let due = sent.saturating_sub(self.pinged) >= BYTES_A_PING;
+        let due = sent.saturating_sub(self.pinged) >= self.bytes_a_ping;
         if due {
             self.pinged = sent;
         }
