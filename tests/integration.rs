@@ -16,5 +16,6 @@ mod input;
 mod logs;
 mod original;
 mod run;
+mod steering;
 mod stuck;
 mod tidy;

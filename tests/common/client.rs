@@ -45,6 +45,8 @@ pub struct Story {
     pub n_messages: usize,
     /// The statuses, in order.
     pub statuses: Vec<String>,
+    /// The params of every `statusUpdate`.
+    pub updates: Vec<Value>,
     /// The params of `error` notifications.
     pub errors: Vec<Value>,
     /// The params of every `gap`. Their bytes are [`LOST`] in the stream.
@@ -53,6 +55,13 @@ pub struct Story {
     pub detached: Option<Value>,
     /// The final `statusUpdate`'s params.
     pub end: Value,
+}
+
+impl Story {
+    /// The updates with this status.
+    pub fn with_status(&self, status: &str) -> Vec<&Value> {
+        self.updates.iter().filter(|update| update["status"] == status).collect()
+    }
 }
 
 /// What stands for a byte that was lost, in a story.
@@ -148,8 +157,10 @@ impl Client {
 
     /// Waits for a response.
     pub fn response(&mut self, id: u64) -> Result<Value, Value> {
+        let here = self.passed_by.iter().position(|frame| matches!(frame, Frame::Text(message) if message["id"] == id));
+        let mut here = here.and_then(|at| self.passed_by.remove(at));
         loop {
-            match self.recv_new() {
+            match here.take().unwrap_or_else(|| self.recv_new()) {
                 Frame::Text(message) if message["id"] == id => {
                     return match message.get("error") {
                         Some(error) => Err(error.clone()),
@@ -238,6 +249,7 @@ impl Client {
                     let status = params["status"].as_str().expect("a status").to_owned();
                     let is_last = matches!(status.as_str(), "COMPLETED" | "CANCELLED" | "FAILED");
                     story.statuses.push(status);
+                    story.updates.push(params.clone());
                     if is_last {
                         story.end = params.clone();
                         return true;

@@ -1,12 +1,14 @@
 //! Lets a whole process tree stand still, and go on.
 //!
 //! Parents are stopped before their children, and children go on before their parents: a job-control
-//! shell that could see a stopped child would say so and take back its terminal. Processes that are
-//! born meanwhile are found by looking again until nothing new turns up.
+//! shell that could see a stopped child would say so and take back its terminal. So each process must
+//! really stand still before its children are stopped; a signal that was sent is not one that was
+//! obeyed. Processes that are born meanwhile are found by looking again until nothing new turns up.
 
 use std::{
     collections::{HashMap, HashSet},
-    fs,
+    fs, thread,
+    time::{Duration, Instant},
 };
 
 use rustix::process::{Pid, PidfdFlags, Signal, getpid, pidfd_open, pidfd_send_signal};
@@ -15,6 +17,10 @@ use super::tree::{parent_of, pid};
 
 /// How often the tree is looked at. A tree that is still growing then is one that outruns us.
 const MAX_PASSES: usize = 100;
+
+/// How long a process may take to stop. One that waits for a disk or a network file system may not obey
+/// at all for a while.
+const STOP_PATIENCE: Duration = Duration::from_millis(100);
 
 /// What stands still.
 #[derive(Debug, Default)]
@@ -34,6 +40,7 @@ impl Standstill {
             }
             for (process, parent) in new {
                 send(process, parent, Signal::STOP);
+                wait_until_stopped(process);
                 stopped.insert(process);
             }
         }
@@ -70,6 +77,20 @@ fn descendants() -> Vec<(Pid, Pid)> {
         }
     }
     found
+}
+
+fn wait_until_stopped(process: Pid) {
+    let until = Instant::now() + STOP_PATIENCE;
+    while !is_still(process) && Instant::now() < until {
+        thread::yield_now();
+    }
+}
+
+/// Whether it is stopped, or gone.
+fn is_still(process: Pid) -> bool {
+    let Ok(stat) = fs::read_to_string(format!("/proc/{}/stat", process.as_raw_nonzero())) else { return true };
+    // The third field, after the name in parentheses, which may hold anything.
+    stat.rsplit_once(')').is_none_or(|(_, rest)| !rest.trim_start().starts_with(['R', 'S', 'D']))
 }
 
 /// Signals a process that is still the child that was seen: a number may have been given to another.
