@@ -17,6 +17,10 @@ use crate::{backend::table::Table, socket::Unflushed};
 /// The longest grace of a command that still runs when its time is over.
 const MAX_GRACE: Duration = Duration::from_secs(1);
 
+/// What part of the whole that grace is at the most: the rest of the last quarter is for ending what did
+/// not obey, and for clients that are slow to close.
+const GRACE_PART: u32 = 16;
+
 /// What is to be drained. A service with an embedded backend has both.
 #[derive(Clone, Default)]
 pub struct Draining {
@@ -37,7 +41,7 @@ struct Plan {
 
 impl Plan {
     fn of(whole: Duration) -> Self {
-        Plan { finish: whole * 3 / 4, grace: MAX_GRACE.min(whole / 8) }
+        Plan { finish: whole * 3 / 4, grace: MAX_GRACE.min(whole / GRACE_PART) }
     }
 }
 
@@ -89,7 +93,7 @@ mod tests {
     #[test]
     fn three_quarters_are_for_what_runs_and_the_grace_fits_into_the_rest() {
         let plan = Plan::of(Duration::from_secs(8));
-        assert_eq!(plan, Plan { finish: Duration::from_secs(6), grace: Duration::from_secs(1) });
+        assert_eq!(plan, Plan { finish: Duration::from_secs(6), grace: Duration::from_millis(500) });
         for ms in [100, 1_000, 30_000] {
             let whole = Duration::from_millis(ms);
             let plan = Plan::of(whole);

@@ -90,6 +90,8 @@ pub fn serve(listener: TcpListener, config: GatewayConfig, access: Access) -> io
     .tcp_nodelay(true)
     .h1_allow_half_closed(false)
     .h1_write_buffer_size(WRITE_BUFFER)
+    // A session waits for its client's close frame itself; after that the connection ends at once.
+    .client_disconnect_timeout(Duration::ZERO)
     .disable_signals()
     .listen(listener)?
     .run();

@@ -8,11 +8,14 @@ mod common;
 
 mod access;
 mod actors;
+mod admission;
 mod backend_faults;
 mod bytes;
 mod cancel;
 mod coming_back;
+mod drain;
 mod input;
+mod liveness;
 mod logs;
 mod original;
 mod run;

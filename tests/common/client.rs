@@ -80,7 +80,11 @@ impl Client {
 
     /// An upgraded connection of which nothing has been read, or the status of the refusal.
     pub fn upgrade(address: SocketAddr, headers: &[(&str, &str)]) -> Result<Client, u16> {
-        let mut stream = TcpStream::connect(address).expect("it listens");
+        Client::upgrade_on(TcpStream::connect(address).expect("it listens"), address, headers)
+    }
+
+    /// The same on a connection that was made before.
+    pub fn upgrade_on(mut stream: TcpStream, address: SocketAddr, headers: &[(&str, &str)]) -> Result<Client, u16> {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_nodelay(true).unwrap();
         let mut request = "GET /ws/mcp HTTP/1.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\

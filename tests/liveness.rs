@@ -1,0 +1,161 @@
+//! Is it slow or dead? Clients that answer nothing or take nothing, and consumers that vanished.
+
+use std::{
+    io::{Read, Write},
+    net::TcpStream,
+    time::{Duration, Instant},
+};
+
+use serde_json::json;
+
+use crate::common::{
+    PATIENCE,
+    client::{Client, Frame, Story, frame},
+    procs,
+    service::Service,
+    wait_until,
+};
+
+/// A service whose clients may be without a sign of life for a second.
+fn impatient() -> Service {
+    Service::with(&["serve"], &[("CC_EXECUTOR_CLIENT_STALL_MS", "1000")])
+}
+
+#[test]
+fn a_client_that_answers_no_ping_is_closed_in_the_configured_time() {
+    let service = impatient();
+    let mut client = service.connect();
+    client.answers_pings = false;
+    let since = Instant::now();
+    assert_eq!(client.close_code(), 4408);
+    let after = since.elapsed();
+    assert!((1_000..2_500).contains(&after.as_millis()), "{after:?}");
+    service.wait_for_event("client_lifeless", 1);
+}
+
+#[test]
+fn a_client_that_answers_or_speaks_lives() {
+    let service = impatient();
+    let mut answering = service.connect();
+    let mut speaking = service.connect();
+    speaking.answers_pings = false;
+    let since = Instant::now();
+    let mut n_pings = 0;
+    while since.elapsed() < Duration::from_secs(3) {
+        assert_eq!(speaking.call("ping", json!({})), Ok(json!({})));
+        if matches!(answering.recv(), Frame::Ping(_)) {
+            n_pings += 1;
+        }
+    }
+    assert!((5..15).contains(&n_pings), "{n_pings}");
+    answering.close();
+    speaking.close();
+}
+
+/// Output without end, with a mark.
+fn flood(mark: &str) -> String {
+    format!("exec python3 -c 'import os\nwhile True: os.write(1, b\"x\" * 65536)' {mark}")
+}
+
+#[test]
+fn a_client_that_accepts_nothing_is_closed_and_counts_as_gone() {
+    // A ring larger than what is under way: it is the client's socket that is full, not the ring.
+    let env = [("CC_EXECUTOR_CLIENT_STALL_MS", "1000"), ("CC_EXECUTOR_RING_BYTES", "67108864")];
+    let service = Service::with(&["serve"], &env);
+    for (detach, goes_on) in [("cancel", false), ("detach", true)] {
+        let mark = procs::mark();
+        let mut client = service.connect();
+        let id = format!("44444444-4444-4444-8444-44444444444{}", usize::from(goes_on));
+        client.request("execute", json!({ "command": flood(&mark), "onDisconnect": detach, "executionId": id }));
+        procs::wait_for(&mark, 1, PATIENCE);
+        service.wait_for_event("client_stalled", 1 + usize::from(goes_on));
+        if goes_on {
+            service.wait_for_event("execution.detached", 1);
+            let mut other = service.connect();
+            other.call("control", json!({ "type": "CANCEL", "executionId": id })).unwrap();
+        }
+        procs::wait_for(&mark, 0, PATIENCE);
+        // The descriptor comes back although the client still does not read.
+        service.wait_for_event("socket.shut_down", 1 + usize::from(goes_on));
+        drop(client);
+    }
+}
+
+#[test]
+fn a_slow_client_is_not_taken_for_a_dead_one() {
+    let service = impatient();
+    let mut client = service.connect();
+    client.execute(json!({ "command": "head -c 40000000 /dev/zero | tr '\\0' x" }));
+    // It reads a little every now and then, for longer than the stall time.
+    let mut story = Story::default();
+    let since = Instant::now();
+    while since.elapsed() < Duration::from_secs(3) {
+        let so_far = story.stdout.len();
+        client.follow(&mut story, |story| story.stdout.len() > so_far + 1_000_000);
+        std::thread::sleep(Duration::from_millis(150));
+    }
+    client.follow(&mut story, |_| false);
+    assert_eq!((story.stdout.len(), story.end["status"].as_str()), (40_000_000, Some("COMPLETED")));
+}
+
+/// A consumer of the backend's own stream that can do what it likes.
+fn consume(backend: &Service, body: &serde_json::Value) -> TcpStream {
+    let mut stream = TcpStream::connect(backend.address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let body = body.to_string();
+    write!(
+        stream,
+        "POST /execute/stream HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\n\
+         Accept: application/vnd.docker.multiplexed-stream\r\nContent-Length: {}\r\n\r\n{body}",
+        backend.address,
+        body.len()
+    )
+    .unwrap();
+    stream
+}
+
+fn ask(backend: &Service, id: &str) {
+    let mut stream = TcpStream::connect(backend.address).unwrap();
+    write!(stream, "GET /executions/{id} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", backend.address).unwrap();
+    let _ = stream.read_to_end(&mut Vec::new());
+}
+
+#[test]
+fn a_gateway_that_takes_nothing_and_asks_nothing_has_vanished_and_one_that_asks_has_not() {
+    let backend = Service::with(&["backend"], &[("CC_EXECUTOR_CONSUMER_STALL_MS", "1000")]);
+    let [asking, silent] = [procs::mark(), procs::mark()];
+    let id = "55555555-5555-4555-8555-555555555555";
+    let kept = consume(&backend, &json!({ "question": flood(&asking), "executionId": id }));
+    let lost = consume(&backend, &json!({ "question": flood(&silent) }));
+    procs::wait_for(&asking, 1, PATIENCE);
+    procs::wait_for(&silent, 1, PATIENCE);
+    let since = Instant::now();
+    wait_until("the silent one is ended", PATIENCE, || {
+        ask(&backend, id);
+        procs::with_argument(&silent).is_empty()
+    });
+    assert!(since.elapsed() > Duration::from_millis(900), "{:?}", since.elapsed());
+    while since.elapsed() < Duration::from_secs(4) {
+        ask(&backend, id);
+        assert_eq!(procs::with_argument(&asking).len(), 1, "it is asked for");
+    }
+    procs::wait_for(&asking, 0, PATIENCE);
+    drop((kept, lost));
+}
+
+#[test]
+fn frames_byte_by_byte_and_pings_without_end_are_borne() {
+    let service = impatient();
+    let mut client = service.connect();
+    let call = json!({ "jsonrpc": "2.0", "id": 77, "method": "execute", "params": { "command": "echo slow" } });
+    for byte in frame(0x81, call.to_string().as_bytes()) {
+        client.send_raw(&[byte]).unwrap();
+    }
+    assert_eq!(client.story().stdout, b"slow\n");
+    let mut busy: Client = service.connect();
+    busy.execute(json!({ "command": "for i in 1 2 3 4 5; do echo $i; sleep 0.1; done" }));
+    for _ in 0..20_000 {
+        busy.send_raw(&frame(0x89, b"x")).unwrap();
+    }
+    assert_eq!(busy.story().stdout, b"1\n2\n3\n4\n5\n");
+}
