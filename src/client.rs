@@ -1,7 +1,7 @@
 //! The commands of a person or a script: `run`, `attach`, `ps`, `cancel` and `healthcheck`.
 //!
-//! [`follow`] is the life of a command as its caller sees it, over one connection or several;
-//! [`connection`] makes those; [`ask`] is what one question answers.
+//! `follow` is the life of a command as its caller sees it, over one connection or several;
+//! `connection` makes those; `ask` is what one question answers.
 
 mod ask;
 mod connection;

@@ -4,7 +4,10 @@
 //! writes one JSON object a line, `text` (the default) the same in a form for the eye. `RUST_LOG`
 //! filters as usual.
 
-use std::io::{self, Write};
+use std::{
+    io::{self, Write},
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use env_logger::{Builder, Env, Logger};
 use jiff::Timestamp;
@@ -13,6 +16,17 @@ use log::{
     kv::{Error, Key, Value, VisitSource},
 };
 use serde_json::{Map, Value as Json};
+
+/// What accepts connections. While its server stops, it calls a connection that comes too late an error.
+const ACCEPTOR: &str = "actix_server::accept";
+
+/// Whether the servers of this process are being stopped.
+static STOPPING: AtomicBool = AtomicBool::new(false);
+
+/// From now on connections that come are not served, and that is as it should be.
+pub fn stopping() {
+    STOPPING.store(true, Ordering::Relaxed);
+}
 
 /// How lines are written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -48,6 +62,9 @@ fn builder(format: Format) -> Builder {
     let mut builder =
         Builder::from_env(Env::default().default_filter_or("warn,cc_executor=info,cc_executor_actors=info"));
     builder.target(env_logger::Target::Stderr).format(move |out, record| {
+        if record.target() == ACCEPTOR && STOPPING.load(Ordering::Relaxed) {
+            return Ok(());
+        }
         let now = Timestamp::now();
         match format {
             Format::Text => write_text(out, now, record),

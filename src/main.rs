@@ -203,6 +203,7 @@ async fn stop(shutdown: &mut Shutdown, role: &str, draining: Draining, patience:
             warn!(event = "drain.cut", role = role, signal = signal; "a second signal, {signal}: ending at once");
         }
     }
+    logging::stopping();
     for server in servers {
         // Graceful would wait for every keep-alive connection; what mattered has been waited for.
         server.stop(false).await;

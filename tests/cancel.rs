@@ -210,3 +210,35 @@ fn a_command_that_kills_its_own_keeper_leaves_nothing_either() {
     let other = bystander.story();
     assert_eq!((other.stdout.as_slice(), other.end["status"].as_str()), (&b"untouched\n"[..], Some("COMPLETED")));
 }
+
+/// Three levels, one in a session of its own, one that ignores TERM.
+#[test]
+fn cancel_of_a_stubborn_tree_is_verified_soon_after_the_grace_two_hundred_times() {
+    const GRACE: Duration = Duration::from_millis(300);
+    let service = Service::start();
+    std::thread::scope(|scope| {
+        for lane in 0..4 {
+            let service = &service;
+            scope.spawn(move || {
+                for round in 0..50 {
+                    let mark = procs::mark();
+                    let mut client = service.connect();
+                    let stubborn = format!("(trap '' TERM; while :; do sleep {mark}; done)");
+                    let command = format!("bash -c '(sleep {mark} & sleep {mark} & wait) & wait' & setsid sleep {mark} & {stubborn} & wait");
+                    client.execute(json!({ "command": command }));
+                    procs::wait_for(&mark, 4, PATIENCE);
+                    let at = Instant::now();
+                    client.call("control", json!({ "type": "CANCEL", "graceMs": 300 })).unwrap();
+                    let story = client.story();
+                    let took = at.elapsed();
+                    assert!(procs::with_argument(&mark).is_empty(), "gone before it is said");
+                    let cancel = &story.end["cancel"];
+                    let expected = json!({ "verified": true, "survivors": 0, "graceMs": 300, "escalated": true });
+                    assert_eq!((story.end["status"].as_str(), cancel), (Some("CANCELLED"), &expected));
+                    assert!(took >= GRACE && took < GRACE + Duration::from_millis(500), "lane {lane}, round {round}: {took:?}");
+                    client.close();
+                }
+            });
+        }
+    });
+}

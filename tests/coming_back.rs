@@ -15,6 +15,7 @@ use crate::common::{
     client::{Client, LOST, Story},
     procs,
     proxy::{Cut, Proxy},
+    random,
     service::Service,
     stub::{Stub, respond},
     wait_until,
@@ -22,17 +23,6 @@ use crate::common::{
 
 fn hex(bytes: &[u8]) -> String {
     format!("{:x}", Sha256::digest(bytes))
-}
-
-/// Numbers one would not guess, the same in each run.
-fn random(seed: u64) -> impl FnMut(u64) -> u64 {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    move |below| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state % below
-    }
 }
 
 /// A file with as many bytes, all lines different.

@@ -210,7 +210,7 @@ fn nothing_is_left_of_a_shell_on_a_terminal() {
     let mark = procs::mark();
     let mut client = service.connect();
     client.execute(json!({ "command": "exec bash --norc -i", "pty": { "rows": 24, "cols": 80 } }));
-    let jobs = format!("sleep {mark} & nohup sleep {mark} & setsid sleep {mark} &\n");
+    let jobs = format!("sleep {mark} & nohup sleep {mark} >/dev/null & setsid sleep {mark} &\n");
     client.call("input", json!({ "data": jobs })).unwrap();
     procs::wait_for(&mark, 3, PATIENCE);
     client.call("control", json!({ "type": "CANCEL", "graceMs": 200 })).unwrap();

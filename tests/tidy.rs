@@ -8,11 +8,14 @@ use std::{
 
 /// Files that decide on values: no actor, no runtime, no I/O in them.
 const PURE: &[&str] = &[
+    "actors/src/clock.rs",
     "actors/src/id.rs",
     "actors/src/protocol.rs",
     "actors/src/protocol/",
     "actors/src/terminate.rs",
+    "actors/src/session/liveness.rs",
     "actors/src/session/phase.rs",
+    "actors/src/session/phase/hold.rs",
     "actors/src/session/phase/open.rs",
     "actors/src/execution/text.rs",
     "actors/src/backend/api.rs",
@@ -20,6 +23,7 @@ const PURE: &[&str] = &[
     "actors/src/backend/multiplex.rs",
     "src/backend/execution/last.rs",
     "src/backend/keeper/talk.rs",
+    "src/backend/ring.rs",
     "src/client/ending.rs",
 ];
 

@@ -47,6 +47,9 @@ use crate::{
 /// How long a POST that was given up may take to be withdrawn at the backend.
 const WITHDRAW_PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long an answer that is under way when the execution ends may take to come.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
+
 /// Heartbeats of the original's image that may be missed before it is given up.
 const MISSED_HEARTBEATS: u32 = 6;
 
@@ -200,8 +203,7 @@ impl Execution {
                 info!(event = "execution.taken_over", session_id:% = self.session, execution_id:% = self.id,
                     ms = millis(self.asked_at.elapsed()); "another consumer has taken the execution over");
                 self.notice.taken_over();
-                self.state = State::Ended;
-                ctx.stop();
+                self.stop(ctx);
             }
         }
     }
@@ -291,8 +293,7 @@ impl Execution {
         info!(event = "execution.refused", session_id:% = self.session, execution_id:% = self.id,
             code = error.code; "execution refused: {}", error.message);
         self.notice.refused(error);
-        self.state = State::Ended;
-        ctx.stop();
+        self.stop(ctx);
     }
 
     fn finish(&mut self, ending: Ending, ctx: &mut Context<Self>) {
@@ -301,8 +302,18 @@ impl Execution {
             signal:serde = ending.signal, stdout_bytes:serde = ending.bytes.stdout, stderr_bytes:serde = ending.bytes.stderr,
             ms = millis(self.asked_at.elapsed()); "execution finished");
         self.notice.exited(ending);
+        self.stop(ctx);
+    }
+
+    /// It is over. Input that the command has read may have its answer under way, on a connection of its
+    /// own: that is waited for, and the end is not said before.
+    fn stop(&mut self, ctx: &mut Context<Self>) {
         self.state = State::Ended;
-        ctx.stop();
+        if self.fed.is_empty() {
+            ctx.stop();
+        } else {
+            ctx.run_later(ANSWER_PATIENCE, |_, ctx| ctx.stop());
+        }
     }
 }
 

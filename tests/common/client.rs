@@ -78,9 +78,16 @@ impl Client {
         client
     }
 
-    /// An upgraded connection of which nothing has been read, or the status of the refusal.
+    /// An upgraded connection of which nothing has been read, or the status of the refusal; 0 if there
+    /// was no answer.
     pub fn upgrade(address: SocketAddr, headers: &[(&str, &str)]) -> Result<Client, u16> {
         Client::upgrade_on(TcpStream::connect(address).expect("it listens"), address, headers)
+    }
+
+    /// The same where the service may be going away: what fails is a refusal.
+    pub fn try_upgrade(address: SocketAddr) -> Result<Client, u16> {
+        let stream = TcpStream::connect(address).map_err(|_| 0u16)?;
+        Client::upgrade_on(stream, address, &[])
     }
 
     /// The same on a connection that was made before.
@@ -96,15 +103,19 @@ impl Client {
         for (name, value) in headers {
             request.push_str(&format!("{name}: {value}\r\n"));
         }
-        stream.write_all(format!("{request}\r\n").as_bytes()).unwrap();
+        if stream.write_all(format!("{request}\r\n").as_bytes()).is_err() {
+            return Err(0);
+        }
         let mut input = Vec::new();
         let end = loop {
             if let Some(at) = input.windows(4).position(|four| four == b"\r\n\r\n") {
                 break at + 4;
             }
             let mut bytes = [0; 4096];
-            let n = stream.read(&mut bytes).expect("an answer");
-            assert!(n > 0, "the service closed the connection before it had answered");
+            let n = stream.read(&mut bytes).unwrap_or(0);
+            if n == 0 {
+                return Err(0);
+            }
             input.extend_from_slice(&bytes[..n]);
         };
         let head = String::from_utf8_lossy(&input[..end]).into_owned();

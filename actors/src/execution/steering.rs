@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use actix::{ActorFutureExt, AsyncContext, Context, Handler, ResponseFuture, WrapFuture};
+use actix::{ActorContext, ActorFutureExt, AsyncContext, Context, Handler, ResponseFuture, WrapFuture};
 use futures_util::FutureExt;
 use log::info;
 use tokio::sync::oneshot;
@@ -109,7 +109,11 @@ impl Execution {
                 // A session that is gone needs no answer.
                 let _ = fed.answer.send(outcome);
             }
-            actor.send_input(ctx);
+            if matches!(actor.state, State::Ended) {
+                ctx.stop();
+            } else {
+                actor.send_input(ctx);
+            }
         }));
     }
 

@@ -114,10 +114,10 @@ impl Liveness {
     /// Looks at the client: `taken` is what its socket has accepted so far, `blocked` whether something
     /// waits for it.
     pub fn look(&mut self, taken: u64, blocked: bool, now: Instant) -> Verdict {
-        if taken != self.taken {
-            self.taken = taken;
+        // What the socket takes says something of the client only where it was full before: the kernel
+        // alone takes megabytes for a client that is gone.
+        if std::mem::replace(&mut self.taken, taken) != taken && self.blocked_since.take().is_some() {
             self.sign_at = now;
-            self.blocked_since = None;
         }
         if !blocked {
             self.blocked_since = None;
@@ -171,11 +171,10 @@ mod tests {
     fn without_an_answer_it_is_lifeless_after_the_stall_time_and_any_sign_begins_it_anew() {
         let (mut live, clock) = new();
         live.ping(None, clock.at(20));
-        assert_eq!(live.look(1, false, clock.at(30)), Verdict::Fine, "the ping was taken");
-        assert_eq!(live.look(1, false, clock.at(89)), Verdict::Fine);
-        live.heard(clock.at(89));
-        assert_eq!(live.look(1, false, clock.at(148)), Verdict::Fine);
-        assert_eq!(live.look(1, false, clock.at(149)), Verdict::Lifeless);
+        assert_eq!(live.look(1, false, clock.at(79)), Verdict::Fine, "the kernel took the ping: that says nothing");
+        live.heard(clock.at(79));
+        assert_eq!(live.look(2, false, clock.at(138)), Verdict::Fine);
+        assert_eq!(live.look(3, false, clock.at(139)), Verdict::Lifeless);
     }
 
     #[test]

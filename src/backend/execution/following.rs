@@ -20,7 +20,7 @@ use cc_executor_actors::{
     terminate::{Ending, Status},
 };
 use log::{info, warn};
-use tokio::{io::AsyncReadExt, net::unix::pipe};
+use tokio::net::unix::pipe;
 
 pub(super) use super::last::Cause;
 use super::{
@@ -432,10 +432,17 @@ fn no_keeper() -> ErrorObject {
     ErrorObject::new(code::NOT_RUNNING, "its keeper is gone: it is being ended")
 }
 
+/// Reads what is there, as soon as there is something. A command that says nothing holds no buffer.
 async fn read(pipe: &mut Option<pipe::Receiver>, buffer: &mut BytesMut) -> std::io::Result<usize> {
     let Some(pipe) = pipe else { return Ok(0) };
-    buffer.reserve(READ);
-    pipe.read_buf(buffer).await
+    loop {
+        buffer.reserve(READ);
+        match pipe.try_read_buf(buffer) {
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => *buffer = BytesMut::new(),
+            read => return read,
+        }
+        pipe.readable().await?;
+    }
 }
 
 /// Takes what was read, and leaves the buffer's room for the next read where little was read.
