@@ -4,7 +4,7 @@ SHELL := bash
 BINARY := target/release/cc-executor
 LOG := target/cc-executor.log
 
-.PHONY: help build fmt lint doc test check run bench logs
+.PHONY: help build fmt lint doc test check run bench soak fuzz logs
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,14 @@ run: build ## build, then serve on ws://127.0.0.1:8003/ws/mcp; flags in ARGS
 
 bench: ## the gateway beside a plain bridge, in one run
 	cargo bench --bench gateway
+
+soak: ## mixed load and faults for MINUTES (5), then the sums
+	MINUTES=$(or $(MINUTES),5) cargo test --release --test soak
+
+fuzz: ## each fuzzer for SECONDS (60); needs a nightly Rust and cargo-fuzz
+	for target in input multiplex body_end text json_lines; do \
+		cargo +nightly fuzz run --fuzz-dir tests/fuzz --target-dir target/fuzz $$target -- -max_total_time=$(or $(SECONDS),60) || exit; \
+	done
 
 logs: ## follow the log of `make run`
 	@touch $(LOG) && exec tail -n 100 -F $(LOG)

@@ -12,6 +12,7 @@ use std::{
     cell::RefCell,
     os::fd::{AsFd, OwnedFd},
     rc::{Rc, Weak},
+    sync::Arc,
     time::Duration,
 };
 
@@ -38,14 +39,14 @@ const KEEPALIVE_PROBES: u32 = 6;
 /// A second descriptor of a connection.
 #[derive(Debug)]
 pub struct Duplicate {
-    descriptor: OwnedFd,
+    descriptor: Arc<OwnedFd>,
     flushing: RefCell<Option<Flushing>>,
 }
 
 impl Duplicate {
     /// Whether the kernel would take more. True where it cannot say: nothing is waited for then.
     pub fn has_room(&self) -> bool {
-        let mut fds = [PollFd::new(&self.descriptor, PollFlags::OUT)];
+        let mut fds = [PollFd::new(&*self.descriptor, PollFlags::OUT)];
         poll(&mut fds, Some(&Timespec::default())).map_or(true, |n| n > 0)
     }
 }
@@ -59,13 +60,12 @@ pub fn of(request: &HttpRequest) -> Option<Rc<Duplicate>> {
 pub fn keep(connection: &dyn Any, data: &mut Extensions) {
     let duplicate = connection.downcast_ref::<TcpStream>().and_then(|stream| stream.as_fd().try_clone_to_owned().ok());
     if let Some(duplicate) = duplicate {
-        data.insert(Rc::new(Duplicate { descriptor: duplicate, flushing: RefCell::default() }));
+        data.insert(Rc::new(Duplicate { descriptor: Arc::new(duplicate), flushing: RefCell::default() }));
     }
 }
 
 /// Has the kernel look after a peer that is quiet: one that vanished without a word is found within
-/// this time. A peer that does not read is not found so, and TCP_USER_TIMEOUT would take a slow one for
-/// it: that is the spool's business.
+/// this time. One that is being written to is not found so, see [`Watch`].
 pub fn watch_peer(connection: &dyn Any, patience: Duration) {
     let Some(stream) = connection.downcast_ref::<TcpStream>() else { return };
     let step = (patience / (KEEPALIVE_PROBES + 2)).max(Duration::from_secs(1));
@@ -74,6 +74,40 @@ pub fn watch_peer(connection: &dyn Any, patience: Duration) {
         .and_then(|()| sockopt::set_tcp_keepidle(stream, step * 2))
         .and_then(|()| sockopt::set_tcp_keepintvl(stream, step))
         .and_then(|()| sockopt::set_tcp_keepcnt(stream, KEEPALIVE_PROBES));
+}
+
+/// Has the kernel look after a peer that is written to: one that acknowledges nothing for so long is
+/// gone (TCP_USER_TIMEOUT, tcp(7)). The kernel takes a peer that only does not read for one that is gone,
+/// so this is held off while the peer is known to live.
+#[derive(Debug)]
+pub struct Watch {
+    socket: Arc<OwnedFd>,
+    patience: Duration,
+    held_off: bool,
+}
+
+impl Watch {
+    /// Watches the connection of this request.
+    pub fn over(request: &HttpRequest, patience: Duration) -> Option<Watch> {
+        let socket = Arc::clone(&of(request)?.descriptor);
+        let watch = Watch { socket, patience, held_off: false };
+        watch.set(patience);
+        Some(watch)
+    }
+
+    /// Holds off, or not.
+    pub fn hold_off(&mut self, held_off: bool) {
+        if self.held_off != held_off {
+            self.held_off = held_off;
+            self.set(if held_off { Duration::ZERO } else { self.patience });
+        }
+    }
+
+    fn set(&self, patience: Duration) {
+        let ms = u32::try_from(patience.as_millis()).unwrap_or(u32::MAX);
+        // Without it the peer is only found later.
+        let _ = sockopt::set_tcp_user_timeout(&*self.socket, ms);
+    }
 }
 
 /// Connections on which something was said that the kernel may not have yet.
@@ -144,7 +178,7 @@ fn shut_down(socket: &Weak<Duplicate>) -> bool {
     let socket = socket.upgrade();
     if let Some(socket) = &socket {
         // It can only fail on a connection that has ended already.
-        let _ = rustix::net::shutdown(&socket.descriptor, rustix::net::Shutdown::Both);
+        let _ = rustix::net::shutdown(&*socket.descriptor, rustix::net::Shutdown::Both);
     }
     socket.is_some()
 }

@@ -20,6 +20,7 @@ mod liveness;
 mod logs;
 mod original;
 mod race;
+mod replay;
 mod run;
 mod steering;
 mod stuck;

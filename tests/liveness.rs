@@ -160,3 +160,65 @@ fn frames_byte_by_byte_and_pings_without_end_are_borne() {
     }
     assert_eq!(busy.story().stdout, b"1\n2\n3\n4\n5\n");
 }
+
+/// Two network namespaces with a wire between them: a backend in the one, its gateway in the other, and
+/// then the gateway's address is gone. Nothing says so, not even a reset.
+const VANISHING: &str = r#"
+set -eu
+unshare -n sleep 60 >/dev/null 2>&1 & far=$!  # what outlives this must not hold its output open
+trap 'kill $far $backend 2>/dev/null' EXIT
+until [ "$(readlink /proc/$far/ns/net)" != "$(readlink /proc/$$/ns/net)" ]; do :; done
+ip link set lo up
+ip link add near type veth peer name far netns $far
+ip addr add 10.77.0.1/24 dev near
+ip link set near up
+nsenter -t $far -n ip addr add 10.77.0.2/24 dev far
+nsenter -t $far -n ip link set far up
+CC_EXECUTOR_CONSUMER_STALL_MS=2000 CC_EXECUTOR_ALLOWED_HOSTS=10.77.0.1 LOG_FORMAT=json \
+    "$1" backend --bind 10.77.0.1:8000 --insecure-no-auth >/dev/null 2>"$2" & backend=$!
+until grep -q service.listening "$2"; do :; done
+consume() {
+    nsenter -t $far -n bash -c '
+        exec 3<>/dev/tcp/10.77.0.1/8000
+        body="{\"question\":\"exec sleep 1000\",\"heartbeatMs\":$1}"
+        printf "POST /execute/stream HTTP/1.1\r\nHost: 10.77.0.1\r\nContent-Type: application/json\r\nAccept: application/vnd.docker.multiplexed-stream\r\nContent-Length: ${#body}\r\n\r\n$body" >&3
+        exec cat <&3' consume "$1" >/dev/null 2>&1 &
+}
+consume 1000   # is written to
+consume 60000  # is quiet
+until [ "$(grep -c process.started "$2")" = 2 ]; do :; done
+nsenter -t $far -n ip addr del 10.77.0.2/24 dev far
+date +%s%3N
+until [ "$(grep -c process.finished "$2")" = 2 ]; do sleep 0.05; done
+date +%s%3N
+"#;
+
+#[test]
+fn a_gateway_that_vanishes_without_a_word_is_noticed_quiet_or_written_to() {
+    let log = std::env::temp_dir().join(format!("cc-executor-vanishing-{}", std::process::id()));
+    let root = rustix::process::geteuid().is_root();
+    // Without privileges a user namespace may do; where neither is to be had the test cannot be made.
+    let unshare: &[&str] = if root { &["-n"] } else { &["-rn"] };
+    let able = std::process::Command::new("unshare").args(unshare).args(["ip", "link"]).output();
+    if !able.is_ok_and(|output| output.status.success()) {
+        assert!(std::env::var_os("CI").is_none(), "unshare -n and ip are needed");
+        eprintln!("LEFT OUT: no network namespaces here (unshare -n, ip): a vanished gateway was not tried");
+        return;
+    }
+    let output = std::process::Command::new("timeout")
+        .args(["60", "unshare"])
+        .args(unshare)
+        .args(["bash", "-c", VANISHING, "vanishing", crate::common::service::BINARY, log.to_str().unwrap()])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let times: Vec<u64> = said.lines().filter_map(|line| line.parse().ok()).collect();
+    let lines = std::fs::read_to_string(&log).unwrap_or_default();
+    let _ = std::fs::remove_file(&log);
+    let [vanished_at, noticed_at] = times[..] else {
+        panic!("{said} {} {lines}", String::from_utf8_lossy(&output.stderr));
+    };
+    let after = Duration::from_millis(noticed_at - vanished_at);
+    assert!(after > Duration::from_secs(1) && after < Duration::from_secs(25), "{after:?}");
+    assert_eq!(lines.matches("\"reason\":\"disconnected\"").count(), 2, "{lines}");
+}

@@ -197,6 +197,7 @@ impl Body {
             }
             Ask::Describe(answer) => {
                 self.asked_at = Instant::now();
+                self.spool.is_known_to_live(true);
                 let _ = answer.send(self.describe(stand(), ending));
             }
             other => return Some(other),
@@ -227,6 +228,13 @@ impl Body {
         info!(event = "execution.detached", execution_id:% = self.terms.id, detach_ms = detach_ms;
             "the consumer is {why}: it goes on without one");
         false
+    }
+
+    /// Its heartbeat: a gateway that has not asked for long must show by its connection that it lives.
+    fn look_after_consumer(&mut self) {
+        if self.asked_at.elapsed() > self.terms.consumer_stall {
+            self.spool.is_known_to_live(false);
+        }
     }
 
     /// When it has been without a consumer for too long.

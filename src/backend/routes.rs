@@ -31,7 +31,7 @@ use super::{
     spool::{Consumer, Feed, Policy, Spool},
     table::{Admitted, Table},
 };
-use crate::socket;
+use crate::socket::{self, Watch};
 
 /// How long an execution may take to obey an ask that needs no waiting.
 const OBEY_PATIENCE: Duration = Duration::from_secs(4);
@@ -74,7 +74,7 @@ async fn nothing_here(request: HttpRequest) -> HttpResponse {
 
 async fn execute(request: HttpRequest, body: Bytes, table: web::Data<Table>) -> HttpResponse {
     let form = Form::of(&request);
-    let (consumer, feed) = Consumer::new(PerStream::default(), form == Form::Multiplexed);
+    let (consumer, feed) = consumer_of(&request, &table, form, PerStream::default());
     match begin(&body, &table, consumer).await {
         Ok(id) => stream_of(&request, &table, id, form, PerStream::default(), feed),
         Err(error) => refuse(error),
@@ -120,6 +120,15 @@ async fn begin(body: &[u8], table: &web::Data<Table>, consumer: Consumer) -> Res
 
 async fn follow(table: &Table, id: ExecutionId, consumer: Consumer) -> Result<(), ErrorObject> {
     asked(table, id, true, |answer| Ask::Attach(consumer, answer)).await
+}
+
+/// A consumer on the connection of this request. Only a gateway's is watched: a person may well stop
+/// reading for a while.
+fn consumer_of(request: &HttpRequest, table: &Table, form: Form, offsets: PerStream<u64>) -> (Consumer, Feed) {
+    let is_gateway = form == Form::Multiplexed;
+    let (consumer, feed) = Consumer::new(offsets, is_gateway);
+    let watch = is_gateway.then(|| Watch::over(request, table.config().consumer_stall)).flatten();
+    (consumer.watched(watch), feed)
 }
 
 /// The response that carries what a consumer is fed.
@@ -169,7 +178,7 @@ async fn attach(
     let form = Form::of(&request);
     let attached = async {
         let (id, offsets) = (parse_id(&id)?, read_offsets(&query)?);
-        let (consumer, feed) = Consumer::new(offsets, form == Form::Multiplexed);
+        let (consumer, feed) = consumer_of(&request, &table, form, offsets);
         follow(&table, id, consumer).await?;
         Ok((id, offsets, feed))
     };

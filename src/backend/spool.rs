@@ -24,6 +24,7 @@ use serde_json::json;
 use tokio::sync::{mpsc, oneshot};
 
 use super::ring::Ring;
+use crate::socket::Watch;
 
 /// Pieces of output, or words, that wait for a consumer beside the rings.
 pub const SLOTS: usize = 4;
@@ -66,6 +67,8 @@ pub struct Consumer {
     dismiss: (oneshot::Sender<Dismissal>, oneshot::Sender<Dismissal>),
     /// A gateway: it acknowledges, and asks how the execution is while it does not read.
     is_gateway: bool,
+    /// Looks after its connection, where it is a gateway's.
+    watch: Option<Watch>,
     cursor: PerStream<u64>,
     blocked_since: Cell<Option<Instant>>,
 }
@@ -91,10 +94,16 @@ impl Consumer {
             items,
             dismiss: (dismiss, release),
             is_gateway,
+            watch: None,
             cursor: offsets,
             blocked_since: Cell::new(None),
         };
         (consumer, Feed { items: receiver, dismissed, released })
+    }
+
+    /// The same, with somebody who looks after its connection.
+    pub fn watched(self, watch: Option<Watch>) -> Consumer {
+        Consumer { watch, ..self }
     }
 
     fn dismiss(self, why: Dismissal) {
@@ -333,6 +342,13 @@ impl Spool {
             }
         }
         Ok(())
+    }
+
+    /// Whether the consumer is known to live, however little it reads: its gateway has asked lately.
+    pub fn is_known_to_live(&mut self, lives: bool) {
+        if let Some(watch) = self.consumer.as_mut().and_then(|consumer| consumer.watch.as_mut()) {
+            watch.hold_off(lives);
+        }
     }
 
     /// Waits until the consumer makes room, is gone, or has vanished: it took nothing for so long, and

@@ -187,6 +187,7 @@ impl Following {
                 Wake::Heartbeat => {
                     let now = Instant::now();
                     heartbeat_at = now + body.terms.heartbeat;
+                    body.look_after_consumer();
                     body.spool.mention(Word::Alive(self.alive(&body.terms, now)));
                 }
                 Wake::Wrote => {}

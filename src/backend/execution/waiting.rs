@@ -43,6 +43,7 @@ pub(super) async fn wait_for_turn(body: &mut Body, seat: &mut Seat) -> Result<()
             },
             () = at(Some(heartbeat_at)) => {
                 heartbeat_at = Instant::now() + body.terms.heartbeat;
+                body.look_after_consumer();
                 body.spool.mention(Word::Alive(stand.alive));
             }
             moved = body.spool.moved(body.terms.consumer_stall, body.asked_at) => {

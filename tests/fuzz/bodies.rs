@@ -1,0 +1,164 @@
+//! What each fuzzer does with its input. The tests do the same with the inputs that were kept.
+#![allow(dead_code, reason = "each fuzzer uses one of these")]
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use bytes::Bytes;
+use cc_executor::gateway::incoming::Reader;
+use cc_executor_actors::{
+    backend::{
+        framing::Follower,
+        multiplex::{Decoder, Part},
+    },
+    execution::text::Text,
+    protocol::{Framing, Limits, PerStream, Stream, method::Method, rpc},
+    session::phase::Incoming,
+};
+use futures_util::{FutureExt, StreamExt, stream};
+use serde_json::Value;
+
+/// The longest message that is accepted, in bytes.
+const LIMIT: usize = 10_000;
+
+/// Cuts the input into pieces whose lengths its own first byte chooses.
+fn pieces(data: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let (size, rest) = data.split_first().map_or((1, data), |(first, rest)| (usize::from(*first) + 1, rest));
+    rest.chunks(size)
+}
+
+/// Frames in any cut, and what is in them as calls: nothing panics, nothing over the limit comes out, and
+/// every call is read or answered.
+pub fn input(data: &[u8]) {
+    let payload: Vec<_> = pieces(data).map(|piece| Ok(Bytes::copy_from_slice(piece))).collect();
+    let read = Reader::new(stream::iter(payload), LIMIT).into_stream().collect::<Vec<_>>().now_or_never();
+    let incoming = read.expect("all of the input is there");
+    assert!(matches!(incoming.last(), Some(Incoming::Gone)), "the connection ends once");
+    for text in incoming.iter().filter_map(|incoming| match incoming {
+        Incoming::Text(text) => Some(text),
+        _ => None,
+    }) {
+        assert!(text.len() <= LIMIT);
+        match rpc::parse(text) {
+            Ok(call) => drop(Method::parse(call, &Limits::default())),
+            Err(response) => assert!(response.outcome.is_err()),
+        }
+    }
+    if let Ok(text) = std::str::from_utf8(data)
+        && let Ok(call) = rpc::parse(text)
+    {
+        let _ = Method::parse(call, &Limits::default());
+    }
+}
+
+/// However a stream is cut, the same comes out of it.
+pub fn multiplex(data: &[u8]) {
+    let whole = decode(std::iter::once(data.get(1..).unwrap_or_default()));
+    let cut = decode(pieces(data));
+    assert_eq!(whole, cut);
+}
+
+/// The bytes of both streams, the words, and whether it ended in an error.
+fn decode<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> (PerStream<Vec<u8>>, Vec<Bytes>, bool) {
+    let mut decoder = Decoder::default();
+    let (mut output, mut words) = (PerStream::<Vec<u8>>::default(), Vec::new());
+    for piece in pieces {
+        decoder.push(Bytes::copy_from_slice(piece));
+        loop {
+            match decoder.next_part() {
+                Ok(Some(Part::Output(stream, bytes))) => output.get_mut(stream).extend_from_slice(&bytes),
+                Ok(Some(Part::Word(word))) => words.push(word),
+                Ok(None) => break,
+                Err(_) => return (output, words, true),
+            }
+        }
+    }
+    (output, words, false)
+}
+
+/// However a response is cut, its body ends at the same byte, or not at all.
+pub fn body_end(data: &[u8]) {
+    let mut whole = Follower::default();
+    whole.follow(data.get(1..).unwrap_or_default());
+    let mut cut = Follower::default();
+    for piece in pieces(data) {
+        cut.follow(piece);
+    }
+    assert_eq!(whole.is_complete(), cut.is_complete());
+}
+
+/// No byte is lost, added or moved, in either framing.
+pub fn text(data: &[u8]) {
+    for framing in [Framing::Chunk, Framing::Line] {
+        let mut text = Text::new(framing, PerStream::default());
+        let sent = feed(&mut text, data);
+        let (wire, offsets) = text.take();
+        assert_eq!(offsets, sent.as_lengths());
+        let mut got = PerStream::<Vec<u8>>::default();
+        for message in frames(&wire) {
+            take(&message["params"], &mut got);
+        }
+        assert_eq!(got, sent.0);
+    }
+}
+
+/// The same, as lines.
+pub fn json_lines(data: &[u8]) {
+    let mut text = Text::json_lines(PerStream::default());
+    let sent = feed(&mut text, data);
+    let (wire, _) = text.take();
+    let mut got = PerStream::<Vec<u8>>::default();
+    for line in wire.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+        let message: Value = serde_json::from_slice(line).expect("a line is JSON");
+        take(&message["output"], &mut got);
+    }
+    assert_eq!(got, sent.0);
+}
+
+/// What was fed.
+struct Sent(PerStream<Vec<u8>>);
+
+impl Sent {
+    fn as_lengths(&self) -> PerStream<u64> {
+        PerStream { stdout: self.0.stdout.len() as u64, stderr: self.0.stderr.len() as u64 }
+    }
+}
+
+/// Feeds the input in pieces, now to the one and now to the other stream.
+fn feed(text: &mut Text, data: &[u8]) -> Sent {
+    let mut sent = PerStream::<Vec<u8>>::default();
+    for (n, piece) in pieces(data).enumerate() {
+        let stream = if n % 5 == 4 { Stream::Stderr } else { Stream::Stdout };
+        text.feed(stream, piece);
+        sent.get_mut(stream).extend_from_slice(piece);
+        if n % 7 == 3 {
+            text.flush_quiet(stream);
+        }
+    }
+    text.finish();
+    Sent(sent)
+}
+
+/// Text frames of a server.
+fn frames(mut wire: &[u8]) -> Vec<Value> {
+    let mut found = Vec::new();
+    while let Some((head, _)) = wire.split_first_chunk::<2>() {
+        let (header, length) = match head[1] {
+            126 => (4, usize::from(u16::from_be_bytes([wire[2], wire[3]]))),
+            127 => (10, u64::from_be_bytes(wire[2..10].try_into().expect("eight bytes")) as usize),
+            short => (2, usize::from(short)),
+        };
+        found.push(serde_json::from_slice(&wire[header..header + length]).expect("a message is JSON"));
+        wire = &wire[header + length..];
+    }
+    found
+}
+
+fn take(params: &Value, got: &mut PerStream<Vec<u8>>) {
+    let stream = if params["type"] == "stdout" { Stream::Stdout } else { Stream::Stderr };
+    let bytes = match params["content"].as_str() {
+        Some(text) => text.as_bytes().to_vec(),
+        None => STANDARD.decode(params["contentBase64"].as_str().expect("a content")).expect("base64"),
+    };
+    let got = got.get_mut(stream);
+    got.extend_from_slice(&bytes);
+    assert_eq!(params["end"], got.len());
+}

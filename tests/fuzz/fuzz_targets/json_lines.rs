@@ -1,0 +1,7 @@
+//! The same as lines of JSON.
+#![no_main]
+
+#[path = "../bodies.rs"]
+mod bodies;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| bodies::json_lines(data));
