@@ -246,7 +246,7 @@ fn without_anybody_for_too_long_it_is_ended_as_disconnected() {
 #[test]
 fn what_ended_is_kept_for_the_retention_and_within_the_memory() {
     let service =
-        Service::with(&["serve"], &[("CC_EXECUTOR_RETENTION_MS", "1500"), ("CC_EXECUTOR_MAX_KEPT_BYTES", "3000000")]);
+        Service::with(&["serve"], &[("CC_EXECUTOR_RETENTION_MS", "5000"), ("CC_EXECUTOR_MAX_KEPT_BYTES", "3000000")]);
     let mut client = service.connect();
     let ids: Vec<_> = (0..3)
         .map(|_| {
@@ -265,9 +265,65 @@ fn what_ended_is_kept_for_the_retention_and_within_the_memory() {
         "the oldest gave way, its end did not"
     );
     wait_until("all are forgotten", PATIENCE, || {
-        ids.iter()
-            .all(|id| client.call("attach", json!({ "executionId": id })).is_err_and(|error| error["code"] == -32006))
+        service.get("/executions")["executions"].as_array().is_some_and(Vec::is_empty)
     });
+    for id in &ids {
+        assert_eq!(client.call("attach", json!({ "executionId": id })).unwrap_err()["code"], -32006);
+    }
+}
+
+#[test]
+fn what_somebody_has_yet_to_fetch_gives_way_last() {
+    let service = Service::with(&["serve"], &[("CC_EXECUTOR_MAX_KEPT_BYTES", "6000000")]);
+    let mut client = service.connect();
+    let id = client.execute(json!({ "command": "echo once; sleep 0.2; seq 100000", "onDisconnect": "detach" }));
+    let mut story = Story::default();
+    client.follow(&mut story, |story| story.stdout == b"once\n");
+    client.vanish();
+    service.wait_for_event("process.finished", 1);
+    let mut client = service.connect();
+    for _ in 0..4 {
+        client.run(json!({ "command": "head -c 2000000 /dev/zero | tr '\\0' x" }));
+    }
+    client.attach(&id, &story).unwrap();
+    // All of it is under way, and the connection breaks again.
+    client.follow(&mut story, |story| story.stdout.len() > 1_000);
+    client.vanish();
+    let mut client = service.connect();
+    for _ in 0..4 {
+        client.run(json!({ "command": "head -c 2000000 /dev/zero | tr '\\0' x", "onDisconnect": "detach" }));
+    }
+    client.attach(&id, &story).unwrap();
+    client.follow(&mut story, |_| false);
+    assert_eq!(story.gaps, Vec::<Value>::new(), "the newer ones had been delivered");
+    assert_eq!(Some(hex(&story.stdout).as_str()), story.end["sha256"]["stdout"].as_str());
+}
+
+#[test]
+fn the_retention_begins_when_the_last_consumer_leaves() {
+    const RETENTION: Duration = Duration::from_secs(3);
+    let backend =
+        Service::with(&["backend"], &[("CC_EXECUTOR_RETENTION_MS", "3000"), ("CC_EXECUTOR_RING_BYTES", "100000000")]);
+    let gateway = Service::gateway(&backend.url());
+    gateway.wait_for_event("backend.up", 1);
+    let mut client = gateway.connect();
+    let id = client.execute(json!({ "command": "seq 11000000", "onDisconnect": "detach" }));
+    backend.wait_for_event("process.finished", 1);
+    // More than any socket holds is on its way, so that it goes on being followed.
+    let ended_at = Instant::now();
+    let mut story = Story::default();
+    wait_until("the retention would be over", PATIENCE, || {
+        let so_far = story.stdout.len() + 50_000;
+        client.follow(&mut story, |story| story.stdout.len() > so_far);
+        std::thread::sleep(Duration::from_millis(100));
+        ended_at.elapsed() > RETENTION + Duration::from_secs(1)
+    });
+    client.vanish();
+    wait_until("nobody follows it", PATIENCE, || backend.get(&format!("/executions/{id}"))["attached"] != true);
+    let mut client = gateway.connect();
+    client.attach(&id, &story).unwrap();
+    client.follow(&mut story, |_| false);
+    assert_eq!(Some(hex(&story.stdout).as_str()), story.end["sha256"]["stdout"].as_str());
 }
 
 #[test]

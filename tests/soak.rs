@@ -58,12 +58,15 @@ impl Sums {
         self.wrong.lock().unwrap().push(what);
     }
 
-    /// Compares what arrived with what was written.
-    fn check(&self, got: &[u8], n_lines: u64) {
+    /// Compares what arrived with what was written. What was said to be lost is lost all the same.
+    fn check(&self, what: &str, got: &[u8], n_lines: u64) {
         let expected = lines(n_lines);
         Sums::add(&self.bytes, got.len() as u64);
         if Sha256::digest(got) != Sha256::digest(&expected) {
-            Sums::add(&self.lost, (expected.len() as u64).abs_diff(got.len() as u64).max(1));
+            let differ = got.iter().zip(&expected).filter(|(got, expected)| got != expected).count() as u64;
+            let lost = differ.max((expected.len() as u64).abs_diff(got.len() as u64));
+            eprintln!("lost: {lost} of {} bytes: {what}", expected.len());
+            Sums::add(&self.lost, lost);
         }
     }
 }
@@ -83,7 +86,7 @@ fn session(gateway: &Service, proxy: &Proxy, mark: &str, random: &mut impl FnMut
             let mut client = gateway.connect();
             let framing = if random(2) == 0 { "line" } else { "chunk" };
             let story = client.run(json!({ "command": command, "framing": framing }));
-            sums.check(&story.stdout, n_lines);
+            sums.check(&story.end.to_string(), &story.stdout, n_lines);
             if story.end["status"] != "COMPLETED" {
                 sums.wrong(story.end.to_string());
             }
@@ -95,7 +98,7 @@ fn session(gateway: &Service, proxy: &Proxy, mark: &str, random: &mut impl FnMut
             let url = format!("ws://{}", proxy.address);
             let output =
                 binary().args(["run", "--url", &url, "--reconnect", "--", &command]).output().expect("run runs");
-            sums.check(&output.stdout, n_lines);
+            sums.check(&String::from_utf8_lossy(&output.stderr), &output.stdout, n_lines);
             if output.status.code() != Some(0) {
                 sums.wrong(String::from_utf8_lossy(&output.stderr).into_owned());
             }
@@ -140,7 +143,7 @@ fn session(gateway: &Service, proxy: &Proxy, mark: &str, random: &mut impl FnMut
                     Err(error) => sums.wrong(error.to_string()),
                 }
             }
-            sums.check(&story.stdout, n_lines);
+            sums.check(&format!("{} {:?}", story.end, story.gaps), &story.stdout, n_lines);
         }
     }
 }
@@ -162,7 +165,7 @@ fn killed_gateway(backend: &Service, sums: &Sums) {
     let mut client = second.connect();
     client.attach(&id, &story).expect("the backend has it");
     client.follow(&mut story, |_| false);
-    sums.check(&story.stdout, 400_000);
+    sums.check(&format!("{} {:?}", story.end, story.gaps), &story.stdout, 400_000);
     Sums::add(&sums.sessions, 2);
     Sums::add(&sums.executions, 1);
     Sums::add(&sums.faults, 1);

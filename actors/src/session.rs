@@ -204,6 +204,11 @@ impl Session {
                     child.execution.do_send(Acknowledge(offsets));
                 }
             }
+            Ask::Delivered(id, offsets) => {
+                let backend = self.backend.clone();
+                // Where it fails, the backend keeps more than it must.
+                actix_rt::spawn(async move { backend.acknowledge(id, offsets).await.map(drop) });
+            }
             Ask::Drain => {
                 if let Some(child) = &self.child {
                     child.execution.do_send(Cancel { grace_ms: self.drain_grace_ms, reason: CancelReason::Drained });

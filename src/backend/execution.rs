@@ -133,7 +133,7 @@ pub async fn live(
         exit_code:serde = ending.exit_code, signal:serde = ending.signal, stdout_bytes:serde = ending.bytes.stdout,
         stderr_bytes:serde = ending.bytes.stderr, leftovers = ending.leftovers, ms:serde = ending.elapsed_ms; "process finished");
     body.spool.end();
-    let kept = seat.end(body.spool.memory());
+    let kept = seat.end(body.spool.memory(), body.spool.owes());
     kept::keep(body, ending, kept).await;
 }
 

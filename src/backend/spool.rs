@@ -293,6 +293,13 @@ impl Spool {
         }
     }
 
+    /// Whether somebody has yet to fetch what was written: a consumer that reads, or one that may come
+    /// back and has not acknowledged it all.
+    pub fn owes(&self) -> bool {
+        let behind = |stream| self.acknowledged.get(stream) < &self.rings.get(stream).end();
+        self.is_attached() || (self.may_detach() && Stream::BOTH.into_iter().any(behind))
+    }
+
     /// Nobody but a gateway acknowledges: what was handed to anybody else counts as received.
     fn acknowledge_sent(&mut self) {
         if let Some(consumer) = self.consumer.as_ref().filter(|consumer| !consumer.is_gateway) {

@@ -76,6 +76,8 @@ struct Ended {
     at: Instant,
     /// Memory that its output takes, in bytes.
     memory: usize,
+    /// Somebody has yet to fetch it.
+    owed: bool,
 }
 
 /// When an execution may run.
@@ -101,6 +103,7 @@ pub struct Seat {
 pub struct Kept {
     table: web::Data<Table>,
     id: ExecutionId,
+    owed: bool,
 }
 
 /// A stream that is being consumed.
@@ -313,7 +316,8 @@ impl Table {
         self.count(inner);
     }
 
-    /// Keeps the output of ended executions within the limit: the oldest is forgotten first.
+    /// Keeps the output of ended executions within the limit: the oldest is forgotten first, and what
+    /// somebody has yet to fetch last.
     fn shed(&self, inner: &mut Inner) {
         let kept = |inner: &Inner| inner.entries.values().filter_map(|entry| Some(entry.ended.as_ref()?.memory)).sum();
         let mut total: usize = kept(inner);
@@ -322,7 +326,7 @@ impl Table {
                 let asks = entry.asks.clone();
                 entry.ended.as_mut().filter(|ended| ended.memory > 0).map(|ended| (ended, asks))
             });
-            let Some((oldest, asks)) = ended.min_by_key(|(ended, _)| ended.at) else { return };
+            let Some((oldest, asks)) = ended.min_by_key(|(ended, _)| (ended.owed, ended.at)) else { return };
             total -= std::mem::take(&mut oldest.memory);
             // One that is being forgotten has nothing left to shed.
             let _ = asks.send(Ask::Shed);
@@ -370,13 +374,14 @@ impl Seat {
         self.gone.send_replace(Some(report));
     }
 
-    /// It ended: the place is free for the next. The output that is kept takes so much memory.
-    pub fn end(mut self, memory: usize) -> Kept {
-        self.leave(memory);
-        Kept { table: self.table.clone(), id: self.id }
+    /// It ended: the place is free for the next. The output that is kept takes so much memory, and
+    /// somebody has yet to fetch it, or not.
+    pub fn end(mut self, memory: usize, owed: bool) -> Kept {
+        self.leave(memory, owed);
+        Kept { table: self.table.clone(), id: self.id, owed }
     }
 
-    fn leave(&mut self, memory: usize) {
+    fn leave(&mut self, memory: usize, owed: bool) {
         if std::mem::replace(&mut self.left, true) {
             return;
         }
@@ -388,7 +393,7 @@ impl Seat {
             None => inner.running -= 1,
         }
         if let Some(entry) = inner.entries.get_mut(&self.id) {
-            entry.ended = Some(Ended { at: Instant::now(), memory });
+            entry.ended = Some(Ended { at: Instant::now(), memory, owed });
         }
         self.table.promote(&mut inner);
         self.table.shed(&mut inner);
@@ -397,7 +402,19 @@ impl Seat {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.leave(0);
+        self.leave(0, false);
+    }
+}
+
+impl Kept {
+    /// Whether somebody has yet to fetch what it wrote.
+    pub fn owe(&mut self, owed: bool) {
+        if std::mem::replace(&mut self.owed, owed) == owed {
+            return;
+        }
+        if let Some(ended) = self.table.lock().entries.get_mut(&self.id).and_then(|entry| entry.ended.as_mut()) {
+            ended.owed = owed;
+        }
     }
 }
 

@@ -41,6 +41,8 @@ pub struct Open {
     limits: Limits,
     pub(super) hold: Option<Hold>,
     newest: Option<Ended>,
+    /// An ended execution that might have gone on without this client: its last output may be on the way.
+    delivering: Option<ExecutionId>,
     draining: bool,
     liveness: Liveness,
 }
@@ -49,7 +51,7 @@ impl Open {
     /// An open session in which nothing has happened.
     pub(super) fn new(limits: Limits, now: Instant) -> Box<Self> {
         let liveness = Liveness::new(Duration::from_millis(limits.client_stall_ms), now);
-        Box::new(Open { limits, hold: None, newest: None, draining: false, liveness })
+        Box::new(Open { limits, hold: None, newest: None, delivering: None, draining: false, liveness })
     }
 
     /// What follows from an event.
@@ -67,7 +69,7 @@ impl Open {
                 }
                 None
             }
-            Event::Answered(answered) => self.on_answered(answered, &mut said),
+            Event::Answered(answered) => self.on_answered(answered, now, &mut said),
             Event::Heartbeat => {
                 said.say.extend(self.hold.as_ref().and_then(|hold| hold.progress(now)).map(Words::Heartbeat));
                 None
@@ -98,8 +100,13 @@ impl Open {
             Incoming::Pong(payload) => {
                 let arrived = self.liveness.pong(&payload);
                 let held = self.hold.as_ref().filter(|hold| hold.may_detach).map(|hold| hold.id);
-                if let Some((_, offsets)) = arrived.filter(|(id, _)| Some(*id) == held) {
-                    said.asks.push(Ask::Acknowledge(offsets));
+                match arrived {
+                    Some((id, offsets)) if Some(id) == held => said.asks.push(Ask::Acknowledge(offsets)),
+                    Some((id, offsets)) if Some(id) == self.delivering => {
+                        self.delivering = None;
+                        said.asks.push(Ask::Delivered(id, offsets));
+                    }
+                    _ => {}
                 }
             }
             Incoming::Close => return Some(Then::Close(CloseReason::new(CloseCode::Normal, "closed as asked"))),
@@ -260,7 +267,7 @@ impl Open {
         }
     }
 
-    fn on_answered(&mut self, answered: Answered, said: &mut Said) -> Option<Then> {
+    fn on_answered(&mut self, answered: Answered, now: Instant, said: &mut Said) -> Option<Then> {
         let Answered { id, execution_id, own, outcome } = answered;
         said.reply(id, Some(execution_id), outcome);
         let hold = self.hold.as_mut().filter(|hold| own && hold.id == execution_id)?;
@@ -269,7 +276,7 @@ impl Open {
             return None;
         }
         let ending = hold.ending.take()?;
-        self.on_exited(ending, said)
+        self.on_exited(ending, now, said)
     }
 
     fn on_status(&mut self, id: Option<Id>, asked: Option<ExecutionId>, now: Instant, said: &mut Said) {
@@ -327,15 +334,17 @@ impl Open {
                 hold.ending = Some(ending);
                 return None;
             }
-            Fact::Exited(ending) => return self.on_exited(ending, said),
+            Fact::Exited(ending) => return self.on_exited(ending, now, said),
         }
         let progress = self.hold.as_ref().and_then(|hold| hold.progress(now));
         said.say.extend(progress.map(|progress| Words::Message(Message::Progress(progress))));
         None
     }
 
-    fn on_exited(&mut self, ending: Ending, said: &mut Said) -> Option<Then> {
-        let hold = self.hold.take()?;
+    fn on_exited(&mut self, ending: Ending, now: Instant, said: &mut Said) -> Option<Then> {
+        let mut hold = self.hold.take()?;
+        let delivering = hold.may_detach && hold.live_mut().is_some();
+        let sent = (hold.id, hold.offsets());
         if let Stage::Starting { answer, .. } = hold.stage {
             let result = match &hold.execute {
                 Some(_) => json!({ "executionId": hold.id, "status": "failed" }),
@@ -347,6 +356,11 @@ impl Open {
             let message = ending.message.clone().unwrap_or_else(|| ending.reason.as_str().to_owned());
             let error = ErrorObject::new(code, message).with(json!({ "reason": ending.reason }));
             said.say.push(Words::Message(Message::Error(ErrorNotice { error, execution_id: Some(hold.id) })));
+        }
+        if delivering {
+            // Before the end, so that a client that leaves at the end has answered already.
+            self.delivering = Some(hold.id);
+            said.say.push(Words::Ping(self.liveness.ping(Some(sent), now)));
         }
         let ended = Ended { execution_id: hold.id, ending };
         said.say.push(Words::Message(Message::Ended(ended.clone())));

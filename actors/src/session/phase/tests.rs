@@ -477,6 +477,27 @@ fn one_that_may_detach_asks_what_arrived_after_each_mebibyte_and_passes_the_answ
 }
 
 #[test]
+fn the_rest_of_one_that_might_have_detached_is_acknowledged_after_its_end() {
+    let mut driven = Driven::new();
+    let now = Instant::now();
+    driven.drive(&Move::Execute { id: true, detach: true }, now);
+    driven.drive(&Move::Fact { own: true, fact: MoveFact::Started }, now);
+    let id = driven.current;
+    driven.drive(&Move::Output { own: true }, now);
+    driven.drive(&Move::Fact { own: true, fact: MoveFact::Completed }, now);
+    let [.., Words::Ping(ping), Words::Message(Message::Ended(_))] = driven.said() else {
+        panic!("a ping, then the end")
+    };
+    let (pong, other) = (Incoming::Pong(ping.clone()), Incoming::Pong(Bytes::from_static(b"1")));
+    for (pong, expected) in [(other, 0), (pong.clone(), 1), (pong, 0)] {
+        let phase = std::mem::replace(&mut driven.phase, Phase::Closed(None, Closure::Gone));
+        let (phase, asks) = phase.on(Event::Incoming(pong), now);
+        driven.phase = phase;
+        assert_eq!(asks, vec![Ask::Delivered(id, PerStream { stdout: 6, stderr: 0 }); expected]);
+    }
+}
+
+#[test]
 fn what_is_taken_over_is_let_go_and_the_session_lives() {
     let mut driven = Driven::new();
     start(&mut driven);
