@@ -36,9 +36,11 @@ bench: ## the gateway beside a plain bridge, in one run
 soak: ## mixed load and faults for MINUTES (5), then the sums
 	MINUTES=$(or $(MINUTES),5) cargo test --release --test soak
 
-fuzz: ## each fuzzer for SECONDS (60); needs a nightly Rust and cargo-fuzz
+fuzz: ## each fuzzer for SECONDS (60); finds in target/fuzz; needs a nightly Rust and cargo-fuzz
 	for target in input multiplex body_end text json_lines; do \
-		cargo +nightly fuzz run --fuzz-dir tests/fuzz --target-dir target/fuzz $$target -- -max_total_time=$(or $(SECONDS),60) || exit; \
+		mkdir -p target/fuzz/corpus/$$target && \
+		cargo +nightly fuzz run --fuzz-dir tests/fuzz --target-dir target/fuzz $$target target/fuzz/corpus/$$target tests/fuzz/corpus/$$target \
+			-- -max_total_time=$(or $(SECONDS),60) -artifact_prefix=target/fuzz/ || exit; \
 	done
 
 logs: ## follow the log of `make run`
