@@ -90,6 +90,8 @@ impl Peer {
         let mut command = Command::new(env!("CARGO_BIN_EXE_cc-executor"));
         command.args(["serve", "--bind", "127.0.0.1:0", "--max-sessions", "10000"]);
         command.env("CLAUDE_API_URL", format!("http://{}", stub.address));
+        // The idle sessions all come from here.
+        command.env("CC_EXECUTOR_MAX_SESSIONS_PER_ADDRESS", "100000");
         command.env("LOG_FORMAT", "json").env("RUST_LOG", "warn,cc_executor=info");
         let mut child = command.stderr(Stdio::piped()).spawn().expect("the gateway starts");
         let mut log = BufReader::new(child.stderr.take().expect("stderr is piped"));
