@@ -37,7 +37,7 @@ soak: ## mixed load and faults for MINUTES (5), then the sums
 	MINUTES=$(or $(MINUTES),5) cargo test --release --test soak
 
 fuzz: ## each fuzzer for SECONDS (60); finds in target/fuzz; needs a nightly Rust and cargo-fuzz
-	for target in input multiplex body_end text json_lines; do \
+	for target in input multiplex body_end text json_lines claude; do \
 		mkdir -p target/fuzz/corpus/$$target && \
 		cargo +nightly fuzz run --fuzz-dir tests/fuzz --target-dir target/fuzz $$target target/fuzz/corpus/$$target tests/fuzz/corpus/$$target \
 			-- -max_total_time=$(or $(SECONDS),60) -artifact_prefix=target/fuzz/ || exit; \

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use cc_executor_actors::{clock::millis, id::ExecutionId};
 use clap::{Arg, ArgAction, ArgMatches, Command};
+use serde_json::{Map, Value, json};
 
 use crate::{
     client::{self, ClientError},
@@ -77,6 +78,7 @@ fn command() -> Command {
                 .arg(Arg::new("timeout").long("timeout").value_name("SECONDS").help("end the command after so long, such as 30 or 0.5"))
                 .arg(Arg::new("stall-timeout").long("stall-timeout").value_name("SECONDS").help("end it when nothing was written for so long"))
                 .arg(Arg::new("cwd").long("cwd").value_name("DIR").help("the working directory, on the service's machine"))
+                .args(claude())
                 .arg(Arg::new("interactive").long("interactive").short('i').action(ArgAction::SetTrue).help("the command reads our standard input"))
                 .arg(Arg::new("tty").long("tty").short('t').action(ArgAction::SetTrue).help("the command runs on a terminal"))
                 .arg(reconnect("when the connection breaks, come back and go on").conflicts_with_all(["interactive", "detach"]))
@@ -120,6 +122,49 @@ fn command() -> Command {
                 .about("Exit 0 if a service is ready, else 1 and say why")
                 .arg(Arg::new("url").long("url").value_name("URL").help("what to ask (http://127.0.0.1:8003/ready)")),
         )
+}
+
+/// The flags for Claude: name on the command line, name on the wire, what it takes, and what it does.
+const CLAUDE: &[(&str, &str, &str, &str)] = &[
+    ("model", "model", "NAME", "claude: the model"),
+    (
+        "permission-mode",
+        "permissionMode",
+        "MODE",
+        "claude: what it may do unasked, such as acceptEdits or bypassPermissions",
+    ),
+    (
+        "allowed-tools",
+        "allowedTools",
+        "TOOLS",
+        "claude: tools it may use unasked, with commas, such as \"Bash(git log:*),Read\"",
+    ),
+    ("max-turns", "maxTurns", "N", "claude: how often the model may answer"),
+    ("resume", "resume", "SESSION", "claude: the session to go on with"),
+];
+
+fn claude() -> impl Iterator<Item = Arg> {
+    CLAUDE.iter().map(|(flag, _, value, help)| {
+        let argument = Arg::new(*flag).long(*flag).value_name(*value).help(*help);
+        match *flag {
+            "max-turns" => argument.value_parser(clap::value_parser!(u64)),
+            "allowed-tools" => argument.value_delimiter(',').action(ArgAction::Append),
+            _ => argument,
+        }
+    })
+}
+
+fn claude_options(found: &ArgMatches) -> Option<Value> {
+    let mut options = Map::new();
+    for (flag, name, ..) in CLAUDE {
+        let value = match *flag {
+            "max-turns" => found.get_one::<u64>(flag).map(|n| json!(n)),
+            "allowed-tools" => found.get_many::<String>(flag).map(|tools| json!(tools.collect::<Vec<_>>())),
+            _ => found.get_one::<String>(flag).map(|text| json!(text)),
+        };
+        options.extend(value.map(|value| ((*name).to_owned(), value)));
+    }
+    (!options.is_empty()).then_some(Value::Object(options))
 }
 
 fn service() -> Arg {
@@ -210,6 +255,7 @@ fn run_options(found: &ArgMatches) -> Result<client::RunOptions, ClientError> {
         timeout_ms: seconds(found, "timeout")?.map(millis),
         stall_timeout_ms: seconds(found, "stall-timeout")?.map(millis),
         cwd: text("cwd"),
+        claude: claude_options(found),
         json: found.get_flag("json"),
         interactive: found.get_flag("interactive"),
         tty: found.get_flag("tty"),

@@ -4,6 +4,7 @@
 //! `connection` makes those; `ask` is what one question answers.
 
 mod ask;
+mod claude;
 mod connection;
 mod ending;
 mod follow;
@@ -14,6 +15,7 @@ mod terminal;
 use std::{fmt, process::ExitCode, time::Duration};
 
 use cc_executor_actors::{id::ExecutionId, protocol::rpc::code};
+use serde_json::Value;
 
 pub use self::{
     ask::{AskOptions, CancelOptions, cancel, healthcheck, ps},
@@ -58,6 +60,8 @@ pub struct RunOptions {
     pub stall_timeout_ms: Option<u64>,
     /// The working directory.
     pub cwd: Option<String>,
+    /// What Claude is told beside its prompt, as it stands on the wire.
+    pub claude: Option<Value>,
     /// Whether the service's messages are printed instead of the output.
     pub json: bool,
     /// Whether our standard input is the command's.

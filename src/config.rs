@@ -28,6 +28,7 @@ use crate::{
     access::{Access, Secret},
     backend::{
         BackendConfig, THIS_BINARY,
+        claude::{self, Policy},
         executor::{Executors, OWN_PREFIX, inherited, service_environment},
     },
     logging::Format,
@@ -110,6 +111,11 @@ pub fn serve(source: &impl Source) -> Result<Serve, Problems> {
                 "CC_EXECUTOR_DEFAULT_EXECUTOR",
                 "CC_EXECUTOR_EXECUTORS",
                 "CC_EXECUTOR_PASS_ENV",
+                "CC_EXECUTOR_CLAUDE_MODELS",
+                "CC_EXECUTOR_CLAUDE_PERMISSION_MODES",
+                "CC_EXECUTOR_CLAUDE_TOOLS",
+                "CC_EXECUTOR_CLAUDE_MAX_TURNS",
+                "CC_EXECUTOR_CLAUDE_DIRECTORIES",
                 "CC_EXECUTOR_MAX_EXECUTIONS",
                 "CC_EXECUTOR_MAX_QUEUED",
                 "CC_EXECUTOR_RING_BYTES",
@@ -233,9 +239,10 @@ impl<S: Source> Reader<'_, S> {
             );
         }
         let inherited = inherited(service_environment(), &pass);
-        let executors = Executors::new(added, &default, inherited.clone()).or_else(|problem| {
+        let claude = self.claude();
+        let executors = Executors::new(added, &default, inherited.clone(), claude.clone()).or_else(|problem| {
             self.problem("CC_EXECUTOR_DEFAULT_EXECUTOR", format!("is {default:?}, but {problem}"));
-            Executors::new(BTreeMap::new(), "shell", inherited)
+            Executors::new(BTreeMap::new(), "shell", inherited, claude)
         });
         BackendConfig {
             executors: executors.expect("there is always a shell"),
@@ -250,6 +257,18 @@ impl<S: Source> Reader<'_, S> {
             max_message_bytes: self.message_bytes(),
             keeper: PathBuf::from(THIS_BINARY),
             descriptor_limit: rustix::process::getrlimit(rustix::process::Resource::Nofile).current,
+        }
+    }
+
+    fn claude(&mut self) -> Policy {
+        let max_turns = self.number("CC_EXECUTOR_CLAUDE_MAX_TURNS", 0, 0, 1_000_000);
+        Policy {
+            models: self.list("CC_EXECUTOR_CLAUDE_MODELS"),
+            permission_modes: self.list("CC_EXECUTOR_CLAUDE_PERMISSION_MODES"),
+            tools: self.list("CC_EXECUTOR_CLAUDE_TOOLS"),
+            max_turns: (max_turns > 0).then_some(max_turns),
+            directories: self.list("CC_EXECUTOR_CLAUDE_DIRECTORIES").into_iter().map(PathBuf::from).collect(),
+            inherited: claude::inherited(service_environment()),
         }
     }
 

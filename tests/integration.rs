@@ -12,6 +12,7 @@ mod admission;
 mod backend_faults;
 mod bytes;
 mod cancel;
+mod claude;
 mod coming_back;
 mod drain;
 mod faults;

@@ -36,3 +36,8 @@ fn what_a_command_may_write() {
     replay("text", bodies::text);
     replay("json_lines", bodies::json_lines);
 }
+
+#[test]
+fn what_claude_may_print() {
+    replay("claude", bodies::claude);
+}

@@ -29,10 +29,11 @@ use futures_util::{Stream, StreamExt};
 use serde_json::{Value, json};
 
 use self::{
-    api::{Health, MULTIPLEXED, Snapshot},
+    api::{Health, MULTIPLEXED, NDJSON, Snapshot},
     framing::Follower,
 };
 use crate::{
+    claude,
     id::ExecutionId,
     protocol::{
         PerStream,
@@ -237,15 +238,19 @@ impl Backend {
             .disable_timeout()
             .disable_redirects()
             .finish();
-        let request = self.authorized(client.post(format!("{}/execute/stream", self.0.url)));
+        let (path, media_type) = match run.executor.as_deref() {
+            Some(claude::EXECUTOR) => ("/execute/claude-stream", NDJSON),
+            _ => ("/execute/stream", "text/plain"),
+        };
+        let request = self.authorized(client.post(format!("{}{path}", self.0.url)));
         let answer = request
-            .insert_header((header::ACCEPT, "text/plain"))
+            .insert_header((header::ACCEPT, media_type))
             .send_json(&json!({ "question": run.command }))
             .await
             .map_err(|error| self.unreachable(&error))?;
         if answer.status() != StatusCode::OK {
             let (status, body) = self.read(answer).await?;
-            return Err(self.rejected("POST /execute/stream", status, &body));
+            return Err(self.rejected(&format!("POST {path}"), status, &body));
         }
         Ok(Opened::Plain(answer.boxed_local(), end))
     }
@@ -465,7 +470,9 @@ fn refuse_what_the_original_lacks(run: &Run) -> Result<(), BackendError> {
         "onDisconnect"
     } else if !run.env.is_empty() {
         "env"
-    } else if run.executor.as_deref().is_some_and(|name| name != "default") {
+    } else if run.claude.is_some() {
+        "claude"
+    } else if run.executor.as_deref().is_some_and(|name| !["default", claude::EXECUTOR].contains(&name)) {
         "executor"
     } else {
         return Ok(());

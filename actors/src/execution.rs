@@ -7,6 +7,7 @@
 //! The stream is read by a future, the pump, beside the mailbox: a cancellation is heard while the pump
 //! waits for the client.
 
+mod events;
 pub mod messages;
 mod open;
 mod original;
@@ -64,6 +65,8 @@ pub struct Execution {
     asked_at: Instant,
     /// Whether it goes on in its backend without a client, as far as that is known.
     may_detach: bool,
+    /// Whether its standard output is Claude's events.
+    is_claude: bool,
     fed: VecDeque<Fed>,
     acknowledging: Acknowledging,
 }
@@ -94,6 +97,7 @@ impl Execution {
             state: State::Ended,
             notice: Notice { id, parent: Some(parent) },
             asked_at: Instant::now(),
+            is_claude: false,
             fed: VecDeque::new(),
             acknowledging: Acknowledging::default(),
         }
@@ -146,16 +150,18 @@ impl Execution {
             status = standing.status.as_str(), attached = matches!(self.purpose, Purpose::Follow(_)),
             ms = millis(self.asked_at.elapsed()); "execution started");
         let heartbeat = self.run_heartbeat().or(standing.terms.heartbeat_ms).unwrap_or(DEFAULT_HEARTBEAT_MS);
-        let (framing, offsets) = match &self.purpose {
-            Purpose::Run(execute) => (execute.framing, PerStream::default()),
-            Purpose::Follow(attach) => (attach.framing, attach.offsets),
+        let (framing, offsets, events) = match &self.purpose {
+            Purpose::Run(execute) => (execute.framing, PerStream::default(), execute.events),
+            Purpose::Follow(attach) => (attach.framing, attach.offsets, attach.events),
         };
         self.may_detach |= standing.terms.may_detach;
+        self.is_claude = standing.terms.claude;
         let wiring = Wiring {
             id: self.id,
             backend: self.backend.clone(),
             parent,
             framing,
+            claude: self.is_claude.then_some(events),
             offsets,
             heartbeat: Duration::from_millis(heartbeat),
             may_detach: self.may_detach,
@@ -296,7 +302,11 @@ impl Execution {
         self.stop(ctx);
     }
 
-    fn finish(&mut self, ending: Ending, ctx: &mut Context<Self>) {
+    fn finish(&mut self, mut ending: Ending, ctx: &mut Context<Self>) {
+        if self.is_claude {
+            // It is of the events, which the client does not have.
+            ending.sha256.stdout = None;
+        }
         info!(event = "execution.finished", session_id:% = self.session, execution_id:% = self.id,
             status = ending.status.as_str(), reason = ending.reason.as_str(), exit_code:serde = ending.exit_code,
             signal:serde = ending.signal, stdout_bytes:serde = ending.bytes.stdout, stderr_bytes:serde = ending.bytes.stderr,

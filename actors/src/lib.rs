@@ -7,6 +7,7 @@
 //!
 //! - [`id`], [`protocol`], [`terminate`]: the words, without any behaviour.
 //! - [`session`]: one WebSocket client. Its decisions are in [`session::phase`], on plain values.
+//! - [`claude`]: what Claude Code prints, and what follows from it.
 //! - [`execution`]: one command, as its session sees it: the stream from the backend, turned into frames.
 //! - [`supervisor`]: who is there, who may come in, and whom a cancellation is for.
 //! - [`backend`]: how the execution backend is spoken to.
@@ -14,6 +15,7 @@
 #![warn(missing_docs)]
 
 pub mod backend;
+pub mod claude;
 pub mod clock;
 pub mod execution;
 pub mod id;

@@ -18,8 +18,10 @@ pub const VERSION: u32 = 1;
 pub const SUBPROTOCOL: &str = "cc-executor.v1";
 
 /// What this build can do beyond running and streaming, as `connected` and `/health` list it.
-pub const CAPABILITIES: &[&str] =
-    &["cancel", "signal", "pause", "status", "line", "timeout", "stall", "stdin", "pty", "detach", "attach", "queue"];
+pub const CAPABILITIES: &[&str] = &[
+    "cancel", "signal", "pause", "status", "line", "timeout", "stall", "stdin", "pty", "detach", "attach", "queue",
+    "claude", "events",
+];
 
 /// The largest message to a client, in bytes. Stated by the protocol; what is longer is cut or split.
 pub const MAX_MESSAGE_TO_CLIENT: usize = 1 << 20;

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::protocol::PerStream;
+use crate::{claude::Outcome, protocol::PerStream};
 
 /// Why an execution ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -24,6 +24,8 @@ pub enum Reason {
     Drained,
     /// Its client went away and it was not to outlive it.
     Disconnected,
+    /// Claude said that it failed, or did not say how it ended.
+    ClaudeError,
     /// The backend could not be reached.
     BackendUnreachable,
     /// The backend answered with something else than an execution.
@@ -40,6 +42,7 @@ impl Reason {
             Reason::BackendUnreachable | Reason::BackendRejected | Reason::BackendLost => Some(-32010),
             Reason::NotStarted => Some(-32011),
             Reason::Timeout | Reason::Stalled => Some(-32012),
+            Reason::ClaudeError => Some(-32013),
             Reason::Exit | Reason::Signal | Reason::Canceled | Reason::Drained | Reason::Disconnected => None,
         }
     }
@@ -55,6 +58,7 @@ impl Reason {
             Reason::Canceled => "canceled",
             Reason::Drained => "drained",
             Reason::Disconnected => "disconnected",
+            Reason::ClaudeError => "claude_error",
             Reason::BackendUnreachable => "backend_unreachable",
             Reason::BackendRejected => "backend_rejected",
             Reason::BackendLost => "backend_lost",
@@ -170,6 +174,9 @@ pub struct Ending {
     /// Present whenever the service ended the execution.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub cancel: Option<CancelReport>,
+    /// How Claude says it ended.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub result: Option<Box<Outcome>>,
 }
 
 impl Ending {
@@ -186,6 +193,7 @@ impl Ending {
             sha256: PerStream::default(),
             leftovers: 0,
             cancel: None,
+            result: None,
         }
     }
 

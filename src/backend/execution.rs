@@ -97,6 +97,8 @@ pub struct Terms {
     pub retention: Duration,
     /// How much of each stream is kept, in bytes.
     pub ring_bytes: usize,
+    /// What is written to its standard input, and nothing else: a prompt, and its output is Claude's events.
+    pub prompt: Option<Bytes>,
 }
 
 /// What every part of an execution's life needs.
@@ -124,10 +126,13 @@ pub async fn live(
     let started = waiting::wait_for_turn(&mut body, &mut seat).await;
     let ending = match started {
         Err(ending) => ending,
-        Ok(()) => match Process::start(&keeper, run, body.terms.pty).await {
-            Ok(process) => following::follow(process, &mut body, &seat).await,
-            Err(error) => no_keeper(&body.terms, &error),
-        },
+        Ok(()) => {
+            let program = run.argv.first().cloned().unwrap_or_default();
+            match Process::start(&keeper, run, body.terms.pty).await {
+                Ok(process) => following::follow(process, &program, &mut body, &seat).await,
+                Err(error) => no_keeper(&body.terms, &error),
+            }
+        }
     };
     info!(event = "process.finished", execution_id:% = body.terms.id, status = ending.status.as_str(), reason = ending.reason.as_str(),
         exit_code:serde = ending.exit_code, signal:serde = ending.signal, stdout_bytes:serde = ending.bytes.stdout,
@@ -146,7 +151,7 @@ fn no_keeper(terms: &Terms, error: &std::io::Error) -> Ending {
 }
 
 /// How an execution stands, for somebody who comes now or asks.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct Stand {
     status: Status,
     position: Option<u64>,
@@ -160,6 +165,7 @@ impl Stand {
             heartbeat_ms: Some(millis(terms.heartbeat)),
             may_detach: terms.detach.is_some(),
             acknowledge_bytes: terms.detach.map(|_| terms.ring_bytes as u64 / ACKNOWLEDGEMENTS_A_RING),
+            claude: terms.prompt.is_some(),
         };
         match self.position {
             Some(position) => Some(Word::Queued(Queued { position, terms: wanted })),
@@ -168,7 +174,7 @@ impl Stand {
                 executor: terms.executor.clone(),
                 status: self.status,
                 terms: wanted,
-                alive: self.alive,
+                alive: self.alive.clone(),
             })),
         }
     }

@@ -2,12 +2,19 @@
 
 use std::{collections::BTreeMap, env};
 
+use bytes::Bytes;
+use cc_executor_actors::{
+    claude::EXECUTOR,
+    protocol::{
+        method::Run,
+        rpc::{ErrorObject, code},
+    },
+};
 use serde_json::json;
 
-use crate::backend::keeper::talk::{Run as KeeperRun, Stdin};
-use cc_executor_actors::protocol::{
-    method::Run,
-    rpc::{ErrorObject, code},
+use super::{
+    claude::{Policy, Start},
+    keeper::talk::{Run as KeeperRun, Stdin},
 };
 
 /// What in a template stands for the command. Without it the command is the last argument.
@@ -25,27 +32,41 @@ pub struct Executors {
     templates: BTreeMap<String, Vec<String>>,
     default: String,
     inherited: BTreeMap<String, String>,
+    claude: Policy,
+}
+
+/// How an execution is started.
+#[derive(PartialEq, Eq, Debug)]
+pub struct Resolved {
+    /// The executor's name.
+    pub name: String,
+    /// What the keeper is to start.
+    pub run: KeeperRun,
+    /// What is written to its standard input, and nothing else: a prompt for Claude.
+    pub prompt: Option<Bytes>,
 }
 
 impl Executors {
-    /// `shell`, `python`, and what the operator adds or replaces. `inherited` is what every command's
+    /// `shell`, `python`, `claude`, and what the operator adds or replaces. `inherited` is what every command's
     /// environment starts with, see [`inherited`]. The error names the executors that there are.
     pub fn new(
         added: BTreeMap<String, Vec<String>>,
         default: &str,
         inherited: BTreeMap<String, String>,
+        claude: Policy,
     ) -> Result<Self, String> {
         let template = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
         let mut templates = BTreeMap::from([
             ("shell".to_owned(), template(&["bash", "-c"])),
             ("python".to_owned(), template(&["python3", "-u", "-c"])),
+            (EXECUTOR.to_owned(), template(&["claude"])),
         ]);
         templates.extend(added);
         if !templates.contains_key(default) {
             let names: Vec<_> = templates.keys().map(String::as_str).collect();
             return Err(format!("there is no executor {default:?}: there are {}", names.join(", ")));
         }
-        Ok(Executors { templates, default: default.to_owned(), inherited })
+        Ok(Executors { templates, default: default.to_owned(), inherited, claude })
     }
 
     /// The names.
@@ -58,8 +79,8 @@ impl Executors {
         &self.default
     }
 
-    /// The name of the executor that runs this, and what the keeper is to start.
-    pub fn resolve(&self, run: &Run) -> Result<(String, KeeperRun), ErrorObject> {
+    /// What this is run by, and how.
+    pub fn resolve(&self, run: &Run) -> Result<Resolved, ErrorObject> {
         let name = run.executor.as_deref().unwrap_or(&self.default);
         let Some(template) = self.templates.get(name) else {
             let names = self.names();
@@ -69,6 +90,13 @@ impl Executors {
             )
             .with(json!({ "param": "executor", "asked": name, "allowed": names })));
         };
+        run.check_for(name)?;
+        if name == EXECUTOR {
+            let Start { arguments, cwd, env } = self.claude.start(run, &self.inherited)?;
+            let argv = template.iter().cloned().chain(arguments).collect();
+            let run_it = KeeperRun { argv, cwd, env, descriptor_limit: None, stdin: Stdin::Pipe };
+            return Ok(Resolved { name: name.to_owned(), run: run_it, prompt: Some(run.command.clone().into()) });
+        }
         let mut argv = template.clone();
         if argv.iter().any(|word| word == COMMAND) {
             for word in argv.iter_mut().filter(|word| *word == COMMAND) {
@@ -79,7 +107,13 @@ impl Executors {
         }
         let mut env = self.inherited.clone();
         env.extend(run.env.clone());
-        Ok((name.to_owned(), KeeperRun { argv, cwd: run.cwd.clone(), env, descriptor_limit: None, stdin: Stdin::Null }))
+        let stdin = match run {
+            Run { pty: Some(_), .. } => Stdin::Terminal,
+            Run { stdin: true, .. } => Stdin::Pipe,
+            _ => Stdin::Null,
+        };
+        let run = KeeperRun { argv, cwd: run.cwd.clone(), env, descriptor_limit: None, stdin };
+        Ok(Resolved { name: name.to_owned(), run, prompt: None })
     }
 }
 
@@ -125,27 +159,24 @@ mod tests {
             "env".to_owned(),
             vec!["env".to_owned(), "-S".to_owned(), COMMAND.to_owned(), "end".to_owned()],
         )]);
-        let executors = Executors::new(added, "shell", vars(&[("A", "service"), ("B", "service")])).unwrap();
-        let mut run = Run {
-            command: "echo".into(),
-            executor: None,
-            execution_id: None,
-            cwd: None,
-            env: vars(&[("A", "client")]),
-            stdin: false,
-            pty: None,
-            timeout_ms: None,
-            stall_timeout_ms: None,
-            heartbeat_ms: 1_000,
-            detach: None,
-        };
-        let (name, started) = executors.resolve(&run).unwrap();
+        let inherited = vars(&[("A", "service"), ("B", "service")]);
+        let executors = Executors::new(added, "shell", inherited, Policy::default()).unwrap();
+        let mut run = Run { env: vars(&[("A", "client")]), ..Run::of("echo") };
+        let Resolved { name, run: started, prompt } = executors.resolve(&run).unwrap();
         assert_eq!((name.as_str(), started.argv), ("shell", vec!["bash".to_owned(), "-c".into(), "echo".into()]));
-        assert_eq!(started.env, vars(&[("A", "client"), ("B", "service")]));
+        assert_eq!((started.env, prompt), (vars(&[("A", "client"), ("B", "service")]), None));
         run.executor = Some("env".into());
-        assert_eq!(executors.resolve(&run).unwrap().1.argv, ["env", "-S", "echo", "end"]);
+        assert_eq!(executors.resolve(&run).unwrap().run.argv, ["env", "-S", "echo", "end"]);
+        run.executor = Some(EXECUTOR.into());
+        let Resolved { run: started, prompt, .. } = executors.resolve(&run).unwrap();
+        assert_eq!(
+            (started.argv[0].as_str(), started.stdin, prompt),
+            ("claude", Stdin::Pipe, Some(Bytes::from("echo")))
+        );
+        assert!(!started.argv.contains(&"echo".to_owned()), "a prompt is no argument");
         run.executor = Some("perl".into());
         assert_eq!(executors.resolve(&run).unwrap_err().code, code::NOT_ALLOWED);
-        assert!(Executors::new(BTreeMap::new(), "perl", BTreeMap::new()).unwrap_err().contains("python, shell"));
+        let error = Executors::new(BTreeMap::new(), "perl", BTreeMap::new(), Policy::default()).unwrap_err();
+        assert!(error.contains("claude, python, shell"), "{error}");
     }
 }

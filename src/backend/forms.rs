@@ -15,11 +15,15 @@ use cc_executor_actors::{
         api::{MULTIPLEXED, NDJSON, Word},
         multiplex,
     },
+    claude::{
+        Event,
+        lines::{Line, Lines},
+    },
     execution::text::Text,
-    protocol::PerStream,
-    terminate::Status,
+    id::ExecutionId,
+    protocol::{PerStream, Stream},
+    terminate::{Ending, Status},
 };
-use futures_util::Stream;
 use tokio::{
     sync::{mpsc, oneshot},
     time::{Sleep, sleep},
@@ -40,6 +44,8 @@ pub enum Form {
     Multiplexed,
     /// JSON lines.
     Ndjson,
+    /// Claude's events as they come, JSON lines too, and how it ended.
+    Claude,
 }
 
 impl Form {
@@ -66,7 +72,7 @@ impl Form {
         match self {
             Form::Plain => "text/plain; charset=utf-8",
             Form::Multiplexed => MULTIPLEXED,
-            Form::Ndjson => NDJSON,
+            Form::Ndjson | Form::Claude => NDJSON,
         }
     }
 }
@@ -78,6 +84,9 @@ pub struct Body {
     /// Until the consumer's other end has gone, which it does after its last word.
     dismissed: Option<oneshot::Receiver<Dismissal>>,
     lines: Text,
+    /// Lines of Claude's events, of which the last is not all here.
+    events: Lines,
+    id: ExecutionId,
     end: Option<End>,
     socket: Option<Rc<Duplicate>>,
     /// Held while the consumer has not had everything.
@@ -159,6 +168,7 @@ impl Body {
     /// A stream in this form, from these offsets.
     pub fn new(
         form: Form,
+        id: ExecutionId,
         offsets: PerStream<u64>,
         (items, dismissed): (mpsc::Receiver<Item>, oneshot::Receiver<Dismissal>),
         socket: Option<Rc<Duplicate>>,
@@ -170,6 +180,8 @@ impl Body {
             items,
             dismissed: Some(dismissed),
             lines,
+            events: Lines::default(),
+            id,
             end: None,
             socket,
             _streaming: streaming,
@@ -227,8 +239,8 @@ impl Body {
             }
             (Form::Ndjson, Item::Word(word)) => {
                 match &word {
-                    Word::Exit(_) | Word::TakenOver(_) => self.lines.finish(),
-                    Word::Gap(gap) => self.lines.skip(gap.stream, gap.to),
+                    Word::Exit(_) | Word::TakenOver(_) => self.lines.finish(true),
+                    Word::Gap(gap) => drop(self.lines.skip(*gap)),
                     _ => {}
                 }
                 let mut lines = self.lines.take().0;
@@ -236,8 +248,52 @@ impl Body {
                 lines.push(b'\n');
                 lines
             }
+            (Form::Claude, Item::Output { stream: Stream::Stdout, bytes }) => {
+                self.events.push(&bytes);
+                std::iter::from_fn(|| self.events.pop()).flat_map(event_line).collect()
+            }
+            (Form::Claude, Item::Output { stream, bytes }) => said(stream, &bytes),
+            (Form::Claude, Item::Word(Word::Exit(ending))) => {
+                let mut lines: Vec<u8> = self.events.rest().into_iter().flat_map(event_line).collect();
+                lines.extend(complete(self.id, &ending));
+                lines
+            }
+            (Form::Claude, Item::Word(_)) => Vec::new(),
         }
     }
+}
+
+/// An event as it is; what is none, as one, so that every line is JSON.
+fn event_line(line: Line) -> Vec<u8> {
+    match line {
+        Line::Whole(bytes) if Event::parse(&bytes).is_some() => {
+            let mut line = bytes.to_vec();
+            if line.last() != Some(&b'\n') {
+                line.push(b'\n');
+            }
+            line
+        }
+        Line::Whole(bytes) | Line::Piece(bytes) => said(Stream::Stdout, &bytes),
+    }
+}
+
+fn said(stream: Stream, bytes: &[u8]) -> Vec<u8> {
+    let content = String::from_utf8_lossy(bytes);
+    format!("{}\n", serde_json::json!({ "type": "output", "stream": stream, "content": content })).into_bytes()
+}
+
+/// The last line for the original's callers.
+fn complete(id: ExecutionId, ending: &Ending) -> Vec<u8> {
+    let status = match ending.status {
+        Status::Completed => "success",
+        Status::Cancelled => "cancelled",
+        _ => "error",
+    };
+    let line = serde_json::json!({
+        "type": "complete", "execution_id": id, "status": status, "exit_code": ending.exit_code,
+        "signal": ending.signal, "reason": ending.reason, "message": ending.message, "result": ending.result,
+    });
+    format!("{line}\n").into_bytes()
 }
 
 fn json(word: &Word) -> Vec<u8> {
@@ -248,7 +304,7 @@ fn length(bytes: &[u8]) -> u32 {
     u32::try_from(bytes.len()).expect("reads and words are far below 4 GiB")
 }
 
-impl Stream for Body {
+impl futures_util::Stream for Body {
     type Item = Result<Bytes, Cut>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {

@@ -10,6 +10,7 @@ use actix_web::{
 use bytes::Bytes;
 use cc_executor_actors::{
     backend::api::EXECUTION_ID_HEADER,
+    claude::{EXECUTOR, MAX_LINE},
     id::ExecutionId,
     protocol::{
         DEFAULT_GRACE_MS, PerStream,
@@ -26,8 +27,8 @@ use tokio::sync::{oneshot, watch};
 
 use super::{
     execution::{self, Answer, Ask, Terms},
+    executor::Resolved,
     forms::{Body, Form},
-    keeper::talk,
     spool::{Consumer, Feed, Policy, Spool},
     table::{Admitted, Table},
 };
@@ -43,6 +44,7 @@ pub fn configure(service: &mut web::ServiceConfig) {
         .route("/health", web::get().to(health))
         .route("/ready", web::get().to(ready))
         .route("/execute/stream", web::post().to(execute))
+        .route("/execute/claude-stream", web::post().to(execute_claude))
         .route("/executions", web::get().to(list))
         .route("/executions/{id}", web::get().to(show))
         .route("/executions/{id}", web::delete().to(cancel))
@@ -74,31 +76,52 @@ async fn nothing_here(request: HttpRequest) -> HttpResponse {
 
 async fn execute(request: HttpRequest, body: Bytes, table: web::Data<Table>) -> HttpResponse {
     let form = Form::of(&request);
-    let (consumer, feed) = consumer_of(&request, &table, form, PerStream::default());
-    match begin(&body, &table, consumer).await {
-        Ok(id) => stream_of(&request, &table, id, form, PerStream::default(), feed),
+    run_in(&request, form, read_run(&body, &table), &table).await
+}
+
+/// For the original's callers: Claude's events as they come, and how it ended.
+async fn execute_claude(request: HttpRequest, body: Bytes, table: web::Data<Table>) -> HttpResponse {
+    let run = read_run(&body, &table).and_then(|run| match run.executor.as_deref() {
+        None | Some(EXECUTOR) => {
+            let run = Run { executor: Some(EXECUTOR.to_owned()), ..run };
+            run.check_for(EXECUTOR).map(|()| run)
+        }
+        Some(other) => {
+            let message = format!("executor must be claude here, not {other:?}: leave it out, or POST /execute/stream");
+            Err(ErrorObject::new(code::PARAMS, message).with(json!({ "param": "executor" })))
+        }
+    });
+    run_in(&request, Form::Claude, run, &table).await
+}
+
+async fn run_in(
+    request: &HttpRequest,
+    form: Form,
+    run: Result<Run, ErrorObject>,
+    table: &web::Data<Table>,
+) -> HttpResponse {
+    let (consumer, feed) = consumer_of(request, table, form, PerStream::default());
+    let begun = async { begin(run?, table, consumer).await };
+    match begun.await {
+        Ok(id) => stream_of(request, table, id, form, PerStream::default(), feed),
         Err(error) => refuse(error),
     }
 }
 
-/// Reads the request, takes a place, and starts the execution's task; one that is there already is
+/// Takes a place, and starts the execution's task; one that is there already is
 /// followed from its beginning.
-async fn begin(body: &[u8], table: &web::Data<Table>, consumer: Consumer) -> Result<ExecutionId, ErrorObject> {
-    let mut run = read_run(body, table)?;
-    let (executor, mut to_start) = table.config().executors.resolve(&run)?;
+async fn begin(mut run: Run, table: &web::Data<Table>, consumer: Consumer) -> Result<ExecutionId, ErrorObject> {
+    let Resolved { name: executor, run: mut to_start, prompt } = table.config().executors.resolve(&run)?;
     to_start.descriptor_limit = table.config().descriptor_limit;
-    to_start.stdin = match run {
-        Run { pty: Some(_), .. } => talk::Stdin::Terminal,
-        Run { stdin: true, .. } => talk::Stdin::Pipe,
-        _ => talk::Stdin::Null,
-    };
     run.executor = Some(executor.clone());
     let id = run.execution_id.unwrap_or_else(ExecutionId::random);
     let (seat, asks) = match Table::admit(table, id, &run)? {
         Admitted::New(seat, asks) => (seat, asks),
         Admitted::Existing => return follow(table, id, consumer).await.map(|()| id),
     };
-    debug!(event = "process.command", execution_id:% = id, argv:serde = to_start.argv, env:serde = to_start.env; "execution asked for");
+    // What a variable holds may be a secret.
+    let names: Vec<_> = to_start.env.keys().collect();
+    debug!(event = "process.command", execution_id:% = id, argv:serde = to_start.argv, env:serde = names; "execution asked for");
     let config = table.config();
     let terms = Terms {
         id,
@@ -111,9 +134,13 @@ async fn begin(body: &[u8], table: &web::Data<Table>, consumer: Consumer) -> Res
         consumer_stall: config.consumer_stall,
         retention: config.retention,
         ring_bytes: config.ring_bytes,
+        prompt,
     };
+    // Claude's events are delivered whole, so the longest of them must have room.
+    let events = if terms.prompt.is_some() { MAX_LINE } else { 0 };
+    let rings = PerStream { stdout: events + config.ring_bytes, stderr: config.ring_bytes };
     let policy = run.detach.map_or(Policy::Overwrite, |detach| Policy::Detach(detach.overflow));
-    let spool = Spool::new(policy, config.ring_bytes, consumer);
+    let spool = Spool::new(policy, rings, consumer);
     actix_web::rt::spawn(execution::live(terms, asks, spool, seat, config.keeper.clone(), to_start));
     Ok(id)
 }
@@ -140,7 +167,7 @@ fn stream_of(
     offsets: PerStream<u64>,
     Feed { items, dismissed, released }: Feed,
 ) -> HttpResponse {
-    let body = Body::new(form, offsets, (items, dismissed), socket::of(request), Table::streaming(table));
+    let body = Body::new(form, id, offsets, (items, dismissed), socket::of(request), Table::streaming(table));
     socket::release_dismissed(request, released, body.is_alive(), id);
     HttpResponse::Ok()
         .insert_header((header::CONTENT_TYPE, form.content_type()))

@@ -129,8 +129,8 @@ pub struct Spool {
     rings: PerStream<Ring>,
     acknowledged: PerStream<u64>,
     policy: Policy,
-    /// How much of a stream may wait for acknowledgement, in bytes.
-    limit: u64,
+    /// How much of each stream may wait for acknowledgement, in bytes.
+    limits: PerStream<u64>,
     consumer: Option<Consumer>,
     unsaid: VecDeque<Word>,
     /// Nothing more will be written, or read.
@@ -152,13 +152,13 @@ pub enum Moved {
 
 impl Spool {
     /// A spool with rings of so many bytes.
-    pub fn new(policy: Policy, ring_bytes: usize, consumer: Consumer) -> Self {
-        let ring = || Ring::new(ring_bytes + SLACK);
+    pub fn new(policy: Policy, ring_bytes: PerStream<usize>, consumer: Consumer) -> Self {
+        let ring = |bytes: usize| Ring::new(bytes + SLACK);
         Spool {
-            rings: PerStream { stdout: ring(), stderr: ring() },
+            rings: PerStream { stdout: ring(ring_bytes.stdout), stderr: ring(ring_bytes.stderr) },
             acknowledged: PerStream::default(),
             policy,
-            limit: ring_bytes as u64,
+            limits: ring_bytes.map(|bytes| bytes as u64),
             consumer: Some(consumer),
             unsaid: VecDeque::new(),
             finished: false,
@@ -186,7 +186,7 @@ impl Spool {
         match (self.policy, &self.consumer) {
             (Policy::Overwrite, Some(consumer)) => consumer.items.capacity() > 0,
             (Policy::Detach(Overflow::Wait), _) => {
-                self.finished || self.rings.get(stream).end() - self.acknowledged.get(stream) < self.limit
+                self.finished || self.rings.get(stream).end() - self.acknowledged.get(stream) < *self.limits.get(stream)
             }
             (Policy::Overwrite, None) | (Policy::Detach(Overflow::Drop), _) => true,
         }
@@ -424,7 +424,7 @@ mod tests {
 
     fn spool(policy: Policy) -> (Spool, Feed) {
         let (consumer, feed) = Consumer::new(PerStream::default(), true);
-        (Spool::new(policy, RING, consumer), feed)
+        (Spool::new(policy, PerStream { stdout: RING, stderr: RING }, consumer), feed)
     }
 
     fn bytes(n: usize, from: usize) -> Bytes {

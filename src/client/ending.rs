@@ -60,7 +60,7 @@ pub(super) fn exit_code_of(ending: &Ending) -> u8 {
     match ending.reason {
         Reason::Exit if ending.status == Status::Completed => 0,
         // An exit that failed must not look like a success, whatever its code was.
-        Reason::Exit | Reason::NotStarted => {
+        Reason::Exit | Reason::NotStarted | Reason::ClaudeError => {
             ending.exit_code.and_then(|code| u8::try_from(code).ok()).filter(|code| *code != 0).unwrap_or(1)
         }
         Reason::Signal => {
@@ -94,6 +94,8 @@ mod tests {
             (Status::Failed, Reason::Exit, Some(255), None, 255),
             (Status::Failed, Reason::Signal, None, Some("SIGKILL"), 137),
             (Status::Failed, Reason::Signal, None, Some("SIG34"), 162),
+            (Status::Failed, Reason::ClaudeError, Some(0), None, 1),
+            (Status::Failed, Reason::ClaudeError, Some(7), None, 7),
             (Status::Failed, Reason::NotStarted, Some(127), None, 127),
             (Status::Failed, Reason::NotStarted, Some(126), None, 126),
             (Status::Failed, Reason::Timeout, None, Some("SIGTERM"), 124),

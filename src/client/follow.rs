@@ -7,6 +7,7 @@ use std::{borrow::Cow, io::ErrorKind, process::ExitCode, time::Duration};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use cc_executor_actors::{
+    claude::EXECUTOR,
     clock::millis,
     id::ExecutionId,
     protocol::{
@@ -17,7 +18,7 @@ use cc_executor_actors::{
     terminate::{Ending, Reason},
 };
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Value, json, value::RawValue};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     time::{Instant, sleep, sleep_until},
@@ -25,6 +26,7 @@ use tokio::{
 
 use super::{
     AttachOptions, ClientError, Leave, RunOptions,
+    claude::Lines,
     connection::{Connection, Heard, Said, garbled},
     ending::{Wanted, exit_code_of},
     exit, exit_code_of_refusal,
@@ -96,6 +98,8 @@ struct Follower {
     accepted: bool,
     output: Output,
     elapsed: Elapsed,
+    /// What is shown of Claude's work.
+    lines: Lines,
     wanted: Wanted,
     input: Input,
     n_inputs: u64,
@@ -131,11 +135,22 @@ struct GapParams<'a> {
 }
 
 #[derive(Deserialize)]
+struct EventParams<'a> {
+    #[serde(borrow)]
+    event: &'a RawValue,
+    #[serde(default)]
+    end: u64,
+}
+
+#[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Accepted<'a> {
     execution_id: ExecutionId,
     #[serde(borrow)]
     status: Cow<'a, str>,
+    /// Whether its standard output is made of Claude's events.
+    #[serde(default)]
+    claude: bool,
 }
 
 async fn follow(mut follower: Follower) -> Result<u8, ClientError> {
@@ -183,6 +198,7 @@ impl Follower {
             accepted: false,
             output,
             elapsed,
+            lines: Lines::new(),
             wanted: Wanted::Its,
             input: Input::none(),
             n_inputs: 0,
@@ -239,7 +255,8 @@ impl Follower {
             }
             (_, Some(id)) => {
                 let PerStream { stdout, stderr } = self.output.offsets();
-                let params = json!({ "executionId": id, "offsets": { "stdout": stdout, "stderr": stderr } });
+                let params =
+                    json!({ "executionId": id, "offsets": { "stdout": stdout, "stderr": stderr }, "events": true });
                 self.call(connection, call::BEGIN, "attach", params).await;
             }
             (_, None) => {}
@@ -304,6 +321,13 @@ impl Follower {
                 let content = (params.content.as_deref(), params.content_base64.as_deref());
                 self.output.take(params.r#type, content, params.end).map_err(damaged)?;
                 self.elapsed.printed(self.output.ends_a_line());
+            }
+            (Some("event"), Some(params)) if !self.json => {
+                let EventParams { event, end } = serde_json::from_str(params.get()).map_err(|error| garbled(&error))?;
+                for line in self.lines.of_event(event.get(), end) {
+                    self.elapsed.clear();
+                    eprintln!("{line}");
+                }
             }
             (Some("gap"), Some(params)) => {
                 let gap: GapParams<'_> = serde_json::from_str(params.get()).map_err(|error| garbled(&error))?;
@@ -389,6 +413,10 @@ impl Follower {
     fn on_accepted(&mut self, accepted: &Accepted<'_>) -> Result<Then, ClientError> {
         self.id = Some(accepted.execution_id);
         self.away_until = None;
+        if accepted.claude {
+            self.output.is_of_claude();
+            self.output.goes_on();
+        }
         self.pause = FIRST_PAUSE;
         let first = !std::mem::replace(&mut self.accepted, true);
         let Purpose::Run(options) = &self.purpose else { return Ok(Then::Stay) };
@@ -411,10 +439,13 @@ impl Follower {
         struct Named<'a> {
             #[serde(borrow)]
             status: Cow<'a, str>,
+            #[serde(borrow, default)]
+            activity: Option<Cow<'a, str>>,
         }
         let named: Named<'_> = serde_json::from_str(params).map_err(|error| garbled(&error))?;
         if !matches!(named.status.as_ref(), "COMPLETED" | "CANCELLED" | "FAILED") {
             self.elapsed.running();
+            self.elapsed.doing(named.activity.as_deref());
             return Ok(Then::Stay);
         }
         let ending: Ending = serde_json::from_str(params).map_err(|error| garbled(&error))?;
@@ -426,6 +457,9 @@ impl Follower {
             stderr: (ending.bytes.stderr, ending.sha256.stderr.as_deref()),
         };
         self.output.check(&sent).map_err(damaged)?;
+        if let Some(outcome) = ending.result.as_ref().filter(|_| !self.json) {
+            eprintln!("{}", self.lines.of_outcome(outcome));
+        }
         if let Err(error) = flushed
             && error.kind() != ErrorKind::BrokenPipe
         {
@@ -504,6 +538,10 @@ fn execute_params(options: &RunOptions, id: Option<ExecutionId>, longest_detach_
         }
     };
     set("executor", options.executor.as_ref().map(|executor| json!(executor)));
+    // What the service runs by default may be Claude, too.
+    let may_be_claude = options.executor.as_deref().is_none_or(|name| name == EXECUTOR);
+    set("events", may_be_claude.then_some(json!(true)));
+    set("claude", options.claude.clone());
     set("executionId", id.map(|id| json!(id)));
     set("timeoutMs", options.timeout_ms.map(|ms| json!(ms)));
     set("stallTimeoutMs", options.stall_timeout_ms.map(|ms| json!(ms)));

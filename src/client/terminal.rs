@@ -51,6 +51,7 @@ pub(super) struct Elapsed {
     next_at: Instant,
     at_line_start: bool,
     shown: bool,
+    doing: Option<String>,
 }
 
 impl Elapsed {
@@ -62,6 +63,7 @@ impl Elapsed {
             next_at: Instant::now(),
             at_line_start: true,
             shown: false,
+            doing: None,
         }
     }
 
@@ -74,6 +76,11 @@ impl Elapsed {
         }
     }
 
+    /// What the command is known to do.
+    pub(super) fn doing(&mut self, doing: Option<&str>) {
+        self.doing = doing.map(|doing| doing.chars().filter(|c| !c.is_control()).take(60).collect());
+    }
+
     /// When [`Elapsed::show`] is due; `None` where there is nothing to show.
     pub(super) fn tick_at(&self) -> Option<Instant> {
         (self.wanted && self.since.is_some() && self.at_line_start).then_some(self.next_at)
@@ -82,7 +89,8 @@ impl Elapsed {
     /// Shows the time.
     pub(super) fn show(&mut self) {
         if let Some(since) = self.since {
-            let _ = write!(stderr(), "\r\x1b[2K\x1b[2m{} s\x1b[0m", since.elapsed().as_secs());
+            let doing = self.doing.as_ref().map(|doing| format!(" {doing}")).unwrap_or_default();
+            let _ = write!(stderr(), "\r\x1b[2K\x1b[2m{} s{doing}\x1b[0m", since.elapsed().as_secs());
             self.shown = true;
             self.next_at = Instant::now() + QUIET;
         }

@@ -53,11 +53,31 @@ pub struct Story {
     pub gaps: Vec<Value>,
     /// The params of `detached`.
     pub detached: Option<Value>,
+    /// Where standard output is made of Claude's events: their offset up to here, and the params of each
+    /// `event`.
+    pub of_claude: Option<u64>,
+    pub events: Vec<Value>,
     /// The final `statusUpdate`'s params.
     pub end: Value,
 }
 
 impl Story {
+    /// A story of Claude, of which nothing is known yet.
+    pub fn of_claude() -> Story {
+        Story { of_claude: Some(0), ..Story::default() }
+    }
+
+    /// Where to go on.
+    pub fn offsets(&self) -> Value {
+        let stdout = self.of_claude.unwrap_or(self.stdout.len() as u64);
+        json!({ "stdout": stdout, "stderr": self.stderr.len() })
+    }
+
+    /// What was said on standard output.
+    pub fn text(&self) -> String {
+        String::from_utf8(self.stdout.clone()).expect("text is UTF-8")
+    }
+
     /// The updates with this status.
     pub fn with_status(&self, status: &str) -> Vec<&Value> {
         self.updates.iter().filter(|update| update["status"] == status).collect()
@@ -251,13 +271,25 @@ impl Client {
                         Some(text) => stream.extend_from_slice(text.as_bytes()),
                         None => stream.extend(base64(params["contentBase64"].as_str().expect("a content"))),
                     }
-                    assert_eq!(params["end"], stream.len(), "offsets count every byte");
+                    match (&mut story.of_claude, params["type"] == "stdout") {
+                        (Some(offset), true) => {
+                            let end = params["end"].as_u64().expect("an end");
+                            assert!(end >= *offset, "an end never goes back");
+                            *offset = end;
+                        }
+                        _ => assert_eq!(params["end"], stream.len(), "offsets count every byte"),
+                    }
                 }
                 Some("gap") => {
                     let stream = if params["type"] == "stdout" { &mut story.stdout } else { &mut story.stderr };
-                    assert_eq!(params["from"], stream.len(), "a gap begins where the stream is");
                     let to = params["to"].as_u64().expect("an offset");
-                    stream.resize(usize::try_from(to).unwrap(), LOST);
+                    match (&mut story.of_claude, params["type"] == "stdout") {
+                        (Some(offset), true) => *offset = to,
+                        _ => {
+                            assert_eq!(params["from"], stream.len(), "a gap begins where the stream is");
+                            stream.resize(usize::try_from(to).unwrap(), LOST);
+                        }
+                    }
                     story.gaps.push(params.clone());
                 }
                 Some("statusUpdate") => {
@@ -275,6 +307,7 @@ impl Client {
                     return true;
                 }
                 Some("error") => story.errors.push(params.clone()),
+                Some("event") => story.events.push(params.clone()),
                 _ => {}
             }
         }
@@ -283,14 +316,22 @@ impl Client {
 
     /// Follows an execution from where a story broke off.
     pub fn attach(&mut self, id: &str, story: &Story) -> Result<Value, Value> {
-        let offsets = json!({ "stdout": story.stdout.len(), "stderr": story.stderr.len() });
-        self.call("attach", json!({ "executionId": id, "offsets": offsets }))
+        self.call("attach", json!({ "executionId": id, "offsets": story.offsets() }))
     }
 
     /// Starts a command and reads it to its end.
     pub fn run(&mut self, params: Value) -> Story {
         self.execute(params);
         self.story()
+    }
+
+    /// The same of Claude, which may also end before it runs.
+    pub fn ask_claude(&mut self, mut params: Value) -> Story {
+        params["executor"] = json!("claude");
+        self.call("execute", params).expect("it is accepted");
+        let mut story = Story::of_claude();
+        self.follow(&mut story, |_| false);
+        story
     }
 
     /// The next frame.

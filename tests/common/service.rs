@@ -139,6 +139,23 @@ impl Service {
         serde_json::from_str(body).unwrap_or_else(|error| panic!("GET {path}: {error}: {answer}"))
     }
 
+    /// What it answers to a POST: the status and the body.
+    pub fn post(&self, path: &str, body: &Value) -> (u16, String) {
+        let mut stream = TcpStream::connect(self.address).expect("it listens");
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let (host, body) = (self.address, body.to_string());
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        write!(stream, "{head}{body}").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer");
+        let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
+        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
+        (status, if head.contains("chunked") { dechunked(body) } else { body.to_owned() })
+    }
+
     /// Resident memory, in KiB.
     pub fn rss_kib(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it runs");
@@ -199,4 +216,15 @@ pub fn kill(pid: u32, signal: Signal) {
 /// Standard output as text, and the exit code.
 pub fn text_and_code(output: &Output) -> (String, i32) {
     (String::from_utf8_lossy(&output.stdout).into_owned(), output.status.code().expect("not ended by a signal"))
+}
+
+/// The body of a chunked response (RFC 9112 section 7.1).
+fn dechunked(mut body: &str) -> String {
+    let mut whole = String::new();
+    while let Some((size, rest)) = body.split_once("\r\n") {
+        let size = usize::from_str_radix(size, 16).expect("a chunk's size");
+        whole.push_str(&rest[..size]);
+        body = rest[size..].strip_prefix("\r\n").expect("a chunk's end");
+    }
+    whole
 }

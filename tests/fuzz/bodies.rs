@@ -9,7 +9,9 @@ use cc_executor_actors::{
         framing::Follower,
         multiplex::{Decoder, Part},
     },
-    execution::text::Text,
+    claude::watch::Watch,
+    execution::text::{Step, Text},
+    id::ExecutionId,
     protocol::{Framing, Limits, PerStream, Stream, method::Method, rpc},
     session::phase::Incoming,
 };
@@ -113,6 +115,49 @@ pub fn json_lines(data: &[u8]) {
     assert_eq!(got, sent.0);
 }
 
+/// However Claude's events are cut, the same texts come out, all of the stream is counted, and the same is
+/// known of how it ended.
+pub fn claude(data: &[u8]) {
+    let whole = data.get(1..).unwrap_or_default();
+    assert_eq!(events(std::iter::once(whole)), events(pieces(data)));
+    let (mut once, mut cut) = (Watch::default(), Watch::default());
+    once.feed(whole);
+    for piece in pieces(data) {
+        cut.feed(piece);
+    }
+    once.finish();
+    cut.finish();
+    assert_eq!((once.doing(), once.outcome()), (cut.doing(), cut.outcome()));
+}
+
+/// The texts of all messages, one after the other.
+fn events<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
+    let mut text = Text::of_claude(Framing::Chunk, PerStream::default(), Some(ExecutionId::random()));
+    let (mut got, mut fed, mut end) = (Vec::new(), 0, 0);
+    let mut step = |text: &mut Text| {
+        while text.step() == Step::Done {}
+        let (wire, offsets) = text.take();
+        for message in raw_frames(&wire) {
+            let Ok(message) = serde_json::from_slice::<Value>(message) else { continue };
+            if message["method"] == "output" {
+                got.extend(content(&message["params"]));
+            }
+            let now = message["params"]["end"].as_u64().expect("an end");
+            assert!(now >= end, "an end never goes back");
+            end = if message["method"] == "output" { now } else { end };
+        }
+        offsets.stdout
+    };
+    for piece in pieces {
+        text.feed(Stream::Stdout, piece);
+        fed += piece.len() as u64;
+        assert!(step(&mut text) <= fed);
+    }
+    text.finish(true);
+    assert_eq!(step(&mut text), fed);
+    got
+}
+
 /// What was fed.
 struct Sent(PerStream<Vec<u8>>);
 
@@ -133,12 +178,16 @@ fn feed(text: &mut Text, data: &[u8]) -> Sent {
             text.flush_quiet(stream);
         }
     }
-    text.finish();
+    text.finish(true);
     Sent(sent)
 }
 
 /// Text frames of a server.
-fn frames(mut wire: &[u8]) -> Vec<Value> {
+fn frames(wire: &[u8]) -> Vec<Value> {
+    raw_frames(wire).into_iter().map(|frame| serde_json::from_slice(frame).expect("a message is JSON")).collect()
+}
+
+fn raw_frames(mut wire: &[u8]) -> Vec<&[u8]> {
     let mut found = Vec::new();
     while let Some((head, _)) = wire.split_first_chunk::<2>() {
         let (header, length) = match head[1] {
@@ -146,19 +195,22 @@ fn frames(mut wire: &[u8]) -> Vec<Value> {
             127 => (10, u64::from_be_bytes(wire[2..10].try_into().expect("eight bytes")) as usize),
             short => (2, usize::from(short)),
         };
-        found.push(serde_json::from_slice(&wire[header..header + length]).expect("a message is JSON"));
+        found.push(&wire[header..header + length]);
         wire = &wire[header + length..];
     }
     found
 }
 
-fn take(params: &Value, got: &mut PerStream<Vec<u8>>) {
-    let stream = if params["type"] == "stdout" { Stream::Stdout } else { Stream::Stderr };
-    let bytes = match params["content"].as_str() {
+fn content(params: &Value) -> Vec<u8> {
+    match params["content"].as_str() {
         Some(text) => text.as_bytes().to_vec(),
         None => STANDARD.decode(params["contentBase64"].as_str().expect("a content")).expect("base64"),
-    };
+    }
+}
+
+fn take(params: &Value, got: &mut PerStream<Vec<u8>>) {
+    let stream = if params["type"] == "stdout" { Stream::Stdout } else { Stream::Stderr };
     let got = got.get_mut(stream);
-    got.extend_from_slice(&bytes);
+    got.extend(content(params));
     assert_eq!(params["end"], got.len());
 }

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    claude::watch::Doing,
     id::ExecutionId,
     protocol::{PerStream, Stream},
     terminate::{Ending, Scope, Status},
@@ -105,10 +106,13 @@ pub struct Terms {
     /// After how many bytes an acknowledgement is wanted, so that the command need not wait for it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub acknowledge_bytes: Option<u64>,
+    /// Whether its standard output is Claude's events.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub claude: bool,
 }
 
 /// A sign of life.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Alive {
     /// Milliseconds since RUNNING.
@@ -118,6 +122,19 @@ pub struct Alive {
     /// Milliseconds left until the total time-out, which stands still while paused; `None` without one.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub deadline_ms: Option<u64>,
+    /// What Claude is doing, until it has said how it ended: `thinking`, or `tool: Bash`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub activity: Option<String>,
+    /// How often Claude's model has answered.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub turns: Option<u32>,
+}
+
+impl Alive {
+    /// The same of Claude.
+    pub fn doing(self, doing: Doing) -> Self {
+        Alive { activity: doing.activity, turns: Some(doing.turns), ..self }
+    }
 }
 
 /// The status changed.

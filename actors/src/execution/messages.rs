@@ -67,7 +67,7 @@ pub enum Fact {
 }
 
 /// How an execution stands when the backend says its first word.
-#[derive(Clone, Copy, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct Standing {
     /// Its status; final if what follows is a replay.
     pub status: Status,

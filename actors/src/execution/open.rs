@@ -12,6 +12,7 @@ use crate::{
         api::{Alive, Terms, Word},
         multiplex::{Decoder, Part},
     },
+    claude,
     id::ExecutionId,
     protocol::PerStream,
     terminate::{Ending, Status},
@@ -100,7 +101,12 @@ pub(super) async fn open(backend: &Backend, id: ExecutionId, purpose: &Purpose) 
     let opened = async {
         match purpose {
             Purpose::Run(execute) => match backend.execute(id, &execute.run).await.map_err(Refusal::Backend)? {
-                Opened::Plain(body, end) => Ok((Stream::Plain(body, end), Standing::running())),
+                Opened::Plain(body, end) => {
+                    let claude = execute.run.executor.as_deref() == Some(claude::EXECUTOR);
+                    let standing = Standing::running();
+                    let terms = Terms { claude, ..standing.terms };
+                    Ok((Stream::Plain(body, end), Standing { terms, ..standing }))
+                }
                 Opened::Multiplexed(body) => first_word(Words::new(body)).await,
             },
             Purpose::Follow(attach) => {

@@ -85,6 +85,7 @@ impl Original {
             elapsed_ms: millis(now.saturating_duration_since(self.started_at)),
             since_output_ms: millis(now.saturating_duration_since(self.output_at.get())),
             deadline_ms: self.timeout.map(|timeout| millis(timeout.saturating_sub(ran))),
+            ..Alive::default()
         }
     }
 }

@@ -18,13 +18,17 @@ use super::{
     messages::{Fact, Output, Parent, Report, Standing},
     open::{self, Next, Refusal, Words},
     original::Original,
-    text::Text,
+    text::{Step, Text},
 };
 use crate::{
     backend::{
         Backend, Body, BodyEnd,
         api::{Gap, StatusChange, Word},
         multiplex::Part,
+    },
+    claude::{
+        self,
+        watch::{EXIT_PATIENCE, Watch},
     },
     clock::Stopwatch,
     id::ExecutionId,
@@ -47,6 +51,8 @@ pub(super) struct Wiring {
     pub(super) backend: Backend,
     pub(super) parent: Parent,
     pub(super) framing: Framing,
+    /// Where standard output is Claude's events: whether the client wants these.
+    pub(super) claude: Option<bool>,
     /// What the client has already.
     pub(super) offsets: PerStream<u64>,
     pub(super) heartbeat: Duration,
@@ -81,11 +87,11 @@ pub(super) async fn ours(mut words: Words, wiring: Wiring) -> Last {
             }
             Err(Refusal::Ended(ending)) => {
                 // The end may be said by now: nobody else reads on.
-                let _ = tap.finish().await;
+                let _ = tap.finish(true).await;
                 return Last::Ended(ending);
             }
             Err(Refusal::TakenOver) => {
-                let _ = tap.finish().await;
+                let _ = tap.finish(false).await;
                 return Last::TakenOver;
             }
             Err(refusal) => {
@@ -115,8 +121,10 @@ pub(super) async fn plain(
     original: Rc<Original>,
     stall: Option<Duration>,
 ) -> Ending {
+    let mut claude = wiring.claude.map(|_| Watch::default());
     let mut tap = Tap::new(wiring);
     let mut stalled = Stopwatch::started(Instant::now());
+    let mut exit_by = None;
     loop {
         original.is_open().await;
         stalled.run(true, Instant::now());
@@ -131,6 +139,11 @@ pub(super) async fn plain(
                     chunk = body.next() => Some(chunk),
                     () = at(tap.quiet_at()) => None,
                     () = original.is_paused() => None,
+                    // It has said how it ended, and this stream never ends by itself.
+                    () = at(exit_by) => {
+                        let _ = tap.finish(true).await;
+                        return ending_of(claude.as_mut());
+                    }
                     () = at(stall_at) => return tap.stalled(stalled.elapsed(Instant::now())).await,
                 }
             }
@@ -143,17 +156,38 @@ pub(super) async fn plain(
             Some(Some(Ok(chunk))) => {
                 stalled.reset(Instant::now());
                 original.output(Instant::now());
+                if let Some(claude) = &mut claude
+                    && claude.feed(&chunk)
+                {
+                    tap.tell(Fact::Alive(original.alive(Instant::now()).doing(claude.doing())));
+                    exit_by = claude.outcome().map(|_| Instant::now() + EXIT_PATIENCE);
+                }
                 let _ = tap.feed(OutputStream::Stdout, &chunk).await;
             }
             // awc reports a cut as a clean end: what was seen below it decides.
             Some(None) if end.is_complete() => {
-                let _ = tap.finish().await;
-                return Ending::without_process(Status::Completed, Reason::Exit, None);
+                let _ = tap.finish(true).await;
+                return ending_of(claude.as_mut());
             }
             Some(None) => return tap.lost("the backend's stream was cut off".to_owned()).await,
             Some(Some(Err(error))) => return tap.lost(format!("the backend's stream broke off: {error}")).await,
         }
     }
+}
+
+/// How an execution of the original's image ended whose stream ended properly: with success as far as is
+/// known, unless Claude said otherwise.
+fn ending_of(claude: Option<&mut Watch>) -> Ending {
+    let ended = |status, reason| Ending::without_process(status, reason, None);
+    let Some(claude) = claude else { return ended(Status::Completed, Reason::Exit) };
+    claude.finish();
+    let verdict = claude::verdict(claude.outcome(), true, &claude.last_words());
+    let mut ending = verdict.map_or_else(
+        || ended(Status::Completed, Reason::Exit),
+        |(status, reason, message)| Ending::without_process(status, reason, (!message.is_empty()).then_some(message)),
+    );
+    ending.result = claude.outcome().cloned().map(Box::new);
+    ending
 }
 
 /// Where output goes.
@@ -163,6 +197,8 @@ struct Tap {
     /// How far each stream has come from the backend.
     fed: PerStream<u64>,
     fed_at: PerStream<Option<Instant>>,
+    /// How far each stream had come when that was last handed on.
+    told: PerStream<u64>,
     heard_at: Cell<Instant>,
     status: Status,
 }
@@ -170,9 +206,14 @@ struct Tap {
 impl Tap {
     fn new(wiring: Wiring) -> Self {
         let (framing, offsets) = (wiring.framing, wiring.offsets);
+        let text = match &wiring.claude {
+            None => Text::new(framing, offsets),
+            Some(wanted) => Text::of_claude(framing, offsets, wanted.then_some(wiring.id)),
+        };
         Tap {
             wiring,
-            text: Text::new(framing, offsets),
+            text,
+            told: offsets,
             fed: offsets,
             fed_at: PerStream::default(),
             heard_at: Cell::new(Instant::now()),
@@ -230,11 +271,11 @@ impl Tap {
         match word {
             Word::Exit(ending) => {
                 // The end may be said even where the client has not taken what came before.
-                let _ = self.finish().await;
+                let _ = self.finish(true).await;
                 return Ok(Some(Last::Ended(ending)));
             }
             Word::TakenOver(_) => {
-                let _ = self.finish().await;
+                let _ = self.finish(false).await;
                 return Ok(Some(Last::TakenOver));
             }
             Word::Started(started) => {
@@ -253,11 +294,13 @@ impl Tap {
     }
 
     async fn on_gap(&mut self, gap: Gap) -> Result<(), String> {
-        self.text.skip(gap.stream, gap.to);
+        let told = self.text.skip(gap);
         *self.fed.get_mut(gap.stream) = gap.to;
         *self.fed_at.get_mut(gap.stream) = None;
         self.flush().await?;
-        self.tell(Fact::Gap(gap));
+        if let Some(gap) = told {
+            self.tell(Fact::Gap(gap));
+        }
         Ok(())
     }
 
@@ -270,7 +313,7 @@ impl Tap {
         if !standing.status.is_final() && standing.status != self.status {
             self.change(StatusChange::to(standing.status));
         }
-        self.tell(Fact::Alive(standing.alive));
+        self.tell(Fact::Alive(standing.alive.clone()));
     }
 
     fn change(&mut self, change: StatusChange) {
@@ -282,17 +325,35 @@ impl Tap {
         self.text.feed(stream, bytes);
         *self.fed.get_mut(stream) += bytes.len() as u64;
         *self.fed_at.get_mut(stream) = self.text.has_unfinished_line(stream).then(Instant::now);
+        self.step().await?;
         if self.text.encoded_len() >= BATCH { self.flush().await } else { Ok(()) }
+    }
+
+    /// Claude's events are encoded in small steps, so that of a long one not all is encoded at a time.
+    async fn step(&mut self) -> Result<(), String> {
+        loop {
+            match self.text.step() {
+                Step::Dry => return Ok(()),
+                Step::Done if self.text.encoded_len() >= BATCH => self.flush().await?,
+                Step::Done => {}
+                Step::Gap(gap) => {
+                    self.flush().await?;
+                    self.tell(Fact::Gap(gap));
+                }
+            }
+        }
     }
 
     /// Hands on what is encoded, and waits for the permission to go on. Meanwhile the backend is asked
     /// for signs of life; the error is that it gave none. A parent that is gone cannot be told; this
     /// actor is being stopped then.
     async fn flush(&mut self) -> Result<(), String> {
-        if self.text.encoded_len() == 0 {
+        // Claude's events move the offsets without a word, and the client is asked what has arrived by these.
+        if self.text.encoded_len() == 0 && self.text.offsets() == self.told {
             return Ok(());
         }
         let (frames, offsets) = self.text.take();
+        self.told = offsets;
         let output = Output { execution_id: self.wiring.id, frames: Bytes::from(frames), offsets };
         let sent = pin!(self.wiring.parent.output.send(output));
         tokio::select! {
@@ -339,19 +400,21 @@ impl Tap {
         self.flush().await
     }
 
-    async fn finish(&mut self) -> Result<(), String> {
-        self.text.finish();
+    /// Nothing more will come: the execution has ended, or is followed no further.
+    async fn finish(&mut self, ended: bool) -> Result<(), String> {
+        self.text.finish(ended);
+        self.step().await?;
         self.flush().await
     }
 
     /// The end of a stream that broke off: what came before is still handed on.
     async fn lost(&mut self, message: String) -> Ending {
-        let _ = self.finish().await;
+        let _ = self.finish(false).await;
         Ending::failed(Reason::BackendLost, message)
     }
 
     async fn stalled(&mut self, quiet: Duration) -> Ending {
-        let _ = self.finish().await;
+        let _ = self.finish(false).await;
         let message =
             format!("nothing was written for {} ms; this backend cannot say what is left of it", quiet.as_millis());
         Ending::failed(Reason::Stalled, message)

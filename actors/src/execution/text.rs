@@ -7,10 +7,16 @@
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 
-use crate::protocol::{
-    Framing, PerStream, Stream,
-    escape::escape_into,
-    frame::{self, OpenFrame},
+use super::events::Events;
+pub use super::events::Step;
+use crate::{
+    backend::api::Gap,
+    id::ExecutionId,
+    protocol::{
+        Framing, PerStream, Stream,
+        escape::escape_into,
+        frame::{self, OpenFrame},
+    },
 };
 
 /// The most bytes of a stream that go into one message. Escaped at the worst, six for one, it stays
@@ -25,28 +31,44 @@ pub struct Text {
     framing: Framing,
     encoder: Encoder,
     carry: PerStream<Vec<u8>>,
+    /// Where standard output is Claude's events.
+    events: Option<Events>,
 }
 
 impl Text {
     /// Nothing has been written yet; what will be begins at these offsets.
     pub fn new(framing: Framing, start: PerStream<u64>) -> Self {
         let encoder = Encoder { end: start, ..Encoder::default() };
-        Text { framing, encoder, carry: PerStream::default() }
+        Text { framing, encoder, carry: PerStream::default(), events: None }
+    }
+
+    /// The same where standard output is Claude's events. They are told under this id, if they are wanted.
+    pub fn of_claude(framing: Framing, start: PerStream<u64>, wanted: Option<ExecutionId>) -> Self {
+        let events = Some(Events::new(framing, start.stdout, wanted));
+        Text { events, ..Text::new(framing, start) }
     }
 
     /// The same in chunks, with each message a line of JSON instead of a frame.
     pub fn json_lines(start: PerStream<u64>) -> Self {
         let encoder = Encoder { envelope: Envelope::JsonLine, end: start, ..Encoder::default() };
-        Text { framing: Framing::Chunk, encoder, carry: PerStream::default() }
+        Text { framing: Framing::Chunk, encoder, carry: PerStream::default(), events: None }
     }
 
-    /// Takes bytes of a stream.
+    /// Takes bytes of a stream. Of Claude's events nothing is encoded yet: see [`Text::step`].
     pub fn feed(&mut self, stream: Stream, bytes: &[u8]) {
+        if let Some(events) = self.events.as_mut().filter(|_| stream == Stream::Stdout) {
+            return events.feed(bytes);
+        }
         let carry = self.carry.get_mut(stream);
         match self.framing {
             Framing::Chunk => feed_chunk(&mut self.encoder, stream, carry, bytes),
             Framing::Line => feed_lines(&mut self.encoder, stream, carry, bytes),
         }
+    }
+
+    /// Encodes a little more of Claude's events.
+    pub fn step(&mut self) -> Step {
+        self.events.as_mut().map_or(Step::Dry, |events| events.step(&mut self.encoder))
     }
 
     /// Whether an unfinished line of this stream waits, which [`Text::flush_quiet`] would release.
@@ -62,19 +84,34 @@ impl Text {
         self.encoder.message(stream, &std::mem::replace(carry, keep));
     }
 
-    /// Goes on at this offset: the bytes before it are lost. What waited is released first.
-    pub fn skip(&mut self, stream: Stream, to: u64) {
-        let rest = std::mem::take(self.carry.get_mut(stream));
-        self.encoder.message(stream, &rest);
-        *self.encoder.end.get_mut(stream) = to;
+    /// Goes on where the gap ends: its bytes are lost. What waited is released first. Gives the gap that
+    /// is to be told now; one in Claude's events is told where the next of them begins.
+    pub fn skip(&mut self, gap: Gap) -> Option<Gap> {
+        if let Some(events) = self.events.as_mut().filter(|_| gap.stream == Stream::Stdout) {
+            events.skip(gap);
+            return None;
+        }
+        let rest = std::mem::take(self.carry.get_mut(gap.stream));
+        self.encoder.message(gap.stream, &rest);
+        *self.encoder.end.get_mut(gap.stream) = gap.to;
+        Some(gap)
     }
 
-    /// Releases everything: nothing more will come.
-    pub fn finish(&mut self) {
+    /// Releases everything: nothing more will come, because the execution has ended or because it is
+    /// followed no further. Claude's last event may still need its steps.
+    pub fn finish(&mut self, ended: bool) {
+        if let Some(events) = &mut self.events {
+            events.finish(ended);
+        }
         for stream in Stream::BOTH {
             let rest = std::mem::take(self.carry.get_mut(stream));
             self.encoder.message(stream, &rest);
         }
+    }
+
+    /// How far each stream has come with what is encoded.
+    pub fn offsets(&self) -> PerStream<u64> {
+        self.encoder.end
     }
 
     /// Bytes encoded and not yet taken.
@@ -149,7 +186,7 @@ fn partial_char(bytes: &[u8]) -> usize {
 }
 
 /// The largest cut at or below `at` that splits no character.
-fn cut_before_char(bytes: &[u8], at: usize) -> usize {
+pub(super) fn cut_before_char(bytes: &[u8], at: usize) -> usize {
     at - partial_char(&bytes[..at])
 }
 
@@ -165,7 +202,7 @@ enum Envelope {
 
 /// Encodes messages, one after the other, into one buffer.
 #[derive(Default)]
-struct Encoder {
+pub(super) struct Encoder {
     envelope: Envelope,
     out: Vec<u8>,
     end: PerStream<u64>,
@@ -263,12 +300,49 @@ impl Encoder {
     fn base64(&mut self, stream: Stream, bytes: &[u8]) {
         for piece in bytes.chunks(MAX_CONTENT) {
             *self.end.get_mut(stream) += piece.len() as u64;
-            let end = *self.end.get(stream);
-            let frame = self.envelope.begin(&mut self.out, piece.len() * 4 / 3 + 100);
-            self.out.extend_from_slice(base64_prefix(self.envelope, stream));
-            push_base64(&mut self.out, piece);
-            self.envelope.end(&mut self.out, frame, end);
+            self.base64_piece(stream, piece);
         }
+    }
+
+    fn base64_piece(&mut self, stream: Stream, piece: &[u8]) {
+        let end = *self.end.get(stream);
+        let frame = self.envelope.begin(&mut self.out, piece.len() * 4 / 3 + 100);
+        self.out.extend_from_slice(base64_prefix(self.envelope, stream));
+        push_base64(&mut self.out, piece);
+        self.envelope.end(&mut self.out, frame, end);
+    }
+
+    /// How far a stream has come, where that is not counted from what is encoded.
+    pub(super) fn end(&mut self, stream: Stream) -> &mut u64 {
+        self.close();
+        self.end.get_mut(stream)
+    }
+
+    /// One message of at most [`MAX_CONTENT`] bytes that counts nothing: its `end` is as it stands.
+    pub(super) fn piece(&mut self, stream: Stream, piece: &[u8]) {
+        self.close();
+        if std::str::from_utf8(piece).is_err() {
+            return self.base64_piece(stream, piece);
+        }
+        let end = *self.end.get(stream);
+        let frame = self.envelope.begin(&mut self.out, piece.len() + 100);
+        self.out.extend_from_slice(text_prefix(self.envelope, stream));
+        escape_into(&mut self.out, piece);
+        self.envelope.end(&mut self.out, frame, end);
+    }
+
+    /// An event, as JSON.
+    pub(super) fn event(&mut self, id: ExecutionId, json: &str, end: u64) {
+        self.close();
+        frame::write_text(&mut self.out, json.len() + 150, |out| {
+            out.extend_from_slice(br#"{"jsonrpc":"2.0","method":"event","params":{"executionId":""#);
+            out.extend_from_slice(id.to_string().as_bytes());
+            out.extend_from_slice(br#"","event":"#);
+            out.extend_from_slice(json.as_bytes());
+            out.extend_from_slice(br#","end":"#);
+            out.extend_from_slice(itoa::Buffer::new().format(end).as_bytes());
+            out.extend_from_slice(b"}}");
+        });
     }
 }
 

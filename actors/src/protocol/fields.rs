@@ -52,6 +52,20 @@ impl Fields {
         }
     }
 
+    /// Takes a list of strings; absent is the empty one.
+    pub fn strings(&mut self, name: &str) -> Result<Vec<String>, ErrorObject> {
+        let items = match self.take(name) {
+            None => return Ok(Vec::new()),
+            Some(Value::Array(items)) => items,
+            Some(other) => return Err(ill_typed(name, "a list of strings", &other)),
+        };
+        let text = |item| match item {
+            Value::String(text) => Ok(text),
+            other => Err(ill_typed(name, "a list of strings", &other)),
+        };
+        items.into_iter().map(text).collect()
+    }
+
     /// Takes a string of base64, and gives the bytes.
     pub fn base64(&mut self, name: &str) -> Result<Option<Vec<u8>>, ErrorObject> {
         let Some(text) = self.string(name)? else { return Ok(None) };

@@ -11,7 +11,7 @@ use super::{
     fields::{Fields, ill_typed},
     rpc::{Call, ErrorObject, code},
 };
-use crate::id::ExecutionId;
+use crate::{claude, id::ExecutionId};
 
 /// What a client asks of its session.
 #[derive(Clone, PartialEq, Debug)]
@@ -57,6 +57,23 @@ pub struct Run {
     pub heartbeat_ms: u64,
     /// What becomes of it when nobody follows it any more; it is ended if absent.
     pub detach: Option<Detach>,
+    /// What Claude is told beside its prompt.
+    pub claude: Option<Claude>,
+}
+
+/// Options of the executor `claude`. What is absent is left to Claude's own settings.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Claude {
+    /// The model's name or alias.
+    pub model: Option<String>,
+    /// What it may do without being asked, such as `acceptEdits`.
+    pub permission_mode: Option<String>,
+    /// Tools that it may use without being asked, such as `Bash(git log:*)`.
+    pub allowed_tools: Vec<String>,
+    /// How often the model may answer.
+    pub max_turns: Option<u64>,
+    /// The session of Claude that is to go on.
+    pub resume: Option<String>,
 }
 
 /// How an execution goes on without anybody who follows it.
@@ -94,6 +111,8 @@ pub struct Execute {
     pub run: Run,
     /// How its output is cut into messages.
     pub framing: Framing,
+    /// Whether Claude's events are told too.
+    pub events: bool,
 }
 
 /// Parameters of `attach`.
@@ -105,6 +124,8 @@ pub struct Attach {
     pub offsets: PerStream<u64>,
     /// How the output is cut into messages.
     pub framing: Framing,
+    /// Whether Claude's events are told too.
+    pub events: bool,
 }
 
 /// Parameters of `input`.
@@ -224,28 +245,48 @@ impl Execute {
     fn from_fields(fields: &mut Fields, limits: &Limits) -> Result<Self, ErrorObject> {
         let run = Run::from_fields(fields, "command", limits)?;
         let framing = framing(fields)?;
-        fields.not_yet("events", Some(json!(false)))?;
-        Ok(Execute { run, framing })
+        let events = fields.boolean("events")?.unwrap_or(false);
+        if let Some(other) = run.executor.as_deref().filter(|name| events && *name != claude::EXECUTOR) {
+            let message = format!("events come from the executor claude alone, not from {other:?}: leave them out");
+            return Err(ErrorObject::new(code::PARAMS, message).with(json!({ "param": "events" })));
+        }
+        Ok(Execute { run, framing, events })
     }
 
     /// The parameter in which the two differ.
     pub fn difference(&self, other: &Execute) -> Option<&'static str> {
-        self.run.difference(&other.run).or((self.framing != other.framing).then_some("framing"))
+        let own = [("framing", self.framing != other.framing), ("events", self.events != other.events)];
+        self.run.difference(&other.run).or(own.into_iter().find_map(|(name, differs)| differs.then_some(name)))
     }
 }
 
 impl Run {
+    /// A command without any option.
+    pub fn of(command: impl Into<String>) -> Self {
+        Run {
+            command: command.into(),
+            executor: None,
+            execution_id: None,
+            cwd: None,
+            env: BTreeMap::new(),
+            stdin: false,
+            pty: None,
+            timeout_ms: None,
+            stall_timeout_ms: None,
+            heartbeat_ms: DEFAULT_HEARTBEAT_MS,
+            detach: None,
+            claude: None,
+        }
+    }
+
     /// Reads what runs. `command` is the name of the field that holds the command.
     pub fn from_fields(fields: &mut Fields, command: &str, limits: &Limits) -> Result<Self, ErrorObject> {
         let text = fields
             .string(command)?
             .ok_or_else(|| ErrorObject::new(code::PARAMS, format!("{command} is missing: it is what to run")))?;
-        if text.is_empty() || text.len() > MAX_COMMAND_BYTES {
-            return Err(ErrorObject::new(
-                code::PARAMS,
-                format!("{command} must have 1 to {MAX_COMMAND_BYTES} bytes, not {}", text.len()),
-            )
-            .with(json!({ "param": command, "asked": text.len(), "min": 1, "max": MAX_COMMAND_BYTES })));
+        if text.is_empty() {
+            return Err(ErrorObject::new(code::PARAMS, format!("{command} must not be empty: it is what to run"))
+                .with(json!({ "param": command, "asked": 0, "min": 1 })));
         }
         without_nul(command, &text)?;
         let cwd = fields.string("cwd")?;
@@ -269,9 +310,36 @@ impl Run {
                 .integer("heartbeatMs", limits.heartbeat_min_ms, limits.heartbeat_max_ms)?
                 .unwrap_or(DEFAULT_HEARTBEAT_MS),
             detach: detach(fields, limits)?,
+            claude: fields.object("claude")?.map(Claude::from_whole).transpose()?,
         };
-        fields.not_yet("claude", None)?;
+        if let Some(executor) = &run.executor {
+            run.check_for(executor)?;
+        }
         Ok(run)
+    }
+
+    /// Whether it can be asked of this executor. Where none is named, only the backend can say.
+    pub fn check_for(&self, executor: &str) -> Result<(), ErrorObject> {
+        let refused =
+            |param: &str, message: String| Err(ErrorObject::new(code::PARAMS, message).with(json!({ "param": param })));
+        if executor == claude::EXECUTOR {
+            // Its prompt goes through standard input, and may be as long as a message.
+            return match (self.stdin, self.pty) {
+                (true, _) => refused("stdin", "claude reads its prompt there: leave stdin out".to_owned()),
+                (_, Some(_)) => refused("pty", "claude's events need no terminal: leave pty out".to_owned()),
+                (false, None) => Ok(()),
+            };
+        }
+        if self.claude.is_some() {
+            return refused("claude", format!("claude has options for the executor claude, not for {executor:?}"));
+        }
+        let length = self.command.len();
+        if length > MAX_COMMAND_BYTES {
+            let message = format!("command must have 1 to {MAX_COMMAND_BYTES} bytes, not {length}");
+            return Err(ErrorObject::new(code::PARAMS, message)
+                .with(json!({ "param": "command", "asked": length, "min": 1, "max": MAX_COMMAND_BYTES })));
+        }
+        Ok(())
     }
 
     /// The body of the request that asks the backend to run it under this id.
@@ -288,6 +356,7 @@ impl Run {
         optional("pty", self.pty.map(Size::to_json));
         optional("timeoutMs", self.timeout_ms.map(|ms| json!(ms)));
         optional("stallTimeoutMs", self.stall_timeout_ms.map(|ms| json!(ms)));
+        optional("claude", self.claude.as_ref().map(Claude::to_json));
         if let Some(detach) = self.detach {
             optional("onDisconnect", Some(json!("detach")));
             optional("detachMs", Some(json!(detach.detach_ms)));
@@ -309,9 +378,55 @@ impl Run {
             ("stallTimeoutMs", self.stall_timeout_ms != other.stall_timeout_ms),
             ("heartbeatMs", self.heartbeat_ms != other.heartbeat_ms),
             ("onDisconnect, detachMs or overflow", self.detach != other.detach),
+            ("claude", self.claude != other.claude),
         ];
         table.into_iter().find_map(|(name, differs)| differs.then_some(name))
     }
+}
+
+impl Claude {
+    fn from_whole(mut fields: Fields) -> Result<Self, ErrorObject> {
+        let claude = Claude {
+            model: word(&mut fields, "model")?,
+            permission_mode: word(&mut fields, "permissionMode")?,
+            allowed_tools: fields.strings("allowedTools")?,
+            max_turns: fields.integer("maxTurns", 1, 1_000_000)?,
+            resume: word(&mut fields, "resume")?,
+        };
+        fields.finish()?;
+        for tool in &claude.allowed_tools {
+            let plain = tool.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_');
+            if !plain || tool.len() > MAX_OPTION || tool.chars().any(char::is_control) {
+                let message = format!("allowedTools has {tool:?}: name tools, such as Bash or \"Bash(git log:*)\"");
+                return Err(ErrorObject::new(code::PARAMS, message).with(json!({ "param": "allowedTools" })));
+            }
+        }
+        Ok(claude)
+    }
+
+    fn to_json(&self) -> Value {
+        let mut options = Map::new();
+        let mut optional = |name: &str, value: Option<Value>| value.map(|value| options.insert(name.to_owned(), value));
+        optional("model", self.model.as_ref().map(|model| json!(model)));
+        optional("permissionMode", self.permission_mode.as_ref().map(|mode| json!(mode)));
+        optional("allowedTools", (!self.allowed_tools.is_empty()).then(|| json!(self.allowed_tools)));
+        optional("maxTurns", self.max_turns.map(|turns| json!(turns)));
+        optional("resume", self.resume.as_ref().map(|session| json!(session)));
+        Value::Object(options)
+    }
+}
+
+/// The longest option of Claude, in bytes.
+const MAX_OPTION: usize = 1_000;
+
+/// Takes an option that is one word.
+fn word(fields: &mut Fields, name: &str) -> Result<Option<String>, ErrorObject> {
+    let Some(text) = fields.string(name)? else { return Ok(None) };
+    let plain = text.chars().all(|c| !c.is_control() && !c.is_whitespace());
+    if text.is_empty() || text.len() > MAX_OPTION || !plain {
+        return Err(ill_typed(name, "one word", &Value::String(text)));
+    }
+    Ok(Some(text))
 }
 
 impl Overflow {
@@ -380,7 +495,8 @@ impl Attach {
                 offsets
             }
         };
-        Ok(Attach { execution_id, offsets, framing: framing(fields)? })
+        let events = fields.boolean("events")?.unwrap_or(false);
+        Ok(Attach { execution_id, offsets, framing: framing(fields)?, events })
     }
 }
 

@@ -120,6 +120,12 @@ pub struct Progress {
     pub backend: Hearing,
     /// Milliseconds left until the total time-out; `None` without one.
     pub deadline_ms: Option<u64>,
+    /// What Claude is doing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub activity: Option<String>,
+    /// How often Claude's model has answered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub turns: Option<u32>,
 }
 
 /// Params of the final `statusUpdate`.

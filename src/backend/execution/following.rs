@@ -11,6 +11,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use cc_executor_actors::{
     backend::api::{Alive, StatusChange, Word},
+    claude::watch::{EXIT_PATIENCE, Watch},
     clock::{Stopwatch, millis},
     protocol::{
         Stream,
@@ -30,6 +31,7 @@ use super::{
     refuse,
 };
 use crate::backend::{
+    claude,
     keeper::talk::{Fact, Gone, LeaderExit, Order},
     process::{Line, Process},
     spool::Moved,
@@ -43,6 +45,9 @@ const READ: usize = 64 * 1024;
 /// Reads smaller than this are copied out, so that a few bytes do not hold a whole buffer.
 const SMALL: usize = 8 * 1024;
 
+/// The exit code of a program that is not there, as shells have it.
+const NOT_FOUND: i32 = 127;
+
 /// After the command's own exit: how long what it left behind may be quiet before it is ended.
 const QUIET: Duration = Duration::from_secs(2);
 
@@ -53,7 +58,7 @@ const LEFTOVERS_CAP: Duration = Duration::from_secs(10);
 const GONE_QUIET: Duration = Duration::from_millis(100);
 
 /// Waits for the command to have started, then follows it to its end.
-pub(super) async fn follow(process: Process, body: &mut Body, seat: &Seat) -> Ending {
+pub(super) async fn follow(process: Process, program: &str, body: &mut Body, seat: &Seat) -> Ending {
     let Process { pipes, stdin, terminal, mut line } = process;
     match line.next().await {
         Some(Fact::Started { pid }) => {
@@ -63,7 +68,12 @@ pub(super) async fn follow(process: Process, body: &mut Body, seat: &Seat) -> En
                 line,
                 pid,
                 pipes,
-                input: Input::new(stdin, terminal.is_some()),
+                claude: body.terms.prompt.is_some().then(Watch::default),
+                exit_by: None,
+                input: match &body.terms.prompt {
+                    Some(prompt) => Input::given(stdin, prompt.clone()),
+                    None => Input::new(stdin, terminal.is_some()),
+                },
                 terminal,
                 counted: Counted::default(),
                 clocks: Clocks::started(now),
@@ -80,6 +90,9 @@ pub(super) async fn follow(process: Process, body: &mut Body, seat: &Seat) -> En
             following.run(body, seat).await;
             following.ending()
         }
+        Some(Fact::NotStarted { exit_code: NOT_FOUND, .. }) if body.terms.prompt.is_some() => {
+            last::not_started(NOT_FOUND, claude::not_found(program))
+        }
         Some(Fact::NotStarted { exit_code, message }) => last::not_started(exit_code, message),
         _ => last::not_started(126, "its keeper ended before it could start the command".to_owned()),
     }
@@ -92,6 +105,10 @@ struct Following {
     pipes: [Option<pipe::Receiver>; 2],
     terminal: Option<Terminal>,
     input: Input,
+    /// Where the command is Claude: what its events say.
+    claude: Option<Watch>,
+    /// When Claude, which has said how it ended, must have exited.
+    exit_by: Option<Instant>,
     counted: Counted,
     clocks: Clocks,
     cause: Option<Cause>,
@@ -195,8 +212,12 @@ impl Following {
                     let stream = Stream::BOTH[at];
                     let bytes = take(&mut buffers[at], n);
                     self.counted.add(stream, &bytes);
+                    let changed = self.watch_claude(stream, &bytes);
                     body.spool.push(stream, bytes);
                     let now = Instant::now();
+                    if changed {
+                        body.spool.mention(Word::Alive(self.alive(&body.terms, now)));
+                    }
                     self.clocks.output_at = now;
                     self.clocks.quiet.reset(now);
                 }
@@ -212,6 +233,20 @@ impl Following {
                 Wake::Quiet => self.order_sweep().await,
             }
         }
+    }
+
+    /// Reads along in Claude's events. True if it does something else now.
+    fn watch_claude(&mut self, stream: Stream, bytes: &[u8]) -> bool {
+        let Some(claude) = &mut self.claude else { return false };
+        if stream == Stream::Stderr {
+            claude.hear(bytes);
+            return false;
+        }
+        let changed = claude.feed(bytes);
+        if changed && claude.outcome().is_some() {
+            self.exit_by = Some(Instant::now() + EXIT_PATIENCE);
+        }
+        changed
     }
 
     /// Lets each clock run exactly while its time counts.
@@ -231,8 +266,14 @@ impl Following {
             let limit = |ms: Option<u64>| ms.map(Duration::from_millis);
             let timeout = limit(body.terms.timeout_ms).and_then(|limit| self.clocks.total.due_at(limit));
             let stall = limit(body.terms.stall_timeout_ms).and_then(|limit| self.clocks.quiet.due_at(limit));
-            causes.extend(timeout.map(|at| (at, Cause::Timeout)));
-            causes.extend(stall.map(|at| (at, Cause::Stalled)));
+            match self.exit_by {
+                None => {
+                    causes.extend(timeout.map(|at| (at, Cause::Timeout)));
+                    causes.extend(stall.map(|at| (at, Cause::Stalled)));
+                }
+                Some(at) if !self.paused => causes.push((at, Cause::Done)),
+                Some(_) => {}
+            }
         }
         if self.cause != Some(Cause::Disconnected) {
             causes.extend(body.detached_until().map(|at| (at, Cause::Disconnected)));
@@ -403,15 +444,23 @@ impl Following {
 
     fn alive(&self, terms: &Terms, now: Instant) -> Alive {
         let ran = millis(self.clocks.total.elapsed(now));
-        Alive {
+        let alive = Alive {
             elapsed_ms: millis(now.saturating_duration_since(self.clocks.started_at)),
             since_output_ms: millis(now.saturating_duration_since(self.clocks.output_at)),
             deadline_ms: terms.timeout_ms.map(|timeout_ms| timeout_ms.saturating_sub(ran)),
+            ..Alive::default()
+        };
+        match &self.claude {
+            Some(claude) => alive.doing(claude.doing()),
+            None => alive,
         }
     }
 
-    fn ending(self) -> Ending {
-        let mut ending = last::ending(self.leader, self.cause, self.grace_ms, self.gone);
+    fn ending(mut self) -> Ending {
+        if let Some(claude) = &mut self.claude {
+            claude.finish();
+        }
+        let mut ending = last::ending(self.leader, self.cause, self.grace_ms, self.gone, self.claude.as_ref());
         if self.cause.is_none() {
             ending.leftovers = self.gone.map_or(0, |gone| gone.killed);
         }

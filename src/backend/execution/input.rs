@@ -8,7 +8,7 @@ use cc_executor_actors::protocol::{
     rpc::{ErrorObject, code},
 };
 
-use tokio::{io::AsyncWriteExt, net::unix::pipe};
+use tokio::{io::AsyncWriteExt, net::unix::pipe, sync::oneshot};
 
 use super::Answer;
 
@@ -33,6 +33,14 @@ impl Input {
     /// The input that goes into this sink.
     pub(super) fn new(sink: Option<pipe::Sender>, is_terminal: bool) -> Self {
         Input { wanted: sink.is_some(), sink, is_terminal, waiting: VecDeque::new(), n_waiting: 0 }
+    }
+
+    /// The input that is this and ends with it: nobody else writes any.
+    pub(super) fn given(sink: Option<pipe::Sender>, bytes: Bytes) -> Self {
+        let mut input = Input { wanted: false, ..Input::new(sink, false) };
+        input.n_waiting = bytes.len();
+        input.waiting.push_back(Waiting { bytes, eof: true, answer: oneshot::channel().0 });
+        input
     }
 
     /// Takes more. The answer comes when all of it is where the command can read it.

@@ -38,7 +38,7 @@ pub(super) async fn keep(mut body: Body, ending: Ending, mut kept: Kept) {
                 None => break,
                 Some(ask) => {
                     followed |= matches!(ask, Ask::Attach(..));
-                    match body.common(ask, || stand, Some(&ending)) {
+                    match body.common(ask, || stand.clone(), Some(&ending)) {
                         Some(Ask::Shed) => body.spool.clear(),
                         Some(ask) => refuse(ask, "it has ended"),
                         None => {}

@@ -1,6 +1,7 @@
 //! The backend's last word: made from how the command's process ended and from who ended it.
 
 use cc_executor_actors::{
+    claude::{self, watch::Watch},
     protocol::{PerStream, Stream},
     terminate::{CancelReason, CancelReport, Ending, Reason, Status},
 };
@@ -23,6 +24,8 @@ pub(super) enum Cause {
     Stalled,
     /// Its consumer went away.
     Disconnected,
+    /// Claude has said how it ended, and did not exit.
+    Done,
 }
 
 impl Cause {
@@ -32,6 +35,7 @@ impl Cause {
             Cause::Timeout => "timeout",
             Cause::Stalled => "stalled",
             Cause::Disconnected => "disconnected",
+            Cause::Done => "done",
         }
     }
 
@@ -41,13 +45,20 @@ impl Cause {
             Cause::Timeout => (Status::Failed, Reason::Timeout, Some("the total time-out passed")),
             Cause::Stalled => (Status::Failed, Reason::Stalled, Some("nothing was written for the stall time-out")),
             Cause::Disconnected => (Status::Cancelled, Reason::Disconnected, None),
+            Cause::Done => (Status::Completed, Reason::Exit, None),
         }
     }
 }
 
 /// How it ended. Who ended it decides, not what the process then said: one that exits 0 after TERM was
-/// canceled all the same.
-pub(super) fn ending(leader: Option<LeaderExit>, cause: Option<Cause>, grace_ms: u64, gone: Option<Gone>) -> Ending {
+/// canceled all the same. Where nobody ended Claude, its own words count beside its exit code.
+pub(super) fn ending(
+    leader: Option<LeaderExit>,
+    cause: Option<Cause>,
+    grace_ms: u64,
+    gone: Option<Gone>,
+    claude: Option<&Watch>,
+) -> Ending {
     let (status, reason, message) = match (cause, leader) {
         (Some(cause), _) => cause.verdict(),
         (None, Some(LeaderExit::Code(0))) => (Status::Completed, Reason::Exit, None),
@@ -62,7 +73,17 @@ pub(super) fn ending(leader: Option<LeaderExit>, cause: Option<Cause>, grace_ms:
         ),
     };
     let mut ending = Ending::without_process(status, reason, message.map(str::to_owned));
-    match leader {
+    if let Some(claude) = claude.filter(|_| leader.is_some() || cause.is_some()) {
+        let exited_with_0 = leader == Some(LeaderExit::Code(0)) || cause == Some(Cause::Done);
+        let verdict = claude::verdict(claude.outcome(), exited_with_0, &claude.last_words());
+        if let Some((status, reason, message)) = verdict.filter(|_| matches!(cause, None | Some(Cause::Done))) {
+            ending.status = status;
+            ending.reason = reason;
+            ending.message = (!message.is_empty()).then_some(message);
+        }
+        ending.result = claude.outcome().cloned().map(Box::new);
+    }
+    match leader.filter(|_| cause != Some(Cause::Done)) {
         Some(LeaderExit::Code(code)) => ending.exit_code = Some(code),
         Some(LeaderExit::Signal(number)) => ending.signal = Some(signal::name(number)),
         None => {}
@@ -155,7 +176,7 @@ mod tests {
             (None, canceled, gone, Status::Cancelled, Reason::Canceled, None, None),
         ];
         for (leader, cause, gone, status, reason, code, signal) in table {
-            let ending = ending(leader, cause, 5_000, gone);
+            let ending = ending(leader, cause, 5_000, gone, None);
             assert_eq!(
                 (ending.status, ending.reason, ending.exit_code),
                 (status, reason, code),

@@ -29,6 +29,8 @@ pub(super) struct Hold {
     /// What was asked for, if it was asked for here.
     pub(super) execute: Option<Box<Execute>>,
     pub(super) may_detach: bool,
+    /// Whether its standard output is Claude's events.
+    pub(super) is_claude: bool,
     pub(super) stage: Stage,
     /// Asks that are not answered yet.
     pub(super) n_asked: usize,
@@ -60,6 +62,8 @@ pub(super) struct Live {
     output_at: Instant,
     /// What was left until the total time-out, and when that was so.
     deadline: Option<(u64, Instant)>,
+    /// What Claude is doing, and how often its model has answered.
+    doing: (Option<String>, Option<u32>),
 }
 
 impl Hold {
@@ -68,6 +72,7 @@ impl Hold {
         Hold {
             id,
             may_detach: execute.run.detach.is_some(),
+            is_claude: false,
             stage: Stage::Starting { answer, offsets: PerStream::default() },
             n_asked: 0,
             ending: None,
@@ -81,6 +86,7 @@ impl Hold {
         Hold {
             id: attach.execution_id,
             may_detach: false,
+            is_claude: false,
             stage: Stage::Starting { answer, offsets: attach.offsets },
             n_asked: 0,
             ending: None,
@@ -92,6 +98,7 @@ impl Hold {
     /// The backend has said its first word. Gives the request that is to be answered.
     pub(super) fn live(&mut self, standing: &Standing, now: Instant) -> Option<Id> {
         self.may_detach |= standing.terms.may_detach;
+        self.is_claude = standing.terms.claude;
         if let Some(ms) = standing.terms.heartbeat_ms.filter(|_| self.execute.is_none()) {
             self.heartbeat = Duration::from_millis(ms);
         }
@@ -109,8 +116,10 @@ impl Hold {
             heard_at: now,
             output_at: now,
             deadline: None,
+            doing: (None, None),
         };
-        live.alive(Alive { deadline_ms: standing.alive.deadline_ms.or(timeout_ms), ..standing.alive }, now);
+        let alive = standing.alive.clone();
+        live.alive(Alive { deadline_ms: alive.deadline_ms.or(timeout_ms), ..alive }, now);
         self.stage = Stage::Live(live);
         answer
     }
@@ -164,6 +173,8 @@ impl Hold {
             offsets: live.offsets,
             backend: if silent { Hearing::Silent } else { Hearing::Alive },
             deadline_ms: live.deadline.map(|(left, at)| if stands { left } else { left.saturating_sub(since(at)) }),
+            activity: live.doing.0.clone().filter(|_| !waits),
+            turns: live.doing.1.filter(|_| !waits),
         })
     }
 }
@@ -211,8 +222,8 @@ impl Live {
         self.heard_at = now;
     }
 
-    /// The backend gave a sign of life.
-    pub(super) fn alive(&mut self, alive: Alive, now: Instant) {
+    /// The backend gave a sign of life. True if Claude does something else now.
+    pub(super) fn alive(&mut self, alive: Alive, now: Instant) -> bool {
         let before = |ms: u64| now.checked_sub(Duration::from_millis(ms)).unwrap_or(now);
         self.began_at = before(alive.elapsed_ms);
         self.output_at = before(alive.since_output_ms);
@@ -220,6 +231,10 @@ impl Live {
         if let Some(left) = alive.deadline_ms {
             self.deadline = Some((left, now));
         }
+        let doing = (alive.activity, alive.turns);
+        let changed = doing != self.doing;
+        self.doing = doing;
+        changed
     }
 
     /// Bytes that will not be sent.

@@ -63,8 +63,11 @@ impl Open {
             Event::Output { execution_id, frames, offsets } => {
                 if let Some(live) = self.hold.as_mut().filter(|hold| hold.id == execution_id).and_then(Hold::live_mut) {
                     live.output(offsets, now);
-                    self.liveness.sent(frames.len());
-                    said.say.push(Words::Output(frames));
+                    // What moves the offsets alone has nothing to say.
+                    if !frames.is_empty() {
+                        self.liveness.sent(frames.len());
+                        said.say.push(Words::Output(frames));
+                    }
                     self.ask_what_arrived(now, &mut said);
                 }
                 None
@@ -204,7 +207,7 @@ impl Open {
                     format!("executionId {} is this session's running execution, with another {difference}", hold.id),
                 )
                 .with(json!({ "param": difference }))),
-                (Some(status), None) if same => Ok(accepted(hold.id, status)),
+                (Some(status), None) if same => Ok(accepted(hold, status)),
                 _ => Err(already_running(hold.id)),
             };
             return said.reply(id, Some(hold.id), outcome);
@@ -221,7 +224,7 @@ impl Open {
         match &self.hold {
             Some(hold) => {
                 let outcome = match hold.status().filter(|_| hold.id == attach.execution_id) {
-                    Some(status) => Ok(json!({ "executionId": hold.id, "status": status })),
+                    Some(status) => Ok(attached(hold, status)),
                     None => Err(already_running(hold.id)),
                 };
                 said.reply(id, Some(hold.id), outcome);
@@ -309,7 +312,10 @@ impl Open {
             Fact::Queued(position) => hold.live_mut()?.queued(position, now),
             Fact::Status(change) => hold.live_mut()?.change(change, now),
             Fact::Alive(alive) => {
-                hold.live_mut()?.alive(alive, now);
+                let changed = hold.live_mut()?.alive(alive, now);
+                // Said like a heartbeat: for a client that is slow to read only the newest is kept.
+                let progress = hold.progress(now).filter(|_| changed);
+                said.say.extend(progress.map(Words::Heartbeat));
                 return None;
             }
             Fact::Gap(gap) => {
@@ -408,10 +414,10 @@ impl Said {
     /// Answers the call that brought the session its execution.
     fn held(&mut self, answer: Option<Id>, hold: &Hold, standing: &Standing) {
         if hold.execute.is_some() {
-            self.reply(answer, Some(hold.id), Ok(accepted(hold.id, standing.status)));
+            self.reply(answer, Some(hold.id), Ok(accepted(hold, standing.status)));
         } else {
             self.asks.push(Ask::Beat(hold.heartbeat_ms()));
-            self.reply(answer, Some(hold.id), Ok(json!({ "executionId": hold.id, "status": standing.status })));
+            self.reply(answer, Some(hold.id), Ok(attached(hold, standing.status)));
         }
     }
 }
@@ -426,9 +432,23 @@ fn steer_of(kind: ControlKind) -> Result<Steer, u64> {
     }
 }
 
-fn accepted(id: ExecutionId, status: Status) -> Value {
-    let status = if status == Status::Queued { "queued" } else { "started" };
-    json!({ "executionId": id, "status": status })
+fn accepted(hold: &Hold, status: Status) -> Value {
+    of_claude(
+        hold,
+        json!({ "executionId": hold.id, "status": if status == Status::Queued { "queued" } else { "started" } }),
+    )
+}
+
+fn attached(hold: &Hold, status: Status) -> Value {
+    of_claude(hold, json!({ "executionId": hold.id, "status": status }))
+}
+
+/// A client counts the bytes of a stream, except where they are Claude's events: so it is told first.
+fn of_claude(hold: &Hold, mut result: Value) -> Value {
+    if hold.is_claude {
+        result["claude"] = json!(true);
+    }
+    result
 }
 
 fn already_running(id: ExecutionId) -> ErrorObject {

@@ -1,0 +1,497 @@
+//! Claude's events through the whole service. A shell stands in for the CLI: its prompt, which it reads
+//! from standard input as the CLI does, is a script that prints events recorded from the real one.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use crate::common::{
+    PATIENCE,
+    client::{Client, Story},
+    procs,
+    service::{Service, binary},
+    stub::{Stub, respond},
+    wait_until,
+};
+
+const STAND_IN: &str = r#"{"claude":["bash","-c","eval \"$(cat)\"","claude"]}"#;
+
+fn service() -> Service {
+    with(&[])
+}
+
+fn with(env: &[(&str, &str)]) -> Service {
+    Service::with(&["serve", "--executors", STAND_IN], env)
+}
+
+fn sample(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/samples/claude-{name}.ndjson"))
+}
+
+fn cat(name: &str) -> String {
+    format!("cat {}", sample(name).display())
+}
+
+fn lines(name: &str) -> Vec<Value> {
+    let text = fs::read_to_string(sample(name)).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// An event with this text.
+fn said(text: &str) -> String {
+    json!({ "type": "assistant", "message": { "content": [{ "type": "text", "text": text }] } }).to_string()
+}
+
+const TOOL: &str = r#"{"message":{"content":[{"type":"tool_use","id":"1","name":"Bash","input":{"command":"ls"}}]},"type":"assistant"}"#;
+const ANSWER: &str =
+    r#"{"type":"user","message":{"content":[{"type":"tool_result","tool_use_id":"1","content":"a\nb"}]}}"#;
+const DONE: &str = r#"{"type":"result","subtype":"success","is_error":false,"result":"done","num_turns":2,"duration_ms":5,"total_cost_usd":0.5,"usage":{"input_tokens":1},"session_id":"s-1"}"#;
+
+/// Prints these lines.
+fn print(lines: &[&str]) -> String {
+    lines.iter().map(|line| format!("printf '%s\\n' '{line}'; ")).collect()
+}
+
+#[test]
+fn every_sample_ends_as_it_did_and_says_what_it_said() {
+    let service = service();
+    let mut client = service.connect();
+    let result = "The result is RESULT:::168 \n";
+    let table: [(&str, &str, &str, &str, String); 12] = [
+        ("success", "exit 0", "COMPLETED", "exit", format!("RESULT:::168\n{result}")),
+        ("success", "exit 1", "FAILED", "exit", format!("RESULT:::168\n{result}")),
+        ("success", "kill -9 $$", "FAILED", "signal", format!("RESULT:::168\n{result}")),
+        ("multiline", "exit 0", "COMPLETED", "exit", format!("1\n2\n3\n4\n5\nerr\n{result}")),
+        ("partial", "exit 0", "COMPLETED", "exit", format!("RESULT:::168\n{result}")),
+        (
+            "toolerror",
+            "exit 0",
+            "COMPLETED",
+            "exit",
+            format!("Exit code 2\nls: cannot access '/nonexistent': No such file or directory\n{result}"),
+        ),
+        ("cancelled", "exit 0", "COMPLETED", "exit", format!("Exit code 137\n{result}")),
+        ("auth401", "exit 1", "FAILED", "claude_error", "Invalid API key · Fix external API key\n".to_owned()),
+        ("auth401", "exit 0", "FAILED", "claude_error", "Invalid API key · Fix external API key\n".to_owned()),
+        ("api-unreachable", "exit 1", "FAILED", "claude_error", String::new()),
+        ("sigint", "exit 0", "FAILED", "claude_error", String::new()),
+        ("sigint", "exit 130", "FAILED", "claude_error", String::new()),
+    ];
+    for (name, exit, status, reason, text) in table {
+        let story = client.ask_claude(json!({ "command": format!("{}; {exit}", cat(name)), "events": true }));
+        let end = &story.end;
+        assert_eq!(
+            (end["status"].as_str(), end["reason"].as_str()),
+            (Some(status), Some(reason)),
+            "{name} {exit}: {end}"
+        );
+        if !text.is_empty() {
+            assert_eq!(story.text(), text, "{name}");
+        }
+        let events: Vec<_> = story.events.iter().map(|params| params["event"].clone()).collect();
+        assert_eq!(events, lines(name), "every event is told as it came");
+        assert_eq!(end["bytes"]["stdout"], fs::metadata(sample(name)).unwrap().len());
+        assert_eq!(story.events.last().unwrap()["end"], end["bytes"]["stdout"]);
+        assert_eq!((end["sha256"]["stdout"].clone(), end["sha256"]["stderr"].is_string()), (Value::Null, true));
+        let recorded = lines(name).into_iter().find(|event| event["type"] == "result");
+        for field in ["is_error", "num_turns", "duration_ms", "total_cost_usd", "usage", "session_id"] {
+            assert_eq!(
+                end["result"][field],
+                recorded.as_ref().map_or(Value::Null, |event| event[field].clone()),
+                "{field}"
+            );
+        }
+        assert_eq!(end["result"]["text"], recorded.map_or(Value::Null, |event| event["result"].clone()));
+        assert_eq!(story.errors.len(), usize::from(reason == "claude_error"), "{:?}", story.errors);
+        if reason == "claude_error" {
+            assert_eq!(story.errors[0]["code"], -32013);
+        }
+        if name == "auth401" {
+            let message = end["message"].as_str().unwrap();
+            assert!(message.contains("not signed in") && message.contains("ANTHROPIC_API_KEY"), "{message}");
+        }
+    }
+}
+
+#[test]
+fn one_that_says_how_it_ended_and_never_exits_is_ended() {
+    let service = service();
+    let mark = procs::mark();
+    for (line, status, reason) in
+        [(DONE, "COMPLETED", "exit"), (r#"{"is_error":true,"result":"x","type":"result"}"#, "FAILED", "claude_error")]
+    {
+        let mut client = service.connect();
+        let began_at = Instant::now();
+        let command = format!("{} sleep {mark}", print(&[line]));
+        // Its time-outs are over with its last word.
+        let story = client.ask_claude(json!({ "command": command, "timeoutMs": 4_000, "stallTimeoutMs": 4_000 }));
+        assert!(began_at.elapsed() >= Duration::from_secs(5), "it had its time to exit: {:?}", began_at.elapsed());
+        let end = &story.end;
+        assert_eq!((end["status"].as_str(), end["reason"].as_str()), (Some(status), Some(reason)), "{end}");
+        assert_eq!(
+            (&end["exit_code"], &end["signal"], &end["cancel"]["verified"]),
+            (&json!(null), &json!(null), &json!(true))
+        );
+        assert_eq!(procs::with_argument(&mark), Vec::<u32>::new());
+    }
+}
+
+#[test]
+fn who_ends_it_decides_whatever_it_says_then() {
+    let service = service();
+    let mut client = service.connect();
+    let command = format!("trap '{}; exit 0' TERM; sleep 1000 & wait", cat("cancelled"));
+    client.call("execute", json!({ "command": command, "executor": "claude" })).unwrap();
+    client.status("RUNNING");
+    // It has read its prompt when it has a child.
+    wait_until("it waits", PATIENCE, || !procs::with_argument("1000").is_empty());
+    client.call("control", json!({ "type": "CANCEL" })).unwrap();
+    let mut story = Story::of_claude();
+    client.follow(&mut story, |_| false);
+    assert_eq!(
+        (&story.end["status"], &story.end["reason"]),
+        (&json!("CANCELLED"), &json!("canceled")),
+        "{}",
+        story.end
+    );
+    assert_eq!((&story.end["result"]["is_error"], &story.end["exit_code"]), (&json!(false), &json!(0)));
+    let story = client.ask_claude(json!({ "command": "sleep 1000", "timeoutMs": 200 }));
+    assert_eq!(story.end["reason"], "timeout");
+}
+
+#[test]
+fn a_line_of_16_mb_and_what_is_no_event_arrive_whole() {
+    let service = service();
+    let mut client = service.connect();
+    let make = r#"python3 -c "
+import json, sys
+out = sys.stdout
+text = ''.join(chr(0x20ac + n % 50) for n in range(2000000))
+line = json.dumps({'type': 'assistant', 'message': {'content': [{'type': 'text', 'text': text}]}}, ensure_ascii=False)
+line = line + ' ' * (16 * 1024 * 1024 - 1 - len(line.encode()))
+out.write(line + '\n')
+out.write('no event\n')
+out.write('{\"type\": \"of tomorrow\", \"a\": [1, 2]}\n')
+out.write('x' * (17 * 1024 * 1024) + '\n')
+out.write('{\"type\": \"result\", \"is_error\": false, \"result\": \"\"}')
+""#;
+    let story = client.ask_claude(json!({ "command": make, "events": true }));
+    assert_eq!(story.end["status"], "COMPLETED", "{}", story.end);
+    let mut expected: String = (0..2_000_000u32).map(|n| char::from_u32(0x20ac + n % 50).unwrap()).collect();
+    expected.push_str("\nno event\n");
+    expected.push_str(&"x".repeat(17 << 20));
+    expected.push('\n');
+    assert!(story.text() == expected, "{} bytes instead of {}", story.stdout.len(), expected.len());
+    let events: Vec<_> = story.events.iter().map(|params| &params["event"]).collect();
+    assert_eq!(events.len(), 3);
+    assert_eq!(events[0]["type"], "assistant");
+    assert!(events[0]["omitted"].as_u64().unwrap() > 1 << 20, "{}", events[0]);
+    assert_eq!(events[1], &json!({ "type": "of tomorrow", "a": [1, 2] }));
+}
+
+#[test]
+fn the_status_says_what_it_is_doing() {
+    let service = service();
+    let mut client = service.connect();
+    let gates: Vec<_> =
+        (0..2).map(|n| std::env::temp_dir().join(format!("cc-executor-gate-{}-{n}", std::process::id()))).collect();
+    let wait = |gate: &PathBuf| format!("until [ -e {} ]; do sleep 0.01; done; ", gate.display());
+    let command = format!(
+        "{} {} {} {} {}",
+        print(&[r#"{"type":"system","subtype":"init"}"#, TOOL]),
+        wait(&gates[0]),
+        print(&[ANSWER, &said("two")]),
+        wait(&gates[1]),
+        print(&[DONE])
+    );
+    client.call("execute", json!({ "command": command, "executor": "claude", "heartbeatMs": 60_000 })).unwrap();
+    let mut story = Story::of_claude();
+    let doing =
+        |story: &Story| story.updates.last().map(|update| (update["activity"].clone(), update["turns"].clone()));
+    client.follow(&mut story, |story| doing(story) == Some((json!("tool: Bash"), json!(1))));
+    assert_eq!(
+        doing(&Story { updates: story.updates[..1].to_vec(), ..Story::default() }),
+        Some((json!("thinking"), json!(0)))
+    );
+    let listed = service.get("/executions");
+    assert_eq!(listed["executions"][0]["activity"], "tool: Bash", "{listed}");
+    fs::write(&gates[0], "").unwrap();
+    client.follow(&mut story, |story| doing(story) == Some((json!("thinking"), json!(2))));
+    assert_eq!(client.call("status", json!({})).unwrap()["turns"], 2);
+    fs::write(&gates[1], "").unwrap();
+    client.follow(&mut story, |_| false);
+    assert_eq!(story.text(), "a\nb\ntwo\n");
+    gates.iter().for_each(|gate| drop(fs::remove_file(gate)));
+}
+
+#[test]
+fn whoever_comes_back_gets_each_event_once_over_any_gateway() {
+    let backend = Service::with(&["backend", "--executors", STAND_IN], &[]);
+    let texts: Vec<String> = (0..200).map(|n| format!("text {n} {}", "é".repeat(n * 10))).collect();
+    let command: String = texts.iter().map(|text| print(&[&said(text), TOOL, ANSWER]) + "sleep 0.002; ").collect();
+    let command = format!("{command}{}", print(&[DONE]));
+    let expected: String = texts.iter().map(|text| format!("{text}\na\nb\n")).collect();
+    let mut story = Story::of_claude();
+    let started = || {
+        let gateway = Service::gateway(&backend.url());
+        gateway.wait_for_event("backend.up", 1);
+        gateway
+    };
+    let mut gateway = started();
+    let mut client = gateway.connect();
+    let asked = json!({ "command": command, "executor": "claude", "onDisconnect": "detach", "framing": "line" });
+    let id = client.call("execute", asked).unwrap()["executionId"].as_str().unwrap().to_owned();
+    for round in 1..=8 {
+        let so_far = round * expected.len() / 10;
+        // A text of which only a part arrived comes again whole.
+        let mut whole = (0, 0);
+        while story.stdout.len() < so_far {
+            let before = story.stdout.len();
+            let over = client.follow(&mut story, |story| story.stdout.len() > before);
+            assert!(!over, "{}", story.end);
+            if story.of_claude.unwrap() > whole.1 {
+                whole = (story.stdout.len(), story.of_claude.unwrap());
+            }
+        }
+        if whole.1 == story.of_claude.unwrap() {
+            story.stdout.truncate(whole.0);
+        }
+        if round == 4 {
+            gateway.signal(Signal::KILL);
+            gateway = started();
+        } else {
+            client.vanish();
+        }
+        client = gateway.connect();
+        client.attach(&id, &story).unwrap();
+    }
+    client.follow(&mut story, |_| false);
+    assert_eq!(story.end["status"], "COMPLETED", "{}", story.end);
+    assert!(story.text() == expected, "{} bytes instead of {}", story.stdout.len(), expected.len());
+    assert_eq!(story.gaps, Vec::<Value>::new());
+}
+
+#[test]
+fn events_without_any_text_do_not_hold_up_one_that_may_detach() {
+    let service = service();
+    let mut client = service.connect();
+    let make = r#"python3 -c "
+line = '{\"type\":\"stream_event\",\"event\":\"' + 'x' * 1000 + '\"}'
+for n in range(60000): print(line)
+"; "#;
+    let command = format!("{make}{}", print(&[DONE]));
+    let story = client.ask_claude(json!({ "command": command, "onDisconnect": "detach", "timeoutMs": 60_000 }));
+    assert_eq!((story.end["status"].as_str(), story.stdout.len()), (Some("COMPLETED"), 0), "{}", story.end);
+    assert!(story.end["bytes"]["stdout"].as_u64().unwrap() > 60_000_000);
+}
+
+#[test]
+fn after_a_gap_the_next_event_is_whole() {
+    let service = service();
+    let mut client = service.connect();
+    let make = r#"python3 -c "
+import json
+for n in range(500000):
+    print(json.dumps({'type': 'assistant', 'message': {'content': [{'type': 'text', 'text': 'text %d' % n}]}}))
+"; "#;
+    let command = format!(
+        "{} until [ -e /proc/$$/x ] || [ $SECONDS -gt 0 ]; do :; done; {make}{}",
+        print(&[&said("first")]),
+        print(&[DONE])
+    );
+    let asked = json!({ "command": command, "executor": "claude", "onDisconnect": "detach", "overflow": "drop" });
+    let id = client.call("execute", asked).unwrap()["executionId"].as_str().unwrap().to_owned();
+    let mut story = Story::of_claude();
+    client.follow(&mut story, |story| story.stdout == b"first\n");
+    client.vanish();
+    service.wait_for_event("process.finished", 1);
+    let mut client = service.connect();
+    assert_eq!(client.attach(&id, &story).unwrap()["claude"], true);
+    client.follow(&mut story, |_| false);
+    let [gap] = &story.gaps[..] else { panic!("one gap: {:?}", story.gaps) };
+    let text = story.text();
+    let numbers: Vec<u32> =
+        text.lines().skip(1).map(|line| line.strip_prefix("text ").unwrap().parse().unwrap()).collect();
+    assert_eq!(numbers.last(), Some(&499_999));
+    assert!(numbers.windows(2).all(|two| two[1] == two[0] + 1), "what is there is there in order");
+    // So much of the stream is gone, and not a byte more than that.
+    let begins: u64 = (0..numbers[0]).map(|n| said(&format!("text {n}")).len() as u64 + 8).sum();
+    assert_eq!(gap["to"].as_u64().unwrap() - gap["from"].as_u64().unwrap(), begins, "{gap}");
+    assert_eq!((&gap["reason"], &story.end["status"]), (&json!("dropped"), &json!("COMPLETED")));
+}
+
+#[test]
+fn its_arguments_are_a_list_its_prompt_is_none_and_its_environment_is_its_own() {
+    let service = with(&[
+        ("ANTHROPIC_API_KEY", ""),
+        ("ANTHROPIC_BASE_URL", "http://127.0.0.1:1"),
+        ("AWS_SECRET_ACCESS_KEY", "hidden"),
+        ("CC_EXECUTOR_CLAUDE_TOOLS", "Bash,Read"),
+        ("IS_SANDBOX", "1"),
+    ]);
+    let mut client = service.connect();
+    let padding = format!(": '{}';", "long ".repeat(190_000));
+    let command = format!("{padding} printf '%s\\n' \"$@\" >&2; env >&2; {}", print(&[DONE]));
+    let story = client.ask_claude(json!({
+        "command": command,
+        "claude": {
+            "model": "$(touch;/tmp/never)", "permissionMode": "bypassPermissions", "maxTurns": 3,
+            "allowedTools": ["Bash(git log:*)", "Read"], "resume": "s-1",
+        },
+    }));
+    assert_eq!(story.end["status"], "COMPLETED", "{}", story.end);
+    let heard = String::from_utf8(story.stderr).unwrap();
+    let arguments: Vec<_> = heard.lines().take(11).collect();
+    assert_eq!(
+        arguments,
+        [
+            "-p",
+            "--output-format",
+            "stream-json",
+            "--verbose",
+            "--model=$(touch;/tmp/never)",
+            "--permission-mode=bypassPermissions",
+            "--max-turns=3",
+            "--resume=s-1",
+            "--allowedTools",
+            "Bash(git log:*)",
+            "Read",
+        ]
+    );
+    assert!(!Path::new("/tmp/never").exists());
+    for (name, there) in [
+        ("ANTHROPIC_BASE_URL=http://127.0.0.1:1", true),
+        ("ANTHROPIC_API_KEY", false),
+        ("AWS_SECRET", false),
+        ("CC_EXECUTOR", false),
+    ] {
+        assert_eq!(heard.lines().any(|line| line.starts_with(name)), there, "{name}");
+    }
+    let refused = client
+        .call("execute", json!({ "command": "x", "executor": "claude", "claude": { "allowedTools": ["WebFetch"] } }))
+        .unwrap_err();
+    assert_eq!((&refused["code"], &refused["data"]["param"]), (&json!(-32002), &json!("allowedTools")), "{refused}");
+}
+
+#[test]
+fn what_claude_cannot_be_asked_is_refused_and_said() {
+    let service = service();
+    let mut client = service.connect();
+    for (params, code, param) in [
+        (json!({ "command": "x", "executor": "claude", "stdin": true }), -32602, "stdin"),
+        (json!({ "command": "x", "executor": "claude", "pty": { "rows": 1, "cols": 1 } }), -32602, "pty"),
+        (json!({ "command": "x", "executor": "shell", "claude": {} }), -32602, "claude"),
+        (json!({ "command": "x", "claude": {} }), -32602, "claude"),
+        (json!({ "command": "x", "executor": "shell", "events": true }), -32602, "events"),
+        (json!({ "command": "x", "executor": "claude", "claude": { "maxTurns": 0 } }), -32602, "maxTurns"),
+        (json!({ "command": "x", "executor": "claude", "claude": { "model": "a b" } }), -32602, "model"),
+        (
+            json!({ "command": "x", "executor": "claude", "claude": { "allowedTools": ["--x"] } }),
+            -32602,
+            "allowedTools",
+        ),
+        (json!({ "command": "x".repeat(131_072) }), -32602, "command"),
+    ] {
+        let error = client.call("execute", params).unwrap_err();
+        assert_eq!((&error["code"], &error["data"]["param"]), (&json!(code), &json!(param)), "{error}");
+    }
+    let missing = Service::with(&["serve", "--executors", r#"{"claude":["/nonexistent/claude"]}"#], &[]);
+    let story = missing.connect().ask_claude(json!({ "command": "x" }));
+    assert_eq!((&story.end["reason"], &story.end["exit_code"]), (&json!("not_started"), &json!(127)));
+    assert!(
+        story.end["message"].as_str().unwrap().contains("npm install -g @anthropic-ai/claude-code"),
+        "{}",
+        story.end
+    );
+    let story = client.ask_claude(json!({ "command": "echo Error: no such option >&2; exit 3" }));
+    assert_eq!((&story.end["reason"], &story.end["exit_code"]), (&json!("claude_error"), &json!(3)));
+    assert!(story.end["message"].as_str().unwrap().contains("no such option"), "{}", story.end);
+}
+
+#[test]
+fn run_reads_well() {
+    let service = service();
+    let command = format!(
+        "{} echo to stderr >&2; {}",
+        print(&[r#"{"type":"system"}"#, &said("Look:"), TOOL, ANSWER]),
+        print(&[&said("Two files."), DONE])
+    );
+    let output = |arguments: &[&str]| {
+        let mut run = binary();
+        run.args(["run", "--url", &service.url(), "--executor", "claude"]).args(arguments);
+        let output = run.output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (text(output.stdout), text(output.stderr), output.status.code())
+    };
+    let (stdout, stderr, code) = output(&["--reconnect", "--", &command]);
+    assert_eq!((stdout.as_str(), code), ("Look:\na\nb\nTwo files.\n", Some(0)));
+    let mut lines: Vec<_> = stderr.lines().collect();
+    lines.sort_unstable();
+    assert_eq!(lines, ["2 turns, 0.0 s, $0.5000, session s-1", "Bash ls", "to stderr"]);
+    let (_, stderr, code) = output(&["--", &format!("{}; exit 1", cat("auth401"))]);
+    assert!(stderr.contains("not signed in"), "{stderr}");
+    assert_eq!(code, Some(1));
+    let (stdout, _, code) = output(&["--json", "--", &command]);
+    assert_eq!(code, Some(0));
+    assert!(stdout.lines().any(|line| line.contains(r#""method":"event""#)), "{stdout}");
+}
+
+#[test]
+fn the_originals_callers_get_events_and_how_it_ended() {
+    let backend = Service::with(&["backend", "--executors", STAND_IN], &[]);
+    let ask = |body: Value| {
+        let answer = backend.post("/execute/claude-stream", &body);
+        let lines: Vec<Value> = answer.1.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        (answer.0, lines)
+    };
+    let (status, events) = ask(json!({ "question": format!("{}; echo plain; echo err >&2", cat("success")) }));
+    let (recorded, more) = events.split_at(lines("success").len());
+    assert_eq!((status, recorded), (200, &lines("success")[..]));
+    let kinds: Vec<_> = more.iter().map(|event| event["type"].as_str().unwrap()).collect();
+    assert_eq!((kinds.len(), kinds.last()), (3, Some(&"complete")), "{kinds:?}");
+    let last = more.last().unwrap();
+    assert_eq!(
+        (&last["status"], &last["exit_code"], &last["result"]["num_turns"]),
+        (&json!("success"), &json!(0), &json!(2))
+    );
+    assert!(last["execution_id"].is_string());
+    let (_, events) = ask(json!({ "question": format!("{}; exit 1", cat("auth401")) }));
+    assert_eq!(
+        (&events.last().unwrap()["status"], &events.last().unwrap()["reason"]),
+        (&json!("error"), &json!("claude_error"))
+    );
+    let (status, events) = ask(json!({ "question": "x", "executor": "shell" }));
+    assert_eq!((status, &events[0]["data"]["param"]), (400, &json!("executor")));
+}
+
+#[test]
+fn the_originals_image_has_its_claude_too() {
+    let stub = Stub::start(|request, stream| match request.path.as_str() {
+        "/health" => respond(stream, 200, r#"{"status":"ok"}"#),
+        "/execute/claude-stream" => {
+            assert_eq!(request.body.as_object().unwrap().keys().collect::<Vec<_>>(), ["question"]);
+            let mut body = fs::read_to_string(sample(request.body["question"].as_str().unwrap())).unwrap();
+            body.push_str("{\"type\":\"complete\",\"status\":\"success\",\"exit_code\":0}\n");
+            respond(stream, 200, &body);
+        }
+        path => panic!("{path}"),
+    });
+    let service = Service::gateway(&stub.url());
+    service.wait_for_event("backend.up", 1);
+    let mut client: Client = service.connect();
+    for (name, status, reason) in
+        [("success", "COMPLETED", "exit"), ("auth401", "FAILED", "claude_error"), ("sigint", "FAILED", "claude_error")]
+    {
+        let story = client.ask_claude(json!({ "command": name }));
+        assert_eq!((&story.end["status"], &story.end["reason"]), (&json!(status), &json!(reason)), "{}", story.end);
+        assert_eq!(story.end["result"].is_object(), name != "sigint");
+        if name == "success" {
+            assert_eq!(story.text(), "RESULT:::168\nThe result is RESULT:::168 \n");
+        }
+    }
+}
