@@ -406,6 +406,7 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
+    use crate::backend::api::GapReason;
 
     /// Reads frames back as a client would.
     fn messages(mut wire: &[u8]) -> Vec<Value> {
@@ -444,7 +445,7 @@ mod tests {
                 wire.extend(text.take().0);
             }
         }
-        text.finish();
+        text.finish(true);
         wire.extend(text.take().0);
         messages(&wire)
     }
@@ -535,7 +536,8 @@ mod tests {
     fn after_a_gap_the_offsets_go_on_where_it_ends() {
         let mut text = Text::new(Framing::Line, PerStream { stdout: 10, stderr: 0 });
         text.feed(Stream::Stdout, b"half a li");
-        text.skip(Stream::Stdout, 100);
+        let gap = Gap { stream: Stream::Stdout, from: 19, to: 100, reason: GapReason::Dropped };
+        assert_eq!(text.skip(gap), Some(gap));
         text.feed(Stream::Stdout, b"whole\n");
         let ends: Vec<_> = messages(&text.take().0).iter().map(|message| content(message).2).collect();
         assert_eq!(ends, [19, 106]);

@@ -246,7 +246,7 @@ impl MoveFact {
             MoveFact::Cancelling => Fact::Status(StatusChange::to(Status::Cancelling)),
             MoveFact::Gap => Fact::Gap(Gap { stream: Stream::Stdout, from: 0, to: 1, reason: GapReason::Overwritten }),
             MoveFact::TakenOver => Fact::TakenOver,
-            MoveFact::Alive => Fact::Alive(Alive { elapsed_ms: 1, since_output_ms: 1, deadline_ms: None }),
+            MoveFact::Alive => Fact::Alive(Alive { elapsed_ms: 1, since_output_ms: 1, ..Alive::default() }),
             MoveFact::Completed => ended(Status::Completed, Reason::Exit),
             MoveFact::Canceled => ended(Status::Cancelled, Reason::Canceled),
             MoveFact::Lost => ended(Status::Failed, Reason::BackendLost),
