@@ -41,7 +41,7 @@ fn wrong_calls() -> Vec<(&'static str, Value, i64, &'static str)> {
         ("execute", json!({ "command": "true", "onDisconnect": "stay" }), -32602, "onDisconnect"),
         ("execute", json!({ "command": "true", "detachMs": 5 }), -32602, "detachMs"),
         ("execute", json!({ "command": "true", "claude": {} }), -32602, "claude"),
-        ("execute", json!({ "command": "true", "events": true }), -32602, "events"),
+        ("execute", json!({ "command": "true", "executor": "shell", "events": true }), -32602, "events"),
         ("execute", json!({ "command": "true", "typo": 1 }), -32602, "typo"),
         ("control", json!({}), -32602, "type"),
         ("control", json!({ "type": "PAUSE" }), -32003, "nothing is running"),

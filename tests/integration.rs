@@ -13,6 +13,7 @@ mod backend_faults;
 mod bytes;
 mod cancel;
 mod claude;
+mod claude_cli;
 mod coming_back;
 mod drain;
 mod faults;

@@ -597,8 +597,8 @@ mod tests {
         let long = "x".repeat(MAX_COMMAND_BYTES + 1);
         let table = [
             ("execute", json!({}), code::PARAMS, "command is missing"),
-            ("execute", json!({ "command": "" }), code::PARAMS, "1 to 131071"),
-            ("execute", json!({ "command": long }), code::PARAMS, "not 131072"),
+            ("execute", json!({ "command": "" }), code::PARAMS, "must not be empty"),
+            ("execute", json!({ "command": long, "executor": "shell" }), code::PARAMS, "not 131072"),
             ("execute", json!({ "command": "a\u{0}b" }), code::PARAMS, "NUL at byte 1"),
             ("execute", json!({ "command": 7 }), code::PARAMS, "command must be a string, not 7"),
             ("execute", json!({ "command": "x", "cwd": 1 }), code::PARAMS, "cwd must be"),
@@ -628,7 +628,8 @@ mod tests {
                 code::PARAMS,
                 "3600000",
             ),
-            ("execute", json!({ "command": "x", "claude": {} }), code::PARAMS, "claude is not supported"),
+            ("execute", json!({ "command": "x", "executor": "shell", "claude": {} }), code::PARAMS, "claude"),
+            ("execute", json!({ "command": "x", "executor": "shell", "events": true }), code::PARAMS, "events"),
             ("execute", json!({ "command": "x", "wat": 1 }), code::PARAMS, "unknown parameter wat"),
             ("control", json!({}), code::PARAMS, "type is missing"),
             ("control", json!({ "type": "STOP" }), code::PARAMS, "STOP"),

@@ -1,0 +1,125 @@
+//! A Messages API that does what it is told: `run COMMAND` becomes a call of the Bash tool, a tool's result
+//! becomes the answer, and any other prompt is said back. Each may be refused instead.
+
+use std::{
+    io::Write,
+    net::TcpStream,
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+use serde_json::{Value, json};
+
+use super::stub::{Request, Stub, chunk, chunked_head, respond};
+
+/// A status and the type of error with which a question is refused (docs: Messages API, errors).
+pub type Refusal = (u16, &'static str);
+
+/// A running API, whose questions can be looked at.
+pub struct MessagesApi {
+    stub: Stub,
+}
+
+impl MessagesApi {
+    /// One that answers everything.
+    pub fn start() -> MessagesApi {
+        MessagesApi::refusing(|_| None)
+    }
+
+    /// One that may refuse the question of this number, counted from 0.
+    pub fn refusing(refusal: impl Fn(usize) -> Option<Refusal> + Send + Sync + 'static) -> MessagesApi {
+        let n = AtomicUsize::new(0);
+        let stub = Stub::start(move |request, stream| {
+            if !is_question(request) {
+                return respond(stream, 404, &error("not_found_error"));
+            }
+            let n = n.fetch_add(1, Ordering::SeqCst);
+            match refusal(n) {
+                Some((status, kind)) => respond(stream, status, &error(kind)),
+                None => answer(stream, n, &request.body),
+            }
+        });
+        MessagesApi { stub }
+    }
+
+    pub fn url(&self) -> String {
+        self.stub.url()
+    }
+
+    /// The questions that were asked so far.
+    pub fn questions(&self) -> Vec<Request> {
+        self.stub.requests().into_iter().filter(is_question).collect()
+    }
+}
+
+fn is_question(request: &Request) -> bool {
+    request.method == "POST" && request.path.split('?').next() == Some("/v1/messages")
+}
+
+fn error(kind: &str) -> String {
+    json!({ "type": "error", "error": { "type": kind, "message": "refused by the test" } }).to_string()
+}
+
+/// The last text or tool result of a conversation.
+enum Last {
+    Text(String),
+    ToolResult(String),
+}
+
+/// The texts of a content, which is a string or a list of blocks.
+fn text_of(content: &Value) -> String {
+    match content {
+        Value::String(text) => text.clone(),
+        Value::Array(blocks) => blocks.iter().filter_map(|block| block["text"].as_str()).collect(),
+        _ => String::new(),
+    }
+}
+
+fn last_of(body: &Value) -> Last {
+    let messages = body["messages"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let content = messages.iter().rfind(|message| message["role"] == "user").map(|message| &message["content"]);
+    let Some(Value::Array(blocks)) = content else { return Last::Text(content.map(text_of).unwrap_or_default()) };
+    match blocks.iter().find(|block| block["type"] == "tool_result") {
+        Some(block) => Last::ToolResult(text_of(&block["content"])),
+        // What the CLI adds for the model comes before the prompt.
+        None => Last::Text(blocks.iter().rev().find_map(|block| block["text"].as_str()).unwrap_or_default().to_owned()),
+    }
+}
+
+fn answer(stream: &mut TcpStream, n: usize, body: &Value) {
+    let (block, delta, stop_reason) = match last_of(body) {
+        Last::Text(prompt) => match prompt.strip_prefix("run ") {
+            Some(command) => (
+                json!({ "type": "tool_use", "id": format!("toolu_{n:04}"), "name": "Bash", "input": {} }),
+                json!({ "type": "input_json_delta", "partial_json": json!({ "command": command }).to_string() }),
+                "tool_use",
+            ),
+            None => text_block(&format!("You said: {prompt}")),
+        },
+        Last::ToolResult(result) => text_block(&format!("The result is {result}")),
+    };
+    let usage = json!({ "input_tokens": 1, "output_tokens": 1 });
+    let message = json!({
+        "id": format!("msg_{n:04}"), "type": "message", "role": "assistant", "model": body["model"], "content": [],
+        "stop_reason": null, "stop_sequence": null, "usage": usage,
+    });
+    let mut out = chunked_head("text/event-stream");
+    for event in [
+        json!({ "type": "message_start", "message": message }),
+        json!({ "type": "content_block_start", "index": 0, "content_block": block }),
+        json!({ "type": "content_block_delta", "index": 0, "delta": delta }),
+        json!({ "type": "content_block_stop", "index": 0 }),
+        json!({
+            "type": "message_delta", "delta": { "stop_reason": stop_reason, "stop_sequence": null }, "usage": usage,
+        }),
+        json!({ "type": "message_stop" }),
+    ] {
+        let name = event["type"].as_str().expect("a type");
+        out.extend(chunk(format!("event: {name}\ndata: {event}\n\n").as_bytes()));
+    }
+    out.extend(chunk(b""));
+    let _ = stream.write_all(&out);
+}
+
+fn text_block(text: &str) -> (Value, Value, &'static str) {
+    (json!({ "type": "text", "text": "" }), json!({ "type": "text_delta", "text": text }), "end_turn")
+}
