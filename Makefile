@@ -3,8 +3,10 @@ SHELL := bash
 .DEFAULT_GOAL := help
 BINARY := target/release/cc-executor
 LOG := target/cc-executor.log
+# The release that the tests were last seen green with; `make claude CLAUDE_CODE=latest` tries another.
+CLAUDE_CODE ?= 2.1.197
 
-.PHONY: help build fmt lint doc test check run bench soak fuzz logs
+.PHONY: help build fmt lint doc test claude check run bench soak fuzz logs
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,7 +25,12 @@ doc: ## the API documentation, warnings as errors
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
 
 test: ## all tests, on real processes and sockets
+	@rm -f target/tmp/left-out
 	cargo test --workspace
+	@if [ -s target/tmp/left-out ]; then echo; sort target/tmp/left-out; fi
+
+claude: ## install Claude Code from npm into target/claude, for the tests that ask it
+	npm install --no-fund --no-audit --prefix target/claude @anthropic-ai/claude-code@$(CLAUDE_CODE)
 
 check: lint doc test ## what CI runs
 

@@ -5,7 +5,6 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
-    time::Duration,
 };
 
 use rustix::process::Signal;
@@ -14,8 +13,9 @@ use serde_json::{Value, json};
 use crate::common::{
     PATIENCE,
     client::{Client, Story},
+    left_out,
     messages_api::MessagesApi,
-    procs,
+    namespace, procs,
     service::{Service, binary},
 };
 
@@ -25,9 +25,7 @@ const INSIDE: &str = "TEST_CLAUDE_CLI";
 /// Brings loopback up and becomes the test.
 const ENTER: &str = r#"ip link set lo up && exec "$@""#;
 
-/// Runs a scenario where only loopback is: the test calls itself again in a namespace of its own. Without
-/// the CLI, or where no namespace can be made, it says that it was left out; that is a failure where `CI`
-/// is set.
+/// Runs a scenario where only loopback is: the test calls itself again in a namespace of its own.
 fn on_loopback_only<F: FnOnce(&Cli)>(scenario: F) {
     if let Some(program) = std::env::var_os(INSIDE) {
         return scenario(&Cli::new(program.into()));
@@ -35,30 +33,21 @@ fn on_loopback_only<F: FnOnce(&Cli)>(scenario: F) {
     // `integration::claude_cli::the_test::{{closure}}`
     let path = std::any::type_name::<F>().split_once("::").expect("in a crate").1;
     let name = path.strip_suffix("::{{closure}}").expect("a closure in a test");
-    let root = rustix::process::geteuid().is_root();
-    let unshare: &[&str] = if root { &["-n"] } else { &["-rn"] };
-    let able = Command::new("unshare").args(unshare).args(["sh", "-c", ENTER, "enter", "true"]).output();
-    let missing = match (installed(), able) {
-        (None, _) => "Claude Code is not installed (npm install --prefix target/claude @anthropic-ai/claude-code)",
-        (_, Err(_)) => "unshare is not installed",
-        (_, Ok(output)) if !output.status.success() => "no network namespaces here (unshare -n, ip)",
-        (Some(program), Ok(_)) => {
-            let output = Command::new("timeout")
-                .args(["120", "unshare"])
-                .args(unshare)
-                .args(["sh", "-c", ENTER, "enter"])
-                .arg(std::env::current_exe().expect("this test"))
-                .args(["--exact", name, "--nocapture"])
-                .env(INSIDE, program)
-                .output()
-                .expect("unshare runs");
-            let said = [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned());
-            assert!(output.status.success() && said[0].contains("1 passed"), "{}\n{}", said[0], said[1]);
-            return;
-        }
+    let (program, unshare) = match (installed(), namespace()) {
+        (Some(program), Ok(unshare)) => (program, unshare),
+        (None, _) => return left_out(name, "Claude Code is not installed (make claude)"),
+        (_, Err(missing)) => return left_out(name, missing),
     };
-    assert!(std::env::var_os("CI").is_none(), "{missing}");
-    eprintln!("LEFT OUT: {name}: {missing}");
+    let output = Command::new("timeout")
+        .args(["120", "unshare", unshare, "sh", "-c", ENTER, "enter"])
+        .arg(std::env::current_exe().expect("this test"))
+        .args(["--exact", name, "--nocapture"])
+        .env(INSIDE, program)
+        .env("RUST_BACKTRACE", "0")
+        .output()
+        .expect("unshare runs");
+    let [said, wrote] = [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned());
+    assert!(output.status.success() && said.contains("1 passed"), "{said}\n{wrote}");
 }
 
 /// Claude Code of this project's own, or else the user's.
@@ -151,5 +140,220 @@ fn a_tool_is_called_and_its_result_and_the_answer_are_told() {
         assert!(result["session_id"].is_string() && result["total_cost_usd"].is_number(), "{result}");
         assert_eq!(story.events.last().unwrap()["end"], story.end["bytes"]["stdout"]);
         assert_eq!(api.questions().len(), 2);
+    });
+}
+
+#[test]
+fn every_permission_mode_and_option_is_one_the_cli_knows() {
+    on_loopback_only(|cli| {
+        let api = MessagesApi::start();
+        let service = cli.serve(&api);
+        let mut client = service.connect();
+        for mode in ["bypassPermissions", "acceptEdits", "default", "plan"] {
+            let claude = json!({
+                "permissionMode": mode, "model": "claude-of-the-test", "maxTurns": 3, "allowedTools": ["Bash(echo:*)", "Read"],
+            });
+            let story = client.ask_claude(json!({ "command": "run echo $((6 * 7))", "claude": claude }));
+            assert_eq!(ending(&story), ("COMPLETED", "exit"), "{mode}: {}", story.end);
+            if mode == "bypassPermissions" {
+                assert_eq!(story.text(), "42\nThe result is 42\n");
+            }
+        }
+        assert!(api.questions().iter().all(|question| question.body["model"] == "claude-of-the-test"));
+        let story = client.ask_claude(json!({ "command": "run ls", "claude": { "permissionMode": "sure" } }));
+        assert_eq!(ending(&story), ("FAILED", "claude_error"));
+        let message = story.end["message"].as_str().unwrap();
+        assert!(message.contains("permission-mode"), "the CLI's own words: {message}");
+    });
+}
+
+#[test]
+fn a_tool_that_fails_is_a_result_like_any_other() {
+    on_loopback_only(|cli| {
+        let api = MessagesApi::start();
+        let service = cli.serve(&api);
+        let story = ask(&mut service.connect(), "run echo before; exit 3");
+        assert_eq!(ending(&story), ("COMPLETED", "exit"), "{}", story.end);
+        assert!(story.text().starts_with("Exit code 3\nbefore\n"), "{:?}", story.text());
+        assert_eq!((&story.end["exit_code"], &story.end["result"]["is_error"]), (&json!(0), &json!(false)));
+    });
+}
+
+#[test]
+fn an_api_that_refuses_fails_it_and_one_that_recovers_does_not() {
+    on_loopback_only(|cli| {
+        let api = MessagesApi::refusing(|_| Some((401, "authentication_error")));
+        let story = ask(&mut cli.serve(&api).connect(), PRODUCT);
+        assert_eq!(ending(&story), ("FAILED", "claude_error"), "{}", story.end);
+        assert_eq!((&story.end["exit_code"], &story.end["result"]["is_error"]), (&json!(1), &json!(true)));
+        assert_eq!(story.errors[0]["code"], -32013);
+        let message = story.end["message"].as_str().unwrap();
+        assert!(message.contains("not signed in") && message.contains("ANTHROPIC_API_KEY"), "{message}");
+
+        let api = MessagesApi::refusing(|n| (n < 2).then_some((429, "rate_limit_error")));
+        let story = ask(&mut cli.serve(&api).connect(), PRODUCT);
+        assert_eq!(ending(&story), ("COMPLETED", "exit"), "{}", story.end);
+        assert_eq!(story.text(), "RESULT:::168\nThe result is RESULT:::168\n");
+        assert!(story.events.iter().any(|params| params["event"]["subtype"] == "api_retry"), "{:?}", story.events);
+        assert_eq!(api.questions().len(), 4);
+    });
+}
+
+#[test]
+fn an_api_that_is_not_there_fails_it() {
+    on_loopback_only(|cli| {
+        // Nobody listens on the port that a listener has just given back.
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let story = ask(&mut cli.service(&["serve"], &format!("http://{free}"), &[]).connect(), PRODUCT);
+        assert_eq!(ending(&story), ("FAILED", "claude_error"), "{}", story.end);
+        assert_eq!((&story.end["exit_code"], &story.end["result"]["is_error"]), (&json!(1), &json!(true)));
+        assert!(story.text().contains("ConnectionRefused"), "{:?}", story.text());
+        assert!(story.end["message"].as_str().unwrap().contains("ConnectionRefused"), "{}", story.end);
+    });
+}
+
+#[test]
+fn who_is_not_signed_in_is_told_what_to_do() {
+    on_loopback_only(|cli| {
+        let api = MessagesApi::start();
+        let service = cli.service(&["serve"], &api.url(), &[("ANTHROPIC_API_KEY", "")]);
+        let story = ask(&mut service.connect(), PRODUCT);
+        assert_eq!(ending(&story), ("FAILED", "claude_error"), "{}", story.end);
+        let message = story.end["message"].as_str().unwrap();
+        assert!(message.contains("not signed in") && message.contains("ANTHROPIC_API_KEY"), "{message}");
+        assert_eq!(api.questions().len(), 0);
+    });
+}
+
+#[test]
+fn a_long_silent_tool_is_told_by_heartbeats() {
+    on_loopback_only(|cli| {
+        let api = MessagesApi::start();
+        let service = cli.serve(&api);
+        let story = ask(&mut service.connect(), "run sleep 5; echo awake");
+        assert_eq!(ending(&story), ("COMPLETED", "exit"), "{}", story.end);
+        assert_eq!(story.text(), "awake\nThe result is awake\n");
+        let busy = story.updates.iter().filter(|update| {
+            (&update["status"], &update["activity"], &update["turns"])
+                == (&json!("RUNNING"), &json!("tool: Bash"), &json!(1))
+        });
+        let n = busy.count();
+        assert!((4..=7).contains(&n), "{n}: {:?}", story.updates);
+        assert!(story.updates.iter().all(|update| update.get("backend").is_none_or(|backend| backend == "alive")));
+    });
+}
+
+/// A question whose tool sleeps, and that is in the middle of it; with the mark of the tool and of the CLI.
+fn ask_for_sleep(service: &Service) -> (Client, String, String) {
+    let mark = procs::mark();
+    let model = format!("--model=claude-{mark}");
+    let mut client = service.connect();
+    let mut params = with_bash(&format!("run sleep {mark}"));
+    params["executor"] = json!("claude");
+    params["claude"]["model"] = json!(format!("claude-{mark}"));
+    client.call("execute", params).expect("it is accepted");
+    procs::wait_for(&mark, 1, PATIENCE);
+    assert!(!procs::with_argument(&model).is_empty());
+    (client, mark, model)
+}
+
+fn rest(client: &mut Client) -> Story {
+    let mut story = Story::of_claude();
+    client.follow(&mut story, |_| false);
+    story
+}
+
+#[test]
+fn one_that_is_canceled_is_canceled_whatever_the_cli_says() {
+    on_loopback_only(|cli| {
+        let api = MessagesApi::start();
+        let service = cli.serve(&api);
+        let (mut client, tool, claude) = ask_for_sleep(&service);
+        let answer = client.call("control", json!({ "type": "CANCEL" })).unwrap();
+        assert_eq!(answer["status"], "CANCELLING", "{answer}");
+        let story = rest(&mut client);
+        assert_eq!(ending(&story), ("CANCELLED", "canceled"), "{}", story.end);
+        assert_eq!(story.end["cancel"]["verified"], true, "{}", story.end);
+        assert_eq!(story.errors, Vec::<Value>::new());
+        // What is promised at the end is so at the end.
+        assert_eq!((procs::with_argument(&tool), procs::with_argument(&claude)), (vec![], vec![]));
+        // The session goes on.
+        assert_eq!(ending(&ask(&mut client, PRODUCT)), ("COMPLETED", "exit"));
+    });
+}
+
+#[test]
+fn a_drained_gateway_ends_it_and_says_so() {
+    on_loopback_only(|cli| {
+        let api = MessagesApi::start();
+        let backend = cli.service(&["backend"], &api.url(), &[]);
+        let mut gateway =
+            Service::with(&["serve", "--claude-api-url", &backend.url()], &[("CC_EXECUTOR_DRAIN_MS", "4000")]);
+        gateway.wait_for_event("backend.up", 1);
+        let (mut client, tool, claude) = ask_for_sleep(&gateway);
+        gateway.signal(Signal::TERM);
+        let story = rest(&mut client);
+        assert_eq!(ending(&story), ("CANCELLED", "drained"), "{}", story.end);
+        assert_eq!(client.close_code(), 1001);
+        assert_eq!((procs::with_argument(&tool), procs::with_argument(&claude)), (vec![], vec![]));
+        assert_eq!(gateway.wait(PATIENCE).code(), Some(0));
+    });
+}
+
+#[test]
+fn a_session_of_claude_is_resumed() {
+    on_loopback_only(|cli| {
+        let api = MessagesApi::start();
+        let service = cli.serve(&api);
+        let mut client = service.connect();
+        let first = ask(&mut client, "remember the number 168");
+        assert_eq!(first.text(), "You said: remember the number 168\n");
+        let id = &first.end["result"]["session_id"];
+        let second = client.ask_claude(json!({ "command": "which number?", "claude": { "resume": id } }));
+        assert_eq!(ending(&second), ("COMPLETED", "exit"), "{}", second.end);
+        assert_eq!((second.text().as_str(), &second.end["result"]["session_id"]), ("You said: which number?\n", id));
+        let asked = api.questions().pop().unwrap().body["messages"].to_string();
+        assert!(asked.contains("remember the number 168") && asked.contains("You said: remember"), "{asked}");
+        let unknown = json!({ "resume": "99999999-9999-4999-8999-999999999999" });
+        let story = client.ask_claude(json!({ "command": "which number?", "claude": unknown }));
+        assert_eq!(ending(&story), ("FAILED", "claude_error"), "{}", story.end);
+        assert!(story.end["message"].as_str().unwrap().contains("99999999-"), "{}", story.end);
+    });
+}
+
+#[test]
+fn two_at_once_do_not_meet() {
+    on_loopback_only(|cli| {
+        let api = MessagesApi::start();
+        let service = cli.serve(&api);
+        let mut clients = [service.connect(), service.connect()];
+        for (n, client) in clients.iter_mut().enumerate() {
+            let mut params = with_bash(&format!("run sleep 1; echo I am number {n}"));
+            params["executor"] = json!("claude");
+            client.call("execute", params).expect("it is accepted");
+        }
+        let stories = clients.each_mut().map(rest);
+        for (n, story) in stories.iter().enumerate() {
+            assert_eq!(ending(story), ("COMPLETED", "exit"), "{}", story.end);
+            assert_eq!(story.text(), format!("I am number {n}\nThe result is I am number {n}\n"));
+        }
+        assert_ne!(stories[0].end["result"]["session_id"], stories[1].end["result"]["session_id"]);
+    });
+}
+
+#[test]
+fn in_a_terminal_it_reads_well() {
+    on_loopback_only(|cli| {
+        let api = MessagesApi::start();
+        let service = cli.serve(&api);
+        let output = service.run(&["--executor", "claude", "--allowed-tools", "Bash", "--", PRODUCT]);
+        assert_eq!(
+            (String::from_utf8_lossy(&output.stdout).as_ref(), output.status.code()),
+            ("RESULT:::168\nThe result is RESULT:::168\n", Some(0))
+        );
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        let lines: Vec<_> = stderr.lines().collect();
+        assert!(lines[0].starts_with("Bash python3 -c"), "{stderr}");
+        assert!(lines.last().unwrap().starts_with("2 turns, "), "{stderr}");
     });
 }

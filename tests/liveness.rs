@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::common::{
     PATIENCE,
     client::{Client, Frame, Story, frame},
-    procs,
+    left_out, namespace, procs,
     service::Service,
     wait_until,
 };
@@ -196,18 +196,12 @@ date +%s%3N
 #[test]
 fn a_gateway_that_vanishes_without_a_word_is_noticed_quiet_or_written_to() {
     let log = std::env::temp_dir().join(format!("cc-executor-vanishing-{}", std::process::id()));
-    let root = rustix::process::geteuid().is_root();
-    // Without privileges a user namespace may do; where neither is to be had the test cannot be made.
-    let unshare: &[&str] = if root { &["-n"] } else { &["-rn"] };
-    let able = std::process::Command::new("unshare").args(unshare).args(["ip", "link"]).output();
-    if !able.is_ok_and(|output| output.status.success()) {
-        assert!(std::env::var_os("CI").is_none(), "unshare -n and ip are needed");
-        eprintln!("LEFT OUT: no network namespaces here (unshare -n, ip): a vanished gateway was not tried");
-        return;
-    }
+    let unshare = match namespace() {
+        Ok(option) => option,
+        Err(missing) => return left_out("a gateway that vanishes", missing),
+    };
     let output = std::process::Command::new("timeout")
-        .args(["60", "unshare"])
-        .args(unshare)
+        .args(["60", "unshare", unshare])
         .args(["bash", "-c", VANISHING, "vanishing", crate::common::service::BINARY, log.to_str().unwrap()])
         .output()
         .unwrap();
