@@ -4,7 +4,7 @@ SHELL := bash
 BINARY := target/release/cc-executor
 LOG := target/cc-executor.log
 # The release that the tests were last seen green with; `make claude CLAUDE_CODE=latest` tries another.
-CLAUDE_CODE ?= 2.1.197
+CLAUDE_CODE ?= 2.1.330
 
 .PHONY: help build fmt lint doc test claude check run bench soak fuzz logs
 

@@ -207,8 +207,8 @@ fn an_api_that_is_not_there_fails_it() {
         let story = ask(&mut cli.service(&["serve"], &format!("http://{free}"), &[]).connect(), PRODUCT);
         assert_eq!(ending(&story), ("FAILED", "claude_error"), "{}", story.end);
         assert_eq!((&story.end["exit_code"], &story.end["result"]["is_error"]), (&json!(1), &json!(true)));
-        assert!(story.text().contains("ConnectionRefused"), "{:?}", story.text());
-        assert!(story.end["message"].as_str().unwrap().contains("ConnectionRefused"), "{}", story.end);
+        assert!(story.text().starts_with("API Error: "), "{:?}", story.text());
+        assert!(story.end["message"].as_str().unwrap().contains("API Error: "), "{}", story.end);
     });
 }
 
@@ -230,7 +230,7 @@ fn a_long_silent_tool_is_told_by_heartbeats() {
     on_loopback_only(|cli| {
         let api = MessagesApi::start();
         let service = cli.serve(&api);
-        let story = ask(&mut service.connect(), "run sleep 5; echo awake");
+        let story = ask(&mut service.connect(), "run python3 -c 'import time; time.sleep(5)'; echo awake");
         assert_eq!(ending(&story), ("COMPLETED", "exit"), "{}", story.end);
         assert_eq!(story.text(), "awake\nThe result is awake\n");
         let busy = story.updates.iter().filter(|update| {
@@ -243,12 +243,13 @@ fn a_long_silent_tool_is_told_by_heartbeats() {
     });
 }
 
-/// A question whose tool sleeps, and that is in the middle of it; with the mark of the tool and of the CLI.
+/// A question that is in the middle of a long tool; with the mark of the tool and of the CLI. (`sleep` itself
+/// is refused by some releases.)
 fn ask_for_sleep(service: &Service) -> (Client, String, String) {
     let mark = procs::mark();
     let model = format!("--model=claude-{mark}");
     let mut client = service.connect();
-    let mut params = with_bash(&format!("run sleep {mark}"));
+    let mut params = with_bash(&format!("run python3 -c 'import time; time.sleep(1000)' {mark}"));
     params["executor"] = json!("claude");
     params["claude"]["model"] = json!(format!("claude-{mark}"));
     client.call("execute", params).expect("it is accepted");
@@ -328,7 +329,7 @@ fn two_at_once_do_not_meet() {
         let service = cli.serve(&api);
         let mut clients = [service.connect(), service.connect()];
         for (n, client) in clients.iter_mut().enumerate() {
-            let mut params = with_bash(&format!("run sleep 1; echo I am number {n}"));
+            let mut params = with_bash(&format!("run python3 -c 'import time; time.sleep(1)'; echo I am number {n}"));
             params["executor"] = json!("claude");
             client.call("execute", params).expect("it is accepted");
         }
