@@ -56,13 +56,13 @@ fn what_is_opened_is_closed_and_what_is_started_has_one_end() {
 }
 
 #[test]
-fn a_commands_text_and_environment_are_logged_at_debug_level_only() {
+fn a_commands_text_is_logged_at_debug_level_only_and_its_secrets_never() {
     let quiet = serde_json::to_string(&lives(&Service::start())).unwrap();
     assert!(!quiet.contains("secret-word") && !quiet.contains("secret-value"));
     let loud = serde_json::to_string(&lives(&Service::with(
         &["serve"],
-        &[("RUST_LOG", "cc_executor=debug,cc_executor_actors=debug")],
+        &[("RUST_LOG", "trace"), ("ANTHROPIC_API_KEY", "secret-value")],
     )))
     .unwrap();
-    assert!(loud.contains("secret-word") && loud.contains("secret-value"));
+    assert!(loud.contains("secret-word") && loud.contains("HIDDEN") && !loud.contains("secret-value"));
 }

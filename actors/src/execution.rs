@@ -333,7 +333,8 @@ impl Actor for Execution {
     fn started(&mut self, ctx: &mut Self::Context) {
         if let Purpose::Run(execute) = &self.purpose {
             debug!(event = "execution.command", session_id:% = self.session, execution_id:% = self.id,
-                command = execute.run.command.as_str(), env:serde = execute.run.env; "execution asked for");
+                command = execute.run.command.as_str(), env:serde = execute.run.env.keys().collect::<Vec<_>>();
+                "execution asked for");
         }
         let (backend, id, purpose) = (self.backend.clone(), self.id, self.purpose.clone());
         let opened = async move { open::open(&backend, id, &purpose).await };
