@@ -192,6 +192,28 @@ fn without_a_client_it_waits_at_a_full_ring_and_loses_nothing() {
 }
 
 #[test]
+fn a_gateway_that_comes_back_for_itself_acknowledges_nothing_in_its_clients_name() {
+    let backend = Service::backend();
+    let wire = Proxy::start(backend.address, |_| Some((3_500_000, Cut::Reset)));
+    let gateway = Service::gateway(&format!("http://{}", wire.address));
+    gateway.wait_for_event("backend.up", 1);
+    let lines = Lines::of(6_000_000, "receipt");
+    let mut client = gateway.connect();
+    client.answers_pings = false;
+    let id = client.execute(json!({ "command": lines.cat(), "onDisconnect": "detach" }));
+    client.follow(&mut Story::default(), |story| story.stdout.len() >= 4 << 20);
+    backend.wait_for_event("execution.attached", 1);
+    // It has said of nothing that it arrived, so all is still there for who comes next.
+    let other = Service::gateway(&backend.url());
+    other.wait_for_event("backend.up", 1);
+    let mut second = other.connect();
+    second.attach(&id, &Story::default()).unwrap();
+    let story = second.story();
+    assert_eq!((hex(&story.stdout), story.gaps.len()), (lines.1.clone(), 0));
+    client.vanish();
+}
+
+#[test]
 fn what_was_to_be_dropped_is_said_and_the_command_never_waits() {
     let service = Service::with(&["serve"], &[("CC_EXECUTOR_RING_BYTES", "65536")]);
     let lines = Lines::of(3_000_000, "drop");

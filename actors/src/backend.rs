@@ -255,14 +255,23 @@ impl Backend {
         Ok(Opened::Plain(answer.boxed_local(), end))
     }
 
-    /// Asks to follow an execution that is there already, from these offsets. Returns when the
-    /// response's head is there; bounded by the caller.
+    /// Asks to follow an execution that is there already, from these offsets, which its client has
+    /// received. Returns when the response's head is there; bounded by the caller.
     pub async fn attach(&self, id: ExecutionId, offsets: PerStream<u64>) -> Result<Body, BackendError> {
+        self.follow(id, &query_of(offsets)).await
+    }
+
+    /// The same from where its stream broke off, which its client may not have received.
+    pub async fn attach_again(&self, id: ExecutionId, offsets: PerStream<u64>) -> Result<Body, BackendError> {
+        self.follow(id, &format!("{}&arrived=false", query_of(offsets))).await
+    }
+
+    async fn follow(&self, id: ExecutionId, query: &str) -> Result<Body, BackendError> {
         if self.known().is_none() {
             self.describe().await?;
         }
         self.must_know_ids("attach to")?;
-        let path = format!("/executions/{id}/stream?{}", query_of(offsets));
+        let path = format!("/executions/{id}/stream?{query}");
         let get = || self.request(Method::GET, &path).insert_header((header::ACCEPT, MULTIPLEXED)).send();
         let answer = match get().await {
             Err(error) if is_dead_connection(&error) => get().await,

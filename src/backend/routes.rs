@@ -204,9 +204,11 @@ async fn attach(
 ) -> HttpResponse {
     let form = Form::of(&request);
     let attached = async {
-        let (id, offsets) = (parse_id(&id)?, read_offsets(&query)?);
+        let mut fields = Fields::new(query.into_inner());
+        let (id, offsets, has_arrived) = (parse_id(&id)?, read_offsets(&mut fields)?, has_arrived(&mut fields)?);
+        fields.finish()?;
         let (consumer, feed) = consumer_of(&request, &table, form, offsets);
-        follow(&table, id, consumer).await?;
+        follow(&table, id, consumer.arrived(has_arrived)).await?;
         Ok((id, offsets, feed))
     };
     match attached.await {
@@ -221,23 +223,31 @@ async fn acknowledge(
     table: web::Data<Table>,
 ) -> HttpResponse {
     answer(async {
-        let (id, offsets) = (parse_id(&id)?, read_offsets(&query)?);
+        let mut fields = Fields::new(query.into_inner());
+        let (id, offsets) = (parse_id(&id)?, read_offsets(&mut fields)?);
+        fields.finish()?;
         asked(&table, id, true, |answer| Ask::Acknowledge(offsets, answer)).await
     })
     .await
 }
 
-fn read_offsets(query: &Map<String, Value>) -> Result<PerStream<u64>, ErrorObject> {
-    let mut fields = Fields::new(query.clone());
+fn read_offsets(fields: &mut Fields) -> Result<PerStream<u64>, ErrorObject> {
     let mut offset = |name: &str| match fields.string(name)? {
         None => Ok(0),
         Some(text) => text
             .parse()
             .map_err(|_| ErrorObject::new(code::PARAMS, format!("{name} must be an offset in bytes, not {text:?}"))),
     };
-    let offsets = PerStream { stdout: offset("stdout")?, stderr: offset("stderr")? };
-    fields.finish()?;
-    Ok(offsets)
+    Ok(PerStream { stdout: offset("stdout")?, stderr: offset("stderr")? })
+}
+
+/// Whether who attaches says by it that everything before its offsets has arrived.
+fn has_arrived(fields: &mut Fields) -> Result<bool, ErrorObject> {
+    match fields.string("arrived")?.as_deref() {
+        None | Some("true") => Ok(true),
+        Some("false") => Ok(false),
+        Some(other) => Err(ErrorObject::new(code::PARAMS, format!("arrived must be true or false, not {other:?}"))),
+    }
 }
 
 async fn answer(work: impl Future<Output = Result<(), ErrorObject>>) -> HttpResponse {

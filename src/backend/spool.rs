@@ -70,6 +70,9 @@ pub struct Consumer {
     /// Looks after its connection, where it is a gateway's.
     watch: Option<Watch>,
     cursor: PerStream<u64>,
+    /// What comes before the cursor has arrived where it was to go. A gateway that comes back for itself
+    /// knows only that it has read it.
+    has_arrived: bool,
     blocked_since: Cell<Option<Instant>>,
 }
 
@@ -96,6 +99,7 @@ impl Consumer {
             is_gateway,
             watch: None,
             cursor: offsets,
+            has_arrived: true,
             blocked_since: Cell::new(None),
         };
         (consumer, Feed { items: receiver, dismissed, released })
@@ -104,6 +108,11 @@ impl Consumer {
     /// The same, with somebody who looks after its connection.
     pub fn watched(self, watch: Option<Watch>) -> Consumer {
         Consumer { watch, ..self }
+    }
+
+    /// The same, of which only acknowledgements say what has arrived.
+    pub fn arrived(self, has_arrived: bool) -> Consumer {
+        Consumer { has_arrived, ..self }
     }
 
     fn dismiss(self, why: Dismissal) {
@@ -323,7 +332,11 @@ impl Spool {
     /// Gives the output to another consumer, from where it has it. The one before is sent away. `first`
     /// is what the new one is told before anything else.
     pub fn attach(&mut self, consumer: Consumer, first: Option<Word>) -> Result<(), ErrorObject> {
-        self.acknowledge(consumer.cursor)?;
+        if consumer.has_arrived {
+            self.acknowledge(consumer.cursor)?;
+        } else {
+            self.judge(consumer.cursor)?;
+        }
         self.unsaid.clear();
         self.unsaid.extend(first);
         if let Some(before) = self.consumer.replace(consumer) {

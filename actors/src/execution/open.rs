@@ -134,7 +134,7 @@ pub(super) async fn again(
     let until = Instant::now() + AGAIN_PATIENCE;
     loop {
         let attached = async {
-            let body = backend.attach(id, offsets).await.map_err(Refusal::Backend)?;
+            let body = backend.attach_again(id, offsets).await.map_err(Refusal::Backend)?;
             first_word(Words::new(body)).await
         };
         match timeout_at(until, attached).await {
