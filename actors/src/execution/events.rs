@@ -172,3 +172,116 @@ fn tell(event: &Event<'_>, id: ExecutionId, end: u64, encoder: &mut Encoder) {
     let omitted = serde_json::json!({ "type": kind, "subtype": subtype, "omitted": json.len() });
     encoder.event(id, &omitted.to_string(), end);
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::{
+        backend::api::GapReason,
+        execution::text::{Text, tests::messages},
+        protocol::PerStream,
+    };
+
+    fn said(text: &str, parent: Option<&str>) -> String {
+        let content = json!([{ "type": "text", "text": text }]);
+        json!({ "type": "assistant", "message": { "content": content }, "parent_tool_use_id": parent }).to_string()
+            + "\n"
+    }
+
+    fn gap(from: u64, to: u64) -> Gap {
+        Gap { stream: Stream::Stdout, from, to, reason: GapReason::Overwritten }
+    }
+
+    /// Everything that can be said now: the messages' params, and the gaps.
+    fn all(text: &mut Text) -> (Vec<Value>, Vec<Gap>) {
+        let mut gaps = Vec::new();
+        loop {
+            match text.step() {
+                Step::Dry => break,
+                Step::Done => {}
+                Step::Gap(gap) => gaps.push(gap),
+            }
+        }
+        let said = messages(&text.take().0);
+        (said.into_iter().map(|message| message["params"].clone()).collect(), gaps)
+    }
+
+    fn contents(said: &[Value]) -> Vec<&str> {
+        said.iter().filter_map(|params| params["content"].as_str()).collect()
+    }
+
+    #[test]
+    fn the_offset_moves_with_the_last_piece_of_an_event() {
+        let long = "é".repeat(MAX_CONTENT);
+        for (framing, text) in [(Framing::Line, "a\nb\nc"), (Framing::Chunk, long.as_str())] {
+            let mut events = Text::of_claude(framing, PerStream::default(), None);
+            let event = said(text, None);
+            events.feed(Stream::Stdout, event.as_bytes());
+            let mut ends = Vec::new();
+            while events.step() == Step::Done {
+                let (wire, offsets) = events.take();
+                ends.extend(messages(&wire).iter().map(|message| message["params"]["end"].as_u64().unwrap()));
+                assert_eq!(ends.last().copied().unwrap_or(0), offsets.stdout);
+            }
+            let (last, before) = ends.split_last().unwrap();
+            assert!(before.len() >= 2 && before.iter().all(|end| *end == 0), "{ends:?}");
+            assert_eq!(*last, event.len() as u64);
+        }
+    }
+
+    #[test]
+    fn what_a_gap_left_of_two_events_does_not_become_one() {
+        let (first, second, third) = (said("one", None), said("two", None), said("three", None));
+        // Cut in the same place, the first's beginning and the second's rest would be an event.
+        let cut = first.len() - 20;
+        let at = second.len() - 20;
+        let from = cut as u64;
+        let to = (first.len() + at) as u64;
+        let mut events = Text::of_claude(Framing::Chunk, PerStream::default(), Some(ExecutionId::random()));
+        events.feed(Stream::Stdout, &first.as_bytes()[..cut]);
+        assert_eq!(all(&mut events), (vec![], vec![]));
+        assert!(events.skip(gap(from, to)).is_none());
+        events.feed(Stream::Stdout, &second.as_bytes()[at..]);
+        events.feed(Stream::Stdout, third.as_bytes());
+        let (said, gaps) = all(&mut events);
+        assert_eq!(contents(&said), ["three\n"]);
+        let whole = (first.len() + second.len()) as u64;
+        assert_eq!(gaps, [gap(0, whole)], "it begins and ends where events do");
+        assert_eq!(said.last().unwrap()["end"], whole + third.len() as u64);
+    }
+
+    #[test]
+    fn what_subagents_say_is_an_event_and_no_output() {
+        let (own, of_subagent) = (said("mine", None), said("its own", Some("toolu_1")));
+        let mut events = Text::of_claude(Framing::Chunk, PerStream::default(), Some(ExecutionId::random()));
+        events.feed(Stream::Stdout, format!("{of_subagent}{own}").as_bytes());
+        let (said, _) = all(&mut events);
+        assert_eq!(contents(&said), ["mine\n"]);
+        assert_eq!(said.iter().filter(|params| params["event"].is_object()).count(), 2);
+    }
+
+    #[test]
+    fn what_a_person_or_the_cli_itself_says_is_no_output() {
+        let content = json!([{ "type": "text", "text": "[Request interrupted by user for tool use]" }]);
+        for content in [json!("as a string"), content] {
+            let event = json!({ "type": "user", "message": { "role": "user", "content": content } });
+            let mut events = Text::of_claude(Framing::Chunk, PerStream::default(), None);
+            events.feed(Stream::Stdout, format!("{event}\n").as_bytes());
+            assert_eq!(all(&mut events).0, Vec::<Value>::new());
+        }
+    }
+
+    #[test]
+    fn a_last_line_without_newline_counts_only_where_the_execution_ended() {
+        let event = said("the end", None);
+        for (ended, expected) in [(true, vec!["the end\n"]), (false, vec![])] {
+            let mut events = Text::of_claude(Framing::Chunk, PerStream::default(), None);
+            events.feed(Stream::Stdout, event.trim_end().as_bytes());
+            events.finish(ended);
+            let (said, _) = all(&mut events);
+            assert_eq!(contents(&said), expected);
+        }
+    }
+}

@@ -401,7 +401,7 @@ fn push_base64(out: &mut Vec<u8>, bytes: &[u8]) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use proptest::prelude::*;
     use serde_json::Value;
 
@@ -409,7 +409,7 @@ mod tests {
     use crate::backend::api::GapReason;
 
     /// Reads frames back as a client would.
-    fn messages(mut wire: &[u8]) -> Vec<Value> {
+    pub fn messages(mut wire: &[u8]) -> Vec<Value> {
         let mut found = Vec::new();
         while !wire.is_empty() {
             assert_eq!(wire[0], 0x81);
