@@ -31,6 +31,8 @@ pub enum Typed {
     Cancel(client::CancelOptions),
     /// Ask whether a service is ready.
     Healthcheck(String),
+    /// Read a service's log.
+    Logs(client::LogsOptions),
 }
 
 /// Reads the command line. The error is what is to be printed, and the exit code.
@@ -48,6 +50,7 @@ pub fn parse(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Result<
             url(found).map(|url| Typed::Ps(client::AskOptions { url, json: found.get_flag("json") })).map_err(said)
         }
         Some(("cancel", found)) => cancel_options(found).map(Typed::Cancel).map_err(said),
+        Some(("logs", found)) => Ok(Typed::Logs(logs_options(found))),
         Some(("healthcheck", found)) => {
             let url = found.get_one::<String>("url").cloned();
             Ok(Typed::Healthcheck(url.unwrap_or_else(|| client::DEFAULT_READY_URL.to_owned())))
@@ -116,6 +119,14 @@ fn command() -> Command {
                 .arg(service())
                 .arg(Arg::new("grace").long("grace").value_name("SECONDS").help("the time between TERM and KILL (5)"))
                 .arg(id()),
+        )
+        .subcommand(
+            Command::new("logs")
+                .about("Read JSON log lines, also those of `docker logs`, as a timeline")
+                .arg(Arg::new("session").long("session").value_name("ID").help("only a session and its executions; the id's beginning will do"))
+                .arg(Arg::new("execution").long("execution").value_name("ID").help("only an execution; the id's beginning will do"))
+                .arg(Arg::new("event").long("event").value_name("NAME").help("only an event, such as session.closed, or a kind of them, such as session"))
+                .arg(Arg::new("file").value_name("FILE").required(true).help("a file, or - for standard input")),
         )
         .subcommand(
             Command::new("healthcheck")
@@ -244,6 +255,16 @@ fn attach_options(found: &ArgMatches) -> Result<client::AttachOptions, ClientErr
 
 fn cancel_options(found: &ArgMatches) -> Result<client::CancelOptions, ClientError> {
     Ok(client::CancelOptions { url: url(found)?, id: execution_id(found)?, grace: seconds(found, "grace")? })
+}
+
+fn logs_options(found: &ArgMatches) -> client::LogsOptions {
+    let text = |name: &str| found.get_one::<String>(name).cloned();
+    client::LogsOptions {
+        session: text("session"),
+        execution: text("execution"),
+        event: text("event"),
+        file: text("file").unwrap_or_default(),
+    }
 }
 
 fn run_options(found: &ArgMatches) -> Result<client::RunOptions, ClientError> {

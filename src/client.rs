@@ -9,6 +9,7 @@ mod connection;
 mod ending;
 mod follow;
 mod input;
+mod logs;
 mod output;
 mod terminal;
 
@@ -20,6 +21,7 @@ use serde_json::Value;
 pub use self::{
     ask::{AskOptions, CancelOptions, cancel, healthcheck, ps},
     follow::{attach, run},
+    logs::{LogsOptions, logs},
 };
 use crate::config::{Environment, Source};
 

@@ -2,6 +2,7 @@
 //! left its process group.
 
 use std::{
+    fs,
     process::Stdio,
     time::{Duration, Instant},
 };
@@ -241,4 +242,23 @@ fn cancel_of_a_stubborn_tree_is_verified_soon_after_the_grace_two_hundred_times(
             });
         }
     });
+}
+
+#[test]
+fn a_command_is_what_goes_when_memory_runs_out() {
+    let score = |pid: &str| fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap().trim().parse::<i32>();
+    let own = score("self").unwrap();
+    let service = Service::start();
+    // The command, its child, and its keeper, which has to live.
+    let command = "cat /proc/$$/oom_score_adj; (cat /proc/self/oom_score_adj); cat /proc/$PPID/oom_score_adj";
+    for pty in [json!(null), json!({ "rows": 24, "cols": 80 })] {
+        let mut params = json!({ "command": command });
+        if !pty.is_null() {
+            params["pty"] = pty;
+        }
+        let story = service.connect().run(params);
+        let said: Vec<i32> = story.text().split_whitespace().map(|word| word.parse().unwrap()).collect();
+        assert_eq!(said, [own.max(500), own.max(500), own]);
+    }
+    assert_eq!(score(&service.pid().to_string()).unwrap(), own);
 }

@@ -10,6 +10,7 @@
 //! as soon as the command has them.
 
 pub mod leader;
+mod oom;
 pub mod stand;
 pub mod talk;
 pub mod tree;
@@ -37,6 +38,7 @@ use rustix::{
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 
 use self::{
+    oom::OomScore,
     stand::Standstill,
     talk::{Fact, Gone, LeaderExit, Order},
     tree::Tree,
@@ -78,9 +80,11 @@ fn keep() -> io::Result<()> {
         let limit = getrlimit(Resource::Nofile);
         setrlimit(Resource::Nofile, Rlimit { current: Some(soft), ..limit })?;
     }
+    let score = OomScore::open();
     // The command runs as the same user: it must not reach into its keeper.
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
-    let leader = leader::start(&run, backend.passed.take());
+    let pipe = backend.passed.take();
+    let leader = score.raised(|| leader::start(&run, pipe));
     give_up_output()?;
     match leader {
         Ok(leader) => {
