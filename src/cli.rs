@@ -31,6 +31,8 @@ pub enum Typed {
     Cancel(client::CancelOptions),
     /// Ask whether a service is ready.
     Healthcheck(String),
+    /// Ask a service for everything that it promises.
+    Check(client::CheckOptions),
     /// Read a service's log.
     Logs(client::LogsOptions),
 }
@@ -50,6 +52,7 @@ pub fn parse(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Result<
             url(found).map(|url| Typed::Ps(client::AskOptions { url, json: found.get_flag("json") })).map_err(said)
         }
         Some(("cancel", found)) => cancel_options(found).map(Typed::Cancel).map_err(said),
+        Some(("check", found)) => check_options(found).map(Typed::Check).map_err(said),
         Some(("logs", found)) => Ok(Typed::Logs(logs_options(found))),
         Some(("healthcheck", found)) => {
             let url = found.get_one::<String>("url").cloned();
@@ -119,6 +122,23 @@ fn command() -> Command {
                 .arg(service())
                 .arg(Arg::new("grace").long("grace").value_name("SECONDS").help("the time between TERM and KILL (5)"))
                 .arg(id()),
+        )
+        .subcommand(
+            Command::new("check")
+                .about("Ask a running service for everything that it promises, and say what of it works")
+                .after_help("Exits with 0 only if all passed, and with 1 if not; 69 if the service is not there.")
+                .arg(service())
+                .arg(
+                    Arg::new("only")
+                        .long("only")
+                        .value_name("NAMES")
+                        .value_delimiter(',')
+                        .action(ArgAction::Append)
+                        .help("only these, with commas; --list names them"),
+                )
+                .arg(Arg::new("list").long("list").action(ArgAction::SetTrue).help("say which checks there are"))
+                .arg(Arg::new("json").long("json").action(ArgAction::SetTrue).help("print a JSON line for each"))
+                .arg(Arg::new("logs").long("logs").value_name("FILE").help("the service's JSON log: what it says of a session that failed is shown")),
         )
         .subcommand(
             Command::new("logs")
@@ -255,6 +275,16 @@ fn attach_options(found: &ArgMatches) -> Result<client::AttachOptions, ClientErr
 
 fn cancel_options(found: &ArgMatches) -> Result<client::CancelOptions, ClientError> {
     Ok(client::CancelOptions { url: url(found)?, id: execution_id(found)?, grace: seconds(found, "grace")? })
+}
+
+fn check_options(found: &ArgMatches) -> Result<client::CheckOptions, ClientError> {
+    Ok(client::CheckOptions {
+        url: url(found)?,
+        only: found.get_many::<String>("only").into_iter().flatten().cloned().collect(),
+        list: found.get_flag("list"),
+        json: found.get_flag("json"),
+        logs: found.get_one::<String>("logs").cloned(),
+    })
 }
 
 fn logs_options(found: &ArgMatches) -> client::LogsOptions {

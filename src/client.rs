@@ -1,9 +1,10 @@
-//! The commands of a person or a script: `run`, `attach`, `ps`, `cancel` and `healthcheck`.
+//! The commands of a person or a script: `run`, `attach`, `ps`, `cancel`, `check`, `logs` and `healthcheck`.
 //!
 //! `follow` is the life of a command as its caller sees it, over one connection or several;
-//! `connection` makes those; `ask` is what one question answers.
+//! `connection` makes those; `ask` is what one question answers, and `check` asks everything.
 
 mod ask;
+mod check;
 mod claude;
 mod connection;
 mod ending;
@@ -20,6 +21,7 @@ use serde_json::Value;
 
 pub use self::{
     ask::{AskOptions, CancelOptions, cancel, healthcheck, ps},
+    check::{CheckOptions, check},
     follow::{attach, run},
     logs::{LogsOptions, logs},
 };

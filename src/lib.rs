@@ -7,7 +7,7 @@
 //! - [`access`]: who may speak to either role; [`socket`]: what both need of a connection.
 //! - [`gateway`]: the role `serve`, WebSocket sessions in front of a backend.
 //! - [`backend`]: the role `backend`, which runs commands and owns their processes.
-//! - [`client`]: the commands `run` and `healthcheck`.
+//! - [`client`]: the commands of a person or a script: `run`, `check`, `logs` and the like.
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 

@@ -35,6 +35,7 @@ fn main() -> ExitCode {
         Ok(Typed::Ps(options)) => run_system(client::ps(options)),
         Ok(Typed::Cancel(options)) => run_system(client::cancel(options)),
         Ok(Typed::Healthcheck(url)) => run_system(client::healthcheck(url)),
+        Ok(Typed::Check(options)) => run_system(client::check(options)),
         Ok(Typed::Logs(options)) => client::logs(&options),
         Err((text, 0)) => {
             print!("{text}");

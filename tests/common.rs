@@ -1,6 +1,7 @@
 //! What the tests share: the service as a process, a client of its own, and a backend that follows a script.
 
 pub mod client;
+pub mod meddler;
 pub mod messages_api;
 pub mod procs;
 pub mod proxy;

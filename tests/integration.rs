@@ -12,6 +12,7 @@ mod admission;
 mod backend_faults;
 mod bytes;
 mod cancel;
+mod check;
 mod claude;
 mod claude_cli;
 mod coming_back;

@@ -13,7 +13,10 @@ use super::{ClientError, PATIENCE, exit};
 use crate::config::{self, Environment, TOKEN};
 
 /// A session.
-pub(super) struct Connection(actix_codec::Framed<awc::BoxedSocket, Codec>);
+pub(super) struct Connection {
+    frames: actix_codec::Framed<awc::BoxedSocket, Codec>,
+    close_code: Option<u16>,
+}
 
 /// A message of the service, as far as anything here looks at it.
 #[derive(Deserialize)]
@@ -52,7 +55,7 @@ impl Connection {
             request = request.bearer_auth(token);
         }
         match request.connect().await {
-            Ok((_, socket)) => Ok(Connection(socket)),
+            Ok((_, frames)) => Ok(Connection { frames, close_code: None }),
             Err(WsClientError::InvalidResponseStatus(status)) => Err(refused(url, status.as_u16())),
             Err(error) => Err(unreachable(url, &error)),
         }
@@ -60,19 +63,29 @@ impl Connection {
 
     /// Calls a method.
     pub(super) async fn call(&mut self, id: u64, method: &str, params: Value) -> Result<(), ClientError> {
-        let text = json!({ "jsonrpc": "2.0", "id": id, "method": method, "params": params }).to_string();
-        self.0.send(Message::Text(text.into())).await.map_err(|error| broken(&error))
+        self.send(json!({ "jsonrpc": "2.0", "id": id, "method": method, "params": params }).to_string()).await
+    }
+
+    /// Sends a text as it is.
+    pub(super) async fn send(&mut self, text: String) -> Result<(), ClientError> {
+        self.frames.send(Message::Text(text.into())).await.map_err(|error| broken(&error))
+    }
+
+    /// The code of the service's close frame, once that has come.
+    pub(super) fn close_code(&self) -> Option<u16> {
+        self.close_code
     }
 
     /// The next thing. Pings are answered.
     pub(super) async fn next(&mut self) -> Heard {
-        match self.0.next().await {
+        match self.frames.next().await {
             Some(Ok(Frame::Text(text))) => Heard::Message(text),
-            Some(Ok(Frame::Ping(payload))) => match self.0.send(Message::Pong(payload)).await {
+            Some(Ok(Frame::Ping(payload))) => match self.frames.send(Message::Pong(payload)).await {
                 Ok(()) => Heard::Nothing,
                 Err(error) => Heard::Broken(broken(&error)),
             },
             Some(Ok(Frame::Close(reason))) => {
+                self.close_code = reason.as_ref().map(|reason| reason.code.into());
                 let code = match reason.as_ref().map(|reason| reason.code) {
                     Some(CloseCode::Again | CloseCode::Away | CloseCode::Restart) => exit::TEMPFAIL,
                     _ => exit::UNAVAILABLE,
@@ -92,7 +105,7 @@ impl Connection {
     /// Leaves properly.
     pub(super) async fn close(&mut self) {
         // Best effort: the service notices a client that leaves.
-        let _ = self.0.send(Message::Close(Some(CloseCode::Normal.into()))).await;
+        let _ = self.frames.send(Message::Close(Some(CloseCode::Normal.into()))).await;
     }
 }
 

@@ -1,0 +1,106 @@
+//! What a person sees of the checks, or a program.
+
+use std::{
+    io::{IsTerminal, stderr},
+    time::Duration,
+};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::json;
+
+use super::session::Problem;
+
+/// What came of one check.
+pub(super) struct Outcome<'a> {
+    pub(super) name: &'a str,
+    pub(super) result: Result<String, Problem>,
+    pub(super) took: Duration,
+    /// The service's log lines of the session in which it failed.
+    pub(super) log: Vec<String>,
+}
+
+/// Tells of the checks as they end.
+pub(super) struct Report {
+    json: bool,
+    bar: ProgressBar,
+    n_passed: usize,
+    n_failed: usize,
+    took: Duration,
+}
+
+impl Report {
+    pub(super) fn new(n_checks: usize, json: bool) -> Self {
+        let target =
+            if !json && stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let bar = ProgressBar::with_draw_target(Some(n_checks as u64), target);
+        let template = "{bar:24} {pos}/{len}  {prefix:<12} {elapsed:>4}  {wide_msg}";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        bar.enable_steady_tick(Duration::from_millis(200));
+        Report { json, bar, n_passed: 0, n_failed: 0, took: Duration::ZERO }
+    }
+
+    /// The bar, for a check to say on it what it does.
+    pub(super) fn begin(&self, name: &str) -> ProgressBar {
+        self.bar.set_prefix(name.to_owned());
+        self.bar.set_message("");
+        self.bar.clone()
+    }
+
+    pub(super) fn end(&mut self, outcome: &Outcome<'_>) {
+        let Outcome { name, result, took, log } = outcome;
+        self.took += *took;
+        match result {
+            Ok(_) => self.n_passed += 1,
+            Err(_) => self.n_failed += 1,
+        }
+        self.bar.inc(1);
+        let lines = if self.json { of_program(outcome) } else { of_person(name, result, *took, log) };
+        self.bar.suspend(|| println!("{lines}"));
+    }
+
+    /// Says the sums. True if all passed.
+    pub(super) fn finish(self) -> bool {
+        self.bar.finish_and_clear();
+        let (n_passed, n_failed) = (self.n_passed, self.n_failed);
+        if self.json {
+            println!("{}", json!({ "passed": n_passed, "failed": n_failed, "ms": millis(self.took) }));
+        } else {
+            println!("{n_passed} passed, {n_failed} failed, in {:.1} s", self.took.as_secs_f64());
+        }
+        n_failed == 0
+    }
+}
+
+fn millis(took: Duration) -> u64 {
+    cc_executor_actors::clock::millis(took)
+}
+
+fn of_person(name: &str, result: &Result<String, Problem>, took: Duration, log: &[String]) -> String {
+    let took = format!("{:6.2} s", took.as_secs_f64());
+    let mut lines = match result {
+        Ok(evidence) => return format!("ok    {name:<13} {took}  {evidence}"),
+        Err(problem) => vec![format!("FAIL  {name:<13} {took}  {}", problem.what)],
+    };
+    let Err(Problem { session, last, .. }) = result else { return lines.join("\n") };
+    lines.extend(last.as_ref().map(|last| format!("      last message: {last}")));
+    lines.extend(session.as_ref().map(|session| format!("      session {session}")));
+    lines.extend(log.iter().map(|line| format!("      | {line}")));
+    lines.join("\n")
+}
+
+fn of_program(outcome: &Outcome<'_>) -> String {
+    let Outcome { name, result, took, log } = outcome;
+    let mut line = json!({ "check": name, "passed": result.is_ok(), "ms": millis(*took) });
+    match result {
+        Ok(evidence) => line["evidence"] = json!(evidence),
+        Err(Problem { what, session, last }) => {
+            line["problem"] = json!(what);
+            line["session"] = json!(session);
+            line["last"] = json!(last);
+            line["log"] = json!(log);
+        }
+    }
+    line.to_string()
+}

@@ -1,0 +1,179 @@
+//! `check` passes where all is well, and names exactly what is broken where it is not.
+
+use std::{
+    io::Write,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+
+use crate::common::{
+    meddler::{Meddle, Meddler, Way},
+    service::{Service, binary},
+};
+
+const ALL: &[&str] = &[
+    "basic",
+    "stress",
+    "concurrent",
+    "reconnect",
+    "cancel",
+    "races",
+    "slow-client",
+    "large-output",
+    "heartbeat",
+    "detach",
+    "limits",
+];
+
+/// Those that do not take seconds.
+const QUICK: &[&str] = &["basic", "stress", "concurrent", "reconnect", "cancel", "races", "detach", "limits"];
+
+/// The results by name, the sums, and the exit code.
+fn check(url: &str, arguments: &[&str]) -> (Vec<Value>, Value, i32) {
+    let output = binary().args(["check", "--json", "--url", url]).args(arguments).output().unwrap();
+    let mut lines: Vec<Value> =
+        String::from_utf8(output.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let sums = lines.pop().unwrap_or_else(|| panic!("{}", String::from_utf8_lossy(&output.stderr)));
+    (lines, sums, output.status.code().unwrap())
+}
+
+#[test]
+fn where_all_is_well_all_passes_in_less_than_a_minute() {
+    let service = Service::start();
+    let since = Instant::now();
+    let (results, sums, code) = check(&service.url(), &[]);
+    assert!(since.elapsed() < Duration::from_secs(60), "{:?}", since.elapsed());
+    let names: Vec<_> = results.iter().map(|result| result["check"].as_str().unwrap()).collect();
+    assert_eq!((names, code), (ALL.to_vec(), 0), "{results:?}");
+    assert_eq!((&sums["passed"], &sums["failed"]), (&json!(ALL.len()), &json!(0)), "{results:?}");
+    assert!(service.log().iter().all(|line| line["level"] != "ERROR"), "{:?}", service.log());
+}
+
+/// Runs the checks against a service with that fault, which must be found, and nothing else.
+fn is_named(service: &Service, name: &str, checks: &[&str], meddle: Meddle) -> Value {
+    let meddler = Meddler::start(service.address, meddle);
+    let (results, sums, code) = check(&format!("http://{}", meddler.address), &["--only", &checks.join(",")]);
+    let failed: Vec<_> = results.iter().filter(|result| result["passed"] == false).collect();
+    let names: Vec<_> = failed.iter().map(|result| result["check"].as_str().unwrap()).collect();
+    assert_eq!((names, code, &sums["failed"]), (vec![name], 1, &json!(1)), "{failed:?}");
+    failed[0].clone()
+}
+
+fn content(message: &Value) -> &str {
+    message["params"]["content"].as_str().unwrap_or_default()
+}
+
+fn is_end(message: &Value) -> bool {
+    message["params"]["reason"].is_string()
+}
+
+#[test]
+fn a_wrong_answer_is_named() {
+    let service = Service::start();
+    is_named(&service, "basic", QUICK, |_, _, message| {
+        if content(message) == "RESULT:::168\n" {
+            message["params"]["content"] = json!("RESULT:::169\n");
+        }
+        true
+    });
+    is_named(&service, "stress", QUICK, |_, _, message| {
+        if content(message).starts_with("caught: ") {
+            message["params"]["content"] = json!("Caught: division by zero\n");
+        }
+        true
+    });
+    is_named(&service, "concurrent", QUICK, |_, _, message| content(message) != "session 7 says 2\n");
+}
+
+#[test]
+fn what_does_not_end_as_it_should_is_named() {
+    let service = Service::start();
+    is_named(&service, "races", QUICK, |_, _, message| {
+        if message["result"]["reason"] == "disconnected" {
+            message["result"]["cancel"]["verified"] = json!(false);
+        }
+        true
+    });
+    is_named(&service, "detach", QUICK, |way, _, message| {
+        if way == Way::ToService && message["method"] == "attach" {
+            message["params"]["offsets"] = json!({});
+        }
+        true
+    });
+    // A time-out that is called a success.
+    is_named(&service, "limits", QUICK, |_, _, message| {
+        if message["params"]["reason"] == "timeout" {
+            message["params"]["status"] = json!("COMPLETED");
+            message["params"]["reason"] = json!("exit");
+        }
+        true
+    });
+}
+
+#[test]
+fn a_hang_is_named_with_its_last_message_and_the_log_of_its_session() {
+    let log = std::env::temp_dir().join(format!("cc-executor-check-{}", std::process::id()));
+    let file = std::fs::File::create(&log).unwrap();
+    let service = Service::start();
+    // A CANCEL that never arrives: heartbeats go on, and no answer comes.
+    let meddler =
+        Meddler::start(service.address, |way, _, message| way == Way::ToClient || message["method"] != "control");
+    let over = AtomicBool::new(false);
+    let (results, _, code) = thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut n_written = 0;
+            while !over.load(Ordering::SeqCst) {
+                for line in service.log().iter().skip(n_written) {
+                    writeln!(&file, "{line}").unwrap();
+                    n_written += 1;
+                }
+                thread::sleep(Duration::from_millis(20));
+            }
+        });
+        let url = format!("http://{}", meddler.address);
+        let found = check(&url, &["--only", "cancel,basic", "--logs", log.to_str().unwrap()]);
+        over.store(true, Ordering::SeqCst);
+        found
+    });
+    let _ = std::fs::remove_file(&log);
+    assert_eq!((code, results[0]["passed"].clone()), (1, json!(true)));
+    let failed = &results[1];
+    assert!(failed["problem"].as_str().unwrap().starts_with("hung: control is not answered"), "{failed}");
+    assert!(failed["last"].as_str().unwrap().contains("RUNNING"), "{failed}");
+    let session = failed["session"].as_str().unwrap();
+    let told = failed["log"].to_string();
+    for part in [session, "session.opened", "process.started"] {
+        assert!(told.contains(part), "{part}: {failed}");
+    }
+}
+
+#[test]
+fn a_stream_that_lost_or_changed_something_is_named() {
+    let service = Service::start();
+    // Each against all the others.
+    is_named(&service, "slow-client", ALL, |_, command, message| {
+        let end = message["params"]["end"].as_u64().unwrap_or_default();
+        !(command == "seq 1 3000000" && (5_000_000..5_100_000).contains(&end))
+    });
+    is_named(&service, "large-output", ALL, |_, command, message| {
+        if command == "seq 1 6000000" && is_end(message) {
+            message["params"]["sha256"]["stdout"] = json!("0".repeat(64));
+        }
+        true
+    });
+}
+
+#[test]
+fn a_silence_is_named() {
+    let service = Service::start();
+    is_named(&service, "heartbeat", ALL, |_, command, message| {
+        !(command.starts_with("sleep 3.6") && message["params"]["elapsedMs"].as_u64().is_some_and(|ms| ms > 500))
+            || is_end(message)
+    });
+    is_named(&service, "reconnect", &["basic", "reconnect"], |way, command, message| {
+        way == Way::ToService || command != "echo still here" || message["result"].is_null()
+    });
+}
