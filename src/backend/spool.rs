@@ -6,7 +6,6 @@
 //! its consumer alone.
 
 use std::{
-    cell::Cell,
     collections::VecDeque,
     time::{Duration, Instant},
 };
@@ -73,7 +72,8 @@ pub struct Consumer {
     /// What comes before the cursor has arrived where it was to go. A gateway that comes back for itself
     /// knows only that it has read it.
     has_arrived: bool,
-    blocked_since: Cell<Option<Instant>>,
+    /// Since when there was no room for it, as of the last delivery.
+    blocked_since: Option<Instant>,
 }
 
 /// The consumer's end.
@@ -100,7 +100,7 @@ impl Consumer {
             watch: None,
             cursor: offsets,
             has_arrived: true,
-            blocked_since: Cell::new(None),
+            blocked_since: None,
         };
         (consumer, Feed { items: receiver, dismissed, released })
     }
@@ -273,12 +273,10 @@ impl Spool {
         loop {
             let Some(consumer) = &mut self.consumer else { return false };
             if consumer.items.capacity() == 0 {
-                if consumer.blocked_since.get().is_none() {
-                    consumer.blocked_since.set(Some(now));
-                }
+                consumer.blocked_since.get_or_insert(now);
                 return false;
             }
-            consumer.blocked_since.set(None);
+            consumer.blocked_since = None;
             let item = match self.unsaid.pop_front() {
                 Some(word) => Item::Word(word),
                 None => match next(&self.rings, &mut self.first, consumer, self.policy, &self.acknowledged) {
@@ -375,11 +373,12 @@ impl Spool {
     /// its gateway did not ask for it since `asked_at` either.
     pub async fn moved(&self, patience: Duration, asked_at: Instant) -> Moved {
         let Some(consumer) = &self.consumer else { return std::future::pending().await };
-        if consumer.items.capacity() > 0 {
+        // What the last delivery found, not what is there now: the consumer may have made room since.
+        let Some(blocked_since) = consumer.blocked_since else {
             consumer.items.closed().await;
             return Moved::Gone;
-        }
-        let since = consumer.blocked_since.get().unwrap_or(asked_at).max(asked_at);
+        };
+        let since = blocked_since.max(asked_at);
         let vanished = async {
             if consumer.is_gateway {
                 tokio::time::sleep_until((since + patience).into()).await;
@@ -429,6 +428,7 @@ mod tests {
         backend::api::StatusChange,
         terminate::{Ending, Reason, Status},
     };
+    use futures_util::FutureExt;
     use proptest::prelude::*;
 
     use super::*;
@@ -510,6 +510,18 @@ mod tests {
         let beyond = Consumer::new(at(written as u64 + 8), true).0;
         assert_eq!(spool.attach(beyond, None).unwrap_err().code, code::PARAMS);
         assert!(spool.is_attached(), "the one before stays");
+    }
+
+    #[tokio::test]
+    async fn room_that_is_made_between_looking_and_waiting_is_noticed() {
+        let (mut spool, mut feed) = spool(Policy::Overwrite);
+        for n in 0..=SLOTS {
+            spool.push(Stream::Stdout, bytes(1, n));
+        }
+        assert!(!spool.deliver(), "there is one more piece than there is room");
+        feed.items.try_recv().unwrap();
+        let moved = spool.moved(Duration::from_secs(60), Instant::now());
+        assert_eq!(moved.now_or_never(), Some(Moved::Room));
     }
 
     #[test]
