@@ -83,6 +83,7 @@ fn command() -> Command {
                 .arg(Arg::new("executor").long("executor").value_name("NAME").help("what runs the command (the service's default)"))
                 .arg(Arg::new("timeout").long("timeout").value_name("SECONDS").help("end the command after so long, such as 30 or 0.5"))
                 .arg(Arg::new("stall-timeout").long("stall-timeout").value_name("SECONDS").help("end it when nothing was written for so long"))
+                .arg(Arg::new("heartbeat").long("heartbeat").value_name("SECONDS").help("how often the service says how it is, 1 to 60 (15); seen with --json"))
                 .arg(Arg::new("cwd").long("cwd").value_name("DIR").help("the working directory, on the service's machine"))
                 .args(claude())
                 .arg(Arg::new("interactive").long("interactive").short('i').action(ArgAction::SetTrue).help("the command reads our standard input"))
@@ -305,6 +306,7 @@ fn run_options(found: &ArgMatches) -> Result<client::RunOptions, ClientError> {
         executor: text("executor"),
         timeout_ms: seconds(found, "timeout")?.map(millis),
         stall_timeout_ms: seconds(found, "stall-timeout")?.map(millis),
+        heartbeat_ms: seconds(found, "heartbeat")?.map(millis),
         cwd: text("cwd"),
         claude: claude_options(found),
         json: found.get_flag("json"),

@@ -62,6 +62,8 @@ pub struct RunOptions {
     pub timeout_ms: Option<u64>,
     /// The longest time without output, in milliseconds.
     pub stall_timeout_ms: Option<u64>,
+    /// How often the service says how it is, in milliseconds.
+    pub heartbeat_ms: Option<u64>,
     /// The working directory.
     pub cwd: Option<String>,
     /// What Claude is told beside its prompt, as it stands on the wire.

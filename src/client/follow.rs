@@ -545,6 +545,7 @@ fn execute_params(options: &RunOptions, id: Option<ExecutionId>, longest_detach_
     set("executionId", id.map(|id| json!(id)));
     set("timeoutMs", options.timeout_ms.map(|ms| json!(ms)));
     set("stallTimeoutMs", options.stall_timeout_ms.map(|ms| json!(ms)));
+    set("heartbeatMs", options.heartbeat_ms.map(|ms| json!(ms)));
     set("cwd", options.cwd.as_ref().map(|cwd| json!(cwd)));
     set("stdin", (options.interactive && !options.tty).then_some(json!(true)));
     if options.tty {
