@@ -4,12 +4,12 @@ SHELL := bash
 BINARY := target/release/cc-executor
 LOG := target/cc-executor.log
 # The release that the tests were last seen green with; `make claude CLAUDE_CODE=latest` tries another.
-CLAUDE_CODE ?= 2.1.330
+CLAUDE_CODE ?= $(shell sed -n 's/^ENV CLAUDE_CODE_TESTED=//p' deploy/Dockerfile)
 
-.PHONY: help build fmt lint doc test claude check run bench soak fuzz logs
+.PHONY: help build fmt lint doc test claude check run up down bench soak fuzz deploy-test logs
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## build the release binary, target/release/cc-executor
 	cargo build --release
@@ -35,7 +35,16 @@ claude: ## install Claude Code from npm into target/claude, for the tests that a
 check: lint doc test ## what CI runs
 
 run: build ## build, then serve on ws://127.0.0.1:8003/ws/mcp; flags in ARGS
-	@exec $(BINARY) serve $(ARGS) 2> >(tee -i $(LOG) >&2)
+	@LOG_FORMAT=json exec $(BINARY) serve $(ARGS) 2> >(trap '' INT TERM; tee $(LOG) | $(BINARY) logs - >&2)
+
+up: ## build the images and start them with compose; ready when it returns
+	deploy/up.sh
+
+down: ## stop what `make up` started; volumes stay
+	deploy/compose.sh down
+
+deploy-test: ## both images on a real engine: check, then faults; needs docker and compose
+	deploy/test.sh
 
 bench: ## the gateway beside a plain bridge, in one run
 	cargo bench --bench gateway
@@ -50,5 +59,5 @@ fuzz: ## each fuzzer for SECONDS (60); finds in target/fuzz; needs a nightly Rus
 			-- -max_total_time=$(or $(SECONDS),60) -artifact_prefix=target/fuzz/ || exit; \
 	done
 
-logs: ## follow the log of `make run`
-	@touch $(LOG) && exec tail -n 100 -F $(LOG)
+logs: ## follow the log of `make run` as a timeline; of one session: SESSION=ID
+	@touch $(LOG) && tail -n +1 -F $(LOG) | $(BINARY) logs $(if $(SESSION),--session $(SESSION)) -
