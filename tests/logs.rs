@@ -1,6 +1,10 @@
 //! The log tells each session's life: what it opened it closes, and no command's text is in it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::Write,
+    process::{Command, Stdio},
+};
 
 use serde_json::{Value, json};
 
@@ -65,4 +69,37 @@ fn a_commands_text_is_logged_at_debug_level_only_and_its_secrets_never() {
     )))
     .unwrap();
     assert!(loud.contains("secret-word") && loud.contains("HIDDEN") && !loud.contains("secret-value"));
+}
+
+/// What deploy/audit.py says of a log, and whether it is content.
+fn audit(log: &[Value]) -> (String, bool) {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/audit.py");
+    let mut audit =
+        Command::new("python3").arg(script).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("python3");
+    let text: String = log.iter().map(|line| format!("{line}\n")).collect();
+    audit.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    let output = audit.wait_with_output().unwrap();
+    (String::from_utf8(output.stdout).unwrap(), output.status.success())
+}
+
+#[test]
+fn the_audit_of_a_deployment_misses_no_end_and_no_second_one() {
+    let log = lives(&Service::start());
+    let (told, is_content) = audit(&log);
+    assert!(is_content && told.starts_with("5 session.opened with 5 ends, 5 execution.started"), "{told}");
+    let ends = ["session.closed", "execution.finished", "process.finished"];
+    let ends: Vec<_> = (0..log.len()).filter(|at| ends.contains(&log[*at]["event"].as_str().unwrap_or(""))).collect();
+    for at in [ends[0], ends[1], ends[2], ends[14]] {
+        let mut lacks = log.clone();
+        let end = lacks.remove(at);
+        assert!(!audit(&lacks).1, "without {end}");
+        let mut twice = log.clone();
+        twice.push(end.clone());
+        assert!(!audit(&twice).1, "twice {end}");
+    }
+    let restarted = [&log[..], &log[..1]].concat();
+    assert_eq!(restarted.last().unwrap()["event"], "service.listening");
+    assert!(!audit(&restarted).1, "it began again without having stopped");
+    let failed = [&log[..], &[json!({ "level": "ERROR", "event": "drain.incomplete" })]].concat();
+    assert!(!audit(&failed).1, "an error");
 }
