@@ -3,7 +3,9 @@
 
 use std::{
     fs,
+    io::Write,
     path::{Path, PathBuf},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -15,7 +17,7 @@ use crate::common::{
     client::{Client, Story},
     procs,
     service::{Service, binary},
-    stub::{Stub, respond},
+    stub::{Stub, chunk, chunked_head, respond},
     wait_until,
 };
 
@@ -139,6 +141,56 @@ fn one_that_says_how_it_ended_and_never_exits_is_ended() {
         );
         assert_eq!(procs::with_argument(&mark), Vec::<u32>::new());
     }
+}
+
+#[test]
+fn one_that_closes_its_output_and_never_exits_is_ended() {
+    let service = service();
+    let mark = procs::mark();
+    for (said, status, reason) in
+        [(String::new(), "FAILED", "claude_error"), (format!("printf %s '{DONE}'; "), "COMPLETED", "exit")]
+    {
+        let mut client = service.connect();
+        let command = format!("{said}exec >&- 2>&-; sleep {mark}");
+        // Without a heartbeat, so that a wait without end is noticed.
+        let story = client.ask_claude(json!({ "command": command, "heartbeatMs": 60_000 }));
+        let end = &story.end;
+        assert_eq!((end["status"].as_str(), end["reason"].as_str()), (Some(status), Some(reason)), "{end}");
+        assert_eq!((&end["exit_code"], &end["cancel"]["verified"]), (&json!(null), &json!(true)));
+        assert_eq!(end["result"].is_object(), status == "COMPLETED");
+        assert_eq!(procs::with_argument(&mark), Vec::<u32>::new());
+    }
+}
+
+#[test]
+fn one_that_goes_on_after_its_result_has_no_more_time_for_that() {
+    let more = print(&[&said("still here"), TOOL, ANSWER, DONE]);
+    let command = format!("{} for n in {{1..300}}; do {more} sleep 0.05; done; exit 3", print(&[DONE]));
+    let began_at = Instant::now();
+    let story = service().connect().ask_claude(json!({ "command": command }));
+    let end = &story.end;
+    assert_eq!((end["status"].as_str(), end["reason"].as_str()), (Some("COMPLETED"), Some("exit")), "{end}");
+    assert!(began_at.elapsed() >= Duration::from_secs(5), "it had its time to exit: {:?}", began_at.elapsed());
+
+    // The same from the original's image, whose stream is cut at the end.
+    let stub = Stub::start(move |request, stream| match request.path.as_str() {
+        "/health" => respond(stream, 200, r#"{"status":"ok"}"#),
+        "/execute/claude-stream" => {
+            let _ = stream.write_all(&chunked_head("application/x-ndjson"));
+            for _ in 0..300 {
+                let lines = [&said("still here"), TOOL, ANSWER, DONE].map(|line| format!("{line}\n")).concat();
+                if stream.write_all(&chunk(lines.as_bytes())).is_err() {
+                    break;
+                }
+                thread::sleep(Duration::from_millis(50));
+            }
+        }
+        path => panic!("{path}"),
+    });
+    let gateway = Service::gateway(&stub.url());
+    gateway.wait_for_event("backend.up", 1);
+    let story = gateway.connect().ask_claude(json!({ "command": "x" }));
+    assert_eq!((&story.end["status"], &story.end["reason"]), (&json!("COMPLETED"), &json!("exit")), "{}", story.end);
 }
 
 #[test]
