@@ -170,7 +170,7 @@ fn feed_lines(encoder: &mut Encoder, stream: Stream, carry: &mut Vec<u8>, mut by
 }
 
 /// How many bytes at the end are the beginning of a character whose rest is missing: 0 to 3.
-fn partial_char(bytes: &[u8]) -> usize {
+pub fn partial_char(bytes: &[u8]) -> usize {
     for back in 1..=MAX_PARTIAL_CHAR.min(bytes.len()) {
         let tail = &bytes[bytes.len() - back..];
         // Continuation bytes belong to a character that begins further to the front.
