@@ -315,7 +315,9 @@ impl Outcome {
     /// What a person should know of a failure, and do.
     pub fn advice(&self) -> String {
         let said = brief(&self.text);
-        let signed_out = matches!(self.api_error_status, Some(401 | 403)) || self.text.contains("/login");
+        // As the CLI words it: a text about src/login.rs is no such thing.
+        let told = self.text.to_lowercase().contains("run /login");
+        let signed_out = matches!(self.api_error_status, Some(401 | 403)) || told;
         if signed_out {
             return format!(
                 "claude is not signed in: {said}; run `claude` as the backend's user and log in, or give the backend ANTHROPIC_API_KEY"
@@ -379,5 +381,19 @@ mod tests {
             r#"{"type":"result","subtype":"error_during_execution","is_error":true,"errors":["one \ud83d",{"a":1}]}"#;
         let outcome = Event::parse(failed.as_bytes()).unwrap().outcome().unwrap();
         assert_eq!((outcome.text.as_str(), outcome.is_error), ("one \u{fffd}\n{\"a\":1}", true));
+    }
+
+    #[test]
+    fn only_who_is_told_to_log_in_is_not_signed_in() {
+        for (text, signed_out) in [
+            ("Not logged in · Please run /login", true),
+            ("Invalid API key · Please Run /login", true),
+            ("src/login.rs does not compile", false),
+            ("", false),
+        ] {
+            let line = serde_json::json!({ "type": "result", "is_error": true, "result": text }).to_string();
+            let advice = Event::parse(line.as_bytes()).unwrap().outcome().unwrap().advice();
+            assert_eq!(advice.contains("not signed in"), signed_out, "{advice}");
+        }
     }
 }
