@@ -3,7 +3,9 @@
 
 use std::{
     fs,
+    io::Write,
     path::{Path, PathBuf},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -15,8 +17,7 @@ use crate::common::{
     client::{Client, Story},
     procs,
     service::{Service, binary},
-    stub::{Stub, respond},
-    wait_until,
+    stub::{Stub, chunk, chunked_head, respond},
 };
 
 const STAND_IN: &str = r#"{"claude":["bash","-c","eval \"$(cat)\"","claude"]}"#;
@@ -62,6 +63,8 @@ fn every_sample_ends_as_it_did_and_says_what_it_said() {
     let service = service();
     let mut client = service.connect();
     let result = "The result is RESULT:::168 \n";
+    let unreachable = "API Error: Connection refused — a firewall or proxy may be blocking it (ECONNREFUSED)\n";
+    let interrupted = "Calling mcp__demo__slow\nThe user doesn't want to proceed with this tool use. The tool use was rejected (eg. if it was a file edit, the new_string was NOT written to the file). STOP what you are doing and wait for the user to tell you how to proceed.\n";
     let table: [(&str, &str, &str, &str, String); 12] = [
         ("success", "exit 0", "COMPLETED", "exit", format!("RESULT:::168\n{result}")),
         ("success", "exit 1", "FAILED", "exit", format!("RESULT:::168\n{result}")),
@@ -78,9 +81,9 @@ fn every_sample_ends_as_it_did_and_says_what_it_said() {
         ("cancelled", "exit 0", "COMPLETED", "exit", format!("Exit code 137\n{result}")),
         ("auth401", "exit 1", "FAILED", "claude_error", "Invalid API key · Fix external API key\n".to_owned()),
         ("auth401", "exit 0", "FAILED", "claude_error", "Invalid API key · Fix external API key\n".to_owned()),
-        ("api-unreachable", "exit 1", "FAILED", "claude_error", String::new()),
-        ("sigint", "exit 0", "FAILED", "claude_error", String::new()),
-        ("sigint", "exit 130", "FAILED", "claude_error", String::new()),
+        ("api-unreachable", "exit 1", "FAILED", "claude_error", unreachable.to_owned()),
+        ("sigint", "exit 0", "FAILED", "claude_error", interrupted.to_owned()),
+        ("sigint", "exit 130", "FAILED", "claude_error", interrupted.to_owned()),
     ];
     for (name, exit, status, reason, text) in table {
         let story = client.ask_claude(json!({ "command": format!("{}; {exit}", cat(name)), "events": true }));
@@ -90,9 +93,7 @@ fn every_sample_ends_as_it_did_and_says_what_it_said() {
             (Some(status), Some(reason)),
             "{name} {exit}: {end}"
         );
-        if !text.is_empty() {
-            assert_eq!(story.text(), text, "{name}");
-        }
+        assert_eq!(story.text(), text, "{name}");
         let events: Vec<_> = story.events.iter().map(|params| params["event"].clone()).collect();
         assert_eq!(events, lines(name), "every event is told as it came");
         assert_eq!(end["bytes"]["stdout"], fs::metadata(sample(name)).unwrap().len());
@@ -142,14 +143,65 @@ fn one_that_says_how_it_ended_and_never_exits_is_ended() {
 }
 
 #[test]
+fn one_that_closes_its_output_and_never_exits_is_ended() {
+    let service = service();
+    let mark = procs::mark();
+    for (said, status, reason) in
+        [(String::new(), "FAILED", "claude_error"), (format!("printf %s '{DONE}'; "), "COMPLETED", "exit")]
+    {
+        let mut client = service.connect();
+        let command = format!("{said}exec >&- 2>&-; sleep {mark}");
+        // Without a heartbeat, so that a wait without end is noticed.
+        let story = client.ask_claude(json!({ "command": command, "heartbeatMs": 60_000 }));
+        let end = &story.end;
+        assert_eq!((end["status"].as_str(), end["reason"].as_str()), (Some(status), Some(reason)), "{end}");
+        assert_eq!((&end["exit_code"], &end["cancel"]["verified"]), (&json!(null), &json!(true)));
+        assert_eq!(end["result"].is_object(), status == "COMPLETED");
+        assert_eq!(procs::with_argument(&mark), Vec::<u32>::new());
+    }
+}
+
+#[test]
+fn one_that_goes_on_after_its_result_has_no_more_time_for_that() {
+    let more = print(&[&said("still here"), TOOL, ANSWER, DONE]);
+    let command = format!("{} for n in {{1..300}}; do {more} sleep 0.05; done; exit 3", print(&[DONE]));
+    let began_at = Instant::now();
+    let story = service().connect().ask_claude(json!({ "command": command }));
+    let end = &story.end;
+    assert_eq!((end["status"].as_str(), end["reason"].as_str()), (Some("COMPLETED"), Some("exit")), "{end}");
+    assert!(began_at.elapsed() >= Duration::from_secs(5), "it had its time to exit: {:?}", began_at.elapsed());
+
+    // The same from the original's image, whose stream is cut at the end.
+    let stub = Stub::start(move |request, stream| match request.path.as_str() {
+        "/health" => respond(stream, 200, r#"{"status":"ok"}"#),
+        "/execute/claude-stream" => {
+            let _ = stream.write_all(&chunked_head("application/x-ndjson"));
+            for _ in 0..300 {
+                let lines = [&said("still here"), TOOL, ANSWER, DONE].map(|line| format!("{line}\n")).concat();
+                if stream.write_all(&chunk(lines.as_bytes())).is_err() {
+                    break;
+                }
+                thread::sleep(Duration::from_millis(50));
+            }
+        }
+        path => panic!("{path}"),
+    });
+    let gateway = Service::gateway(&stub.url());
+    gateway.wait_for_event("backend.up", 1);
+    let story = gateway.connect().ask_claude(json!({ "command": "x" }));
+    assert_eq!((&story.end["status"], &story.end["reason"]), (&json!("COMPLETED"), &json!("exit")), "{}", story.end);
+}
+
+#[test]
 fn who_ends_it_decides_whatever_it_says_then() {
     let service = service();
     let mut client = service.connect();
-    let command = format!("trap '{}; exit 0' TERM; sleep 1000 & wait", cat("cancelled"));
+    let mark = procs::mark();
+    let command = format!("trap '{}; exit 0' TERM; sleep {mark} & wait", cat("cancelled"));
     client.call("execute", json!({ "command": command, "executor": "claude" })).unwrap();
     client.status("RUNNING");
     // It has read its prompt when it has a child.
-    wait_until("it waits", PATIENCE, || !procs::with_argument("1000").is_empty());
+    procs::wait_for(&mark, 1, PATIENCE);
     client.call("control", json!({ "type": "CANCEL" })).unwrap();
     let mut story = Story::of_claude();
     client.follow(&mut story, |_| false);
@@ -160,7 +212,7 @@ fn who_ends_it_decides_whatever_it_says_then() {
         story.end
     );
     assert_eq!((&story.end["result"]["is_error"], &story.end["exit_code"]), (&json!(false), &json!(0)));
-    let story = client.ask_claude(json!({ "command": "sleep 1000", "timeoutMs": 200 }));
+    let story = client.ask_claude(json!({ "command": format!("sleep {mark}"), "timeoutMs": 200 }));
     assert_eq!(story.end["reason"], "timeout");
 }
 
@@ -442,6 +494,24 @@ fn run_reads_well() {
 }
 
 #[test]
+fn on_a_terminal_run_tells_a_tool_in_one_dim_line() {
+    let service = service();
+    let prompt = format!("{} {}", print(&[&said("Look:"), TOOL, ANSWER]), print(&[&said("Two files."), DONE]));
+    let run = "exec \"$RUN\" run --url \"$URL\" --executor claude -- \"$PROMPT\"";
+    let program = binary().get_program().to_str().unwrap().to_owned();
+    let story = service.connect().run(json!({
+        "command": run, "pty": { "rows": 24, "cols": 200 },
+        "env": { "RUN": program, "URL": service.url(), "PROMPT": prompt },
+    }));
+    assert_eq!(story.end["exit_code"], 0, "{}", story.end);
+    let shown = story.text();
+    for line in ["Look:\r\n", "\x1b[2mBash ls\x1b[0m\r\n", "a\r\nb\r\n", "Two files.\r\n"] {
+        assert_eq!(shown.matches(line).count(), 1, "{line:?}: {shown:?}");
+    }
+    assert!(shown.ends_with("\x1b[2m2 turns, 0.0 s, $0.5000, session s-1\x1b[0m\r\n"), "{shown:?}");
+}
+
+#[test]
 fn the_originals_callers_get_events_and_how_it_ended() {
     let backend = Service::with(&["backend", "--executors", STAND_IN], &[]);
     let ask = |body: Value| {
@@ -467,6 +537,65 @@ fn the_originals_callers_get_events_and_how_it_ended() {
     );
     let (status, events) = ask(json!({ "question": "x", "executor": "shell" }));
     assert_eq!((status, &events[0]["data"]["param"]), (400, &json!("executor")));
+}
+
+#[test]
+fn the_originals_callers_may_ask_for_what_others_may() {
+    let recorded = lines("cancelled").len();
+    let backend = Service::with(&["backend", "--executors", STAND_IN], &[]);
+    let ask = |backend: &Service, body: Value| {
+        let (status, body) = backend.post("/execute/claude-stream", &body);
+        let lines: Vec<Value> = body.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        (status, lines)
+    };
+    let said = |lines: &[Value]| -> String {
+        let heard = lines.iter().filter(|line| line["type"] == "output" && line["stream"] == "stderr");
+        heard.map(|line| line["content"].as_str().expect("text")).collect()
+    };
+    let command = format!("printf '%s\\n' \"$@\" >&2; {}", print(&[DONE]));
+    let claude =
+        json!({ "model": "haiku", "permissionMode": "plan", "maxTurns": 3, "allowedTools": ["Read"], "resume": "s-1" });
+    let (status, lines) = ask(&backend, json!({ "question": command, "claude": claude }));
+    assert_eq!((status, &lines.last().unwrap()["status"]), (200, &json!("success")));
+    assert_eq!(
+        said(&lines),
+        "-p\n--output-format\nstream-json\n--verbose\n--model=haiku\n--permission-mode=plan\n--max-turns=3\n--resume=s-1\n--allowedTools\nRead\n"
+    );
+
+    // Each byte in a read of its own, as far as the pipe and the scheduler let it be.
+    let bytes = "é€😀\n".bytes().map(|byte| format!("printf '\\{byte:o}' >&2; sleep 0.02; ")).collect::<String>();
+    let (_, lines) = ask(&backend, json!({ "question": format!("{bytes}{}", print(&[DONE])) }));
+    assert_eq!(said(&lines), "é€😀\n");
+
+    let refused = json!({ "question": "x", "env": { "ANTHROPIC_BASE_URL": "http://127.0.0.1:1" } });
+    let (status, lines) = ask(&backend, refused);
+    assert_eq!((status, &lines[0]["code"], &lines[0]["data"]["param"]), (403, &json!(-32002), &json!("env")));
+
+    let missing = Service::with(&["backend", "--executors", r#"{"claude":["/nonexistent/claude"]}"#], &[]);
+    let (_, lines) = ask(&missing, json!({ "question": "x" }));
+    let last = lines.last().unwrap();
+    assert_eq!(
+        (&last["status"], &last["reason"], &last["exit_code"]),
+        (&json!("error"), &json!("not_started"), &json!(127))
+    );
+    assert!(last["message"].as_str().unwrap().contains("npm install -g @anthropic-ai/claude-code"), "{last}");
+
+    let (mark, id) = (procs::mark(), "6f1d3a52-0c9e-4b57-8f43-4d1f6f0f7c11");
+    let command = format!("trap '{}; exit 0' TERM; sleep {mark} & wait", cat("cancelled"));
+    let lines = thread::scope(|scope| {
+        let asked = scope.spawn(|| ask(&backend, json!({ "question": command, "executionId": id })).1);
+        procs::wait_for(&mark, 1, PATIENCE);
+        assert_eq!(backend.delete(&format!("/executions/{id}"))["verified"], true);
+        asked.join().unwrap()
+    });
+    let last = lines.last().unwrap();
+    assert_eq!(
+        (&last["status"], &last["reason"], &last["exit_code"]),
+        (&json!("cancelled"), &json!("canceled"), &json!(0))
+    );
+    assert_eq!((&last["execution_id"], &last["result"]["is_error"]), (&json!(id), &json!(false)));
+    assert_eq!(lines.len(), recorded + 1);
+    assert_eq!(procs::with_argument(&mark), Vec::<u32>::new());
 }
 
 #[test]

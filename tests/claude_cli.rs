@@ -5,6 +5,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
 
 use rustix::process::Signal;
@@ -21,6 +22,9 @@ use crate::common::{
 
 /// Says to a test that it is already in its namespace, and where the CLI is.
 const INSIDE: &str = "TEST_CLAUDE_CLI";
+
+/// How long the CLI may take from its start to its first tool, on a busy machine with a cold disk.
+const COLD_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Brings loopback up and becomes the test.
 const ENTER: &str = r#"ip link set lo up && exec "$@""#;
@@ -39,7 +43,7 @@ fn on_loopback_only<F: FnOnce(&Cli)>(scenario: F) {
         (_, Err(missing)) => return left_out(name, missing),
     };
     let output = Command::new("timeout")
-        .args(["120", "unshare", unshare, "sh", "-c", ENTER, "enter"])
+        .args(["300", "unshare", unshare, "sh", "-c", ENTER, "enter"])
         .arg(std::env::current_exe().expect("this test"))
         .args(["--exact", name, "--nocapture"])
         .env(INSIDE, program)
@@ -238,7 +242,7 @@ fn a_long_silent_tool_is_told_by_heartbeats() {
                 == (&json!("RUNNING"), &json!("tool: Bash"), &json!(1))
         });
         let n = busy.count();
-        assert!((4..=7).contains(&n), "{n}: {:?}", story.updates);
+        assert!(n >= 4, "{n}: {:?}", story.updates);
         assert!(story.updates.iter().all(|update| update.get("backend").is_none_or(|backend| backend == "alive")));
     });
 }
@@ -253,7 +257,7 @@ fn ask_for_sleep(service: &Service) -> (Client, String, String) {
     params["executor"] = json!("claude");
     params["claude"]["model"] = json!(format!("claude-{mark}"));
     client.call("execute", params).expect("it is accepted");
-    procs::wait_for(&mark, 1, PATIENCE);
+    procs::wait_for(&mark, 1, COLD_PATIENCE);
     assert!(!procs::with_argument(&model).is_empty());
     (client, mark, model)
 }
@@ -328,11 +332,19 @@ fn two_at_once_do_not_meet() {
         let api = MessagesApi::start();
         let service = cli.serve(&api);
         let mut clients = [service.connect(), service.connect()];
+        let (mark, gate) = (procs::mark(), cli.home.join("gate"));
         for (n, client) in clients.iter_mut().enumerate() {
-            let mut params = with_bash(&format!("run python3 -c 'import time; time.sleep(1)'; echo I am number {n}"));
+            let wait = format!(
+                "import os, time; [time.sleep(0.05) for _ in iter(lambda: os.path.exists(\"{}\"), True)]",
+                gate.display()
+            );
+            let mut params = with_bash(&format!("run python3 -c '{wait}' {mark}; echo I am number {n}"));
             params["executor"] = json!("claude");
             client.call("execute", params).expect("it is accepted");
         }
+        // Each is in the middle of its tool, and waits there for the other.
+        procs::wait_for(&mark, 2, COLD_PATIENCE);
+        fs::write(&gate, "").expect("a home");
         let stories = clients.each_mut().map(rest);
         for (n, story) in stories.iter().enumerate() {
             assert_eq!(ending(story), ("COMPLETED", "exit"), "{}", story.end);

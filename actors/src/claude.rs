@@ -6,9 +6,9 @@
 pub mod lines;
 pub mod watch;
 
-use std::borrow::Cow;
+use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::{Number, Value, value::RawValue};
 
 use crate::terminate::{Reason, Status};
@@ -31,7 +31,7 @@ pub struct Event<'a> {
     line: &'a str,
     head: Head<'a>,
     /// Its type, such as `assistant`.
-    pub kind: Cow<'a, str>,
+    pub kind: String,
 }
 
 /// What every event may have. Values of any shape are let in here and read where they are wanted.
@@ -45,6 +45,40 @@ struct Head<'a> {
     parent_tool_use_id: Option<&'a RawValue>,
     #[serde(borrow, default)]
     message: Option<&'a RawValue>,
+}
+
+/// A string that may have half a character in it. JavaScript writes one, a lone surrogate, where a text was
+/// cut in the middle of an emoji; `String` and `Value` refuse the whole line for it. It becomes U+FFFD.
+#[derive(Debug)]
+struct Lossy(String);
+
+impl<'de> Deserialize<'de> for Lossy {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+
+        impl de::Visitor<'_> for Visitor {
+            type Value = Lossy;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string")
+            }
+
+            fn visit_bytes<E: de::Error>(self, bytes: &[u8]) -> Result<Lossy, E> {
+                let mut text = String::with_capacity(bytes.len());
+                for chunk in bytes.utf8_chunks() {
+                    text.push_str(chunk.valid());
+                    // The line was UTF-8: what is not is a surrogate, three bytes of which only the first is this.
+                    if chunk.invalid().first() == Some(&0xED) {
+                        text.push(char::REPLACEMENT_CHARACTER);
+                    }
+                }
+                Ok(Lossy(text))
+            }
+        }
+
+        // As bytes serde_json also hands out what is no UTF-8.
+        deserializer.deserialize_byte_buf(Visitor)
+    }
 }
 
 /// The part of an API message that is read.
@@ -63,7 +97,7 @@ enum Content<'a> {
 impl<'a> Content<'a> {
     fn read(raw: &'a RawValue) -> Option<Content<'a>> {
         if raw.get().starts_with('"') {
-            return serde_json::from_str(raw.get()).ok().map(Content::Text);
+            return string(raw).map(Content::Text);
         }
         let blocks: Vec<&RawValue> = serde_json::from_str(raw.get()).ok()?;
         Some(Content::Blocks(blocks.into_iter().filter_map(|block| serde_json::from_str(block.get()).ok()).collect()))
@@ -73,15 +107,15 @@ impl<'a> Content<'a> {
 /// A block of an API message, as far as it is read.
 #[derive(Deserialize)]
 struct Block<'a> {
-    r#type: String,
+    r#type: Lossy,
     #[serde(default)]
-    text: Option<String>,
+    text: Option<Lossy>,
     #[serde(default)]
-    id: Option<String>,
+    id: Option<Lossy>,
     #[serde(default)]
-    name: Option<String>,
+    name: Option<Lossy>,
     #[serde(default)]
-    tool_use_id: Option<String>,
+    tool_use_id: Option<Lossy>,
     #[serde(borrow, default)]
     content: Option<&'a RawValue>,
     #[serde(borrow, default)]
@@ -116,7 +150,7 @@ impl<'a> Event<'a> {
     pub fn parse(line: &'a [u8]) -> Option<Event<'a>> {
         let line = std::str::from_utf8(line).ok()?.trim();
         let head: Head<'a> = serde_json::from_str(line).ok()?;
-        Some(Event { line, kind: text_of(head.r#type)?, head })
+        Some(Event { line, kind: string(head.r#type)?, head })
     }
 
     /// The event as it came.
@@ -125,8 +159,8 @@ impl<'a> Event<'a> {
     }
 
     /// Its subtype, such as `init`.
-    pub fn subtype(&self) -> Option<Cow<'a, str>> {
-        self.head.subtype.and_then(text_of)
+    pub fn subtype(&self) -> Option<String> {
+        self.head.subtype.and_then(string)
     }
 
     /// Whether it is of an agent that Claude itself has started.
@@ -160,15 +194,15 @@ impl<'a> Event<'a> {
 
 impl Block<'_> {
     fn into_part(self, of_assistant: bool) -> Option<Part> {
-        match (&*self.r#type, of_assistant) {
-            ("text", true) => self.text.map(Part::Text),
+        match (&*self.r#type.0, of_assistant) {
+            ("text", true) => self.text.map(|text| Part::Text(text.0)),
             ("tool_use", true) => Some(Part::ToolUse {
-                id: self.id.unwrap_or_default(),
-                name: self.name?,
+                id: self.id.map(|id| id.0).unwrap_or_default(),
+                name: self.name?.0,
                 input: self.input.map(|input| input.get().to_owned()).unwrap_or_default(),
             }),
             ("tool_result", false) => Some(Part::ToolResult {
-                id: self.tool_use_id.unwrap_or_default(),
+                id: self.tool_use_id.map(|id| id.0).unwrap_or_default(),
                 text: self.content.map(text_of_content).unwrap_or_default(),
             }),
             _ => None,
@@ -181,17 +215,16 @@ fn text_of_content(raw: &RawValue) -> String {
     match Content::read(raw) {
         Some(Content::Text(text)) => text,
         Some(Content::Blocks(blocks)) => {
-            let texts: Vec<_> = blocks.into_iter().filter_map(|block| block.text).collect();
+            let texts: Vec<_> = blocks.into_iter().filter_map(|block| Some(block.text?.0)).collect();
             texts.join("\n")
         }
         None => String::new(),
     }
 }
 
-fn text_of(raw: &RawValue) -> Option<Cow<'_, str>> {
-    #[derive(Deserialize)]
-    struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
-    serde_json::from_str::<Text<'_>>(raw.get()).ok().map(|text| text.0)
+/// A string of JSON as text; `None` if it is something else. Half a character in it becomes U+FFFD.
+pub fn string(raw: &RawValue) -> Option<String> {
+    serde_json::from_str::<Lossy>(raw.get()).ok().map(|text| text.0)
 }
 
 /// How Claude says that it ended: the `result` of a final status.
@@ -219,40 +252,72 @@ pub struct Outcome {
     pub api_error_status: Option<u64>,
 }
 
+/// What a `result` event may have. Each value is read by itself, so that one of an unexpected shape costs
+/// no other.
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Said<'a> {
+    #[serde(borrow)]
+    result: Option<&'a RawValue>,
+    #[serde(borrow)]
+    errors: Option<&'a RawValue>,
+    #[serde(borrow)]
+    subtype: Option<&'a RawValue>,
+    #[serde(borrow)]
+    is_error: Option<&'a RawValue>,
+    #[serde(borrow)]
+    num_turns: Option<&'a RawValue>,
+    #[serde(borrow)]
+    duration_ms: Option<&'a RawValue>,
+    #[serde(borrow)]
+    total_cost_usd: Option<&'a RawValue>,
+    #[serde(borrow)]
+    usage: Option<&'a RawValue>,
+    #[serde(borrow)]
+    session_id: Option<&'a RawValue>,
+    #[serde(borrow)]
+    api_error_status: Option<&'a RawValue>,
+}
+
+fn value<'a, T: Deserialize<'a>>(raw: Option<&'a RawValue>) -> Option<T> {
+    raw.and_then(|raw| serde_json::from_str(raw.get()).ok())
+}
+
 impl Outcome {
     /// Reads a `result` event, whatever of it is as expected.
     fn read(line: &str) -> Outcome {
-        let value: Value = serde_json::from_str(line).unwrap_or_default();
-        let mut text = match (&value["result"], &value["errors"]) {
-            (Value::String(text), _) => text.clone(),
-            (_, Value::Array(errors)) if !errors.is_empty() => {
-                let texts: Vec<_> = errors
-                    .iter()
-                    .map(|error| error.as_str().map_or_else(|| error.to_string(), str::to_owned))
-                    .collect();
+        let said: Said<'_> = serde_json::from_str(line).unwrap_or_default();
+        let errors: Vec<&RawValue> = value(said.errors).unwrap_or_default();
+        let mut text = match said.result.and_then(string) {
+            Some(text) => text,
+            None if errors.is_empty() => said.subtype.and_then(string).unwrap_or_default(),
+            None => {
+                let texts: Vec<_> =
+                    errors.into_iter().map(|error| string(error).unwrap_or_else(|| error.get().to_owned())).collect();
                 texts.join("\n")
             }
-            _ => value["subtype"].as_str().unwrap_or_default().to_owned(),
         };
         let truncated = text.len() > MAX_TEXT;
         text.truncate(text.floor_char_boundary(MAX_TEXT));
         Outcome {
             text,
             truncated,
-            is_error: value["is_error"].as_bool().unwrap_or(true),
-            num_turns: value["num_turns"].as_u64(),
-            duration_ms: value["duration_ms"].as_u64(),
-            total_cost_usd: value["total_cost_usd"].as_number().cloned(),
-            usage: value.get("usage").filter(|usage| usage.to_string().len() <= MAX_USAGE).cloned(),
-            session_id: value["session_id"].as_str().map(str::to_owned),
-            api_error_status: value["api_error_status"].as_u64(),
+            is_error: value(said.is_error).unwrap_or(true),
+            num_turns: value(said.num_turns),
+            duration_ms: value(said.duration_ms),
+            total_cost_usd: value(said.total_cost_usd),
+            usage: value(said.usage.filter(|usage| usage.get().len() <= MAX_USAGE)),
+            session_id: said.session_id.and_then(string),
+            api_error_status: value(said.api_error_status),
         }
     }
 
     /// What a person should know of a failure, and do.
     pub fn advice(&self) -> String {
         let said = brief(&self.text);
-        let signed_out = matches!(self.api_error_status, Some(401 | 403)) || self.text.contains("/login");
+        // As the CLI words it: a text about src/login.rs is no such thing.
+        let told = self.text.to_lowercase().contains("run /login");
+        let signed_out = matches!(self.api_error_status, Some(401 | 403)) || told;
         if signed_out {
             return format!(
                 "claude is not signed in: {said}; run `claude` as the backend's user and log in, or give the backend ANTHROPIC_API_KEY"
@@ -290,4 +355,45 @@ fn brief(text: &str) -> String {
         line.push_str("...");
     }
     if line.is_empty() { "it said nothing".to_owned() } else { line }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn half_a_character_costs_nothing_but_itself() {
+        let parts = |line: &str| Event::parse(line.as_bytes()).unwrap().parts();
+        let said = r#"{"type":"assistant","message":{"content":[{"type":"text","text":"a \ud83d\ude00 b \ud83d"}]}}"#;
+        assert_eq!(parts(said), [Part::Text("a \u{1f600} b \u{fffd}".to_owned())]);
+        for content in [r#""one \ud83d two \ude00""#, r#"[{"type":"text","text":"one \ud83d two \ude00"}]"#] {
+            let answer = format!(
+                r#"{{"type":"user","message":{{"content":[{{"type":"tool_result","tool_use_id":"1","content":{content}}}]}}}}"#
+            );
+            let text = "one \u{fffd} two \u{fffd}".to_owned();
+            assert_eq!(parts(&answer), [Part::ToolResult { id: "1".to_owned(), text }]);
+        }
+        let last = r#"{"type":"result","subtype":"success","is_error":false,"result":"done \ud83d","num_turns":2,"session_id":"s"}"#;
+        let outcome = Event::parse(last.as_bytes()).unwrap().outcome().unwrap();
+        assert_eq!((outcome.text.as_str(), outcome.is_error), ("done \u{fffd}", false));
+        assert_eq!((outcome.num_turns, outcome.session_id.as_deref()), (Some(2), Some("s")));
+        let failed =
+            r#"{"type":"result","subtype":"error_during_execution","is_error":true,"errors":["one \ud83d",{"a":1}]}"#;
+        let outcome = Event::parse(failed.as_bytes()).unwrap().outcome().unwrap();
+        assert_eq!((outcome.text.as_str(), outcome.is_error), ("one \u{fffd}\n{\"a\":1}", true));
+    }
+
+    #[test]
+    fn only_who_is_told_to_log_in_is_not_signed_in() {
+        for (text, signed_out) in [
+            ("Not logged in · Please run /login", true),
+            ("Invalid API key · Please Run /login", true),
+            ("src/login.rs does not compile", false),
+            ("", false),
+        ] {
+            let line = serde_json::json!({ "type": "result", "is_error": true, "result": text }).to_string();
+            let advice = Event::parse(line.as_bytes()).unwrap().outcome().unwrap().advice();
+            assert_eq!(advice.contains("not signed in"), signed_out, "{advice}");
+        }
+    }
 }

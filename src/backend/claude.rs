@@ -37,6 +37,11 @@ const INHERITED: &[&str] = &[
 ];
 const INHERITED_PREFIXES: &[&str] = &["ANTHROPIC_", "CLAUDE_"];
 
+/// Variables that are the operator's alone, beside those that Claude inherits: each says which program runs,
+/// with whose settings and login, what else is loaded into it, or where it sends the operator's key.
+const RESERVED: &[&str] = &["HOME", "PATH", "SHELL", "BASH_ENV", "ALL_PROXY", "all_proxy"];
+const RESERVED_PREFIXES: &[&str] = &["LD_", "NODE_", "BUN_"];
+
 /// The gateway's setting, which only looks like one of Claude's.
 const NOT_INHERITED: &str = "CLAUDE_API_URL";
 
@@ -92,6 +97,7 @@ impl Policy {
         let mode = one_of("permissionMode", asked.permission_mode.as_deref(), &self.permission_modes)?;
         let max_turns = self.judge_turns(asked.max_turns)?;
         self.judge_tools(&asked.allowed_tools)?;
+        judge_env(&run.env)?;
         let mut env = common.clone();
         env.insert("DISABLE_AUTOUPDATER".to_owned(), "1".to_owned());
         env.extend(self.inherited.clone());
@@ -137,9 +143,10 @@ impl Policy {
     }
 
     fn judge_tools(&self, asked: &[String]) -> Result<(), ErrorObject> {
-        let name = |tool: &str| tool.split('(').next().unwrap_or_default().to_owned();
         let allowed = |tool: &String| {
-            self.tools.is_empty() || self.tools.iter().any(|allowed| allowed == tool || *allowed == name(tool))
+            let name = name_of_tool(tool);
+            self.tools.is_empty()
+                || self.tools.iter().any(|allowed| allowed == tool || name.is_some_and(|name| allowed == name))
         };
         match asked.iter().find(|tool| !allowed(tool)) {
             None => Ok(()),
@@ -161,6 +168,34 @@ impl Policy {
         }
         let allowed: Vec<_> = self.directories.iter().map(|path| path.display().to_string()).collect();
         Err(not_allowed("cwd", asked, &allowed))
+    }
+}
+
+/// The name in NAME or NAME(...). `None` if that is not one tool to the CLI, which cuts each word at commas and
+/// spaces, unless they come after a `(` and before the next `)`.
+fn name_of_tool(tool: &str) -> Option<&str> {
+    let cuts = |text: &str| text.contains(|c: char| c == ',' || c.is_whitespace());
+    let (name, after) = match tool.split_once('(') {
+        None => (tool, ""),
+        Some((name, rest)) => (name, rest.strip_suffix(')')?.split_once(')').map_or("", |(_, after)| after)),
+    };
+    (!cuts(name) && !cuts(after)).then_some(name)
+}
+
+/// A client may add to the environment, but not change what Claude is or whom it trusts. It may do without the
+/// operator's key.
+fn judge_env(asked: &BTreeMap<String, String>) -> Result<(), ErrorObject> {
+    let listed = |name: &str| {
+        let mut prefixes = INHERITED_PREFIXES.iter().chain(RESERVED_PREFIXES);
+        INHERITED.contains(&name) || RESERVED.contains(&name) || prefixes.any(|prefix| name.starts_with(prefix))
+    };
+    let reserved = |(name, value): &(&String, &String)| listed(name) && !(*name == API_KEY && value.is_empty());
+    match asked.iter().find(reserved) {
+        None => Ok(()),
+        Some((name, _)) => {
+            let message = format!("env.{name} is the operator's with claude: set it where the backend runs");
+            Err(ErrorObject::new(code::NOT_ALLOWED, message).with(json!({ "param": "env", "asked": name })))
+        }
     }
 }
 
@@ -241,10 +276,17 @@ mod tests {
             words(&["--model=haiku", "--permission-mode=plan", "--max-turns=5"])
         );
         assert_eq!(start.cwd.as_deref(), Some("/usr"));
-        let refused: [(Claude, Option<&str>, i64); 6] = [
+        let refused = [
             (Claude { model: Some("opus".into()), ..Claude::default() }, None, code::NOT_ALLOWED),
             (Claude { permission_mode: Some(BYPASS.into()), ..Claude::default() }, None, code::NOT_ALLOWED),
             (Claude { allowed_tools: words(&["Bash"]), ..Claude::default() }, None, code::NOT_ALLOWED),
+            // The CLI makes several tools of each of these.
+            (Claude { allowed_tools: words(&["Read(x) Bash"]), ..Claude::default() }, None, code::NOT_ALLOWED),
+            (Claude { allowed_tools: words(&["Read(x),Bash"]), ..Claude::default() }, None, code::NOT_ALLOWED),
+            (Claude { allowed_tools: words(&["Read((x) Bash )"]), ..Claude::default() }, None, code::NOT_ALLOWED),
+            (Claude { allowed_tools: words(&["Read(x)Bash"]), ..Claude::default() }, None, code::NOT_ALLOWED),
+            (Claude { allowed_tools: words(&["Read(x"]), ..Claude::default() }, None, code::NOT_ALLOWED),
+            (Claude { allowed_tools: words(&["Read,Bash"]), ..Claude::default() }, None, code::NOT_ALLOWED),
             (Claude { max_turns: Some(6), ..Claude::default() }, None, code::PARAMS),
             (Claude::default(), Some("/etc"), code::NOT_ALLOWED),
             (Claude::default(), Some("/usr/../etc"), code::NOT_ALLOWED),
@@ -255,7 +297,7 @@ mod tests {
         }
         let asked = Claude {
             model: Some("sonnet".into()),
-            allowed_tools: words(&["Read(/tmp/**)", "Bash(git log:*)"]),
+            allowed_tools: words(&["Read(/tmp/**)", "Read(a, b)", "Read((a)b)", "Bash(git log:*)"]),
             ..Claude::default()
         };
         let run = Run { cwd: Some("/usr/bin".into()), ..run(asked) };
@@ -288,5 +330,41 @@ mod tests {
                 ("NO_PROXY", "z")
             ])
         );
+    }
+
+    #[test]
+    fn a_client_may_not_say_where_claude_sends_its_key_or_what_it_takes_itself_for() {
+        let operators = |name: &str, value: &str| Policy {
+            inherited: BTreeMap::from([(name.to_owned(), value.to_owned())]),
+            ..Policy::default()
+        };
+        let with = |name: &str, value: &str| Run {
+            env: BTreeMap::from([(name.to_owned(), value.to_owned())]),
+            ..run(Claude { permission_mode: Some(BYPASS.into()), ..Claude::default() })
+        };
+        let policy = operators(SANDBOX, "1");
+        for name in [
+            "IS_SANDBOX",
+            "ANTHROPIC_BASE_URL",
+            "ANTHROPIC_API_KEY",
+            "CLAUDE_CONFIG_DIR",
+            "HOME",
+            "PATH",
+            "LD_PRELOAD",
+            "NODE_OPTIONS",
+            "NODE_EXTRA_CA_CERTS",
+            "BUN_OPTIONS",
+            "https_proxy",
+            "ALL_PROXY",
+        ] {
+            let error = policy.start(&with(name, "1"), &BTreeMap::new()).unwrap_err();
+            assert_eq!(error.code, code::NOT_ALLOWED, "{name}");
+            assert!(error.message.contains(name), "{}", error.message);
+        }
+        let start = policy.start(&with("MY_SETTING", "1"), &BTreeMap::new()).unwrap();
+        assert_eq!(start.env.get("MY_SETTING").map(String::as_str), Some("1"));
+        let policy = Policy { inherited: operators(API_KEY, "key").inherited, ..Policy::default() };
+        let asked = Run { claude: None, ..with(API_KEY, "") };
+        assert_eq!(policy.start(&asked, &BTreeMap::new()).unwrap().env.get(API_KEY), None, "empty means the login");
     }
 }

@@ -1,4 +1,7 @@
-//! The three forms of a stream: multiplexed, JSON lines, and plain text for people with curl.
+//! The three forms of a stream: multiplexed, JSON lines, and plain text for people with curl; and one more for
+//! the original's callers of Claude.
+
+mod claude;
 
 use std::{
     fmt,
@@ -15,14 +18,10 @@ use cc_executor_actors::{
         api::{MULTIPLEXED, NDJSON, Word},
         multiplex,
     },
-    claude::{
-        Event,
-        lines::{Line, Lines},
-    },
     execution::text::Text,
     id::ExecutionId,
-    protocol::{PerStream, Stream},
-    terminate::{Ending, Status},
+    protocol::PerStream,
+    terminate::Status,
 };
 use tokio::{
     sync::{mpsc, oneshot},
@@ -84,8 +83,7 @@ pub struct Body {
     /// Until the consumer's other end has gone, which it does after its last word.
     dismissed: Option<oneshot::Receiver<Dismissal>>,
     lines: Text,
-    /// Lines of Claude's events, of which the last is not all here.
-    events: Lines,
+    events: claude::Events,
     id: ExecutionId,
     end: Option<End>,
     socket: Option<Rc<Duplicate>>,
@@ -180,7 +178,7 @@ impl Body {
             items,
             dismissed: Some(dismissed),
             lines,
-            events: Lines::default(),
+            events: claude::Events::default(),
             id,
             end: None,
             socket,
@@ -248,52 +246,12 @@ impl Body {
                 lines.push(b'\n');
                 lines
             }
-            (Form::Claude, Item::Output { stream: Stream::Stdout, bytes }) => {
-                self.events.push(&bytes);
-                std::iter::from_fn(|| self.events.pop()).flat_map(event_line).collect()
-            }
-            (Form::Claude, Item::Output { stream, bytes }) => said(stream, &bytes),
-            (Form::Claude, Item::Word(Word::Exit(ending))) => {
-                let mut lines: Vec<u8> = self.events.rest().into_iter().flat_map(event_line).collect();
-                lines.extend(complete(self.id, &ending));
-                lines
-            }
+            (Form::Claude, Item::Output { stream, bytes }) => self.events.output(stream, &bytes),
+            (Form::Claude, Item::Word(Word::Gap(gap))) => self.events.gap(gap),
+            (Form::Claude, Item::Word(Word::Exit(ending))) => self.events.complete(self.id, &ending),
             (Form::Claude, Item::Word(_)) => Vec::new(),
         }
     }
-}
-
-/// An event as it is; what is none, as one, so that every line is JSON.
-fn event_line(line: Line) -> Vec<u8> {
-    match line {
-        Line::Whole(bytes) if Event::parse(&bytes).is_some() => {
-            let mut line = bytes.to_vec();
-            if line.last() != Some(&b'\n') {
-                line.push(b'\n');
-            }
-            line
-        }
-        Line::Whole(bytes) | Line::Piece(bytes) => said(Stream::Stdout, &bytes),
-    }
-}
-
-fn said(stream: Stream, bytes: &[u8]) -> Vec<u8> {
-    let content = String::from_utf8_lossy(bytes);
-    format!("{}\n", serde_json::json!({ "type": "output", "stream": stream, "content": content })).into_bytes()
-}
-
-/// The last line for the original's callers.
-fn complete(id: ExecutionId, ending: &Ending) -> Vec<u8> {
-    let status = match ending.status {
-        Status::Completed => "success",
-        Status::Cancelled => "cancelled",
-        _ => "error",
-    };
-    let line = serde_json::json!({
-        "type": "complete", "execution_id": id, "status": status, "exit_code": ending.exit_code,
-        "signal": ending.signal, "reason": ending.reason, "message": ending.message, "result": ending.result,
-    });
-    format!("{line}\n").into_bytes()
 }
 
 fn json(word: &Word) -> Vec<u8> {

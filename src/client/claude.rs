@@ -1,10 +1,13 @@
 //! What a person sees of Claude's work beside its text: each use of a tool as one dim line, what it all
 //! cost at the end.
 
-use std::io::{IsTerminal, stderr};
+use std::{
+    collections::HashMap,
+    io::{IsTerminal, stderr},
+};
 
-use cc_executor_actors::claude::{Event, Outcome, Part};
-use serde_json::Value;
+use cc_executor_actors::claude::{self, Event, Outcome, Part};
+use serde_json::value::RawValue;
 
 /// The longest line about a tool, in characters.
 const MAX_LINE: usize = 100;
@@ -58,8 +61,8 @@ impl Lines {
 }
 
 fn of_tool(name: &str, input: &str) -> String {
-    let input: Value = serde_json::from_str(input).unwrap_or_default();
-    let telling = TELLING.iter().find_map(|key| input[key].as_str()).unwrap_or_default();
+    let input: HashMap<String, &RawValue> = serde_json::from_str(input).unwrap_or_default();
+    let telling = TELLING.iter().find_map(|key| claude::string(input.get(*key)?)).unwrap_or_default();
     plain(&format!("{name} {telling}"))
 }
 
@@ -93,5 +96,6 @@ mod tests {
             of_tool("Bash", &serde_json::json!({ "command": "é".repeat(300) }).to_string()).chars().count(),
             103
         );
+        assert_eq!(of_tool("Bash", r#"{"command":"cut \ud83d"}"#), "Bash cut \u{fffd}");
     }
 }

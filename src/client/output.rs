@@ -70,7 +70,8 @@ impl Output {
     /// It goes on over another connection: Claude's newest text comes again whole.
     pub(super) fn goes_on(&mut self) {
         if let Some(texts) = &mut self.texts {
-            texts.again = std::mem::take(&mut texts.partial);
+            // What is still to come again of a text that broke off earlier counts on.
+            texts.again += std::mem::take(&mut texts.partial);
         }
     }
 
@@ -116,7 +117,9 @@ impl Output {
         if !self.json && !self.discarding {
             self.waiting.get_mut(stream).extend_from_slice(bytes);
         }
-        self.ends_a_line = bytes.last() == Some(&b'\n');
+        if let Some(last) = bytes.last() {
+            self.ends_a_line = *last == b'\n';
+        }
         Ok(())
     }
 
@@ -130,6 +133,10 @@ impl Output {
         }
         seen.end = to;
         seen.lost += to - from;
+        if let Some(texts) = self.texts.as_mut().filter(|_| stream == Stream::Stdout) {
+            // The text that broke off is not coming again.
+            *texts = Texts::default();
+        }
         Ok(())
     }
 
@@ -246,6 +253,39 @@ mod tests {
         assert_eq!(output.waiting.stdout, b"one\ntwo, three and four\n");
         assert_eq!(output.offsets().stdout, 200);
         assert_eq!(output.check(&sent(300, "of events")), Ok(()), "there is nothing to compare");
+    }
+
+    #[test]
+    fn a_text_that_breaks_off_again_and_again_is_written_once() {
+        let mut output = Output::new(false);
+        output.is_of_claude();
+        let take = |output: &mut Output, text, end| output.take(Stream::Stdout, (Some(text), None), end).unwrap();
+        take(&mut output, "one, two, ", 0);
+        output.goes_on();
+        output.goes_on();
+        take(&mut output, "one, ", 0);
+        output.goes_on();
+        take(&mut output, "one, two, three, ", 0);
+        output.goes_on();
+        take(&mut output, "one, two, three, four\n", 100);
+        assert_eq!(output.waiting.stdout, b"one, two, three, four\n");
+    }
+
+    #[test]
+    fn after_a_gap_in_claudes_events_nothing_is_taken_for_what_was_there_before() {
+        let mut output = Output::new(false);
+        output.is_of_claude();
+        let take = |output: &mut Output, text, end| output.take(Stream::Stdout, (Some(text), None), end).unwrap();
+        take(&mut output, "half of ", 0);
+        output.goes_on();
+        output.skip(Stream::Stdout, 0, 100).unwrap();
+        take(&mut output, "another\n", 200);
+        assert_eq!(output.waiting.stdout, b"half of another\n");
+        take(&mut output, "half of ", 200);
+        output.skip(Stream::Stdout, 200, 300).unwrap();
+        output.goes_on();
+        take(&mut output, "a third\n", 400);
+        assert_eq!(output.waiting.stdout, b"half of another\nhalf of a third\n");
     }
 
     #[test]

@@ -130,13 +130,23 @@ impl Service {
 
     /// What it answers to a GET, as JSON.
     pub fn get(&self, path: &str) -> Value {
+        self.ask("GET", path)
+    }
+
+    /// What it answers to a DELETE, as JSON.
+    pub fn delete(&self, path: &str) -> Value {
+        self.ask("DELETE", path)
+    }
+
+    fn ask(&self, method: &str, path: &str) -> Value {
         let mut stream = TcpStream::connect(self.address).expect("it listens");
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.address).unwrap();
+        write!(stream, "{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.address).unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).expect("an answer");
-        let body = answer.split_once("\r\n\r\n").map(|(_, body)| body).unwrap_or_default();
-        serde_json::from_str(body).unwrap_or_else(|error| panic!("GET {path}: {error}: {answer}"))
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
+        let body = if head.contains("chunked") { dechunked(body) } else { body.to_owned() };
+        serde_json::from_str(&body).unwrap_or_else(|error| panic!("{method} {path}: {error}: {answer}"))
     }
 
     /// What it answers to a POST: the status and the body.

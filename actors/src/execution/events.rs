@@ -30,6 +30,9 @@ pub(super) struct Events {
     wanted: Option<ExecutionId>,
     /// The offset after the newest line that was taken.
     taken: u64,
+    /// The `end` that the client has been told. Lines without text move `taken`, and what is asked about by
+    /// pings, at once; this moves with the last piece of a text, or with a gap.
+    said: u64,
     /// A line that waits for a gap to be told first.
     held: Option<Line>,
     /// What the newest line says, as far as it is not encoded.
@@ -56,6 +59,7 @@ impl Events {
             framing,
             wanted,
             taken: start,
+            said: start,
             held: None,
             texts: VecDeque::new(),
             gap: None,
@@ -107,13 +111,11 @@ impl Events {
             if event.is_some() {
                 drop(event);
                 self.held = Some(line);
-                *encoder.end(Stream::Stdout) = gap.to;
-                return Step::Gap(gap);
+                return Step::Gap(self.missed(gap, encoder));
             }
             // The rest of a line that was cut off is of no use.
             self.taken += bytes.len() as u64;
-            *encoder.end(Stream::Stdout) = self.taken;
-            return Step::Gap(Gap { to: self.taken, ..gap });
+            return Step::Gap(self.missed(Gap { to: self.taken, ..gap }, encoder));
         }
         self.taken += bytes.len() as u64;
         match &event {
@@ -133,6 +135,12 @@ impl Events {
         Step::Done
     }
 
+    fn missed(&mut self, gap: Gap, encoder: &mut Encoder) -> Gap {
+        *encoder.end(Stream::Stdout) = gap.to;
+        self.said = gap.to;
+        gap
+    }
+
     /// Encodes the first piece of a text; the rest of it is next.
     fn say(&mut self, mut text: Bytes, encoder: &mut Encoder) {
         let line_end = || memchr::memchr(b'\n', &text).map_or(text.len(), |at| at + 1);
@@ -144,8 +152,9 @@ impl Events {
         }
         if self.texts.is_empty() {
             *encoder.end(Stream::Stdout) = self.taken;
+            self.said = self.taken;
         }
-        encoder.piece(Stream::Stdout, &piece);
+        encoder.piece(Stream::Stdout, &piece, self.said);
     }
 }
 
@@ -229,6 +238,35 @@ mod tests {
             assert!(before.len() >= 2 && before.iter().all(|end| *end == 0), "{ends:?}");
             assert_eq!(*last, event.len() as u64);
         }
+    }
+
+    #[test]
+    fn an_event_without_text_does_not_move_the_offset_of_the_next_ones_first_piece() {
+        let tool = json!({ "type": "assistant", "message": { "content": [{ "type": "tool_use", "id": "1", "name": "Bash" }] } });
+        let answer = json!({ "type": "user", "message": { "content": [{ "type": "tool_result", "tool_use_id": "1", "content": "a\nb" }] } });
+        let (first, tool, answer) = (said("look", None), format!("{tool}\n"), format!("{answer}\n"));
+        let mut events = Text::of_claude(Framing::Line, PerStream::default(), None);
+        events.feed(Stream::Stdout, format!("{first}{tool}").as_bytes());
+        let (said, _) = all(&mut events);
+        let ends = |said: &[Value]| said.iter().map(|params| params["end"].as_u64().unwrap()).collect::<Vec<_>>();
+        assert_eq!(ends(&said), [first.len() as u64]);
+        assert_eq!(events.offsets().stdout, (first.len() + tool.len()) as u64, "it has arrived all the same");
+        events.feed(Stream::Stdout, answer.as_bytes());
+        let (said, _) = all(&mut events);
+        assert_eq!(contents(&said), ["a\n", "b\n"]);
+        assert_eq!(ends(&said), [first.len() as u64, (first.len() + tool.len() + answer.len()) as u64]);
+    }
+
+    #[test]
+    fn after_a_gap_the_first_piece_stands_where_the_gap_ends() {
+        let two_lines = said("a\nb", None);
+        let mut events = Text::of_claude(Framing::Line, PerStream::default(), None);
+        events.skip(gap(0, 50));
+        events.feed(Stream::Stdout, two_lines.as_bytes());
+        let (said, gaps) = all(&mut events);
+        assert_eq!(gaps, [gap(0, 50)]);
+        let ends: Vec<_> = said.iter().map(|params| params["end"].as_u64().unwrap()).collect();
+        assert_eq!(ends, [50, 50 + two_lines.len() as u64]);
     }
 
     #[test]

@@ -160,7 +160,10 @@ pub(super) async fn plain(
                     && claude.feed(&chunk)
                 {
                     tap.tell(Fact::Alive(original.alive(Instant::now()).doing(claude.doing())));
-                    exit_by = claude.outcome().map(|_| Instant::now() + EXIT_PATIENCE);
+                    if claude.outcome().is_some() {
+                        // Counted from the first time: whatever it says then gives it no more.
+                        exit_by.get_or_insert_with(|| Instant::now() + EXIT_PATIENCE);
+                    }
                 }
                 let _ = tap.feed(OutputStream::Stdout, &chunk).await;
             }

@@ -170,7 +170,7 @@ fn feed_lines(encoder: &mut Encoder, stream: Stream, carry: &mut Vec<u8>, mut by
 }
 
 /// How many bytes at the end are the beginning of a character whose rest is missing: 0 to 3.
-fn partial_char(bytes: &[u8]) -> usize {
+pub fn partial_char(bytes: &[u8]) -> usize {
     for back in 1..=MAX_PARTIAL_CHAR.min(bytes.len()) {
         let tail = &bytes[bytes.len() - back..];
         // Continuation bytes belong to a character that begins further to the front.
@@ -300,12 +300,11 @@ impl Encoder {
     fn base64(&mut self, stream: Stream, bytes: &[u8]) {
         for piece in bytes.chunks(MAX_CONTENT) {
             *self.end.get_mut(stream) += piece.len() as u64;
-            self.base64_piece(stream, piece);
+            self.base64_piece(stream, piece, *self.end.get(stream));
         }
     }
 
-    fn base64_piece(&mut self, stream: Stream, piece: &[u8]) {
-        let end = *self.end.get(stream);
+    fn base64_piece(&mut self, stream: Stream, piece: &[u8], end: u64) {
         let frame = self.envelope.begin(&mut self.out, piece.len() * 4 / 3 + 100);
         self.out.extend_from_slice(base64_prefix(self.envelope, stream));
         push_base64(&mut self.out, piece);
@@ -318,13 +317,12 @@ impl Encoder {
         self.end.get_mut(stream)
     }
 
-    /// One message of at most [`MAX_CONTENT`] bytes that counts nothing: its `end` is as it stands.
-    pub(super) fn piece(&mut self, stream: Stream, piece: &[u8]) {
+    /// One message of at most [`MAX_CONTENT`] bytes that counts nothing, with this `end`.
+    pub(super) fn piece(&mut self, stream: Stream, piece: &[u8], end: u64) {
         self.close();
         if std::str::from_utf8(piece).is_err() {
-            return self.base64_piece(stream, piece);
+            return self.base64_piece(stream, piece, end);
         }
-        let end = *self.end.get(stream);
         let frame = self.envelope.begin(&mut self.out, piece.len() + 100);
         self.out.extend_from_slice(text_prefix(self.envelope, stream));
         escape_into(&mut self.out, piece);

@@ -107,7 +107,7 @@ struct Following {
     input: Input,
     /// Where the command is Claude: what its events say.
     claude: Option<Watch>,
-    /// When Claude, which has said how it ended, must have exited.
+    /// When Claude, which has said how it ended or can say nothing more, must have exited.
     exit_by: Option<Instant>,
     counted: Counted,
     clocks: Clocks,
@@ -222,7 +222,12 @@ impl Following {
                     self.clocks.quiet.reset(now);
                 }
                 // The end of the pipe, or a pipe that cannot be read: nothing more comes from it.
-                Wake::Read(at, _) => self.pipes[at] = None,
+                Wake::Read(at, _) => {
+                    self.pipes[at] = None;
+                    if Stream::BOTH[at] == Stream::Stdout {
+                        self.claude_is_silent();
+                    }
+                }
                 Wake::Moved(Moved::Room) => {}
                 Wake::Moved(moved) => {
                     if body.left(moved) {
@@ -243,10 +248,19 @@ impl Following {
             return false;
         }
         let changed = claude.feed(bytes);
-        if changed && claude.outcome().is_some() {
-            self.exit_by = Some(Instant::now() + EXIT_PATIENCE);
+        if claude.outcome().is_some() {
+            // Counted from the first time: whatever it says then gives it no more.
+            self.exit_by.get_or_insert_with(|| Instant::now() + EXIT_PATIENCE);
         }
         changed
+    }
+
+    /// Claude can say nothing more: it has said how it ended by now, or never will.
+    fn claude_is_silent(&mut self) {
+        if let Some(claude) = &mut self.claude {
+            claude.finish();
+            self.exit_by.get_or_insert_with(|| Instant::now() + EXIT_PATIENCE);
+        }
     }
 
     /// Lets each clock run exactly while its time counts.
