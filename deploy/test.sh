@@ -85,6 +85,9 @@ nothing_left() {
     done
 }
 
+# What an earlier run left that was killed.
+compose down -v >/dev/null 2>&1
+
 step "both images are built"
 compose build >"$work/build" 2>&1 || { tail -n 50 "$work/build" >&2; fail "the build"; }
 for image in cc-executor-gateway cc-executor-backend; do
