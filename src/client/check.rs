@@ -10,7 +10,7 @@ mod report;
 mod session;
 mod streams;
 
-use std::{fs::File, io::BufRead, io::BufReader, pin::Pin, process::ExitCode, time::Duration};
+use std::{pin::Pin, process::ExitCode, time::Duration};
 
 use indicatif::ProgressBar;
 use tokio::time::Instant;
@@ -23,8 +23,8 @@ use super::{
     ClientError,
     connection::Connection,
     exit,
-    logs::{LogsOptions, Timeline},
-    told,
+    logs::{self, LogsOptions, Whole},
+    put, told,
 };
 
 /// How long it may take until the next message. Heartbeats of what runs come every 5 s.
@@ -107,13 +107,18 @@ pub async fn check(options: CheckOptions) -> ExitCode {
 
 async fn run(options: &CheckOptions) -> Result<u8, ClientError> {
     if options.list {
-        CHECKS.iter().for_each(|check| println!("{:<13} {}", check.name, check.about));
+        for check in CHECKS {
+            put(&format!("{:<13} {}", check.name, check.about))?;
+        }
         return Ok(0);
     }
     let unknown = options.only.iter().find(|name| CHECKS.iter().all(|check| check.name != name.as_str()));
     if let Some(name) = unknown {
         let names: Vec<_> = CHECKS.iter().map(|check| check.name).collect();
         return Err(ClientError::new(exit::USAGE, format!("there is no check {name:?}: use {}", names.join(", "))));
+    }
+    if let Some(file) = &options.logs {
+        logs::open(file).map_err(|error| logs::unreadable(file, &error))?;
     }
     // A service that is not there is one problem, not one of each check.
     Connection::open(&options.url).await?.close().await;
@@ -144,12 +149,16 @@ async fn try_one(check: &Check, options: &CheckOptions, bar: ProgressBar) -> Out
 
 /// What the service's log says of a session.
 fn log_of(session: &str, file: &str) -> Vec<String> {
-    let options = LogsOptions { session: Some(session.to_owned()), ..LogsOptions::default() };
-    let opened = match File::open(file) {
-        Ok(opened) => opened,
+    let options = LogsOptions { session: Some(session.to_owned()), file: file.to_owned(), ..LogsOptions::default() };
+    let whole = match Whole::read(&options) {
+        Ok(whole) => whole,
         Err(error) => return vec![format!("cannot read {file:?}: {error}")],
     };
-    let mut timeline = Timeline::new(&options);
-    let lines = BufReader::new(opened).split(b'\n').map_while(Result::ok);
-    lines.flat_map(|line| timeline.take(&String::from_utf8_lossy(&line))).collect()
+    let any = whole.counts().any();
+    let lines: Vec<_> = whole.lines().collect();
+    match (any, lines.is_empty()) {
+        (false, _) => vec![format!("no JSON log line in {file:?}: start the service with LOG_FORMAT=json")],
+        (true, true) => vec![format!("no line of this session in {file:?}")],
+        (true, false) => lines,
+    }
 }
