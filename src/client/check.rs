@@ -5,9 +5,12 @@
 
 mod answers;
 mod endings;
+mod look;
 mod many;
+mod problem;
 mod report;
 mod session;
+mod story;
 mod streams;
 
 use std::{pin::Pin, process::ExitCode, time::Duration};
@@ -16,8 +19,9 @@ use indicatif::ProgressBar;
 use tokio::time::Instant;
 
 use self::{
+    problem::Problem,
     report::{Outcome, Report},
-    session::{Probe, Problem},
+    session::Probe,
 };
 use super::{
     ClientError,
@@ -127,9 +131,9 @@ async fn run(options: &CheckOptions) -> Result<u8, ClientError> {
     let mut report = Report::new(checks.len(), options.json);
     for check in checks {
         let outcome = try_one(check, options, report.begin(check.name)).await;
-        report.end(&outcome);
+        report.end(&outcome)?;
     }
-    Ok(if report.finish() { 0 } else { 1 })
+    Ok(if report.finish()? { 0 } else { 1 })
 }
 
 async fn try_one(check: &Check, options: &CheckOptions, bar: ProgressBar) -> Outcome<'static> {
@@ -137,11 +141,6 @@ async fn try_one(check: &Check, options: &CheckOptions, bar: ProgressBar) -> Out
     let since = Instant::now();
     let result = (check.run)(&probe).await;
     let took = since.elapsed();
-    let result = result.map_err(|problem| {
-        // Where it was found out afterwards, the newest session is the one.
-        let session = problem.session.or_else(|| probe.sessions().pop());
-        Problem { session, ..problem }
-    });
     let session = result.as_ref().err().and_then(|problem| problem.session.as_deref());
     let log = session.zip(options.logs.as_deref()).map(|(session, file)| log_of(session, file)).unwrap_or_default();
     Outcome { name: check.name, result, took, log }

@@ -151,8 +151,7 @@ no log line
 
     const OPENED: &str = "session.opened        session_id=aaaaaaaa-1";
     const STALLED: &str = "client_stalled        WARN  session_id=aaaaaaaa  it  [31mreads nothing";
-    const CLOSED: &str =
-        "session.closed        session_id=aaaaaaaa  close_code=4408  session closed: nothing was read for 60 s";
+    const CLOSED: &str = "session.closed        session_id=aaaaaaaa  close_code=4408  nothing was read for 60 s";
 
     #[test]
     fn a_sessions_life_is_told_from_a_file_in_the_order_of_its_times() {

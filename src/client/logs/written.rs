@@ -52,8 +52,9 @@ impl Writer {
             };
             line.push_str(&format!("  {name}={value}"));
         }
-        if adds_something(&message, &event) {
-            line.push_str(&format!("  {message}"));
+        let why = beyond(&message, &event);
+        if !why.is_empty() {
+            line.push_str(&format!("  {why}"));
         }
         line.trim_end().chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
     }
@@ -64,7 +65,12 @@ impl Writer {
     }
 }
 
-/// `process started` does not, beside the event `process.started`.
-fn adds_something(message: &str, event: &str) -> bool {
-    message != event.replace(['.', '_'], " ")
+/// What a message says beyond its event: nothing, if that is `process started` of `process.started`.
+fn beyond<'a>(message: &'a str, event: &str) -> &'a str {
+    let name = event.replace(['.', '_'], " ");
+    match message.strip_prefix(&name) {
+        Some("") => "",
+        Some(rest) => rest.strip_prefix(": ").unwrap_or(message),
+        None => message,
+    }
 }
