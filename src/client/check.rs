@@ -7,6 +7,7 @@ mod answers;
 mod endings;
 mod look;
 mod many;
+mod probe;
 mod problem;
 mod report;
 mod session;
@@ -19,9 +20,9 @@ use indicatif::ProgressBar;
 use tokio::time::Instant;
 
 use self::{
+    probe::Probe,
     problem::Problem,
     report::{Outcome, Report},
-    session::Probe,
 };
 use super::{
     ClientError,

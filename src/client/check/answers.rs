@@ -3,8 +3,9 @@
 use serde_json::{Value, json};
 
 use super::{
+    probe::Probe,
     problem::{Problem, ensure, wrong},
-    session::{Probe, Session},
+    session::Session,
     story::Story,
 };
 

@@ -7,8 +7,9 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     look::Mark,
+    probe::Probe,
     problem::{Problem, ensure, shown, wrong},
-    session::{CADENCE, Probe, Session},
+    session::{CADENCE, Session},
     story::Story,
 };
 

@@ -5,8 +5,9 @@ use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
 use super::{
+    probe::Probe,
     problem::{Problem, ensure},
-    session::{CADENCE, Probe, Session},
+    session::{CADENCE, Session},
 };
 
 /// Something by which processes are found: an argument of `sleep` that nobody else has, 1000 seconds and

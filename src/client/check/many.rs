@@ -8,8 +8,9 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     look::Mark,
+    probe::Probe,
     problem::{Problem, ensure},
-    session::{CADENCE, Probe, Session},
+    session::{CADENCE, Session},
 };
 
 const AT_ONCE: usize = 50;

@@ -1,18 +1,18 @@
 //! A session as `check` sees it: nothing is taken for granted that was not received, and whatever waits
 //! too long for the next message is named.
 
-use std::{cell::Cell, collections::VecDeque, time::Duration};
+use std::{collections::VecDeque, time::Duration};
 
-use indicatif::ProgressBar;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{
     super::{
-        ClientError, SESSION_PATH,
+        ClientError,
         connection::{Connection, Heard},
     },
-    problem::{Problem, shown, wrong},
+    probe::Probe,
+    problem::{Problem, shown},
     story::Story,
 };
 
@@ -31,16 +31,6 @@ const UNNAMED: &str = "default";
 
 const QUEUE_FULL: i64 = -32009;
 
-/// What a check works with.
-pub(super) struct Probe {
-    url: String,
-    /// How long it may take until the next message. Pings are none, heartbeats are.
-    quiet: Duration,
-    progress: ProgressBar,
-    /// When an execution of any session last got on.
-    moved_at: Cell<Instant>,
-}
-
 /// One session.
 pub(super) struct Session<'a> {
     probe: &'a Probe,
@@ -53,32 +43,11 @@ pub(super) struct Session<'a> {
     passed_by: VecDeque<Value>,
 }
 
-impl Probe {
-    pub(super) fn new(url: &str, quiet: Duration, progress: ProgressBar) -> Self {
-        Probe { url: url.to_owned(), quiet, progress, moved_at: Cell::new(Instant::now()) }
-    }
-
-    /// Shows what is being done.
-    pub(super) fn doing(&self, what: impl Into<String>) {
-        self.progress.set_message(what.into());
-    }
-
-    /// How long it may take until the next message.
-    pub(super) fn quiet(&self) -> Duration {
-        self.quiet
-    }
-
-    /// A connection of which nothing has been read.
-    pub(super) async fn connect(&self) -> Result<Connection, Problem> {
-        Connection::open(&self.url).await.map_err(|error| wrong(error.message))
-    }
-
+impl<'a> Session<'a> {
     /// A session that has said who it is.
-    pub(super) async fn open(&self) -> Result<Session<'_>, Problem> {
-        let connection = self.connect().await?;
+    pub(super) async fn on(connection: Connection, probe: &'a Probe) -> Result<Session<'a>, Problem> {
         let (hello, id) = (Value::Null, String::new());
-        let mut session =
-            Session { probe: self, connection, id, hello, last: None, n_calls: 0, passed_by: VecDeque::new() };
+        let mut session = Session { probe, connection, id, hello, last: None, n_calls: 0, passed_by: VecDeque::new() };
         let first = session.recv().await?;
         if first["method"] != "connected" {
             return Err(session.problem("the first message is not connected"));
@@ -86,27 +55,6 @@ impl Probe {
         session.hello = first["params"].clone();
         session.id = session.hello["sessionId"].as_str().unwrap_or_default().to_owned();
         Ok(session)
-    }
-
-    /// Does something in a session of its own, to which belongs whatever turns out wrong.
-    pub(super) async fn within<T>(
-        &self,
-        work: impl AsyncFnOnce(&mut Session<'_>) -> Result<T, Problem>,
-    ) -> Result<T, Problem> {
-        let mut session = self.open().await?;
-        let done = work(&mut session).await;
-        let done = session.located(done)?;
-        session.close().await?;
-        Ok(done)
-    }
-
-    /// How many sessions the service has, if it tells that.
-    pub(super) async fn n_sessions(&self) -> Option<u64> {
-        let base = self.url.strip_suffix(SESSION_PATH)?;
-        let url = format!("{}/health", base.replacen("ws://", "http://", 1));
-        let client = awc::Client::builder().timeout(self.quiet).finish();
-        let body = client.get(url).send().await.ok()?.body().limit(64 << 10).await.ok()?;
-        serde_json::from_slice::<Value>(&body).ok()?["sessions"].as_u64()
     }
 }
 
@@ -136,7 +84,7 @@ impl Session<'_> {
     }
 
     async fn recv_new(&mut self) -> Result<Value, Problem> {
-        let quiet = self.probe.quiet;
+        let quiet = self.probe.quiet();
         let message = async {
             loop {
                 match self.connection.next().await {
@@ -161,7 +109,7 @@ impl Session<'_> {
     fn sent(&self, sent: Result<Result<(), ClientError>, tokio::time::error::Elapsed>) -> Result<(), Problem> {
         match sent {
             Ok(sent) => sent.map_err(|error| self.problem(error.message)),
-            Err(_) => Err(self.problem(format!("hung: it reads nothing for {} s", self.probe.quiet.as_secs()))),
+            Err(_) => Err(self.problem(format!("hung: it reads nothing for {} s", self.probe.quiet().as_secs()))),
         }
     }
 
@@ -169,7 +117,7 @@ impl Session<'_> {
     pub(super) async fn request(&mut self, method: &str, params: Value) -> Result<u64, Problem> {
         self.n_calls += 1;
         let params = if method == "execute" { self.completed(params) } else { params };
-        let sent = timeout(self.probe.quiet, self.connection.call(self.n_calls, method, params)).await;
+        let sent = timeout(self.probe.quiet(), self.connection.call(self.n_calls, method, params)).await;
         self.sent(sent)?;
         Ok(self.n_calls)
     }
@@ -187,18 +135,18 @@ impl Session<'_> {
 
     /// Sends a text as it is.
     pub(super) async fn send(&mut self, text: String) -> Result<(), Problem> {
-        let sent = timeout(self.probe.quiet, self.connection.send(text)).await;
+        let sent = timeout(self.probe.quiet(), self.connection.send(text)).await;
         self.sent(sent)
     }
 
     /// Sends a call and waits for its response: the result, or the error. What comes before it is kept.
     pub(super) async fn call(&mut self, method: &str, params: Value) -> Result<Result<Value, Value>, Problem> {
         let id = self.request(method, params).await?;
-        let until = Instant::now() + self.probe.quiet;
+        let until = Instant::now() + self.probe.quiet();
         loop {
             if Instant::now() > until {
                 return Err(
-                    self.problem(format!("hung: {method} is not answered for {} s", self.probe.quiet.as_secs()))
+                    self.problem(format!("hung: {method} is not answered for {} s", self.probe.quiet().as_secs()))
                 );
             }
             let message = self.recv_new().await?;
@@ -227,7 +175,7 @@ impl Session<'_> {
         let result = loop {
             match self.call("execute", params.clone()).await? {
                 Ok(result) => break result,
-                Err(error) if error["code"] == QUEUE_FULL && self.probe.moved_at.get().elapsed() < self.probe.quiet => {
+                Err(error) if error["code"] == QUEUE_FULL && self.probe.stuck_for() < self.probe.quiet() => {
                     sleep(CADENCE).await;
                 }
                 Err(error) => return Err(self.problem(format!("execute is refused: {}", shown(&error)))),
@@ -251,7 +199,7 @@ impl Session<'_> {
             let now = Instant::now();
             let taken = story.take(&message, now);
             if self.located(taken)? {
-                self.probe.moved_at.set(now);
+                self.probe.got_on(now);
             }
             if story.stuck_for(now) > STUCK {
                 return Err(self.problem(format!("hung: nothing but heartbeats for {} s", STUCK.as_secs())));
@@ -279,7 +227,7 @@ impl Session<'_> {
 
     /// Leaves properly.
     pub(super) async fn close(mut self) -> Result<(), Problem> {
-        let left = timeout(self.probe.quiet, self.connection.close()).await;
+        let left = timeout(self.probe.quiet(), self.connection.close()).await;
         self.sent(left.map(Ok))
     }
 

@@ -7,8 +7,9 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use super::{
+    probe::Probe,
     problem::{Problem, ensure, wrong},
-    session::{Probe, Session},
+    session::Session,
     story::Story,
 };
 
