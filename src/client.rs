@@ -1,7 +1,8 @@
 //! The commands of a person or a script: `run`, `attach`, `ps`, `cancel`, `check`, `logs` and `healthcheck`.
 //!
 //! `follow` is the life of a command as its caller sees it, over one connection or several;
-//! `connection` makes those; `ask` is what one question answers, and `check` asks everything.
+//! `connection` makes those, `seen` counts what comes over them; `ask` is what one question answers, and
+//! `check` asks everything.
 
 mod ask;
 mod check;
@@ -12,9 +13,15 @@ mod follow;
 mod input;
 mod logs;
 mod output;
+mod seen;
 mod terminal;
 
-use std::{fmt, process::ExitCode, time::Duration};
+use std::{
+    fmt,
+    io::{self, ErrorKind, Write},
+    process::ExitCode,
+    time::Duration,
+};
 
 use cc_executor_actors::{id::ExecutionId, protocol::rpc::code};
 use serde_json::Value;
@@ -136,6 +143,16 @@ fn told(outcome: Result<u8, ClientError>) -> ExitCode {
             eprintln!("{error}");
             ExitCode::from(error.code)
         }
+    }
+}
+
+/// Writes a line to standard output, at once. False where nobody reads it any more.
+fn put(line: &str) -> Result<bool, ClientError> {
+    let mut out = io::stdout().lock();
+    match writeln!(out, "{line}").and_then(|()| out.flush()) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(ClientError::new(exit::SOFTWARE, format!("cannot write the output: {error}"))),
     }
 }
 

@@ -2,7 +2,11 @@
 
 use std::{
     io::Write,
-    sync::atomic::{AtomicBool, Ordering},
+    process::{Child, Command, Stdio},
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -14,7 +18,8 @@ use crate::common::{
     service::{Service, binary},
 };
 
-const ALL: &[&str] = &[
+/// All of them.
+pub const ALL: &[&str] = &[
     "basic",
     "stress",
     "concurrent",
@@ -29,15 +34,15 @@ const ALL: &[&str] = &[
 ];
 
 /// Those that do not take seconds.
-const QUICK: &[&str] = &["basic", "stress", "concurrent", "reconnect", "cancel", "races", "detach", "limits"];
+pub const QUICK: &[&str] = &["basic", "stress", "concurrent", "reconnect", "cancel", "races", "detach", "limits"];
 
 /// The results by name, the sums, and the exit code.
-fn check(url: &str, arguments: &[&str]) -> (Vec<Value>, Value, i32) {
+pub fn check(url: &str, arguments: &[&str]) -> (Vec<Value>, Value, i32) {
     let output = binary().args(["check", "--json", "--url", url]).args(arguments).output().unwrap();
     let mut lines: Vec<Value> =
         String::from_utf8(output.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let sums = lines.pop().unwrap_or_else(|| panic!("{}", String::from_utf8_lossy(&output.stderr)));
-    (lines, sums, output.status.code().unwrap())
+    (lines, sums["summary"].clone(), output.status.code().unwrap())
 }
 
 #[test]
@@ -52,14 +57,42 @@ fn where_all_is_well_all_passes_in_less_than_a_minute() {
     assert!(service.log().iter().all(|line| line["level"] != "ERROR"), "{:?}", service.log());
 }
 
-/// Runs the checks against a service with that fault, which must be found, and nothing else.
-fn is_named(service: &Service, name: &str, checks: &[&str], meddle: Meddle) -> Value {
+/// Runs a check and all the quick ones against a service with that fault, which the one must find, and no
+/// other.
+fn is_named(service: &Service, name: &str, meddle: Meddle) -> Value {
     let meddler = Meddler::start(service.address, meddle);
-    let (results, sums, code) = check(&format!("http://{}", meddler.address), &["--only", &checks.join(",")]);
+    let mut only = QUICK.to_vec();
+    only.extend((!QUICK.contains(&name)).then_some(name));
+    let (results, sums, code) = check(&format!("http://{}", meddler.address), &["--only", &only.join(",")]);
     let failed: Vec<_> = results.iter().filter(|result| result["passed"] == false).collect();
     let names: Vec<_> = failed.iter().map(|result| result["check"].as_str().unwrap()).collect();
     assert_eq!((names, code, &sums["failed"]), (vec![name], 1, &json!(1)), "{failed:?}");
     failed[0].clone()
+}
+
+/// Processes that a service has lost sight of.
+static STRAYS: Mutex<Vec<Child>> = Mutex::new(Vec::new());
+
+/// Ends them with their test.
+struct EndStrays;
+
+impl Drop for EndStrays {
+    fn drop(&mut self) {
+        for mut stray in STRAYS.lock().unwrap().drain(..) {
+            let _ = stray.kill();
+            let _ = stray.wait();
+        }
+    }
+}
+
+/// Starts one for each execution of such a command.
+fn leave_behind(way: Way, message: &Value, is_it: fn(&str) -> bool) {
+    let asked = message["params"]["command"].as_str().filter(|asked| is_it(asked));
+    if let (Way::ToService, Some(asked)) = (way, asked) {
+        let mark = asked.split([' ', ')']).find(|word| word.starts_with("1000.")).expect("it is marked");
+        let mut sleep = Command::new("sleep");
+        STRAYS.lock().unwrap().push(sleep.arg(mark).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+    }
 }
 
 fn content(message: &Value) -> &str {
@@ -73,38 +106,78 @@ fn is_end(message: &Value) -> bool {
 #[test]
 fn a_wrong_answer_is_named() {
     let service = Service::start();
-    is_named(&service, "basic", QUICK, |_, _, message| {
+    is_named(&service, "basic", |_, _, message| {
         if content(message) == "RESULT:::168\n" {
             message["params"]["content"] = json!("RESULT:::169\n");
         }
         true
     });
-    is_named(&service, "stress", QUICK, |_, _, message| {
+    is_named(&service, "stress", |_, _, message| {
         if content(message).starts_with("caught: ") {
             message["params"]["content"] = json!("Caught: division by zero\n");
         }
         true
     });
-    is_named(&service, "concurrent", QUICK, |_, _, message| content(message) != "session 7 says 2\n");
+}
+
+#[test]
+fn of_many_sessions_the_one_is_named_in_which_it_happened() {
+    let service = Service::start();
+    is_named(&service, "concurrent", |_, _, message| !content(message).contains("session 7 says 2"));
+    let meddler = Meddler::start(service.address, |_, command, message| {
+        if command.contains("session 7 says") && is_end(message) {
+            message["params"]["exit_code"] = json!(1);
+        }
+        true
+    });
+    let n_before = service.count("session.opened");
+    let (results, _, code) = check(&format!("http://{}", meddler.address), &["--only", "concurrent"]);
+    assert_eq!(code, 1);
+    let log = service.log();
+    let opened: Vec<_> = log.iter().filter(|line| line["event"] == "session.opened").skip(n_before).collect();
+    // The first one only shows that somebody listens.
+    assert_eq!(results[0]["session"], opened[1 + 7]["session_id"], "{results:?}");
+    assert!(results[0]["last"].is_string(), "{results:?}");
+}
+
+#[test]
+fn processes_that_live_on_are_named_whatever_the_service_says() {
+    let _strays = EndStrays;
+    let service = Service::start();
+    is_named(&service, "cancel", |way, _, message| {
+        leave_behind(way, message, |asked| asked.ends_with("& echo ready; wait"));
+        true
+    });
+    is_named(&service, "races", |way, _, message| {
+        leave_behind(way, message, |asked| asked.contains("& yes "));
+        true
+    });
+    let failed = is_named(&service, "reconnect", |way, _, message| {
+        leave_behind(way, message, |asked| {
+            asked.starts_with("setsid") && !asked.contains("yes") && !asked.contains("ready")
+        });
+        true
+    });
+    assert!(failed["problem"].as_str().unwrap().starts_with("20 processes are left"), "{failed}");
 }
 
 #[test]
 fn what_does_not_end_as_it_should_is_named() {
     let service = Service::start();
-    is_named(&service, "races", QUICK, |_, _, message| {
+    is_named(&service, "races", |_, _, message| {
         if message["result"]["reason"] == "disconnected" {
             message["result"]["cancel"]["verified"] = json!(false);
         }
         true
     });
-    is_named(&service, "detach", QUICK, |way, _, message| {
+    is_named(&service, "detach", |way, _, message| {
         if way == Way::ToService && message["method"] == "attach" {
             message["params"]["offsets"] = json!({});
         }
         true
     });
     // A time-out that is called a success.
-    is_named(&service, "limits", QUICK, |_, _, message| {
+    is_named(&service, "limits", |_, _, message| {
         if message["params"]["reason"] == "timeout" {
             message["params"]["status"] = json!("COMPLETED");
             message["params"]["reason"] = json!("exit");
@@ -141,7 +214,7 @@ fn a_hang_is_named_with_its_last_message_and_the_log_of_its_session() {
     let _ = std::fs::remove_file(&log);
     assert_eq!((code, results[0]["passed"].clone()), (1, json!(true)));
     let failed = &results[1];
-    assert!(failed["problem"].as_str().unwrap().starts_with("hung: control is not answered"), "{failed}");
+    assert!(failed["problem"].as_str().unwrap().contains("hung: control is not answered"), "{failed}");
     assert!(failed["last"].as_str().unwrap().contains("RUNNING"), "{failed}");
     let session = failed["session"].as_str().unwrap();
     let told = failed["log"].to_string();
@@ -153,12 +226,11 @@ fn a_hang_is_named_with_its_last_message_and_the_log_of_its_session() {
 #[test]
 fn a_stream_that_lost_or_changed_something_is_named() {
     let service = Service::start();
-    // Each against all the others.
-    is_named(&service, "slow-client", ALL, |_, command, message| {
+    is_named(&service, "slow-client", |_, command, message| {
         let end = message["params"]["end"].as_u64().unwrap_or_default();
         !(command == "seq 1 3000000" && (5_000_000..5_100_000).contains(&end))
     });
-    is_named(&service, "large-output", ALL, |_, command, message| {
+    is_named(&service, "large-output", |_, command, message| {
         if command == "seq 1 6000000" && is_end(message) {
             message["params"]["sha256"]["stdout"] = json!("0".repeat(64));
         }
@@ -169,11 +241,15 @@ fn a_stream_that_lost_or_changed_something_is_named() {
 #[test]
 fn a_silence_is_named() {
     let service = Service::start();
-    is_named(&service, "heartbeat", ALL, |_, command, message| {
-        !(command.starts_with("sleep 3.6") && message["params"]["elapsedMs"].as_u64().is_some_and(|ms| ms > 500))
+    is_named(&service, "heartbeat", |_, command, message| {
+        !(command.starts_with("sleep 5.5") && message["params"]["elapsedMs"].as_u64().is_some_and(|ms| ms > 500))
             || is_end(message)
     });
-    is_named(&service, "reconnect", &["basic", "reconnect"], |way, command, message| {
-        way == Way::ToService || command != "echo still here" || message["result"].is_null()
+    is_named(&service, "heartbeat", |_, command, message| {
+        // As a gateway says it that has not heard its backend for three heartbeats.
+        if command.starts_with("sleep 5.5") && message["params"]["elapsedMs"].as_u64().is_some_and(|ms| ms > 3_500) {
+            message["params"]["backend"] = json!("silent");
+        }
+        true
     });
 }

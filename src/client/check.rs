@@ -5,26 +5,31 @@
 
 mod answers;
 mod endings;
+mod look;
 mod many;
+mod probe;
+mod problem;
 mod report;
 mod session;
+mod story;
 mod streams;
 
-use std::{fs::File, io::BufRead, io::BufReader, pin::Pin, process::ExitCode, time::Duration};
+use std::{pin::Pin, process::ExitCode, time::Duration};
 
 use indicatif::ProgressBar;
 use tokio::time::Instant;
 
 use self::{
+    probe::Probe,
+    problem::Problem,
     report::{Outcome, Report},
-    session::{Probe, Problem},
 };
 use super::{
     ClientError,
     connection::Connection,
     exit,
-    logs::{LogsOptions, Timeline},
-    told,
+    logs::{self, LogsOptions, Whole},
+    put, told,
 };
 
 /// How long it may take until the next message. Heartbeats of what runs come every 5 s.
@@ -107,13 +112,18 @@ pub async fn check(options: CheckOptions) -> ExitCode {
 
 async fn run(options: &CheckOptions) -> Result<u8, ClientError> {
     if options.list {
-        CHECKS.iter().for_each(|check| println!("{:<13} {}", check.name, check.about));
+        for check in CHECKS {
+            put(&format!("{:<13} {}", check.name, check.about))?;
+        }
         return Ok(0);
     }
     let unknown = options.only.iter().find(|name| CHECKS.iter().all(|check| check.name != name.as_str()));
     if let Some(name) = unknown {
         let names: Vec<_> = CHECKS.iter().map(|check| check.name).collect();
         return Err(ClientError::new(exit::USAGE, format!("there is no check {name:?}: use {}", names.join(", "))));
+    }
+    if let Some(file) = &options.logs {
+        logs::open(file).map_err(|error| logs::unreadable(file, &error))?;
     }
     // A service that is not there is one problem, not one of each check.
     Connection::open(&options.url).await?.close().await;
@@ -122,9 +132,9 @@ async fn run(options: &CheckOptions) -> Result<u8, ClientError> {
     let mut report = Report::new(checks.len(), options.json);
     for check in checks {
         let outcome = try_one(check, options, report.begin(check.name)).await;
-        report.end(&outcome);
+        report.end(&outcome)?;
     }
-    Ok(if report.finish() { 0 } else { 1 })
+    Ok(if report.finish()? { 0 } else { 1 })
 }
 
 async fn try_one(check: &Check, options: &CheckOptions, bar: ProgressBar) -> Outcome<'static> {
@@ -132,11 +142,6 @@ async fn try_one(check: &Check, options: &CheckOptions, bar: ProgressBar) -> Out
     let since = Instant::now();
     let result = (check.run)(&probe).await;
     let took = since.elapsed();
-    let result = result.map_err(|problem| {
-        // Where it was found out afterwards, the newest session is the one.
-        let session = problem.session.or_else(|| probe.sessions().pop());
-        Problem { session, ..problem }
-    });
     let session = result.as_ref().err().and_then(|problem| problem.session.as_deref());
     let log = session.zip(options.logs.as_deref()).map(|(session, file)| log_of(session, file)).unwrap_or_default();
     Outcome { name: check.name, result, took, log }
@@ -144,12 +149,16 @@ async fn try_one(check: &Check, options: &CheckOptions, bar: ProgressBar) -> Out
 
 /// What the service's log says of a session.
 fn log_of(session: &str, file: &str) -> Vec<String> {
-    let options = LogsOptions { session: Some(session.to_owned()), ..LogsOptions::default() };
-    let opened = match File::open(file) {
-        Ok(opened) => opened,
+    let options = LogsOptions { session: Some(session.to_owned()), file: file.to_owned(), ..LogsOptions::default() };
+    let whole = match Whole::read(&options) {
+        Ok(whole) => whole,
         Err(error) => return vec![format!("cannot read {file:?}: {error}")],
     };
-    let mut timeline = Timeline::new(&options);
-    let lines = BufReader::new(opened).split(b'\n').map_while(Result::ok);
-    lines.flat_map(|line| timeline.take(&String::from_utf8_lossy(&line))).collect()
+    let any = whole.counts().any();
+    let lines: Vec<_> = whole.lines().collect();
+    match (any, lines.is_empty()) {
+        (false, _) => vec![format!("no JSON log line in {file:?}: start the service with LOG_FORMAT=json")],
+        (true, true) => vec![format!("no line of this session in {file:?}")],
+        (true, false) => lines,
+    }
 }

@@ -1,23 +1,23 @@
 //! `logs`: a service's JSON log lines as a timeline that a person can read.
+//!
+//! A file is read to its end and told in the order of its times, since `docker-compose logs` gives one
+//! container's lines after the other's. Standard input may be a log that goes on: its lines are told as
+//! they come.
+
+mod choice;
+mod live;
+mod whole;
+mod written;
 
 use std::{
-    collections::{BTreeSet, VecDeque},
     fs::File,
-    io::{self, BufRead, BufReader, ErrorKind, Write},
+    io::{self, BufRead, BufReader},
     process::ExitCode,
 };
 
-use jiff::Timestamp;
-use serde_json::{Map, Value};
-
-use super::{ClientError, exit, told};
-
-/// How many lines of executions are remembered that may yet turn out to belong to the session asked for:
-/// the backend tells of a process before the gateway tells whose it is.
-const LOOK_BACK: usize = 10_000;
-
-/// How many characters of an id are shown once it has been shown whole.
-const SHORT: usize = 8;
+use self::live::Live;
+pub(super) use self::whole::Whole;
+use super::{ClientError, exit, put, told};
 
 /// What `logs` was asked for.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -32,174 +32,92 @@ pub struct LogsOptions {
     pub file: String,
 }
 
-/// Prints the timeline. Exits with 1 if there was nothing to print.
-pub fn logs(options: &LogsOptions) -> ExitCode {
-    told(print(options))
+/// How many lines came, and what of them was of no use.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct Counts {
+    lines: usize,
+    /// Lines that are no JSON log lines: text, a panic.
+    foreign: usize,
+    /// Lines that might have been of the session asked for, and were given up.
+    dropped: usize,
 }
 
-fn print(options: &LogsOptions) -> Result<u8, ClientError> {
-    let input: Box<dyn BufRead> = if options.file == "-" {
-        Box::new(io::stdin().lock())
-    } else {
-        let file = File::open(&options.file)
-            .map_err(|error| ClientError::new(exit::USAGE, format!("cannot read {:?}: {error}", options.file)))?;
-        Box::new(BufReader::new(file))
-    };
-    let mut timeline = Timeline::new(options);
-    let mut out = io::stdout().lock();
+impl Counts {
+    /// Whether there was a log line at all.
+    pub(super) fn any(&self) -> bool {
+        self.lines > self.foreign
+    }
+}
+
+/// Prints the timeline. Exits with 1 if there was nothing to print.
+pub fn logs(options: &LogsOptions) -> ExitCode {
+    told(if options.file == "-" { follow(options) } else { read(options) })
+}
+
+fn read(options: &LogsOptions) -> Result<u8, ClientError> {
+    let whole = Whole::read(options).map_err(|error| unreadable(&options.file, &error))?;
+    let counts = whole.counts();
     let mut n_printed = 0;
-    for line in input.split(b'\n') {
-        let line =
-            line.map_err(|error| ClientError::new(exit::USAGE, format!("cannot read {:?} on: {error}", options.file)))?;
-        for line in timeline.take(&String::from_utf8_lossy(&line)) {
-            n_printed += 1;
-            match writeln!(out, "{line}").and_then(|()| out.flush()) {
-                Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(0),
-                _ => {}
+    for line in whole.lines() {
+        if !put(&line)? {
+            return Ok(0);
+        }
+        n_printed += 1;
+    }
+    summed_up(counts, n_printed, &options.file)
+}
+
+fn follow(options: &LogsOptions) -> Result<u8, ClientError> {
+    let mut live = Live::new(options);
+    let mut n_printed = 0;
+    for line in io::stdin().lock().split(b'\n') {
+        let line = line.map_err(|error| unreadable(&options.file, &error))?;
+        for line in live.take(&String::from_utf8_lossy(&line)) {
+            if !put(&line)? {
+                return Ok(0);
             }
+            n_printed += 1;
         }
     }
-    let (n_lines, n_foreign) = (timeline.n_lines, timeline.n_foreign);
-    if n_lines == n_foreign && n_lines > 0 {
+    summed_up(live.counts(), n_printed, &options.file)
+}
+
+/// Opens a log. A directory is refused here, and not where it is read.
+pub(super) fn open(file: &str) -> io::Result<impl BufRead> {
+    let mut input = BufReader::new(File::open(file)?);
+    input.fill_buf()?;
+    Ok(input)
+}
+
+pub(super) fn unreadable(file: &str, error: &io::Error) -> ClientError {
+    ClientError::new(exit::USAGE, format!("cannot read {file:?}: {error}"))
+}
+
+/// Says on standard error what the timeline does not show.
+fn summed_up(counts: Counts, n_printed: usize, file: &str) -> Result<u8, ClientError> {
+    if counts.lines == 0 {
+        let hint = if file == "-" { "; docker writes a container's log to standard error: add 2>&1" } else { "" };
+        eprintln!("cc-executor: not a line came{hint}");
+        return Ok(1);
+    }
+    if !counts.any() {
         let advice = "no line of it is a JSON log line: start the service with LOG_FORMAT=json";
         return Err(ClientError::new(exit::USAGE, advice));
     }
+    if counts.foreign > 0 {
+        eprintln!("cc-executor: {} lines are no JSON log lines and are not shown", counts.foreign);
+    }
+    if counts.dropped > 0 {
+        eprintln!(
+            "cc-executor: {} lines were given up, of executions that may be of this session: give the log as a file",
+            counts.dropped
+        );
+    }
     if n_printed == 0 {
-        eprintln!("cc-executor: none of {n_lines} log lines is of what was asked for");
+        eprintln!("cc-executor: none of {} log lines is of what was asked for", counts.lines);
         return Ok(1);
     }
     Ok(0)
-}
-
-/// Makes the timeline, line by line.
-pub(super) struct Timeline<'a> {
-    options: &'a LogsOptions,
-    /// Executions of the session asked for.
-    executions: BTreeSet<String>,
-    /// Lines of executions of which it is not known whose they are.
-    waiting: VecDeque<Map<String, Value>>,
-    began_at: Option<Timestamp>,
-    shown: BTreeSet<String>,
-    n_lines: usize,
-    n_foreign: usize,
-}
-
-impl<'a> Timeline<'a> {
-    pub(super) fn new(options: &'a LogsOptions) -> Self {
-        Timeline {
-            options,
-            executions: BTreeSet::new(),
-            waiting: VecDeque::new(),
-            began_at: None,
-            shown: BTreeSet::new(),
-            n_lines: 0,
-            n_foreign: 0,
-        }
-    }
-
-    /// Takes a line of the log, and gives what is to be printed now.
-    pub(super) fn take(&mut self, line: &str) -> Vec<String> {
-        if line.trim().is_empty() {
-            return Vec::new();
-        }
-        self.n_lines += 1;
-        // What follows logs for several services puts a name before each line.
-        let json = line.find('{').and_then(|at| serde_json::from_str::<Map<String, Value>>(&line[at..]).ok());
-        let Some(fields) = json.filter(|fields| fields.contains_key("time")) else {
-            self.n_foreign += 1;
-            return Vec::new();
-        };
-        self.chosen(fields).into_iter().map(|fields| self.written(fields)).collect()
-    }
-
-    /// The lines that are known now to be wanted.
-    fn chosen(&mut self, fields: Map<String, Value>) -> Vec<Map<String, Value>> {
-        let LogsOptions { session, execution, event, .. } = self.options;
-        let text = |name: &str| fields.get(name).and_then(Value::as_str);
-        if let Some(wanted) = event {
-            let is_it = |name: &str| {
-                name.strip_prefix(wanted.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-            };
-            if !text("event").is_some_and(is_it) {
-                return Vec::new();
-            }
-        }
-        if let Some(wanted) = execution
-            && !text("execution_id").is_some_and(|id| id.starts_with(wanted.as_str()))
-        {
-            return Vec::new();
-        }
-        let Some(wanted) = session else { return vec![fields] };
-        match (text("session_id"), text("execution_id")) {
-            (Some(id), None) if id.starts_with(wanted.as_str()) => vec![fields],
-            (Some(id), Some(execution)) if id.starts_with(wanted.as_str()) => {
-                let execution = execution.to_owned();
-                let mut chosen = Vec::new();
-                if self.executions.insert(execution.clone()) {
-                    let (of_it, others) = std::mem::take(&mut self.waiting)
-                        .into_iter()
-                        .partition(|fields| fields.get("execution_id").and_then(Value::as_str) == Some(&execution));
-                    self.waiting = others;
-                    chosen = Vec::from(of_it);
-                }
-                chosen.push(fields);
-                chosen
-            }
-            (None, Some(execution)) if self.executions.contains(execution) => vec![fields],
-            (None, Some(_)) => {
-                if self.waiting.len() == LOOK_BACK {
-                    self.waiting.pop_front();
-                }
-                self.waiting.push_back(fields);
-                Vec::new()
-            }
-            _ => Vec::new(),
-        }
-    }
-
-    fn written(&mut self, mut fields: Map<String, Value>) -> String {
-        let mut text = |name: &str| match fields.remove(name) {
-            Some(Value::String(text)) => text,
-            _ => String::new(),
-        };
-        let (time, level, event, message) = (text("time"), text("level"), text("event"), text("message"));
-        text("target");
-        let (clock, since) = match time.parse::<Timestamp>() {
-            Ok(at) => {
-                let began_at = *self.began_at.get_or_insert(at);
-                let since = at.duration_since(began_at).as_secs_f64();
-                (format!("{:.3}", at.strftime("%H:%M:%S%.3f")), format!("{since:+.3}"))
-            }
-            Err(_) => (time, String::new()),
-        };
-        let mut line = format!("{clock}  {since:>9}  {event:<20}");
-        if level != "INFO" {
-            line.push_str(&format!("  {level}"));
-        }
-        if event.is_empty() || level != "INFO" {
-            line.push_str(&format!("  {message}"));
-        }
-        let mut fields: Vec<(String, Value)> = fields.into_iter().collect();
-        fields.sort_by_key(|(name, _)| match name.as_str() {
-            "session_id" => 0,
-            "execution_id" => 1,
-            _ => 2,
-        });
-        for (name, value) in fields {
-            let value = match value {
-                Value::String(id) if name.ends_with("_id") => self.short(id),
-                Value::String(text) if !text.contains(char::is_whitespace) => text,
-                value => value.to_string(),
-            };
-            line.push_str(&format!("  {name}={value}"));
-        }
-        line.trim_end().chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
-    }
-
-    /// An id, whole when it is met first.
-    fn short(&mut self, id: String) -> String {
-        if self.shown.insert(id.clone()) { id } else { id.chars().take(SHORT).collect() }
-    }
 }
 
 #[cfg(test)]
@@ -207,44 +125,85 @@ mod tests {
     use super::*;
 
     const LOG: &str = r#"
-claude-api_1 | {"time":"2026-01-02T03:04:05.000Z","level":"INFO","target":"b","event":"process.started","execution_id":"eeeeeeee-1","pid":7,"message":"m"}
-{"time":"2026-01-02T03:04:05.000Z","level":"INFO","target":"b","event":"process.started","execution_id":"ffffffff-1","pid":8,"message":"m"}
-{"time":"2026-01-02T03:04:04.900Z","level":"INFO","target":"g","event":"session.opened","session_id":"aaaaaaaa-1","message":"m"}
+claude-api_1 | {"time":"2026-01-02T03:04:05.000Z","level":"INFO","target":"b","event":"process.started","execution_id":"eeeeeeee-1","pid":7,"message":"process started"}
+{"time":"2026-01-02T03:04:05.000Z","level":"INFO","target":"b","event":"process.started","execution_id":"ffffffff-1","pid":8,"message":"process started"}
+{"time":"2026-01-02T03:04:07.500Z","level":"INFO","target":"b","event":"process.finished","execution_id":"eeeeeeee-1","status":"COMPLETED","message":"process finished"}
+{"time":"2026-01-02T03:04:04.900Z","level":"INFO","target":"g","event":"session.opened","session_id":"aaaaaaaa-1","message":"session opened"}
 no log line
-{"time":"2026-01-02T03:04:05.010Z","level":"INFO","target":"g","event":"execution.started","session_id":"aaaaaaaa-1","execution_id":"eeeeeeee-1","message":"m"}
-{"time":"2026-01-02T03:04:05.010Z","level":"INFO","target":"g","event":"execution.started","session_id":"bbbbbbbb-1","execution_id":"ffffffff-1","message":"m"}
+{"time":"2026-01-02T03:04:05.010Z","level":"INFO","target":"g","event":"execution.started","session_id":"aaaaaaaa-1","execution_id":"eeeeeeee-1","message":"execution started"}
+{"time":"2026-01-02T03:04:05.010Z","level":"INFO","target":"g","event":"execution.started","session_id":"bbbbbbbb-1","execution_id":"ffffffff-1","message":"execution started"}
 {"time":"2026-01-02T03:04:06.000Z","level":"WARN","target":"g","event":"client_stalled","session_id":"aaaaaaaa-1","message":"it \u001b[31mreads nothing"}
-{"time":"2026-01-02T03:04:07.500Z","level":"INFO","target":"b","event":"process.finished","execution_id":"eeeeeeee-1","status":"COMPLETED","message":"m"}
+{"time":"2026-01-02T03:04:08.000Z","level":"INFO","target":"g","event":"session.closed","session_id":"aaaaaaaa-1","close_code":4408,"message":"session closed: nothing was read for 60 s"}
 "#;
 
-    fn lines(options: &LogsOptions) -> Vec<String> {
-        let mut timeline = Timeline::new(options);
-        LOG.lines().flat_map(|line| timeline.take(line)).collect()
+    fn from_file(options: &LogsOptions) -> Vec<String> {
+        Whole::of(options, LOG.as_bytes()).unwrap().lines().collect()
+    }
+
+    fn as_they_come(options: &LogsOptions) -> Vec<String> {
+        let mut live = Live::new(options);
+        LOG.lines().flat_map(|line| live.take(line)).collect()
+    }
+
+    fn of_session(id: &str) -> LogsOptions {
+        LogsOptions { session: Some(id.to_owned()), ..LogsOptions::default() }
+    }
+
+    const OPENED: &str = "session.opened        session_id=aaaaaaaa-1";
+    const STALLED: &str = "client_stalled        WARN  session_id=aaaaaaaa  it  [31mreads nothing";
+    const CLOSED: &str = "session.closed        session_id=aaaaaaaa  close_code=4408  nothing was read for 60 s";
+
+    #[test]
+    fn a_sessions_life_is_told_from_a_file_in_the_order_of_its_times() {
+        let expected = [
+            format!("03:04:04.900     +0.000  {OPENED}"),
+            "03:04:05.000     +0.100  process.started       execution_id=eeeeeeee-1  pid=7".to_owned(),
+            "03:04:05.010     +0.110  execution.started     session_id=aaaaaaaa  execution_id=eeeeeeee".to_owned(),
+            format!("03:04:06.000     +1.100  {STALLED}"),
+            "03:04:07.500     +2.600  process.finished      execution_id=eeeeeeee  status=COMPLETED".to_owned(),
+            format!("03:04:08.000     +3.100  {CLOSED}"),
+        ];
+        assert_eq!(from_file(&of_session("aaaa")), expected);
     }
 
     #[test]
-    fn a_sessions_life_is_told_with_what_its_executions_did() {
-        let options = LogsOptions { session: Some("aaaa".into()), ..LogsOptions::default() };
-        assert_eq!(
-            lines(&options),
-            [
-                "03:04:04.900     +0.000  session.opened        session_id=aaaaaaaa-1",
-                "03:04:05.000     +0.100  process.started       execution_id=eeeeeeee-1  pid=7",
-                "03:04:05.010     +0.110  execution.started     session_id=aaaaaaaa  execution_id=eeeeeeee",
-                "03:04:06.000     +1.100  client_stalled        WARN  it  [31mreads nothing  session_id=aaaaaaaa",
-                "03:04:07.500     +2.600  process.finished      execution_id=eeeeeeee  status=COMPLETED",
-            ]
-        );
+    fn a_sessions_life_is_told_as_it_comes() {
+        let expected = [
+            format!("03:04:04.900     +0.000  {OPENED}"),
+            // These were kept back until it was told whose they are.
+            "03:04:05.000     +0.100  process.started       execution_id=eeeeeeee-1  pid=7".to_owned(),
+            "03:04:05.010     +0.110  execution.started     session_id=aaaaaaaa  execution_id=eeeeeeee".to_owned(),
+            "03:04:07.500     +2.600  process.finished      execution_id=eeeeeeee  status=COMPLETED".to_owned(),
+            format!("03:04:06.000     +1.100  {STALLED}"),
+            format!("03:04:08.000     +3.100  {CLOSED}"),
+        ];
+        assert_eq!(as_they_come(&of_session("aaaa")), expected);
     }
 
     #[test]
     fn executions_and_events_are_chosen_by_their_beginnings() {
-        let of = |execution: Option<&str>, event: Option<&str>| {
-            let (execution, event) = (execution.map(str::to_owned), event.map(str::to_owned));
-            lines(&LogsOptions { execution, event, ..LogsOptions::default() }).len()
-        };
-        assert_eq!(of(None, None), 7);
-        assert_eq!(of(Some("ffff"), None), 2);
-        assert_eq!((of(None, Some("process")), of(None, Some("process.started")), of(None, Some("proc"))), (3, 2, 0));
+        for lines in [from_file, as_they_come] {
+            let of = |execution: Option<&str>, event: Option<&str>| {
+                let (execution, event) = (execution.map(str::to_owned), event.map(str::to_owned));
+                lines(&LogsOptions { execution, event, ..LogsOptions::default() }).len()
+            };
+            assert_eq!(of(None, None), 8);
+            assert_eq!(of(Some("ffff"), None), 2);
+            assert_eq!((of(None, Some("process")), of(None, Some("process.started"))), (3, 2));
+            assert_eq!(of(None, Some("proc")), 0);
+        }
+    }
+
+    #[test]
+    fn a_backends_events_of_a_session_are_found_by_their_execution() {
+        for lines in [from_file, as_they_come] {
+            let of = |session: &str, event: &str, execution: Option<&str>| {
+                let (event, execution) = (Some(event.to_owned()), execution.map(str::to_owned));
+                lines(&LogsOptions { event, execution, ..of_session(session) }).len()
+            };
+            assert_eq!(of("aaaa", "process", None), 2);
+            assert_eq!(of("bbbb", "process", None), 1);
+            assert_eq!((of("aaaa", "process", Some("eeee")), of("aaaa", "process", Some("ffff"))), (2, 0));
+        }
     }
 }

@@ -1,11 +1,12 @@
 //! What was received: written to our own streams, counted, and checked against what was sent.
 
-use std::{fmt, io};
+use std::io;
 
-use base64::{Engine, engine::general_purpose::STANDARD};
 use cc_executor_actors::protocol::{PerStream, Stream};
-use sha2::{Digest, Sha256};
 use tokio::io::{AsyncWriteExt, Stderr, Stdout, stderr, stdout};
+
+pub(super) use super::seen::Damage;
+use super::seen::{Seen, decoded};
 
 /// Both streams on their way to our own.
 pub(super) struct Output {
@@ -27,25 +28,6 @@ struct Texts {
     partial: u64,
     /// So much of what comes next was there before the connection broke.
     again: u64,
-}
-
-#[derive(Default)]
-struct Seen {
-    /// How far the stream has come.
-    end: u64,
-    /// How much of that was lost on the way, as the service said.
-    lost: u64,
-    sha256: Sha256,
-}
-
-/// What was received is not what was sent.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Damage(String);
-
-impl fmt::Display for Damage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
 }
 
 impl Output {
@@ -82,21 +64,13 @@ impl Output {
         content: (Option<&str>, Option<&str>),
         end: u64,
     ) -> Result<(), Damage> {
-        let decoded;
-        let bytes = match content {
-            (Some(text), None) => text.as_bytes(),
-            (None, Some(base64)) => {
-                decoded = STANDARD.decode(base64).map_err(|error| Damage(format!("base64 that is none: {error}")))?;
-                &decoded
-            }
-            _ => return Err(Damage("an output message without content".to_owned())),
-        };
+        let decoded = decoded(content)?;
+        let bytes = decoded.as_ref();
         let seen = self.seen.get_mut(stream);
         let texts = self.texts.as_mut().filter(|_| stream == Stream::Stdout);
         let bytes = match texts {
             None => {
-                seen.end += bytes.len() as u64;
-                seen.sha256.update(bytes);
+                seen.take(bytes);
                 bytes
             }
             Some(texts) => {
@@ -188,19 +162,8 @@ impl Output {
             if stream == Stream::Stdout && self.texts.is_some() {
                 continue;
             }
-            let seen = self.seen.get(stream);
             let (bytes, sha256) = sent.get(stream);
-            let name = stream.as_str();
-            if let Some(bytes) = bytes.filter(|bytes| *bytes != seen.end) {
-                return Err(Damage(format!("{} bytes of {name} arrived, the command wrote {bytes}", seen.end)));
-            }
-            if seen.lost > 0 {
-                continue;
-            }
-            let received = format!("{:x}", seen.sha256.clone().finalize());
-            if let Some(sha256) = sha256.filter(|sha256| *sha256 != received) {
-                return Err(Damage(format!("the SHA-256 of {name} is {received}, the command's was {sha256}")));
-            }
+            self.seen.get(stream).check(stream, *bytes, *sha256)?;
         }
         Ok(())
     }

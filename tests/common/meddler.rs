@@ -1,4 +1,5 @@
-//! Somebody between a client and its service who reads each message, and changes or swallows some.
+//! Somebody between a client and its service who reads each message, and changes or swallows some. What is
+//! no WebSocket passes as it is.
 
 use std::{
     io::{Read, Write},
@@ -82,6 +83,9 @@ fn pass_all(
         head.push(byte[0]);
     }
     to.write_all(&head)?;
+    if !String::from_utf8_lossy(&head).to_ascii_lowercase().contains("upgrade: websocket") {
+        return std::io::copy(from, to).map(|_| ());
+    }
     loop {
         let mut start = [0; 2];
         from.read_exact(&mut start)?;

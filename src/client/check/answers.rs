@@ -2,20 +2,28 @@
 
 use serde_json::{Value, json};
 
-use super::session::{Probe, Problem, Session, Story, ensure, wrong};
+use super::{
+    probe::Probe,
+    problem::{Problem, ensure, wrong},
+    session::Session,
+    story::Story,
+};
 
 /// One command whose answer nobody can guess without running it.
 pub(super) async fn basic(probe: &Probe) -> Result<String, Problem> {
-    let mut session = probe.open().await?;
-    let story = session.run(json!({ "command": r#"python3 -c "print('RESULT:::' + str(24 * 7))""# })).await?;
-    story.exited_with(0)?;
-    let said = story.streams.stdout.text();
-    ensure!(said == "RESULT:::168\n", "the answer should be RESULT:::168, and is {said:?}");
-    let first = story.updates.first().map(|(_, update)| update["status"].clone());
-    let fine = first.as_ref().is_some_and(|status| status == "RUNNING" || status == "QUEUED");
-    ensure!(fine, "the first status should be RUNNING or QUEUED, and is {first:?}");
-    session.close().await;
-    Ok(said.trim().to_owned())
+    const COMMAND: &str = r#"python3 -c "print('RESULT:::' + str(24 * 7))""#;
+    probe
+        .within(async |session| {
+            let story = session.run(json!({ "command": COMMAND })).await?;
+            story.exited_with(0)?;
+            let said = story.streams.stdout.text();
+            ensure!(said == "RESULT:::168\n", "the answer should be RESULT:::168, and is {said:?}");
+            let first = story.updates.first().map(|(_, update)| update["status"].clone());
+            let fine = first.as_ref().is_some_and(|status| status == "RUNNING" || status == "QUEUED");
+            ensure!(fine, "the first status should be RUNNING or QUEUED, and is {first:?}");
+            Ok(said.trim().to_owned())
+        })
+        .await
 }
 
 /// A command, and what must become of it.
@@ -118,14 +126,15 @@ const CASES: &[Case] = &[
 
 /// Commands of many kinds, one after the other in one session.
 pub(super) async fn stress(probe: &Probe) -> Result<String, Problem> {
-    let mut session = probe.open().await?;
-    for case in CASES {
-        probe.doing(case.name);
-        let judged = judge(&mut session, case).await;
-        judged.map_err(|problem| Problem { what: format!("{}: {}", case.name, problem.what), ..problem })?;
-    }
-    session.close().await;
-    Ok(format!("{} kinds of commands", CASES.len()))
+    probe
+        .within(async |session| {
+            for case in CASES {
+                probe.doing(case.name);
+                judge(session, case).await.map_err(|problem| problem.of(case.name))?;
+            }
+            Ok(format!("{} kinds of commands", CASES.len()))
+        })
+        .await
 }
 
 async fn judge(session: &mut Session<'_>, case: &Case) -> Result<(), Problem> {

@@ -5,81 +5,105 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-use super::session::{Probe, Problem, Session, Story, ensure, shown, wrong};
+use super::{
+    look::Mark,
+    probe::Probe,
+    problem::{Problem, ensure, shown, wrong},
+    session::{CADENCE, Session},
+    story::Story,
+};
 
-/// How often an execution that is being ended is looked at.
-const CADENCE: Duration = Duration::from_millis(20);
+const UNKNOWN_EXECUTION: i64 = -32006;
 
-/// Ends a command that obeys, and one that does not.
+/// Ends a command that obeys, and one that does not; each has a process that left its group.
 pub(super) async fn cancel(probe: &Probe) -> Result<String, Problem> {
-    const POLITE: &str = "echo ready; (sleep 1000 & sleep 1000); sleep 1000";
-    const STUBBORN: &str = "trap '' TERM; echo ready; while :; do sleep 0.05; done";
-    let mut session = probe.open().await?;
-    let mut longest = Duration::ZERO;
-    for (name, command, grace_ms, escalated) in
-        [("a command that obeys", POLITE, 5_000, false), ("a command that ignores TERM", STUBBORN, 300, true)]
-    {
-        probe.doing(name);
-        let mut story = session.execute(json!({ "command": command })).await?;
-        session.follow(&mut story, |story| !story.streams.stdout.bytes.is_empty()).await?;
-        let since = Instant::now();
-        let answer = session.ask("control", json!({ "type": "CANCEL", "graceMs": grace_ms })).await?;
-        ensure!(answer["executionId"] == story.id.as_str(), "{name}: CANCEL is answered with {}", shown(&answer));
-        finish_canceled(&mut session, &mut story, escalated)
-            .await
-            .map_err(|problem| Problem { what: format!("{name}: {}", problem.what), ..problem })?;
-        longest = longest.max(since.elapsed());
-    }
-    probe.doing("the session goes on");
-    let story = session.run(json!({ "command": "echo the session goes on" })).await?;
-    story.exited_with(0)?;
-    session.close().await;
-    Ok(format!("every process proven gone, {:.2} s at the longest", longest.as_secs_f64()))
+    const POLITE: &str = "setsid sleep MARK & (sleep MARK & sleep MARK) & echo ready; wait";
+    const STUBBORN: &str = "trap '' TERM; setsid sleep MARK & echo ready; while :; do sleep 0.05; done";
+    probe
+        .within(async |session| {
+            let mut longest = Duration::ZERO;
+            for (name, command, grace_ms, escalated) in
+                [("a command that obeys", POLITE, 5_000, false), ("a command that ignores TERM", STUBBORN, 300, true)]
+            {
+                probe.doing(name);
+                let took =
+                    cancel_one(session, command, grace_ms, escalated).await.map_err(|problem| problem.of(name))?;
+                longest = longest.max(took);
+            }
+            Ok(format!("every process seen gone, {:.2} s at the longest", longest.as_secs_f64()))
+        })
+        .await
 }
 
-async fn finish_canceled(session: &mut Session<'_>, story: &mut Story, escalated: bool) -> Result<(), Problem> {
-    session.finish(story).await?;
+async fn cancel_one(
+    session: &mut Session<'_>,
+    command: &str,
+    grace_ms: u64,
+    escalated: bool,
+) -> Result<Duration, Problem> {
+    let mark = Mark::new();
+    let mut story = session.execute(json!({ "command": mark.on(command) })).await?;
+    session.follow(&mut story, |story| !story.streams.stdout.bytes.is_empty()).await?;
+    let since = Instant::now();
+    let answer = session.ask("control", json!({ "type": "CANCEL", "graceMs": grace_ms })).await?;
+    ensure!(answer["executionId"] == story.id.as_str(), "CANCEL is answered with {}", shown(&answer));
+    session.finish(&mut story).await?;
+    let took = since.elapsed();
     story.ended_as("CANCELLED", "canceled")?;
     let cancel = &story.end["cancel"];
     ensure!(cancel["verified"] == true, "its processes are not proven gone: {}", shown(&story.end));
     ensure!(cancel["escalated"] == escalated, "escalated should be {escalated}: {}", shown(cancel));
-    story.is_whole()
+    story.is_whole()?;
+    mark.is_gone(session).await?;
+    Ok(took)
 }
 
 /// Clients that leave while output flows: what they ran is ended, and nobody else notices.
 pub(super) async fn races(probe: &Probe) -> Result<String, Problem> {
     const ROUNDS: usize = 24;
-    let mut watcher = probe.open().await?;
-    for round in 0..ROUNDS {
-        probe.doing(format!("round {round} of {ROUNDS}"));
-        let mut session = probe.open().await?;
-        let mut story = session.execute(json!({ "command": "yes 'output without end'" })).await?;
-        // The more rounds, the later it leaves.
-        let so_far = round * 20_000;
-        session.follow(&mut story, |story| story.streams.stdout.bytes.len() >= so_far).await?;
-        if round % 2 == 0 {
-            session.close().await
-        } else {
-            drop(session)
-        }
-        let end = ended(probe, &mut watcher, &story.id).await?;
-        ensure!(
-            end["status"] == "CANCELLED" && end["reason"] == "disconnected" && end["cancel"]["verified"] == true,
-            "left after {so_far} bytes, it ended as {}",
-            shown(&end)
-        );
-    }
-    watcher.close().await;
-    Ok(format!("{ROUNDS} clients that left in the middle"))
+    let mark = Mark::new();
+    let command = mark.on("setsid sleep MARK & yes 'output without end'");
+    probe
+        .within(async |watcher| {
+            for round in 0..ROUNDS {
+                probe.doing(format!("round {round} of {ROUNDS}"));
+                let mut session = probe.open().await?;
+                let mut story = session.execute(json!({ "command": command })).await?;
+                // The more rounds, the later it leaves.
+                let so_far = round * 20_000;
+                session.follow(&mut story, |story| story.streams.stdout.bytes.len() >= so_far).await?;
+                if round % 2 == 0 {
+                    session.close().await?;
+                } else {
+                    drop(session);
+                }
+                let Some(end) = ended(probe, watcher, &story.id).await? else { continue };
+                ensure!(
+                    end["status"] == "CANCELLED"
+                        && end["reason"] == "disconnected"
+                        && end["cancel"]["verified"] == true,
+                    "left after {so_far} bytes, it ended as {}",
+                    shown(&end)
+                );
+            }
+            probe.doing("looks for processes");
+            mark.is_gone(watcher).await?;
+            Ok(format!("{ROUNDS} clients that left in the middle, no process is"))
+        })
+        .await
 }
 
-/// How an execution of somebody else ended.
-async fn ended(probe: &Probe, watcher: &mut Session<'_>, id: &str) -> Result<Value, Problem> {
+/// How an execution of somebody else ended. Nothing where the service keeps no endings.
+async fn ended(probe: &Probe, watcher: &mut Session<'_>, id: &str) -> Result<Option<Value>, Problem> {
     let since = Instant::now();
     loop {
-        let status = watcher.ask("status", json!({ "executionId": id })).await?;
+        let status = match watcher.call("status", json!({ "executionId": id })).await? {
+            Ok(status) => status,
+            Err(error) if error["code"] == UNKNOWN_EXECUTION => return Ok(None),
+            Err(error) => return Err(wrong(format!("status is refused: {}", shown(&error)))),
+        };
         if status.get("reason").is_some() {
-            return Ok(status);
+            return Ok(Some(status));
         }
         ensure!(
             since.elapsed() < probe.quiet(),
@@ -101,52 +125,68 @@ fn refused() -> Vec<(&'static str, Value, i64)> {
         ("execute", json!({ "command": "true", "heartbeatMs": 1 }), -32602),
         ("execute", json!({ "command": "true", "executor": "no such executor" }), -32002),
         ("no such method", json!({}), -32601),
-        ("status", json!({ "executionId": "00000000-0000-4000-8000-000000000000" }), -32006),
+        ("status", json!({ "executionId": "00000000-0000-4000-8000-000000000000" }), UNKNOWN_EXECUTION),
     ]
 }
 
 /// What a client may not do is refused, and what takes too long is ended as a failure.
 pub(super) async fn limits(probe: &Probe) -> Result<String, Problem> {
+    let (n_refused, long) = probe
+        .within(async |session| {
+            let n_refused = refuses(probe, session).await?;
+            two_at_once(probe, session).await?;
+            for (limit, reason) in [("timeoutMs", "timeout"), ("stallTimeoutMs", "stalled")] {
+                probe.doing(limit);
+                let story = session.run(json!({ "command": "sleep 1000", limit: 300 })).await?;
+                timed_out(&story, reason).map_err(|problem| problem.of(limit))?;
+            }
+            let max = session.hello["limits"]["messageBytes"].as_u64();
+            let max = max.ok_or_else(|| wrong("connected has no limits.messageBytes"))?;
+            Ok((n_refused, usize::try_from(max).unwrap_or(usize::MAX).saturating_add(1)))
+        })
+        .await?;
+    probe.doing("a message that is too long");
     let mut session = probe.open().await?;
-    let mut n_refused = 0;
-    for (method, params, code) in refused() {
+    // The service may close before all of it is sent.
+    let _ = session.send("x".repeat(long)).await;
+    let code = session.close_code().await?;
+    if code != 1009 {
+        return Err(session.problem(format!("a message of {long} bytes is closed with {code}, not 1009")));
+    }
+    // With the message that is no JSON, the second execution and the long message.
+    Ok(format!("{} wrong calls refused, two time-outs told as failures", n_refused + 3))
+}
+
+async fn refuses(probe: &Probe, session: &mut Session<'_>) -> Result<usize, Problem> {
+    let calls = refused();
+    for (method, params, code) in &calls {
         probe.doing(format!("{method} {params}"));
         match session.call(method, params.clone()).await? {
-            Err(error) if error["code"] == code => n_refused += 1,
-            Err(error) => return Err(session.problem(format!("{method} {params} is {}, not {code}", shown(&error)))),
-            Ok(result) => return Err(session.problem(format!("{method} {params} is accepted: {}", shown(&result)))),
+            Err(error) => ensure!(error["code"] == *code, "{method} {params} is {}, not {code}", shown(&error)),
+            Ok(result) => return Err(wrong(format!("{method} {params} is accepted: {}", shown(&result)))),
         }
     }
     probe.doing("a message that is no JSON");
     session.send("this is no JSON".to_owned()).await?;
     let answer = session.recv().await?;
     ensure!(answer["error"]["code"] == -32700, "a message that is no JSON is answered with {}", shown(&answer));
+    Ok(calls.len())
+}
+
+async fn two_at_once(probe: &Probe, session: &mut Session<'_>) -> Result<(), Problem> {
     probe.doing("two executions in one session");
-    let mut story = session.execute(json!({ "command": "sleep 0.3" })).await?;
+    let mut story = session.execute(json!({ "command": "sleep 1000" })).await?;
     match session.call("execute", json!({ "command": "true" })).await? {
-        Err(error) if error["code"] == -32005 => n_refused += 1,
-        other => return Err(session.problem(format!("a second execution in one session: {other:?}"))),
+        Err(error) => ensure!(error["code"] == -32005, "a second execution in one session is {}", shown(&error)),
+        Ok(result) => return Err(wrong(format!("a second execution in one session: {}", shown(&result)))),
     }
+    session.ask("control", json!({ "type": "CANCEL" })).await?;
     session.finish(&mut story).await?;
-    story.exited_with(0)?;
-    for (limit, reason) in [("timeoutMs", "timeout"), ("stallTimeoutMs", "stalled")] {
-        probe.doing(limit);
-        let story = session.run(json!({ "command": "sleep 1000", limit: 300 })).await?;
-        story.ended_as("FAILED", reason)?;
-        ensure!(
-            story.errors.iter().any(|error| error["code"] == -32012),
-            "{limit}: no error -32012 came before the end"
-        );
-    }
-    probe.doing("a message that is too long");
-    let max = session.hello["limits"]["messageBytes"].as_u64();
-    let max = max.ok_or_else(|| wrong(format!("connected has no limits.messageBytes: {}", shown(&session.hello))))?;
-    session.close().await;
-    let mut session = probe.open().await?;
-    let long = usize::try_from(max).unwrap_or(usize::MAX).saturating_add(1);
-    // The service may close before all of it is sent.
-    let _ = session.send("x".repeat(long)).await;
-    let code = session.close_code().await?;
-    ensure!(code == 1009, "a message of {long} bytes is closed with {code}, not 1009");
-    Ok(format!("{} wrong calls refused, two time-outs told as failures", n_refused + 2))
+    story.ended_as("CANCELLED", "canceled")
+}
+
+fn timed_out(story: &Story, reason: &str) -> Result<(), Problem> {
+    story.ended_as("FAILED", reason)?;
+    ensure!(story.errors.iter().any(|error| error["code"] == -32012), "no error -32012 came before the end");
+    Ok(())
 }

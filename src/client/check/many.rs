@@ -1,9 +1,17 @@
 //! Many sessions: at once, and in quick succession.
 
+use std::collections::BTreeSet;
+
 use futures_util::future::try_join_all;
 use serde_json::json;
+use tokio::time::{Instant, sleep};
 
-use super::session::{Probe, Problem, Story, ensure};
+use super::{
+    look::Mark,
+    probe::Probe,
+    problem::{Problem, ensure},
+    session::{CADENCE, Session},
+};
 
 const AT_ONCE: usize = 50;
 const IN_SUCCESSION: usize = 60;
@@ -15,43 +23,69 @@ pub(super) async fn concurrent(probe: &Probe) -> Result<String, Problem> {
         probe.doing(format!("session {n} of {AT_ONCE}"));
         sessions.push(probe.open().await?);
     }
-    let mut ids: Vec<_> = probe.sessions();
-    ids.sort_unstable();
-    ids.dedup();
+    let ids: BTreeSet<_> = sessions.iter().map(Session::id).collect();
     ensure!(ids.len() == AT_ONCE, "{AT_ONCE} sessions have {} ids between them", ids.len());
     probe.doing("all of them run a command");
-    let stories = sessions.iter_mut().enumerate().map(|(n, session)| {
-        let command = format!("for i in 1 2 3; do echo \"session {n} says $i\"; sleep 0.1; done");
-        async move { session.run(json!({ "command": command })).await }
+    let runs = sessions.iter_mut().enumerate().map(async |(n, session)| {
+        let done = speak(session, n).await;
+        session.located(done)
     });
-    let stories: Vec<Story> = try_join_all(stories).await?;
-    for (n, story) in stories.iter().enumerate() {
-        story.exited_with(0)?;
-        let (said, expected) = (story.streams.stdout.text(), (1..=3).map(|i| format!("session {n} says {i}\n")));
-        ensure!(said == expected.collect::<String>(), "session {n} got {said:?}");
-    }
+    try_join_all(runs).await?;
     for session in sessions {
-        session.close().await;
+        session.close().await?;
     }
     Ok(format!("{AT_ONCE} sessions at once"))
 }
 
+async fn speak(session: &mut Session<'_>, n: usize) -> Result<(), Problem> {
+    let command = format!("for i in 1 2 3; do echo \"session {n} says $i\"; sleep 0.1; done");
+    let story = session.run(json!({ "command": command })).await?;
+    story.exited_with(0)?;
+    let (said, expected) = (story.streams.stdout.text(), (1..=3).map(|i| format!("session {n} says {i}\n")));
+    ensure!(said == expected.collect::<String>(), "session {n} got {said:?}");
+    Ok(())
+}
+
 /// Clients that come and go: at once, properly, or in the moment in which they have asked for something.
+/// They leave no session behind, and no process.
 pub(super) async fn reconnect(probe: &Probe) -> Result<String, Problem> {
+    let n_before = probe.n_sessions().await;
+    let mark = Mark::new();
+    let command = mark.on("setsid sleep MARK & sleep MARK");
     for n in 0..IN_SUCCESSION {
         probe.doing(format!("connection {n} of {IN_SUCCESSION}"));
         match n % 3 {
             0 => drop(probe.connect().await?),
-            1 => probe.open().await?.close().await,
+            1 => probe.open().await?.close().await?,
             _ => {
                 let mut session = probe.open().await?;
-                session.request("execute", json!({ "command": "echo nobody hears this" })).await?;
+                session.request("execute", json!({ "command": command })).await?;
             }
         }
     }
+    if let Some(n_before) = n_before {
+        probe.doing("their sessions");
+        sessions_go_back_to(probe, n_before).await?;
+    }
     probe.doing("one that stays");
-    let story = probe.run(json!({ "command": "echo still here" })).await?;
-    story.exited_with(0)?;
-    ensure!(story.streams.stdout.text() == "still here\n", "the output is {:?}", story.streams.stdout.text());
-    Ok(format!("{IN_SUCCESSION} connections"))
+    probe
+        .within(async |session| {
+            let story = session.run(json!({ "command": "echo still here" })).await?;
+            story.exited_with(0)?;
+            let said = story.streams.stdout.text();
+            ensure!(said == "still here\n", "the output is {said:?}");
+            mark.goes(probe, session).await?;
+            Ok(format!("{IN_SUCCESSION} connections, and nothing is left of them"))
+        })
+        .await
+}
+
+async fn sessions_go_back_to(probe: &Probe, n_before: u64) -> Result<(), Problem> {
+    let since = Instant::now();
+    while let Some(n) = probe.n_sessions().await.filter(|n| *n > n_before) {
+        let seconds = probe.quiet().as_secs();
+        ensure!(since.elapsed() < probe.quiet(), "there were {n_before} sessions, and {n} are left after {seconds} s");
+        sleep(CADENCE).await;
+    }
+    Ok(())
 }

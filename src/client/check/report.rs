@@ -1,14 +1,17 @@
 //! What a person sees of the checks, or a program.
 
 use std::{
-    io::{IsTerminal, stderr},
+    io::{IsTerminal, Write, stderr},
     time::Duration,
 };
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
-use super::session::Problem;
+use super::{
+    super::{ClientError, put},
+    problem::Problem,
+};
 
 /// What came of one check.
 pub(super) struct Outcome<'a> {
@@ -23,6 +26,8 @@ pub(super) struct Outcome<'a> {
 pub(super) struct Report {
     json: bool,
     bar: ProgressBar,
+    /// Whether anybody reads it. Where nobody does, the exit code still tells.
+    is_read: bool,
     n_passed: usize,
     n_failed: usize,
     took: Duration,
@@ -38,17 +43,23 @@ impl Report {
             bar.set_style(style.progress_chars("=> "));
         }
         bar.enable_steady_tick(Duration::from_millis(200));
-        Report { json, bar, n_passed: 0, n_failed: 0, took: Duration::ZERO }
+        Report { json, bar, is_read: true, n_passed: 0, n_failed: 0, took: Duration::ZERO }
     }
 
-    /// The bar, for a check to say on it what it does.
+    /// The bar, for a check to say on it what it does. Where there is none a line names the check: whoever
+    /// is ended while one hangs has named it.
     pub(super) fn begin(&self, name: &str) -> ProgressBar {
+        if self.bar.is_hidden() {
+            // Best effort: standard error may be closed.
+            let _ = writeln!(stderr(), "...   {name}");
+        }
         self.bar.set_prefix(name.to_owned());
         self.bar.set_message("");
+        self.bar.reset_elapsed();
         self.bar.clone()
     }
 
-    pub(super) fn end(&mut self, outcome: &Outcome<'_>) {
+    pub(super) fn end(&mut self, outcome: &Outcome<'_>) -> Result<(), ClientError> {
         let Outcome { name, result, took, log } = outcome;
         self.took += *took;
         match result {
@@ -57,19 +68,27 @@ impl Report {
         }
         self.bar.inc(1);
         let lines = if self.json { of_program(outcome) } else { of_person(name, result, *took, log) };
-        self.bar.suspend(|| println!("{lines}"));
+        self.say(&lines)
+    }
+
+    fn say(&mut self, lines: &str) -> Result<(), ClientError> {
+        if self.is_read {
+            self.is_read = self.bar.suspend(|| put(lines))?;
+        }
+        Ok(())
     }
 
     /// Says the sums. True if all passed.
-    pub(super) fn finish(self) -> bool {
+    pub(super) fn finish(mut self) -> Result<bool, ClientError> {
         self.bar.finish_and_clear();
         let (n_passed, n_failed) = (self.n_passed, self.n_failed);
-        if self.json {
-            println!("{}", json!({ "passed": n_passed, "failed": n_failed, "ms": millis(self.took) }));
+        let sums = if self.json {
+            json!({ "summary": { "passed": n_passed, "failed": n_failed, "ms": millis(self.took) } }).to_string()
         } else {
-            println!("{n_passed} passed, {n_failed} failed, in {:.1} s", self.took.as_secs_f64());
-        }
-        n_failed == 0
+            format!("{n_passed} passed, {n_failed} failed, in {:.1} s", self.took.as_secs_f64())
+        };
+        self.say(&sums)?;
+        Ok(n_failed == 0)
     }
 }
 

@@ -1,0 +1,78 @@
+//! What a check works with: the service's address, how long it may be silent, and where to show what is done.
+
+use std::{cell::Cell, time::Duration};
+
+use indicatif::ProgressBar;
+use serde_json::Value;
+use tokio::time::Instant;
+
+use super::{
+    super::{SESSION_PATH, connection::Connection},
+    problem::{Problem, wrong},
+    session::Session,
+};
+
+/// Of one check.
+pub(super) struct Probe {
+    url: String,
+    quiet: Duration,
+    progress: ProgressBar,
+    moved_at: Cell<Instant>,
+}
+
+impl Probe {
+    pub(super) fn new(url: &str, quiet: Duration, progress: ProgressBar) -> Self {
+        Probe { url: url.to_owned(), quiet, progress, moved_at: Cell::new(Instant::now()) }
+    }
+
+    /// Shows what is being done.
+    pub(super) fn doing(&self, what: impl Into<String>) {
+        self.progress.set_message(what.into());
+    }
+
+    /// How long it may take until the next message. Pings are none, heartbeats are.
+    pub(super) fn quiet(&self) -> Duration {
+        self.quiet
+    }
+
+    /// An execution of some session has got on.
+    pub(super) fn got_on(&self, now: Instant) {
+        self.moved_at.set(now);
+    }
+
+    /// For how long none has.
+    pub(super) fn stuck_for(&self) -> Duration {
+        self.moved_at.get().elapsed()
+    }
+
+    /// A connection of which nothing has been read.
+    pub(super) async fn connect(&self) -> Result<Connection, Problem> {
+        Connection::open(&self.url).await.map_err(|error| wrong(error.message))
+    }
+
+    /// A session.
+    pub(super) async fn open(&self) -> Result<Session<'_>, Problem> {
+        Session::on(self.connect().await?, self).await
+    }
+
+    /// Does something in a session of its own, to which belongs whatever turns out wrong.
+    pub(super) async fn within<T>(
+        &self,
+        work: impl AsyncFnOnce(&mut Session<'_>) -> Result<T, Problem>,
+    ) -> Result<T, Problem> {
+        let mut session = self.open().await?;
+        let done = work(&mut session).await;
+        let done = session.located(done)?;
+        session.close().await?;
+        Ok(done)
+    }
+
+    /// How many sessions the service has, if it tells that.
+    pub(super) async fn n_sessions(&self) -> Option<u64> {
+        let base = self.url.strip_suffix(SESSION_PATH)?;
+        let url = format!("{}/health", base.replacen("ws://", "http://", 1));
+        let client = awc::Client::builder().timeout(self.quiet).finish();
+        let body = client.get(url).send().await.ok()?.body().limit(64 << 10).await.ok()?;
+        serde_json::from_slice::<Value>(&body).ok()?["sessions"].as_u64()
+    }
+}

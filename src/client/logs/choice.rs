@@ -1,0 +1,82 @@
+//! Which lines are wanted. The backend knows no sessions: a line of it is a session's if the gateway says,
+//! earlier or later, that its execution is.
+
+use std::collections::BTreeSet;
+
+use jiff::Timestamp;
+use serde_json::{Map, Value};
+
+use super::LogsOptions;
+
+/// The fields of a line.
+pub(super) type Fields = Map<String, Value>;
+
+/// Finds the JSON of a log line. What follows logs for several services puts a name before each.
+pub(super) fn json_of(line: &str) -> Option<(&str, Fields)> {
+    let json = &line[line.find('{')?..];
+    let fields: Fields = serde_json::from_str(json).ok()?;
+    fields.contains_key("time").then_some((json, fields))
+}
+
+pub(super) fn time_of(fields: &Fields) -> Option<Timestamp> {
+    text(fields, "time")?.parse().ok()
+}
+
+fn text<'a>(fields: &'a Fields, name: &str) -> Option<&'a str> {
+    fields.get(name).and_then(Value::as_str)
+}
+
+/// What is to be done with a line.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Verdict {
+    Wanted,
+    Unwanted,
+    /// Wanted if this execution is of the session.
+    IfOfSession(String),
+}
+
+/// What was asked for, and what is known of it.
+pub(super) struct Choice<'a> {
+    options: &'a LogsOptions,
+    /// Executions of the session asked for.
+    executions: BTreeSet<String>,
+}
+
+impl<'a> Choice<'a> {
+    pub(super) fn new(options: &'a LogsOptions) -> Self {
+        Choice { options, executions: BTreeSet::new() }
+    }
+
+    /// Learns from a line, wanted or not, and gives an execution that is now known to be of the session.
+    pub(super) fn learn(&mut self, fields: &Fields) -> Option<String> {
+        let session = self.options.session.as_deref()?;
+        let execution = text(fields, "execution_id")?;
+        let is_of_session = text(fields, "session_id").is_some_and(|id| id.starts_with(session));
+        (is_of_session && self.executions.insert(execution.to_owned())).then(|| execution.to_owned())
+    }
+
+    pub(super) fn judge(&self, fields: &Fields) -> Verdict {
+        let LogsOptions { session, execution, event, .. } = self.options;
+        let begins = |name: &str, wanted: &str| text(fields, name).is_some_and(|id| id.starts_with(wanted));
+        let is_event = |wanted: &str| {
+            let rest = text(fields, "event").and_then(|name| name.strip_prefix(wanted));
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        };
+        if event.as_deref().is_some_and(|wanted| !is_event(wanted))
+            || execution.as_deref().is_some_and(|wanted| !begins("execution_id", wanted))
+        {
+            return Verdict::Unwanted;
+        }
+        let Some(session) = session else { return Verdict::Wanted };
+        match (fields.contains_key("session_id"), text(fields, "execution_id")) {
+            (true, _) if begins("session_id", session) => Verdict::Wanted,
+            (false, Some(execution)) if self.is_of_session(execution) => Verdict::Wanted,
+            (false, Some(execution)) => Verdict::IfOfSession(execution.to_owned()),
+            _ => Verdict::Unwanted,
+        }
+    }
+
+    pub(super) fn is_of_session(&self, execution: &str) -> bool {
+        self.executions.contains(execution)
+    }
+}

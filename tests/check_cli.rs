@@ -1,0 +1,123 @@
+//! What a person sees of `check`, and the services that it must not find fault with.
+
+use std::{
+    fs,
+    process::{Command, Output, Stdio},
+};
+
+use serde_json::json;
+
+use crate::{
+    check::{ALL, QUICK, check},
+    common::{
+        meddler::Meddler,
+        service::{Service, binary},
+    },
+};
+
+/// `check` against a service, and standard output and error as text.
+fn run(service: &Service, arguments: &[&str]) -> (String, String, i32) {
+    told(binary().args(["check", "--url", &service.url()]).args(arguments))
+}
+
+fn told(command: &mut Command) -> (String, String, i32) {
+    let Output { stdout, stderr, status } = command.output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (text(stdout), text(stderr), status.code().unwrap())
+}
+
+#[test]
+fn a_person_reads_a_line_for_each_check_and_the_sums() {
+    let service = Service::start();
+    let (out, err, code) = run(&service, &["--only", "stress,basic"]);
+    let lines: Vec<&str> = out.lines().collect();
+    assert_eq!((lines.len(), code), (3, 0), "{out}");
+    assert!(lines[0].starts_with("ok    basic ") && lines[0].ends_with(" s  RESULT:::168"), "{out}");
+    assert!(lines[1].starts_with("ok    stress "), "{out}");
+    assert!(lines[2].starts_with("2 passed, 0 failed, in "), "{out}");
+    // Each is named when it begins: whoever has to end one that hangs knows which.
+    assert_eq!(err, "...   basic\n...   stress\n");
+}
+
+#[test]
+fn checks_are_listed_and_others_refused() {
+    let (out, _, code) = told(binary().args(["check", "--list"]));
+    let names: Vec<_> = out.lines().map(|line| line.split(' ').next().unwrap()).collect();
+    assert_eq!((names, code), (ALL.to_vec(), 0));
+    let (_, err, code) = told(binary().args(["check", "--only", "basic,advanced"]));
+    assert_eq!(code, 64);
+    assert!(err.contains("\"advanced\"") && err.contains("races, slow-client"), "{err}");
+}
+
+#[test]
+fn where_nothing_listens_it_is_said_once() {
+    let (out, err, code) = told(binary().args(["check", "--url", "http://127.0.0.1:1"]));
+    assert_eq!((out.as_str(), err.lines().count(), code), ("", 1, 69), "{err}");
+}
+
+#[test]
+fn a_log_that_cannot_be_read_is_said_at_once_and_one_that_tells_nothing_where_it_would_be_shown() {
+    let service = Service::start();
+    for file in ["/no/such/file", "/"] {
+        let (out, err, code) = run(&service, &["--logs", file]);
+        assert_eq!((out.as_str(), code), ("", 64));
+        assert!(err.contains("cannot read"), "{err}");
+    }
+    let log = std::env::temp_dir().join(format!("cc-executor-check-log-{}", std::process::id()));
+    for (text, told) in [
+        ("a log for people\n", "no JSON log line in "),
+        (
+            "{\"time\":\"2026-01-02T03:04:05.000Z\",\"event\":\"session.opened\",\"session_id\":\"other\"}\n",
+            "no line of this session in ",
+        ),
+    ] {
+        fs::write(&log, text).unwrap();
+        let meddler = Meddler::start(service.address, |_, _, message| message["params"]["content"] != "RESULT:::168\n");
+        let url = format!("http://{}", meddler.address);
+        let (results, _, code) = check(&url, &["--only", "basic", "--logs", log.to_str().unwrap()]);
+        assert_eq!(code, 1);
+        assert!(results[0]["log"][0].as_str().unwrap().starts_with(told), "{results:?}");
+    }
+    let _ = fs::remove_file(log);
+}
+
+#[test]
+fn a_reader_who_leaves_changes_no_verdict() {
+    let service = Service::start();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = binary();
+    command.args(["check", "--only", "basic,limits", "--url", &service.url()]);
+    let output = command.stdout(writer).stderr(Stdio::piped()).output().unwrap();
+    let err = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((output.status.code(), err.as_str()), (Some(0), "...   basic\n...   limits\n"));
+}
+
+#[test]
+fn a_service_with_a_token_and_a_backend_of_its_own_passes() {
+    let token = [("CC_EXECUTOR_TOKEN", "open-sesame")];
+    let backend = Service::with(&["backend"], &[("CC_EXECUTOR_TOKEN", "of-the-backend")]);
+    let service = Service::with(
+        &["serve", "--claude-api-url", &backend.url()],
+        &[token[0], ("CC_EXECUTOR_BACKEND_TOKEN", "of-the-backend")],
+    );
+    service.wait_for_event("backend.up", 1);
+    let only = ["check", "--only", &QUICK.join(","), "--url", &service.url()];
+    assert_eq!(told(binary().args(only)).2, 77);
+    let (out, _, code) = told(binary().args(only).envs(token));
+    assert_eq!(code, 0, "{out}");
+}
+
+#[test]
+fn limits_that_are_the_services_right_are_no_faults() {
+    // A queue that fills, a default that is not the shell, and nothing kept.
+    let few = ["--max-executions", "4", "--max-queued", "3", "--retention-ms", "0", "--max-detach-ms", "5000"];
+    let service = Service::with(&[&["serve", "--default-executor", "python"], few.as_slice()].concat(), &[]);
+    let (results, sums, code) = check(&service.url(), &["--only", &QUICK.join(",")]);
+    assert_eq!((code, &sums["failed"]), (0, &json!(0)), "{results:?}");
+    // Less is kept than there was.
+    let service = Service::with(&["serve", "--ring-bytes", "65536"], &[]);
+    let (results, _, code) = check(&service.url(), &["--only", "detach"]);
+    assert_eq!(code, 0, "{results:?}");
+    assert!(results[0]["evidence"].as_str().unwrap().ends_with("a part is kept after the end"), "{results:?}");
+}
