@@ -47,6 +47,12 @@ impl<'a> Choice<'a> {
         Choice { options, executions: BTreeSet::new() }
     }
 
+    /// Whether every line is wanted.
+    pub(super) fn is_of_all(&self) -> bool {
+        let LogsOptions { session, execution, event, .. } = self.options;
+        session.is_none() && execution.is_none() && event.is_none()
+    }
+
     /// Learns from a line, wanted or not, and gives an execution that is now known to be of the session.
     pub(super) fn learn(&mut self, fields: &Fields) -> Option<String> {
         let session = self.options.session.as_deref()?;

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use super::{
     Counts, LogsOptions,
     choice::{Choice, Fields, Verdict, json_of, time_of},
-    written::Writer,
+    written::{self, Writer},
 };
 
 /// How many lines are remembered that may yet turn out to be of the session asked for: the backend tells
@@ -34,6 +34,10 @@ impl<'a> Live<'a> {
         }
         self.counts.lines += 1;
         let Some((json, fields)) = json_of(line) else {
+            // Where all is wanted, so is what a service said before it could log, or when it panicked.
+            if self.choice.is_of_all() {
+                return vec![written::plain(line)];
+            }
             self.counts.foreign += 1;
             return Vec::new();
         };

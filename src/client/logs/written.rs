@@ -56,13 +56,18 @@ impl Writer {
         if !why.is_empty() {
             line.push_str(&format!("  {why}"));
         }
-        line.trim_end().chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+        plain(&line)
     }
 
     /// An id, whole when it is met first.
     fn short(&mut self, id: String) -> String {
         if self.shown.insert(id.clone()) { id } else { id.chars().take(SHORT).collect() }
     }
+}
+
+/// A line that does nothing to a terminal.
+pub(super) fn plain(line: &str) -> String {
+    line.trim_end().chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 /// What a message says beyond its event: nothing, if that is `process started` of `process.started`.
