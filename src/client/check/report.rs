@@ -53,8 +53,8 @@ impl Report {
             // Best effort: standard error may be closed.
             let _ = writeln!(stderr(), "...   {name}");
         }
-        self.bar.set_prefix(name.to_owned());
         self.bar.set_message("");
+        self.bar.set_prefix(name.to_owned());
         self.bar.reset_elapsed();
         self.bar.clone()
     }
