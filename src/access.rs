@@ -20,12 +20,13 @@ use actix_web::{
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use cc_executor_actors::protocol::rpc::{ErrorObject, code};
 use log::warn;
+use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 /// The prefix of the subprotocol that carries a browser's token.
 const BEARER_PROTOCOL: &str = "bearer.";
 
-/// A secret that is compared in constant time and never printed.
+/// A secret that is never printed.
 #[derive(Clone)]
 pub struct Secret(String);
 
@@ -40,8 +41,9 @@ impl Secret {
         &self.0
     }
 
-    fn is(&self, other: &[u8]) -> bool {
-        self.0.as_bytes().ct_eq(other).into()
+    /// What proves that somebody knows it.
+    pub fn fingerprint(&self) -> Fingerprint {
+        Fingerprint(Sha256::digest(&self.0).into())
     }
 }
 
@@ -51,11 +53,35 @@ impl fmt::Debug for Secret {
     }
 }
 
+/// The SHA-256 of a secret: enough to know the secret by, and of no use to whoever reads it. Compared in
+/// constant time.
+#[derive(Clone, Debug)]
+pub struct Fingerprint([u8; 32]);
+
+impl Fingerprint {
+    /// One that is written in hexadecimal digits.
+    pub fn from_hex(text: &str) -> Option<Self> {
+        let digits = text.as_bytes();
+        if digits.len() != 64 || !digits.iter().all(u8::is_ascii_hexdigit) {
+            return None;
+        }
+        let mut bytes = [0; 32];
+        for (at, byte) in bytes.iter_mut().enumerate() {
+            *byte = u8::from_str_radix(&text[2 * at..2 * at + 2], 16).ok()?;
+        }
+        Some(Fingerprint(bytes))
+    }
+
+    fn is_of(&self, offered: &[u8]) -> bool {
+        self.0.ct_eq(Sha256::digest(offered).as_slice()).into()
+    }
+}
+
 /// The rules of one role.
 #[derive(Clone, Debug)]
 pub struct Access {
-    /// What a request must prove to know.
-    pub token: Option<Secret>,
+    /// Of the token that a request must know.
+    pub token: Option<Fingerprint>,
     /// Names by which this service may be addressed, besides the loopback ones.
     pub allowed_hosts: Vec<String>,
     /// Origins of web pages that may speak to it, besides its own.
@@ -81,7 +107,7 @@ impl Access {
         let open = matches!(path, "/health" | "/ready");
         if let Some(token) = &self.token
             && !open
-            && !offered_tokens(headers).iter().any(|offered| token.is(offered))
+            && !offered_tokens(headers).iter().any(|offered| token.is_of(offered))
         {
             return Err(deny(
                 StatusCode::UNAUTHORIZED,
@@ -231,7 +257,7 @@ mod tests {
 
     fn access(token: Option<&str>) -> Access {
         Access {
-            token: token.map(|token| Secret::new(token.to_owned())),
+            token: token.map(|token| Secret::new(token.to_owned()).fingerprint()),
             allowed_hosts: vec!["executor.internal".to_owned()],
             allowed_origins: vec!["https://app.example".to_owned()],
             port: 8003,

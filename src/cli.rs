@@ -236,7 +236,7 @@ fn role(name: &'static str, about: &'static str, gateway: bool) -> Command {
         .args(arguments)
         .after_help(
             "Secrets come from the environment or from a file, never from a flag: CC_EXECUTOR_TOKEN, CC_EXECUTOR_BACKEND_TOKEN, \
-             or the same with _FILE and a path. Logs: RUST_LOG, LOG_FORMAT=text|json.",
+             or the same with _FILE and a path. What a role demands may also be given as …_SHA256. Logs: RUST_LOG, LOG_FORMAT=text|json.",
         )
 }
 

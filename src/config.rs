@@ -25,7 +25,7 @@ pub use self::{
     source::{Environment, Over, Source},
 };
 use crate::{
-    access::{Access, Secret},
+    access::{Access, Fingerprint, Secret},
     backend::{
         BackendConfig, THIS_BINARY,
         claude::{self, Policy},
@@ -95,7 +95,7 @@ pub struct Back {
 /// Reads the settings of `serve`.
 pub fn serve(source: &impl Source) -> Result<Serve, Problems> {
     let mut reader = Reader { source, problems: Vec::new() };
-    let token = reader.secret(TOKEN);
+    let token = reader.demanded(TOKEN);
     let (bind, access) = reader.door("127.0.0.1:8003", token);
     let sessions = Bounds {
         sessions: reader.number("CC_EXECUTOR_MAX_SESSIONS", 1_024, 1, 1_000_000),
@@ -136,8 +136,8 @@ pub fn serve(source: &impl Source) -> Result<Serve, Problems> {
 /// Reads the settings of `backend`.
 pub fn back(source: &impl Source) -> Result<Back, Problems> {
     let mut reader = Reader { source, problems: Vec::new() };
-    let own = reader.secret(TOKEN);
-    let token = reader.secret(BACKEND_TOKEN).or(own);
+    let own = reader.demanded(TOKEN);
+    let token = reader.demanded(BACKEND_TOKEN).or(own);
     let (bind, access) = reader.door("127.0.0.1:8000", token);
     let backend = reader.backend();
     let drain = reader.drain();
@@ -174,7 +174,7 @@ impl<S: Source> Reader<'_, S> {
         self.problems.push(format!("{name} {text}"));
     }
 
-    fn door(&mut self, default: &str, token: Option<Secret>) -> (SocketAddr, Access) {
+    fn door(&mut self, default: &str, token: Option<Fingerprint>) -> (SocketAddr, Access) {
         let name = "CC_EXECUTOR_BIND";
         let text = self.source.get(name).unwrap_or_else(|| default.to_owned());
         let bind = match text.to_socket_addrs().ok().and_then(|mut found| found.next()) {
@@ -323,6 +323,27 @@ impl<S: Source> Reader<'_, S> {
         Some(Secret::new(text))
     }
 
+    /// What a role demands: a secret, or its SHA-256, which is none. A command can read the environment that
+    /// the service was started with where others of its user have it too, such as a container's init.
+    fn demanded(&mut self, name: &str) -> Option<Fingerprint> {
+        let hashed = format!("{name}_SHA256");
+        let secret = self.secret(name);
+        match (secret, self.source.get(&hashed)) {
+            (Some(_), Some(_)) => {
+                self.problem(name, format!("and {hashed} are both set: which one is meant?"));
+                None
+            }
+            (secret, None) => secret.map(|secret| secret.fingerprint()),
+            (None, Some(text)) => {
+                let fingerprint = Fingerprint::from_hex(&text);
+                if fingerprint.is_none() {
+                    self.problem(&hashed, "must be the SHA-256 of a token, in 64 hexadecimal digits");
+                }
+                fingerprint
+            }
+        }
+    }
+
     fn number<T>(&mut self, name: &str, default: T, low: T, high: T) -> T
     where
         T: std::str::FromStr + PartialOrd + fmt::Display + Copy,
@@ -404,6 +425,17 @@ mod tests {
     fn a_token_is_one_word_and_is_not_printed() {
         for bad in ["a b", "\u{e9}", "a\nb"] {
             assert!(serve(&source(&[(TOKEN, bad)])).is_err(), "{bad:?}");
+        }
+        let hashed = "CC_EXECUTOR_TOKEN_SHA256";
+        let digest = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824";
+        assert!(serve(&source(&[("CC_EXECUTOR_BIND", "0.0.0.0:1"), (hashed, digest)])).is_ok());
+        for (pairs, part) in [
+            ([(hashed, &digest[1..]), ("RUST_LOG", "")], "64 hexadecimal digits"),
+            ([(hashed, &*digest.replace('2', "\u{e9}")), ("RUST_LOG", "")], "64 hexadecimal digits"),
+            ([(hashed, digest), (TOKEN, "hello")], "both set"),
+        ] {
+            let Problems(problems) = serve(&source(&pairs)).unwrap_err();
+            assert!(problems.len() == 1 && problems[0].contains(part), "{problems:?}");
         }
         let printed = format!("{:?}", serve(&source(&[(TOKEN, "hush")])).unwrap());
         assert!(!printed.contains("hush"));

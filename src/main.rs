@@ -175,7 +175,7 @@ fn embed(config: backend::BackendConfig) -> io::Result<(String, Secret, Running)
     let address = listener.local_addr()?;
     let token = Secret::new(format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple()));
     let access = Access {
-        token: Some(token.clone()),
+        token: Some(token.fingerprint()),
         allowed_hosts: Vec::new(),
         allowed_origins: Vec::new(),
         port: address.port(),

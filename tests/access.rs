@@ -12,6 +12,7 @@ use std::{
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde_json::json;
+use sha2::{Digest, Sha256};
 
 use crate::common::{
     PATIENCE,
@@ -185,6 +186,14 @@ fn the_gateway_shows_its_backend_the_right_token() {
     let knowing =
         Service::with(&["serve", "--claude-api-url", &backend.url()], &[("CC_EXECUTOR_BACKEND_TOKEN", TOKEN)]);
     assert_eq!(text_and_code(&knowing.run(&["--", "echo in"])), ("in\n".to_owned(), 0));
+    // The backend may know no more of it than its SHA-256.
+    let digest = format!("{:x}", Sha256::digest(TOKEN));
+    let hashed = Service::with(&["backend"], &[("CC_EXECUTOR_BACKEND_TOKEN_SHA256", &digest)]);
+    let of_hashed =
+        Service::with(&["serve", "--claude-api-url", &hashed.url()], &[("CC_EXECUTOR_BACKEND_TOKEN", TOKEN)]);
+    assert_eq!(text_and_code(&of_hashed.run(&["--", "echo in"])), ("in\n".to_owned(), 0));
+    let bearer = [("Authorization", format!("Bearer {digest}"))];
+    assert_eq!(status(hashed.address, "GET /executions", &borrowed(&bearer), ""), 401, "the SHA-256 opens nothing");
     let ignorant = Service::gateway(&backend.url());
     let (_, code) = text_and_code(&ignorant.run(&["--", "echo in"]));
     assert_eq!(code, 69, "the backend rejects it");
