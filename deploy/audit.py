@@ -3,7 +3,7 @@
 session opened is closed, every execution has one end. Exits with 1 where one is not.
 
 A service that is killed says nothing of what it held: --deaths N says how often that must have happened, and
---errors N how many lines of level ERROR there must be."""
+--errors N how many lines of level ERROR there must be, --least N how many lives at the least."""
 
 import argparse
 import collections
@@ -13,6 +13,7 @@ import sys
 parser = argparse.ArgumentParser()
 parser.add_argument("--deaths", type=int, default=0)
 parser.add_argument("--errors", type=int, default=0)
+parser.add_argument("--least", type=int, default=1)
 expected = parser.parse_args()
 
 # What begins, what may end it, and the ids by which the two know each other.
@@ -64,6 +65,8 @@ if n_deaths != expected.deaths:
     problems.append(f"it was killed {n_deaths} times, not {expected.deaths}")
 if len(errors) != expected.errors:
     problems += [f"{len(errors)} errors, not {expected.errors}:", *errors]
+if sum(n_begun.values()) < expected.least:
+    problems.append(f"{sum(n_begun.values())} lives, not {expected.least} or more")
 counts = ", ".join(f"{n_begun[name]} {name} with {n_ended[name]} ends" for name, _, _ in LIVES if n_begun[name])
 print(f"{counts}; killed {n_deaths} times, {len(errors)} errors")
 for problem in problems:

@@ -7,8 +7,11 @@ cd "$(dirname "$0")"
 
 project=cc-executor-test
 port=${TEST_PORT:-18003}
+# The shell's own would win over those of this test.
+unset ${!CC_EXECUTOR_*} ${!BACKEND_*} ANTHROPIC_API_KEY CLAUDE_CODE CLAUDE_API_PORT GATEWAY_MEMORY COMPOSE_PROJECT_NAME
 work=$(mktemp -d)
-chmod 755 "$work"
+# The containers' users read the logs and write what clients were told; the tokens are nobody's.
+chmod 711 "$work"
 mkdir -m 755 "$work/logs" && mkdir -m 777 "$work/load"
 
 step() { printf '\n[%3d s] %s\n' "$SECONDS" "$*"; }
@@ -21,13 +24,14 @@ until_so() { # SECONDS WHAT COMMAND...: waits for a fact
     local patience=$1 what=$2 since=$SECONDS
     shift 2
     until "$@"; do
-        ((SECONDS - since < patience)) || fail "waited $patience s in vain: $what; found: ${found-}"
+        ((SECONDS - since < patience)) || fail "waited $patience s in vain: $what"
         sleep 0.1
     done
 }
 
 compose() { ./compose.sh -p "$project" --env-file "$work/env" "$@"; }
-container() { compose ps -q "$1"; }
+quietly() { "$@" >"$work/said" 2>&1 || { tail -n 30 "$work/said" >&2; fail "$*"; }; }
+container() { compose ps -aq "$1"; }
 clean_up() {
     local code=$?
     if ((code)); then
@@ -43,9 +47,12 @@ clean_up() {
 trap clean_up EXIT
 
 secret() { head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n'; }
+backend_token=$(secret)
+umask 077
 cat >"$work/env" <<END
 CC_EXECUTOR_TOKEN=$(secret)
-CC_EXECUTOR_BACKEND_TOKEN=$(secret)
+CC_EXECUTOR_BACKEND_TOKEN=$backend_token
+CC_EXECUTOR_BACKEND_TOKEN_SHA256=$(printf %s "$backend_token" | sha256sum | cut -d ' ' -f 1)
 CC_EXECUTOR_URL=ws://127.0.0.1:$port
 CC_EXECUTOR_PORT=$port
 CLAUDE_API_PORT=$((port - 1))
@@ -53,9 +60,10 @@ BACKEND_MEMORY=1g
 BACKEND_TMP=64m
 CC_EXECUTOR_CONSUMER_STALL_MS=5000
 END
+umask 022
 
 # A client in a container of its own, from the gateway's image.
-client() { docker run --rm -i --network host --env-file "$work/env" cc-executor-gateway "$@"; }
+client() { timeout 120 docker run --rm -i --network host --env-file "$work/env" cc-executor-gateway "$@"; }
 # The same in the background: its messages go to a file. $! is its process.
 follow() { client run --json --heartbeat 1 "${@:2}" >"$work/$1" 2>"$work/$1.err" </dev/null & }
 heard() { grep -q "$2" "$work/$1" 2>/dev/null; }
@@ -80,22 +88,24 @@ bare() {
 }
 nothing_left() {
     for service in claude-api cc-executor-mcp; do
-        until_so 15 "only init and service are in $service" bare "$(container $service)"
+        local at
+        at=$(container $service)
+        until_so 15 "only init and service are in $service" bare "$at"
         saw "$service: $(tr '\n' ',' <<<"$found")"
     done
 }
 
 # What an earlier run left that was killed.
-compose down -v >/dev/null 2>&1
+quietly compose down -v
 
 step "both images are built"
-compose build >"$work/build" 2>&1 || { tail -n 50 "$work/build" >&2; fail "the build"; }
+quietly compose build
 for image in cc-executor-gateway cc-executor-backend; do
     saw "$image: $(($(docker image inspect --format '{{.Size}}' $image) / 1000000)) MB, user $(docker image inspect --format '{{.Config.User}}' $image)"
 done
 
 step "start order: a gateway before its backend"
-compose up -d --no-deps cc-executor-mcp >/dev/null 2>&1
+quietly compose up -d --no-deps cc-executor-mcp
 gateway=$(container cc-executor-mcp)
 not_ready() { ! reason=$(docker exec "$gateway" /usr/local/bin/cc-executor healthcheck 2>&1) && [[ $reason == *$1* ]]; }
 until_so 20 "it says that its backend is not there" not_ready '"reason":"starting"'
@@ -105,30 +115,49 @@ services:
   claude-api:
     entrypoint: [bash, -c, "until [ -e /workspace/go ]; do sleep 0.1; done; exec cc-executor backend"]
 END
-compose -f "$work/slow.yaml" up -d --no-deps claude-api >/dev/null 2>&1
+quietly compose -f "$work/slow.yaml" up -d --no-deps claude-api
 backend=$(container claude-api)
 until_so 20 "it says that its backend does not answer" not_ready 'refused'
 saw "a backend that is slow: $reason"
-[[ $(docker inspect --format '{{.State.Health.Status}}' "$gateway") != healthy ]] || fail "the gateway is called healthy"
+health_is() { [[ $(docker inspect --format '{{.State.Health.Status}}' "$2") == "$1" ]]; }
+until_so 40 "the gateway is called unhealthy" health_is unhealthy "$gateway"
+saw "the engine calls the gateway unhealthy"
 docker exec "$backend" touch /workspace/go
 until_so 20 "it is ready" ready
+until_so 20 "the gateway is called healthy" health_is healthy "$gateway"
 runs
-saw "ready when the backend is, without a restart: $(since "$gateway")"
-compose down -v >/dev/null 2>&1
+[[ $(since "$gateway") == *" 0" ]] || fail "the gateway was restarted"
+saw "ready and healthy when the backend is, without a restart"
+quietly compose down -v
 
 step "one command brings it up, ready when it returns"
-./up.sh -p "$project" --env-file "$work/env" >"$work/up" 2>&1 || { tail -n 50 "$work/up" >&2; fail "up.sh"; }
-saw "$(tail -n 2 "$work/up")"
+quietly ./up.sh -p "$project" --env-file "$work/env"
+saw "$(tail -n 2 "$work/said")"
 ready || fail "up.sh returned, and it is not ready"
 gateway=$(container cc-executor-mcp) backend=$(container claude-api)
 for at in "$gateway" "$backend"; do docker logs -f "$at" >>"$work/logs/all" 2>&1 & done
 runs
-if docker run --rm --network host -e CC_EXECUTOR_URL=ws://127.0.0.1:"$port" cc-executor-gateway run -- true 2>"$work/refused"; then
-    fail "a client without token is let in"
-fi
+healthy_at=$(docker inspect --format '{{range .State.Health.Log}}{{if eq .ExitCode 0}}{{.End.UTC.Format "2006-01-02T15:04:05.000"}} {{end}}{{end}}' "$backend" | cut -d ' ' -f 1)
+[[ $healthy_at < $(docker inspect --format '{{.State.StartedAt}}' "$gateway") ]] || fail "the gateway was started before the backend was healthy"
+saw "the backend was healthy at $healthy_at, the gateway was started at $(docker inspect --format '{{.State.StartedAt}}' "$gateway")"
+code=0
+docker run --rm --network host -e CC_EXECUTOR_URL=ws://127.0.0.1:"$port" cc-executor-gateway run -- true 2>"$work/refused" || code=$?
+((code == 77)) || fail "a client without token gets $code: $(cat "$work/refused")"
 saw "without a token: $(cat "$work/refused")"
-if docker exec "$backend" touch /usr/local/bin/written 2>"$work/refused"; then fail "the root file system can be written to"; fi
-saw "$(cat "$work/refused")"
+for at in "$gateway" "$backend"; do
+    [[ $(docker inspect --format '{{.HostConfig.ReadonlyRootfs}} {{.HostConfig.Init}} {{.HostConfig.CapDrop}}' "$at") == "true true [ALL]" ]] \
+        || fail "not as it should be: $(docker inspect --format '{{json .HostConfig}}' "$at")"
+done
+docker exec -u 0 "$backend" touch /written 2>"$work/refused" && fail "the root file system can be written to"
+grep 'Read-only' "$work/refused" | sed 's/^/        /'
+# A command reads all that it can.
+client run -- 'cat /proc/[0-9]*/environ 2>/dev/null | tr "\0" "\n"; env' >"$work/environ"
+grep -q ^PATH= "$work/environ" || fail "no environment could be read: this shows nothing"
+for name in CC_EXECUTOR_TOKEN CC_EXECUTOR_BACKEND_TOKEN; do
+    if grep -qF "$(sed -n "s/^$name=//p" "$work/env")" "$work/environ"; then fail "a command can read $name"; fi
+done
+saw "a command finds no token in any environment that it can read"
+saw "in the backend: $(client run -- 'claude --version; python3 --version; git --version; id' | xargs -d '\n')"
 
 step "cc-executor check"
 docker run --rm --network host --env-file "$work/env" -v "$work/logs:/logs:ro" cc-executor-gateway check --logs /logs/all \
@@ -139,7 +168,8 @@ step "kill -9 of the backend in mid-stream"
 gateway_since=$(since "$gateway")
 follow killed -- 'setsid sleep 1000 & while :; do echo flowing; sleep 0.05; done'
 until_so 20 "output flows" heard killed flowing
-docker exec "$backend" bash -c 'kill -KILL $(cat /proc/1/task/1/children)'
+# The shell that does it dies with the container.
+docker exec "$backend" bash -c 'kill -KILL $(cat /proc/1/task/1/children)' || true
 ended killed FAILED backend_lost
 until_so 60 "it is ready again" ready
 runs
@@ -155,6 +185,7 @@ until_so 20 "a heartbeat says silent" heard paused '"backend":"silent"'
 saw "paused: $(grep '"backend":"silent"' "$work/paused" | head -n 1)"
 docker unpause "$backend" >/dev/null
 ended paused COMPLETED exit
+grep -q '"bytes":{"stdout":51,' "$work/paused" || fail "not all of its 20 lines"
 nothing_left
 
 step "the network between them is cut"
@@ -175,8 +206,8 @@ saw "connected again: $(wc -l <"$work/attached") lines of the one that may detac
 nothing_left
 
 step "docker stop of the gateway under load"
-docker run --rm --network host --env-file "$work/env" -v "$work/load:/load" --entrypoint bash cc-executor-backend -c '
-    commands=("sleep 2; echo done" "sleep 1000" "while :; do echo flowing; sleep 0.02; done")
+timeout 120 docker run --rm --network host --env-file "$work/env" -v "$work/load:/load" --entrypoint bash cc-executor-backend -c '
+    commands=("sleep 5; echo done" "sleep 1000" "while :; do echo flowing; sleep 0.02; done")
     for n in $(seq 50); do
         cc-executor run --json -- "${commands[n % 3]}" 2>/load/$n.err | tail -n 1 >/load/$n &
     done
@@ -193,6 +224,7 @@ endings=$(for n in $(seq 50); do grep -o '"status":"[A-Z]*","reason":"[a-z_]*"' 
 saw "exit code 0 after $took s, the last words of 50 clients:"
 saw "$endings"
 [[ $(grep -cE '"status":"(COMPLETED","reason":"exit|CANCELLED","reason":"drained)"' <(cat "$work"/load/*)) == 50 ]] || fail "not all clients were told the end"
+grep -q COMPLETED <<<"$endings" || fail "what could finish in time was not let finish"
 docker start "$gateway" >/dev/null
 docker logs -f --since 1s "$gateway" >>"$work/logs/all" 2>&1 &
 until_so 30 "it is ready again" ready
@@ -200,11 +232,16 @@ nothing_left
 
 step "a command runs out of memory"
 backend_since=$(since "$backend")
+# How often the kernel has ended something in the container, by either version of its control groups.
+oom_kills() { docker exec "$backend" bash -c 'cat /sys/fs/cgroup/memory/memory.oom_control /sys/fs/cgroup/memory.events 2>/dev/null | sed -n "s/^oom_kill //p"'; }
+before=$(oom_kills)
 follow bystander -- 'for n in $(seq 100); do echo $n; sleep 0.05; done'
 until_so 20 "output flows" heard bystander '"method":"output"'
 follow greedy -- 'exec python3 -c "kept = [bytes([1]) * (1 << 24) for n in range(1000)]"'
 ended greedy FAILED signal
 heard greedy '"signal":"SIGKILL"' || fail "it was not the kernel"
+(($(oom_kills) > before)) || fail "the kernel has not ended anything"
+saw "ended by the kernel for memory: $(oom_kills), before: $before"
 ended bystander COMPLETED exit
 [[ $(since "$backend") == "$backend_since" ]] || fail "the backend was restarted"
 nothing_left
@@ -222,26 +259,30 @@ nothing_left
 step "everything is restarted"
 follow interrupted -- 'sleep 1000'
 until_so 20 "it runs" heard interrupted RUNNING
-compose restart >/dev/null 2>&1
+quietly compose restart
 ended interrupted CANCELLED drained
 until_so 60 "it is ready again" ready
 docker run --rm --network host --env-file "$work/env" cc-executor-gateway check --only basic,stress,cancel || fail "the suite after the restart"
 nothing_left
 
 step "the logs"
-compose stop >/dev/null 2>&1
+quietly compose stop
 for service in cc-executor-mcp claude-api; do
     at=$(container $service)
     saw "$service exited with $(docker inspect --format '{{.State.ExitCode}}' "$at")"
     [[ $(docker inspect --format '{{.State.ExitCode}}' "$at") == 0 ]] || fail "$service should exit with 0"
     deaths=$([[ $service == claude-api ]] && echo 1 || echo 0)
-    told=$(docker logs "$at" 2>&1 | ./audit.py --deaths "$deaths" --errors 0) || fail "the log of $service: $told"
+    told=$(docker logs "$at" 2>&1 | ./audit.py --deaths "$deaths" --errors 0 --least 100) || fail "the log of $service: $told"
     saw "$service: $told"
 done
-session=$(docker logs "$gateway" 2>&1 | grep backend_lost | grep -om 1 '"session_id":"[^"]*' | cut -d '"' -f 4)
-docker logs "$gateway" >"$work/logs/gateway" 2>&1
-docker logs "$backend" >>"$work/logs/gateway" 2>&1
+docker logs "$gateway" >"$work/logs/both" 2>&1
+docker logs "$backend" >>"$work/logs/both" 2>&1
+session=$(sed -n '/"reason":"backend_lost"/s/.*"session_id":"\([^"]*\).*/\1/p' "$work/logs/both" | sed -n 1p)
+timeline=$(docker run --rm -v "$work/logs:/logs:ro" cc-executor-gateway logs --session "$session" /logs/both) || fail "no timeline of session $session"
+for event in session.opened process.started execution.finished session.closed; do
+    [[ $timeline == *"$event"* ]] || fail "the timeline lacks $event: $timeline"
+done
 saw "the session whose backend was killed:"
-saw "$(docker run --rm -v "$work/logs:/logs:ro" cc-executor-gateway logs --session "$session" /logs/gateway | cut -c 1-200)"
+saw "$(cut -c 1-200 <<<"$timeline")"
 
 step "all of it passed"

@@ -1,31 +1,49 @@
 #!/usr/bin/env bash
-# Builds the images, starts the backend and then the gateway, and returns when both are ready. When it is first
-# run it makes the secrets. Options of compose may be given: deploy/up.sh -p NAME
+# Builds the images, starts the backend and then the gateway, and returns when both are ready. Makes the secrets
+# that deploy/.env does not have. Options of compose may be given: deploy/up.sh -p NAME
 set -euo pipefail
 here=$(dirname "$0")
+compose() { "$here/compose.sh" "${options[@]}" "$@"; }
+options=("$@")
 
+keep() { # NAME VALUE: into deploy/.env, unless it is there
+    if ! grep -q "^$1=." "$here/.env"; then
+        printf '%s=%s\n' "$1" "$2" >>"$here/.env"
+        echo "made $1 in $here/.env"
+    fi
+}
 secret() { head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n'; }
-if [ ! -e "$here/.env" ]; then
-    (umask 077 && printf 'CC_EXECUTOR_TOKEN=%s\nCC_EXECUTOR_BACKEND_TOKEN=%s\n' "$(secret)" "$(secret)" >"$here/.env")
-    echo "made $here/.env with two tokens: clients need CC_EXECUTOR_TOKEN"
+# An environment of one's own has them all.
+if [[ " $* " != *" --env-file "* ]]; then
+    (umask 077 && touch "$here/.env")
+    keep CC_EXECUTOR_TOKEN "$(secret)"
+    keep CC_EXECUTOR_BACKEND_TOKEN "$(secret)"
+    # All that the backend knows of its token: commands can read what it is started with.
+    token=$(sed -n 's/^CC_EXECUTOR_BACKEND_TOKEN=//p' "$here/.env" | tail -n 1)
+    sed -i '/^CC_EXECUTOR_BACKEND_TOKEN_SHA256=/d' "$here/.env"
+    printf 'CC_EXECUTOR_BACKEND_TOKEN_SHA256=%s\n' "$(printf %s "$token" | sha256sum | cut -d ' ' -f 1)" >>"$here/.env"
 fi
+
+not_ready() {
+    echo "not ready: $1" >&2
+    compose ps >&2
+    compose logs --tail 20 >&2
+    exit 1
+}
 wait=()
-if "$here/compose.sh" up --help | grep -q -- '--wait '; then wait=(--wait); fi
-"$here/compose.sh" "$@" up -d --build "${wait[@]}"
+if [[ $(compose up --help) == *"--wait-timeout "* ]]; then wait=(--wait --wait-timeout 120); fi
+compose up -d --build "${wait[@]}" || not_ready "compose failed"
 
 # Older releases of compose return when the containers run, which is before they are ready.
-health() {
-    docker inspect --format '{{.Name}} {{.State.Status}} {{if .State.Health}}{{.State.Health.Status}}{{end}}' \
-        $("$here/compose.sh" "$@" ps -q)
-}
+health() { docker inspect --format '{{.Name}} {{.State.Status}} {{if .State.Health}}{{.State.Health.Status}}{{end}}' $(compose ps -aq); }
 for _ in $(seq 120); do
-    if ! health "$@" | grep -qv ' running healthy$'; then
-        health "$@"
+    found=$(health)
+    if [[ $(grep -c ' running healthy$' <<<"$found") == 2 ]]; then
+        echo "$found"
+        compose exec -T claude-api test -w /workspace -a -w /home/executor \
+            || not_ready "CC_EXECUTOR_CLAUDE_HOME and CC_EXECUTOR_WORKSPACE must be directories that user 10002 can write to"
         exit
     fi
     sleep 1
 done
-echo "not ready after 120 s:" >&2
-health "$@" >&2
-"$here/compose.sh" "$@" logs --tail 20 >&2
-exit 1
+not_ready "after 120 s: $found"
