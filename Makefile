@@ -60,4 +60,5 @@ fuzz: ## each fuzzer for SECONDS (60); finds in target/fuzz; needs a nightly Rus
 	done
 
 logs: ## follow the log of `make run` as a timeline; of one session: SESSION=ID
-	@touch $(LOG) && tail -n +1 -F $(LOG) | $(BINARY) logs $(if $(SESSION),--session $(SESSION)) -
+	@[ -e $(LOG) ] || { echo "there is no $(LOG) yet: make run writes it" >&2; exit 1; }
+	@tail -n +1 -F $(LOG) | $(BINARY) logs $(if $(SESSION),--session $(SESSION)) -
