@@ -32,7 +32,7 @@ test: ## all tests, on real processes and sockets
 claude: ## install Claude Code from npm into target/claude, for the tests that ask it
 	npm install --no-fund --no-audit --prefix target/claude @anthropic-ai/claude-code@$(CLAUDE_CODE)
 
-check: lint doc test ## what CI runs
+check: lint doc test ## what CI runs before the deployment
 
 run: build ## build, then serve on ws://127.0.0.1:8003/ws/mcp; flags in ARGS
 	@LOG_FORMAT=json exec $(BINARY) serve $(ARGS) 2> >(trap '' INT TERM; tee $(LOG) | $(BINARY) logs - >&2)
