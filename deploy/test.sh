@@ -149,7 +149,8 @@ for at in "$gateway" "$backend"; do
         || fail "not as it should be: $(docker inspect --format '{{json .HostConfig}}' "$at")"
 done
 docker exec -u 0 "$backend" touch /written 2>"$work/refused" && fail "the root file system can be written to"
-grep 'Read-only' "$work/refused" | sed 's/^/        /'
+grep -q 'Read-only' "$work/refused" || fail "writing failed for another reason: $(cat "$work/refused")"
+saw "$(cat "$work/refused")"
 # A command reads all that it can.
 client run -- 'cat /proc/[0-9]*/environ 2>/dev/null | tr "\0" "\n"; env' >"$work/environ"
 grep -q ^PATH= "$work/environ" || fail "no environment could be read: this shows nothing"
@@ -262,7 +263,7 @@ until_so 20 "it runs" heard interrupted RUNNING
 quietly compose restart
 ended interrupted CANCELLED drained
 until_so 60 "it is ready again" ready
-docker run --rm --network host --env-file "$work/env" cc-executor-gateway check --only basic,stress,cancel || fail "the suite after the restart"
+client check --only basic,stress,cancel || fail "the suite after the restart"
 nothing_left
 
 step "the logs"

@@ -170,6 +170,12 @@ pub fn websocket_url(given: Option<&str>) -> Result<String, ClientError> {
     }
 }
 
+/// Where a service answers HTTP beside its sessions.
+fn http_url(session_url: &str, path: &str) -> String {
+    let base = session_url.strip_suffix(SESSION_PATH).unwrap_or(session_url);
+    format!("{}{path}", base.replacen("ws://", "http://", 1))
+}
+
 /// Reads a time in seconds, which the flag of this name was given.
 pub fn seconds(flag: &str, text: &str) -> Result<Duration, ClientError> {
     match text.trim_end_matches('s').parse::<f64>() {

@@ -8,9 +8,9 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{
-    ClientError, PATIENCE, SESSION_PATH,
+    ClientError, PATIENCE,
     connection::{Connection, Heard, Said, garbled, refused, token, unreachable},
-    exit, exit_code_of_refusal, told,
+    exit, exit_code_of_refusal, http_url, told,
 };
 
 /// How often an execution that is being ended is looked at.
@@ -57,8 +57,7 @@ pub async fn ps(options: AskOptions) -> ExitCode {
 }
 
 async fn list(options: &AskOptions) -> Result<(), ClientError> {
-    let base = options.url.strip_suffix(SESSION_PATH).unwrap_or(&options.url);
-    let url = format!("{}/executions", base.replacen("ws://", "http://", 1));
+    let url = http_url(&options.url, "/executions");
     let mut request = awc::Client::builder().timeout(PATIENCE).finish().get(&url);
     if let Some(token) = token()? {
         request = request.bearer_auth(token);

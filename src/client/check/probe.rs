@@ -7,7 +7,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use super::{
-    super::{SESSION_PATH, connection::Connection},
+    super::{connection::Connection, http_url},
     problem::{Problem, wrong},
     session::Session,
 };
@@ -69,8 +69,7 @@ impl Probe {
 
     /// How many sessions the service has, if it tells that.
     pub(super) async fn n_sessions(&self) -> Option<u64> {
-        let base = self.url.strip_suffix(SESSION_PATH)?;
-        let url = format!("{}/health", base.replacen("ws://", "http://", 1));
+        let url = http_url(&self.url, "/health");
         let client = awc::Client::builder().timeout(self.quiet).finish();
         let body = client.get(url).send().await.ok()?.body().limit(64 << 10).await.ok()?;
         serde_json::from_slice::<Value>(&body).ok()?["sessions"].as_u64()
