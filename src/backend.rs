@@ -1,30 +1,31 @@
 //! The role `backend`: runs commands, owns their processes, and streams what they write.
 //!
 //! The order of reading: [`table`] admits an execution or has it wait, [`executor`] turns its command
-//! into a program and its arguments ([`claude`] has its own), [`process`] starts it under a [`keeper`], with pipes or on a
+//! into a program and its arguments ([`claude`] has its own), [`process`] has it started by a [`shim`], with pipes or on a
 //! [`terminal`], [`execution`] follows it to its end, and what it writes goes through its [`spool`] to
-//! whoever follows it, now or later. [`orphans`] is what happens where a keeper was killed, and
+//! whoever follows it, now or later. The [`subreaper`] forks the shims and ends what a killed one leaves behind, and
 //! [`routes`] is the HTTP in front, with the three forms of a stream in [`forms`].
 
 pub mod claude;
 pub mod execution;
 pub mod executor;
 pub mod forms;
-pub mod keeper;
-pub mod orphans;
 pub mod process;
 pub mod ring;
 pub mod routes;
+pub mod shim;
 pub mod signal;
 pub mod spool;
+pub mod subreaper;
 pub mod table;
 pub mod terminal;
 
-use std::{io, net::TcpListener, path::PathBuf, time::Duration};
+use std::{io, net::TcpListener, path::Path, time::Duration};
 
 use actix_web::{App, HttpServer, dev::Server, middleware::from_fn, web};
+use log::info;
 
-use self::{executor::Executors, table::Table};
+use self::{executor::Executors, shim::containment::Containment, subreaper::handle::Subreapers, table::Table};
 use crate::{
     access::{Access, guard},
     socket,
@@ -53,13 +54,13 @@ pub struct BackendConfig {
     pub consumer_stall: Duration,
     /// The longest request body, in bytes.
     pub max_message_bytes: usize,
-    /// The binary that is started as keeper.
-    pub keeper: PathBuf,
+    /// What contains executions besides their process trees.
+    pub containment: Containment,
     /// The soft limit of open descriptors that commands get, where the service has raised its own.
     pub descriptor_limit: Option<u64>,
 }
 
-/// The keeper's binary: this one, even if its file has been replaced since.
+/// The subreaper's binary: this one, even if its file has been replaced since.
 pub const THIS_BINARY: &str = "/proc/self/exe";
 
 /// How long an idle connection is kept. Longer than a gateway keeps one, so that a gateway never
@@ -70,14 +71,18 @@ const KEEP_ALIVE: Duration = Duration::from_secs(75);
 /// is lost.
 const WRITE_BUFFER: usize = 256 * 1024;
 
-/// Serves on a bound listener until stopped. The table tells what runs, and ends it.
+/// Serves on a bound listener until stopped. The table tells what runs, and ends it. To be called before this process
+/// has children: it starts the subreaper.
 pub fn serve(listener: TcpListener, config: BackendConfig, access: Access) -> io::Result<(Server, web::Data<Table>)> {
+    let subreapers = web::Data::new(Subreapers::start(Path::new(THIS_BINARY), config.containment)?);
+    info!(event = "backend.contained", containment = subreapers.contained().as_str(); "commands are contained by {}",
+        subreapers.contained().as_str());
     let table = web::Data::new(Table::new(config));
     let shared = table.clone();
     let consumer_stall = table.config().consumer_stall;
     let access = web::Data::new(access);
     let server = HttpServer::new(move || {
-        App::new().app_data(shared.clone()).app_data(access.clone()).wrap(from_fn(guard)).configure(routes::configure)
+        App::new().app_data(shared.clone()).app_data(subreapers.clone()).app_data(access.clone()).wrap(from_fn(guard)).configure(routes::configure)
     })
     .on_connect(move |connection, data| {
         socket::keep(connection, data);

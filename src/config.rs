@@ -27,9 +27,10 @@ pub use self::{
 use crate::{
     access::{Access, Fingerprint, Secret},
     backend::{
-        BackendConfig, THIS_BINARY,
+        BackendConfig,
         claude::{self, Policy},
         executor::{Executors, OWN_PREFIX, inherited, service_environment},
+        shim::containment::Containment,
     },
     logging::Format,
 };
@@ -116,6 +117,7 @@ pub fn serve(source: &impl Source) -> Result<Serve, Problems> {
                 "CC_EXECUTOR_CLAUDE_TOOLS",
                 "CC_EXECUTOR_CLAUDE_MAX_TURNS",
                 "CC_EXECUTOR_CLAUDE_DIRECTORIES",
+                "CC_EXECUTOR_CONTAINMENT",
                 "CC_EXECUTOR_MAX_EXECUTIONS",
                 "CC_EXECUTOR_MAX_QUEUED",
                 "CC_EXECUTOR_RING_BYTES",
@@ -255,9 +257,18 @@ impl<S: Source> Reader<'_, S> {
             retention: Duration::from_millis(self.number("CC_EXECUTOR_RETENTION_MS", 600_000, 0, 1 << 40)),
             consumer_stall: Duration::from_millis(self.number("CC_EXECUTOR_CONSUMER_STALL_MS", 90_000, 100, 1 << 40)),
             max_message_bytes: self.message_bytes(),
-            keeper: PathBuf::from(THIS_BINARY),
+            containment: self.containment(),
             descriptor_limit: rustix::process::getrlimit(rustix::process::Resource::Nofile).current,
         }
+    }
+
+    fn containment(&mut self) -> Containment {
+        let name = "CC_EXECUTOR_CONTAINMENT";
+        let Some(text) = self.source.get(name) else { return Containment::default() };
+        Containment::named(&text).unwrap_or_else(|| {
+            self.problem(name, format!("must be one of {}, not {text:?}", Containment::NAMES.join(", ")));
+            Containment::default()
+        })
     }
 
     fn claude(&mut self) -> Policy {

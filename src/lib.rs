@@ -4,11 +4,12 @@
 //! that has a socket, a process, a terminal, a file or an environment variable:
 //!
 //! - [`config`], [`logging`], [`cli`], [`signals`]: what `main` puts together.
+//! - `syscall`: the one file with `unsafe`, and why.
 //! - [`access`]: who may speak to either role; [`socket`]: what both need of a connection.
 //! - [`gateway`]: the role `serve`, WebSocket sessions in front of a backend.
 //! - [`backend`]: the role `backend`, which runs commands and owns their processes.
 //! - [`client`]: the commands of a person or a script: `run`, `check`, `logs` and the like.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 #![warn(missing_docs)]
 
 pub mod access;
@@ -21,3 +22,4 @@ pub mod gateway;
 pub mod logging;
 pub mod signals;
 pub mod socket;
+mod syscall;

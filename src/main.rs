@@ -6,26 +6,22 @@ use std::{collections::BTreeMap, env, ffi::OsStr, io, net::TcpListener, process:
 use actix_web::dev::ServerHandle;
 use cc_executor::{
     access::{Access, Secret},
-    backend::{self, keeper, table::Table},
+    backend::{self, subreaper, table::Table},
     cli::{self, Typed},
     client,
     config::{self, Environment, Over, Problems, Where},
     drain::Draining,
     gateway::{self, Gateway, GatewayConfig},
     logging,
-    signals::Shutdown,
+    signals::{self, Shutdown},
 };
 use log::{info, warn};
 use uuid::Uuid;
 
 fn main() -> ExitCode {
-    // Before anything else: a keeper is small and has no runtime.
-    let first = env::args_os().nth(1);
-    if first.as_deref() == Some(OsStr::new(keeper::ARGUMENT)) {
-        return keeper::main();
-    }
-    if first.as_deref() == Some(OsStr::new(keeper::leader::ARGUMENT)) {
-        return keeper::leader::main(env::args_os().skip(2));
+    // Before anything else: a subreaper is small and has no runtime.
+    if env::args_os().nth(1).as_deref() == Some(OsStr::new(subreaper::ARGUMENT)) {
+        return subreaper::main(env::args_os().nth(2).as_deref().and_then(OsStr::to_str));
     }
     match cli::parse(env::args_os()) {
         Ok(Typed::Serve(flags)) => start(flags, config::serve, serve),
@@ -67,6 +63,8 @@ fn start<C, F>(
 where
     F: Future<Output = io::Result<()>>,
 {
+    // Whoever started the service may have blocked or ignored what it is to hear, and commands would inherit that.
+    signals::reset();
     let source = Over(flags, Environment);
     let (config, format) = match (read(&source), config::log_format(&source)) {
         (Ok(config), Ok(format)) => (config, format),
@@ -186,7 +184,6 @@ fn embed(config: backend::BackendConfig) -> io::Result<(String, Secret, Running)
 
 impl Running {
     fn start(listener: TcpListener, config: backend::BackendConfig, access: Access) -> io::Result<Self> {
-        backend::orphans::adopt()?;
         let (server, table) = backend::serve(listener, config, access)?;
         let handle = server.handle();
         actix_web::rt::spawn(server);
@@ -194,7 +191,7 @@ impl Running {
     }
 }
 
-/// Waits for the signal to end, and ends in order. A second signal does not wait: the keepers end
+/// Waits for the signal to end, and ends in order. A second signal does not wait: the subreaper and its shims end
 /// their trees when this process is gone.
 async fn stop(shutdown: &mut Shutdown, role: &str, draining: Draining, patience: Duration, servers: Vec<ServerHandle>) {
     let signal = shutdown.next().await;

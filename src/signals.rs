@@ -2,7 +2,15 @@
 
 use std::io;
 
+use rustix::process::Signal as Number;
+
 use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// Undoes what whoever started this process has blocked or ignored. Kept is what nohup(1) and a shell's background
+/// jobs are meant for, and that a write to a closed socket is an error.
+pub fn reset() {
+    crate::syscall::reset_ignored_signals(&[Number::HUP, Number::QUIT, Number::PIPE]);
+}
 
 /// SIGTERM and SIGINT, from the moment this is made.
 pub struct Shutdown {

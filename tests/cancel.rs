@@ -207,7 +207,7 @@ fn a_command_that_kills_its_own_keeper_leaves_nothing_either() {
     assert_eq!((story.end["status"].as_str(), story.end["reason"].as_str()), (Some("FAILED"), Some("backend_lost")));
     assert_eq!((&story.end["cancel"]["verified"], &story.end["cancel"]["survivors"]), (&json!(true), &json!(0)));
     assert!(procs::with_argument(&mark).is_empty(), "gone before it is said");
-    service.wait_for_event("keeper.lost", 1);
+    service.wait_for_event("shim.lost", 1);
     let other = bystander.story();
     assert_eq!((other.stdout.as_slice(), other.end["status"].as_str()), (&b"untouched\n"[..], Some("COMPLETED")));
 }

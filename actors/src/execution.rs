@@ -272,7 +272,7 @@ impl Execution {
                 Ok(finished) => report_of(&finished.await?),
                 // The backend knows nothing of it, and will refuse its POST should that still come.
                 Err(BackendError::Refused(error)) if error.code == code::UNKNOWN_EXECUTION => {
-                    Some(CancelReport { verified: true, survivors: Some(0), grace_ms, escalated: false })
+                    Some(CancelReport::never_ran(grace_ms))
                 }
                 Err(_) => None,
             }
@@ -459,7 +459,7 @@ fn ended() -> ErrorObject {
 }
 
 fn unverified(grace_ms: u64) -> CancelReport {
-    CancelReport { verified: false, survivors: None, grace_ms, escalated: false }
+    CancelReport::unknown(grace_ms)
 }
 
 fn report_of(answer: &Value) -> Option<CancelReport> {

@@ -147,6 +147,60 @@ pub struct CancelReport {
     pub grace_ms: u64,
     /// Whether KILL was needed.
     pub escalated: bool,
+    /// How it is known that nothing is left.
+    #[serde(default)]
+    pub evidence: Evidence,
+}
+
+impl CancelReport {
+    /// Nothing is known of what is left.
+    pub fn unknown(grace_ms: u64) -> Self {
+        CancelReport { verified: false, survivors: None, grace_ms, escalated: false, evidence: Evidence::Unknown }
+    }
+
+    /// It never had a process.
+    pub fn never_ran(grace_ms: u64) -> Self {
+        let evidence = Evidence::NeverStarted;
+        CancelReport { verified: true, survivors: Some(0), grace_ms, escalated: false, evidence }
+    }
+}
+
+/// How it is known that every process of an execution is gone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Evidence {
+    /// The shim, to which every orphan of the tree comes, has no children any more (ECHILD, wait(2)).
+    Echild,
+    /// The shim was lost, and the subreaper, to which its tree came, has no child left but live shims.
+    Swept,
+    /// The execution's cgroup has no process.
+    CgroupEmpty,
+    /// The first process of the execution's PID namespace was reaped: the kernel has then ended the others.
+    PidNamespace,
+    /// No process was ever made for it.
+    NeverStarted,
+    /// It is not known.
+    #[default]
+    Unknown,
+}
+
+impl Evidence {
+    /// Whether it shows that nothing is left.
+    pub fn is_proof(self) -> bool {
+        self != Evidence::Unknown
+    }
+
+    /// The name on the wire and in the log.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Evidence::Echild => "echild",
+            Evidence::Swept => "swept",
+            Evidence::CgroupEmpty => "cgroup_empty",
+            Evidence::PidNamespace => "pid_namespace",
+            Evidence::NeverStarted => "never_started",
+            Evidence::Unknown => "unknown",
+        }
+    }
 }
 
 /// How an execution ended: the backend's last word, and the body of the final `statusUpdate`.

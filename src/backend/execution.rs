@@ -1,13 +1,14 @@
 //! One execution in the backend: it waits for its turn, follows its command to the end, and keeps what
 //! the command wrote for a while after.
 //!
-//! It is one task, and everything that happens to it comes through it: orders, clocks, the keeper, the
+//! It is one task, and everything that happens to it comes through it: orders, clocks, the shim, the
 //! pipes, and consumers that come and go. So nothing here is locked, and nothing has to be.
 
 mod following;
 mod input;
 mod kept;
 mod last;
+mod life;
 mod waiting;
 
 use std::time::{Duration, Instant};
@@ -27,10 +28,12 @@ use cc_executor_actors::{
 use log::info;
 use tokio::sync::{mpsc, oneshot};
 
+pub use self::following::READ;
 use super::{
-    keeper::talk,
     process::Process,
+    shim::protocol::JobSpec,
     spool::{Consumer, Dismissal, Moved, Spool},
+    subreaper::handle::Subreapers,
     table::Seat,
 };
 
@@ -118,8 +121,8 @@ pub async fn live(
     asks: mpsc::UnboundedReceiver<Ask>,
     spool: Spool,
     mut seat: Seat,
-    keeper: std::path::PathBuf,
-    run: talk::Run,
+    subreapers: &Subreapers,
+    spec: JobSpec,
 ) {
     let now = Instant::now();
     let mut body = Body { terms, asks, spool, left_at: None, asked_at: now };
@@ -127,10 +130,10 @@ pub async fn live(
     let ending = match started {
         Err(ending) => ending,
         Ok(()) => {
-            let program = run.argv.first().cloned().unwrap_or_default();
-            match Process::start(&keeper, run, body.terms.pty).await {
+            let program = spec.argv.first().cloned().unwrap_or_default();
+            match Process::start(subreapers, spec, body.terms.pty) {
                 Ok(process) => following::follow(process, &program, &mut body, &seat).await,
-                Err(error) => no_keeper(&body.terms, &error),
+                Err(error) => no_shim(&body.terms, &error),
             }
         }
     };
@@ -143,8 +146,8 @@ pub async fn live(
 }
 
 /// The service itself is short of something: processes, descriptors, memory.
-fn no_keeper(terms: &Terms, error: &std::io::Error) -> Ending {
-    log::error!(event = "keeper.not_started", execution_id:% = terms.id; "cannot start a keeper: {error}");
+fn no_shim(terms: &Terms, error: &std::io::Error) -> Ending {
+    log::error!(event = "shim.not_started", execution_id:% = terms.id; "cannot start a shim: {error}");
     let ending = last::not_started(126, format!("the backend cannot start another process: {error}"));
     debug_assert_eq!(ending.reason, Reason::NotStarted);
     ending
@@ -159,8 +162,8 @@ struct Stand {
 }
 
 impl Stand {
-    /// What a consumer is told first. Nothing of one that ended before it ran: its end is its first word.
-    fn first_word(&self, terms: &Terms) -> Option<Word> {
+    /// What a consumer is told first.
+    fn first_word(&self, terms: &Terms) -> Word {
         let wanted = api::Terms {
             heartbeat_ms: Some(millis(terms.heartbeat)),
             may_detach: terms.detach.is_some(),
@@ -168,14 +171,14 @@ impl Stand {
             claude: terms.prompt.is_some(),
         };
         match self.position {
-            Some(position) => Some(Word::Queued(Queued { position, terms: wanted })),
-            None => Some(Word::Started(Started {
+            Some(position) => Word::Queued(Queued { position, terms: wanted }),
+            None => Word::Started(Started {
                 execution_id: terms.id,
                 executor: terms.executor.clone(),
                 status: self.status,
                 terms: wanted,
                 alive: self.alive.clone(),
-            })),
+            }),
         }
     }
 }
@@ -186,8 +189,9 @@ impl Body {
         match ask {
             Ask::Attach(consumer, answer) => {
                 let stand = stand();
+                // One that ended before it ran has its end as its first word.
                 let never_ran = ending.is_some_and(|ending| ending.elapsed_ms.is_none());
-                let first = stand.first_word(&self.terms).filter(|_| !never_ran);
+                let first = (!never_ran).then(|| stand.first_word(&self.terms));
                 let attached = self.spool.attach(consumer, first);
                 if attached.is_ok() {
                     self.left_at = None;

@@ -14,7 +14,7 @@ use serde_json::json;
 
 use super::{
     claude::{Policy, Start},
-    keeper::talk::{Run as KeeperRun, Stdin},
+    shim::protocol::{JobSpec, Stdin},
 };
 
 /// What in a template stands for the command. Without it the command is the last argument.
@@ -40,8 +40,8 @@ pub struct Executors {
 pub struct Resolved {
     /// The executor's name.
     pub name: String,
-    /// What the keeper is to start.
-    pub run: KeeperRun,
+    /// What the shim is to start.
+    pub run: JobSpec,
     /// What is written to its standard input, and nothing else: a prompt for Claude.
     pub prompt: Option<Bytes>,
 }
@@ -94,7 +94,7 @@ impl Executors {
         if name == EXECUTOR {
             let Start { arguments, cwd, env } = self.claude.start(run, &self.inherited)?;
             let argv = template.iter().cloned().chain(arguments).collect();
-            let run_it = KeeperRun { argv, cwd, env, descriptor_limit: None, stdin: Stdin::Pipe };
+            let run_it = JobSpec { argv, cwd, env, descriptor_limit: None, stdin: Stdin::Pipe };
             return Ok(Resolved { name: name.to_owned(), run: run_it, prompt: Some(run.command.clone().into()) });
         }
         let mut argv = template.clone();
@@ -112,7 +112,7 @@ impl Executors {
             Run { stdin: true, .. } => Stdin::Pipe,
             _ => Stdin::Null,
         };
-        let run = KeeperRun { argv, cwd: run.cwd.clone(), env, descriptor_limit: None, stdin };
+        let run = JobSpec { argv, cwd: run.cwd.clone(), env, descriptor_limit: None, stdin };
         Ok(Resolved { name: name.to_owned(), run, prompt: None })
     }
 }

@@ -1,101 +1,106 @@
-//! A started command: what it writes, what it reads, and the line to its keeper.
+//! A command and the line to its shim: what it writes, what it reads, and the orders that must be obeyed.
 //!
-//! Dropping it closes the line, and the keeper then ends the whole tree: an execution that is given up
+//! Dropping it closes the line, and the shim then ends the whole tree: an execution that is given up
 //! in whatever way leaves nothing behind.
 
+pub mod watch;
+
 use std::{
-    io::{self, IoSlice},
-    mem::MaybeUninit,
-    os::{
-        fd::{AsFd, OwnedFd},
-        unix::net::UnixStream as StdUnixStream,
-    },
-    path::Path,
-    process::Stdio,
+    collections::VecDeque,
+    io,
+    os::{fd::OwnedFd, unix::net::UnixStream as StdUnixStream},
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
-use rustix::{
-    cmsg_space,
-    net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg},
-};
+use cc_executor_actors::protocol::method::Size;
 use tokio::{
-    io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines},
+    io::{AsyncBufReadExt, BufReader, Lines},
     net::{
         UnixStream,
         unix::{OwnedReadHalf, OwnedWriteHalf, pipe},
     },
-    process::Command,
     sync::oneshot,
 };
 
+use self::watch::{COMPLETE_AFTER, Deed, OrderWatch};
 use super::{
-    keeper::{
-        ARGUMENT,
-        talk::{Fact, Order, Run, Stdin},
+    shim::protocol::{Fact, Gone, JobSpec, Numbered, Order, Stdin},
+    subreaper::{
+        handle::{Subreaper, Subreapers},
+        protocol::{Answer, Request, Ticket},
     },
-    orphans,
-    terminal::Terminal,
+    terminal::{Output, Terminal},
 };
-use cc_executor_actors::protocol::method::Size;
 
 /// The capacity asked for each pipe, in bytes. With the default of 64 KiB a third of the rate is lost.
 /// A refusal is no error: without privileges a user's pipes are limited.
 const PIPE_CAPACITY: usize = 256 * 1024;
 
-/// A command and its keeper.
+/// How often a shim is asked whether it lives, and whether its command is stopped.
+const INSPECT_EVERY: Duration = Duration::from_secs(2);
+
+/// The same while the command has not been executed yet: a shim that is stopped then leaves its client
+/// without any answer.
+const INSPECT_STARTING: Duration = Duration::from_millis(500);
+
+/// Orders that may wait for a shim that does not read, in bytes, besides what it was asked to start.
+const MAX_UNSENT: usize = 64 * 1024;
+
+/// A command and its shim.
 pub struct Process {
     /// What it writes: standard output and standard error. A terminal has only the one.
-    pub pipes: [Option<pipe::Receiver>; 2],
+    pub outputs: [Option<Output>; 2],
     /// What it reads, if anything.
     pub stdin: Option<pipe::Sender>,
     /// The terminal that it runs on.
     pub terminal: Option<Terminal>,
-    /// The line to its keeper.
+    /// The line to its shim.
     pub line: Line,
 }
 
-/// The line to a keeper.
-pub struct Line {
-    facts: Lines<BufReader<OwnedReadHalf>>,
-    orders: OwnedWriteHalf,
-    reaped: oneshot::Receiver<()>,
-}
-
-/// Our ends, and those that a keeper gets.
+/// Our ends, and those that a shim gets.
 struct Ends {
-    pipes: [Option<pipe::Receiver>; 2],
+    outputs: [Option<Output>; 2],
     stdin: Option<pipe::Sender>,
     terminal: Option<Terminal>,
-    stdout: Stdio,
-    stderr: Stdio,
-    /// Sent along with the order to run.
-    passed: Option<OwnedFd>,
+    theirs: Vec<OwnedFd>,
 }
 
 impl Process {
-    /// Starts a keeper and has it start the command, on a terminal of this size if one is given.
-    /// Whether that worked is its first fact.
-    pub async fn start(keeper: &Path, run: Run, size: Option<Size>) -> io::Result<Process> {
-        let Ends { pipes, stdin, terminal, stdout, stderr, passed } = match size {
+    /// Has a shim forked and asks it to start the command, on a terminal of this size if one is given. Waits for
+    /// nothing: whether that worked is told by the line.
+    ///
+    /// # Errors
+    ///
+    /// The service is short of something: descriptors, processes, memory. Then nothing runs.
+    pub fn start(subreapers: &Subreapers, spec: JobSpec, size: Option<Size>) -> io::Result<Process> {
+        let Ends { outputs, stdin, terminal, theirs } = match size {
             Some(size) => Ends::terminal(size)?,
-            None => Ends::pipes(run.stdin == Stdin::Pipe)?,
+            None => Ends::pipes(spec.stdin == Stdin::Pipe)?,
         };
-        let (ours, theirs) = StdUnixStream::pair()?;
-        if let Some(passed) = &passed {
-            pass(&ours, passed)?;
-        }
-        // The environment is the command's business and goes through the line: a variable such as
-        // LD_PRELOAD is not meant for the keeper, and a secret of the service not for either.
-        let mut command = Command::new(keeper);
-        command.arg(ARGUMENT).env_clear().stdin(Stdio::from(OwnedFd::from(theirs))).stdout(stdout).stderr(stderr);
-        let reaped = orphans::start_keeper(&mut command)?;
-        // It holds our copies of the ends that are not ours.
-        drop(command);
+        let (ours, socket) = StdUnixStream::pair()?;
         ours.set_nonblocking(true)?;
+        let socket = OwnedFd::from(socket);
+        let subreaper = subreapers.current()?;
+        let ticket = subreaper.ticket();
+        let descriptors: Vec<_> = std::iter::once(&socket).chain(&theirs).collect();
+        let forked = subreaper.ask(Request::Fork { ticket }, &descriptors)?;
         let (facts, orders) = UnixStream::from_std(ours)?.into_split();
-        let mut line = Line { facts: BufReader::new(facts).lines(), orders, reaped };
-        line.order(&Order::Run(run)).await?;
-        Ok(Process { pipes, stdin, terminal, line })
+        let mut line = Line {
+            facts: BufReader::new(facts).lines(),
+            orders,
+            unsent: VecDeque::new(),
+            next: 1,
+            watch: OrderWatch::default(),
+            inspect_at: Some(Instant::now() + INSPECT_STARTING),
+            inspect_every: INSPECT_STARTING,
+            end: LineEnd::Forking(forked),
+            shim: Shim { subreaper, ticket },
+        };
+        // The environment goes through the line: a variable such as LD_PRELOAD is not meant for the shim.
+        line.order(Order::Run(Box::new(spec)));
+        Ok(Process { outputs, stdin, terminal, line })
     }
 }
 
@@ -103,67 +108,197 @@ impl Ends {
     fn pipes(with_stdin: bool) -> io::Result<Ends> {
         let (stdout, stdout_end) = output_pipe()?;
         let (stderr, stderr_end) = output_pipe()?;
-        let (stdin, passed) = if with_stdin {
+        let mut theirs = vec![stdout_end, stderr_end];
+        let stdin = if with_stdin {
             let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-            (Some(pipe::Sender::from_owned_fd(write)?), Some(read))
+            theirs.push(read);
+            Some(pipe::Sender::from_owned_fd(write)?)
         } else {
-            (None, None)
+            None
         };
-        let pipes = [Some(stdout), Some(stderr)];
-        Ok(Ends { pipes, stdin, terminal: None, stdout: stdout_end, stderr: stderr_end, passed })
+        Ok(Ends { outputs: [Some(stdout), Some(stderr)], stdin, terminal: None, theirs })
     }
 
     fn terminal(size: Size) -> io::Result<Ends> {
         let (terminal, end) = Terminal::open(size)?;
         Ok(Ends {
-            pipes: [Some(terminal.output()?), None],
+            outputs: [Some(terminal.output()?), None],
             stdin: Some(terminal.input()?),
             terminal: Some(terminal),
-            stdout: Stdio::from(end.try_clone()?),
-            stderr: Stdio::from(end),
-            passed: None,
+            theirs: vec![end.try_clone()?, end],
         })
     }
 }
 
-impl Line {
-    /// Gives an order.
-    pub async fn order(&mut self, order: &Order) -> io::Result<()> {
-        let mut text = serde_json::to_vec(order)?;
-        text.push(b'\n');
-        self.orders.write_all(&text).await
-    }
-
-    /// The next fact; `None` when the keeper is gone. May be dropped and called again.
-    pub async fn next(&mut self) -> Option<Fact> {
-        let line = self.facts.next_line().await.ok().flatten()?;
-        serde_json::from_str(&line).ok()
-    }
-
-    /// Waits until the keeper is gone, and then ends what it has left behind. Gives how many processes
-    /// could not be ended.
-    pub async fn sweep(&mut self) -> u32 {
-        // Its tree comes to us only when it has been reaped. The sender is never dropped before that.
-        let _ = (&mut self.reaped).await;
-        tokio::task::spawn_blocking(orphans::sweep).await.unwrap_or(u32::MAX)
-    }
-}
-
 /// A pipe: our end to read, and the end that the command writes to.
-fn output_pipe() -> io::Result<(pipe::Receiver, Stdio)> {
+fn output_pipe() -> io::Result<(Output, OwnedFd)> {
     let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     let _ = rustix::pipe::fcntl_setpipe_size(&read, PIPE_CAPACITY);
-    Ok((pipe::Receiver::from_owned_fd(read)?, Stdio::from(write)))
+    Ok((Output::Pipe(pipe::Receiver::from_owned_fd(read)?), write))
 }
 
-/// Sends a descriptor to a keeper that has not been started yet, with an empty line.
-fn pass(socket: &StdUnixStream, descriptor: &OwnedFd) -> io::Result<()> {
-    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
-    let mut passed = SendAncillaryBuffer::new(&mut space);
-    let descriptors = [descriptor.as_fd()];
-    if !passed.push(SendAncillaryMessage::ScmRights(&descriptors)) {
-        return Err(io::Error::other("no room for the descriptor of the standard input"));
+/// The line to a shim: orders to it, facts from it, and the deadlines of the orders.
+pub struct Line {
+    facts: Lines<BufReader<OwnedReadHalf>>,
+    orders: OwnedWriteHalf,
+    unsent: VecDeque<u8>,
+    next: u64,
+    watch: OrderWatch,
+    inspect_at: Option<Instant>,
+    inspect_every: Duration,
+    end: LineEnd,
+    shim: Shim,
+}
+
+/// Whether the shim can still say something.
+enum LineEnd {
+    /// Its fork has not been confirmed.
+    Forking(oneshot::Receiver<Answer>),
+    /// It may.
+    Open,
+    /// It never will.
+    Closed,
+}
+
+/// A shim, as its subreaper knows it.
+struct Shim {
+    subreaper: Arc<Subreaper>,
+    ticket: Ticket,
+}
+
+impl Drop for Shim {
+    fn drop(&mut self) {
+        self.subreaper.forget(self.ticket);
     }
-    sendmsg(socket, &[IoSlice::new(b"\n")], &mut passed, SendFlags::empty())?;
-    Ok(())
+}
+
+/// What comes over the line.
+#[derive(Debug)]
+pub enum Heard {
+    /// The shim tells something.
+    Fact(Fact),
+    /// There was no shim, and nothing ran.
+    NotForked(String),
+    /// The shim is gone without its last fact.
+    Lost,
+}
+
+impl Line {
+    /// Gives an order. It is sent while [`Line::next`] waits.
+    pub fn order(&mut self, order: Order) {
+        let number = self.next;
+        self.next += 1;
+        let now = Instant::now();
+        if let Order::End { grace_ms } = order {
+            self.watch.completes_by(now + Duration::from_millis(grace_ms) + COMPLETE_AFTER);
+        }
+        if order == Order::Sweep {
+            self.watch.completes_by(now + COMPLETE_AFTER);
+        }
+        self.watch.sent(number, now, order != Order::Inspect);
+        self.unsent.extend(serde_json::to_vec(&Numbered { number, order }).unwrap_or_default());
+        self.unsent.push_back(b'\n');
+    }
+
+    /// Whether an order that is not needed for the end may be given: not to a shim that reads none.
+    pub fn is_listening(&self) -> bool {
+        self.unsent.len() < MAX_UNSENT
+    }
+
+    /// The next that is told; meanwhile orders are sent. After [`Heard::Lost`] and the last fact nothing comes. May be
+    /// dropped and called again.
+    pub async fn next(&mut self) -> Heard {
+        loop {
+            self.send();
+            if matches!(self.end, LineEnd::Closed) {
+                return std::future::pending().await;
+            }
+            let is_forking = matches!(self.end, LineEnd::Forking(_));
+            let forked = async {
+                match &mut self.end {
+                    LineEnd::Forking(forked) => forked.await,
+                    LineEnd::Open | LineEnd::Closed => std::future::pending().await,
+                }
+            };
+            let fact = tokio::select! {
+                biased;
+                answer = forked, if is_forking => {
+                    self.end = LineEnd::Open;
+                    match answer {
+                        Ok(Answer::NotForked { message }) => {
+                            self.close();
+                            return Heard::NotForked(message);
+                        }
+                        // Where the subreaper is gone its shim ends, and so do its facts.
+                        Ok(_) | Err(_) => continue,
+                    }
+                }
+                fact = self.facts.next_line() => fact,
+                _ = self.orders.writable(), if !self.unsent.is_empty() => continue,
+            };
+            let fact = fact.ok().flatten().and_then(|line| serde_json::from_str(&line).ok());
+            match fact {
+                Some(Fact::Accepted { number }) => self.watch.acknowledged(number),
+                Some(fact) => {
+                    match fact {
+                        Fact::Started { .. } => self.inspect_every = INSPECT_EVERY,
+                        Fact::Gone(_) | Fact::NotStarted { .. } => self.close(),
+                        _ => {}
+                    }
+                    return Heard::Fact(fact);
+                }
+                None => {
+                    self.close();
+                    return Heard::Lost;
+                }
+            }
+        }
+    }
+
+    /// Sends what the socket takes now.
+    fn send(&mut self) {
+        while !self.unsent.is_empty() {
+            match self.orders.try_write(self.unsent.as_slices().0) {
+                Ok(n) => drop(self.unsent.drain(..n)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                // Nobody reads any more: that it is lost is told by the facts.
+                Err(_) => self.unsent.clear(),
+            }
+        }
+    }
+
+    fn close(&mut self) {
+        self.end = LineEnd::Closed;
+        self.unsent.clear();
+        self.watch = OrderWatch::default();
+        self.inspect_at = None;
+    }
+
+    /// When [`Line::act`] must be called next.
+    pub fn due(&self) -> Option<Instant> {
+        [self.watch.due(), self.inspect_at].into_iter().flatten().min()
+    }
+
+    /// Does what is due: asks the shim whether it lives, or has it woken or killed where it does not obey. A shim that
+    /// is killed is lost.
+    pub fn act(&mut self, now: Instant) {
+        if self.inspect_at.is_some_and(|at| at <= now) {
+            self.inspect_at = Some(now + self.inspect_every);
+            if self.watch.is_idle() {
+                self.order(Order::Inspect);
+            }
+        }
+        let ticket = self.shim.ticket;
+        match self.watch.act(now) {
+            None => {}
+            Some(Deed::Continue) => self.shim.subreaper.tell(Request::Continue { ticket }),
+            Some(Deed::KillIfStopped) => self.shim.subreaper.tell(Request::KillIfStopped { ticket }),
+            Some(Deed::Kill) => self.shim.subreaper.tell(Request::Kill { ticket }),
+        }
+    }
+
+    /// Ends what a lost shim has left behind, and says what is known of that.
+    pub fn sweep(&self) -> impl Future<Output = Gone> + use<> {
+        Arc::clone(&self.shim.subreaper).sweep(self.shim.ticket)
+    }
 }

@@ -9,13 +9,15 @@ use std::cmp::min;
 pub struct Ring {
     bytes: Vec<u8>,
     capacity: usize,
+    /// The offset of the byte that lies at the beginning of the buffer, or lay there.
+    base: u64,
     end: u64,
 }
 
 impl Ring {
     /// An empty ring that keeps so many bytes; at least one.
     pub fn new(capacity: usize) -> Self {
-        Ring { bytes: Vec::new(), capacity: capacity.max(1), end: 0 }
+        Ring { bytes: Vec::new(), capacity: capacity.max(1), base: 0, end: 0 }
     }
 
     /// The offset of the oldest byte that is kept.
@@ -82,9 +84,24 @@ impl Ring {
         self.bytes = Vec::new();
     }
 
+    /// Makes room, so that after so many more bytes everything from this offset on is still kept.
+    pub fn make_room(&mut self, from: u64, more: usize) {
+        let kept = usize::try_from(self.end - from.clamp(self.start(), self.end)).unwrap_or(usize::MAX);
+        let needed = kept.saturating_add(more);
+        if needed > self.capacity {
+            let start = self.start();
+            if !self.bytes.is_empty() {
+                let at = self.index(start);
+                self.bytes.rotate_left(at);
+            }
+            self.base = start;
+            self.capacity = needed.max(self.bytes.len());
+        }
+    }
+
     /// Where the byte of this offset lies.
     fn index(&self, offset: u64) -> usize {
-        (offset % self.capacity as u64) as usize
+        ((offset - self.base) % self.capacity as u64) as usize
     }
 
     /// Doubles, but not beyond the capacity: a vector by itself would.
@@ -138,6 +155,30 @@ mod tests {
             if let Some(lost) = ring.start().checked_sub(1) {
                 prop_assert!(ring.piece(lost, most).is_empty());
             }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_room_was_made_for_is_kept(
+            capacity in 1usize..100,
+            before in 0usize..300,
+            from in 0u64..300,
+            more in 0usize..200,
+            after in 0usize..300,
+        ) {
+            let mut ring = Ring::new(capacity);
+            let stream: Vec<u8> = (0..before + more + after).map(|at| (at % 251) as u8).collect();
+            ring.push(&stream[..before]);
+            let from = from.clamp(ring.start(), ring.end());
+            ring.make_room(from, more);
+            prop_assert_eq!(&read_from(&ring, from, 50)[..], &stream[from as usize..before]);
+            ring.push(&stream[before..before + more]);
+            prop_assert_eq!(&read_from(&ring, from, 50)[..], &stream[from as usize..before + more]);
+            // It goes on as a ring.
+            ring.push(&stream[before + more..]);
+            let start = ring.start();
+            prop_assert_eq!(&read_from(&ring, start, 50)[..], &stream[start as usize..]);
         }
     }
 

@@ -30,6 +30,7 @@ use super::{
     executor::Resolved,
     forms::{Body, Form},
     spool::{Consumer, Feed, Policy, Spool},
+    subreaper::handle::Subreapers,
     table::{Admitted, Table},
 };
 use crate::socket::{self, Watch};
@@ -101,7 +102,8 @@ async fn run_in(
     table: &web::Data<Table>,
 ) -> HttpResponse {
     let (consumer, feed) = consumer_of(request, table, form, PerStream::default());
-    let begun = async { begin(run?, table, consumer).await };
+    let subreapers = request.app_data::<web::Data<Subreapers>>().expect("every service of this role has it");
+    let begun = async { begin(run?, table, subreapers, consumer).await };
     match begun.await {
         Ok(id) => stream_of(request, table, id, form, PerStream::default(), feed),
         Err(error) => refuse(error),
@@ -110,7 +112,12 @@ async fn run_in(
 
 /// Takes a place, and starts the execution's task; one that is there already is
 /// followed from its beginning.
-async fn begin(mut run: Run, table: &web::Data<Table>, consumer: Consumer) -> Result<ExecutionId, ErrorObject> {
+async fn begin(
+    mut run: Run,
+    table: &web::Data<Table>,
+    subreapers: &web::Data<Subreapers>,
+    consumer: Consumer,
+) -> Result<ExecutionId, ErrorObject> {
     let Resolved { name: executor, run: mut to_start, prompt } = table.config().executors.resolve(&run)?;
     to_start.descriptor_limit = table.config().descriptor_limit;
     run.executor = Some(executor.clone());
@@ -141,7 +148,8 @@ async fn begin(mut run: Run, table: &web::Data<Table>, consumer: Consumer) -> Re
     let rings = PerStream { stdout: events + config.ring_bytes, stderr: config.ring_bytes };
     let policy = run.detach.map_or(Policy::Overwrite, |detach| Policy::Detach(detach.overflow));
     let spool = Spool::new(policy, rings, consumer);
-    actix_web::rt::spawn(execution::live(terms, asks, spool, seat, config.keeper.clone(), to_start));
+    let subreapers = subreapers.clone().into_inner();
+    actix_web::rt::spawn(async move { execution::live(terms, asks, spool, seat, &subreapers, to_start).await });
     Ok(id)
 }
 
@@ -333,8 +341,8 @@ fn read_cancel(query: &Map<String, Value>, table: &Table) -> Result<Ask, ErrorOb
 /// Waits until the processes are gone, and tells what is known of that.
 async fn report(mut gone: watch::Receiver<Option<CancelReport>>) -> Result<Bytes, Infallible> {
     let report = gone.wait_for(Option::is_some).await.ok().and_then(|report| *report);
-    // Without a report the keeper was lost, or the command never started.
-    let report = report.unwrap_or(CancelReport { verified: false, survivors: None, grace_ms: 0, escalated: false });
+    // Without a report the command never started.
+    let report = report.unwrap_or(CancelReport::unknown(0));
     Ok(Bytes::from(json!(report).to_string()))
 }
 

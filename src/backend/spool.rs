@@ -31,9 +31,8 @@ pub const SLOTS: usize = 4;
 /// The most that is handed over at a time, in bytes.
 const PIECE: usize = 64 * 1024;
 
-/// What is left in a pipe when its writers are gone is always read, however full the ring: as much as a
-/// pipe holds.
-const SLACK: usize = 256 * 1024;
+/// A stream whose ring is not full is read once more: as much as one read takes.
+const SLACK: usize = super::execution::READ;
 
 /// What a consumer is given.
 #[derive(Debug)]
@@ -218,6 +217,18 @@ impl Spool {
         }
     }
 
+    /// Makes room for so many more bytes of a stream, without a loss for anybody who is still to have what is kept.
+    pub fn make_room(&mut self, stream: Stream, more: usize) {
+        let acknowledged = match self.policy {
+            Policy::Detach(Overflow::Wait) => Some(*self.acknowledged.get(stream)),
+            Policy::Detach(Overflow::Drop) | Policy::Overwrite => None,
+        };
+        let cursor = self.consumer.as_ref().map(|consumer| *consumer.cursor.get(stream));
+        let ring = self.rings.get_mut(stream);
+        let from = acknowledged.into_iter().chain(cursor).min().unwrap_or(ring.end());
+        ring.make_room(from, more);
+    }
+
     /// Says a word as soon as there is room, before any output that has not been handed over. Of words
     /// of one kind only the newest waits.
     pub fn say(&mut self, word: Word) {
@@ -380,7 +391,7 @@ impl Spool {
         };
         let since = blocked_since.max(asked_at);
         let vanished = async {
-            if consumer.is_gateway {
+            if consumer.is_gateway || self.finished {
                 tokio::time::sleep_until((since + patience).into()).await;
             } else {
                 std::future::pending().await

@@ -122,6 +122,9 @@ pub struct Alive {
     /// Milliseconds left until the total time-out, which stands still while paused; `None` without one.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub deadline_ms: Option<u64>,
+    /// Whether all of its processes are stopped, by whomever.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub stopped: bool,
     /// What Claude is doing, until it has said how it ended: `thinking`, or `tool: Bash`.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub activity: Option<String>,

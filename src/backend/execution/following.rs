@@ -1,10 +1,12 @@
-//! A command that runs: both streams are read to their ends, the clocks are kept, orders obeyed.
+//! A command from its start to its end: both streams are read, the clocks are kept, orders obeyed.
 //!
-//! One loop. A pipe is read only where the spool lets it be (`Spool::may_read`): a slow consumer slows the command down
-//! and nothing grows. Orders, clocks and the keeper are heard all the same.
+//! One loop around [`Life`], which decides. A pipe is read only where the spool lets it be (`Spool::may_read`): a slow
+//! consumer slows the command down and nothing grows. Orders, clocks, consumers and the shim are served in every state;
+//! only once the processes are gone is a remainder read, and then without waiting.
 
 use std::{
     collections::VecDeque,
+    pin::Pin,
     time::{Duration, Instant},
 };
 
@@ -21,26 +23,26 @@ use cc_executor_actors::{
     terminate::{Ending, Status},
 };
 use log::{info, warn};
-use tokio::net::unix::pipe;
 
 pub(super) use super::last::Cause;
 use super::{
     Answer, Ask, Body, GRACE_MS, Stand, Terms, at,
     input::Input,
     last::{self, Counted},
+    life::{Deed, Event, Life},
     refuse,
 };
 use crate::backend::{
     claude,
-    keeper::talk::{Fact, Gone, LeaderExit, Order},
-    process::{Line, Process},
+    process::{Heard, Line, Process},
+    shim::protocol::{Fact, Gone, Order},
     spool::Moved,
     table::Seat,
-    terminal::Terminal,
+    terminal::{Output, Terminal},
 };
 
 /// The most that is read from a pipe at a time, in bytes.
-const READ: usize = 64 * 1024;
+pub const READ: usize = 64 * 1024;
 
 /// Reads smaller than this are copied out, so that a few bytes do not hold a whole buffer.
 const SMALL: usize = 8 * 1024;
@@ -48,61 +50,50 @@ const SMALL: usize = 8 * 1024;
 /// The exit code of a program that is not there, as shells have it.
 const NOT_FOUND: i32 = 127;
 
+/// How long a command may take to be executed before its consumer hears that it is not yet: less than a gateway waits
+/// for a first word.
+const START_PATIENCE: Duration = Duration::from_secs(1);
+
 /// After the command's own exit: how long what it left behind may be quiet before it is ended.
 const QUIET: Duration = Duration::from_secs(2);
 
 /// After the command's own exit: how long what it left behind may write at all.
 const LEFTOVERS_CAP: Duration = Duration::from_secs(10);
 
-/// After the tree is gone: how long a pipe that somebody else still holds may be quiet.
-const GONE_QUIET: Duration = Duration::from_millis(100);
-
-/// Waits for the command to have started, then follows it to its end.
+/// Follows a command that is being started to its end.
 pub(super) async fn follow(process: Process, program: &str, body: &mut Body, seat: &Seat) -> Ending {
-    let Process { pipes, stdin, terminal, mut line } = process;
-    match line.next().await {
-        Some(Fact::Started { pid }) => {
-            info!(event = "process.started", execution_id:% = body.terms.id, executor = body.terms.executor.as_str(), pid = pid; "process started");
-            let now = Instant::now();
-            let mut following = Following {
-                line,
-                pid,
-                pipes,
-                claude: body.terms.prompt.is_some().then(Watch::default),
-                exit_by: None,
-                input: match &body.terms.prompt {
-                    Some(prompt) => Input::given(stdin, prompt.clone()),
-                    None => Input::new(stdin, terminal.is_some()),
-                },
-                terminal,
-                counted: Counted::default(),
-                clocks: Clocks::started(now),
-                cause: None,
-                paused: false,
-                steered: VecDeque::new(),
-                grace_ms: 0,
-                leader: None,
-                sweep: None,
-                gone: None,
-            };
-            let stand = following.stand(&body.terms, now);
-            body.spool.say(stand.first_word(&body.terms).expect("a running execution has a first word"));
-            following.run(body, seat).await;
-            following.ending()
-        }
-        Some(Fact::NotStarted { exit_code: NOT_FOUND, .. }) if body.terms.prompt.is_some() => {
-            last::not_started(NOT_FOUND, claude::not_found(program))
-        }
-        Some(Fact::NotStarted { exit_code, message }) => last::not_started(exit_code, message),
-        _ => last::not_started(126, "its keeper ended before it could start the command".to_owned()),
-    }
+    let Process { outputs, stdin, terminal, line } = process;
+    let now = Instant::now();
+    let mut following = Following {
+        line,
+        life: Life::Starting,
+        sweep: None,
+        outputs,
+        claude: body.terms.prompt.is_some().then(Watch::default),
+        exit_by: None,
+        input: match &body.terms.prompt {
+            Some(prompt) => Input::given(stdin, prompt.clone()),
+            None => Input::new(stdin, terminal.is_some()),
+        },
+        terminal,
+        counted: Counted::default(),
+        clocks: Clocks::started(now),
+        has_run: false,
+        is_stopped: false,
+        said_starting: false,
+        steered: VecDeque::new(),
+    };
+    following.run(body, seat).await;
+    following.ending(program)
 }
 
-/// A command that runs, or whose remains are being read.
+/// A command, and what is known of it.
 struct Following {
     line: Line,
-    pid: i32,
-    pipes: [Option<pipe::Receiver>; 2],
+    life: Life,
+    /// What ends the processes of a lost shim.
+    sweep: Option<Pin<Box<dyn Future<Output = Gone>>>>,
+    outputs: [Option<Output>; 2],
     terminal: Option<Terminal>,
     input: Input,
     /// Where the command is Claude: what its events say.
@@ -111,14 +102,14 @@ struct Following {
     exit_by: Option<Instant>,
     counted: Counted,
     clocks: Clocks,
-    cause: Option<Cause>,
-    paused: bool,
-    /// Who waits for the tree to stand still, or to go on, in the order of the orders.
+    /// Whether the command was executed.
+    has_run: bool,
+    /// Whether all of its processes are stopped, by whomever, as of the shim's last answer.
+    is_stopped: bool,
+    /// Whether it was said that the command has not been executed yet.
+    said_starting: bool,
+    /// Who waits for the tree to be stopped, or continued, in the order of the orders.
     steered: VecDeque<Answer>,
-    grace_ms: u64,
-    leader: Option<LeaderExit>,
-    sweep: Option<Sweep>,
-    gone: Option<Gone>,
 }
 
 /// The clocks of a command. Each stands still while it would say something untrue.
@@ -129,113 +120,148 @@ struct Clocks {
     total: Stopwatch,
     /// Since the last output; stands still while paused, and while reading is held back.
     quiet: Stopwatch,
+    /// Since the command's own exit; stands still while reading is held back.
+    leftovers: Stopwatch,
 }
 
 impl Clocks {
     fn started(now: Instant) -> Self {
-        Clocks { started_at: now, output_at: now, total: Stopwatch::started(now), quiet: Stopwatch::started(now) }
+        let (total, quiet, leftovers) = (Stopwatch::started(now), Stopwatch::started(now), Stopwatch::started(now));
+        Clocks { started_at: now, output_at: now, total, quiet, leftovers }
     }
-}
-
-/// What the command left behind is read until it is quiet, or for so long. Stands still while reading
-/// is held back.
-struct Sweep {
-    since_exit: Stopwatch,
-    ordered: bool,
 }
 
 /// What woke the loop.
 enum Wake {
-    Fact(Option<Fact>),
+    Heard(Heard),
+    Swept(Gone),
     Ask(Option<Ask>),
-    Cause(Cause),
+    Event(Event),
+    Starting,
+    Line,
     Heartbeat,
     Wrote,
     Read(usize, std::io::Result<usize>),
     Moved(Moved),
-    Quiet,
 }
 
 impl Following {
-    /// Follows the command until its tree is gone and its pipes are empty.
+    /// Follows the command until its processes are gone.
     ///
-    /// It ends: the command's own exit starts the sweep, the sweep and every cause give an order to the
-    /// keeper, the keeper answers `Gone` or is gone itself, and a pipe without writers ends. A full ring
-    /// holds that back only until somebody attaches or the time without a consumer is over.
+    /// It ends: the command's own exit begins the time of its leftovers; their quiet and every cause begin an end with a
+    /// deadline; and what is then in the pipes is read without waiting, whoever takes it.
     async fn run(&mut self, body: &mut Body, seat: &Seat) {
         let mut buffers = [BytesMut::new(), BytesMut::new()];
         let mut asks_open = true;
+        let starting_until = Instant::now() + START_PATIENCE;
         let mut heartbeat_at = Instant::now() + body.terms.heartbeat;
-        loop {
-            let pipes_open = self.pipes.iter().any(Option::is_some);
-            if self.gone.is_some() && !pipes_open {
-                return;
-            }
-            if self.leader.is_some() && !pipes_open {
-                self.order_sweep().await;
+        while !self.life.is_over() {
+            if matches!(self.life, Life::Leftovers { .. }) && self.outputs.iter().all(Option::is_none) {
+                self.on(Event::LeftoversQuiet, body);
+                continue;
             }
             body.spool.deliver();
-            let may_read = Stream::BOTH.map(|stream| body.spool.may_read(stream));
-            let held_back = self.pipes.iter().zip(may_read).any(|(pipe, may)| pipe.is_some() && !may);
+            // What it writes is told after it was told that it runs.
+            let is_starting = matches!(self.life, Life::Starting);
+            let may_read = Stream::BOTH.map(|stream| !is_starting && body.spool.may_read(stream));
+            let held_back = self.outputs.iter().zip(may_read).any(|(output, may)| output.is_some() && !may);
             self.run_clocks(held_back);
-            let due = self.due(body);
-            let [out, err] = &mut self.pipes;
+            let (due, line_due) = (self.due(body), self.line.due());
+            let is_silent_start = is_starting && !self.said_starting;
+            let [out, err] = &mut self.outputs;
             let [out_buffer, err_buffer] = &mut buffers;
             // In this order: what is rare and must not starve behind a busy pipe, then the pipes, and the
             // quiet time last, so that it never cuts off what is there to be read.
             let wake = tokio::select! {
                 biased;
-                fact = self.line.next(), if self.gone.is_none() => Wake::Fact(fact),
+                heard = self.line.next() => Wake::Heard(heard),
+                gone = swept(&mut self.sweep) => Wake::Swept(gone),
                 ask = body.asks.recv(), if asks_open => Wake::Ask(ask),
-                () = at(due.cause.map(|(at, _)| at)) => Wake::Cause(due.cause.map_or(Cause::Timeout, |(_, cause)| cause)),
+                () = at(line_due) => Wake::Line,
+                () = at(due.event.as_ref().map(|(at, _)| *at)) => Wake::Event(due.event.map_or(Event::Overdue, |(_, event)| event)),
+                () = at(Some(starting_until)), if is_silent_start => Wake::Starting,
                 () = at(Some(heartbeat_at)) => Wake::Heartbeat,
                 () = self.input.write(), if self.input.is_waiting() => Wake::Wrote,
                 n = read(out, out_buffer), if may_read[0] && out.is_some() => Wake::Read(0, n),
                 n = read(err, err_buffer), if may_read[1] && err.is_some() => Wake::Read(1, n),
                 moved = body.spool.moved(body.terms.consumer_stall, body.asked_at) => Wake::Moved(moved),
-                () = at(due.quiet) => Wake::Quiet,
+                () = at(due.quiet) => Wake::Event(Event::LeftoversQuiet),
             };
             match wake {
-                Wake::Fact(Some(fact)) => self.on_fact(fact, body, seat).await,
-                Wake::Fact(None) => self.keeper_lost(&body.terms, seat).await,
+                Wake::Heard(heard) => self.on_heard(heard, body),
+                Wake::Swept(gone) => self.on(Event::Gone(gone), body),
                 Wake::Ask(None) => asks_open = false,
-                Wake::Ask(Some(ask)) => self.on_ask(ask, body).await,
-                Wake::Cause(cause) => self.end(cause, GRACE_MS, body).await,
+                Wake::Ask(Some(ask)) => self.on_ask(ask, body),
+                Wake::Event(Event::Wanted { cause, grace_ms }) => self.end(cause, grace_ms, body),
+                Wake::Event(event) => self.on(event, body),
+                Wake::Starting => {
+                    self.said_starting = true;
+                    let stand = self.stand(&body.terms, Instant::now());
+                    body.spool.say(stand.first_word(&body.terms));
+                }
+                Wake::Line => self.line.act(Instant::now()),
+                Wake::Wrote | Wake::Moved(Moved::Room) => {}
                 Wake::Heartbeat => {
                     let now = Instant::now();
                     heartbeat_at = now + body.terms.heartbeat;
                     body.look_after_consumer();
                     body.spool.mention(Word::Alive(self.alive(&body.terms, now)));
                 }
-                Wake::Wrote => {}
                 Wake::Read(at, Ok(n)) if n > 0 => {
-                    let stream = Stream::BOTH[at];
                     let bytes = take(&mut buffers[at], n);
-                    self.counted.add(stream, &bytes);
-                    let changed = self.watch_claude(stream, &bytes);
-                    body.spool.push(stream, bytes);
-                    let now = Instant::now();
-                    if changed {
-                        body.spool.mention(Word::Alive(self.alive(&body.terms, now)));
-                    }
-                    self.clocks.output_at = now;
-                    self.clocks.quiet.reset(now);
+                    self.on_output(Stream::BOTH[at], bytes, body);
                 }
                 // The end of the pipe, or a pipe that cannot be read: nothing more comes from it.
                 Wake::Read(at, _) => {
-                    self.pipes[at] = None;
+                    self.outputs[at] = None;
                     if Stream::BOTH[at] == Stream::Stdout {
                         self.claude_is_silent();
                     }
                 }
-                Wake::Moved(Moved::Room) => {}
                 Wake::Moved(moved) => {
                     if body.left(moved) {
-                        self.end(Cause::Disconnected, GRACE_MS, body).await;
+                        self.end(Cause::Disconnected, GRACE_MS, body);
                     }
                 }
-                Wake::Quiet if self.gone.is_some() => self.pipes = [None, None],
-                Wake::Quiet => self.order_sweep().await,
+            }
+        }
+        self.read_remainder(body);
+        self.input.close();
+        self.steered.clear();
+        if let Life::Gone { why, gone, .. } = &self.life {
+            seat.gone(last::report(*why, *gone));
+        }
+    }
+
+    fn on_output(&mut self, stream: Stream, bytes: Bytes, body: &mut Body) {
+        self.counted.add(stream, &bytes);
+        let changed = self.watch_claude(stream, &bytes);
+        body.spool.push(stream, bytes);
+        let now = Instant::now();
+        if changed {
+            body.spool.mention(Word::Alive(self.alive(&body.terms, now)));
+        }
+        self.clocks.output_at = now;
+        self.clocks.quiet.reset(now);
+    }
+
+    /// Reads what is in the pipes now that all processes are gone, however full the ring is: what another process writes
+    /// to them later is not this command's.
+    fn read_remainder(&mut self, body: &mut Body) {
+        for stream in Stream::BOTH {
+            let Some(output) = self.outputs[stream as usize].take() else { continue };
+            let remainder = output.remainder();
+            let mut pieces = Vec::new();
+            output.drain(remainder, READ, |piece| pieces.push(Bytes::copy_from_slice(piece)));
+            body.spool.make_room(stream, pieces.iter().map(Bytes::len).sum());
+            if !pieces.is_empty() && !self.has_run {
+                // Its shim was lost before it could tell.
+                self.has_run = true;
+                let first = Stand { status: Status::Running, position: None, alive: self.alive(&body.terms, Instant::now()) };
+                body.spool.say(first.first_word(&body.terms));
+            }
+            for piece in pieces {
+                self.on_output(stream, piece, body);
             }
         }
     }
@@ -266,81 +292,122 @@ impl Following {
     /// Lets each clock run exactly while its time counts.
     fn run_clocks(&mut self, held_back: bool) {
         let now = Instant::now();
-        self.clocks.total.run(!self.paused, now);
-        self.clocks.quiet.run(!self.paused && !held_back, now);
-        if let Some(sweep) = &mut self.sweep {
-            sweep.since_exit.run(!held_back, now);
-        }
+        let is_paused = self.life == (Life::Running { paused: true });
+        self.clocks.total.run(!is_paused, now);
+        self.clocks.quiet.run(!is_paused && !held_back, now);
+        self.clocks.leftovers.run(!held_back, now);
     }
 
     /// What is due next, and when.
     fn due(&self, body: &Body) -> Due {
+        let limit = |ms: Option<u64>| ms.map(Duration::from_millis);
+        let timeout = limit(body.terms.timeout_ms).and_then(|limit| self.clocks.total.due_at(limit));
+        let stall = limit(body.terms.stall_timeout_ms).and_then(|limit| self.clocks.quiet.due_at(limit));
+        let detached_until = body.detached_until();
         let mut causes = Vec::with_capacity(3);
-        if self.cause.is_none() && self.leader.is_none() {
-            let limit = |ms: Option<u64>| ms.map(Duration::from_millis);
-            let timeout = limit(body.terms.timeout_ms).and_then(|limit| self.clocks.total.due_at(limit));
-            let stall = limit(body.terms.stall_timeout_ms).and_then(|limit| self.clocks.quiet.due_at(limit));
-            match self.exit_by {
+        let mut quiet = None;
+        match &self.life {
+            Life::Starting => causes.extend(timeout.map(|at| (at, Cause::Timeout))),
+            Life::Running { paused } => match self.exit_by {
                 None => {
                     causes.extend(timeout.map(|at| (at, Cause::Timeout)));
                     causes.extend(stall.map(|at| (at, Cause::Stalled)));
                 }
-                Some(at) if !self.paused => causes.push((at, Cause::Done)),
+                Some(at) if !paused => causes.push((at, Cause::Done)),
                 Some(_) => {}
+            },
+            Life::Leftovers { .. } => {
+                let cap = self.clocks.leftovers.due_at(LEFTOVERS_CAP);
+                quiet = self.clocks.quiet.due_at(QUIET).zip(cap).map(|(quiet, cap)| quiet.min(cap));
             }
+            Life::Ending { .. } | Life::Gone { .. } | Life::NotStarted { .. } => {}
         }
-        if self.cause != Some(Cause::Disconnected) {
-            causes.extend(body.detached_until().map(|at| (at, Cause::Disconnected)));
+        if self.life.cause() != Some(Cause::Disconnected) {
+            causes.extend(detached_until.map(|at| (at, Cause::Disconnected)));
         }
-        let quiet = match (&self.sweep, &self.gone) {
-            (_, Some(_)) => self.clocks.quiet.due_at(GONE_QUIET),
-            (Some(sweep), None) if !sweep.ordered => {
-                let quiet = self.clocks.quiet.due_at(QUIET);
-                quiet.zip(sweep.since_exit.due_at(LEFTOVERS_CAP)).map(|(quiet, cap)| quiet.min(cap))
-            }
-            _ => None,
-        };
-        Due { cause: causes.into_iter().min_by_key(|(at, _)| *at), quiet }
+        let wanted = causes.into_iter().map(|(at, cause)| (at, Event::Wanted { cause, grace_ms: GRACE_MS }));
+        let overdue = self.life.deadline().map(|at| (at, Event::Overdue));
+        Due { event: wanted.chain(overdue).min_by_key(|(at, _)| *at), quiet }
     }
 
-    async fn on_fact(&mut self, fact: Fact, body: &mut Body, seat: &Seat) {
+    /// Takes an event, and does what it asks for.
+    fn on(&mut self, event: Event, body: &mut Body) {
+        let was_canceling = self.life.is_canceling();
+        let deed = self.life.on(event, Instant::now());
+        match deed {
+            None => {}
+            Some(Deed::End { grace_ms }) => self.line.order(Order::End { grace_ms }),
+            Some(Deed::KillLeftovers) => self.line.order(Order::Sweep),
+            Some(Deed::Sweep) => self.sweep = Some(Box::pin(self.line.sweep())),
+        }
+        if self.life.is_canceling() && !was_canceling {
+            // The total runs again from this moment, whatever else happens in this turn.
+            self.clocks.total.run(true, Instant::now());
+            body.spool.say(Word::Status(StatusChange::to(Status::Cancelling)));
+        }
+    }
+
+    fn on_heard(&mut self, heard: Heard, body: &mut Body) {
+        let id = body.terms.id;
+        match heard {
+            Heard::NotForked(message) => {
+                let message = format!("the backend cannot start another process: {message}");
+                self.on(Event::NotStarted { exit_code: 126, message }, body);
+            }
+            Heard::Lost => {
+                warn!(event = "shim.lost", execution_id:% = id;
+                    "the shim of this execution was ended by somebody else: the processes are ended without it");
+                self.steered.clear();
+                self.on(Event::Lost, body);
+            }
+            Heard::Fact(fact) => self.on_fact(fact, body),
+        }
+    }
+
+    fn on_fact(&mut self, fact: Fact, body: &mut Body) {
+        let now = Instant::now();
         match fact {
+            Fact::Started { pid } => {
+                info!(event = "process.started", execution_id:% = body.terms.id, executor = body.terms.executor.as_str(), pid = pid; "process started");
+                self.has_run = true;
+                self.clocks = Clocks::started(now);
+                self.on(Event::Started, body);
+                let stand = self.stand(&body.terms, now);
+                body.spool.say(stand.first_word(&body.terms));
+            }
+            Fact::NotStarted { exit_code, message } => self.on(Event::NotStarted { exit_code, message }, body),
             Fact::Exited(exit) => {
-                let now = Instant::now();
-                self.leader = Some(exit);
-                self.sweep = Some(Sweep { since_exit: Stopwatch::started(now), ordered: false });
                 self.clocks.quiet.reset(now);
+                self.clocks.leftovers.reset(now);
                 self.input.close();
                 self.steered.clear();
-                self.set_paused(false);
+                self.on(Event::Exited(exit), body);
             }
-            Fact::Paused => self.paused(true, body),
-            Fact::Resumed => self.paused(false, body),
-            Fact::Gone(gone) => {
-                self.all_gone(gone, seat);
-                // What is left in the pipes is read, whoever takes it.
-                body.spool.finish();
+            Fact::Paused => self.paused(true, Ok(()), body),
+            Fact::Resumed => self.paused(false, Ok(()), body),
+            Fact::NotPaused => {
+                let error = ErrorObject::new(code::NOT_RUNNING, "a process cannot be stopped now: try again, or cancel it");
+                self.paused(false, Err(error), body);
             }
-            Fact::Started { .. } | Fact::NotStarted { .. } => {}
+            Fact::Inspected { stopped } => self.is_stopped = stopped,
+            Fact::Unguarded => self.on(Event::Unguarded, body),
+            Fact::Gone(gone) => self.on(Event::Gone(gone), body),
+            Fact::Accepted { .. } => {}
         }
     }
 
-    fn all_gone(&mut self, gone: Gone, seat: &Seat) {
-        self.gone = Some(gone);
-        self.clocks.quiet.reset(Instant::now());
-        self.steered.clear();
-        self.set_paused(false);
-        seat.gone(last::report(gone, self.grace_ms));
-    }
-
-    /// The keeper has done what was ordered.
-    fn paused(&mut self, paused: bool, body: &mut Body) {
+    /// The shim has done what was ordered.
+    fn paused(&mut self, paused: bool, outcome: Result<(), ErrorObject>, body: &mut Body) {
         if let Some(answer) = self.steered.pop_front() {
-            let _ = answer.send(Ok(()));
+            let _ = answer.send(outcome);
         }
-        // A cancellation has overtaken it: nobody is told of a pause that is over.
-        if self.cause.is_none() && self.leader.is_none() && self.paused != paused {
-            self.set_paused(paused);
+        let before = self.life.clone();
+        self.on(Event::Paused(paused), body);
+        // A cancellation may have overtaken it: a pause that is over is not told.
+        if self.life != before {
+            self.is_stopped = paused;
+            // The total stands still from this moment, whatever else happens in this turn.
+            self.clocks.total.run(!paused, Instant::now());
             let status = if paused { Status::Paused } else { Status::Running };
             info!(event = "process.steered", execution_id:% = body.terms.id, status = status.as_str(); "the process tree is {}",
                 status.as_str());
@@ -348,26 +415,27 @@ impl Following {
         }
     }
 
-    fn set_paused(&mut self, paused: bool) {
-        self.paused = paused;
-        // The total stands still from this moment, whatever else happens in this turn.
-        self.clocks.total.run(!paused, Instant::now());
-    }
-
-    async fn on_ask(&mut self, ask: Ask, body: &mut Body) {
+    fn on_ask(&mut self, ask: Ask, body: &mut Body) {
         let now = Instant::now();
         let stand = self.stand(&body.terms, now);
         let Some(ask) = body.common(ask, || stand, None) else { return };
+        let is_running = matches!(self.life, Life::Running { .. });
         match ask {
-            Ask::Cancel { grace_ms, reason } => self.end(Cause::Asked(reason), grace_ms, body).await,
-            ask if self.leader.is_some() => refuse(ask, "its command has ended"),
-            ask @ (Ask::Pause(_) | Ask::Resume(_)) if self.cause.is_some() => refuse(ask, "it is being ended"),
-            Ask::Signal(number, answer) => {
-                let sent = self.line.order(&Order::Signal { number }).await;
-                let _ = answer.send(sent.map_err(|_| no_keeper()));
+            Ask::Cancel { grace_ms, reason } => self.end(Cause::Asked(reason), grace_ms, body),
+            ask if matches!(self.life, Life::Leftovers { .. }) => refuse(ask, "its command has ended"),
+            ask @ (Ask::Signal(..) | Ask::Pause(_) | Ask::Resume(_)) if matches!(self.life, Life::Starting) => {
+                refuse(ask, "it has not started yet: only CANCEL reaches it");
             }
-            Ask::Pause(answer) => self.steer(&Order::Pause, answer).await,
-            Ask::Resume(answer) => self.steer(&Order::Resume, answer).await,
+            ask @ (Ask::Pause(_) | Ask::Resume(_)) if !is_running => refuse(ask, "it is being ended"),
+            ask @ (Ask::Signal(..) | Ask::Pause(_) | Ask::Resume(_)) if !self.line.is_listening() => {
+                refuse(ask, "its shim does not answer: try again in a moment, or cancel it");
+            }
+            Ask::Signal(number, answer) => {
+                self.line.order(Order::Signal { number });
+                let _ = answer.send(Ok(()));
+            }
+            Ask::Pause(answer) => self.steer(Order::Pause, answer),
+            Ask::Resume(answer) => self.steer(Order::Resume, answer),
             Ask::Input { bytes, eof, answer } => self.input.take(self.ended(bytes, eof), eof, answer),
             Ask::Resize(size, answer) => {
                 let _ = answer.send(self.resize(size));
@@ -384,14 +452,10 @@ impl Following {
         }
     }
 
-    /// Gives an order that the keeper answers with a fact.
-    async fn steer(&mut self, order: &Order, answer: Answer) {
-        match self.line.order(order).await {
-            Ok(()) => self.steered.push_back(answer),
-            Err(_) => {
-                let _ = answer.send(Err(no_keeper()));
-            }
-        }
+    /// Gives an order that the shim answers with a fact.
+    fn steer(&mut self, order: Order, answer: Answer) {
+        self.line.order(order);
+        self.steered.push_back(answer);
     }
 
     fn resize(&self, size: Size) -> Result<(), ErrorObject> {
@@ -406,54 +470,29 @@ impl Following {
             .map_err(|error| ErrorObject::new(code::INTERNAL, format!("cannot resize the terminal: {error}")))
     }
 
-    /// Has the keeper end the tree. The first cause is the one that is told; a shorter grace takes effect.
-    async fn end(&mut self, cause: Cause, grace_ms: u64, body: &mut Body) {
+    /// Has everything ended, for this cause.
+    fn end(&mut self, cause: Cause, grace_ms: u64, body: &mut Body) {
         if cause == Cause::Disconnected {
             // Nobody comes any more for what did not fit.
             body.left_at = None;
             body.spool.finish();
         }
-        if self.leader.is_some() {
-            // The command's own ending stands; only what it left behind is ended.
-            return self.order_sweep().await;
-        }
-        if self.cause.is_none() {
+        let before = self.life.cause();
+        self.on(Event::Wanted { cause, grace_ms }, body);
+        if before.is_none() && self.life.cause().is_some() {
             info!(event = "process.ending", execution_id:% = body.terms.id, cause = cause.as_str(), grace_ms = grace_ms; "ending the process");
-            self.cause = Some(cause);
-            self.grace_ms = grace_ms;
-            self.set_paused(false);
-            body.spool.say(Word::Status(StatusChange::to(Status::Cancelling)));
         }
-        self.grace_ms = self.grace_ms.min(grace_ms);
-        // A keeper that is gone is noticed where its facts are read.
-        let _ = self.line.order(&Order::End { grace_ms }).await;
-    }
-
-    async fn order_sweep(&mut self) {
-        if let Some(sweep) = &mut self.sweep
-            && !sweep.ordered
-        {
-            sweep.ordered = true;
-            let _ = self.line.order(&Order::Sweep).await;
-        }
-    }
-
-    /// Somebody killed the keeper. Its tree comes to this process, which ends it.
-    async fn keeper_lost(&mut self, terms: &Terms, seat: &Seat) {
-        let survivors = self.line.sweep().await;
-        warn!(event = "keeper.lost", execution_id:% = terms.id, pid = self.pid, survivors = survivors;
-            "the keeper of this execution was ended by somebody else; its processes were ended too");
-        self.input.close();
-        self.all_gone(Gone { verified: survivors == 0, survivors, killed: 0, escalated: true }, seat);
     }
 
     fn stand(&self, terms: &Terms, now: Instant) -> Stand {
-        let status = match (self.cause, self.paused) {
-            (Some(_), _) => Status::Cancelling,
-            (None, true) => Status::Paused,
-            (None, false) => Status::Running,
+        let (status, position) = match &self.life {
+            // Its turn has come: nobody is before it.
+            Life::Starting => (Status::Queued, Some(0)),
+            Life::Running { paused: true } => (Status::Paused, None),
+            life if life.is_canceling() => (Status::Cancelling, None),
+            _ => (Status::Running, None),
         };
-        Stand { status, position: None, alive: self.alive(terms, now) }
+        Stand { status, position, alive: self.alive(terms, now) }
     }
 
     fn alive(&self, terms: &Terms, now: Instant) -> Alive {
@@ -462,6 +501,7 @@ impl Following {
             elapsed_ms: millis(now.saturating_duration_since(self.clocks.started_at)),
             since_output_ms: millis(now.saturating_duration_since(self.clocks.output_at)),
             deadline_ms: terms.timeout_ms.map(|timeout_ms| timeout_ms.saturating_sub(ran)),
+            stopped: self.is_stopped,
             ..Alive::default()
         };
         match &self.claude {
@@ -470,15 +510,21 @@ impl Following {
         }
     }
 
-    fn ending(mut self) -> Ending {
+    fn ending(mut self, program: &str) -> Ending {
         if let Some(claude) = &mut self.claude {
             claude.finish();
         }
-        let mut ending = last::ending(self.leader, self.cause, self.grace_ms, self.gone, self.claude.as_ref());
-        if self.cause.is_none() {
-            ending.leftovers = self.gone.map_or(0, |gone| gone.killed);
-        }
-        ending.elapsed_ms = Some(millis(self.clocks.started_at.elapsed()));
+        let mut ending = match &self.life {
+            Life::NotStarted { exit_code: NOT_FOUND, .. } if self.claude.is_some() => {
+                last::not_started(NOT_FOUND, claude::not_found(program))
+            }
+            Life::NotStarted { exit_code, message } => last::not_started(*exit_code, message.clone()),
+            Life::Gone { why, exit, gone } => last::ending(*why, *exit, *gone, self.claude.as_ref()),
+            Life::Starting | Life::Running { .. } | Life::Leftovers { .. } | Life::Ending { .. } => {
+                unreachable!("it is followed until it is over")
+            }
+        };
+        ending.elapsed_ms = self.has_run.then(|| millis(self.clocks.started_at.elapsed()));
         self.counted.into_ending(&mut ending);
         ending
     }
@@ -486,26 +532,33 @@ impl Following {
 
 /// What is due next.
 struct Due {
-    /// The execution is ended, for this.
-    cause: Option<(Instant, Cause)>,
+    /// This happens.
+    event: Option<(Instant, Event)>,
     /// What is left behind has been quiet for long enough.
     quiet: Option<Instant>,
 }
 
-fn no_keeper() -> ErrorObject {
-    ErrorObject::new(code::NOT_RUNNING, "its keeper is gone: it is being ended")
+async fn swept(sweep: &mut Option<Pin<Box<dyn Future<Output = Gone>>>>) -> Gone {
+    match sweep {
+        Some(running) => {
+            let gone = running.await;
+            *sweep = None;
+            gone
+        }
+        None => std::future::pending().await,
+    }
 }
 
 /// Reads what is there, as soon as there is something. A command that says nothing holds no buffer.
-async fn read(pipe: &mut Option<pipe::Receiver>, buffer: &mut BytesMut) -> std::io::Result<usize> {
-    let Some(pipe) = pipe else { return Ok(0) };
+async fn read(output: &mut Option<Output>, buffer: &mut BytesMut) -> std::io::Result<usize> {
+    let Some(output) = output else { return Ok(0) };
     loop {
         buffer.reserve(READ);
-        match pipe.try_read_buf(buffer) {
+        match output.try_read(buffer) {
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => *buffer = BytesMut::new(),
             read => return read,
         }
-        pipe.readable().await?;
+        output.readable().await?;
     }
 }
 

@@ -3,13 +3,14 @@
 use cc_executor_actors::{
     claude::{self, watch::Watch},
     protocol::{PerStream, Stream},
-    terminate::{CancelReason, CancelReport, Ending, Reason, Status},
+    terminate::{CancelReason, CancelReport, Ending, Evidence, Reason, Status},
 };
 
 use sha2::{Digest, Sha256};
 
+use super::life::Why;
 use crate::backend::{
-    keeper::talk::{Gone, LeaderExit},
+    shim::protocol::{Gone, LeaderExit},
     signal,
 };
 
@@ -52,29 +53,23 @@ impl Cause {
 
 /// How it ended. Who ended it decides, not what the process then said: one that exits 0 after TERM was
 /// canceled all the same. Where nobody ended Claude, its own words count beside its exit code.
-pub(super) fn ending(
-    leader: Option<LeaderExit>,
-    cause: Option<Cause>,
-    grace_ms: u64,
-    gone: Option<Gone>,
-    claude: Option<&Watch>,
-) -> Ending {
-    let (status, reason, message) = match (cause, leader) {
+pub(super) fn ending(why: Option<Why>, exit: Option<LeaderExit>, gone: Gone, claude: Option<&Watch>) -> Ending {
+    let cause = match why {
+        Some(Why::Wanted { cause, .. }) => Some(cause),
+        Some(Why::LeftBehind | Why::GuardLost) | None => None,
+    };
+    // What was killed because nothing guarded it has not ended by itself.
+    let exit = exit.filter(|_| why != Some(Why::GuardLost));
+    let (status, reason, message) = match (cause, exit) {
         (Some(cause), _) => cause.verdict(),
         (None, Some(LeaderExit::Code(0))) => (Status::Completed, Reason::Exit, None),
         (None, Some(LeaderExit::Code(_))) => (Status::Failed, Reason::Exit, None),
         (None, Some(LeaderExit::Signal(_))) => (Status::Failed, Reason::Signal, None),
-        (None, None) => (
-            Status::Failed,
-            Reason::BackendLost,
-            Some(
-                "the process that guards this execution was killed: its command was killed too, what that left behind may still run",
-            ),
-        ),
+        (None, None) => (Status::Failed, Reason::BackendLost, Some(lost(gone))),
     };
     let mut ending = Ending::without_process(status, reason, message.map(str::to_owned));
-    if let Some(claude) = claude.filter(|_| leader.is_some() || cause.is_some()) {
-        let exited_with_0 = leader == Some(LeaderExit::Code(0)) || cause == Some(Cause::Done);
+    if let Some(claude) = claude.filter(|_| exit.is_some() || cause.is_some()) {
+        let exited_with_0 = exit == Some(LeaderExit::Code(0)) || cause == Some(Cause::Done);
         let verdict = claude::verdict(claude.outcome(), exited_with_0, &claude.last_words());
         if let Some((status, reason, message)) = verdict.filter(|_| matches!(cause, None | Some(Cause::Done))) {
             ending.status = status;
@@ -83,21 +78,40 @@ pub(super) fn ending(
         }
         ending.result = claude.outcome().cloned().map(Box::new);
     }
-    match leader.filter(|_| cause != Some(Cause::Done)) {
+    match exit.filter(|_| cause != Some(Cause::Done)) {
         Some(LeaderExit::Code(code)) => ending.exit_code = Some(code),
         Some(LeaderExit::Signal(number)) => ending.signal = Some(signal::name(number)),
         None => {}
     }
-    if let Some(gone) = gone.filter(|_| cause.is_some() || leader.is_none()) {
-        ending.cancel = Some(report(gone, grace_ms));
+    let was_ended = cause.is_some() || exit.is_none();
+    if !was_ended {
+        ending.leftovers = gone.killed;
+    }
+    // What may still run is told even where only leftovers were ended.
+    if was_ended || !gone.evidence.is_proof() {
+        ending.cancel = Some(report(why, gone));
     }
     ending
 }
 
+fn lost(gone: Gone) -> &'static str {
+    if gone.evidence.is_proof() {
+        "the process that guards this execution was killed: its command was ended with everything that it started"
+    } else {
+        "the process that guards this execution was killed: its command may still run"
+    }
+}
+
 /// What is known of the processes.
-pub(super) fn report(gone: Gone, grace_ms: u64) -> CancelReport {
-    let Gone { verified, survivors, escalated, .. } = gone;
-    CancelReport { verified, survivors: Some(survivors), grace_ms, escalated }
+pub(super) fn report(why: Option<Why>, gone: Gone) -> CancelReport {
+    let Gone { evidence, survivors, killed } = gone;
+    let (grace_ms, escalated) = match why {
+        Some(Why::Wanted { grace_ms, .. }) => (grace_ms, killed > 0 || evidence != Evidence::Echild),
+        Some(Why::LeftBehind | Why::GuardLost) | None => (0, true),
+    };
+    // Nothing was killed of what never started.
+    let escalated = escalated && evidence != Evidence::NeverStarted;
+    CancelReport { verified: evidence.is_proof(), survivors, grace_ms, escalated, evidence }
 }
 
 /// The command could not be started.
@@ -154,36 +168,55 @@ mod tests {
 
     #[test]
     fn who_ended_it_decides_and_only_exit_0_is_completed() {
-        let gone = Some(Gone { verified: true, survivors: 0, killed: 0, escalated: false });
-        let canceled = Some(Cause::Asked(CancelReason::Canceled));
+        let gone = Gone::proven(Evidence::Echild);
+        let wanted = |cause| Some(Why::Wanted { cause, grace_ms: 5_000 });
+        let canceled = wanted(Cause::Asked(CancelReason::Canceled));
         let table = [
-            (Some(LeaderExit::Code(0)), None, gone, Status::Completed, Reason::Exit, Some(0), None),
-            (Some(LeaderExit::Code(3)), None, gone, Status::Failed, Reason::Exit, Some(3), None),
-            (Some(LeaderExit::Signal(9)), None, gone, Status::Failed, Reason::Signal, None, Some("SIGKILL")),
-            (Some(LeaderExit::Code(0)), canceled, gone, Status::Cancelled, Reason::Canceled, Some(0), None),
-            (Some(LeaderExit::Code(0)), Some(Cause::Timeout), gone, Status::Failed, Reason::Timeout, Some(0), None),
-            (Some(LeaderExit::Code(0)), Some(Cause::Stalled), gone, Status::Failed, Reason::Stalled, Some(0), None),
+            (Some(LeaderExit::Code(0)), None, Status::Completed, Reason::Exit, Some(0), None),
+            (Some(LeaderExit::Code(0)), Some(Why::LeftBehind), Status::Completed, Reason::Exit, Some(0), None),
+            (Some(LeaderExit::Code(3)), None, Status::Failed, Reason::Exit, Some(3), None),
+            (Some(LeaderExit::Signal(9)), None, Status::Failed, Reason::Signal, None, Some("SIGKILL")),
+            (Some(LeaderExit::Code(0)), canceled, Status::Cancelled, Reason::Canceled, Some(0), None),
+            (Some(LeaderExit::Code(0)), wanted(Cause::Timeout), Status::Failed, Reason::Timeout, Some(0), None),
+            (Some(LeaderExit::Code(0)), wanted(Cause::Stalled), Status::Failed, Reason::Stalled, Some(0), None),
             (
                 Some(LeaderExit::Signal(15)),
-                Some(Cause::Disconnected),
-                gone,
+                wanted(Cause::Disconnected),
                 Status::Cancelled,
                 Reason::Disconnected,
                 None,
                 Some("SIGTERM"),
             ),
-            (None, None, gone, Status::Failed, Reason::BackendLost, None, None),
-            (None, canceled, gone, Status::Cancelled, Reason::Canceled, None, None),
+            (None, Some(Why::GuardLost), Status::Failed, Reason::BackendLost, None, None),
+            (Some(LeaderExit::Signal(9)), Some(Why::GuardLost), Status::Failed, Reason::BackendLost, None, None),
+            (None, canceled, Status::Cancelled, Reason::Canceled, None, None),
         ];
-        for (leader, cause, gone, status, reason, code, signal) in table {
-            let ending = ending(leader, cause, 5_000, gone, None);
-            assert_eq!(
-                (ending.status, ending.reason, ending.exit_code),
-                (status, reason, code),
-                "{leader:?} {cause:?}"
-            );
+        for (exit, why, status, reason, code, signal) in table {
+            let ending = ending(why, exit, gone, None);
+            assert_eq!((ending.status, ending.reason, ending.exit_code), (status, reason, code), "{exit:?} {why:?}");
             assert_eq!(ending.signal.as_deref(), signal);
-            assert_eq!(ending.cancel.is_some(), cause.is_some() || leader.is_none(), "whenever the service ended it");
+            let was_ended = !matches!(why, None | Some(Why::LeftBehind));
+            assert_eq!(ending.cancel.is_some(), was_ended, "whenever the service ended it");
         }
+    }
+
+    #[test]
+    fn a_claim_carries_its_evidence() {
+        let why = Some(Why::Wanted { cause: Cause::Timeout, grace_ms: 7 });
+        let table = [
+            (Gone::proven(Evidence::Echild), true, Some(0), false),
+            (Gone { killed: 2, ..Gone::proven(Evidence::Echild) }, true, Some(0), true),
+            (Gone::proven(Evidence::Swept), true, Some(0), true),
+            (Gone::proven(Evidence::NeverStarted), true, Some(0), false),
+            (Gone::UNKNOWN, false, None, true),
+            (Gone { survivors: Some(3), ..Gone::UNKNOWN }, false, Some(3), true),
+        ];
+        for (gone, verified, survivors, escalated) in table {
+            let evidence = gone.evidence;
+            let expected = CancelReport { verified, survivors, grace_ms: 7, escalated, evidence };
+            assert_eq!(report(why, gone), expected);
+        }
+        let left = ending(Some(Why::LeftBehind), Some(LeaderExit::Code(0)), Gone::UNKNOWN, None);
+        assert_eq!(left.cancel.map(|report| report.verified), Some(false), "what may still run is told");
     }
 }

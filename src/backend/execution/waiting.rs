@@ -29,7 +29,7 @@ pub(super) async fn wait_for_turn(body: &mut Body, seat: &mut Seat) -> Result<()
                 info!(event = "execution.queued", execution_id:% = body.terms.id, position = position; "execution queued");
             }
             said = Some(position);
-            body.spool.say(stand.first_word(&body.terms).expect("a queued execution has a first word"));
+            body.spool.say(stand.first_word(&body.terms));
         }
         body.spool.deliver();
         let detached_until = body.detached_until();
@@ -58,7 +58,7 @@ pub(super) async fn wait_for_turn(body: &mut Body, seat: &mut Seat) -> Result<()
 
 /// It never ran: there is nothing that could be left of it.
 fn canceled(reason: Reason, seat: &Seat) -> Ending {
-    let report = CancelReport { verified: true, survivors: Some(0), grace_ms: 0, escalated: false };
+    let report = CancelReport::never_ran(0);
     seat.gone(report);
     let mut ending = last::never_ran(Status::Cancelled, reason, "it was ended before its turn came");
     ending.cancel = Some(report);

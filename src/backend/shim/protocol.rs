@@ -1,36 +1,48 @@
-//! What backend and keeper say to each other: one JSON object a line.
+//! What backend and shim say to each other: one JSON object a line.
 
 use std::collections::BTreeMap;
 
+use cc_executor_actors::terminate::Evidence;
 use serde::{Deserialize, Serialize};
 
-/// What the backend asks of a keeper.
+/// An order with its number, which the shim's acknowledgement repeats.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Numbered {
+    /// Numbers grow by one.
+    pub number: u64,
+    /// What is to be done.
+    pub order: Order,
+}
+
+/// What the backend orders a shim to do.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Order {
     /// Start this; the first order.
-    Run(Run),
+    Run(Box<JobSpec>),
     /// Send a signal to the command's process group.
     Signal {
         /// Its number.
         number: i32,
     },
-    /// Let the whole tree stand still.
+    /// Stop the whole tree.
     Pause,
-    /// Let it go on.
+    /// Continue it.
     Resume,
+    /// Tell whether all processes of the tree are stopped.
+    Inspect,
     /// End the tree: TERM now, KILL after the grace.
     End {
         /// Milliseconds between the two.
         grace_ms: u64,
     },
-    /// The command itself has ended: end what it left behind, at once.
+    /// The command itself has exited: end what it left behind, at once.
     Sweep,
 }
 
 /// What to start.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Run {
+pub struct JobSpec {
     /// Program and arguments.
     pub argv: Vec<String>,
     /// The working directory; the backend's own if absent.
@@ -51,23 +63,28 @@ pub enum Stdin {
     /// It reads end-of-file.
     #[default]
     Null,
-    /// From the pipe whose descriptor was sent along.
+    /// From a pipe.
     Pipe,
-    /// Like its output, from the terminal that is the keeper's standard output. The command gets a
-    /// session of its own, with that terminal as the controlling one.
+    /// Like its output, from a terminal. The command gets a session of its own, with that terminal as the
+    /// controlling one.
     Terminal,
 }
 
-/// What a keeper tells its backend.
+/// What a shim tells its backend.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Fact {
-    /// The command runs.
+    /// The order of this number was read, and is being carried out.
+    Accepted {
+        /// The order's number.
+        number: u64,
+    },
+    /// The command was executed.
     Started {
         /// Its process id, and its process group's.
         pid: i32,
     },
-    /// The command could not be started. The last word.
+    /// The command could not be executed, and nothing of it ran.
     NotStarted {
         /// 127 if the program is missing, 126 for any other cause.
         exit_code: i32,
@@ -76,11 +93,20 @@ pub enum Fact {
     },
     /// The command's own process ended. Others may be left.
     Exited(LeaderExit),
-    /// The tree stands still.
+    /// The tree is stopped.
     Paused,
-    /// It goes on.
+    /// The tree could not be stopped, and runs.
+    NotPaused,
+    /// The tree was continued.
     Resumed,
-    /// The tree is gone. The last word.
+    /// Whether all processes of the tree are stopped, by whomever.
+    Inspected {
+        /// They all are.
+        stopped: bool,
+    },
+    /// The subreaper was ended by somebody else: the tree is being ended, since nobody could end it after this shim.
+    Unguarded,
+    /// The tree is gone. The last fact.
     Gone(Gone),
 }
 
@@ -94,15 +120,23 @@ pub enum LeaderExit {
     Signal(i32),
 }
 
-/// What is known about the end of the tree.
+/// What is known about the end of a tree.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Gone {
-    /// Whether ECHILD was seen.
-    pub verified: bool,
-    /// Processes that could not be ended.
-    pub survivors: u32,
+    /// How it is known that nothing is left.
+    pub evidence: Evidence,
+    /// Processes that could not be ended; `None` where they could not be counted.
+    pub survivors: Option<u32>,
     /// Processes that KILL was sent to.
     pub killed: u32,
-    /// Whether KILL followed TERM.
-    pub escalated: bool,
+}
+
+impl Gone {
+    /// Nothing is known of what is left.
+    pub const UNKNOWN: Gone = Gone { evidence: Evidence::Unknown, survivors: None, killed: 0 };
+
+    /// All processes are gone, and this shows it.
+    pub fn proven(evidence: Evidence) -> Gone {
+        Gone { evidence, survivors: Some(0), killed: 0 }
+    }
 }

@@ -1,0 +1,368 @@
+//! The shim: a small process beside each execution that ends the whole process tree, whatever happens.
+//!
+//! The [subreaper](super::subreaper) forks it. It is a subreaper itself: descendants that lose their parent,
+//! those that left the process group included, become its children. So the tree is gone exactly when wait(2)
+//! says that there are no children (ECHILD). That is a proof; a scan of /proc is not.
+//!
+//! It reads its orders from a socket, see [`protocol`], and acknowledges each when it has read it. The end of that
+//! socket means that the backend died or has given the execution up, and the end of its lifeline that
+//! the subreaper died: the tree is ended at once. It never waits for anything but its poll.
+
+pub mod cgroup;
+mod channel;
+pub mod containment;
+mod oom_score;
+mod pause;
+pub mod procfs;
+pub mod protocol;
+pub mod spawn;
+pub mod tree;
+
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use cc_executor_actors::terminate::Evidence;
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Pid, Signal, set_child_subreaper, set_parent_process_death_signal},
+};
+
+use self::{
+    cgroup::Cgroup,
+    channel::Channel,
+    pause::{Pause, Step},
+    procfs::Procfs,
+    protocol::{Fact, Gone, LeaderExit, Numbered, Order},
+    spawn::{CommandEnds, Report, Starting},
+    tree::Tree,
+};
+use crate::syscall::{SingleThread, block_signals};
+
+/// How long KILL is repeated before what is left is called a survivor: a process of another user
+/// (set-user-ID), or one that the kernel holds.
+const KILL_PATIENCE: Duration = Duration::from_secs(4);
+
+/// How soon the next step of a pause, or the next round of KILL, follows.
+const STEP: Duration = Duration::from_millis(1);
+
+/// What a forked shim is given.
+pub struct Inherited {
+    /// The socket to its backend.
+    pub socket: OwnedFd,
+    /// What the command reads and writes.
+    pub ends: CommandEnds,
+    /// Ends when the subreaper does.
+    pub lifeline: OwnedFd,
+    /// Where the command gets a cgroup: the backend's directory, and the name of its own.
+    pub cgroup: Option<(PathBuf, String)>,
+    /// Whether this is the first process of a PID namespace.
+    pub is_first: bool,
+}
+
+/// Runs one command to its end. Returns when its whole tree is gone: true if that is proven.
+pub fn main(single: &SingleThread, inherited: Inherited) -> io::Result<bool> {
+    let Inherited { socket, ends, lifeline, cgroup, is_first } = inherited;
+    // A stopped one wakes when the subreaper dies, and reads its lifeline's end.
+    set_parent_process_death_signal(Some(Signal::CONT))?;
+    set_child_subreaper(Some(Pid::INIT))?;
+    // For whoever looks at the processes of this machine; without it they look like any other.
+    let _ = rustix::thread::set_name(c"cc-shim");
+    let mut channel = Channel::new(socket);
+    let prepared = prepare(cgroup, is_first);
+    let Some(Numbered { order: Order::Run(spec), .. }) = channel.wait()? else { return Ok(true) };
+    let started = prepared.and_then(|(procfs, cgroup, signals)| {
+        let starting = spawn::start(single, &spec, ends, cgroup.as_ref())?;
+        Ok((procfs, cgroup, signals, starting))
+    });
+    let (procfs, cgroup, signals, starting) = match started {
+        Ok(started) => started,
+        Err(error) => {
+            let message = format!("the backend cannot start another process: {error}");
+            channel.tell(&Fact::NotStarted { exit_code: 126, message });
+            return Ok(true);
+        }
+    };
+    let shim = Shim {
+        tree: Tree::new(starting.leader),
+        command: Command::Starting(starting),
+        channel: Some(channel),
+        lifeline: Some(lifeline),
+        signals,
+        procfs,
+        cgroup,
+        end: End::Running,
+        pause: Pause::default(),
+        freezing_until: None,
+        pauses_owed: 0,
+    };
+    shim.run()
+}
+
+fn prepare(cgroup: Option<(PathBuf, String)>, is_first: bool) -> io::Result<(Procfs, Option<Cgroup>, OwnedFd)> {
+    if is_first {
+        containment::mount_proc()?;
+    }
+    let cgroup = cgroup.map(|(base, name)| Cgroup::make(&base, &name)).transpose()?;
+    // Before the command runs: afterwards it may have lowered what this process may open.
+    Ok((Procfs::open()?, cgroup, block_signals(&[Signal::CHILD, Signal::CONT])?))
+}
+
+/// How far the command has come.
+enum Command {
+    /// Its process was forked, and has not executed it yet.
+    Starting(Starting),
+    /// It runs, or has ended.
+    Executed,
+    /// It could not be executed, which was told.
+    NotExecuted,
+}
+
+/// How far the end has come. Each step is taken once; the loop in [`Shim::run`] walks them.
+enum End {
+    /// Nothing has asked for it.
+    Running,
+    /// TERM was sent; KILL follows at this time.
+    Asked { kill_at: Instant },
+    /// KILL is repeated until nothing is left, or until the patience is over.
+    Killing { since: Instant },
+}
+
+struct Shim {
+    tree: Tree,
+    command: Command,
+    channel: Option<Channel>,
+    lifeline: Option<OwnedFd>,
+    signals: OwnedFd,
+    procfs: Procfs,
+    cgroup: Option<Cgroup>,
+    end: End,
+    pause: Pause,
+    /// Until when a cgroup may take to freeze.
+    freezing_until: Option<Instant>,
+    /// Orders to pause that have not been answered.
+    pauses_owed: u32,
+}
+
+impl Shim {
+    /// Ends when no child is left: every turn either waits for a fact, or kills and reaps. Only a
+    /// process that cannot be killed keeps it, and that only for [`KILL_PATIENCE`].
+    fn run(mut self) -> io::Result<bool> {
+        loop {
+            let exit = self.tree.reap()?;
+            if let Some(exit) = exit {
+                self.on_leader_exit(exit);
+            }
+            if self.tree.is_gone() {
+                return Ok(self.finish(Gone { killed: self.tree.n_killed(), ..Gone::proven(Evidence::Echild) }));
+            }
+            let mut timeout = None;
+            match self.end {
+                End::Running => {}
+                End::Asked { kill_at } => {
+                    self.tree.signal_new_orphans(Signal::TERM, &self.procfs);
+                    let left = kill_at.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        self.end = End::Killing { since: Instant::now() };
+                        continue;
+                    }
+                    timeout = Some(left);
+                }
+                End::Killing { since } => {
+                    let left = self.kill();
+                    if since.elapsed() > KILL_PATIENCE {
+                        let gone = Gone { survivors: left.ok(), killed: self.tree.n_killed(), ..Gone::UNKNOWN };
+                        return Ok(self.finish(gone));
+                    }
+                    timeout = Some(STEP);
+                }
+            }
+            if self.step_pause() {
+                timeout = Some(timeout.map_or(STEP, |other| other.min(STEP)));
+            }
+            self.wait(timeout)?;
+        }
+    }
+
+    fn kill(&mut self) -> io::Result<u32> {
+        if let Some(cgroup) = &self.cgroup {
+            cgroup.kill();
+        }
+        self.tree.kill(&self.procfs)
+    }
+
+    fn finish(&mut self, gone: Gone) -> bool {
+        if !matches!(self.command, Command::NotExecuted) {
+            self.tell(&Fact::Gone(gone));
+        }
+        gone.evidence.is_proof()
+    }
+
+    /// The exit of a process that has not executed the command is no exit of the command. Whether it has is in
+    /// the report, which is whole by now.
+    fn on_leader_exit(&mut self, exit: LeaderExit) {
+        self.read_report();
+        if matches!(self.command, Command::Executed) {
+            self.tell(&Fact::Exited(exit));
+        }
+    }
+
+    fn read_report(&mut self) {
+        let Command::Starting(starting) = std::mem::replace(&mut self.command, Command::Executed) else { return };
+        let leader = starting.leader;
+        match starting.read() {
+            Report::Executed => self.tell(&Fact::Started { pid: leader.as_raw_nonzero().get() }),
+            Report::Failed(fact) => {
+                self.command = Command::NotExecuted;
+                self.tell(&fact);
+            }
+        }
+    }
+
+    fn tell(&mut self, fact: &Fact) {
+        if let Some(channel) = &mut self.channel {
+            channel.tell(fact);
+        }
+    }
+
+    /// Waits for a child's end, an order, the report, or the time.
+    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        let timeout = timeout.and_then(|left| Timespec::try_from(left).ok());
+        let report = match &self.command {
+            Command::Starting(starting) => Some(starting.report()),
+            Command::Executed | Command::NotExecuted => None,
+        };
+        let sources = [
+            Some(self.signals.as_fd()),
+            self.channel.as_ref().map(Channel::descriptor),
+            self.lifeline.as_ref().map(AsFd::as_fd),
+            report,
+        ];
+        let mut fds: Vec<_> =
+            sources.iter().flatten().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let mut ready = fds.iter().map(|fd| !fd.revents().is_empty());
+        let mut is_ready = sources.map(|source| source.is_some() && ready.next() == Some(true));
+        drop(fds);
+        if std::mem::take(&mut is_ready[0]) {
+            let mut signals = [0u8; 1024];
+            // What it says is looked up where it counts; reading only empties it.
+            let _ = rustix::io::read(&self.signals, &mut signals);
+        }
+        let [_, from_backend, lifeline_ended, reported] = is_ready;
+        if lifeline_ended {
+            // The subreaper is gone: what this process leaves behind now would be an orphan.
+            self.lifeline = None;
+            self.tell(&Fact::Unguarded);
+            self.kill_now();
+        }
+        if reported {
+            self.read_report();
+        }
+        if from_backend { self.on_orders() } else { Ok(()) }
+    }
+
+    fn on_orders(&mut self) -> io::Result<()> {
+        let Some(channel) = &mut self.channel else { return Ok(()) };
+        if !channel.read()? {
+            // The backend is gone, or has given this execution up: there is no grace without it.
+            self.channel = None;
+            self.kill_now();
+            return Ok(());
+        }
+        while let Some(Numbered { order, .. }) = self.channel.as_mut().and_then(Channel::next) {
+            match order {
+                Order::Run(_) => {}
+                Order::Signal { number } => self.tree.signal_group(number),
+                Order::Pause => self.begin_pause(),
+                Order::Resume => {
+                    self.end_pause();
+                    self.tell(&Fact::Resumed);
+                }
+                Order::Inspect => {
+                    let stopped = pause::is_stopped(self.tree.leader(), &self.procfs);
+                    self.tell(&Fact::Inspected { stopped });
+                }
+                Order::End { grace_ms } => self.end_within(Duration::from_millis(grace_ms)),
+                Order::Sweep => self.kill_now(),
+            }
+        }
+        Ok(())
+    }
+
+    fn begin_pause(&mut self) {
+        self.pauses_owed += 1;
+        match &self.cgroup {
+            Some(cgroup) if cgroup.freeze(true).is_ok() => {
+                self.freezing_until.get_or_insert_with(|| Instant::now() + pause::STOP_PATIENCE);
+            }
+            _ => self.pause.begin(),
+        }
+    }
+
+    /// Takes a step of a pause that is under way. True if another one is needed.
+    fn step_pause(&mut self) -> bool {
+        if self.pauses_owed == 0 {
+            return false;
+        }
+        let step = match (self.freezing_until, &self.cgroup) {
+            (Some(_), Some(cgroup)) if cgroup.is_frozen() => Step::Done,
+            (Some(until), _) if Instant::now() > until => Step::Failed,
+            (Some(_), _) => Step::Again,
+            (None, _) => self.pause.step(&self.procfs),
+        };
+        match step {
+            Step::Again => return true,
+            Step::Done => self.answer_pauses(&Fact::Paused),
+            Step::Failed => self.end_pause(),
+        }
+        false
+    }
+
+    fn answer_pauses(&mut self, fact: &Fact) {
+        self.freezing_until = None;
+        for _ in 0..std::mem::take(&mut self.pauses_owed) {
+            self.tell(fact);
+        }
+    }
+
+    /// Continues everything. A pause that was under way has failed.
+    fn end_pause(&mut self) {
+        if let Some(cgroup) = &self.cgroup {
+            // One that is not frozen stays as it is.
+            let _ = cgroup.freeze(false);
+        }
+        self.pause.end(&self.procfs);
+        self.answer_pauses(&Fact::NotPaused);
+    }
+
+    /// TERM now, KILL after the grace. Asked again, a shorter grace takes effect. A stopped process acts on TERM
+    /// only when it is continued, whoever stopped it.
+    fn end_within(&mut self, grace: Duration) {
+        let kill_at = Instant::now() + grace;
+        match &mut self.end {
+            End::Running if grace.is_zero() => self.kill_now(),
+            End::Running => {
+                self.tree.terminate(&self.procfs);
+                self.end_pause();
+                self.tree.signal_group(Signal::CONT.as_raw());
+                pause::continue_all(&self.procfs);
+                self.end = End::Asked { kill_at };
+            }
+            End::Asked { kill_at: planned } => *planned = kill_at.min(*planned),
+            End::Killing { .. } => {}
+        }
+    }
+
+    fn kill_now(&mut self) {
+        if !matches!(self.end, End::Killing { .. }) {
+            self.end = End::Killing { since: Instant::now() };
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! A cgroup of version 2 for each execution (cgroups(7)): it can be killed and frozen as a whole.
+
+use std::{
+    fs::{self, File},
+    io::{self, ErrorKind, Write},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::FileExt,
+    },
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use rustix::fs::{AtFlags, Mode, OFlags, mkdirat, openat, unlinkat};
+
+use crate::syscall::Place;
+
+/// The prefix of a backend's directory; its process id and start time follow.
+const BASE: &str = "cc-executor.";
+
+/// The mount point of cgroups of version 2, and this process's own directory there (cgroups(7)).
+fn own_cgroup() -> io::Result<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    let mount = mounts
+        .lines()
+        .filter_map(|line| line.split_once(" - "))
+        .find(|(_, kind)| kind.starts_with("cgroup2 "))
+        .and_then(|(place, _)| place.split(' ').nth(4))
+        .ok_or_else(|| io::Error::new(ErrorKind::NotFound, "cgroup2 is not mounted"))?;
+    let own = fs::read_to_string("/proc/self/cgroup")?;
+    let path = own
+        .lines()
+        .find_map(|line| line.strip_prefix("0::/"))
+        .ok_or_else(|| io::Error::new(ErrorKind::NotFound, "this process has no cgroup of version 2"))?;
+    Ok(Path::new(mount).join(path))
+}
+
+/// Makes the directory of this backend, and removes those of backends that are gone.
+pub(super) fn make_base() -> io::Result<PathBuf> {
+    let own = own_cgroup()?;
+    for entry in fs::read_dir(&own)?.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if let Some(owner) = name.strip_prefix(BASE)
+            && !is_owner_alive(owner)
+        {
+            remove_base(&entry.path());
+        }
+    }
+    let me = rustix::process::getpid().as_raw_nonzero().get();
+    let base = own.join(format!("{BASE}{me}-{}", start_time(me).unwrap_or_default()));
+    fs::create_dir(&base)?;
+    // A kernel before 5.14 has no `cgroup.kill`.
+    if !base.join("cgroup.kill").exists() || !base.join("cgroup.freeze").exists() {
+        fs::remove_dir(&base)?;
+        return Err(io::Error::new(ErrorKind::Unsupported, "this kernel has no cgroup.kill"));
+    }
+    Ok(base)
+}
+
+fn is_owner_alive(owner: &str) -> bool {
+    let Some((pid, started)) = owner.split_once('-') else { return true };
+    pid.parse().ok().and_then(start_time).is_some_and(|now| now == started)
+}
+
+/// The 22nd field of /proc/PID/stat: with the process id it names a process for good.
+fn start_time(pid: i32) -> Option<String> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    Some(stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.to_owned())
+}
+
+/// Ends what is left in a backend's cgroups, and removes them.
+pub fn remove_base(base: &Path) {
+    // Each is removed as far as the kernel lets it: one with processes in it stays for the next start.
+    let _ = fs::write(base.join("cgroup.kill"), "1");
+    for entry in fs::read_dir(base).into_iter().flatten().flatten() {
+        if entry.path().is_dir() {
+            let _ = fs::remove_dir(entry.path());
+        }
+    }
+    let _ = fs::remove_dir(base);
+}
+
+/// Ends what is left in one execution's cgroup. True when it is known to be empty within the patience.
+pub fn kill_cgroup(base: &Path, name: &str, patience: Duration) -> bool {
+    let directory = base.join(name);
+    let until = Instant::now() + patience;
+    loop {
+        if fs::write(directory.join("cgroup.kill"), "1").is_err() {
+            return !directory.exists() && base.exists();
+        }
+        let events = fs::read_to_string(directory.join("cgroup.events")).unwrap_or_default();
+        if events.contains("populated 0") {
+            let _ = fs::remove_dir(&directory);
+            return true;
+        }
+        if Instant::now() > until {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// The cgroup of one execution, held open by its shim from before its command runs.
+#[derive(Debug)]
+pub struct Cgroup {
+    base: OwnedFd,
+    name: String,
+    directory: OwnedFd,
+    kill: File,
+    freeze: File,
+    events: File,
+}
+
+impl Cgroup {
+    /// Makes it below the backend's directory.
+    pub fn make(base: &Path, name: &str) -> io::Result<Cgroup> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let base = rustix::fs::open(base, flags, Mode::empty())?;
+        mkdirat(&base, name, Mode::from_raw_mode(0o755))?;
+        let directory = openat(&base, name, flags, Mode::empty())?;
+        let open = |file: &str, flags: OFlags| {
+            openat(&directory, file, flags | OFlags::CLOEXEC, Mode::empty()).map(File::from)
+        };
+        let kill = open("cgroup.kill", OFlags::WRONLY)?;
+        let freeze = open("cgroup.freeze", OFlags::WRONLY)?;
+        let events = open("cgroup.events", OFlags::RDONLY)?;
+        Ok(Cgroup { base, name: name.to_owned(), directory, kill, freeze, events })
+    }
+
+    /// KILL to every process in it.
+    pub fn kill(&self) {
+        // It goes beside the tree's own KILL: whatever one does not reach, the other may.
+        let _ = self.kill.write_all_at(b"1", 0);
+    }
+
+    /// Freezes it, or lets it go on.
+    pub fn freeze(&self, frozen: bool) -> io::Result<()> {
+        self.freeze.write_all_at(if frozen { b"1" } else { b"0" }, 0)
+    }
+
+    /// What a fork puts the command into.
+    pub fn place(&self) -> Place<'_> {
+        Place::Cgroup(self.directory.as_fd())
+    }
+
+    /// Puts this process there, if its fork has not.
+    pub fn enter(&self) -> io::Result<()> {
+        let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        if own.lines().any(|line| line.starts_with("0::") && line.ends_with(&format!("/{}", self.name))) {
+            return Ok(());
+        }
+        let procs = openat(&self.directory, "cgroup.procs", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+        File::from(procs).write_all(b"0")
+    }
+
+    /// Whether everything in it stands still.
+    pub fn is_frozen(&self) -> bool {
+        self.event("frozen 1")
+    }
+
+    fn event(&self, event: &str) -> bool {
+        let mut text = [0; 256];
+        let n = self.events.read_at(&mut text, 0).unwrap_or(0);
+        String::from_utf8_lossy(&text[..n]).lines().any(|line| line == event)
+    }
+}
+
+impl Drop for Cgroup {
+    /// Removes it. One that has processes stays, and the start of the next backend ends these.
+    fn drop(&mut self) {
+        let _ = unlinkat(&self.base, &*self.name, AtFlags::REMOVEDIR);
+    }
+}

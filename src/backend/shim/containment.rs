@@ -1,0 +1,98 @@
+//! What holds an execution's processes together besides their parents: nothing, a cgroup of their own, or a PID
+//! namespace.
+
+use std::{
+    io::{self, ErrorKind},
+    path::PathBuf,
+};
+
+use rustix::{
+    mount::{MountFlags, MountPropagationFlags, mount, mount_change},
+    thread::{CapabilitySet, capabilities},
+};
+use serde::{Deserialize, Serialize};
+
+use super::cgroup::make_base;
+
+/// What the operator chose.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Containment {
+    /// A cgroup where one can be made, else nothing.
+    #[default]
+    Auto,
+    /// Nothing: the process tree alone.
+    None,
+    /// A cgroup of version 2; a start without one fails.
+    Cgroup,
+    /// A PID namespace; a start without CAP_SYS_ADMIN fails.
+    PidNamespace,
+}
+
+impl Containment {
+    /// The names of all.
+    pub const NAMES: [&str; 4] = ["auto", "none", "cgroup", "pid-namespace"];
+
+    /// The one of this name.
+    pub fn named(name: &str) -> Option<Containment> {
+        match name {
+            "auto" => Some(Containment::Auto),
+            "none" => Some(Containment::None),
+            "cgroup" => Some(Containment::Cgroup),
+            "pid-namespace" => Some(Containment::PidNamespace),
+            _ => None,
+        }
+    }
+
+    /// What this machine has of it. The error says what is missing.
+    pub fn resolve(self) -> io::Result<Contained> {
+        match self {
+            Containment::None => Ok(Contained::Tree),
+            Containment::Auto => Ok(make_base().map_or(Contained::Tree, Contained::Cgroup)),
+            Containment::Cgroup => make_base().map(Contained::Cgroup).map_err(|error| {
+                io::Error::new(error.kind(), format!("no cgroup of version 2 can be made here: {error}"))
+            }),
+            Containment::PidNamespace => {
+                if capabilities(None)?.effective.contains(CapabilitySet::SYS_ADMIN) {
+                    Ok(Contained::PidNamespace)
+                } else {
+                    Err(io::Error::new(
+                        ErrorKind::PermissionDenied,
+                        "a PID namespace needs CAP_SYS_ADMIN: choose another --containment",
+                    ))
+                }
+            }
+        }
+    }
+}
+
+/// What is used.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Contained {
+    /// The process tree alone.
+    Tree,
+    /// Cgroups below this directory, which belongs to one backend.
+    Cgroup(PathBuf),
+    /// PID namespaces.
+    PidNamespace,
+}
+
+impl Contained {
+    /// The name for the log.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Contained::Tree => "none",
+            Contained::Cgroup(_) => "cgroup",
+            Contained::PidNamespace => "pid-namespace",
+        }
+    }
+}
+
+/// Gives the first process of a new PID namespace a /proc of its own, so that `ps` and the shim see that namespace.
+pub fn mount_proc() -> io::Result<()> {
+    // What is mounted here is nobody else's.
+    mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    mount("proc", "/proc", "proc", flags, None)?;
+    Ok(())
+}

@@ -1,0 +1,150 @@
+//! What a shim reads of /proc, through descriptors that it opened before its command ran.
+//!
+//! A command of the same user can lower the limits of its shim (prlimit(2)), so a listing must not need a
+//! new descriptor; and a listing that failed must never look like an empty one.
+
+use std::{
+    collections::HashMap,
+    fs::{self, File},
+    io::{self, Read},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::FileExt,
+    },
+};
+
+use rustix::{
+    fs::{Dir, Mode, OFlags, openat},
+    process::{Pid, getpid},
+};
+
+/// How a process is seen in /proc/PID/stat (proc(5)).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Stat {
+    /// Its parent.
+    pub parent: i32,
+    /// Its state: `R`, `S`, `D`, `T`, `t`, `Z` and others.
+    pub state: char,
+}
+
+impl Stat {
+    /// Whether it is stopped, or has ended.
+    pub fn is_still(self) -> bool {
+        matches!(self.state, 'T' | 't' | 'Z' | 'X')
+    }
+}
+
+/// /proc, as one single-threaded process sees it.
+#[derive(Debug)]
+pub struct Procfs {
+    proc: OwnedFd,
+    /// The process's children, where the kernel has that file (CONFIG_PROC_CHILDREN).
+    children: Option<File>,
+}
+
+impl Procfs {
+    /// Opens what is needed. A forked process needs its own.
+    pub fn open() -> io::Result<Procfs> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let proc = rustix::fs::open("/proc", flags, Mode::empty())?;
+        let children = File::open(format!("/proc/self/task/{}/children", getpid().as_raw_nonzero())).ok();
+        Ok(Procfs { proc, children })
+    }
+
+    /// The direct children of this process, ended ones that it has not reaped included.
+    pub fn children(&self) -> io::Result<Vec<Pid>> {
+        let Some(file) = &self.children else {
+            let me = getpid().as_raw_nonzero().get();
+            let all = self.all()?;
+            return Ok(all.into_iter().filter(|(_, stat)| stat.parent == me).map(|(process, _)| process).collect());
+        };
+        let mut list = Vec::new();
+        let mut piece = [0; 4096];
+        loop {
+            match file.read_at(&mut piece, list.len() as u64)? {
+                0 => break,
+                n => list.extend_from_slice(&piece[..n]),
+            }
+        }
+        let list = String::from_utf8(list).map_err(io::Error::other)?;
+        Ok(list.split_ascii_whitespace().filter_map(pid).collect())
+    }
+
+    /// Everything below this process with its parent and state, parents first.
+    pub fn descendants(&self) -> io::Result<Vec<(Pid, Stat)>> {
+        let mut children: HashMap<i32, Vec<(Pid, Stat)>> = HashMap::new();
+        for (process, stat) in self.all()? {
+            children.entry(stat.parent).or_default().push((process, stat));
+        }
+        let mut found = Vec::new();
+        let mut parents = vec![getpid().as_raw_nonzero().get()];
+        // Each turn takes the next parent in line; a process has one parent, so it comes up once.
+        let mut at = 0;
+        while let Some(parent) = parents.get(at).copied() {
+            at += 1;
+            for child in children.remove(&parent).unwrap_or_default() {
+                parents.push(child.0.as_raw_nonzero().get());
+                found.push(child);
+            }
+        }
+        Ok(found)
+    }
+
+    /// How one process is.
+    pub fn stat(&self, process: Pid) -> io::Result<Stat> {
+        let name = format!("{}/stat", process.as_raw_nonzero());
+        let file = openat(&self.proc, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        let mut text = Vec::new();
+        File::from(file).read_to_end(&mut text)?;
+        parse_stat(&String::from_utf8_lossy(&text)).ok_or_else(|| io::Error::other("not a stat line"))
+    }
+
+    fn all(&self) -> io::Result<Vec<(Pid, Stat)>> {
+        let mut found = Vec::new();
+        for entry in Dir::read_from(self.proc.as_fd())? {
+            let entry = entry?;
+            let Some(process) = entry.file_name().to_str().ok().and_then(pid) else { continue };
+            match self.stat(process) {
+                Ok(stat) => found.push((process, stat)),
+                // It ended meanwhile.
+                Err(error) if is_ended(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(found)
+    }
+}
+
+fn is_ended(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error())
+}
+
+/// A process id from its digits.
+pub fn pid(text: &str) -> Option<Pid> {
+    Pid::from_raw(text.parse().ok()?)
+}
+
+/// The state and parent of any process, for a process without a [`Procfs`].
+pub fn stat_of(process: Pid) -> Option<Stat> {
+    parse_stat(&fs::read_to_string(format!("/proc/{}/stat", process.as_raw_nonzero())).ok()?)
+}
+
+/// The third and fourth field of a stat line. The second, in parentheses, may hold anything.
+fn parse_stat(text: &str) -> Option<Stat> {
+    let mut fields = text.rsplit_once(')')?.1.split_ascii_whitespace();
+    let state = fields.next()?.chars().next()?;
+    Some(Stat { state, parent: fields.next()?.parse().ok()? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_with_parentheses_does_not_shift_the_fields() {
+        let stat = parse_stat("12 (a) b (c) T 7 12 12 0").unwrap();
+        assert_eq!(stat, Stat { state: 'T', parent: 7 });
+        assert!(stat.is_still());
+        assert_eq!(parse_stat("12 (a"), None);
+    }
+}

@@ -1,0 +1,148 @@
+//! The process tree under a shim, seen from its root.
+//!
+//! Only direct children are ever signalled, and the leader's group while the leader has not been
+//! reaped: no number of these can have been given to another process, since only this process reaps
+//! them. Deeper descendants become direct children when their parents are gone.
+
+use std::{collections::HashSet, io};
+
+use rustix::{
+    io::Errno,
+    process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, kill_process_group, wait},
+};
+
+use super::{procfs::Procfs, protocol::LeaderExit};
+
+/// `__WALL`: also children that are threads of another kind (clone without SIGCHLD), see waitpid(2).
+const WALL: u32 = 0x4000_0000;
+
+/// The children of this process.
+pub struct Tree {
+    leader: Option<Pid>,
+    gone: bool,
+    asked: HashSet<Pid>,
+    killed: HashSet<Pid>,
+}
+
+impl Tree {
+    /// The tree of this leader, just started.
+    pub fn new(leader: Pid) -> Self {
+        Tree { leader: Some(leader), gone: false, asked: HashSet::new(), killed: HashSet::new() }
+    }
+
+    /// The command's own process, until it has been reaped.
+    pub fn leader(&self) -> Option<Pid> {
+        self.leader
+    }
+
+    /// Whether nothing is left: ECHILD was seen.
+    pub fn is_gone(&self) -> bool {
+        self.gone
+    }
+
+    /// Reaps whatever has ended, and gives the leader's exit if that was among it.
+    pub fn reap(&mut self) -> io::Result<Option<LeaderExit>> {
+        let mut exit = None;
+        loop {
+            match reap_one()? {
+                Reaped::Child(pid, status) => {
+                    self.asked.remove(&pid);
+                    if self.leader == Some(pid)
+                        && let Some(ended) = leader_exit(status)
+                    {
+                        self.leader = None;
+                        exit = Some(ended);
+                    }
+                }
+                Reaped::NoneYet => return Ok(exit),
+                Reaped::NoChildren => {
+                    self.gone = true;
+                    return Ok(exit);
+                }
+            }
+        }
+    }
+
+    /// Sends a signal to the leader's process group, while the leader is there.
+    pub fn signal_group(&self, number: i32) {
+        if let (Some(leader), Some(signal)) = (self.leader, Signal::from_named_raw(number)) {
+            // Between its fork and its exec it has no group of its own yet. Either may have ended just now.
+            if kill_process_group(leader, signal) == Err(Errno::SRCH) {
+                let _ = kill_process(leader, signal);
+            }
+        }
+    }
+
+    /// TERM to the group, and to those who left it.
+    pub fn terminate(&mut self, procfs: &Procfs) {
+        self.signal_group(Signal::TERM.as_raw());
+        self.asked.extend(self.leader);
+        self.signal_new_orphans(Signal::TERM, procfs);
+    }
+
+    /// Sends a signal, and CONT after it, to each child that has not had it: descendants that have come up to
+    /// here since. A tree whose orphans cannot be listed hears it as far as it is one group.
+    pub fn signal_new_orphans(&mut self, signal: Signal, procfs: &Procfs) {
+        for child in procfs.children().unwrap_or_default() {
+            if self.asked.insert(child) {
+                let _ = kill_process(child, signal);
+                let _ = kill_process(child, Signal::CONT);
+            }
+        }
+    }
+
+    /// How many processes [`Tree::kill`] has met.
+    pub fn n_killed(&self) -> u32 {
+        count(self.killed.len())
+    }
+
+    /// KILL to every child, and to the leader's group. Gives how many children there were, or that they could
+    /// not be listed.
+    pub fn kill(&mut self, procfs: &Procfs) -> io::Result<u32> {
+        self.signal_group(Signal::KILL.as_raw());
+        self.killed.extend(self.leader);
+        let children = procfs.children()?;
+        for child in &children {
+            let _ = kill_process(*child, Signal::KILL);
+        }
+        let n_children = count(children.len());
+        self.killed.extend(children);
+        Ok(n_children)
+    }
+}
+
+/// What one look for an ended child found.
+pub enum Reaped {
+    /// This one had ended.
+    Child(Pid, WaitStatus),
+    /// There are children, and none of them has ended.
+    NoneYet,
+    /// There are no children (ECHILD).
+    NoChildren,
+}
+
+/// Reaps one child that has ended, without waiting.
+pub fn reap_one() -> io::Result<Reaped> {
+    loop {
+        match wait(WaitOptions::NOHANG | WaitOptions::from_bits_retain(WALL)) {
+            Ok(Some((pid, status))) => return Ok(Reaped::Child(pid, status)),
+            Ok(None) => return Ok(Reaped::NoneYet),
+            Err(Errno::CHILD) => return Ok(Reaped::NoChildren),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// How a process ended, from its wait status.
+fn leader_exit(status: WaitStatus) -> Option<LeaderExit> {
+    if let Some(code) = status.exit_status() {
+        return Some(LeaderExit::Code(code));
+    }
+    status.terminating_signal().map(LeaderExit::Signal)
+}
+
+/// A count that fits on the wire.
+pub fn count(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}
