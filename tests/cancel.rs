@@ -195,7 +195,7 @@ fn another_session_may_cancel_and_ask_by_id() {
 }
 
 #[test]
-fn a_command_that_kills_its_own_keeper_leaves_nothing_either() {
+fn a_command_that_kills_its_own_shim_leaves_nothing_either() {
     let service = Service::start();
     let mark = procs::mark();
     let mut bystander = service.connect();
@@ -234,7 +234,7 @@ fn cancel_of_a_stubborn_tree_is_verified_soon_after_the_grace_two_hundred_times(
                     let took = at.elapsed();
                     assert!(procs::with_argument(&mark).is_empty(), "gone before it is said");
                     let cancel = &story.end["cancel"];
-                    let expected = json!({ "verified": true, "survivors": 0, "graceMs": 300, "escalated": true });
+                    let expected = json!({ "verified": true, "survivors": 0, "graceMs": 300, "escalated": true, "evidence": "echild" });
                     assert_eq!((story.end["status"].as_str(), cancel), (Some("CANCELLED"), &expected));
                     assert!(took >= GRACE && took < GRACE + Duration::from_millis(500), "lane {lane}, round {round}: {took:?}");
                     client.close();
@@ -249,7 +249,7 @@ fn a_command_is_what_goes_when_memory_runs_out() {
     let score = |pid: &str| fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap().trim().parse::<i32>();
     let own = score("self").unwrap();
     let service = Service::start();
-    // The command, its child, and its keeper, which has to live.
+    // The command, its child, and its shim, which has to live.
     let command = "cat /proc/$$/oom_score_adj; (cat /proc/self/oom_score_adj); cat /proc/$PPID/oom_score_adj";
     for pty in [json!(null), json!({ "rows": 24, "cols": 80 })] {
         let mut params = json!({ "command": command });

@@ -320,6 +320,7 @@ impl Subreaper {
                 if let Some(shim) = self.shims.get(&ticket) {
                     let _ = kill_process(*shim, Signal::KILL);
                 }
+                self.answer(number, &Answer::Accepted);
                 let since = Instant::now();
                 self.begin_sweep().asked.push(Asked { number, since, ticket });
             }

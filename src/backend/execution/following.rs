@@ -50,9 +50,9 @@ const SMALL: usize = 8 * 1024;
 /// The exit code of a program that is not there, as shells have it.
 const NOT_FOUND: i32 = 127;
 
-/// How long a command may take to be executed before its consumer hears that it is not yet: less than a gateway waits
-/// for a first word.
-const START_PATIENCE: Duration = Duration::from_secs(1);
+/// How long a command may take to be executed before its consumer hears that it is not yet: longer than it takes to wake
+/// a stopped shim, and less than a gateway waits for a first word.
+const START_PATIENCE: Duration = Duration::from_secs(2);
 
 /// After the command's own exit: how long what it left behind may be quiet before it is ended.
 const QUIET: Duration = Duration::from_secs(2);
@@ -163,7 +163,7 @@ impl Following {
             body.spool.deliver();
             // What it writes is told after it was told that it runs.
             let is_starting = matches!(self.life, Life::Starting);
-            let may_read = Stream::BOTH.map(|stream| !is_starting && body.spool.may_read(stream));
+            let may_read = Stream::BOTH.map(|stream| self.has_run && body.spool.may_read(stream));
             let held_back = self.outputs.iter().zip(may_read).any(|(output, may)| output.is_some() && !may);
             self.run_clocks(held_back);
             let (due, line_due) = (self.due(body), self.line.due());

@@ -219,9 +219,7 @@ impl Subreaper {
         sendmsg(&self.shared.socket, &[IoSlice::new(&message)], &mut passed, flags)?;
         let was_idle = state.waiting.is_empty();
         state.waiting.insert(number, Waiting { request, answer });
-        if !matches!(request, Request::Sweep { .. }) {
-            state.watch.sent(number, Instant::now(), true);
-        }
+        state.watch.sent(number, Instant::now(), true);
         drop(state);
         if was_idle {
             // The counter cannot overflow: the thread empties it.
@@ -350,6 +348,9 @@ fn read_answer(shared: &Shared) -> bool {
     let Ok(Numbered::<Answer> { number, message: answer }) = serde_json::from_slice(&bytes[..n]) else { return true };
     let mut state = lock(&shared.state);
     state.watch.acknowledged(number);
+    if answer == Answer::Accepted {
+        return true;
+    }
     let Some(Waiting { request, answer: sender }) = state.waiting.remove(&number) else { return true };
     match (&answer, request) {
         (Answer::Forked { pid }, Request::Fork { ticket }) => {

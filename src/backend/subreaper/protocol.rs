@@ -44,7 +44,7 @@ pub enum Request {
         /// Which one.
         ticket: Ticket,
     },
-    /// End what a lost shim has left behind. Answered when that is done, or could not be.
+    /// End what a lost shim has left behind. Accepted at once, and answered when that is done, or could not be.
     Sweep {
         /// Which one.
         ticket: Ticket,
@@ -67,6 +67,8 @@ pub enum Answer {
     },
     /// That was done.
     Done,
+    /// The sweep has begun; another answer follows.
+    Accepted,
     /// The sweep is over.
     Swept(Gone),
 }
