@@ -16,6 +16,7 @@ mod check;
 mod check_cli;
 mod claude;
 mod claude_cli;
+mod client_faults;
 mod coming_back;
 mod drain;
 mod faults;
