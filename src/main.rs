@@ -53,7 +53,11 @@ fn main() -> ExitCode {
 }
 
 fn run_system(future: impl Future<Output = ExitCode>) -> ExitCode {
-    actix::System::new().block_on(future)
+    let system = actix::System::new();
+    let code = system.block_on(future);
+    // Not dropped, because that waits for a write to standard output, which lasts for as long as nobody reads it.
+    std::mem::forget(system);
+    code
 }
 
 type Settings = Over<BTreeMap<String, String>, Environment>;

@@ -461,3 +461,18 @@ fn ctrl_c_while_the_service_is_stopped_leaves_within_the_bound() {
     let (_, err, code) = run.end(NOTICED);
     assert!(code == 130 && err.contains("no sign of life"), "{code} {err}");
 }
+
+#[test]
+fn ctrl_c_twice_leaves_even_if_nobody_reads_the_output() {
+    let service = Service::start();
+    let run = Running::start(&mut service.run_command(&["--", "yes"]));
+    wait_until("the pipe is full", PATIENCE, || {
+        let waiting = rustix::io::ioctl_fionread(run.child.stdout.as_ref().unwrap()).unwrap();
+        waiting >= 60_000
+    });
+    kill(run.child.id(), Signal::INT);
+    run.says("canceling");
+    kill(run.child.id(), Signal::INT);
+    let (_, _, code) = run.end(NOTICED);
+    assert_eq!(code, 130);
+}

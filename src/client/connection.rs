@@ -107,18 +107,23 @@ impl Connection {
                     self.silence.heard(Instant::now());
                     return Ok(frame);
                 }
-                () = sleep_until(self.silence.due_at().into()) => match self.silence.overdue(Instant::now()) {
-                    // Not waited for: where the socket is full, the silence goes on and says enough.
-                    Overdue::Ping => match self.frames.send(Message::Ping(bytes::Bytes::new())).now_or_never() {
-                        Some(Err(error)) => return Err(broken(&error)),
-                        Some(Ok(())) | None => {}
-                    },
-                    Overdue::Broken(silent) => return Err(ClientError::new(
-                        exit::UNAVAILABLE,
-                        format!("the service gives no sign of life: nothing came for {} s", silent.as_secs()),
-                    )),
-                }
+                () = sleep_until(self.silence.due_at().into()) => self.on_overdue()?,
             }
+        }
+    }
+
+    /// Asks for a sign of life that did not come. The error is that none came for too long.
+    fn on_overdue(&mut self) -> Result<(), ClientError> {
+        match self.silence.overdue(Instant::now()) {
+            Overdue::Ping => {
+                // Not waited for: where the socket is full, the silence goes on and says enough.
+                let sent = self.frames.send(Message::Ping(bytes::Bytes::new())).now_or_never();
+                sent.unwrap_or(Ok(())).map_err(|error| broken(&error))
+            }
+            Overdue::Broken(silent) => Err(ClientError::new(
+                exit::UNAVAILABLE,
+                format!("the service gives no sign of life: nothing came for {} s", silent.as_secs()),
+            )),
         }
     }
 
