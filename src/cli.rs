@@ -75,8 +75,10 @@ fn command() -> Command {
                 .about("Run a command through a service, and exit as it did")
                 .after_help(
                     "Exit codes: the command's own; 128+N ended by signal N; 124 time-out; 126 not startable; 127 program missing; \
-                     130 Ctrl-C; 143 canceled by another; 64 usage; 69 service or backend unreachable, lost or rejecting; \
-                     70 output damaged on the way; 75 full or draining; 77 not authorized.\n\
+                     130 Ctrl-C; 141 output closed by its reader; 143 canceled by another; 64 usage; 69 service or backend unreachable, silent, restarted, lost or \
+                     rejecting; \
+                     70 output damaged on the way, or a part of it lost; 74 output not writable; 75 full, draining, or ended because \
+                     nobody attached; 77 not authorized.\n\
                      The token is read from CC_EXECUTOR_TOKEN or the file that CC_EXECUTOR_TOKEN_FILE names.",
                 )
                 .arg(service())
@@ -151,7 +153,7 @@ fn command() -> Command {
         )
         .subcommand(
             Command::new("healthcheck")
-                .about("Exit 0 if a service is ready, else 1 and say why")
+                .about("Exit 0 if a service is ready, else say why: 1 it is not, 69 no answer for 10 s")
                 .arg(Arg::new("url").long("url").value_name("URL").help("what to ask (http://127.0.0.1:8003/ready)")),
         )
 }

@@ -1,7 +1,7 @@
 //! The commands of a person or a script: `run`, `attach`, `ps`, `cancel`, `check`, `logs` and `healthcheck`.
 //!
 //! `follow` is the life of a command as its caller sees it, over one connection or several;
-//! `connection` makes those, `seen` counts what comes over them; `ask` is what one question answers, and
+//! `connection` makes those, `silence` notices one that is dead, `seen` counts what comes over them; `ask` is what one question answers, and
 //! `check` asks everything.
 
 mod ask;
@@ -14,14 +14,10 @@ mod input;
 mod logs;
 mod output;
 mod seen;
+mod silence;
 mod terminal;
 
-use std::{
-    fmt,
-    io::{self, ErrorKind, Write},
-    process::ExitCode,
-    time::Duration,
-};
+use std::{fmt, process::ExitCode, time::Duration};
 
 use cc_executor_actors::{id::ExecutionId, protocol::rpc::code};
 use serde_json::Value;
@@ -32,7 +28,10 @@ pub use self::{
     follow::{attach, run},
     logs::{LogsOptions, logs},
 };
-use crate::config::{Environment, Source};
+use crate::{
+    config::{Environment, Source},
+    console::{self, Reader},
+};
 
 /// Where a service is asked whether it is ready, by default.
 pub const DEFAULT_READY_URL: &str = "http://127.0.0.1:8003/ready";
@@ -52,6 +51,7 @@ mod exit {
     pub const USAGE: u8 = 64;
     pub const UNAVAILABLE: u8 = 69;
     pub const SOFTWARE: u8 = 70;
+    pub use crate::console::EX_IOERR as IOERR;
     pub const TEMPFAIL: u8 = 75;
     pub const NOPERM: u8 = 77;
     pub const TIMEOUT: u8 = 124;
@@ -140,20 +140,15 @@ fn told(outcome: Result<u8, ClientError>) -> ExitCode {
     match outcome {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("{error}");
+            console::report_line(&error.to_string());
             ExitCode::from(error.code)
         }
     }
 }
 
-/// Writes a line to standard output, at once. False where nobody reads it any more.
-fn put(line: &str) -> Result<bool, ClientError> {
-    let mut out = io::stdout().lock();
-    match writeln!(out, "{line}").and_then(|()| out.flush()) {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
-        Err(error) => Err(ClientError::new(exit::SOFTWARE, format!("cannot write the output: {error}"))),
-    }
+/// Writes a line to standard output, at once.
+fn put(line: &str) -> Result<Reader, ClientError> {
+    console::print_line(line).map_err(|error| ClientError::new(exit::IOERR, error.to_string()))
 }
 
 /// The session's URL of a service: as given, as the environment says, or the default.

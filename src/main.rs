@@ -10,6 +10,7 @@ use cc_executor::{
     cli::{self, Typed},
     client,
     config::{self, Environment, Over, Problems, Where},
+    console,
     drain::Draining,
     gateway::{self, Gateway, GatewayConfig},
     logging,
@@ -33,23 +34,26 @@ fn main() -> ExitCode {
         Ok(Typed::Healthcheck(url)) => run_system(client::healthcheck(url)),
         Ok(Typed::Check(options)) => run_system(client::check(options)),
         Ok(Typed::Logs(options)) => client::logs(&options),
-        Err((text, 0)) => {
-            print!("{text}");
-            ExitCode::SUCCESS
-        }
+        Err((text, 0)) => match console::print(&text) {
+            Ok(_) => ExitCode::SUCCESS,
+            Err(error) => {
+                console::report(error);
+                ExitCode::from(console::EX_IOERR)
+            }
+        },
         Err((text, code)) => {
-            eprint!("{}", with_newline(&text));
+            console::report_line(text.trim_end());
             ExitCode::from(code)
         }
     }
 }
 
-fn with_newline(text: &str) -> String {
-    format!("{}\n", text.trim_end())
-}
-
 fn run_system(future: impl Future<Output = ExitCode>) -> ExitCode {
-    actix::System::new().block_on(future)
+    let system = actix::System::new();
+    let code = system.block_on(future);
+    // Not dropped, because that waits for a write to standard output, which lasts for as long as nobody reads it.
+    std::mem::forget(system);
+    code
 }
 
 type Settings = Over<BTreeMap<String, String>, Environment>;
@@ -72,7 +76,7 @@ where
             let problems = [config.err(), format.err()];
             for Problems(lines) in problems.into_iter().flatten() {
                 for line in lines {
-                    eprintln!("cc-executor: {line}");
+                    console::report(line);
                 }
             }
             return ExitCode::from(cli::EX_USAGE);
@@ -81,14 +85,14 @@ where
     logging::init(format);
     // Commands run as the same user: they must not read our environment or memory from /proc.
     if let Err(error) = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable) {
-        eprintln!("cc-executor: cannot make itself non-dumpable, so commands could read its secrets: {error}");
+        console::report(format_args!("cannot make itself non-dumpable, so commands could read its secrets: {error}"));
         return ExitCode::FAILURE;
     }
     raise_descriptor_limit();
     match run_to_end(role(config)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("cc-executor: {error}");
+            console::report(error);
             ExitCode::FAILURE
         }
     }

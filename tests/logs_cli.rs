@@ -108,5 +108,5 @@ fn a_reader_who_leaves_is_no_error_and_a_full_disk_is_one() {
     assert_eq!((err.as_str(), code), ("", 0));
     let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
     let (_, err, code) = told(&logs(&[log.path()]).stdout(full).output().unwrap());
-    assert_eq!(code, 70, "{err}");
+    assert_eq!(code, 74, "{err}");
 }

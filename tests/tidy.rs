@@ -25,6 +25,7 @@ const PURE: &[&str] = &[
     "src/backend/keeper/talk.rs",
     "src/backend/ring.rs",
     "src/client/ending.rs",
+    "src/client/silence.rs",
 ];
 
 /// What may stand at the top, besides dot files and lock files.
@@ -72,6 +73,34 @@ fn code(text: &str) -> impl Iterator<Item = &str> {
 fn every_file_opens_with_what_it_is_about() {
     for (name, text) in sources() {
         assert!(text.starts_with("//! "), "{name} has no module doc");
+    }
+}
+
+#[test]
+fn only_the_console_prints() {
+    // `println!` and its kin panic where a write fails: a closed pipe, a full disk.
+    let macros = ["println!", "print!", "dbg!"];
+    let handles = [
+        ("src/console.rs", ["io::stdout()", "io::stderr()"].as_slice()),
+        // The size of our terminal.
+        ("src/client/terminal.rs", &["tcgetwinsize(stdout())"]),
+        // Descriptors of a process that is not the client's.
+        ("src/backend/", &["io::stdout().as_fd()"]),
+    ];
+    for (name, text) in
+        sources().into_iter().filter(|(name, _)| name.starts_with("src/") || name.starts_with("actors/"))
+    {
+        for line in code(&text) {
+            for word in macros {
+                assert!(!line.contains(word), "{name} prints by itself: {line}");
+            }
+            if line.contains("stdout()") {
+                let allowed = handles
+                    .iter()
+                    .any(|(of, words)| name.starts_with(of) && words.iter().any(|word| line.contains(word)));
+                assert!(allowed, "{name} takes standard output: {line}");
+            }
+        }
     }
 }
 

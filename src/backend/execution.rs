@@ -127,7 +127,7 @@ pub async fn live(
     let now = Instant::now();
     let mut body = Body { terms, asks, spool, left_at: None, asked_at: now };
     let started = waiting::wait_for_turn(&mut body, &mut seat).await;
-    let ending = match started {
+    let mut ending = match started {
         Err(ending) => ending,
         Ok(()) => {
             let program = spec.argv.first().cloned().unwrap_or_default();
@@ -137,12 +137,26 @@ pub async fn live(
             }
         }
     };
+    if ending.reason == Reason::Disconnected {
+        ending.message = Some(disconnected(&body.terms, ending.elapsed_ms.is_some()));
+    }
     info!(event = "process.finished", execution_id:% = body.terms.id, status = ending.status.as_str(), reason = ending.reason.as_str(),
         exit_code:serde = ending.exit_code, signal:serde = ending.signal, stdout_bytes:serde = ending.bytes.stdout,
         stderr_bytes:serde = ending.bytes.stderr, leftovers = ending.leftovers, ms:serde = ending.elapsed_ms; "process finished");
     body.spool.end();
     let kept = seat.end(body.spool.memory(), body.spool.owes());
     kept::keep(body, ending, kept).await;
+}
+
+/// Why an execution was ended that nobody followed.
+fn disconnected(terms: &Terms, ran: bool) -> String {
+    let why = match terms.detach {
+        Some(Detach { detach_ms, .. }) => {
+            format!("nobody attached for {} s", Duration::from_millis(detach_ms).as_secs_f64())
+        }
+        None => "its client went away".to_owned(),
+    };
+    if ran { why } else { format!("{why}; it was ended before its turn came") }
 }
 
 /// The service itself is short of something: processes, descriptors, memory.

@@ -8,10 +8,17 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{
-    ClientError, PATIENCE,
+    ClientError, PATIENCE, Reader,
     connection::{Connection, Heard, Said, garbled, refused, token, unreachable},
-    exit, exit_code_of_refusal, http_url, told,
+    exit, exit_code_of_refusal, http_url, put, told,
 };
+
+/// What awc is given where [`within`] is the bound: longer, so that it is not met first.
+const OUTER_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Exit code of `healthcheck` where the service says that it is not ready, or nothing listens: the only one but 0
+/// that Docker's HEALTHCHECK defines.
+const NOT_READY: u8 = 1;
 
 /// How often an execution that is being ended is looked at.
 const CADENCE: Duration = Duration::from_millis(50);
@@ -38,17 +45,31 @@ pub struct CancelOptions {
 
 /// Asks whether a service is ready.
 pub async fn healthcheck(url: String) -> ExitCode {
-    let request = awc::Client::builder().timeout(PATIENCE).finish().get(&url).send();
-    let problem = match request.await {
-        Ok(answer) if answer.status().is_success() => return ExitCode::SUCCESS,
+    told(within(PATIENCE, &url, is_ready(&url)).await.map(|()| 0))
+}
+
+async fn is_ready(url: &str) -> Result<(), ClientError> {
+    let problem = match awc::Client::builder().timeout(OUTER_PATIENCE).finish().get(url).send().await {
+        Ok(answer) if answer.status().is_success() => return Ok(()),
         Ok(mut answer) => {
             let body = answer.body().limit(64 * 1024).await.unwrap_or_default();
             format!("{url} answers {}: {}", answer.status(), String::from_utf8_lossy(&body))
         }
         Err(error) => format!("{url} does not answer: {error}"),
     };
-    eprintln!("cc-executor: {problem}");
-    ExitCode::FAILURE
+    Err(ClientError::new(NOT_READY, problem))
+}
+
+/// Bounds a whole question: to connect, to be answered, and to read the answer, of which each part may hang.
+async fn within<T>(
+    patience: Duration,
+    url: &str,
+    question: impl Future<Output = Result<T, ClientError>>,
+) -> Result<T, ClientError> {
+    timeout(patience, question).await.unwrap_or_else(|_| {
+        let seconds = patience.as_secs();
+        Err(ClientError::new(exit::UNAVAILABLE, format!("{url} does not answer within {seconds} s: is it stopped?")))
+    })
 }
 
 /// Lists the executions that a service's backend knows.
@@ -58,40 +79,52 @@ pub async fn ps(options: AskOptions) -> ExitCode {
 
 async fn list(options: &AskOptions) -> Result<(), ClientError> {
     let url = http_url(&options.url, "/executions");
-    let mut request = awc::Client::builder().timeout(PATIENCE).finish().get(&url);
+    let body = within(PATIENCE, &url, executions(&url)).await?;
+    let lines = if options.json { vec![String::from_utf8_lossy(&body).into_owned()] } else { table_of(&body)? };
+    for line in lines {
+        if put(&line)? == Reader::Gone {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// What the service answers to a question about its executions: JSON.
+async fn executions(url: &str) -> Result<bytes::Bytes, ClientError> {
+    let mut request = awc::Client::builder().timeout(OUTER_PATIENCE).finish().get(url);
     if let Some(token) = token()? {
         request = request.bearer_auth(token);
     }
-    let mut answer = request.send().await.map_err(|error| unreachable(&url, &error))?;
+    let mut answer = request.send().await.map_err(|error| unreachable(url, &error))?;
     if !answer.status().is_success() {
-        return Err(refused(&url, answer.status().as_u16()));
+        return Err(refused(url, answer.status().as_u16()));
     }
-    let body = answer.body().limit(64 << 20).await.map_err(|error| unreachable(&url, &error))?;
-    if options.json {
-        println!("{}", String::from_utf8_lossy(&body));
-        return Ok(());
-    }
+    answer.body().limit(64 << 20).await.map_err(|error| unreachable(url, &error))
+}
+
+/// The lines of the table that `ps` prints.
+fn table_of(body: &[u8]) -> Result<Vec<String>, ClientError> {
     #[derive(Deserialize)]
     struct Listed {
         executions: Vec<Snapshot>,
     }
-    let Listed { executions } = serde_json::from_slice(&body).map_err(|error| garbled(&error))?;
-    println!("{:36}  {:10}  {:8}  {:>9}  {:>12}  FOLLOWED", "ID", "STATUS", "EXECUTOR", "ELAPSED", "BYTES");
-    for one in executions {
+    let Listed { executions } = serde_json::from_slice(body).map_err(|error| garbled(&error))?;
+    let head = format!("{:36}  {:10}  {:8}  {:>9}  {:>12}  FOLLOWED", "ID", "STATUS", "EXECUTOR", "ELAPSED", "BYTES");
+    let rows = executions.into_iter().map(|one| {
         let status = match one.position {
             Some(position) => format!("{} {position}", one.status.as_str()),
             None => one.status.as_str().to_owned(),
         };
-        println!(
+        format!(
             "{:36}  {status:10}  {:8}  {:>7} s  {:>12}  {}",
             one.execution_id.to_string(),
             one.executor,
             one.alive.elapsed_ms / 1_000,
             one.offsets.stdout + one.offsets.stderr,
             if one.attached { "yes" } else { "no" },
-        );
-    }
-    Ok(())
+        )
+    });
+    Ok(std::iter::once(head).chain(rows).collect())
 }
 
 /// Cancels an execution, and waits for its end.
@@ -113,7 +146,8 @@ async fn end(options: &CancelOptions) -> Result<(), ClientError> {
                 Some(false) => ", its processes could not be counted",
                 None => "",
             };
-            println!("{} {reason}{proven}", status["status"].as_str().unwrap_or_default());
+            // A reader who has left changes nothing: it is ended.
+            let _ = put(&format!("{} {reason}{proven}", status["status"].as_str().unwrap_or_default()))?;
             break;
         }
         if Instant::now() > until {
@@ -127,8 +161,8 @@ async fn end(options: &CancelOptions) -> Result<(), ClientError> {
 
 /// Calls a method and waits for its response.
 async fn ask(connection: &mut Connection, id: u64, method: &str, params: Value) -> Result<Value, ClientError> {
-    connection.call(id, method, params).await?;
     let answered = async {
+        connection.call(id, method, params).await?;
         loop {
             let text = match connection.next().await {
                 Heard::Message(text) => text,

@@ -25,7 +25,7 @@ use self::{
     report::{Outcome, Report},
 };
 use super::{
-    ClientError,
+    ClientError, Reader,
     connection::Connection,
     exit,
     logs::{self, LogsOptions, Whole},
@@ -113,7 +113,9 @@ pub async fn check(options: CheckOptions) -> ExitCode {
 async fn run(options: &CheckOptions) -> Result<u8, ClientError> {
     if options.list {
         for check in CHECKS {
-            put(&format!("{:<13} {}", check.name, check.about))?;
+            if put(&format!("{:<13} {}", check.name, check.about))? == Reader::Gone {
+                break;
+            }
         }
         return Ok(0);
     }

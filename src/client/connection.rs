@@ -1,21 +1,32 @@
 //! One WebSocket connection to a service.
 
-use std::borrow::Cow;
+use std::{
+    borrow::Cow,
+    time::{Duration, Instant},
+};
 
-use actix_http::ws::{CloseCode, Codec, Frame, Message};
+use actix_http::ws::{CloseCode, Codec, Frame, Message, ProtocolError};
 use awc::error::WsClientError;
 use cc_executor_actors::protocol::{MAX_MESSAGE_TO_CLIENT, SUBPROTOCOL, rpc::ErrorObject};
-use futures_util::{SinkExt, StreamExt};
+use futures_util::{FutureExt, SinkExt, StreamExt};
 use serde::Deserialize;
 use serde_json::{Value, json, value::RawValue};
+use tokio::time::{sleep_until, timeout};
 
-use super::{ClientError, PATIENCE, exit};
+use super::{
+    ClientError, PATIENCE, exit,
+    silence::{Overdue, Silence},
+};
 use crate::config::{self, Environment, TOKEN};
+
+/// How long it may take to say goodbye: the service notices a client that leaves without it.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// A session.
 pub(super) struct Connection {
     frames: actix_codec::Framed<awc::BoxedSocket, Codec>,
     close_code: Option<u16>,
+    silence: Silence,
 }
 
 /// A message of the service, as far as anything here looks at it.
@@ -55,7 +66,7 @@ impl Connection {
             request = request.bearer_auth(token);
         }
         match request.connect().await {
-            Ok((_, frames)) => Ok(Connection { frames, close_code: None }),
+            Ok((_, frames)) => Ok(Connection { frames, close_code: None, silence: Silence::new(Instant::now()) }),
             Err(WsClientError::InvalidResponseStatus(status)) => Err(refused(url, status.as_u16())),
             Err(error) => Err(unreachable(url, &error)),
         }
@@ -68,7 +79,52 @@ impl Connection {
 
     /// Sends a text as it is.
     pub(super) async fn send(&mut self, text: String) -> Result<(), ClientError> {
-        self.frames.send(Message::Text(text.into())).await.map_err(|error| broken(&error))
+        self.transmit(Message::Text(text.into())).await
+    }
+
+    /// Expects a sign of life at this period.
+    pub(super) fn expect_signs_every(&mut self, period: Duration) {
+        self.silence.expect_every(period, Instant::now());
+    }
+
+    /// Sends a frame. A service that does not read must not stop us for ever.
+    async fn transmit(&mut self, message: Message) -> Result<(), ClientError> {
+        match timeout(PATIENCE, self.frames.send(message)).await {
+            Ok(sent) => sent.map_err(|error| broken(&error)),
+            Err(_) => Err(ClientError::new(
+                exit::UNAVAILABLE,
+                format!("the service reads nothing for {} s", PATIENCE.as_secs()),
+            )),
+        }
+    }
+
+    /// The next frame; the error is a service that gives no sign of life. May be dropped half-way and called again.
+    async fn next_frame(&mut self) -> Result<Option<Result<Frame, ProtocolError>>, ClientError> {
+        loop {
+            tokio::select! {
+                biased;
+                frame = self.frames.next() => {
+                    self.silence.heard(Instant::now());
+                    return Ok(frame);
+                }
+                () = sleep_until(self.silence.due_at().into()) => self.on_overdue()?,
+            }
+        }
+    }
+
+    /// Asks for a sign of life that did not come. The error is that none came for too long.
+    fn on_overdue(&mut self) -> Result<(), ClientError> {
+        match self.silence.overdue(Instant::now()) {
+            Overdue::Ping => {
+                // Not waited for: where the socket is full, the silence goes on and says enough.
+                let sent = self.frames.send(Message::Ping(bytes::Bytes::new())).now_or_never();
+                sent.unwrap_or(Ok(())).map_err(|error| broken(&error))
+            }
+            Overdue::Broken(silent) => Err(ClientError::new(
+                exit::UNAVAILABLE,
+                format!("the service gives no sign of life: nothing came for {} s", silent.as_secs()),
+            )),
+        }
     }
 
     /// The code of the service's close frame, once that has come.
@@ -78,11 +134,15 @@ impl Connection {
 
     /// The next thing. Pings are answered.
     pub(super) async fn next(&mut self) -> Heard {
-        match self.frames.next().await {
+        let frame = match self.next_frame().await {
+            Ok(frame) => frame,
+            Err(error) => return Heard::Broken(error),
+        };
+        match frame {
             Some(Ok(Frame::Text(text))) => Heard::Message(text),
-            Some(Ok(Frame::Ping(payload))) => match self.frames.send(Message::Pong(payload)).await {
+            Some(Ok(Frame::Ping(payload))) => match self.transmit(Message::Pong(payload)).await {
                 Ok(()) => Heard::Nothing,
-                Err(error) => Heard::Broken(broken(&error)),
+                Err(error) => Heard::Broken(error),
             },
             Some(Ok(Frame::Close(reason))) => {
                 self.close_code = reason.as_ref().map(|reason| reason.code.into());
@@ -105,7 +165,7 @@ impl Connection {
     /// Leaves properly.
     pub(super) async fn close(&mut self) {
         // Best effort: the service notices a client that leaves.
-        let _ = self.frames.send(Message::Close(Some(CloseCode::Normal.into()))).await;
+        let _ = timeout(CLOSE_PATIENCE, self.frames.send(Message::Close(Some(CloseCode::Normal.into())))).await;
     }
 }
 
@@ -142,6 +202,6 @@ pub(super) fn garbled(error: &serde_json::Error) -> ClientError {
     ClientError::new(exit::SOFTWARE, format!("the service said something that is not understood: {error}"))
 }
 
-fn broken(error: &actix_http::ws::ProtocolError) -> ClientError {
+fn broken(error: &ProtocolError) -> ClientError {
     ClientError::new(exit::UNAVAILABLE, format!("the connection broke: {error}"))
 }

@@ -16,6 +16,8 @@ pub(super) enum Wanted {
     Terminated,
     /// Nobody reads our standard output any more.
     PipeClosed,
+    /// Our output cannot be written.
+    WriteFailed,
     /// Asked once more: do not wait for the end.
     GivenUp(u8),
 }
@@ -42,7 +44,17 @@ impl Wanted {
             Wanted::Interrupted => Some(Self::INTERRUPTED),
             Wanted::Terminated => Some(Self::TERMINATED),
             Wanted::PipeClosed => Some(Self::PIPE_CLOSED),
+            Wanted::WriteFailed => Some(exit::IOERR),
             Wanted::GivenUp(code) => Some(code),
+        }
+    }
+
+    /// The exit code that goes before the ending's own. Output that was not delivered is no success, however the
+    /// command ended; what it did before our order to end reached it is its own ending.
+    pub(super) fn code_after(self, reason: Reason) -> Option<u8> {
+        match self {
+            Wanted::PipeClosed | Wanted::WriteFailed => self.code(),
+            _ => self.code().filter(|_| reason == Reason::Canceled),
         }
     }
 
@@ -69,10 +81,20 @@ pub(super) fn exit_code_of(ending: &Ending) -> u8 {
         }
         Reason::Timeout | Reason::Stalled => exit::TIMEOUT,
         Reason::Canceled => Wanted::TERMINATED,
-        Reason::Drained => exit::TEMPFAIL,
-        Reason::Disconnected | Reason::BackendUnreachable | Reason::BackendRejected | Reason::BackendLost => {
-            exit::UNAVAILABLE
-        }
+        Reason::Drained | Reason::Disconnected => exit::TEMPFAIL,
+        Reason::BackendUnreachable | Reason::BackendRejected | Reason::BackendLost => exit::UNAVAILABLE,
+    }
+}
+
+/// Why an execution ended that somebody else ended. Of each other ending that is not the command's own the service
+/// says why, in an `error` before it.
+pub(super) fn ended_by(ending: &Ending) -> Option<String> {
+    let message = ending.message.as_deref();
+    match ending.reason {
+        Reason::Canceled => Some("the execution was canceled".to_owned()),
+        Reason::Drained => Some(format!("ended by the service: {}", message.unwrap_or("it shuts down"))),
+        Reason::Disconnected => Some(format!("ended by the service: {}", message.unwrap_or("its client went away"))),
+        _ => None,
     }
 }
 
@@ -102,9 +124,24 @@ mod tests {
             (Status::Failed, Reason::Stalled, None, Some("SIGKILL"), 124),
             (Status::Cancelled, Reason::Canceled, Some(0), None, 143),
             (Status::Cancelled, Reason::Drained, None, None, 75),
+            (Status::Cancelled, Reason::Disconnected, None, Some("SIGTERM"), 75),
             (Status::Failed, Reason::BackendLost, None, None, 69),
         ] {
             assert_eq!(exit_code_of(&ending(status, reason, exit_code, signal)), code, "{reason:?} {exit_code:?}");
+        }
+    }
+
+    #[test]
+    fn output_that_was_not_delivered_is_told_whatever_the_ending() {
+        for (wanted, reason, code) in [
+            (Wanted::Its, Reason::Exit, None),
+            (Wanted::Interrupted, Reason::Exit, None),
+            (Wanted::Interrupted, Reason::Canceled, Some(130)),
+            (Wanted::PipeClosed, Reason::Exit, Some(141)),
+            (Wanted::PipeClosed, Reason::Canceled, Some(141)),
+            (Wanted::WriteFailed, Reason::Exit, Some(74)),
+        ] {
+            assert_eq!(wanted.code_after(reason), code, "{wanted:?} {reason:?}");
         }
     }
 

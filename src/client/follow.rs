@@ -3,7 +3,7 @@
 //! Where the command may go on without us, a broken connection is made again and the output goes on
 //! where it was: the counts and the digest are kept over all of it.
 
-use std::{borrow::Cow, io::ErrorKind, process::ExitCode, time::Duration};
+use std::{borrow::Cow, io, process::ExitCode, time::Duration};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use cc_executor_actors::{
@@ -15,30 +15,37 @@ use cc_executor_actors::{
         method::Size,
         rpc::{ErrorObject, code},
     },
-    terminate::{Ending, Reason},
+    terminate::Ending,
 };
 use serde::Deserialize;
 use serde_json::{Value, json, value::RawValue};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep, sleep_until, timeout_at},
 };
 
 use super::{
-    AttachOptions, ClientError, Leave, RunOptions,
+    AttachOptions, ClientError, Leave, Reader, RunOptions,
     claude::Lines,
     connection::{Connection, Heard, Said, garbled},
-    ending::{Wanted, exit_code_of},
+    ending::{Wanted, ended_by, exit_code_of},
     exit, exit_code_of_refusal,
     input::{Input, Typed},
     output::{Damage, Output},
     terminal::{Elapsed, Raw, size},
     told,
 };
+use crate::console::{self, WriteFailed};
 
 /// How long to wait before a connection is tried again: the first time, and at the most.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// How long a service may take to answer `execute` or `attach`. It waits 10 s for its backend itself.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Two updates that follow one another faster are no heartbeats: a second is the shortest, give or take a delay.
+const SHORTEST_HEARTBEAT: Duration = Duration::from_millis(900);
 
 /// The ids of our calls. Input counts up from its own.
 mod call {
@@ -54,14 +61,23 @@ pub async fn run(options: RunOptions) -> ExitCode {
         Leave::Returns(patience) => Some(patience),
         Leave::Ends | Leave::GoesOn => None,
     };
-    // Whoever wants to come back must know the id, even if the answer is lost.
-    let id = reconnect.map(|_| ExecutionId::random());
+    // Where the execution may outlive the connection we must know its id, even if the answer is lost.
+    let id = (options.leave != Leave::Ends).then(ExecutionId::random);
+    let heartbeat = options.heartbeat_ms.map(Duration::from_millis);
     let output = Output::new(options.json);
     let elapsed = Elapsed::new(!options.json && !options.tty);
     let (url, json) = (options.url.clone(), options.json);
     told(
-        follow(Follower { url, json, purpose: Purpose::Run(options), id, reconnect, ..Follower::new(output, elapsed) })
-            .await,
+        follow(Follower {
+            url,
+            json,
+            purpose: Purpose::Run(options),
+            id,
+            reconnect,
+            heartbeat,
+            ..Follower::new(output, elapsed)
+        })
+        .await,
     )
 }
 
@@ -96,6 +112,14 @@ struct Follower {
     pause: Duration,
     /// The service has the execution.
     accepted: bool,
+    /// When the answer to `execute` or `attach` is overdue, while there is none.
+    answer_by: Option<Instant>,
+    /// The backend that has the execution: another one after a restart. `None` where the service does not tell.
+    instance: Option<String>,
+    /// The period of the service's heartbeats: asked for, or observed.
+    heartbeat: Option<Duration>,
+    /// When the newest status came over this connection.
+    status_at: Option<Instant>,
     output: Output,
     elapsed: Elapsed,
     /// What is shown of Claude's work.
@@ -151,6 +175,9 @@ struct Accepted<'a> {
     /// Whether its standard output is made of Claude's events.
     #[serde(default)]
     claude: bool,
+    /// The backend that has it, a UUID made at its start.
+    #[serde(borrow, default)]
+    instance: Option<Cow<'a, str>>,
 }
 
 async fn follow(mut follower: Follower) -> Result<u8, ClientError> {
@@ -196,6 +223,10 @@ impl Follower {
             away_until: None,
             pause: FIRST_PAUSE,
             accepted: false,
+            answer_by: None,
+            instance: None,
+            heartbeat: None,
+            status_at: None,
             output,
             elapsed,
             lines: Lines::new(),
@@ -210,6 +241,7 @@ impl Follower {
     /// Waits for the next thing and takes it.
     async fn turn(&mut self, connection: &mut Connection, signals: &mut Signals) -> Result<Then, ClientError> {
         let tick_at = self.elapsed.tick_at();
+        let answer_by = self.answer_by;
         let types = self.accepted && !self.input_under_way;
         tokio::select! {
             biased;
@@ -222,13 +254,16 @@ impl Follower {
             }
             written = self.output.write(), if self.output.is_waiting() => match written {
                 Ok(()) => Ok(Then::Stay),
-                Err(error) => self.stdout_closed(&error, connection).await,
+                Err(error) => Ok(self.write_failed(error, connection).await),
             },
             heard = connection.next(), if !self.output.is_waiting() => match heard {
                 Heard::Message(text) => self.on_message(&text, connection).await,
                 Heard::Nothing => Ok(Then::Stay),
                 Heard::Broken(error) => Ok(Then::Broken(error)),
             },
+            () = sleep_until(answer_by.unwrap_or_else(Instant::now)), if answer_by.is_some() && !self.output.is_waiting() => {
+                Ok(Then::Broken(ClientError::new(exit::UNAVAILABLE, "the service does not answer")))
+            }
             typed = self.input.next(), if types => {
                 self.send_input(typed, connection).await;
                 Ok(Then::Stay)
@@ -246,7 +281,13 @@ impl Follower {
     }
 
     /// Asks for the execution: to run it, or to go on where its output was.
-    async fn begin(&self, connection: &mut Connection) {
+    async fn begin(&mut self, connection: &mut Connection) {
+        if let Some(heartbeat) = self.heartbeat {
+            connection.expect_signs_every(heartbeat);
+        }
+        self.status_at = None;
+        let answer_by = Instant::now() + ANSWER_PATIENCE;
+        self.answer_by = Some(self.away_until.map_or(answer_by, |until| until.min(answer_by)));
         match (&self.purpose, self.id) {
             // The longest time without us is the service's to say.
             (Purpose::Run(RunOptions { leave: Leave::GoesOn, .. }), _) => {}
@@ -271,32 +312,40 @@ impl Follower {
     async fn interrupted(&mut self, wanted: Wanted, connection: &mut Connection) -> Then {
         self.elapsed.clear();
         if matches!(self.purpose, Purpose::Attach) {
-            eprintln!("cc-executor: left; an execution that may detach goes on");
+            console::report("left; an execution that may detach goes on");
             return Then::Exit(wanted.code().unwrap_or(Wanted::INTERRUPTED));
         }
         if self.wanted.ask(wanted) {
-            eprintln!("cc-executor: canceling; once more to leave at once");
+            console::report("canceling; once more to leave at once");
             self.cancel(connection).await;
         }
         Then::Stay
     }
 
-    /// Whoever read our output is gone, as in `run … | head`: the command is not wanted any more.
-    async fn stdout_closed(
-        &mut self,
-        error: &std::io::Error,
-        connection: &mut Connection,
-    ) -> Result<Then, ClientError> {
-        if error.kind() != ErrorKind::BrokenPipe {
-            return Err(ClientError::new(exit::SOFTWARE, format!("cannot write the output: {error}")));
-        }
-        self.wanted.ask(Wanted::PipeClosed);
-        self.output.discard();
+    /// Whoever read our output is gone, as in `run … | head`, or the disk is full: the command is not wanted any more.
+    async fn write_failed(&mut self, error: io::Error, connection: &mut Connection) -> Then {
+        self.output_lost(console::outcome(Err(error)));
         if matches!(self.purpose, Purpose::Attach) {
-            return Ok(Then::Exit(self.wanted.code().unwrap_or(exit::SOFTWARE)));
+            return Then::Exit(self.wanted.code().unwrap_or(exit::IOERR));
         }
         self.cancel(connection).await;
-        Ok(Then::Stay)
+        Then::Stay
+    }
+
+    /// Takes note that output was not written, whatever the reason. Nothing more is, then.
+    fn output_lost(&mut self, why: Result<Reader, WriteFailed>) {
+        self.output.discard();
+        let wanted = match why {
+            Ok(_) => Wanted::PipeClosed,
+            Err(error) => {
+                self.say(&error.to_string());
+                Wanted::WriteFailed
+            }
+        };
+        // This is nobody's second order to end: the end is waited for.
+        if self.wanted == Wanted::Its {
+            self.wanted.ask(wanted);
+        }
     }
 
     async fn send_input(&mut self, typed: Typed, connection: &mut Connection) {
@@ -326,16 +375,20 @@ impl Follower {
                 let EventParams { event, end } = serde_json::from_str(params.get()).map_err(|error| garbled(&error))?;
                 for line in self.lines.of_event(event.get(), end) {
                     self.elapsed.clear();
-                    eprintln!("{line}");
+                    console::report_line(&line);
                 }
             }
             (Some("gap"), Some(params)) => {
                 let gap: GapParams<'_> = serde_json::from_str(params.get()).map_err(|error| garbled(&error))?;
                 self.output.skip(gap.r#type, gap.from, gap.to).map_err(damaged)?;
-                let n_bytes = gap.to - gap.from;
-                self.say(&format!("{n_bytes} bytes of {} are not there any more: {}", gap.r#type.as_str(), gap.reason));
+                let GapParams { r#type, from, to, reason } = gap;
+                let stream = r#type.as_str();
+                self.say(&format!("bytes {from} to {to} of {stream} are lost ({} bytes): {reason}", to - from));
             }
-            (Some("statusUpdate"), Some(params)) => return self.on_status(params.get()).await,
+            (Some("statusUpdate"), Some(params)) => {
+                self.observe_heartbeat(connection);
+                return self.on_status(params.get()).await;
+            }
             (Some("detached"), _) => {
                 return Err(self.ended_early(&ClientError::new(
                     exit::UNAVAILABLE,
@@ -350,7 +403,7 @@ impl Follower {
                 }
                 self.say(&error.message);
             }
-            (None, _) => return self.on_response(&said),
+            (None, _) => return self.on_response(&said, connection).await,
             _ => {}
         }
         Ok(Then::Stay)
@@ -358,7 +411,19 @@ impl Follower {
 
     fn say(&mut self, text: &str) {
         self.elapsed.clear();
-        eprintln!("cc-executor: {text}");
+        console::report(text);
+    }
+
+    /// Learns how often the service says how an execution is of which another client has asked that: the longest time
+    /// between two updates, because others than heartbeats come between these.
+    fn observe_heartbeat(&mut self, connection: &mut Connection) {
+        let now = Instant::now();
+        let Some(since) = self.status_at.replace(now).map(|at| now - at) else { return };
+        let longest = self.heartbeat.is_none_or(|known| since > known);
+        if matches!(self.purpose, Purpose::Attach) && since >= SHORTEST_HEARTBEAT && longest {
+            self.heartbeat = Some(since);
+            connection.expect_signs_every(since);
+        }
     }
 
     async fn on_connected(&mut self, params: &str, connection: &mut Connection) -> Result<(), ClientError> {
@@ -381,10 +446,13 @@ impl Follower {
         Ok(())
     }
 
-    fn on_response(&mut self, said: &Said<'_>) -> Result<Then, ClientError> {
+    async fn on_response(&mut self, said: &Said<'_>, connection: &mut Connection) -> Result<Then, ClientError> {
+        if said.id == Some(call::BEGIN) {
+            self.answer_by = None;
+        }
         match (said.id, &said.error, said.result) {
             (Some(call::BEGIN), Some(error), _) => {
-                let refusal = ClientError::new(exit_code_of_refusal(error.code), error.message.clone());
+                let refusal = self.refusal(error);
                 let passes = matches!(error.code, code::BACKEND | code::DRAINING | code::SESSION_LIMIT);
                 if self.away_until.is_some() && passes {
                     return Ok(Then::Broken(refusal));
@@ -393,7 +461,7 @@ impl Follower {
             }
             (Some(call::BEGIN), None, Some(result)) => {
                 let accepted: Accepted<'_> = serde_json::from_str(result.get()).map_err(|error| garbled(&error))?;
-                self.on_accepted(&accepted)
+                self.on_accepted(&accepted, connection).await
             }
             // Cancel and resize: if they came too late, the end is on its way.
             (Some(id), error, _) if id >= call::INPUT => {
@@ -410,7 +478,23 @@ impl Follower {
         }
     }
 
-    fn on_accepted(&mut self, accepted: &Accepted<'_>) -> Result<Then, ClientError> {
+    /// Why the service refuses to run or to attach. A backend without the execution that is not the one that had it
+    /// was started since, and the end of the one before was the end of all that it ran.
+    fn refusal(&self, error: &ErrorObject) -> ClientError {
+        let code = exit_code_of_refusal(error.code);
+        let instance = error.data.as_ref().and_then(|data| data["instance"].as_str());
+        match (error.code, self.instance.as_deref(), instance) {
+            (code::UNKNOWN_EXECUTION, Some(before), Some(now)) if before != now => {
+                ClientError::new(code, "the service was restarted; the execution ended with it")
+            }
+            _ => ClientError::new(code, error.message.clone()),
+        }
+    }
+
+    async fn on_accepted(&mut self, accepted: &Accepted<'_>, connection: &mut Connection) -> Result<Then, ClientError> {
+        if let Some(instance) = &accepted.instance {
+            self.instance = Some(instance.clone().into_owned());
+        }
         self.id = Some(accepted.execution_id);
         self.away_until = None;
         if accepted.claude {
@@ -421,8 +505,15 @@ impl Follower {
         let first = !std::mem::replace(&mut self.accepted, true);
         let Purpose::Run(options) = &self.purpose else { return Ok(Then::Stay) };
         if options.leave == Leave::GoesOn && accepted.status != "failed" {
-            println!("{}", accepted.execution_id);
-            return Ok(Then::Exit(0));
+            return Ok(match console::print_line(&accepted.execution_id.to_string()) {
+                Ok(Reader::Present) => Then::Exit(0),
+                // Whoever does not get the id can neither follow the execution nor end it.
+                lost => {
+                    self.output_lost(lost);
+                    self.cancel(connection).await;
+                    Then::Stay
+                }
+            });
         }
         if first && options.interactive {
             self.input = Input::start();
@@ -458,15 +549,31 @@ impl Follower {
         };
         self.output.check(&sent).map_err(damaged)?;
         if let Some(outcome) = ending.result.as_ref().filter(|_| !self.json) {
-            eprintln!("{}", self.lines.of_outcome(outcome));
+            console::report_line(&self.lines.of_outcome(outcome));
         }
-        if let Err(error) = flushed
-            && error.kind() != ErrorKind::BrokenPipe
-        {
-            return Err(ClientError::new(exit::SOFTWARE, format!("cannot write the output: {error}")));
+        if let Err(error) = flushed {
+            self.output_lost(console::outcome(Err(error)));
         }
-        let ours = self.wanted.code().filter(|_| ending.reason == Reason::Canceled);
-        Ok(Then::Exit(ours.unwrap_or_else(|| exit_code_of(&ending))))
+        if let Some(code) = self.wanted.code_after(ending.reason) {
+            return Ok(Then::Exit(code));
+        }
+        if let Some(why) = ended_by(&ending) {
+            self.say(&why);
+        }
+        let code = exit_code_of(&ending);
+        Ok(Then::Exit(if self.is_incomplete(code) { exit::SOFTWARE } else { code }))
+    }
+
+    /// Whether bytes were lost, which is said here beside the exit code that it hides.
+    fn is_incomplete(&mut self, code: u8) -> bool {
+        let PerStream { stdout, stderr } = self.output.lost();
+        if stdout + stderr == 0 {
+            return false;
+        }
+        self.say(&format!(
+            "the output is incomplete: {stdout} bytes of stdout and {stderr} of stderr are lost; without that the exit code would be {code}"
+        ));
+        true
     }
 
     fn ended_early(&mut self, error: &ClientError) -> ClientError {
@@ -487,7 +594,14 @@ impl Follower {
         why: ClientError,
         signals: &mut Signals,
     ) -> Result<Result<Connection, u8>, ClientError> {
-        let Some(patience) = self.reconnect else { return Err(self.ended_early(&why)) };
+        let Some(patience) = self.reconnect else {
+            let why = match self.id.filter(|_| matches!(self.purpose, Purpose::Run(_))) {
+                // With --detach: it may have been started.
+                Some(id) => ClientError::new(why.code, format!("{}; it may run: cc-executor cancel {id}", why.message)),
+                None => why,
+            };
+            return Err(self.ended_early(&why));
+        };
         if self.away_until.is_none() {
             self.say(&format!("{}; trying to come back for {} s", why.message, patience.as_secs()));
         }
@@ -503,7 +617,10 @@ impl Follower {
             }
             let opened = async {
                 sleep(self.pause).await;
-                Connection::open(&self.url).await
+                // One that is stopped may take a connection and say nothing on it.
+                timeout_at(until, Connection::open(&self.url))
+                    .await
+                    .unwrap_or_else(|_| Err(ClientError::new(exit::UNAVAILABLE, "the service does not answer")))
             };
             let opened = tokio::select! {
                 opened = opened => opened,

@@ -17,7 +17,8 @@ use std::{
 
 use self::live::Live;
 pub(super) use self::whole::Whole;
-use super::{ClientError, exit, put, told};
+use super::{ClientError, Reader, exit, put, told};
+use crate::console;
 
 /// What `logs` was asked for.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -59,7 +60,7 @@ fn read(options: &LogsOptions) -> Result<u8, ClientError> {
     let counts = whole.counts();
     let mut n_printed = 0;
     for line in whole.lines() {
-        if !put(&line)? {
+        if put(&line)? == Reader::Gone {
             return Ok(0);
         }
         n_printed += 1;
@@ -73,7 +74,7 @@ fn follow(options: &LogsOptions) -> Result<u8, ClientError> {
     for line in io::stdin().lock().split(b'\n') {
         let line = line.map_err(|error| unreadable(&options.file, &error))?;
         for line in live.take(&String::from_utf8_lossy(&line)) {
-            if !put(&line)? {
+            if put(&line)? == Reader::Gone {
                 return Ok(0);
             }
             n_printed += 1;
@@ -97,7 +98,7 @@ pub(super) fn unreadable(file: &str, error: &io::Error) -> ClientError {
 fn summed_up(counts: Counts, n_printed: usize, file: &str) -> Result<u8, ClientError> {
     if counts.lines == 0 {
         let hint = if file == "-" { "; docker writes a container's log to standard error: add 2>&1" } else { "" };
-        eprintln!("cc-executor: not a line came{hint}");
+        console::report(format_args!("not a line came{hint}"));
         return Ok(1);
     }
     if !counts.any() {
@@ -105,16 +106,16 @@ fn summed_up(counts: Counts, n_printed: usize, file: &str) -> Result<u8, ClientE
         return Err(ClientError::new(exit::USAGE, advice));
     }
     if counts.foreign > 0 {
-        eprintln!("cc-executor: {} lines are no JSON log lines and are not shown", counts.foreign);
+        console::report(format_args!("{} lines are no JSON log lines and are not shown", counts.foreign));
     }
     if counts.dropped > 0 {
-        eprintln!(
-            "cc-executor: {} lines were given up, of executions that may be of this session: give the log as a file",
+        console::report(format_args!(
+            "{} lines were given up, of executions that may be of this session: give the log as a file",
             counts.dropped
-        );
+        ));
     }
     if n_printed == 0 {
-        eprintln!("cc-executor: none of {} log lines is of what was asked for", counts.lines);
+        console::report(format_args!("none of {} log lines is of what was asked for", counts.lines));
         return Ok(1);
     }
     Ok(0)

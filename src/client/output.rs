@@ -3,10 +3,11 @@
 use std::io;
 
 use cc_executor_actors::protocol::{PerStream, Stream};
-use tokio::io::{AsyncWriteExt, Stderr, Stdout, stderr, stdout};
+use tokio::io::{AsyncWriteExt, Stderr, Stdout};
 
 pub(super) use super::seen::Damage;
 use super::seen::{Seen, decoded};
+use crate::console;
 
 /// Both streams on their way to our own.
 pub(super) struct Output {
@@ -32,9 +33,10 @@ struct Texts {
 
 impl Output {
     pub(super) fn new(json: bool) -> Self {
+        let (stdout, stderr) = console::streams();
         Output {
-            stdout: stdout(),
-            stderr: stderr(),
+            stdout,
+            stderr,
             waiting: PerStream::default(),
             seen: PerStream::default(),
             json,
@@ -114,6 +116,11 @@ impl Output {
         Ok(())
     }
 
+    /// The bytes of each stream that did not come, as the service said.
+    pub(super) fn lost(&self) -> PerStream<u64> {
+        PerStream { stdout: self.seen.stdout.lost, stderr: self.seen.stderr.lost }
+    }
+
     /// How far each stream has come: where to go on after a broken connection.
     pub(super) fn offsets(&self) -> PerStream<u64> {
         PerStream { stdout: self.seen.stdout.end, stderr: self.seen.stderr.end }
@@ -149,8 +156,11 @@ impl Output {
         self.waiting = PerStream::default();
     }
 
-    /// Writes the rest.
+    /// Writes the rest, unless an earlier write has failed.
     pub(super) async fn finish(&mut self) -> io::Result<()> {
+        if self.discarding {
+            return Ok(());
+        }
         self.write().await?;
         self.stdout.flush().await?;
         self.stderr.flush().await

@@ -18,6 +18,8 @@ pub enum Cut {
     Fin,
     /// Reset, at both ends.
     Reset,
+    /// Nothing more comes towards the client, and neither end is told.
+    Silent,
 }
 
 /// A proxy in front of a service. It stops listening when dropped.
@@ -74,6 +76,11 @@ fn forward(mut from: TcpStream, mut to: TcpStream, cut: Option<(u64, Cut)>) {
             Ok(n) if n > 0 && to.write_all(&bytes[..n]).is_ok() => left -= n as u64,
             _ => break,
         }
+    }
+    if left == 0 && cut.is_some_and(|(_, cut)| cut == Cut::Silent) {
+        // Both stay open for as long as the test's process lives.
+        std::mem::forget((from, to));
+        return;
     }
     if left == 0 && cut.is_some_and(|(_, cut)| cut == Cut::Reset) {
         for stream in [&from, &to] {

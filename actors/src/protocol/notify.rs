@@ -116,6 +116,9 @@ pub struct Progress {
     pub since_output_ms: u64,
     /// Bytes of each stream that were sent to this client.
     pub offsets: PerStream<u64>,
+    /// Whether all of its processes are stopped, by whomever.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub stopped: bool,
     /// Whether the backend was heard lately.
     pub backend: Hearing,
     /// Milliseconds left until the total time-out; `None` without one.

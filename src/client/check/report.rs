@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
 use super::{
-    super::{ClientError, put},
+    super::{ClientError, Reader, put},
     problem::Problem,
 };
 
@@ -26,8 +26,8 @@ pub(super) struct Outcome<'a> {
 pub(super) struct Report {
     json: bool,
     bar: ProgressBar,
-    /// Whether anybody reads it. Where nobody does, the exit code still tells.
-    is_read: bool,
+    /// Where it is gone, the exit code still tells.
+    reader: Reader,
     n_passed: usize,
     n_failed: usize,
     took: Duration,
@@ -43,7 +43,7 @@ impl Report {
             bar.set_style(style.progress_chars("=> "));
         }
         bar.enable_steady_tick(Duration::from_millis(200));
-        Report { json, bar, is_read: true, n_passed: 0, n_failed: 0, took: Duration::ZERO }
+        Report { json, bar, reader: Reader::Present, n_passed: 0, n_failed: 0, took: Duration::ZERO }
     }
 
     /// The bar, for a check to say on it what it does. Where there is none a line names the check: whoever
@@ -72,8 +72,8 @@ impl Report {
     }
 
     fn say(&mut self, lines: &str) -> Result<(), ClientError> {
-        if self.is_read {
-            self.is_read = self.bar.suspend(|| put(lines))?;
+        if self.reader == Reader::Present {
+            self.reader = self.bar.suspend(|| put(lines))?;
         }
         Ok(())
     }

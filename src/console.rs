@@ -1,0 +1,76 @@
+//! Everything that this program prints to its own standard output and standard error.
+//!
+//! `println!` and its kin panic where a write fails, and that is ordinary here: `ps | head -1` closes the pipe,
+//! and disks are full at times. So nothing else in this crate prints; tests/tidy.rs looks for it.
+
+use std::{
+    fmt,
+    io::{self, ErrorKind, Write},
+};
+
+/// Exit code where output could not be written: `EX_IOERR` of sysexits(3).
+pub const EX_IOERR: u8 = 74;
+
+/// Whether the output still has a reader.
+#[must_use]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reader {
+    /// It was written.
+    Present,
+    /// The pipe is closed: the reader has seen enough, which is no error.
+    Gone,
+}
+
+/// Output could not be written although it has a reader: a full disk, an I/O error.
+#[derive(Debug)]
+pub struct WriteFailed(io::Error);
+
+impl fmt::Display for WriteFailed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cannot write the output: {}", self.0)
+    }
+}
+
+/// Tells a closed pipe from a failed write.
+///
+/// # Errors
+/// Every failure but a closed pipe.
+pub fn outcome(written: io::Result<()>) -> Result<Reader, WriteFailed> {
+    match written {
+        Ok(()) => Ok(Reader::Present),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(Reader::Gone),
+        Err(error) => Err(WriteFailed(error)),
+    }
+}
+
+/// Writes a text to standard output, at once.
+///
+/// # Errors
+/// See [`outcome`].
+pub fn print(text: &str) -> Result<Reader, WriteFailed> {
+    let mut out = io::stdout().lock();
+    outcome(out.write_all(text.as_bytes()).and_then(|()| out.flush()))
+}
+
+/// Writes a line to standard output, at once.
+///
+/// # Errors
+/// See [`outcome`].
+pub fn print_line(line: &str) -> Result<Reader, WriteFailed> {
+    print(&format!("{line}\n"))
+}
+
+/// Standard output and standard error for a stream of bytes. Each failed write goes through [`outcome`].
+pub fn streams() -> (tokio::io::Stdout, tokio::io::Stderr) {
+    (tokio::io::stdout(), tokio::io::stderr())
+}
+
+/// Writes a line to standard error as it is. There is nowhere to report that this failed, so failures are ignored.
+pub fn report_line(line: &str) {
+    let _ = io::stderr().lock().write_all(format!("{line}\n").as_bytes());
+}
+
+/// Writes a message to standard error, as this program's own.
+pub fn report(message: impl fmt::Display) {
+    report_line(&format!("cc-executor: {message}"));
+}
