@@ -265,8 +265,8 @@ fn a_clean_up_has_the_whole_grace_whoever_dies_before() {
     let service = Service::start();
     let clean_up = "import signal, sys, time\n\
         def clean(*_):\n\
-        \tfor n in range(30): print(n, flush=True); time.sleep(0.1)\n\
-        \tprint('clean', flush=True); sys.exit(0)\n\
+        \tfor n in range(30): print(n, file=sys.stderr); time.sleep(0.1)\n\
+        \tprint('clean', file=sys.stderr); sys.exit(0)\n\
         signal.signal(signal.SIGTERM, clean)\n\
         print('ready', flush=True)\n\
         time.sleep(900)\n";
@@ -292,7 +292,8 @@ fn a_clean_up_has_the_whole_grace_whoever_dies_before() {
             let story = client.story();
             let expected = if by_time_out { "timeout" } else { "canceled" };
             assert_eq!(story.end["reason"], expected, "{command}: {}", story.end);
-            assert!(story.text().ends_with("29\nclean\n"), "{command}: {}", story.text());
+            let said = String::from_utf8_lossy(&story.stderr);
+            assert!(said.contains("29\nclean\n"), "{command}: {said}");
             let cancel = &story.end["cancel"];
             assert_eq!((&cancel["escalated"], &cancel["verified"]), (&json!(false), &json!(true)), "{cancel}");
         }

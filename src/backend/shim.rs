@@ -283,6 +283,8 @@ impl Shim {
                 Order::Pause => self.begin_pause(),
                 Order::Resume => {
                     self.end_pause();
+                    // Also what was stopped by others: nothing else could continue that.
+                    pause::continue_all(&self.procfs);
                     self.tell(&Fact::Resumed);
                 }
                 Order::Inspect => {
@@ -351,6 +353,7 @@ impl Shim {
             End::Running => {
                 self.tree.terminate(&self.procfs);
                 self.end_pause();
+                // The group by itself, too: where nothing can be listed that is what is reached.
                 self.tree.signal_group(Signal::CONT.as_raw());
                 pause::continue_all(&self.procfs);
                 self.end = End::Asked { kill_at };

@@ -389,7 +389,8 @@ impl Spool {
             consumer.items.closed().await;
             return Moved::Gone;
         };
-        let since = blocked_since.max(asked_at);
+        // Only a gateway asks for its client's sake.
+        let since = if consumer.is_gateway { blocked_since.max(asked_at) } else { blocked_since };
         let vanished = async {
             if consumer.is_gateway || self.finished {
                 tokio::time::sleep_until((since + patience).into()).await;

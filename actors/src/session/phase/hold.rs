@@ -64,6 +64,8 @@ pub(super) struct Live {
     deadline: Option<(u64, Instant)>,
     /// What Claude is doing, and how often its model has answered.
     doing: (Option<String>, Option<u32>),
+    /// Whether all of its processes are stopped, by whomever.
+    stopped: bool,
 }
 
 impl Hold {
@@ -117,6 +119,7 @@ impl Hold {
             output_at: now,
             deadline: None,
             doing: (None, None),
+            stopped: false,
         };
         let alive = standing.alive.clone();
         live.alive(Alive { deadline_ms: alive.deadline_ms.or(timeout_ms), ..alive }, now);
@@ -173,6 +176,7 @@ impl Hold {
             offsets: live.offsets,
             backend: if silent { Hearing::Silent } else { Hearing::Alive },
             deadline_ms: live.deadline.map(|(left, at)| if stands { left } else { left.saturating_sub(since(at)) }),
+            stopped: live.stopped && !waits,
             activity: live.doing.0.clone().filter(|_| !waits),
             turns: live.doing.1.filter(|_| !waits),
         })
@@ -231,6 +235,7 @@ impl Live {
         if let Some(left) = alive.deadline_ms {
             self.deadline = Some((left, now));
         }
+        self.stopped = alive.stopped;
         let doing = (alive.activity, alive.turns);
         let changed = doing != self.doing;
         self.doing = doing;
