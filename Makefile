@@ -6,7 +6,7 @@ LOG := target/cc-executor.log
 # The release that the tests were last seen green with; `make claude CLAUDE_CODE=latest` tries another.
 CLAUDE_CODE ?= $(shell sed -n 's/^ENV CLAUDE_CODE_TESTED=//p' deploy/Dockerfile)
 
-.PHONY: help build fmt lint doc test claude check run up down bench soak fuzz deploy-test logs
+.PHONY: help build fmt lint doc test stress claude check run up down bench soak fuzz deploy-test logs
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ test: ## all tests, on real processes and sockets
 	@rm -f target/tmp/left-out
 	cargo test --workspace
 	@if [ -s target/tmp/left-out ]; then echo; sort target/tmp/left-out; fi
+
+stress: ## the tests that repeat, with many more rounds, optimised
+	STRESS=1 cargo test --release --test integration -- hostile:: holds:: guards::
 
 claude: ## install Claude Code from npm into target/claude, for the tests that ask it
 	npm install --no-fund --no-audit --prefix target/claude @anthropic-ai/claude-code@$(CLAUDE_CODE)

@@ -240,7 +240,7 @@ impl Drop for Reachable {
 }
 
 #[test]
-fn a_command_of_the_same_user_cannot_look_into_the_service_or_its_keeper() {
+fn a_command_of_the_same_user_cannot_look_into_the_service_or_its_shim() {
     let reachable = Reachable::new();
     let copy = reachable.0.join("cc-executor");
     let mut command = if rustix::process::geteuid().is_root() {

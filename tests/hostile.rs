@@ -4,7 +4,7 @@
 use std::{
     sync::atomic::{AtomicUsize, Ordering},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use rustix::process::Signal;
@@ -102,7 +102,7 @@ fn ending(client: &mut Client) -> Value {
     story.end
 }
 
-fn one(service: &Service, next: &mut impl FnMut(u64) -> u64, deepest: &mut Duration) {
+fn one(service: &Service, next: &mut impl FnMut(u64) -> u64) {
     let mark = procs::mark();
     let way = [Way::Cancel, Way::TimeOut, Way::Disconnect, Way::Itself][usize::try_from(next(4)).unwrap()];
     let (source, code) = command(next, &mark, way);
@@ -125,7 +125,6 @@ fn one(service: &Service, next: &mut impl FnMut(u64) -> u64, deepest: &mut Durat
         Way::Disconnect => client.vanish_now(),
         Way::TimeOut | Way::Itself => {}
     }
-    let at = Instant::now();
     if way == Way::Disconnect {
         let id = answer["executionId"].as_str().unwrap().to_owned();
         let mut other = service.connect();
@@ -138,17 +137,12 @@ fn one(service: &Service, next: &mut impl FnMut(u64) -> u64, deepest: &mut Durat
     } else {
         assert_true(way, code, &ending(&mut client), &source);
     }
-    *deepest = (*deepest).max(at.elapsed());
-    let left = procs::with_argument(&mark);
-    if !left.is_empty() {
-        thread::sleep(Duration::ZERO);
-        wait_until(&format!("nothing is left of {source}"), Duration::from_secs(2), || {
-            procs::with_argument(&mark).is_empty()
-        });
-    }
+    wait_until(&format!("nothing is left of {source}"), Duration::from_secs(2), || {
+        procs::with_argument(&mark).is_empty()
+    });
 }
 
-/// The rounds of one mode, in lanes that run at a time. One lane after the other has its own service killed.
+/// The rounds of one mode, in lanes that run at a time. Each lane has a service of its own, which is killed now and then.
 fn rounds(mode: Mode, n: usize, seed: u64) {
     let done = AtomicUsize::new(0);
     thread::scope(|scope| {
@@ -157,12 +151,11 @@ fn rounds(mode: Mode, n: usize, seed: u64) {
             scope.spawn(move || {
                 let mut next = random(seed * 100 + lane + 1);
                 let mut service = mode.service(&["--drain-ms", "1000"]);
-                let mut deepest = Duration::ZERO;
                 while done.fetch_add(1, Ordering::Relaxed) < n {
                     if next(8) == 0 {
                         killed_with(&mut service, &mut next, mode);
                     } else {
-                        one(&service, &mut next, &mut deepest);
+                        one(&service, &mut next);
                     }
                 }
             });

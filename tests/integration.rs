@@ -21,6 +21,7 @@ mod coming_back;
 mod drain;
 mod faults;
 mod guards;
+mod hostile;
 mod input;
 mod life;
 mod liveness;

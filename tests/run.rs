@@ -190,7 +190,7 @@ fn a_service_that_is_killed_leaves_nothing_running() {
 
 #[test]
 fn ctrl_c_in_the_services_own_terminal_leaves_nothing_running() {
-    // A terminal sends SIGINT to every process of the foreground group, keepers included.
+    // A terminal sends SIGINT to every process of the foreground group, shims included.
     let mut command = binary();
     command.args(["serve", "--bind", "127.0.0.1:0"]).process_group(0);
     let mut service = Service::spawn(command);

@@ -396,6 +396,11 @@ impl Client {
         let _ = self.stream.shutdown(Shutdown::Both);
     }
 
+    /// The same, and what had been received can still be read.
+    pub fn vanish_now(&mut self) {
+        let _ = self.stream.shutdown(Shutdown::Both);
+    }
+
     fn take(&mut self, n: usize) -> Option<Vec<u8>> {
         while self.input.len() - self.at < n {
             if self.at > 1 << 20 {

@@ -31,7 +31,7 @@ pub fn binary() -> Command {
     command
 }
 
-/// A running role. It is killed when dropped; its keepers then end whatever it ran.
+/// A running role. It is killed when dropped; its subreaper then ends whatever it ran.
 pub struct Service {
     child: Child,
     /// Where it listens.
