@@ -3,7 +3,8 @@
 //! The order of reading: [`table`] admits an execution or has it wait, [`executor`] turns its command
 //! into a program and its arguments ([`claude`] has its own), [`process`] starts it under a [`keeper`], with pipes or on a
 //! [`terminal`], [`execution`] follows it to its end, and what it writes goes through its [`spool`] to
-//! whoever follows it, now or later. [`orphans`] is what happens where a keeper was killed, and
+//! whoever follows it, now or later. What is remembered of it then is decided in the [`registry`] and lies in a
+//! [`record`]. [`orphans`] is what happens where a keeper was killed, and
 //! [`routes`] is the HTTP in front, with the three forms of a stream in [`forms`].
 
 pub mod claude;
@@ -13,6 +14,8 @@ pub mod forms;
 pub mod keeper;
 pub mod orphans;
 pub mod process;
+pub mod record;
+pub mod registry;
 pub mod ring;
 pub mod routes;
 pub mod signal;
@@ -20,7 +23,7 @@ pub mod spool;
 pub mod table;
 pub mod terminal;
 
-use std::{io, net::TcpListener, path::PathBuf, time::Duration};
+use std::{io, net::TcpListener, path::PathBuf, sync::Arc, time::Duration};
 
 use actix_web::{App, HttpServer, dev::Server, middleware::from_fn, web};
 
@@ -47,6 +50,8 @@ pub struct BackendConfig {
     pub ring_bytes: usize,
     /// How much output of ended executions is kept in all, in bytes.
     pub max_kept_bytes: usize,
+    /// How many executions are known at the most, those that have ended included.
+    pub max_ended: usize,
     /// How long output and ending of an ended execution are kept.
     pub retention: Duration,
     /// How long a consumer may take nothing while nobody asks for it, before it counts as gone.
@@ -74,6 +79,7 @@ const WRITE_BUFFER: usize = 256 * 1024;
 pub fn serve(listener: TcpListener, config: BackendConfig, access: Access) -> io::Result<(Server, web::Data<Table>)> {
     let table = web::Data::new(Table::new(config));
     let shared = table.clone();
+    actix_web::rt::spawn(Table::forget_in_time(Arc::downgrade(&table.clone().into_inner())));
     let consumer_stall = table.config().consumer_stall;
     let access = web::Data::new(access);
     let server = HttpServer::new(move || {

@@ -26,6 +26,7 @@ mod logs_cli;
 mod original;
 mod race;
 mod replay;
+mod retention;
 mod run;
 mod steering;
 mod stuck;

@@ -23,6 +23,8 @@ const PURE: &[&str] = &[
     "actors/src/backend/multiplex.rs",
     "src/backend/execution/last.rs",
     "src/backend/keeper/talk.rs",
+    "src/backend/record.rs",
+    "src/backend/registry.rs",
     "src/backend/ring.rs",
     "src/client/ending.rs",
 ];

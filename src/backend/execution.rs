@@ -2,11 +2,12 @@
 //! the command wrote for a while after.
 //!
 //! It is one task, and everything that happens to it comes through it: orders, clocks, the keeper, the
-//! pipes, and consumers that come and go. So nothing here is locked, and nothing has to be.
+//! pipes, and consumers that come and go. So nothing here is locked, and nothing has to be. When there is nothing left
+//! to keep or to say, the task ends, and the table's record answers ([`kept`]).
 
 mod following;
 mod input;
-mod kept;
+pub mod kept;
 mod last;
 mod waiting;
 
@@ -70,8 +71,6 @@ pub enum Ask {
     Acknowledge(PerStream<u64>, Answer),
     /// Tell how it is. A gateway asks that for as long as its client does not read.
     Describe(oneshot::Sender<Snapshot>),
-    /// Memory is short: forget the output.
-    Shed,
 }
 
 /// What an execution needs to know of itself.
@@ -93,8 +92,6 @@ pub struct Terms {
     pub pty: Option<Size>,
     /// How long a consumer may take nothing while nobody asks for it.
     pub consumer_stall: Duration,
-    /// How long output and ending are kept.
-    pub retention: Duration,
     /// How much of each stream is kept, in bytes.
     pub ring_bytes: usize,
     /// What is written to its standard input, and nothing else: a prompt, and its output is Claude's events.
@@ -106,13 +103,15 @@ struct Body {
     terms: Terms,
     asks: mpsc::UnboundedReceiver<Ask>,
     spool: Spool,
+    /// How often a consumer has asked to follow it.
+    n_attaches: u64,
     /// When its consumer went away, while it has none.
     left_at: Option<Instant>,
     /// When somebody last asked how it is.
     asked_at: Instant,
 }
 
-/// Lives through one execution: until it is forgotten.
+/// Lives through one execution to its end. A task of its own then keeps the output, as long as there is any.
 pub async fn live(
     terms: Terms,
     asks: mpsc::UnboundedReceiver<Ask>,
@@ -122,7 +121,7 @@ pub async fn live(
     run: talk::Run,
 ) {
     let now = Instant::now();
-    let mut body = Body { terms, asks, spool, left_at: None, asked_at: now };
+    let mut body = Body { terms, asks, spool, n_attaches: 0, left_at: None, asked_at: now };
     let started = waiting::wait_for_turn(&mut body, &mut seat).await;
     let ending = match started {
         Err(ending) => ending,
@@ -137,9 +136,7 @@ pub async fn live(
     info!(event = "process.finished", execution_id:% = body.terms.id, status = ending.status.as_str(), reason = ending.reason.as_str(),
         exit_code:serde = ending.exit_code, signal:serde = ending.signal, stdout_bytes:serde = ending.bytes.stdout,
         stderr_bytes:serde = ending.bytes.stderr, leftovers = ending.leftovers, ms:serde = ending.elapsed_ms; "process finished");
-    body.spool.end();
-    let kept = seat.end(body.spool.memory(), body.spool.owes());
-    kept::keep(body, ending, kept).await;
+    kept::end(body, ending, seat);
 }
 
 /// The service itself is short of something: processes, descriptors, memory.
@@ -185,6 +182,7 @@ impl Body {
     fn common(&mut self, ask: Ask, stand: impl FnOnce() -> Stand, ending: Option<&Ending>) -> Option<Ask> {
         match ask {
             Ask::Attach(consumer, answer) => {
+                self.n_attaches += 1;
                 let stand = stand();
                 let never_ran = ending.is_some_and(|ending| ending.elapsed_ms.is_none());
                 let first = stand.first_word(&self.terms).filter(|_| !never_ran);
@@ -261,7 +259,7 @@ fn refuse(ask: Ask, why: &str) {
             // Whoever asked may be gone.
             let _ = answer.send(error());
         }
-        Ask::Cancel { .. } | Ask::Attach(..) | Ask::Acknowledge(..) | Ask::Describe(_) | Ask::Shed => {}
+        Ask::Cancel { .. } | Ask::Attach(..) | Ask::Acknowledge(..) | Ask::Describe(_) => {}
     }
 }
 

@@ -132,7 +132,6 @@ async fn begin(mut run: Run, table: &web::Data<Table>, consumer: Consumer) -> Re
         detach: run.detach,
         pty: run.pty,
         consumer_stall: config.consumer_stall,
-        retention: config.retention,
         ring_bytes: config.ring_bytes,
         prompt,
     };
