@@ -190,6 +190,22 @@ fn fetched_output_gives_way_first_and_the_oldest_before_the_others() {
 }
 
 #[test]
+fn what_is_kept_counts_besides_its_output() {
+    const TIMES: usize = 200;
+    let service = Service::with(&["serve"], &[("CC_EXECUTOR_MAX_KEPT_BYTES", "1000000")]);
+    let mut client = service.connect();
+    let ids: Vec<_> = (0..TIMES)
+        .map(|_| {
+            let id = client.execute(json!({ "command": "echo x" }));
+            client.story();
+            id
+        })
+        .collect();
+    assert_eq!(attached(&mut client, &ids[0]).gaps.len(), 1, "2 bytes take some thousands");
+    assert_whole(&attached(&mut client, &ids[TIMES - 1]), 2);
+}
+
+#[test]
 fn a_request_takes_no_memory_after_its_end() {
     const TIMES: usize = 200;
     let backend = Service::with(&["backend"], &[("CC_EXECUTOR_MAX_KEPT_BYTES", "1000000")]);

@@ -26,13 +26,13 @@ use cc_executor_actors::{
     terminate::{CancelReason, Ending, Reason, Scope, Status},
 };
 use log::info;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
 use super::{
     keeper::talk,
     process::Process,
     spool::{Consumer, Dismissal, Moved, Spool},
-    table::Seat,
+    table::{Asks, Seat},
 };
 
 /// Where the outcome of an ask goes.
@@ -101,10 +101,8 @@ pub struct Terms {
 /// What every part of an execution's life needs.
 struct Body {
     terms: Terms,
-    asks: mpsc::UnboundedReceiver<Ask>,
+    asks: Asks,
     spool: Spool,
-    /// How often a consumer has asked to follow it.
-    n_attaches: u64,
     /// When its consumer went away, while it has none.
     left_at: Option<Instant>,
     /// When somebody last asked how it is.
@@ -112,16 +110,9 @@ struct Body {
 }
 
 /// Lives through one execution to its end. A task of its own then keeps the output, as long as there is any.
-pub async fn live(
-    terms: Terms,
-    asks: mpsc::UnboundedReceiver<Ask>,
-    spool: Spool,
-    mut seat: Seat,
-    keeper: std::path::PathBuf,
-    run: talk::Run,
-) {
+pub async fn live(terms: Terms, asks: Asks, spool: Spool, mut seat: Seat, keeper: std::path::PathBuf, run: talk::Run) {
     let now = Instant::now();
-    let mut body = Body { terms, asks, spool, n_attaches: 0, left_at: None, asked_at: now };
+    let mut body = Body { terms, asks, spool, left_at: None, asked_at: now };
     let started = waiting::wait_for_turn(&mut body, &mut seat).await;
     let ending = match started {
         Err(ending) => ending,
@@ -182,7 +173,6 @@ impl Body {
     fn common(&mut self, ask: Ask, stand: impl FnOnce() -> Stand, ending: Option<&Ending>) -> Option<Ask> {
         match ask {
             Ask::Attach(consumer, answer) => {
-                self.n_attaches += 1;
                 let stand = stand();
                 let never_ran = ending.is_some_and(|ending| ending.elapsed_ms.is_none());
                 let first = stand.first_word(&self.terms).filter(|_| !never_ran);

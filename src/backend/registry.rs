@@ -1,6 +1,10 @@
 //! Which executions are known, whose output is kept, and whether another one may come: by time and by memory, never
 //! by count.
 //!
+//! The rules: an ending is known for the whole retention; output that was fetched gives way when memory is short, the
+//! oldest first; output that may still be fetched, or that a consumer reads, does not. What that leaves no room for is
+//! refused. The memory bound is on what is kept after the end: those that run at that moment may exceed it once.
+//!
 //! Pure: time is a parameter, in milliseconds since any fixed moment, and never goes back. What an entry holds is its
 //! caller's. Every order is a sorted set, so that no call looks at all entries.
 
@@ -36,7 +40,7 @@ pub enum Output {
 /// Why no other execution may come.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Refusal {
-    /// As many are known as may be. The oldest is forgotten after so long, if all that are known have ended.
+    /// As many are known as may be. The oldest of those that have ended is forgotten after so long.
     Entries {
         /// Milliseconds.
         next_in_ms: Option<u64>,
@@ -99,8 +103,8 @@ impl<K: Copy + Ord + Hash, T> Registry<K, T> {
     /// Whether another execution may come. One that may detach leaves output that must be kept.
     pub fn accepts(&self, may_detach: bool, now_ms: u64) -> Result<(), Refusal> {
         if self.entries.len() >= self.bounds.max_entries {
-            let next = self.by_age.first().filter(|_| self.active.is_empty());
-            let next_in_ms = next.map(|(since, _)| (since + self.bounds.retention_ms).saturating_sub(now_ms));
+            let oldest = self.by_age.first();
+            let next_in_ms = oldest.map(|(since, _)| (since + self.bounds.retention_ms).saturating_sub(now_ms));
             return Err(Refusal::Entries { next_in_ms });
         }
         if may_detach && self.held_bytes > self.bounds.max_kept_bytes {
@@ -351,9 +355,10 @@ mod tests {
     #[test]
     fn more_than_may_be_known_is_refused_until_the_oldest_is_forgotten() {
         let mut registry = Registry::new(Bounds { max_entries: 2, ..BOUNDS });
-        ended(&mut registry, 1, Output::Nothing, 10);
+        registry.insert(1, ());
         registry.insert(2, ());
-        assert_eq!(registry.accepts(false, 20), Err(Refusal::Entries { next_in_ms: None }), "one has not ended");
+        assert_eq!(registry.accepts(false, 10), Err(Refusal::Entries { next_in_ms: None }), "none has ended");
+        registry.keep(1, Output::Nothing, 10);
         registry.keep(2, Output::Nothing, 20);
         assert_eq!(registry.accepts(false, 20), Err(Refusal::Entries { next_in_ms: Some(90) }));
         assert_eq!(registry.newest(10, 20), [2, 1]);

@@ -30,7 +30,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
     BackendConfig,
-    execution::{Ask, kept},
+    execution::{
+        Ask,
+        kept::{self, FIXED_BYTES},
+    },
     record::{Record, RequestDigest},
     registry::{Bounds, Entry, Output, Refusal, Registry, Withdrawn},
 };
@@ -102,11 +105,42 @@ struct Live {
 /// Where an execution's task is reached. Dropping it has the task end when it has served its consumer.
 struct Task {
     asks: mpsc::UnboundedSender<Ask>,
-    /// How often a consumer was sent to it. What the task says of its consumer is true if it knows of all of them.
+    /// How many consumers were sent to it. What the task says of them is true if it has met them all.
     n_attaches: u64,
 }
 
+/// The asks that reach an execution's task. It counts those of consumers as they are taken out, so that whatever the
+/// task does with one, the table and the task agree on how many have come.
+pub struct Asks {
+    receiver: mpsc::UnboundedReceiver<Ask>,
+    n_attaches: u64,
+}
+
+impl Asks {
+    /// Asks that never come, for an execution without a task.
+    pub fn none() -> Self {
+        Task::new().1
+    }
+
+    /// The next ask; `None` when the table has given the execution up. Cancel safe.
+    pub async fn recv(&mut self) -> Option<Ask> {
+        let ask = self.receiver.recv().await?;
+        self.n_attaches += u64::from(matches!(ask, Ask::Attach(..)));
+        Some(ask)
+    }
+
+    /// How many consumers have come.
+    pub fn n_attaches(&self) -> u64 {
+        self.n_attaches
+    }
+}
+
 impl Task {
+    fn new() -> (Task, Asks) {
+        let (asks, receiver) = mpsc::unbounded_channel();
+        (Task { asks, n_attaches: 0 }, Asks { receiver, n_attaches: 0 })
+    }
+
     fn send(&mut self, ask: Ask) -> Result<(), Ask> {
         let is_attach = matches!(ask, Ask::Attach(..));
         self.asks.send(ask).map_err(|mpsc::error::SendError(ask)| ask)?;
@@ -149,7 +183,7 @@ pub struct Streaming(web::Data<Table>);
 /// What came of asking for an execution.
 pub enum Admitted {
     /// It is a new one.
-    New(Seat, mpsc::UnboundedReceiver<Ask>),
+    New(Seat, Asks),
     /// It was there already, asked for in the same terms.
     Existing,
 }
@@ -224,7 +258,7 @@ impl Table {
                     None => "when the oldest is forgotten".to_owned(),
                 };
                 let message = format!(
-                    "{max_ended} executions are known, and no ending is forgotten before its time: try again {when}, or raise --max-ended"
+                    "{max_ended} executions are known, and no ending is forgotten before its time: try again {when}, raise --max-ended, or lower --retention-ms"
                 );
                 ErrorObject::new(code::FULL, message).with(json!({ "maxEnded": max_ended, "retryInMs": next_in_ms }))
             }
@@ -261,7 +295,7 @@ impl Table {
                 format!("execution {id} was canceled before it was asked for"),
             ));
         }
-        let (asks, receiver) = mpsc::unbounded_channel();
+        let (task, asks) = Task::new();
         let (gone, watched) = watch::channel(None);
         let turn = if inner.running < this.config.max_executions {
             inner.running += 1;
@@ -272,11 +306,11 @@ impl Table {
         };
         let turn = watch::Sender::new(turn);
         let subscribed = turn.subscribe();
-        let live = Live { task: Task { asks, n_attaches: 0 }, turn, gone: watched };
+        let live = Live { task, turn, gone: watched };
         let number = inner.registry.insert(id, Known { request, stage: Stage::Live(Box::new(live)) });
         let seat = Seat { table: this.clone(), id, number, turn: subscribed, gone, left: false };
         this.count(&inner);
-        Ok(Admitted::New(seat, receiver))
+        Ok(Admitted::New(seat, asks))
     }
 
     /// Asks something of an execution that has not ended.
@@ -455,7 +489,7 @@ impl Inner {
     /// Ends what still waits or runs, for the shutdown.
     fn cancel(&mut self, id: ExecutionId, grace_ms: u64, now_ms: u64) {
         if let Some(live) = self.live(id, now_ms) {
-            // A task that does not listen any more has ended.
+            // A task that does not listen any more has failed.
             let _ = live.task.send(Ask::Cancel { grace_ms, reason: CancelReason::Drained });
         }
     }
@@ -479,7 +513,7 @@ impl Inner {
         }
     }
 
-    /// What the task of an ended execution says that it keeps. Nothing that it says counts before it knows of all its consumers.
+    /// What the task of an ended execution keeps, as it says. That counts only when it has met all its consumers.
     fn keep(&mut self, id: ExecutionId, number: u64, output: Output, n_attaches: u64, now_ms: u64) {
         let Some(entry) = self.entry(id, now_ms).filter(|entry| entry.number == number) else { return };
         let Stage::Ended(_, task) = &mut entry.value.stage else { return };
@@ -515,11 +549,12 @@ impl Seat {
 
     /// It ended, and this is what is kept of it: the place is free for the next.
     pub fn end(mut self, record: Record, output: Output, n_attaches: u64) -> Kept {
-        self.leave(record, output, n_attaches);
+        self.leave(record, Some((output, n_attaches)));
         Kept { table: self.table.clone(), id: self.id, number: self.number, reported: None }
     }
 
-    fn leave(&mut self, mut record: Record, output: Output, n_attaches: u64) {
+    /// `kept` is what its task keeps, where so many consumers have come; `None` if the task is gone.
+    fn leave(&mut self, mut record: Record, kept: Option<(Output, u64)>) {
         if std::mem::replace(&mut self.left, true) {
             return;
         }
@@ -538,12 +573,14 @@ impl Seat {
             && let Stage::Live(live) = &known.stage
         {
             let task = Task { asks: live.task.asks.clone(), n_attaches: live.task.n_attaches };
-            // A consumer that is on its way to the task will be served by it.
-            let is_followed = task.n_attaches != n_attaches;
-            let output = match output {
-                Output::Nothing if is_followed => Output::Followed(kept::FIXED_BYTES),
-                Output::Unfetched(bytes) | Output::Fetched(bytes) if is_followed => Output::Followed(bytes),
-                output => output,
+            let output = match kept {
+                None => Output::Nothing,
+                Some((output, n_attaches)) if n_attaches == task.n_attaches => output,
+                // A consumer is on its way to the task, and will be served by it.
+                Some((Output::Nothing, _)) => Output::Followed(FIXED_BYTES),
+                Some((Output::Followed(bytes) | Output::Unfetched(bytes) | Output::Fetched(bytes), _)) => {
+                    Output::Followed(bytes)
+                }
             };
             known.stage = Stage::Ended(record, (output != Output::Nothing).then_some(task));
             inner.registry.keep(self.id, output, now_ms);
@@ -559,7 +596,7 @@ impl Drop for Seat {
             // Its task has failed, or the whole service ends.
             let message = "the backend's task of this execution failed: what it ran may still run";
             let ending = Ending::failed(Reason::BackendLost, message);
-            self.leave(Record::new("".into(), 0, false, false, &ending), Output::Nothing, u64::MAX);
+            self.leave(Record::new("".into(), 0, false, false, &ending), None);
         }
     }
 }
@@ -609,4 +646,95 @@ fn draining() -> ErrorObject {
 fn full(max: usize, max_queued: usize) -> ErrorObject {
     let message = format!("all {max} executions are taken and {max_queued} wait: try again when one has ended");
     ErrorObject::new(code::FULL, message).with(json!({ "max": max, "maxQueued": max_queued }))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use cc_executor_actors::terminate::Status;
+
+    use super::*;
+    use crate::backend::{claude::Policy, executor::Executors};
+
+    fn table() -> web::Data<Table> {
+        web::Data::new(Table::new(BackendConfig {
+            executors: Executors::new(BTreeMap::new(), "shell", BTreeMap::new(), Policy::default()).unwrap(),
+            max_executions: 1,
+            max_queued: 1,
+            max_timeout_ms: 1_000,
+            max_detach_ms: 1_000,
+            ring_bytes: 1_000,
+            max_kept_bytes: 10 * FIXED_BYTES,
+            max_ended: 10,
+            retention: Duration::from_secs(3_600),
+            consumer_stall: Duration::from_secs(60),
+            max_message_bytes: 1_000,
+            keeper: "unused".into(),
+            descriptor_limit: None,
+        }))
+    }
+
+    fn admit(table: &web::Data<Table>, id: ExecutionId) -> (Seat, Asks) {
+        match Table::admit(table, id, &Run::of("true")).unwrap() {
+            Admitted::New(seat, asks) => (seat, asks),
+            Admitted::Existing => panic!("{id} is known already"),
+        }
+    }
+
+    fn record() -> Record {
+        Record::new("shell".into(), 15_000, true, false, &Ending::failed(Reason::Exit, "as it was"))
+    }
+
+    fn has_task(table: &Table, id: ExecutionId) -> bool {
+        let now_ms = table.now_ms();
+        matches!(
+            table.lock().known(id, now_ms).map(|known| &known.stage),
+            Some(Stage::Live(_) | Stage::Ended(_, Some(_)))
+        )
+    }
+
+    /// Sends an ask of the kind that counts.
+    fn attach(table: &Table, id: ExecutionId) {
+        let (consumer, _feed) = super::super::spool::Consumer::new(Default::default(), true);
+        table.ask_any(id, Ask::Attach(consumer, oneshot::channel().0)).unwrap();
+    }
+
+    #[actix_web::test]
+    async fn an_execution_whose_task_failed_is_lost_and_its_id_stays_known() {
+        let (table, id) = (table(), ExecutionId::random());
+        let (seat, asks) = admit(&table, id);
+        attach(&table, id);
+        drop((seat, asks));
+        assert_eq!(table.counts().running, 0, "its place is free");
+        let ending = table.snapshot(id).await.unwrap().ending.unwrap();
+        assert_eq!((ending.status, ending.reason), (Status::Failed, Reason::BackendLost));
+        assert!(matches!(Table::admit(&table, id, &Run::of("true")), Ok(Admitted::Existing)));
+        let (seat, asks) = admit(&table, ExecutionId::random());
+        let kept = seat.end(record(), Output::Unfetched(FIXED_BYTES), 0);
+        drop((kept, asks));
+        assert_eq!(table.lock().registry.evict(), [], "what a failed task kept is not counted");
+    }
+
+    #[actix_web::test]
+    async fn a_task_is_given_up_only_when_it_has_met_all_its_consumers() {
+        let (table, id) = (table(), ExecutionId::random());
+        let (seat, mut asks) = admit(&table, id);
+        attach(&table, id);
+        let mut kept = seat.end(record(), Output::Nothing, asks.n_attaches());
+        assert!(has_task(&table, id), "a consumer is on its way");
+        kept.report(Output::Fetched(20 * FIXED_BYTES), asks.n_attaches());
+        assert!(has_task(&table, id), "what it says of the time before does not count");
+        assert!(matches!(asks.recv().await, Some(Ask::Attach(..))));
+        kept.report(Output::Followed(20 * FIXED_BYTES), asks.n_attaches());
+        attach(&table, id);
+        kept.report(Output::Fetched(20 * FIXED_BYTES), asks.n_attaches());
+        assert!(has_task(&table, id), "another one is on its way");
+        assert!(matches!(asks.recv().await, Some(Ask::Attach(..))));
+        kept.report(Output::Fetched(20 * FIXED_BYTES), asks.n_attaches());
+        assert!(!has_task(&table, id), "memory is short, and nobody reads it");
+        assert!(asks.recv().await.is_none(), "the task is told by the end of its asks");
+        let ending = table.snapshot(id).await.unwrap().ending.unwrap();
+        assert_eq!((ending.reason, ending.message.as_deref()), (Reason::Exit, Some("as it was")));
+    }
 }

@@ -13,14 +13,13 @@ use cc_executor_actors::{
     terminate::Ending,
 };
 use log::debug;
-use tokio::sync::mpsc;
 
 use super::{Ask, Body, Stand, Terms, refuse};
 use crate::backend::{
     BackendConfig,
     record::Record,
     spool::{Dismissal, Moved, Spool},
-    table::{Kept, Seat},
+    table::{Asks, Kept, Seat},
 };
 
 /// Memory that a kept execution takes besides its output, in bytes: its task, its channel, what they hold, and what
@@ -35,7 +34,7 @@ pub(super) fn end(mut body: Body, ending: Ending, seat: Seat) {
     let Terms { executor, heartbeat, detach, prompt, .. } = &body.terms;
     let heartbeat_ms = cc_executor_actors::clock::millis(*heartbeat);
     let record = Record::new(executor.as_str().into(), heartbeat_ms, detach.is_some(), prompt.is_some(), &ending);
-    let kept = seat.end(record, body.spool.kept(FIXED_BYTES), body.n_attaches);
+    let kept = seat.end(record, body.spool.kept(FIXED_BYTES), body.asks.n_attaches());
     // A task of its own, because one that has run a command is larger than one that keeps its output.
     actix_web::rt::spawn(keep(Box::new(body), ending, kept));
 }
@@ -47,7 +46,7 @@ async fn keep(mut body: Box<Body>, ending: Ending, mut kept: Kept) {
     let mut is_kept = true;
     loop {
         body.spool.deliver_last(|| Word::Exit(ending.clone()));
-        kept.report(body.spool.kept(FIXED_BYTES), body.n_attaches);
+        kept.report(body.spool.kept(FIXED_BYTES), body.asks.n_attaches());
         // A consumer is served to the end, whatever happens meanwhile.
         if !is_kept && !body.spool.is_attached() {
             break;
@@ -87,9 +86,8 @@ pub fn answer(record: &Record, id: ExecutionId, config: &BackendConfig, ask: Ask
         ring_bytes: config.ring_bytes,
         prompt: record.claude.then(Bytes::new),
     };
-    let (_, asks) = mpsc::unbounded_channel();
     let spool = Spool::without_output(record.written());
-    let mut body = Body { terms, asks, spool, n_attaches: 0, left_at: None, asked_at: Instant::now() };
+    let mut body = Body { terms, asks: Asks::none(), spool, left_at: None, asked_at: Instant::now() };
     if let Some(ask) = body.common(ask, || Stand::ended(&ending), Some(&ending)) {
         refuse(ask, "it has ended");
     }
