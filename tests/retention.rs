@@ -1,4 +1,4 @@
-//! What is remembered of executions that have ended, and what gives way: by time and by memory, never by count.
+//! Ended executions are remembered for their retention, and their output is evicted or held by rules.
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering},
@@ -60,7 +60,7 @@ fn assert_whole(story: &Story, n_bytes: usize) {
 }
 
 #[test]
-fn an_ending_is_known_and_a_reader_is_served_whatever_comes_after() {
+fn four_thousand_later_executions_neither_forget_an_ending_nor_cut_a_reader() {
     const BYTES: usize = 50_000_000;
     let backend = Service::with(&["backend"], &[("CC_EXECUTOR_RING_BYTES", "60000000")]);
     let gateway =
@@ -98,7 +98,7 @@ fn an_ending_is_known_and_a_reader_is_served_whatever_comes_after() {
 }
 
 #[test]
-fn an_ending_whose_output_is_gone_is_answered_without_it() {
+fn attach_after_eviction_gets_a_gap_and_the_true_ending() {
     let service = Service::with(&["serve"], &[("CC_EXECUTOR_MAX_KEPT_BYTES", "0")]);
     let mut client = service.connect();
     let execute = json!({
@@ -126,7 +126,7 @@ fn an_ending_whose_output_is_gone_is_answered_without_it() {
 }
 
 #[test]
-fn unfetched_output_is_kept_and_refuses_new_ones_that_may_detach() {
+fn unfetched_output_beyond_the_limit_refuses_executions_that_may_detach() {
     const BYTES: usize = 2_000_000;
     let service = Service::with(&["serve"], &[("CC_EXECUTOR_MAX_KEPT_BYTES", "3000000")]);
     let ids = [run_unacknowledged(&service, &writes(BYTES)), run_unacknowledged(&service, &writes(BYTES))];
@@ -146,7 +146,7 @@ fn unfetched_output_is_kept_and_refuses_new_ones_that_may_detach() {
 }
 
 #[test]
-fn unfetched_output_of_many_at_once_is_kept_beyond_the_memory() {
+fn unfetched_output_of_concurrent_executions_is_kept_beyond_the_limit() {
     const BYTES: usize = 2_000_000;
     let service = Service::with(&["serve"], &[("CC_EXECUTOR_MAX_KEPT_BYTES", "3000000")]);
     let mut begun: Vec<_> = (0..4)
@@ -169,7 +169,7 @@ fn unfetched_output_of_many_at_once_is_kept_beyond_the_memory() {
 }
 
 #[test]
-fn fetched_output_gives_way_first_and_the_oldest_before_the_others() {
+fn evicts_fetched_output_first_and_the_oldest_before_the_others() {
     const BYTES: usize = 1_000_000;
     let service = Service::with(&["serve"], &[("CC_EXECUTOR_MAX_KEPT_BYTES", "3500000")]);
     let unfetched = run_unacknowledged(&service, &writes(BYTES));
@@ -184,13 +184,13 @@ fn fetched_output_gives_way_first_and_the_oldest_before_the_others() {
         client.story();
     }
     let lost = |story: &Story| story.stdout.iter().filter(|byte| **byte == LOST).count();
-    assert_eq!(lost(&attached(&mut client, &fetched[0])), BYTES, "the oldest has given way");
+    assert_eq!(lost(&attached(&mut client, &fetched[0])), BYTES, "the oldest is evicted");
     assert_eq!(lost(&attached(&mut client, &fetched[1])), 0);
     assert_whole(&attached(&mut client, &unfetched), BYTES);
 }
 
 #[test]
-fn what_is_kept_counts_besides_its_output() {
+fn a_kept_execution_counts_its_fixed_memory() {
     const TIMES: usize = 200;
     let service = Service::with(&["serve"], &[("CC_EXECUTOR_MAX_KEPT_BYTES", "1000000")]);
     let mut client = service.connect();
@@ -231,7 +231,7 @@ fn an_ended_execution_takes_a_few_hundred_bytes() {
 }
 
 #[test]
-fn more_endings_than_may_be_remembered_refuse_new_executions() {
+fn the_limit_of_remembered_executions_refuses_new_ones() {
     const RETENTION: Duration = Duration::from_secs(4);
     let retention = RETENTION.as_millis().to_string();
     let backend = Service::with(&["backend", "--max-ended", "5"], &[("CC_EXECUTOR_RETENTION_MS", retention.as_str())]);
@@ -255,7 +255,7 @@ fn more_endings_than_may_be_remembered_refuse_new_executions() {
 }
 
 #[test]
-fn whoever_attaches_while_output_gives_way_gets_all_of_it_or_a_gap() {
+fn attach_during_eviction_gets_all_of_the_output_or_one_gap() {
     const BYTES: usize = 100_000;
     const ROUNDS: usize = 100;
     let service = Service::with(&["serve"], &[("CC_EXECUTOR_MAX_KEPT_BYTES", "150000")]);

@@ -1,7 +1,7 @@
-//! What is remembered of an execution that has ended: as little as answers whoever asks for it.
+//! The compact record of an execution that has ended.
 //!
-//! There may be a million of these, so what is the same for most of them takes no memory: a request is remembered
-//! as a digest, and of an ending what is rare lies in boxes of its own. Pure: no task, no clock.
+//! There may be a million records, so a request is remembered as a digest, and the fields of an ending that most
+//! endings do not have lie in boxes of their own. Pure: no task, no clock.
 
 use std::sync::Arc;
 

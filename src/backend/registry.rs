@@ -1,12 +1,11 @@
-//! Which executions are known, whose output is kept, and whether another one may come: by time and by memory, never
-//! by count.
+//! Decides which executions are remembered, whose output is evicted, and whether another execution is admitted.
 //!
-//! The rules: an ending is known for the whole retention; output that was fetched gives way when memory is short, the
-//! oldest first; output that may still be fetched, or that a consumer reads, does not. What that leaves no room for is
-//! refused. The memory bound is on what is kept after the end: those that run at that moment may exceed it once.
+//! An ending is remembered for the whole retention. Fetched output is evicted when memory is short, the oldest first;
+//! unfetched output and output that a consumer reads is not. What then finds no room is refused. Executions that run
+//! at that moment may still exceed the memory limit when they end.
 //!
-//! Pure: time is a parameter, in milliseconds since any fixed moment, and never goes back. What an entry holds is its
-//! caller's. Every order is a sorted set, so that no call looks at all entries.
+//! Pure: time is a parameter, in milliseconds since any fixed moment, and never goes back. Every order is a sorted
+//! set, because a scan of all entries would make a million executions quadratic.
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
@@ -37,15 +36,15 @@ pub enum Output {
     Fetched(usize),
 }
 
-/// Why no other execution may come.
+/// Why another execution is not admitted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Refusal {
-    /// As many are known as may be. The oldest of those that have ended is forgotten after so long.
+    /// The limit of entries is reached. The oldest ended one is forgotten after so long.
     Entries {
         /// Milliseconds.
         next_in_ms: Option<u64>,
     },
-    /// Output that must be kept takes more memory than there is for it.
+    /// Output that may not be evicted takes more memory than the limit.
     Memory {
         /// How much, in bytes.
         held: usize,
@@ -56,7 +55,7 @@ pub enum Refusal {
 #[derive(Debug)]
 pub struct Registry<K, T> {
     bounds: Bounds,
-    // Boxed, because a table that grows moves what lies in it.
+    // Boxed, because a map that grows moves its values while everybody waits for the lock.
     entries: HashMap<K, Box<Entry<T>>>,
     next_number: u64,
     /// Those that are not forgotten by time: they have not ended, or are followed.
@@ -100,7 +99,11 @@ impl<K: Copy + Ord + Hash, T> Registry<K, T> {
         }
     }
 
-    /// Whether another execution may come. One that may detach leaves output that must be kept.
+    /// Whether another execution is admitted.
+    ///
+    /// # Errors
+    ///
+    /// The limit of entries is reached, or one that may detach would leave output for which there is no memory.
     pub fn accepts(&self, may_detach: bool, now_ms: u64) -> Result<(), Refusal> {
         if self.entries.len() >= self.bounds.max_entries {
             let oldest = self.by_age.first();
@@ -113,7 +116,7 @@ impl<K: Copy + Ord + Hash, T> Registry<K, T> {
         Ok(())
     }
 
-    /// Adds an execution whose id is not known, and gives its number.
+    /// Adds an execution whose id is unknown, and returns its number.
     pub fn insert(&mut self, id: K, value: T) -> u64 {
         let number = self.next_number;
         self.next_number += 1;
@@ -150,7 +153,7 @@ impl<K: Copy + Ord + Hash, T> Registry<K, T> {
     pub fn follow(&mut self, id: K, now_ms: u64) {
         let Some(State::Ended { output, .. }) = self.entries.get(&id).map(|entry| entry.state) else { return };
         let output = match output {
-            // There is nothing to follow: it gets the ending, and has left.
+            // The record answers at once, and the consumer has left.
             Output::Nothing => Output::Nothing,
             Output::Followed(bytes) | Output::Unfetched(bytes) | Output::Fetched(bytes) => Output::Followed(bytes),
         };
@@ -169,7 +172,7 @@ impl<K: Copy + Ord + Hash, T> Registry<K, T> {
         evicted
     }
 
-    /// Forgets executions whose retention is over, the oldest first and so many at the most, so that nobody waits long.
+    /// Forgets executions whose retention is over, the oldest first, `most` at a time.
     pub fn forget(&mut self, most: usize, now_ms: u64) -> Vec<(K, T)> {
         let mut forgotten = Vec::new();
         while forgotten.len() < most
@@ -181,7 +184,7 @@ impl<K: Copy + Ord + Hash, T> Registry<K, T> {
         forgotten
     }
 
-    /// So many ids at the most: those that run or are followed, then the others, the last to end first.
+    /// At most `most` ids: those that run or are followed, then the others, the last to end first.
     pub fn newest(&self, most: usize, now_ms: u64) -> Vec<K> {
         let over = |since_ms: u64| State::Ended { since_ms, output: Output::Nothing };
         let ended = self.by_age.iter().rev().filter(|(since_ms, _)| !self.is_over(over(*since_ms), now_ms));

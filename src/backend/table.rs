@@ -41,10 +41,10 @@ use super::{
 /// How many executions are listed at the most.
 const MAX_LISTED: usize = 4_096;
 
-/// How many executions are forgotten at a time. Nobody may wait long for the lock.
+/// How many executions are forgotten under one lock, so that an execute never waits long for it.
 const FORGOTTEN_AT_A_TIME: usize = 256;
 
-/// How often executions are forgotten where nothing else happens, so that their memory comes back.
+/// How often an idle backend forgets what is due.
 const FORGET_CADENCE: Duration = Duration::from_secs(1);
 
 /// How long an id that was canceled before its request came is refused, in milliseconds.
@@ -102,27 +102,27 @@ struct Live {
     gone: watch::Receiver<Option<CancelReport>>,
 }
 
-/// Where an execution's task is reached. Dropping it has the task end when it has served its consumer.
+/// The table's end of an execution's task. Dropping it ends the task as soon as the task has served its consumer.
 struct Task {
     asks: mpsc::UnboundedSender<Ask>,
-    /// How many consumers were sent to it. What the task says of them is true if it has met them all.
+    /// Attaches that were sent to it. The task's report counts only if it has received all of them.
     n_attaches: u64,
 }
 
-/// The asks that reach an execution's task. It counts those of consumers as they are taken out, so that whatever the
-/// task does with one, the table and the task agree on how many have come.
+/// The task's end: the asks that reach it. Attaches are counted here, because the task may drop one unanswered and
+/// must still agree with the table on how many have come.
 pub struct Asks {
     receiver: mpsc::UnboundedReceiver<Ask>,
     n_attaches: u64,
 }
 
 impl Asks {
-    /// Asks that never come, for an execution without a task.
+    /// A closed channel, for an execution without a task.
     pub fn none() -> Self {
         Task::new().1
     }
 
-    /// The next ask; `None` when the table has given the execution up. Cancel safe.
+    /// The next ask; `None` when the table has released the task. Cancel safe.
     pub async fn recv(&mut self) -> Option<Ask> {
         let ask = self.receiver.recv().await?;
         self.n_attaches += u64::from(matches!(ask, Ask::Attach(..)));
@@ -169,7 +169,7 @@ pub struct Seat {
     left: bool,
 }
 
-/// How the task of an ended execution tells the table what it keeps. When that is dropped it keeps nothing.
+/// Reports to the table what the task of an ended execution keeps. Dropping it reports that nothing is kept.
 pub struct Kept {
     table: web::Data<Table>,
     id: ExecutionId,
@@ -258,13 +258,13 @@ impl Table {
                     None => "when the oldest is forgotten".to_owned(),
                 };
                 let message = format!(
-                    "{max_ended} executions are known, and no ending is forgotten before its time: try again {when}, raise --max-ended, or lower --retention-ms"
+                    "the backend remembers {max_ended} executions, which is the limit of --max-ended: try again {when}, raise --max-ended, or lower --retention-ms"
                 );
                 ErrorObject::new(code::FULL, message).with(json!({ "maxEnded": max_ended, "retryInMs": next_in_ms }))
             }
             Refusal::Memory { held } => {
                 let message = format!(
-                    "{held} bytes of output wait for those who may fetch them, which is more than the {max_kept_bytes} of --max-kept-bytes: attach to ended executions and fetch it, wait until it has been kept long enough, or run this one without onDisconnect detach"
+                    "unfetched output takes {held} bytes, more than the {max_kept_bytes} of --max-kept-bytes: attach to ended executions to fetch it, wait until its retention ends, or execute without onDisconnect detach"
                 );
                 ErrorObject::new(code::FULL, message).with(json!({ "held": held, "max": max_kept_bytes }))
             }
@@ -339,7 +339,7 @@ impl Table {
             }
         };
         if is_attach {
-            // From now on, not only when its task has heard of it: until then its output could be evicted.
+            // Before the task receives it, because its output could be evicted meanwhile.
             inner.registry.follow(id, now_ms);
         }
         drop(inner);
@@ -422,7 +422,7 @@ impl Table {
         }
     }
 
-    /// Forgets what is due for as long as the table is there, so that memory comes back where nothing else happens.
+    /// Forgets what is due for as long as the table exists, because an idle backend must give memory back, too.
     pub async fn forget_in_time(this: Weak<Table>) {
         loop {
             tokio::time::sleep(FORGET_CADENCE).await;
@@ -513,7 +513,8 @@ impl Inner {
         }
     }
 
-    /// What the task of an ended execution keeps, as it says. That counts only when it has met all its consumers.
+    /// Takes a task's report of what it keeps. It counts only if the task has received every attach: else a consumer
+    /// that is on its way could lose the output to an eviction.
     fn keep(&mut self, id: ExecutionId, number: u64, output: Output, n_attaches: u64, now_ms: u64) {
         let Some(entry) = self.entry(id, now_ms).filter(|entry| entry.number == number) else { return };
         let Stage::Ended(_, task) = &mut entry.value.stage else { return };
@@ -553,7 +554,7 @@ impl Seat {
         Kept { table: self.table.clone(), id: self.id, number: self.number, reported: None }
     }
 
-    /// `kept` is what its task keeps, where so many consumers have come; `None` if the task is gone.
+    /// `kept` is what the task keeps, and how many attaches it has received; `None` if the task has failed.
     fn leave(&mut self, mut record: Record, kept: Option<(Output, u64)>) {
         if std::mem::replace(&mut self.left, true) {
             return;
@@ -602,8 +603,8 @@ impl Drop for Seat {
 }
 
 impl Kept {
-    /// What is kept now, where so many consumers have come. The table may then give the execution up: no further ask
-    /// comes.
+    /// Reports what is kept now, and how many consumers have come. The table may then release the task: it closes
+    /// [`Asks`].
     pub fn report(&mut self, output: Output, n_attaches: u64) {
         if self.reported.replace((output, n_attaches)) != Some((output, n_attaches)) {
             self.table.lock().keep(self.id, self.number, output, n_attaches, self.table.now_ms());
@@ -717,7 +718,7 @@ mod tests {
     }
 
     #[actix_web::test]
-    async fn a_task_is_given_up_only_when_it_has_met_all_its_consumers() {
+    async fn a_task_is_released_only_when_it_has_received_every_attach() {
         let (table, id) = (table(), ExecutionId::random());
         let (seat, mut asks) = admit(&table, id);
         attach(&table, id);
