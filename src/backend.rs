@@ -3,7 +3,8 @@
 //! The order of reading: [`table`] admits an execution or has it wait, [`executor`] turns its command
 //! into a program and its arguments ([`claude`] has its own), [`process`] has it started by a [`shim`], with pipes or on a
 //! [`terminal`], [`execution`] follows it to its end, and what it writes goes through its [`spool`] to
-//! whoever follows it, now or later. The [`subreaper`] forks the shims and ends what a killed one leaves behind, and
+//! whoever follows it, now or later. What is remembered of it then is decided in the [`registry`] and lies in a
+//! [`record`]. The [`subreaper`] forks the shims and ends what a killed one leaves behind, and
 //! [`routes`] is the HTTP in front, with the three forms of a stream in [`forms`].
 
 pub mod claude;
@@ -11,6 +12,8 @@ pub mod execution;
 pub mod executor;
 pub mod forms;
 pub mod process;
+pub mod record;
+pub mod registry;
 pub mod ring;
 pub mod routes;
 pub mod shim;
@@ -20,7 +23,7 @@ pub mod subreaper;
 pub mod table;
 pub mod terminal;
 
-use std::{io, net::TcpListener, path::Path, time::Duration};
+use std::{io, net::TcpListener, path::Path, sync::Arc, time::Duration};
 
 use actix_web::{App, HttpServer, dev::Server, middleware::from_fn, web};
 use log::info;
@@ -48,6 +51,8 @@ pub struct BackendConfig {
     pub ring_bytes: usize,
     /// How much output of ended executions is kept in all, in bytes.
     pub max_kept_bytes: usize,
+    /// How many executions are known at the most, those that have ended included.
+    pub max_ended: usize,
     /// How long output and ending of an ended execution are kept.
     pub retention: Duration,
     /// How long a consumer may take nothing while nobody asks for it, before it counts as gone.
@@ -79,6 +84,7 @@ pub fn serve(listener: TcpListener, config: BackendConfig, access: Access) -> io
         subreapers.contained().as_str());
     let table = web::Data::new(Table::new(config));
     let shared = table.clone();
+    actix_web::rt::spawn(Table::forget_in_time(Arc::downgrade(&table.clone().into_inner())));
     let consumer_stall = table.config().consumer_stall;
     let access = web::Data::new(access);
     let server = HttpServer::new(move || {

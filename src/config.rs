@@ -35,6 +35,9 @@ use crate::{
     logging::Format,
 };
 
+/// How many executions a backend knows at the most. One that has ended takes about 250 bytes besides its output.
+const MAX_ENDED: usize = 1_000_000;
+
 /// The secret that each role demands.
 pub const TOKEN: &str = "CC_EXECUTOR_TOKEN";
 
@@ -254,6 +257,7 @@ impl<S: Source> Reader<'_, S> {
             max_detach_ms: self.detach_ms(),
             ring_bytes: self.number("CC_EXECUTOR_RING_BYTES", 4 << 20, 64 << 10, 1 << 30),
             max_kept_bytes: self.number("CC_EXECUTOR_MAX_KEPT_BYTES", 256 << 20, 0, 1 << 40),
+            max_ended: self.number("CC_EXECUTOR_MAX_ENDED", MAX_ENDED, 1, MAX_ENDED),
             retention: Duration::from_millis(self.number("CC_EXECUTOR_RETENTION_MS", 600_000, 0, 1 << 40)),
             consumer_stall: Duration::from_millis(self.number("CC_EXECUTOR_CONSUMER_STALL_MS", 90_000, 100, 1 << 40)),
             max_message_bytes: self.message_bytes(),

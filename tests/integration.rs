@@ -30,6 +30,7 @@ mod logs_cli;
 mod original;
 mod race;
 mod replay;
+mod retention;
 mod run;
 mod steering;
 mod stuck;

@@ -26,6 +26,8 @@ const PURE: &[&str] = &[
     "src/backend/process/watch.rs",
     "src/backend/shim/protocol.rs",
     "src/backend/subreaper/protocol.rs",
+    "src/backend/record.rs",
+    "src/backend/registry.rs",
     "src/backend/ring.rs",
     "src/client/ending.rs",
     "src/client/silence.rs",

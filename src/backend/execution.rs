@@ -2,11 +2,12 @@
 //! the command wrote for a while after.
 //!
 //! It is one task, and everything that happens to it comes through it: orders, clocks, the shim, the
-//! pipes, and consumers that come and go. So nothing here is locked, and nothing has to be.
+//! pipes, and consumers that come and go. So nothing here is locked, and nothing has to be. When there is nothing left
+//! to keep or to say, the task ends, and the table's record answers ([`kept`]).
 
 mod following;
 mod input;
-mod kept;
+pub mod kept;
 mod last;
 mod life;
 mod waiting;
@@ -26,7 +27,7 @@ use cc_executor_actors::{
     terminate::{CancelReason, Ending, Reason, Scope, Status},
 };
 use log::info;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
 pub use self::following::READ;
 use super::{
@@ -34,7 +35,7 @@ use super::{
     shim::protocol::JobSpec,
     spool::{Consumer, Dismissal, Moved, Spool},
     subreaper::handle::Subreapers,
-    table::Seat,
+    table::{Asks, Seat},
 };
 
 /// Where the outcome of an ask goes.
@@ -73,8 +74,6 @@ pub enum Ask {
     Acknowledge(PerStream<u64>, Answer),
     /// Tell how it is. A gateway asks that for as long as its client does not read.
     Describe(oneshot::Sender<Snapshot>),
-    /// Memory is short: forget the output.
-    Shed,
 }
 
 /// What an execution needs to know of itself.
@@ -96,8 +95,6 @@ pub struct Terms {
     pub pty: Option<Size>,
     /// How long a consumer may take nothing while nobody asks for it.
     pub consumer_stall: Duration,
-    /// How long output and ending are kept.
-    pub retention: Duration,
     /// How much of each stream is kept, in bytes.
     pub ring_bytes: usize,
     /// What is written to its standard input, and nothing else: a prompt, and its output is Claude's events.
@@ -107,7 +104,7 @@ pub struct Terms {
 /// What every part of an execution's life needs.
 struct Body {
     terms: Terms,
-    asks: mpsc::UnboundedReceiver<Ask>,
+    asks: Asks,
     spool: Spool,
     /// When its consumer went away, while it has none.
     left_at: Option<Instant>,
@@ -115,10 +112,10 @@ struct Body {
     asked_at: Instant,
 }
 
-/// Lives through one execution: until it is forgotten.
+/// Lives through one execution to its end. A task of its own then keeps the output, as long as there is any.
 pub async fn live(
     terms: Terms,
-    asks: mpsc::UnboundedReceiver<Ask>,
+    asks: Asks,
     spool: Spool,
     mut seat: Seat,
     subreapers: &Subreapers,
@@ -143,9 +140,7 @@ pub async fn live(
     info!(event = "process.finished", execution_id:% = body.terms.id, status = ending.status.as_str(), reason = ending.reason.as_str(),
         exit_code:serde = ending.exit_code, signal:serde = ending.signal, stdout_bytes:serde = ending.bytes.stdout,
         stderr_bytes:serde = ending.bytes.stderr, leftovers = ending.leftovers, ms:serde = ending.elapsed_ms; "process finished");
-    body.spool.end();
-    let kept = seat.end(body.spool.memory(), body.spool.owes());
-    kept::keep(body, ending, kept).await;
+    kept::end(body, ending, seat);
 }
 
 /// Why an execution was ended that nobody followed.
@@ -279,7 +274,7 @@ fn refuse(ask: Ask, why: &str) {
             // Whoever asked may be gone.
             let _ = answer.send(error());
         }
-        Ask::Cancel { .. } | Ask::Attach(..) | Ask::Acknowledge(..) | Ask::Describe(_) | Ask::Shed => {}
+        Ask::Cancel { .. } | Ask::Attach(..) | Ask::Acknowledge(..) | Ask::Describe(_) => {}
     }
 }
 

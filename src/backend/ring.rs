@@ -20,6 +20,11 @@ impl Ring {
         Ring { bytes: Vec::new(), capacity: capacity.max(1), base: 0, end: 0 }
     }
 
+    /// A ring of a stream of so many bytes, of which none is kept.
+    pub fn without_bytes(end: u64) -> Self {
+        Ring { end, ..Ring::new(1) }
+    }
+
     /// The offset of the oldest byte that is kept.
     pub fn start(&self) -> u64 {
         self.end - self.bytes.len() as u64
@@ -77,11 +82,6 @@ impl Ring {
     /// Nothing will be added: gives back what it does not need.
     pub fn finish(&mut self) {
         self.bytes.shrink_to_fit();
-    }
-
-    /// Forgets what it keeps, and gives back its memory.
-    pub fn clear(&mut self) {
-        self.bytes = Vec::new();
     }
 
     /// Makes room, so that after so many more bytes everything from this offset on is still kept.
@@ -191,7 +191,8 @@ mod tests {
         ring.push(&[0; 3 << 20]);
         ring.finish();
         assert_eq!(ring.memory(), (3 << 20) + 5);
-        ring.clear();
-        assert_eq!((ring.memory(), ring.start(), ring.end()), (0, (3 << 20) + 5, (3 << 20) + 5));
+        let gone = Ring::without_bytes(ring.end());
+        assert_eq!((gone.memory(), gone.start(), gone.end()), (0, ring.end(), ring.end()));
+        assert!(gone.piece(0, 10).is_empty() && gone.piece(gone.end(), 10).is_empty());
     }
 }

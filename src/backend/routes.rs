@@ -139,7 +139,6 @@ async fn begin(
         detach: run.detach,
         pty: run.pty,
         consumer_stall: config.consumer_stall,
-        retention: config.retention,
         ring_bytes: config.ring_bytes,
         prompt,
     };

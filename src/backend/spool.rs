@@ -22,10 +22,11 @@ use cc_executor_actors::{
 use serde_json::json;
 use tokio::sync::{mpsc, oneshot};
 
-use super::ring::Ring;
+use super::{registry::Output, ring::Ring};
 use crate::socket::Watch;
 
-/// Pieces of output, or words, that wait for a consumer beside the rings.
+/// Pieces of output, or words, that wait for a consumer beside the rings. All that is said of an execution whose output
+/// is gone fits in here: how it stands, a gap in each stream, and its ending.
 pub const SLOTS: usize = 4;
 
 /// The most that is handed over at a time, in bytes.
@@ -174,6 +175,23 @@ impl Spool {
         }
     }
 
+    /// The spool of an execution that has ended, and of whose output nothing is kept.
+    pub fn without_output(written: PerStream<u64>) -> Self {
+        Spool {
+            rings: PerStream {
+                stdout: Ring::without_bytes(written.stdout),
+                stderr: Ring::without_bytes(written.stderr),
+            },
+            acknowledged: PerStream::default(),
+            policy: Policy::Overwrite,
+            limits: PerStream::default(),
+            consumer: None,
+            unsaid: VecDeque::new(),
+            finished: true,
+            first: 0,
+        }
+    }
+
     /// How much was written to each stream.
     pub fn written(&self) -> PerStream<u64> {
         PerStream { stdout: self.rings.stdout.end(), stderr: self.rings.stderr.end() }
@@ -272,12 +290,6 @@ impl Spool {
         self.rings.stdout.memory() + self.rings.stderr.memory()
     }
 
-    /// Forgets all output.
-    pub fn clear(&mut self) {
-        self.rings.stdout.clear();
-        self.rings.stderr.clear();
-    }
-
     /// Hands over what there is, as far as there is room. True when the consumer has had everything.
     pub fn deliver(&mut self) -> bool {
         let now = Instant::now();
@@ -311,11 +323,19 @@ impl Spool {
         }
     }
 
-    /// Whether somebody has yet to fetch what was written: a consumer that reads, or one that may come
-    /// back and has not acknowledged it all.
-    pub fn owes(&self) -> bool {
+    /// What is kept, of an execution that has ended: `fixed` is the memory that it takes besides its output.
+    pub fn kept(&self, fixed: usize) -> Output {
         let behind = |stream| self.acknowledged.get(stream) < &self.rings.get(stream).end();
-        self.is_attached() || (self.may_detach() && Stream::BOTH.into_iter().any(behind))
+        let bytes = fixed + self.memory();
+        if self.is_attached() {
+            Output::Followed(bytes)
+        } else if self.memory() == 0 {
+            Output::Nothing
+        } else if self.may_detach() && Stream::BOTH.into_iter().any(behind) {
+            Output::Unfetched(bytes)
+        } else {
+            Output::Fetched(bytes)
+        }
     }
 
     /// Nobody but a gateway acknowledges: what was handed to anybody else counts as received.
@@ -570,6 +590,26 @@ mod tests {
         spool.deliver_last(|| Word::Exit(ending.clone()));
         assert_eq!(read(&mut feed, 4), (10, vec![first, Word::Exit(ending)]));
         assert!(!spool.is_attached());
+    }
+
+    #[test]
+    fn one_whose_output_is_gone_says_all_at_once() {
+        let mut spool = Spool::without_output(PerStream { stdout: 9, stderr: 5 });
+        let (consumer, mut feed) = Consumer::new(at(4), true);
+        let first = Word::Status(StatusChange::to(Status::Running));
+        spool.attach(consumer, Some(first.clone())).unwrap();
+        let ending = Ending::without_process(Status::Completed, Reason::Exit, None);
+        spool.deliver_last(|| Word::Exit(ending.clone()));
+        assert!(!spool.is_attached(), "nothing more is to be said");
+        let words: Vec<_> = std::iter::from_fn(|| feed.items.try_recv().ok()).collect();
+        assert_eq!(words.len(), SLOTS);
+        let gap = |at: usize| match &words[at] {
+            Item::Word(Word::Gap(gap)) => (gap.from, gap.to, gap.reason),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!([gap(1), gap(2)], [(4, 9, GapReason::Overwritten), (0, 5, GapReason::Overwritten)]);
+        assert!(matches!((&words[0], &words[3]), (Item::Word(Word::Status(_)), Item::Word(Word::Exit(_)))));
+        assert_eq!(spool.attach(Consumer::new(at(10), true).0, None).unwrap_err().code, code::PARAMS);
     }
 
     #[test]

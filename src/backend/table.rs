@@ -1,18 +1,20 @@
 //! All executions of a backend: those that wait, those that run, and for a while those that have ended.
 //!
 //! It admits executions up to the limit, has the others wait in the order in which they came, and
-//! remembers ids, so that no id ever runs twice. It holds no output and no process; each execution's
-//! task owns those, and answers for itself.
+//! remembers ids and endings, so that no id ever runs twice. It holds no output and no process; each execution's
+//! task owns those, and answers for itself. Of one that has no task any more, the table has a record. What is
+//! remembered and what gives way is decided in the [`registry`](super::registry).
 
 use std::{
-    collections::{HashMap, VecDeque},
-    sync::{Arc, Mutex, MutexGuard},
+    collections::{BTreeSet, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, Weak},
     time::{Duration, Instant},
 };
 
 use actix_web::web;
 use cc_executor_actors::{
     backend::api::{Health, Snapshot},
+    clock::millis,
     id::ExecutionId,
     protocol::{
         CAPABILITIES, Limits,
@@ -20,18 +22,33 @@ use cc_executor_actors::{
         notify::Server,
         rpc::{ErrorObject, code},
     },
-    terminate::{CancelReason, CancelReport},
+    terminate::{CancelReason, CancelReport, Ending, Reason},
 };
+use log::debug;
 use serde_json::json;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::{BackendConfig, execution::Ask};
+use super::{
+    BackendConfig,
+    execution::{
+        Ask,
+        kept::{self, FIXED_BYTES},
+    },
+    record::{Record, RequestDigest},
+    registry::{Bounds, Entry, Output, Refusal, Registry, Withdrawn},
+};
 
-/// How many ended executions are remembered at the most. One takes about 2 KiB besides its output.
-const MAX_ENDED: usize = 4_096;
+/// How many executions are listed at the most.
+const MAX_LISTED: usize = 4_096;
 
-/// How long an id that was canceled before its request came is refused.
-const WITHDRAWN: Duration = Duration::from_secs(60);
+/// How many executions are forgotten under one lock, so that an execute never waits long for it.
+const FORGOTTEN_AT_A_TIME: usize = 256;
+
+/// How often an idle backend forgets what is due.
+const FORGET_CADENCE: Duration = Duration::from_secs(1);
+
+/// How long an id that was canceled before its request came is refused, in milliseconds.
+const WITHDRAWN_MS: u64 = 60_000;
 
 /// How long an execution may take to say how it is.
 const DESCRIBE_PATIENCE: Duration = Duration::from_secs(2);
@@ -39,6 +56,8 @@ const DESCRIBE_PATIENCE: Duration = Duration::from_secs(2);
 /// The table of one backend, shared by its worker threads.
 pub struct Table {
     config: BackendConfig,
+    /// The registry's times count from here.
+    began_at: Instant,
     inner: Mutex<Inner>,
     counts: watch::Sender<Counts>,
 }
@@ -54,30 +73,80 @@ pub struct Counts {
     pub streams: usize,
 }
 
-#[derive(Default)]
 struct Inner {
-    entries: HashMap<ExecutionId, Entry>,
+    registry: Registry<ExecutionId, Known>,
     queue: VecDeque<ExecutionId>,
-    withdrawn: HashMap<ExecutionId, Instant>,
+    withdrawn: Withdrawn<ExecutionId>,
+    /// The names that records share.
+    executors: BTreeSet<Arc<str>>,
     running: usize,
     draining: bool,
 }
 
-struct Entry {
-    run: Arc<Run>,
-    asked_at: Instant,
-    asks: mpsc::UnboundedSender<Ask>,
-    turn: watch::Sender<Turn>,
-    gone: watch::Receiver<Option<CancelReport>>,
-    ended: Option<Ended>,
+/// What is known of an execution.
+struct Known {
+    request: RequestDigest,
+    stage: Stage,
 }
 
-struct Ended {
-    at: Instant,
-    /// Memory that its output takes, in bytes.
-    memory: usize,
-    /// Somebody has yet to fetch it.
-    owed: bool,
+enum Stage {
+    /// It waits or runs.
+    Live(Box<Live>),
+    /// It has ended. While output is kept or a consumer is served there is a task for that.
+    Ended(Record, Option<Task>),
+}
+
+struct Live {
+    task: Task,
+    turn: watch::Sender<Turn>,
+    gone: watch::Receiver<Option<CancelReport>>,
+}
+
+/// The table's end of an execution's task. Dropping it ends the task as soon as the task has served its consumer.
+struct Task {
+    asks: mpsc::UnboundedSender<Ask>,
+    /// Attaches that were sent to it. The task's report counts only if it has received all of them.
+    n_attaches: u64,
+}
+
+/// The task's end: the asks that reach it. Attaches are counted here, because the task may drop one unanswered and
+/// must still agree with the table on how many have come.
+pub struct Asks {
+    receiver: mpsc::UnboundedReceiver<Ask>,
+    n_attaches: u64,
+}
+
+impl Asks {
+    /// A closed channel, for an execution without a task.
+    pub fn none() -> Self {
+        Task::new().1
+    }
+
+    /// The next ask; `None` when the table has released the task. Cancel safe.
+    pub async fn recv(&mut self) -> Option<Ask> {
+        let ask = self.receiver.recv().await?;
+        self.n_attaches += u64::from(matches!(ask, Ask::Attach(..)));
+        Some(ask)
+    }
+
+    /// How many consumers have come.
+    pub fn n_attaches(&self) -> u64 {
+        self.n_attaches
+    }
+}
+
+impl Task {
+    fn new() -> (Task, Asks) {
+        let (asks, receiver) = mpsc::unbounded_channel();
+        (Task { asks, n_attaches: 0 }, Asks { receiver, n_attaches: 0 })
+    }
+
+    fn send(&mut self, ask: Ask) -> Result<(), Ask> {
+        let is_attach = matches!(ask, Ask::Attach(..));
+        self.asks.send(ask).map_err(|mpsc::error::SendError(ask)| ask)?;
+        self.n_attaches += u64::from(is_attach);
+        Ok(())
+    }
 }
 
 /// When an execution may run.
@@ -94,16 +163,18 @@ pub enum Turn {
 pub struct Seat {
     table: web::Data<Table>,
     id: ExecutionId,
+    number: u64,
     turn: watch::Receiver<Turn>,
     gone: watch::Sender<Option<CancelReport>>,
     left: bool,
 }
 
-/// An ended execution's place in the table. Dropping it has the execution forgotten.
+/// Reports to the table what the task of an ended execution keeps. Dropping it reports that nothing is kept.
 pub struct Kept {
     table: web::Data<Table>,
     id: ExecutionId,
-    owed: bool,
+    number: u64,
+    reported: Option<(Output, u64)>,
 }
 
 /// A stream that is being consumed.
@@ -112,7 +183,7 @@ pub struct Streaming(web::Data<Table>);
 /// What came of asking for an execution.
 pub enum Admitted {
     /// It is a new one.
-    New(Seat, mpsc::UnboundedReceiver<Ask>),
+    New(Seat, Asks),
     /// It was there already, asked for in the same terms.
     Existing,
 }
@@ -120,7 +191,20 @@ pub enum Admitted {
 impl Table {
     /// An empty table.
     pub fn new(config: BackendConfig) -> Self {
-        Table { config, inner: Mutex::default(), counts: watch::Sender::default() }
+        let bounds = Bounds {
+            retention_ms: millis(config.retention),
+            max_entries: config.max_ended,
+            max_kept_bytes: config.max_kept_bytes,
+        };
+        let inner = Inner {
+            registry: Registry::new(bounds),
+            queue: VecDeque::new(),
+            withdrawn: Withdrawn::new(WITHDRAWN_MS),
+            executors: BTreeSet::new(),
+            running: 0,
+            draining: false,
+        };
+        Table { config, began_at: Instant::now(), inner: Mutex::new(inner), counts: watch::Sender::default() }
     }
 
     /// What this backend was configured with.
@@ -143,12 +227,18 @@ impl Table {
         self.inner.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// Whether new executions are accepted.
-    pub fn ready(&self) -> Result<(), ErrorObject> {
-        self.accepts(&self.lock())
+    fn now_ms(&self) -> u64 {
+        millis(self.began_at.elapsed())
     }
 
-    fn accepts(&self, inner: &Inner) -> Result<(), ErrorObject> {
+    /// Whether new executions are accepted.
+    pub fn ready(&self) -> Result<(), ErrorObject> {
+        let mut inner = self.lock();
+        inner.forget(self.now_ms());
+        self.accepts(&inner, false)
+    }
+
+    fn accepts(&self, inner: &Inner, may_detach: bool) -> Result<(), ErrorObject> {
         if inner.draining {
             return Err(draining());
         }
@@ -156,15 +246,40 @@ impl Table {
         if inner.running >= max_executions && inner.queue.len() >= max_queued {
             return Err(full(max_executions, max_queued));
         }
-        Ok(())
+        inner.registry.accepts(may_detach, self.now_ms()).map_err(|refusal| self.refused(refusal))
+    }
+
+    fn refused(&self, refusal: Refusal) -> ErrorObject {
+        let BackendConfig { max_ended, max_kept_bytes, .. } = self.config;
+        match refusal {
+            Refusal::Entries { next_in_ms } => {
+                let when = match next_in_ms {
+                    Some(ms) => format!("in {} s, when the oldest is forgotten", ms.div_ceil(1_000)),
+                    None => "when the oldest is forgotten".to_owned(),
+                };
+                let message = format!(
+                    "the backend remembers {max_ended} executions, which is the limit of --max-ended: try again {when}, raise --max-ended, or lower --retention-ms"
+                );
+                ErrorObject::new(code::FULL, message).with(json!({ "maxEnded": max_ended, "retryInMs": next_in_ms }))
+            }
+            Refusal::Memory { held } => {
+                let message = format!(
+                    "unfetched output takes {held} bytes, more than the {max_kept_bytes} of --max-kept-bytes: attach to ended executions to fetch it, wait until its retention ends, or execute without onDisconnect detach"
+                );
+                ErrorObject::new(code::FULL, message).with(json!({ "held": held, "max": max_kept_bytes }))
+            }
+        }
     }
 
     /// Takes a place for an execution, unless it is there already.
     pub fn admit(this: &web::Data<Table>, id: ExecutionId, run: &Run) -> Result<Admitted, ErrorObject> {
+        // Outside of the lock: a request can have a megabyte.
+        let request = RequestDigest::of(run);
         let mut inner = this.lock();
-        inner.forget_old();
-        if let Some(entry) = inner.entries.get(&id) {
-            return match entry.run.difference(run) {
+        let now_ms = this.now_ms();
+        inner.forget(now_ms);
+        if let Some(known) = inner.known(id, now_ms) {
+            return match known.request.difference(&request) {
                 None => Ok(Admitted::Existing),
                 Some(difference) => {
                     let message =
@@ -173,14 +288,14 @@ impl Table {
                 }
             };
         }
-        this.accepts(&inner)?;
-        if inner.withdrawn.contains_key(&id) {
+        this.accepts(&inner, run.detach.is_some())?;
+        if inner.withdrawn.contains(id, now_ms) {
             return Err(ErrorObject::new(
                 code::NOT_RUNNING,
                 format!("execution {id} was canceled before it was asked for"),
             ));
         }
-        let (asks, receiver) = mpsc::unbounded_channel();
+        let (task, asks) = Task::new();
         let (gone, watched) = watch::channel(None);
         let turn = if inner.running < this.config.max_executions {
             inner.running += 1;
@@ -190,36 +305,53 @@ impl Table {
             Turn::Position(inner.queue.len() as u64)
         };
         let turn = watch::Sender::new(turn);
-        let seat = Seat { table: this.clone(), id, turn: turn.subscribe(), gone, left: false };
-        let entry =
-            Entry { run: Arc::new(run.clone()), asked_at: Instant::now(), asks, turn, gone: watched, ended: None };
-        inner.entries.insert(id, entry);
+        let subscribed = turn.subscribe();
+        let live = Live { task, turn, gone: watched };
+        let number = inner.registry.insert(id, Known { request, stage: Stage::Live(Box::new(live)) });
+        let seat = Seat { table: this.clone(), id, number, turn: subscribed, gone, left: false };
         this.count(&inner);
-        Ok(Admitted::New(seat, receiver))
+        Ok(Admitted::New(seat, asks))
     }
 
     /// Asks something of an execution that has not ended.
     pub fn ask(&self, id: ExecutionId, ask: Ask) -> Result<watch::Receiver<Option<CancelReport>>, ErrorObject> {
-        let inner = self.lock();
-        match inner.entries.get(&id) {
+        let mut inner = self.lock();
+        match inner.known(id, self.now_ms()).map(|known| &mut known.stage) {
             None => Err(unknown(id)),
-            Some(entry) if entry.ended.is_some() => Err(over(id)),
+            Some(Stage::Ended(..)) => Err(over(id)),
             // The task ends in this moment: then it has ended.
-            Some(entry) => entry.asks.send(ask).map(|()| entry.gone.clone()).map_err(|_| over(id)),
+            Some(Stage::Live(live)) => live.task.send(ask).map(|()| live.gone.clone()).map_err(|_| over(id)),
         }
     }
 
     /// Asks something of an execution, ended or not.
     pub fn ask_any(&self, id: ExecutionId, ask: Ask) -> Result<(), ErrorObject> {
-        let inner = self.lock();
-        inner.entries.get(&id).and_then(|entry| entry.asks.send(ask).ok()).ok_or_else(|| unknown(id))
+        let is_attach = matches!(ask, Ask::Attach(..));
+        let mut inner = self.lock();
+        let now_ms = self.now_ms();
+        let (record, ask) = match inner.known(id, now_ms).map(|known| &mut known.stage) {
+            None => return Err(unknown(id)),
+            Some(Stage::Live(live)) => return live.task.send(ask).map_err(|_| over(id)),
+            Some(Stage::Ended(record, None)) => (Some(record.clone()), Some(ask)),
+            Some(Stage::Ended(record, Some(task))) => {
+                let refused = task.send(ask).err();
+                (refused.as_ref().map(|_| record.clone()), refused)
+            }
+        };
+        if is_attach {
+            // Before the task receives it, because its output could be evicted meanwhile.
+            inner.registry.follow(id, now_ms);
+        }
+        drop(inner);
+        if let Some((record, ask)) = record.zip(ask) {
+            kept::answer(&record, id, &self.config, ask);
+        }
+        Ok(())
     }
 
     /// Refuses this id for a while: it was canceled, and its request may still be under way.
     pub fn withdraw(&self, id: ExecutionId) {
-        let mut inner = self.lock();
-        inner.forget_old();
-        inner.withdrawn.insert(id, Instant::now());
+        self.lock().withdrawn.insert(id, self.now_ms());
     }
 
     /// How an execution is.
@@ -233,11 +365,15 @@ impl Table {
         }
     }
 
-    /// How all executions are, the newest first.
+    /// How the newest executions are, the newest first.
     pub async fn snapshots(&self) -> Vec<Snapshot> {
-        let mut ids: Vec<_> = self.lock().entries.iter().map(|(id, entry)| (entry.asked_at, *id)).collect();
-        ids.sort_by_key(|(asked_at, _)| std::cmp::Reverse(*asked_at));
-        let asked = ids.into_iter().map(|(_, id)| self.snapshot(id));
+        let mut numbered: Vec<_> = {
+            let (inner, now_ms) = (self.lock(), self.now_ms());
+            let ids = inner.registry.newest(MAX_LISTED, now_ms).into_iter();
+            ids.filter_map(|id| Some((inner.registry.get(id, now_ms)?.number, id))).collect()
+        };
+        numbered.sort_unstable_by_key(|(number, _)| std::cmp::Reverse(*number));
+        let asked = numbered.into_iter().map(|(_, id)| self.snapshot(id));
         // Those that are forgotten in this moment are not listed.
         futures_util::future::join_all(asked).await.into_iter().flatten().collect()
     }
@@ -272,16 +408,33 @@ impl Table {
     pub fn drain(&self) {
         let mut inner = self.lock();
         inner.draining = true;
-        for id in &inner.queue {
-            inner.tell(*id, Ask::Cancel { grace_ms: 0, reason: CancelReason::Drained });
+        for id in inner.queue.clone() {
+            inner.cancel(id, 0, self.now_ms());
         }
     }
 
     /// Has everything ended that still runs, within this grace.
     pub fn hurry(&self, grace_ms: u64) {
-        let inner = self.lock();
-        for (id, _) in inner.entries.iter().filter(|(_, entry)| entry.ended.is_none()) {
-            inner.tell(*id, Ask::Cancel { grace_ms, reason: CancelReason::Drained });
+        let mut inner = self.lock();
+        let active: Vec<_> = inner.registry.active().collect();
+        for id in active {
+            inner.cancel(id, grace_ms, self.now_ms());
+        }
+    }
+
+    /// Forgets what is due for as long as the table exists, because an idle backend must give memory back, too.
+    pub async fn forget_in_time(this: Weak<Table>) {
+        loop {
+            tokio::time::sleep(FORGET_CADENCE).await;
+            while let Some(table) = this.upgrade()
+                && table.lock().forget(table.now_ms()) == FORGOTTEN_AT_A_TIME
+            {
+                drop(table);
+                tokio::task::yield_now().await;
+            }
+            if this.strong_count() == 0 {
+                return;
+            }
         }
     }
 
@@ -297,61 +450,82 @@ impl Table {
     }
 
     /// Gives a free place to the next in the queue, and tells the others where they stand now.
-    fn promote(&self, inner: &mut Inner) {
+    fn promote(&self, inner: &mut Inner, now_ms: u64) {
         while !inner.draining
             && inner.running < self.config.max_executions
             && let Some(id) = inner.queue.pop_front()
         {
             inner.running += 1;
-            if let Some(entry) = inner.entries.get(&id) {
-                entry.turn.send_replace(Turn::Now);
+            if let Some(live) = inner.live(id, now_ms) {
+                live.turn.send_replace(Turn::Now);
             }
         }
-        for (at, id) in inner.queue.iter().enumerate() {
-            if let Some(entry) = inner.entries.get(id) {
+        for at in 0..inner.queue.len() {
+            if let Some(live) = inner.live(inner.queue[at], now_ms) {
                 let turn = Turn::Position(at as u64 + 1);
-                entry.turn.send_if_modified(|stood| std::mem::replace(stood, turn) != turn);
+                live.turn.send_if_modified(|stood| std::mem::replace(stood, turn) != turn);
             }
         }
         self.count(inner);
     }
-
-    /// Keeps the output of ended executions within the limit: the oldest is forgotten first, and what
-    /// somebody has yet to fetch last.
-    fn shed(&self, inner: &mut Inner) {
-        let kept = |inner: &Inner| inner.entries.values().filter_map(|entry| Some(entry.ended.as_ref()?.memory)).sum();
-        let mut total: usize = kept(inner);
-        while total > self.config.max_kept_bytes {
-            let ended = inner.entries.iter_mut().filter_map(|(_, entry)| {
-                let asks = entry.asks.clone();
-                entry.ended.as_mut().filter(|ended| ended.memory > 0).map(|ended| (ended, asks))
-            });
-            let Some((oldest, asks)) = ended.min_by_key(|(ended, _)| (ended.owed, ended.at)) else { return };
-            total -= std::mem::take(&mut oldest.memory);
-            // One that is being forgotten has nothing left to shed.
-            let _ = asks.send(Ask::Shed);
-        }
-    }
 }
 
 impl Inner {
-    fn tell(&self, id: ExecutionId, ask: Ask) {
-        if let Some(entry) = self.entries.get(&id) {
-            // A task that does not listen any more has ended.
-            let _ = entry.asks.send(ask);
+    fn entry(&mut self, id: ExecutionId, now_ms: u64) -> Option<&mut Entry<Known>> {
+        self.registry.get_mut(id, now_ms)
+    }
+
+    fn known(&mut self, id: ExecutionId, now_ms: u64) -> Option<&mut Known> {
+        self.entry(id, now_ms).map(|entry| &mut entry.value)
+    }
+
+    fn live(&mut self, id: ExecutionId, now_ms: u64) -> Option<&mut Live> {
+        match &mut self.known(id, now_ms)?.stage {
+            Stage::Live(live) => Some(live),
+            Stage::Ended(..) => None,
         }
     }
 
-    fn forget_old(&mut self) {
-        self.withdrawn.retain(|_, at| at.elapsed() < WITHDRAWN);
-        let ended = self.entries.iter().filter_map(|(id, entry)| Some((entry.ended.as_ref()?.at, *id)));
-        let mut ended: Vec<_> = ended.collect();
-        if ended.len() > MAX_ENDED {
-            ended.sort_unstable();
-            for (_, id) in &ended[..ended.len() - MAX_ENDED] {
-                self.entries.remove(id);
+    /// Ends what still waits or runs, for the shutdown.
+    fn cancel(&mut self, id: ExecutionId, grace_ms: u64, now_ms: u64) {
+        if let Some(live) = self.live(id, now_ms) {
+            // A task that does not listen any more has failed.
+            let _ = live.task.send(Ask::Cancel { grace_ms, reason: CancelReason::Drained });
+        }
+    }
+
+    /// Forgets what is due, a part of it at a time. Gives how much it was.
+    fn forget(&mut self, now_ms: u64) -> usize {
+        let forgotten = self.registry.forget(FORGOTTEN_AT_A_TIME, now_ms);
+        for (id, _) in &forgotten {
+            debug!(event = "execution.forgotten", execution_id:% = id; "execution forgotten");
+        }
+        forgotten.len()
+    }
+
+    /// Evicts output until what is kept fits, if that can be: its task ends, and the record stays.
+    fn evict(&mut self, now_ms: u64) {
+        for id in self.registry.evict() {
+            debug!(event = "execution.evicted", execution_id:% = id; "memory is short: output evicted");
+            if let Some(Known { stage: Stage::Ended(_, task), .. }) = self.known(id, now_ms) {
+                *task = None;
             }
         }
+    }
+
+    /// Takes a task's report of what it keeps. It counts only if the task has received every attach: else a consumer
+    /// that is on its way could lose the output to an eviction.
+    fn keep(&mut self, id: ExecutionId, number: u64, output: Output, n_attaches: u64, now_ms: u64) {
+        let Some(entry) = self.entry(id, now_ms).filter(|entry| entry.number == number) else { return };
+        let Stage::Ended(_, task) = &mut entry.value.stage else { return };
+        if task.as_ref().is_none_or(|task| task.n_attaches != n_attaches) {
+            return;
+        }
+        if output == Output::Nothing {
+            *task = None;
+        }
+        self.registry.keep(id, output, now_ms);
+        self.evict(now_ms);
     }
 }
 
@@ -374,46 +548,66 @@ impl Seat {
         self.gone.send_replace(Some(report));
     }
 
-    /// It ended: the place is free for the next. The output that is kept takes so much memory, and
-    /// somebody has yet to fetch it, or not.
-    pub fn end(mut self, memory: usize, owed: bool) -> Kept {
-        self.leave(memory, owed);
-        Kept { table: self.table.clone(), id: self.id, owed }
+    /// It ended, and this is what is kept of it: the place is free for the next.
+    pub fn end(mut self, record: Record, output: Output, n_attaches: u64) -> Kept {
+        self.leave(record, Some((output, n_attaches)));
+        Kept { table: self.table.clone(), id: self.id, number: self.number, reported: None }
     }
 
-    fn leave(&mut self, memory: usize, owed: bool) {
+    /// `kept` is what the task keeps, and how many attaches it has received; `None` if the task has failed.
+    fn leave(&mut self, mut record: Record, kept: Option<(Output, u64)>) {
         if std::mem::replace(&mut self.left, true) {
             return;
         }
         let mut inner = self.table.lock();
+        let now_ms = self.table.now_ms();
         match inner.queue.iter().position(|id| *id == self.id) {
             Some(at) => {
                 inner.queue.remove(at);
             }
             None => inner.running -= 1,
         }
-        if let Some(entry) = inner.entries.get_mut(&self.id) {
-            entry.ended = Some(Ended { at: Instant::now(), memory, owed });
+        if !inner.executors.insert(record.executor.clone()) {
+            record.executor = inner.executors.get(&record.executor).cloned().unwrap_or(record.executor);
         }
-        self.table.promote(&mut inner);
-        self.table.shed(&mut inner);
+        if let Some(known) = inner.known(self.id, now_ms)
+            && let Stage::Live(live) = &known.stage
+        {
+            let task = Task { asks: live.task.asks.clone(), n_attaches: live.task.n_attaches };
+            let output = match kept {
+                None => Output::Nothing,
+                Some((output, n_attaches)) if n_attaches == task.n_attaches => output,
+                // A consumer is on its way to the task, and will be served by it.
+                Some((Output::Nothing, _)) => Output::Followed(FIXED_BYTES),
+                Some((Output::Followed(bytes) | Output::Unfetched(bytes) | Output::Fetched(bytes), _)) => {
+                    Output::Followed(bytes)
+                }
+            };
+            known.stage = Stage::Ended(record, (output != Output::Nothing).then_some(task));
+            inner.registry.keep(self.id, output, now_ms);
+        }
+        self.table.promote(&mut inner, now_ms);
+        inner.evict(now_ms);
     }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.leave(0, false);
+        if !self.left {
+            // Its task has failed, or the whole service ends.
+            let message = "the backend's task of this execution failed: what it ran may still run";
+            let ending = Ending::failed(Reason::BackendLost, message);
+            self.leave(Record::new("".into(), 0, false, false, &ending), None);
+        }
     }
 }
 
 impl Kept {
-    /// Whether somebody has yet to fetch what it wrote.
-    pub fn owe(&mut self, owed: bool) {
-        if std::mem::replace(&mut self.owed, owed) == owed {
-            return;
-        }
-        if let Some(ended) = self.table.lock().entries.get_mut(&self.id).and_then(|entry| entry.ended.as_mut()) {
-            ended.owed = owed;
+    /// Reports what is kept now, and how many consumers have come. The table may then release the task: it closes
+    /// [`Asks`].
+    pub fn report(&mut self, output: Output, n_attaches: u64) {
+        if self.reported.replace((output, n_attaches)) != Some((output, n_attaches)) {
+            self.table.lock().keep(self.id, self.number, output, n_attaches, self.table.now_ms());
         }
     }
 }
@@ -421,9 +615,13 @@ impl Kept {
 impl Drop for Kept {
     fn drop(&mut self) {
         let mut inner = self.table.lock();
-        // Where the table forgot it first, the id may be somebody else's by now.
-        if inner.entries.get(&self.id).is_some_and(|entry| entry.ended.is_some()) {
-            inner.entries.remove(&self.id);
+        let now_ms = self.table.now_ms();
+        // Only where the task has failed it is still there.
+        if let Some(entry) = inner.entry(self.id, now_ms).filter(|entry| entry.number == self.number)
+            && let Stage::Ended(_, task) = &mut entry.value.stage
+            && task.take().is_some()
+        {
+            inner.registry.keep(self.id, Output::Nothing, now_ms);
         }
     }
 }
@@ -449,4 +647,95 @@ fn draining() -> ErrorObject {
 fn full(max: usize, max_queued: usize) -> ErrorObject {
     let message = format!("all {max} executions are taken and {max_queued} wait: try again when one has ended");
     ErrorObject::new(code::FULL, message).with(json!({ "max": max, "maxQueued": max_queued }))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use cc_executor_actors::terminate::Status;
+
+    use super::*;
+    use crate::backend::{claude::Policy, executor::Executors};
+
+    fn table() -> web::Data<Table> {
+        web::Data::new(Table::new(BackendConfig {
+            executors: Executors::new(BTreeMap::new(), "shell", BTreeMap::new(), Policy::default()).unwrap(),
+            max_executions: 1,
+            max_queued: 1,
+            max_timeout_ms: 1_000,
+            max_detach_ms: 1_000,
+            ring_bytes: 1_000,
+            max_kept_bytes: 10 * FIXED_BYTES,
+            max_ended: 10,
+            retention: Duration::from_secs(3_600),
+            consumer_stall: Duration::from_secs(60),
+            max_message_bytes: 1_000,
+            containment: crate::backend::shim::containment::Containment::None,
+            descriptor_limit: None,
+        }))
+    }
+
+    fn admit(table: &web::Data<Table>, id: ExecutionId) -> (Seat, Asks) {
+        match Table::admit(table, id, &Run::of("true")).unwrap() {
+            Admitted::New(seat, asks) => (seat, asks),
+            Admitted::Existing => panic!("{id} is known already"),
+        }
+    }
+
+    fn record() -> Record {
+        Record::new("shell".into(), 15_000, true, false, &Ending::failed(Reason::Exit, "as it was"))
+    }
+
+    fn has_task(table: &Table, id: ExecutionId) -> bool {
+        let now_ms = table.now_ms();
+        matches!(
+            table.lock().known(id, now_ms).map(|known| &known.stage),
+            Some(Stage::Live(_) | Stage::Ended(_, Some(_)))
+        )
+    }
+
+    /// Sends an ask of the kind that counts.
+    fn attach(table: &Table, id: ExecutionId) {
+        let (consumer, _feed) = super::super::spool::Consumer::new(Default::default(), true);
+        table.ask_any(id, Ask::Attach(consumer, oneshot::channel().0)).unwrap();
+    }
+
+    #[actix_web::test]
+    async fn an_execution_whose_task_failed_is_lost_and_its_id_stays_known() {
+        let (table, id) = (table(), ExecutionId::random());
+        let (seat, asks) = admit(&table, id);
+        attach(&table, id);
+        drop((seat, asks));
+        assert_eq!(table.counts().running, 0, "its place is free");
+        let ending = table.snapshot(id).await.unwrap().ending.unwrap();
+        assert_eq!((ending.status, ending.reason), (Status::Failed, Reason::BackendLost));
+        assert!(matches!(Table::admit(&table, id, &Run::of("true")), Ok(Admitted::Existing)));
+        let (seat, asks) = admit(&table, ExecutionId::random());
+        let kept = seat.end(record(), Output::Unfetched(FIXED_BYTES), 0);
+        drop((kept, asks));
+        assert_eq!(table.lock().registry.evict(), [], "what a failed task kept is not counted");
+    }
+
+    #[actix_web::test]
+    async fn a_task_is_released_only_when_it_has_received_every_attach() {
+        let (table, id) = (table(), ExecutionId::random());
+        let (seat, mut asks) = admit(&table, id);
+        attach(&table, id);
+        let mut kept = seat.end(record(), Output::Nothing, asks.n_attaches());
+        assert!(has_task(&table, id), "a consumer is on its way");
+        kept.report(Output::Fetched(20 * FIXED_BYTES), asks.n_attaches());
+        assert!(has_task(&table, id), "what it says of the time before does not count");
+        assert!(matches!(asks.recv().await, Some(Ask::Attach(..))));
+        kept.report(Output::Followed(20 * FIXED_BYTES), asks.n_attaches());
+        attach(&table, id);
+        kept.report(Output::Fetched(20 * FIXED_BYTES), asks.n_attaches());
+        assert!(has_task(&table, id), "another one is on its way");
+        assert!(matches!(asks.recv().await, Some(Ask::Attach(..))));
+        kept.report(Output::Fetched(20 * FIXED_BYTES), asks.n_attaches());
+        assert!(!has_task(&table, id), "memory is short, and nobody reads it");
+        assert!(asks.recv().await.is_none(), "the task is told by the end of its asks");
+        let ending = table.snapshot(id).await.unwrap().ending.unwrap();
+        assert_eq!((ending.reason, ending.message.as_deref()), (Reason::Exit, Some("as it was")));
+    }
 }

@@ -70,6 +70,11 @@ pub const SETTINGS: &[Setting] = &[
     setting("CC_EXECUTOR_RING_BYTES", "BYTES", "how much of each output stream is kept for whoever attaches (4194304)"),
     setting("CC_EXECUTOR_RETENTION_MS", "MS", "how long output and ending of an ended execution are kept (600000)"),
     setting("CC_EXECUTOR_MAX_KEPT_BYTES", "BYTES", "how much output of ended executions is kept in all (268435456)"),
+    setting(
+        "CC_EXECUTOR_MAX_ENDED",
+        "N",
+        "executions whose ids and endings are known, then new ones are refused (1000000)",
+    ),
     setting("CC_EXECUTOR_CONSUMER_STALL_MS", "MS", "how long a gateway may take nothing and ask nothing (90000)"),
     setting("CC_EXECUTOR_DRAIN_MS", "MS", "how long a shutdown may take (8000)"),
     setting("CC_EXECUTOR_MAX_MESSAGE_BYTES", "BYTES", "the longest message from a client (1048576)"),

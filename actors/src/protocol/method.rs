@@ -2,8 +2,9 @@
 //!
 //! The same options travel from client to gateway and from gateway to backend, so both read them here.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::{
@@ -365,23 +366,63 @@ impl Run {
         Value::Object(body)
     }
 
+    /// The names of what makes two requests the same, their ids apart.
+    pub const PARTS: [&'static str; 11] = [
+        "command",
+        "executor",
+        "cwd",
+        "env",
+        "stdin",
+        "pty",
+        "timeoutMs",
+        "stallTimeoutMs",
+        "heartbeatMs",
+        "onDisconnect, detachMs or overflow",
+        "claude",
+    ];
+
+    /// The value of each of [`PARTS`](Run::PARTS), in a form that is equal exactly where the value is.
+    pub fn parts(&self) -> [Cow<'_, str>; Run::PARTS.len()] {
+        let Run {
+            command,
+            executor,
+            execution_id: _,
+            cwd,
+            env,
+            stdin,
+            pty,
+            timeout_ms,
+            stall_timeout_ms,
+            heartbeat_ms,
+            detach,
+            claude,
+        } = self;
+        let detach = detach.map(|Detach { detach_ms, overflow }| (detach_ms, overflow.as_str()));
+        [
+            Cow::Borrowed(command.as_str()),
+            canonical(executor),
+            canonical(cwd),
+            canonical(env),
+            canonical(stdin),
+            canonical(&pty.map(Size::to_json)),
+            canonical(timeout_ms),
+            canonical(stall_timeout_ms),
+            canonical(heartbeat_ms),
+            canonical(&detach),
+            canonical(&claude.as_ref().map(Claude::to_json)),
+        ]
+    }
+
     /// The parameter in which the two differ, their ids apart.
     pub fn difference(&self, other: &Run) -> Option<&'static str> {
-        let table = [
-            ("command", self.command != other.command),
-            ("executor", self.executor != other.executor),
-            ("cwd", self.cwd != other.cwd),
-            ("env", self.env != other.env),
-            ("stdin", self.stdin != other.stdin),
-            ("pty", self.pty != other.pty),
-            ("timeoutMs", self.timeout_ms != other.timeout_ms),
-            ("stallTimeoutMs", self.stall_timeout_ms != other.stall_timeout_ms),
-            ("heartbeatMs", self.heartbeat_ms != other.heartbeat_ms),
-            ("onDisconnect, detachMs or overflow", self.detach != other.detach),
-            ("claude", self.claude != other.claude),
-        ];
-        table.into_iter().find_map(|(name, differs)| differs.then_some(name))
+        let (own, others) = (self.parts(), other.parts());
+        (0..Run::PARTS.len()).find(|at| own[*at] != others[*at]).map(|at| Run::PARTS[at])
     }
+}
+
+/// JSON of values whose maps are sorted by their keys.
+fn canonical(value: &impl Serialize) -> Cow<'static, str> {
+    Cow::Owned(serde_json::to_string(value).expect("a value whose keys are strings is JSON"))
 }
 
 impl Claude {

@@ -21,7 +21,7 @@ const BYTES_A_SECOND: u64 = 64 * 1024;
 
 /// Pings without answer that are remembered. A client that reads and never answers one is bounded by
 /// this; one that does not read is closed long before.
-const MAX_UNANSWERED: usize = 1_024;
+pub const MAX_UNANSWERED: usize = 1_024;
 
 /// What is known of one client's life.
 #[derive(Debug)]

@@ -319,11 +319,10 @@ fn step(shared: &Shared, pid: Pid) -> bool {
     match deed {
         None => {}
         Some(Deed::Continue) => signal(pid, Signal::CONT),
-        Some(Deed::KillIfStopped) => {
-            if stat_of(pid).is_some_and(|stat| matches!(stat.state, 'T' | 't')) {
-                signal(pid, Signal::KILL);
-            }
+        Some(Deed::KillIfStopped) if stat_of(pid).is_some_and(|stat| matches!(stat.state, 'T' | 't')) => {
+            signal(pid, Signal::KILL);
         }
+        Some(Deed::KillIfStopped) => {}
         Some(Deed::Kill) => {
             warn!(event = "subreaper.silent", pid = pid.as_raw_nonzero().get(); "the subreaper does not answer: it is killed");
             signal(pid, Signal::KILL);

@@ -1,6 +1,9 @@
 //! An open session: what it owes its client, and what follows from an event.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
 use serde_json::{Value, json};
 
@@ -17,7 +20,7 @@ use crate::{
         notify::{Detached, Ended, ErrorNotice, GapNotice, Message},
         rpc::{self, ErrorObject, Id, Response, code},
     },
-    session::liveness::{Liveness, Verdict},
+    session::liveness::{Liveness, MAX_UNANSWERED, Sent, Verdict},
     terminate::{CloseCode, CloseReason, Ending, Status},
 };
 
@@ -41,8 +44,8 @@ pub struct Open {
     limits: Limits,
     pub(super) hold: Option<Hold>,
     newest: Option<Ended>,
-    /// An ended execution that might have gone on without this client: its last output may be on the way.
-    delivering: Option<ExecutionId>,
+    /// Ended executions that may detach, with the ends of their streams: their last output may be on the way.
+    delivering: VecDeque<Sent>,
     draining: bool,
     liveness: Liveness,
 }
@@ -51,7 +54,7 @@ impl Open {
     /// An open session in which nothing has happened.
     pub(super) fn new(limits: Limits, now: Instant) -> Box<Self> {
         let liveness = Liveness::new(Duration::from_millis(limits.client_stall_ms), now);
-        Box::new(Open { limits, hold: None, newest: None, delivering: None, draining: false, liveness })
+        Box::new(Open { limits, hold: None, newest: None, delivering: VecDeque::new(), draining: false, liveness })
     }
 
     /// What follows from an event.
@@ -105,11 +108,8 @@ impl Open {
                 let held = self.hold.as_ref().filter(|hold| hold.may_detach).map(|hold| hold.id);
                 match arrived {
                     Some((id, offsets)) if Some(id) == held => said.asks.push(Ask::Acknowledge(offsets)),
-                    Some((id, offsets)) if Some(id) == self.delivering => {
-                        self.delivering = None;
-                        said.asks.push(Ask::Delivered(id, offsets));
-                    }
-                    _ => {}
+                    Some(sent) => self.on_delivered(sent, said),
+                    None => {}
                 }
             }
             Incoming::Close => return Some(Then::Close(CloseReason::new(CloseCode::Normal, "closed as asked"))),
@@ -117,6 +117,17 @@ impl Open {
             Incoming::Gone => return Some(Then::Gone),
         }
         None
+    }
+
+    /// So much of an execution that this session does not hold has arrived. If it has ended here, that may have been
+    /// said before its end, and everything of those that ended before it has arrived, too: pongs come in order.
+    fn on_delivered(&mut self, sent: Sent, said: &mut Said) {
+        let Some(at) = self.delivering.iter().position(|(id, _)| *id == sent.0) else { return };
+        let ended_before = self.delivering.drain(..at);
+        said.asks.extend(ended_before.chain([sent]).map(|(id, offsets)| Ask::Delivered(id, offsets)));
+        if self.delivering.front() == Some(&sent) {
+            self.delivering.pop_front();
+        }
     }
 
     /// Bytes are acknowledged by the pong that follows them: a command that may not lose any waits for it.
@@ -365,7 +376,10 @@ impl Open {
         }
         if delivering {
             // Before the end, so that a client that leaves at the end has answered already.
-            self.delivering = Some(hold.id);
+            if self.delivering.len() == MAX_UNANSWERED {
+                self.delivering.pop_front();
+            }
+            self.delivering.push_back(sent);
             said.say.push(Words::Ping(self.liveness.ping(Some(sent), now)));
         }
         let ended = Ended { execution_id: hold.id, ending };

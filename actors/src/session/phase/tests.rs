@@ -497,6 +497,49 @@ fn the_rest_of_one_that_might_have_detached_is_acknowledged_after_its_end() {
     }
 }
 
+/// Pongs may come late: those of pings before the end, and of an execution after which another one has ended.
+#[test]
+fn the_end_of_each_execution_is_acknowledged_however_late_its_pong_comes() {
+    let mut driven = Driven::new();
+    let now = Instant::now();
+    let on = |driven: &mut Driven, event| {
+        let phase = std::mem::replace(&mut driven.phase, Phase::Closed(None, Closure::Gone));
+        let (phase, asks) = phase.on(event, now);
+        driven.phase = phase;
+        asks
+    };
+    let at = |stdout| PerStream { stdout, stderr: 0 };
+    let mut ids = Vec::new();
+    for _ in 0..3 {
+        driven.drive(&Move::Execute { id: true, detach: true }, now);
+        driven.drive(&Move::Fact { own: true, fact: MoveFact::Started }, now);
+        let execution_id = driven.current;
+        ids.push(execution_id);
+        for stdout in [1 << 20, (1 << 20) + 9] {
+            on(&mut driven, Event::Output { execution_id, frames: Bytes::from_static(b"frames"), offsets: at(stdout) });
+        }
+        driven.drive(&Move::Fact { own: true, fact: MoveFact::Completed }, now);
+    }
+    let pings: Vec<_> = driven
+        .said()
+        .iter()
+        .filter_map(|words| match words {
+            Words::Ping(payload) => Some(payload.clone()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(pings.len(), 6, "for each one in the middle, and one at its end");
+    let delivered = |id: usize, stdout| Ask::Delivered(ids[id], at(stdout));
+    let (middle, end) = (1 << 20, (1 << 20) + 9);
+    let pong = |at: usize| Event::Incoming(Incoming::Pong(pings[at].clone()));
+    assert_eq!(on(&mut driven, pong(0)), [delivered(0, middle)]);
+    assert_eq!(on(&mut driven, pong(1)), [delivered(0, end)]);
+    // A client may answer only the latest of several pings (RFC 6455 section 5.5.3).
+    assert_eq!(on(&mut driven, pong(4)), [delivered(1, end), delivered(2, middle)]);
+    assert_eq!(on(&mut driven, pong(5)), [delivered(2, end)]);
+    assert_eq!(on(&mut driven, pong(5)), []);
+}
+
 #[test]
 fn what_is_taken_over_is_let_go_and_the_session_lives() {
     let mut driven = Driven::new();
