@@ -20,7 +20,7 @@ use std::{
 };
 
 use awc::{
-    ClientRequest, ClientResponse, Connector,
+    ClientRequest, ClientResponse,
     error::{ConnectError, PayloadError, SendRequestError},
     http::{Method, StatusCode, header},
 };
@@ -152,7 +152,7 @@ struct Inner {
 impl Backend {
     /// The backend at this URL, without a final slash. The token is sent with every request.
     pub fn new(url: &str, token: Option<String>, known: Known) -> Self {
-        let connector = Connector::new().timeout(CONNECT_PATIENCE).limit(0).conn_keep_alive(IDLE_CONNECTION);
+        let connector = observe::connector(None, CONNECT_PATIENCE).conn_keep_alive(IDLE_CONNECTION);
         let client = awc::Client::builder().connector(connector).disable_timeout().disable_redirects().finish();
         Backend(Rc::new(Inner { client, url: url.trim_end_matches('/').to_owned(), token, known }))
     }
@@ -234,7 +234,7 @@ impl Backend {
         // A client of its own: its one connection carries one response, which the follower watches.
         let end = BodyEnd::default();
         let client = awc::Client::builder()
-            .connector(observe::connector(end.clone(), CONNECT_PATIENCE))
+            .connector(observe::connector(Some(end.clone()), CONNECT_PATIENCE))
             .disable_timeout()
             .disable_redirects()
             .finish();
