@@ -93,6 +93,8 @@ pub struct Terms {
     pub pty: Option<Size>,
     /// How long a consumer may take nothing while nobody asks for it.
     pub consumer_stall: Duration,
+    /// How long Claude may take to exit after its last event.
+    pub claude_exit: Duration,
     /// How long output and ending are kept.
     pub retention: Duration,
     /// How much of each stream is kept, in bytes.

@@ -133,6 +133,7 @@ async fn begin(mut run: Run, table: &web::Data<Table>, consumer: Consumer) -> Re
         detach: run.detach,
         pty: run.pty,
         consumer_stall: config.consumer_stall,
+        claude_exit: config.claude_exit,
         retention: config.retention,
         ring_bytes: config.ring_bytes,
         prompt,

@@ -11,7 +11,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use cc_executor_actors::{
     backend::api::{Alive, StatusChange, Word},
-    claude::watch::{EXIT_PATIENCE, Watch},
+    claude::watch::Watch,
     clock::{Stopwatch, millis},
     protocol::{
         Stream,
@@ -68,8 +68,7 @@ pub(super) async fn follow(process: Process, program: &str, body: &mut Body, sea
                 line,
                 pid,
                 pipes,
-                claude: body.terms.prompt.is_some().then(Watch::default),
-                exit_by: None,
+                claude: body.terms.prompt.is_some().then(|| Watch::new(body.terms.claude_exit, now)),
                 input: match &body.terms.prompt {
                     Some(prompt) => Input::given(stdin, prompt.clone()),
                     None => Input::new(stdin, terminal.is_some()),
@@ -107,8 +106,6 @@ struct Following {
     input: Input,
     /// Where the command is Claude: what its events say.
     claude: Option<Watch>,
-    /// When Claude, which has said how it ended or can say nothing more, must have exited.
-    exit_by: Option<Instant>,
     counted: Counted,
     clocks: Clocks,
     cause: Option<Cause>,
@@ -194,6 +191,8 @@ impl Following {
                 n = read(err, err_buffer), if may_read[1] && err.is_some() => Wake::Read(1, n),
                 moved = body.spool.moved(body.terms.consumer_stall, body.asked_at) => Wake::Moved(moved),
                 () = at(due.quiet) => Wake::Quiet,
+                // Behind the pipes too: an event that is there to be read may give it more time.
+                () = at(due.exit) => Wake::Cause(Cause::Done),
             };
             match wake {
                 Wake::Fact(Some(fact)) => self.on_fact(fact, body, seat).await,
@@ -247,19 +246,13 @@ impl Following {
             claude.hear(bytes);
             return false;
         }
-        let changed = claude.feed(bytes);
-        if claude.outcome().is_some() {
-            // Counted from the first time: whatever it says then gives it no more.
-            self.exit_by.get_or_insert_with(|| Instant::now() + EXIT_PATIENCE);
-        }
-        changed
+        claude.feed(bytes, Instant::now())
     }
 
     /// Claude can say nothing more: it has said how it ended by now, or never will.
     fn claude_is_silent(&mut self) {
         if let Some(claude) = &mut self.claude {
-            claude.finish();
-            self.exit_by.get_or_insert_with(|| Instant::now() + EXIT_PATIENCE);
+            claude.finish(Instant::now());
         }
     }
 
@@ -268,6 +261,9 @@ impl Following {
         let now = Instant::now();
         self.clocks.total.run(!self.paused, now);
         self.clocks.quiet.run(!self.paused && !held_back, now);
+        if let Some(claude) = &mut self.claude {
+            claude.run_clock(!self.paused && !held_back, now);
+        }
         if let Some(sweep) = &mut self.sweep {
             sweep.since_exit.run(!held_back, now);
         }
@@ -276,17 +272,18 @@ impl Following {
     /// What is due next, and when.
     fn due(&self, body: &Body) -> Due {
         let mut causes = Vec::with_capacity(3);
+        let mut exit = None;
         if self.cause.is_none() && self.leader.is_none() {
             let limit = |ms: Option<u64>| ms.map(Duration::from_millis);
             let timeout = limit(body.terms.timeout_ms).and_then(|limit| self.clocks.total.due_at(limit));
             let stall = limit(body.terms.stall_timeout_ms).and_then(|limit| self.clocks.quiet.due_at(limit));
-            match self.exit_by {
-                None => {
+            match &self.claude {
+                // Its time-outs are over with its last word.
+                Some(claude) if claude.expects_exit() => exit = claude.exit_due(timeout),
+                _ => {
                     causes.extend(timeout.map(|at| (at, Cause::Timeout)));
                     causes.extend(stall.map(|at| (at, Cause::Stalled)));
                 }
-                Some(at) if !self.paused => causes.push((at, Cause::Done)),
-                Some(_) => {}
             }
         }
         if self.cause != Some(Cause::Disconnected) {
@@ -300,7 +297,7 @@ impl Following {
             }
             _ => None,
         };
-        Due { cause: causes.into_iter().min_by_key(|(at, _)| *at), quiet }
+        Due { cause: causes.into_iter().min_by_key(|(at, _)| *at), quiet, exit }
     }
 
     async fn on_fact(&mut self, fact: Fact, body: &mut Body, seat: &Seat) {
@@ -472,7 +469,7 @@ impl Following {
 
     fn ending(mut self) -> Ending {
         if let Some(claude) = &mut self.claude {
-            claude.finish();
+            claude.finish(Instant::now());
         }
         let mut ending = last::ending(self.leader, self.cause, self.grace_ms, self.gone, self.claude.as_ref());
         if self.cause.is_none() {
@@ -490,6 +487,8 @@ struct Due {
     cause: Option<(Instant, Cause)>,
     /// What is left behind has been quiet for long enough.
     quiet: Option<Instant>,
+    /// Claude must have exited.
+    exit: Option<Instant>,
 }
 
 fn no_keeper() -> ErrorObject {
