@@ -125,7 +125,7 @@ fn session(gateway: &Service, mark: &str, chance: u64, drains: bool, counted: &C
         _ => {
             let _ = client.send_raw(&frame(0x81, cancel.to_string().as_bytes()));
             seen = counted.read_until(&mut client, seen, |seen| seen.ends > 0);
-            counted.waited.fetch_add(1, Ordering::Relaxed);
+            counted.waited.fetch_add(seen.ends, Ordering::Relaxed);
             assert!(drains || seen.ends == 1, "session {chance} ended without the end of its execution");
             let _ = client.send_raw(&close);
         }

@@ -273,7 +273,7 @@ mod tests {
             (format!("HTTP/1.1 500 X\nTransfer-Encoding: identity\n\n{body}"), true),
             (format!("HTTP/1.0 200 OK\r\n\r\n{body}"), false),
             (format!("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n{body}"), false),
-            (format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n"), false),
+            ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n".to_owned(), false),
             ("HTTP/1.1 204 No Content\r\n\r\n".to_owned(), false),
             ("HTTP/1.1 304 Not Modified\r\n\r\n".to_owned(), false),
             ("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n\r\n".to_owned(), false),
