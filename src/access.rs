@@ -104,7 +104,7 @@ impl Access {
             self.judge_host(headers)?;
         }
         self.judge_origin(headers)?;
-        let open = matches!(path, "/health" | "/ready");
+        let open = matches!(path, "/health" | "/healthz" | "/ready" | "/docs");
         if let Some(token) = &self.token
             && !open
             && !offered_tokens(headers).iter().any(|offered| token.is_of(offered))

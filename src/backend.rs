@@ -57,6 +57,8 @@ pub struct BackendConfig {
     pub retention: Duration,
     /// How long a consumer may take nothing while nobody asks for it, before it counts as gone.
     pub consumer_stall: Duration,
+    /// How long Claude may take to exit after its last event.
+    pub claude_exit: Duration,
     /// The longest request body, in bytes.
     pub max_message_bytes: usize,
     /// What contains executions besides their process trees.

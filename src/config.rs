@@ -16,6 +16,7 @@ use std::{
 };
 
 use cc_executor_actors::{
+    claude::watch::EXIT_PATIENCE,
     protocol::{Limits, MAX_MESSAGE_TO_CLIENT},
     supervisor::Bounds,
 };
@@ -70,6 +71,8 @@ pub struct Serve {
     pub drain: Duration,
     /// What clients may ask for.
     pub limits: Limits,
+    /// How long Claude may take to exit after its last event, where the backend is the original's image.
+    pub claude_exit: Duration,
     /// Where commands run.
     pub backend: Where,
 }
@@ -107,6 +110,7 @@ pub fn serve(source: &impl Source) -> Result<Serve, Problems> {
     };
     let drain = reader.drain();
     let limits = reader.limits();
+    let claude_exit = reader.claude_exit();
     let backend = match source.get("CLAUDE_API_URL") {
         None => Where::Here(Box::new(reader.backend())),
         Some(url) => {
@@ -135,7 +139,7 @@ pub fn serve(source: &impl Source) -> Result<Serve, Problems> {
             Where::There(reader.backend_url(&url), reader.secret(BACKEND_TOKEN))
         }
     };
-    reader.finish(Serve { bind, access, sessions, drain, limits, backend })
+    reader.finish(Serve { bind, access, sessions, drain, limits, claude_exit, backend })
 }
 
 /// Reads the settings of `backend`.
@@ -176,7 +180,11 @@ impl<S: Source> Reader<'_, S> {
     }
 
     fn problem(&mut self, name: &str, text: impl fmt::Display) {
-        self.problems.push(format!("{name} {text}"));
+        let problem = format!("{name} {text}");
+        // Some settings are read for the gateway and for the backend inside it.
+        if !self.problems.contains(&problem) {
+            self.problems.push(problem);
+        }
     }
 
     fn door(&mut self, default: &str, token: Option<Fingerprint>) -> (SocketAddr, Access) {
@@ -225,6 +233,11 @@ impl<S: Source> Reader<'_, S> {
         Duration::from_millis(self.number("CC_EXECUTOR_DRAIN_MS", 8_000, 100, 1 << 32))
     }
 
+    fn claude_exit(&mut self) -> Duration {
+        let default = u64::try_from(EXIT_PATIENCE.as_millis()).expect("a short time");
+        Duration::from_millis(self.number("CC_EXECUTOR_CLAUDE_EXIT_MS", default, 100, 1 << 32))
+    }
+
     fn message_bytes(&mut self) -> usize {
         self.number("CC_EXECUTOR_MAX_MESSAGE_BYTES", 1 << 20, 1_024, 16 * MAX_MESSAGE_TO_CLIENT)
     }
@@ -260,6 +273,7 @@ impl<S: Source> Reader<'_, S> {
             max_ended: self.number("CC_EXECUTOR_MAX_ENDED", MAX_ENDED, 1, MAX_ENDED),
             retention: Duration::from_millis(self.number("CC_EXECUTOR_RETENTION_MS", 600_000, 0, 1 << 40)),
             consumer_stall: Duration::from_millis(self.number("CC_EXECUTOR_CONSUMER_STALL_MS", 90_000, 100, 1 << 40)),
+            claude_exit: self.claude_exit(),
             max_message_bytes: self.message_bytes(),
             containment: self.containment(),
             descriptor_limit: rustix::process::getrlimit(rustix::process::Resource::Nofile).current,

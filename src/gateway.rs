@@ -44,12 +44,14 @@ pub struct GatewayConfig {
     pub sessions: Bounds,
     /// What clients may ask for.
     pub limits: Limits,
+    /// How long Claude may take to exit after its last event, where the backend is the original's image.
+    pub claude_exit: Duration,
 }
 
 impl GatewayConfig {
     fn backend(&self, known: Known) -> Backend {
         let token = self.backend_token.as_ref().map(|token| token.reveal().to_owned());
-        Backend::new(&self.backend_url, token, known)
+        Backend::new(&self.backend_url, token, known, self.claude_exit)
     }
 }
 

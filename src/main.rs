@@ -136,7 +136,13 @@ async fn serve(config: config::Serve) -> io::Result<()> {
     };
     info!(event = "service.listening", role = "gateway", address:% = address, backend = backend_url.as_str(),
         embedded = backend.is_some(), version = env!("CARGO_PKG_VERSION"); "listening on ws://{address}/ws/mcp");
-    let gateway = GatewayConfig { backend_url, backend_token, sessions: config.sessions, limits: config.limits };
+    let gateway = GatewayConfig {
+        backend_url,
+        backend_token,
+        sessions: config.sessions,
+        limits: config.limits,
+        claude_exit: config.claude_exit,
+    };
     let access = Access { port: address.port(), ..config.access };
     let Gateway { server, supervisor, unflushed } = gateway::serve(listener, gateway, access)?;
     let mut servers = vec![server.handle()];

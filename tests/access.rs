@@ -87,8 +87,10 @@ fn strangers_get_no_session() {
     for headers in strangers(service.address.port()) {
         let refused = Client::upgrade(service.address, &borrowed(&headers)).err();
         assert_eq!(refused, Some(403), "{headers:?}");
-        assert_eq!(status(service.address, "GET /health", &borrowed(&headers), ""), 403, "every route: {headers:?}");
-        n_refused += 2;
+        for route in ["GET /health", "GET /healthz", "GET /docs"] {
+            assert_eq!(status(service.address, route, &borrowed(&headers), ""), 403, "every route: {headers:?}");
+        }
+        n_refused += 4;
     }
     assert!(n_refused >= 30, "{n_refused}");
     // The log is read on a thread of its own: what is asserted of it is waited for.
@@ -160,10 +162,12 @@ fn without_the_token_there_is_nothing_but_the_probes() {
     }
     for service in [&gateway, &backend] {
         nothing_happened(service);
-        for probe in ["GET /health", "GET /ready"] {
+        for probe in ["GET /health", "GET /healthz", "GET /ready"] {
             assert_eq!(status(service.address, probe, &[("Host", "anything.example")], ""), 200, "{probe}");
         }
     }
+    assert_eq!(status(gateway.address, "GET /docs", &[("Host", "anything.example")], ""), 200);
+    assert_eq!(status(gateway.address, "GET /docs/x", &[], ""), 401, "nothing but that page");
     for right in [("Authorization", bearer(TOKEN)), ("Sec-WebSocket-Protocol", protocol(TOKEN))] {
         assert!(Client::upgrade(gateway.address, &[(right.0, &right.1)]).is_ok(), "{right:?}");
     }
@@ -178,6 +182,41 @@ fn without_the_token_there_is_nothing_but_the_probes() {
         let line = fs::read(format!("/proc/{}/cmdline", service.pid())).unwrap();
         assert!(!String::from_utf8_lossy(&line).contains(TOKEN));
     }
+}
+
+/// The head and the body of an answer to a GET.
+fn page(address: SocketAddr, path: &str) -> (String, String) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
+    (head.to_ascii_lowercase(), body.to_owned())
+}
+
+#[test]
+fn healthz_answers_as_health_does() {
+    for service in [Service::start(), Service::backend()] {
+        let (health, healthz) = (service.get("/health"), service.get("/healthz"));
+        assert_eq!((health["server"].as_str(), &health), (Some("cc-executor"), &healthz));
+    }
+}
+
+#[test]
+fn docs_names_the_protocol_and_the_version_and_loads_nothing() {
+    let (head, body) = page(Service::start().address, "/docs");
+    assert!(head.starts_with("http/1.1 200 ") && head.contains("content-type: text/html; charset=utf-8"), "{head}");
+    for named in ["JSON-RPC 2.0", "WebSocket", "/ws/mcp", "cc-executor.v1", env!("CARGO_PKG_VERSION")] {
+        assert!(body.contains(named), "{named}: {body}");
+    }
+    assert!(
+        !body.contains('{') && !body.contains("src=") && !body.contains("href=") && !body.contains("url("),
+        "{body}"
+    );
+    assert!(head.contains("content-security-policy: default-src 'none'"), "{head}");
+    let (head, _) = page(Service::backend().address, "/docs");
+    assert!(head.starts_with("http/1.1 404 "), "only the gateway speaks it: {head}");
 }
 
 #[test]
@@ -228,7 +267,9 @@ impl Reachable {
         let directory = std::env::temp_dir().join(format!("cc-executor-reachable-{}", std::process::id()));
         fs::create_dir_all(&directory).unwrap();
         fs::set_permissions(&directory, fs::Permissions::from_mode(0o755)).unwrap();
-        fs::copy(BINARY, directory.join("cc-executor")).unwrap();
+        // By another process: while this one has the copy open for writing, a child that another test forks holds
+        // that descriptor until its own exec, and the copy cannot be executed (ETXTBSY).
+        assert!(Command::new("cp").args([BINARY.as_ref(), directory.as_path()]).status().unwrap().success());
         Reachable(directory)
     }
 }

@@ -13,6 +13,7 @@ use std::{
 use actix::{Actor, Addr};
 use cc_executor_actors::{
     backend::{Backend, Known},
+    claude::watch::EXIT_PATIENCE,
     execution::messages::Cancel,
     id::{ExecutionId, SessionId},
     protocol::Limits,
@@ -102,7 +103,7 @@ fn split(read: &[u8]) -> Option<((u8, Vec<u8>), usize)> {
 fn around(stub: &Stub, max_sessions: usize) -> Surroundings {
     Surroundings {
         supervisor: Supervisor::new(Bounds { sessions: max_sessions, per_peer: max_sessions }).start(),
-        backend: Backend::new(&stub.url(), None, Known::default()),
+        backend: Backend::new(&stub.url(), None, Known::default(), EXIT_PATIENCE),
         limits: Limits::default(),
     }
 }

@@ -18,6 +18,7 @@ use crate::common::{
     procs,
     service::{Service, binary},
     stub::{Stub, chunk, chunked_head, respond},
+    wait_until,
 };
 
 const STAND_IN: &str = r#"{"claude":["bash","-c","eval \"$(cat)\"","claude"]}"#;
@@ -119,9 +120,40 @@ fn every_sample_ends_as_it_did_and_says_what_it_said() {
     }
 }
 
+/// The time that Claude has for its exit, in tests that wait for its end.
+const EXIT: (&str, &str) = ("CC_EXECUTOR_CLAUDE_EXIT_MS", "1500");
+
+/// A `result` of one turn.
+fn result(text: &str, cost: f64) -> String {
+    json!({
+        "type": "result", "subtype": "success", "is_error": false, "result": text, "num_turns": 2, "duration_ms": 500,
+        "total_cost_usd": cost, "session_id": "s-1",
+        "usage": { "input_tokens": 3, "service_tier": "standard", "cache": { "read": 5 } },
+    })
+    .to_string()
+}
+
+/// What the CLI prints when a background task begins, ends, and wakes it (2.1.330).
+const TASK_STARTED: [&str; 2] = [
+    r#"{"type":"system","subtype":"background_tasks_changed","tasks":[{"task_id":"b1","task_type":"local_bash"}]}"#,
+    r#"{"type":"system","subtype":"task_started","task_id":"b1","is_backgrounded":true,"task_type":"local_bash"}"#,
+];
+const TASK_ENDED: [&str; 3] = [
+    r#"{"type":"system","subtype":"task_updated","task_id":"b1","patch":{"status":"completed"}}"#,
+    r#"{"type":"system","subtype":"task_notification","task_id":"b1","status":"completed"}"#,
+    r#"{"type":"system","subtype":"background_tasks_changed","tasks":[]}"#,
+];
+const INIT: &str = r#"{"type":"system","subtype":"init"}"#;
+const OF_SUBAGENT: &str =
+    r#"{"type":"user","parent_tool_use_id":"7","message":{"content":[{"type":"text","text":"interrupted"}]}}"#;
+
+fn status_and_reason(story: &Story) -> (&str, &str) {
+    (story.end["status"].as_str().unwrap(), story.end["reason"].as_str().unwrap())
+}
+
 #[test]
 fn one_that_says_how_it_ended_and_never_exits_is_ended() {
-    let service = service();
+    let service = with(&[("CC_EXECUTOR_CLAUDE_EXIT_MS", "3000")]);
     let mark = procs::mark();
     for (line, status, reason) in
         [(DONE, "COMPLETED", "exit"), (r#"{"is_error":true,"result":"x","type":"result"}"#, "FAILED", "claude_error")]
@@ -130,10 +162,10 @@ fn one_that_says_how_it_ended_and_never_exits_is_ended() {
         let began_at = Instant::now();
         let command = format!("{} sleep {mark}", print(&[line]));
         // Its time-outs are over with its last word.
-        let story = client.ask_claude(json!({ "command": command, "timeoutMs": 4_000, "stallTimeoutMs": 4_000 }));
-        assert!(began_at.elapsed() >= Duration::from_secs(5), "it had its time to exit: {:?}", began_at.elapsed());
+        let story = client.ask_claude(json!({ "command": command, "timeoutMs": 2_500, "stallTimeoutMs": 2_500 }));
+        assert!(began_at.elapsed() >= Duration::from_secs(3), "it had its time to exit: {:?}", began_at.elapsed());
         let end = &story.end;
-        assert_eq!((end["status"].as_str(), end["reason"].as_str()), (Some(status), Some(reason)), "{end}");
+        assert_eq!(status_and_reason(&story), (status, reason), "{end}");
         assert_eq!(
             (&end["exit_code"], &end["signal"], &end["cancel"]["verified"]),
             (&json!(null), &json!(null), &json!(true))
@@ -144,17 +176,21 @@ fn one_that_says_how_it_ended_and_never_exits_is_ended() {
 
 #[test]
 fn one_that_closes_its_output_and_never_exits_is_ended() {
-    let service = service();
+    let service = with(&[EXIT]);
     let mark = procs::mark();
-    for (said, status, reason) in
-        [(String::new(), "FAILED", "claude_error"), (format!("printf %s '{DONE}'; "), "COMPLETED", "exit")]
-    {
+    let task = print(&TASK_STARTED);
+    for (said, status, reason) in [
+        (String::new(), "FAILED", "claude_error"),
+        (format!("printf %s '{DONE}'; "), "COMPLETED", "exit"),
+        // Nothing can be said any more of a task that is open.
+        (format!("{task} printf %s '{DONE}'; "), "COMPLETED", "exit"),
+    ] {
         let mut client = service.connect();
         let command = format!("{said}exec >&- 2>&-; sleep {mark}");
         // Without a heartbeat, so that a wait without end is noticed.
         let story = client.ask_claude(json!({ "command": command, "heartbeatMs": 60_000 }));
         let end = &story.end;
-        assert_eq!((end["status"].as_str(), end["reason"].as_str()), (Some(status), Some(reason)), "{end}");
+        assert_eq!(status_and_reason(&story), (status, reason), "{end}");
         assert_eq!((&end["exit_code"], &end["cancel"]["verified"]), (&json!(null), &json!(true)));
         assert_eq!(end["result"].is_object(), status == "COMPLETED");
         assert_eq!(procs::with_argument(&mark), Vec::<u32>::new());
@@ -162,34 +198,187 @@ fn one_that_closes_its_output_and_never_exits_is_ended() {
 }
 
 #[test]
-fn one_that_goes_on_after_its_result_has_no_more_time_for_that() {
-    let more = print(&[&said("still here"), TOOL, ANSWER, DONE]);
-    let command = format!("{} for n in {{1..300}}; do {more} sleep 0.05; done; exit 3", print(&[DONE]));
-    let began_at = Instant::now();
-    let story = service().connect().ask_claude(json!({ "command": command }));
+fn a_result_ends_its_own_turn_and_the_last_one_the_run() {
+    let service = with(&[EXIT]);
+    // The task is open for longer than the time for the exit, and so is the tool of the second turn.
+    let command = format!(
+        "{} sleep 6; {} sleep 3; {} exit 0",
+        print(&[&[INIT, &said("interim")], &TASK_STARTED[..], &[&result("interim", 0.25)]].concat()),
+        print(&[&TASK_ENDED[..], &[INIT, TOOL]].concat()),
+        print(&[ANSWER, &said("final"), &result("final", 0.75)]),
+    );
+    let story = service.connect().ask_claude(json!({ "command": command }));
     let end = &story.end;
-    assert_eq!((end["status"].as_str(), end["reason"].as_str()), (Some("COMPLETED"), Some("exit")), "{end}");
-    assert!(began_at.elapsed() >= Duration::from_secs(5), "it had its time to exit: {:?}", began_at.elapsed());
+    assert_eq!((status_and_reason(&story), &end["exit_code"]), (("COMPLETED", "exit"), &json!(0)), "{end}");
+    assert_eq!(story.text(), "interim\na\nb\nfinal\n");
+    let expected = json!({
+        "text": "final", "is_error": false, "num_turns": 4, "duration_ms": 1000, "total_cost_usd": 0.75,
+        "usage": { "input_tokens": 6, "service_tier": "standard", "cache": { "read": 10 } }, "session_id": "s-1",
+    });
+    assert_eq!(end["result"], expected);
+}
 
-    // The same from the original's image, whose stream is cut at the end.
+#[test]
+fn a_turn_after_a_result_must_say_how_it_ended() {
+    let service = with(&[EXIT]);
+    let mut client = service.connect();
+    let cut = &DONE[..DONE.len() / 2];
+    let table: [(&[&str], &str, &str, &str); 9] = [
+        // The CLI prints the results of several turns one after the other, so a cut one may be of another turn.
+        (&[DONE], cut, "FAILED", "claude_error"),
+        (&[DONE, INIT, TOOL], cut, "FAILED", "claude_error"),
+        (&[DONE, &said("more")], "", "FAILED", "claude_error"),
+        (&[DONE, TASK_STARTED[1]], "", "FAILED", "claude_error"),
+        (&[DONE, INIT, DONE], "", "COMPLETED", "exit"),
+        (&[DONE, DONE], "", "COMPLETED", "exit"),
+        // These say nothing of another turn: the end of a task, and a subagent that is being ended.
+        (&[DONE, TASK_ENDED[0], TASK_ENDED[1], TASK_ENDED[2]], "", "COMPLETED", "exit"),
+        (&[DONE, OF_SUBAGENT], "", "COMPLETED", "exit"),
+        (&[DONE, r#"{"type":"system","subtype":"of tomorrow"}"#, "no event"], "goodbye", "COMPLETED", "exit"),
+    ];
+    for (lines, unfinished, status, reason) in table {
+        let command = format!("{} printf %s '{unfinished}'; exit 0", print(lines));
+        let story = client.ask_claude(json!({ "command": command }));
+        assert_eq!(status_and_reason(&story), (status, reason), "{lines:?} {unfinished:?}: {}", story.end);
+        assert_eq!(story.end["result"].is_object(), status == "COMPLETED", "{}", story.end);
+        assert_eq!(story.end["exit_code"], 0);
+    }
+}
+
+#[test]
+fn one_that_works_on_after_its_result_has_its_time_outs_again() {
+    let mark = procs::mark();
+    let command = format!("{} sleep {mark}", print(&[DONE, INIT, TOOL]));
+    let story = with(&[EXIT]).connect().ask_claude(json!({ "command": command, "timeoutMs": 4_000 }));
+    assert_eq!(status_and_reason(&story), ("FAILED", "timeout"), "{}", story.end);
+    assert_eq!(procs::with_argument(&mark), Vec::<u32>::new());
+}
+
+#[test]
+fn the_time_for_the_exit_starts_anew_with_each_event() {
+    let more = print(&[INIT, &said("more"), TOOL, ANSWER, DONE]);
+    let service = with(&[("CC_EXECUTOR_CLAUDE_EXIT_MS", "5000")]);
+    let command = format!("{} for n in {{1..14}}; do sleep 0.5; {more} done; exit 3", print(&[DONE]));
+    let story = service.connect().ask_claude(json!({ "command": command }));
+    let end = &story.end;
+    assert_eq!((status_and_reason(&story), &end["exit_code"]), (("FAILED", "exit"), &json!(3)), "{end}");
+    assert_eq!((&end["result"]["num_turns"], &end["result"]["text"]), (&json!(2 * 15), &json!("done")));
+}
+
+#[test]
+fn the_time_for_the_exit_stands_still_while_nothing_is_read() {
+    let service = with(&[EXIT]);
+    // Paused for longer than the time for the exit: it goes on where it was.
+    let mut client = service.connect();
+    let gate = std::env::temp_dir().join(format!("cc-executor-gate-{}-exit", std::process::id()));
+    let command = format!(
+        "{} until [ -e {} ]; do sleep 0.01; done; {} exit 0",
+        print(&[&said("first"), DONE]),
+        gate.display(),
+        print(&[INIT, &said("second"), DONE])
+    );
+    client.call("execute", json!({ "command": command, "executor": "claude", "heartbeatMs": 1_000 })).unwrap();
+    let mut story = Story::of_claude();
+    client.follow(&mut story, |story| {
+        story.updates.last().is_some_and(|update| update["activity"].is_null() && update["turns"] == 1)
+    });
+    client.call("control", json!({ "type": "PAUSE" })).unwrap();
+    client.follow(&mut story, |story| story.with_status("PAUSED").len() == 4);
+    fs::write(&gate, "").unwrap();
+    client.call("control", json!({ "type": "RESUME" })).unwrap();
+    client.follow(&mut story, |_| false);
+    fs::remove_file(&gate).unwrap();
+    assert_eq!(
+        (status_and_reason(&story), story.text().as_str()),
+        (("COMPLETED", "exit"), "first\nsecond\n"),
+        "{}",
+        story.end
+    );
+
+    // More events than are kept, and nobody takes them: what it says behind these is not known yet.
+    let make = r#"python3 -c "
+line = '{\"type\":\"stream_event\",\"event\":\"' + 'x' * 1000 + '\"}'
+for n in range(40000): print(line)
+"; "#;
+    let command = format!(
+        "{} {make} {} exit 0",
+        print(&[&said("first"), DONE]),
+        print(&[&said("second"), &result("second", 1.0)])
+    );
+    let asked = json!({ "command": command, "executor": "claude", "onDisconnect": "detach" });
+    let id = client.call("execute", asked).unwrap()["executionId"].as_str().unwrap().to_owned();
+    let mut story = Story::of_claude();
+    client.follow(&mut story, |story| story.stdout == b"first\n");
+    client.vanish();
+    service.wait_for_event("execution.detached", 1);
+    let mut stranger = service.connect();
+    wait_until("nothing is read for twice the time for the exit", PATIENCE, || {
+        let status = stranger.call("status", json!({ "executionId": id })).unwrap();
+        status["sinceOutputMs"].as_u64() > Some(3_000)
+    });
+    assert_eq!(service.count("process.ending"), 0, "it is held back, not silent");
+    let mut client = service.connect();
+    client.attach(&id, &story).unwrap();
+    client.follow(&mut story, |_| false);
+    assert_eq!(
+        (status_and_reason(&story), story.text().as_str()),
+        (("COMPLETED", "exit"), "first\nsecond\n"),
+        "{}",
+        story.end
+    );
+    assert_eq!(story.end["result"]["text"], "second");
+}
+
+#[test]
+fn the_originals_claude_works_on_after_its_result_too() {
     let stub = Stub::start(move |request, stream| match request.path.as_str() {
         "/health" => respond(stream, 200, r#"{"status":"ok"}"#),
         "/execute/claude-stream" => {
             let _ = stream.write_all(&chunked_head("application/x-ndjson"));
-            for _ in 0..300 {
-                let lines = [&said("still here"), TOOL, ANSWER, DONE].map(|line| format!("{line}\n")).concat();
-                if stream.write_all(&chunk(lines.as_bytes())).is_err() {
-                    break;
+            let mut send = |lines: &[&str]| {
+                let lines: String = lines.iter().map(|line| format!("{line}\n")).collect();
+                let _ = stream.write_all(&chunk(lines.as_bytes()));
+            };
+            match request.body["question"].as_str().unwrap() {
+                "works on" => {
+                    send(&[&said("interim"), TASK_STARTED[1], &result("interim", 0.25)]);
+                    // The task takes longer than the time for the exit.
+                    thread::sleep(Duration::from_secs(6));
+                    send(&[TASK_ENDED[1], INIT, &said("final"), &result("final", 0.5)]);
                 }
-                thread::sleep(Duration::from_millis(50));
+                "is cut" => send(&[DONE, INIT, &said("more")]),
+                // Its stream goes on without an event until it is dropped.
+                "never ends" => send(&[&said("interim"), DONE]),
+                other => panic!("{other}"),
+            }
+            if request.body["question"] == "never ends" {
+                let _ = std::io::copy(stream, &mut std::io::sink());
+            } else {
+                let _ = stream.write_all(&chunk(b""));
             }
         }
         path => panic!("{path}"),
     });
-    let gateway = Service::gateway(&stub.url());
+    let gateway = Service::with(&["serve", "--claude-api-url", &stub.url()], &[EXIT]);
     gateway.wait_for_event("backend.up", 1);
-    let story = gateway.connect().ask_claude(json!({ "command": "x" }));
-    assert_eq!((&story.end["status"], &story.end["reason"]), (&json!("COMPLETED"), &json!("exit")), "{}", story.end);
+    let mut client = gateway.connect();
+    let story = client.ask_claude(json!({ "command": "works on" }));
+    assert_eq!(
+        (status_and_reason(&story), story.text().as_str()),
+        (("COMPLETED", "exit"), "interim\nfinal\n"),
+        "{}",
+        story.end
+    );
+    assert_eq!((&story.end["result"]["text"], &story.end["result"]["num_turns"]), (&json!("final"), &json!(4)));
+    let story = client.ask_claude(json!({ "command": "is cut" }));
+    assert_eq!(status_and_reason(&story), ("FAILED", "claude_error"), "{}", story.end);
+    let story = client.ask_claude(json!({ "command": "never ends" }));
+    assert_eq!(
+        (status_and_reason(&story), story.text().as_str()),
+        (("COMPLETED", "exit"), "interim\n"),
+        "{}",
+        story.end
+    );
 }
 
 #[test]

@@ -247,6 +247,34 @@ fn a_long_silent_tool_is_told_by_heartbeats() {
     });
 }
 
+#[test]
+fn one_that_is_woken_by_a_background_task_works_on_to_its_last_result() {
+    on_loopback_only(|cli| {
+        let api = MessagesApi::start();
+        let env = [("CC_EXECUTOR_CLAUDE_EXIT_MS", "2000")];
+        let service = cli.service(&["serve"], &api.url(), &env);
+        // Both pauses are longer than the time that it has for its exit. (`sleep` is refused by some releases.)
+        let pause = |seconds| format!("python3 -c 'import time; time.sleep({seconds})'");
+        let prompt = format!("background {} then {}; echo woken", pause(3), pause(7));
+        let story = ask(&mut service.connect(), &prompt);
+        assert_eq!(ending(&story), ("COMPLETED", "exit"), "{}", story.end);
+        assert!(story.text().ends_with("woken\nThe result is woken\n"), "{:?}", story.text());
+        let results: Vec<_> =
+            story.events.iter().map(|params| &params["event"]).filter(|event| event["type"] == "result").collect();
+        assert_eq!(results.len(), 2, "{results:?}");
+        let sum = |field: &str| results.iter().map(|event| event[field].as_u64().expect(field)).sum::<u64>();
+        let result = &story.end["result"];
+        assert_eq!((&result["text"], &story.end["exit_code"]), (&json!("The result is woken"), &json!(0)));
+        assert_eq!(
+            (&result["num_turns"], &result["duration_ms"]),
+            (&json!(sum("num_turns")), &json!(sum("duration_ms")))
+        );
+        assert_eq!(result["num_turns"].as_u64(), Some(api.questions().len() as u64), "{result}");
+        assert_eq!(result["usage"]["input_tokens"].as_u64(), Some(api.questions().len() as u64), "{result}");
+        assert_eq!(result["total_cost_usd"], results[1]["total_cost_usd"], "the CLI states the cost so far");
+    });
+}
+
 /// A question that is in the middle of a long tool; with the mark of the tool and of the CLI. (`sleep` itself
 /// is refused by some releases.)
 fn ask_for_sleep(service: &Service) -> (Client, String, String) {

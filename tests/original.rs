@@ -11,8 +11,9 @@ use serde_json::json;
 
 use crate::common::{
     PATIENCE,
+    client::Story,
     service::Service,
-    stub::{Request, Stub, chunk, chunked_head, respond},
+    stub::{Request, Stub, chunk, chunked_head, our_health, respond},
     wait_until,
 };
 
@@ -110,12 +111,81 @@ fn a_stated_length_that_is_not_reached_is_lost() {
 }
 
 #[test]
-fn a_body_that_only_its_close_ends_may_have_been_cut() {
-    let image = image(|_, stream| {
-        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nperhaps all of it");
+fn a_body_that_only_the_close_ends_is_delivered_and_then_lost() {
+    // RFC 9112 section 6.3, rule 8: without a length and without chunks the body goes on until the close.
+    let heads = [
+        "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: identity\r\nConnection: close\r\n\r\n",
+        "HTTP/1.0 200 OK\r\n\r\n",
+    ];
+    let image = image(move |request, stream| {
+        let (head, cut) = request.body["question"].as_str().unwrap().split_once(' ').unwrap();
+        let whole = format!("{}perhaps\nall of it", heads[head.parse::<usize>().unwrap()]);
+        let (first, rest) = whole.split_at(cut.parse().unwrap());
+        stream.set_nodelay(true).unwrap();
+        let _ = stream.write_all(first.as_bytes());
+        let _ = stream.write_all(rest.as_bytes());
     });
-    let story = gateway(&image).connect().run(json!({ "command": "x" }));
-    assert_eq!(story.end["reason"], "backend_lost");
+    let service = gateway(&image);
+    let mut client = service.connect();
+    for (n, head) in heads.iter().enumerate() {
+        for cut in [0, 1, 9, head.len() - 3, head.len() - 1, head.len(), head.len() + 3] {
+            client.request("execute", json!({ "command": format!("{n} {cut}") }));
+            let story = client.story();
+            assert_eq!(story.text(), "perhaps\nall of it", "{head:?} cut at {cut}");
+            assert_eq!(
+                (story.end["status"].as_str(), story.end["reason"].as_str()),
+                (Some("FAILED"), Some("backend_lost")),
+                "its end may have been cut off: {}",
+                story.end
+            );
+        }
+    }
+}
+
+#[test]
+fn a_body_that_only_the_close_ends_streams() {
+    let (finish, finished) = std::sync::mpsc::channel();
+    let finished = std::sync::Mutex::new(finished);
+    let image = image(move |_, stream| {
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nfirst\n");
+        let _ = finished.lock().unwrap().recv_timeout(PATIENCE);
+        let _ = stream.write_all(b"second\n");
+    });
+    let service = gateway(&image);
+    let mut client = service.connect();
+    client.execute(json!({ "command": "x" }));
+    let mut story = Story::default();
+    client.follow(&mut story, |story| story.stdout == b"first\n");
+    assert!(story.end.is_null(), "{}", story.end);
+    finish.send(()).unwrap();
+    client.follow(&mut story, |_| false);
+    assert_eq!((story.text().as_str(), story.end["reason"].as_str()), ("first\nsecond\n", Some("backend_lost")));
+}
+
+#[test]
+fn what_it_refuses_with_is_told_even_if_only_the_close_ends_it() {
+    let image = image(|_, stream| {
+        let _ = stream.write_all(b"HTTP/1.1 500 X\r\nConnection: close\r\n\r\nno claude here");
+    });
+    let service = gateway(&image);
+    let mut client = service.connect();
+    client.request("execute", json!({ "command": "x" }));
+    let story = client.story();
+    assert_eq!(story.end["reason"], "backend_rejected");
+    assert!(story.end["message"].as_str().unwrap().contains("no claude here"), "{}", story.end);
+}
+
+#[test]
+fn our_own_health_is_understood_even_if_only_the_close_ends_it() {
+    let stub = Stub::start(|request, stream| match request.path.as_str() {
+        "/health" => {
+            let _ = write!(stream, "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{}", our_health());
+        }
+        _ => respond(stream, 404, "{}"),
+    });
+    assert_eq!(gateway(&stub).connect().hello["executors"], our_health()["executors"]);
 }
 
 #[test]

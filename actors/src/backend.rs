@@ -20,7 +20,7 @@ use std::{
 };
 
 use awc::{
-    ClientRequest, ClientResponse, Connector,
+    ClientRequest, ClientResponse,
     error::{ConnectError, PayloadError, SendRequestError},
     http::{Method, StatusCode, header},
 };
@@ -147,14 +147,21 @@ struct Inner {
     url: String,
     token: Option<String>,
     known: Known,
+    claude_exit: Duration,
 }
 
 impl Backend {
-    /// The backend at this URL, without a final slash. The token is sent with every request.
-    pub fn new(url: &str, token: Option<String>, known: Known) -> Self {
-        let connector = Connector::new().timeout(CONNECT_PATIENCE).limit(0).conn_keep_alive(IDLE_CONNECTION);
+    /// The backend at this URL, without a final slash. The token is sent with every request. `claude_exit` is how
+    /// long Claude may take to exit after its last event, where the backend is the original's image.
+    pub fn new(url: &str, token: Option<String>, known: Known, claude_exit: Duration) -> Self {
+        let connector = observe::connector(None, CONNECT_PATIENCE).conn_keep_alive(IDLE_CONNECTION);
         let client = awc::Client::builder().connector(connector).disable_timeout().disable_redirects().finish();
-        Backend(Rc::new(Inner { client, url: url.trim_end_matches('/').to_owned(), token, known }))
+        Backend(Rc::new(Inner { client, url: url.trim_end_matches('/').to_owned(), token, known, claude_exit }))
+    }
+
+    /// How long Claude may take to exit after its last event, where the backend cannot decide that itself.
+    pub fn claude_exit(&self) -> Duration {
+        self.0.claude_exit
     }
 
     /// What answered last.
@@ -234,7 +241,7 @@ impl Backend {
         // A client of its own: its one connection carries one response, which the follower watches.
         let end = BodyEnd::default();
         let client = awc::Client::builder()
-            .connector(observe::connector(end.clone(), CONNECT_PATIENCE))
+            .connector(observe::connector(Some(end.clone()), CONNECT_PATIENCE))
             .disable_timeout()
             .disable_redirects()
             .finish();

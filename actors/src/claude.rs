@@ -47,6 +47,40 @@ struct Head<'a> {
     message: Option<&'a RawValue>,
 }
 
+/// What a `system` event may have that tells of background tasks (seen with 2.1.197 and 2.1.330).
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct OfTask<'a> {
+    #[serde(borrow)]
+    task_id: Option<&'a RawValue>,
+    #[serde(borrow)]
+    owned_by_subagent: Option<&'a RawValue>,
+    #[serde(borrow)]
+    ambient: Option<&'a RawValue>,
+    #[serde(borrow)]
+    patch: Option<&'a RawValue>,
+    #[serde(borrow)]
+    tasks: Option<&'a RawValue>,
+}
+
+/// The part of a task's new state that is read.
+#[derive(Deserialize)]
+struct Patch<'a> {
+    #[serde(borrow, default)]
+    status: Option<&'a RawValue>,
+}
+
+/// What an event says of Claude's tasks: commands and agents that it started and need not wait for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum TaskChange {
+    /// A task with this id has begun.
+    Started(String),
+    /// The task with this id has ended.
+    Ended(String),
+    /// These are all that are open in the background now.
+    Open(Vec<String>),
+}
+
 /// A string that may have half a character in it. JavaScript writes one, a lone surrogate, where a text was
 /// cut in the middle of an emoji; `String` and `Value` refuse the whole line for it. It becomes U+FFFD.
 #[derive(Debug)]
@@ -168,6 +202,48 @@ impl<'a> Event<'a> {
         self.head.parent_tool_use_id.is_some()
     }
 
+    /// Whether it shows that the main agent is in a turn. Others may also come after the last turn: of the end of
+    /// tasks that the CLI does not wait for, of hooks, and of what later releases bring.
+    pub fn is_of_a_turn(&self) -> bool {
+        if self.is_of_subagent() {
+            return false;
+        }
+        match (&*self.kind, self.subtype().as_deref()) {
+            ("assistant" | "user" | "stream_event", _) | ("system", Some("init")) => true,
+            ("system", Some("task_started")) => !is_true(self.of_task().owned_by_subagent),
+            _ => false,
+        }
+    }
+
+    /// What it says of tasks.
+    pub fn task_change(&self) -> Option<TaskChange> {
+        if self.kind != "system" {
+            return None;
+        }
+        let subtype = self.subtype()?;
+        let of_task = self.of_task();
+        match &*subtype {
+            // Ambient ones are the CLI's own, and it does not wait for them.
+            "task_started" if !is_true(of_task.ambient) => of_task.task_id.and_then(string).map(TaskChange::Started),
+            "task_notification" => of_task.task_id.and_then(string).map(TaskChange::Ended),
+            "task_updated" => {
+                let status = value::<Patch<'_>>(of_task.patch)?.status.and_then(string)?;
+                let ended = matches!(&*status, "completed" | "failed" | "killed");
+                of_task.task_id.and_then(string).filter(|_| ended).map(TaskChange::Ended)
+            }
+            "background_tasks_changed" => {
+                let tasks: Vec<OfTask<'_>> = value(of_task.tasks)?;
+                let waited_for = tasks.into_iter().filter(|task| !is_true(task.ambient));
+                Some(TaskChange::Open(waited_for.filter_map(|task| task.task_id.and_then(string)).collect()))
+            }
+            _ => None,
+        }
+    }
+
+    fn of_task(&self) -> OfTask<'a> {
+        serde_json::from_str(self.line).unwrap_or_default()
+    }
+
     /// What is said and done in it: of `assistant` its text and the tools used, of `user` what tools have
     /// answered. `stream_event` is left out, since its text comes again in `assistant`.
     pub fn parts(&self) -> Vec<Part> {
@@ -279,6 +355,10 @@ struct Said<'a> {
     api_error_status: Option<&'a RawValue>,
 }
 
+fn is_true(raw: Option<&RawValue>) -> bool {
+    raw.is_some_and(|raw| raw.get() == "true")
+}
+
 fn value<'a, T: Deserialize<'a>>(raw: Option<&'a RawValue>) -> Option<T> {
     raw.and_then(|raw| serde_json::from_str(raw.get()).ok())
 }
@@ -312,6 +392,20 @@ impl Outcome {
         }
     }
 
+    /// The same as the result of the last of several turns, of which `before` has the sums so far. Each result
+    /// counts the answers, the time and the tokens of its own turn, but the cost of all so far (2.1.197, 2.1.330).
+    #[must_use]
+    pub fn after(mut self, before: &Outcome) -> Outcome {
+        self.num_turns = sum(self.num_turns, before.num_turns);
+        self.duration_ms = sum(self.duration_ms, before.duration_ms);
+        self.total_cost_usd = self.total_cost_usd.or_else(|| before.total_cost_usd.clone());
+        self.usage = match (self.usage, &before.usage) {
+            (Some(usage), Some(before)) => Some(sum_of_json(usage, before)),
+            (usage, before) => usage.or_else(|| before.clone()),
+        };
+        self
+    }
+
     /// What a person should know of a failure, and do.
     pub fn advice(&self) -> String {
         let said = brief(&self.text);
@@ -324,6 +418,35 @@ impl Outcome {
             );
         }
         format!("claude failed: {said}")
+    }
+}
+
+/// Both together, or what is known of them.
+fn sum(one: Option<u64>, other: Option<u64>) -> Option<u64> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.saturating_add(other)),
+        (one, other) => one.or(other),
+    }
+}
+
+/// Counts of the same name are added; of anything else the newer counts.
+fn sum_of_json(newer: Value, older: &Value) -> Value {
+    match (newer, older) {
+        (Value::Object(mut newer), Value::Object(older)) => {
+            for (name, older) in older {
+                let sum = match newer.remove(name) {
+                    Some(newer) => sum_of_json(newer, older),
+                    None => older.clone(),
+                };
+                newer.insert(name.clone(), sum);
+            }
+            Value::Object(newer)
+        }
+        (Value::Number(newer), Value::Number(older)) => match (newer.as_u64(), older.as_u64()) {
+            (Some(newer), Some(older)) => newer.saturating_add(older).into(),
+            _ => Value::Number(newer),
+        },
+        (newer, _) => newer,
     }
 }
 

@@ -95,6 +95,8 @@ pub struct Terms {
     pub pty: Option<Size>,
     /// How long a consumer may take nothing while nobody asks for it.
     pub consumer_stall: Duration,
+    /// How long Claude may take to exit after its last event.
+    pub claude_exit: Duration,
     /// How much of each stream is kept, in bytes.
     pub ring_bytes: usize,
     /// What is written to its standard input, and nothing else: a prompt, and its output is Claude's events.

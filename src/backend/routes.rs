@@ -43,6 +43,7 @@ pub fn configure(service: &mut web::ServiceConfig) {
     service
         .app_data(web::PayloadConfig::new(16 << 20))
         .route("/health", web::get().to(health))
+        .route("/healthz", web::get().to(health))
         .route("/ready", web::get().to(ready))
         .route("/execute/stream", web::post().to(execute))
         .route("/execute/claude-stream", web::post().to(execute_claude))
@@ -139,6 +140,7 @@ async fn begin(
         detach: run.detach,
         pty: run.pty,
         consumer_stall: config.consumer_stall,
+        claude_exit: config.claude_exit,
         ring_bytes: config.ring_bytes,
         prompt,
     };

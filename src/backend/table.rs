@@ -672,6 +672,7 @@ mod tests {
             consumer_stall: Duration::from_secs(60),
             max_message_bytes: 1_000,
             containment: crate::backend::shim::containment::Containment::None,
+            claude_exit: Duration::from_secs(45),
             descriptor_limit: None,
         }))
     }

@@ -63,6 +63,11 @@ pub const SETTINGS: &[Setting] = &[
         "NAME",
         "what holds a command's processes together: auto (a cgroup where one can be made), none, cgroup, pid-namespace (auto)",
     ),
+    setting(
+        "CC_EXECUTOR_CLAUDE_EXIT_MS",
+        "MS",
+        "how long Claude may take to exit after its last event, with no task of its own left (45000)",
+    ),
     setting("CC_EXECUTOR_MAX_EXECUTIONS", "N", "executions that run at a time (64)"),
     setting("CC_EXECUTOR_MAX_QUEUED", "N", "executions that may wait for a place (256)"),
     setting("CC_EXECUTOR_MAX_TIMEOUT_MS", "MS", "the longest total or stall time-out a client may ask for (86400000)"),

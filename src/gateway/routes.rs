@@ -1,9 +1,14 @@
 //! The gateway's HTTP routes besides the WebSocket.
 
-use actix_web::{HttpRequest, HttpResponse, web};
+use actix_web::{
+    HttpRequest, HttpResponse,
+    http::header::{self, ContentType},
+    web,
+};
 use cc_executor_actors::{
     backend::BackendError,
     protocol::{
+        SUBPROTOCOL, VERSION,
         notify::Server,
         rpc::{ErrorObject, code},
     },
@@ -20,6 +25,8 @@ pub fn configure(service: &mut web::ServiceConfig) {
     service
         .route("/ws/mcp", web::get().to(ws::upgrade))
         .route("/health", web::get().to(health))
+        .route("/healthz", web::get().to(health))
+        .route("/docs", web::get().to(docs))
         .route("/ready", web::get().to(ready))
         .route("/executions", web::get().to(list))
         .default_service(web::to(nothing_here));
@@ -39,6 +46,20 @@ async fn health(around: web::Data<Surroundings>) -> HttpResponse {
             HttpResponse::InternalServerError().json(ErrorObject::new(code::INTERNAL, "the supervisor does not answer"))
         }
     }
+}
+
+/// A page for people who look here for the interface: which protocol is spoken, and where.
+async fn docs() -> HttpResponse {
+    HttpResponse::Ok()
+        .content_type(ContentType::html())
+        .insert_header((header::CONTENT_SECURITY_POLICY, "default-src 'none'"))
+        .body(format!(
+            include_str!("docs.html"),
+            name = Server::THIS.name,
+            version = Server::THIS.version,
+            protocol = VERSION,
+            subprotocol = SUBPROTOCOL
+        ))
 }
 
 /// It accepts work, and the backend does.

@@ -1,5 +1,6 @@
 //! A Messages API that does what it is told: `run COMMAND` becomes a call of the Bash tool, a tool's result
-//! becomes the answer, and any other prompt is said back. Each may be refused instead.
+//! becomes the answer, and any other prompt is said back. `background FIRST then SECOND` runs FIRST as a
+//! background task, answers, and runs SECOND when it is told that FIRST has ended. Each may be refused instead.
 
 use std::{
     io::Write,
@@ -85,15 +86,31 @@ fn last_of(body: &Value) -> Last {
     }
 }
 
+/// The two commands of the prompt `background FIRST then SECOND` that began a conversation.
+fn background_of(body: &Value) -> Option<(String, String)> {
+    let first = body["messages"].as_array()?.iter().find(|message| message["role"] == "user")?;
+    let prompt = text_of(&first["content"]);
+    let (first, second) = prompt.rsplit_once("background ")?.1.split_once(" then ")?;
+    Some((first.to_owned(), second.to_owned()))
+}
+
+fn bash(n: usize, input: &Value) -> (Value, Value, &'static str) {
+    (
+        json!({ "type": "tool_use", "id": format!("toolu_{n:04}"), "name": "Bash", "input": {} }),
+        json!({ "type": "input_json_delta", "partial_json": input.to_string() }),
+        "tool_use",
+    )
+}
+
 fn answer(stream: &mut TcpStream, n: usize, body: &Value) {
     let (block, delta, stop_reason) = match last_of(body) {
-        Last::Text(prompt) => match prompt.strip_prefix("run ") {
-            Some(command) => (
-                json!({ "type": "tool_use", "id": format!("toolu_{n:04}"), "name": "Bash", "input": {} }),
-                json!({ "type": "input_json_delta", "partial_json": json!({ "command": command }).to_string() }),
-                "tool_use",
-            ),
-            None => text_block(&format!("You said: {prompt}")),
+        Last::Text(prompt) => match (prompt.strip_prefix("run "), background_of(body)) {
+            (Some(command), _) => bash(n, &json!({ "command": command })),
+            (None, Some((_, second))) if prompt.contains("<task-notification>") => {
+                bash(n, &json!({ "command": second }))
+            }
+            (None, Some((first, _))) => bash(n, &json!({ "command": first, "run_in_background": true })),
+            (None, None) => text_block(&format!("You said: {prompt}")),
         },
         Last::ToolResult(result) => text_block(&format!("The result is {result}")),
     };

@@ -1,6 +1,8 @@
 //! What each fuzzer does with its input. The tests do the same with the inputs that were kept.
 #![allow(dead_code, reason = "each fuzzer uses one of these")]
 
+use std::time::Instant;
+
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use cc_executor::gateway::incoming::Reader;
@@ -9,7 +11,7 @@ use cc_executor_actors::{
         framing::Follower,
         multiplex::{Decoder, Part},
     },
-    claude::watch::Watch,
+    claude::watch::{EXIT_PATIENCE, Watch},
     execution::text::{Step, Text},
     id::ExecutionId,
     protocol::{Framing, Limits, PerStream, Stream, method::Method, rpc},
@@ -120,13 +122,15 @@ pub fn json_lines(data: &[u8]) {
 pub fn claude(data: &[u8]) {
     let whole = data.get(1..).unwrap_or_default();
     assert_eq!(events(std::iter::once(whole)), events(pieces(data)));
-    let (mut once, mut cut) = (Watch::default(), Watch::default());
-    once.feed(whole);
+    let now = Instant::now();
+    let (mut once, mut cut) = (Watch::new(EXIT_PATIENCE, now), Watch::new(EXIT_PATIENCE, now));
+    once.feed(whole, now);
     for piece in pieces(data) {
-        cut.feed(piece);
+        cut.feed(piece, now);
     }
-    once.finish();
-    cut.finish();
+    assert_eq!(once.exit_due(None), cut.exit_due(None));
+    once.finish(now);
+    cut.finish(now);
     assert_eq!((once.doing(), once.outcome()), (cut.doing(), cut.outcome()));
 }
 

@@ -33,7 +33,10 @@ enum State {
         empty: bool,
     },
     Complete,
-    /// The framing does not say where the body ends, or is broken.
+    /// Neither a length nor chunks: the body goes on until the connection is closed, so nothing tells its end
+    /// from a cut (RFC 9112 section 6.3, rule 8).
+    UntilClose,
+    /// The framing is broken.
     Unknowable,
 }
 
@@ -59,6 +62,11 @@ impl Follower {
         matches!(self.state, State::Complete)
     }
 
+    /// Whether the head is still incomplete.
+    fn is_in_head(&self) -> bool {
+        matches!(self.state, State::Head { .. })
+    }
+
     /// Looks at what came from the socket.
     pub fn follow(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
@@ -67,6 +75,52 @@ impl Follower {
             bytes = &bytes[used..];
         }
     }
+}
+
+/// Holds a response's head back until it is complete, and makes a body that only the close ends visible to awc.
+///
+/// awc reads such a body of an HTTP/1.0 response, but takes an HTTP/1.1 response without a length and without
+/// chunks for one without a body, and drops what came (actix-http 3.20, `ResponseHead::decode`). So the version
+/// in that response's status line is lowered.
+#[derive(Debug, Default)]
+pub struct HeadGate {
+    follower: Follower,
+    held: Vec<u8>,
+    passed: bool,
+}
+
+/// The longest head that is held back, in bytes; as much as awc reads of one.
+const MAX_HEAD: usize = 128 * 1024;
+
+impl HeadGate {
+    /// Whether the head has passed: what comes now needs no gate.
+    pub fn has_passed(&self) -> bool {
+        self.passed
+    }
+
+    /// Takes what came from the socket. Gives the head, and what came behind it, once that is complete.
+    pub fn push(&mut self, bytes: &[u8]) -> Option<Vec<u8>> {
+        self.follower.follow(bytes);
+        self.held.extend_from_slice(bytes);
+        let waits = self.follower.is_in_head() && self.held.len() <= MAX_HEAD;
+        (!waits).then(|| self.open())
+    }
+
+    /// Gives what is held back: nothing more will come, or no more is waited for.
+    pub fn open(&mut self) -> Vec<u8> {
+        self.passed = true;
+        let mut held = std::mem::take(&mut self.held);
+        if matches!(self.follower.state, State::UntilClose) && held.starts_with(b"HTTP/1.1 ") && may_have_body(&held) {
+            held[b"HTTP/1.".len()] = b'0';
+        }
+        held
+    }
+}
+
+/// Whether a response with this status line may have a body (RFC 9112 section 6.3, rule 1).
+fn may_have_body(head: &[u8]) -> bool {
+    let status = head.get(b"HTTP/1.1 ".len()..).and_then(|rest| rest.get(..3));
+    status.is_some_and(|status| status[0] != b'1' && status != b"204" && status != b"304")
 }
 
 /// One step over at least one byte: the next state, and how many bytes it took.
@@ -103,6 +157,7 @@ fn step(state: State, bytes: &[u8]) -> (State, usize) {
             _ => (State::Trailer { empty: false }, 1),
         },
         State::Complete => (State::Complete, bytes.len()),
+        State::UntilClose => (State::UntilClose, bytes.len()),
         State::Unknowable => (State::Unknowable, bytes.len()),
     }
 }
@@ -133,7 +188,7 @@ fn after_head_line(line: &[u8], body: Body, status_seen: bool) -> State {
     }
     if line.is_empty() {
         return match body {
-            Body::Unstated => State::Unknowable,
+            Body::Unstated => State::UntilClose,
             Body::Sized(length) => sized(length),
             Body::Chunked => State::ChunkSize { line: Vec::new() },
         };
@@ -190,6 +245,61 @@ mod tests {
             let bytes: Vec<&[u8]> = wire.chunks(1).collect();
             assert!(complete(&bytes));
         }
+    }
+
+    /// What awc reads of these pieces.
+    fn through_the_gate(pieces: &[&[u8]]) -> Vec<u8> {
+        let mut gate = HeadGate::default();
+        let mut read = Vec::new();
+        for piece in pieces {
+            if gate.has_passed() {
+                read.extend_from_slice(piece);
+            } else {
+                read.extend(gate.push(piece).unwrap_or_default());
+            }
+        }
+        if !gate.has_passed() {
+            read.extend(gate.open());
+        }
+        read
+    }
+
+    #[test]
+    fn only_a_head_without_a_length_and_without_chunks_is_changed() {
+        let body = "HTTP/1.1 200 OK\r\n\r\nHTTP/1.1 \r\n\r\n";
+        let table = [
+            (format!("HTTP/1.1 200 OK\r\n\r\n{body}"), true),
+            (format!("HTTP/1.1 200 OK\r\nConnection: close\r\nX-Y: z\r\n\r\n{body}"), true),
+            (format!("HTTP/1.1 500 X\nTransfer-Encoding: identity\n\n{body}"), true),
+            (format!("HTTP/1.0 200 OK\r\n\r\n{body}"), false),
+            (format!("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n{body}"), false),
+            ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n".to_owned(), false),
+            ("HTTP/1.1 204 No Content\r\n\r\n".to_owned(), false),
+            ("HTTP/1.1 304 Not Modified\r\n\r\n".to_owned(), false),
+            ("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n\r\n".to_owned(), false),
+            ("HTTP/1.1 200 OK\r\nConnection: clo".to_owned(), false),
+            ("not HTTP at all".to_owned(), false),
+        ];
+        for (wire, changed) in table {
+            let expected = if changed { wire.replacen("HTTP/1.1", "HTTP/1.0", 1) } else { wire.clone() };
+            let wire = wire.as_bytes();
+            for cut in 0..=wire.len() {
+                let read = through_the_gate(&[&wire[..cut], &wire[cut..]]);
+                assert_eq!(String::from_utf8_lossy(&read), expected, "in two pieces at {cut}");
+            }
+            let bytes: Vec<&[u8]> = wire.chunks(1).collect();
+            assert_eq!(String::from_utf8_lossy(&through_the_gate(&bytes)), expected);
+        }
+    }
+
+    #[test]
+    fn a_head_without_an_end_is_not_held_back_for_ever() {
+        let mut gate = HeadGate::default();
+        let line = b"X-Y: z\r\n".repeat(1024);
+        let lines: Vec<_> =
+            std::iter::repeat_n(&line, 20).map_while(|line| gate.push(line).is_none().then_some(())).collect();
+        assert_eq!(lines.len(), MAX_HEAD / line.len());
+        assert!(gate.has_passed());
     }
 
     #[test]

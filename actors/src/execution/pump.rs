@@ -26,10 +26,7 @@ use crate::{
         api::{Gap, StatusChange, Word},
         multiplex::Part,
     },
-    claude::{
-        self,
-        watch::{EXIT_PATIENCE, Watch},
-    },
+    claude::{self, watch::Watch},
     clock::Stopwatch,
     id::ExecutionId,
     protocol::{Framing, PerStream, Stream as OutputStream},
@@ -121,26 +118,27 @@ pub(super) async fn plain(
     original: Rc<Original>,
     stall: Option<Duration>,
 ) -> Ending {
-    let mut claude = wiring.claude.map(|_| Watch::default());
+    let mut claude = wiring.claude.map(|_| Watch::new(wiring.backend.claude_exit(), Instant::now()));
     let mut tap = Tap::new(wiring);
     let mut stalled = Stopwatch::started(Instant::now());
-    let mut exit_by = None;
     loop {
         original.is_open().await;
         stalled.run(true, Instant::now());
+        run_clock(&mut claude, true);
         let chunk = match body.next().now_or_never() {
             Some(chunk) => Some(chunk),
             None => {
                 // A parent that asks nobody for life never fails.
                 let _ = tap.flush().await;
                 let stall_at = stall.and_then(|stall| stalled.due_at(stall));
+                let exit_due = claude.as_ref().and_then(|claude| claude.exit_due(None));
                 tokio::select! {
                     biased;
                     chunk = body.next() => Some(chunk),
                     () = at(tap.quiet_at()) => None,
                     () = original.is_paused() => None,
                     // It has said how it ended, and this stream never ends by itself.
-                    () = at(exit_by) => {
+                    () = at(exit_due) => {
                         let _ = tap.finish(true).await;
                         return ending_of(claude.as_mut());
                     }
@@ -149,6 +147,7 @@ pub(super) async fn plain(
             }
         };
         stalled.run(false, Instant::now());
+        run_clock(&mut claude, false);
         match chunk {
             None => {
                 let _ = tap.flush_quiet().await;
@@ -157,13 +156,9 @@ pub(super) async fn plain(
                 stalled.reset(Instant::now());
                 original.output(Instant::now());
                 if let Some(claude) = &mut claude
-                    && claude.feed(&chunk)
+                    && claude.feed(&chunk, Instant::now())
                 {
                     tap.tell(Fact::Alive(original.alive(Instant::now()).doing(claude.doing())));
-                    if claude.outcome().is_some() {
-                        // Counted from the first time: whatever it says then gives it no more.
-                        exit_by.get_or_insert_with(|| Instant::now() + EXIT_PATIENCE);
-                    }
                 }
                 let _ = tap.feed(OutputStream::Stdout, &chunk).await;
             }
@@ -178,12 +173,18 @@ pub(super) async fn plain(
     }
 }
 
+fn run_clock(claude: &mut Option<Watch>, runs: bool) {
+    if let Some(claude) = claude {
+        claude.run_clock(runs, Instant::now());
+    }
+}
+
 /// How an execution of the original's image ended whose stream ended properly: with success as far as is
 /// known, unless Claude said otherwise.
 fn ending_of(claude: Option<&mut Watch>) -> Ending {
     let ended = |status, reason| Ending::without_process(status, reason, None);
     let Some(claude) = claude else { return ended(Status::Completed, Reason::Exit) };
-    claude.finish();
+    claude.finish(Instant::now());
     let verdict = claude::verdict(claude.outcome(), true, &claude.last_words());
     let mut ending = verdict.map_or_else(
         || ended(Status::Completed, Reason::Exit),

@@ -13,7 +13,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use cc_executor_actors::{
     backend::api::{Alive, StatusChange, Word},
-    claude::watch::{EXIT_PATIENCE, Watch},
+    claude::watch::Watch,
     clock::{Stopwatch, millis},
     protocol::{
         Stream,
@@ -69,8 +69,7 @@ pub(super) async fn follow(process: Process, program: &str, body: &mut Body, sea
         life: Life::Starting,
         sweep: None,
         outputs,
-        claude: body.terms.prompt.is_some().then(Watch::default),
-        exit_by: None,
+        claude: body.terms.prompt.is_some().then(|| Watch::new(body.terms.claude_exit, now)),
         input: match &body.terms.prompt {
             Some(prompt) => Input::given(stdin, prompt.clone()),
             None => Input::new(stdin, terminal.is_some()),
@@ -98,8 +97,6 @@ struct Following {
     input: Input,
     /// Where the command is Claude: what its events say.
     claude: Option<Watch>,
-    /// When Claude, which has said how it ended or can say nothing more, must have exited.
-    exit_by: Option<Instant>,
     counted: Counted,
     clocks: Clocks,
     /// Whether the command was executed.
@@ -186,6 +183,8 @@ impl Following {
                 n = read(err, err_buffer), if may_read[1] && err.is_some() => Wake::Read(1, n),
                 moved = body.spool.moved(body.terms.consumer_stall, body.asked_at) => Wake::Moved(moved),
                 () = at(due.quiet) => Wake::Event(Event::LeftoversQuiet),
+                // Behind the pipes too: an event that is there to be read may give it more time.
+                () = at(due.exit) => Wake::Event(Event::Wanted { cause: Cause::Done, grace_ms: GRACE_MS }),
             };
             match wake {
                 Wake::Heard(heard) => self.on_heard(heard, body),
@@ -273,19 +272,13 @@ impl Following {
             claude.hear(bytes);
             return false;
         }
-        let changed = claude.feed(bytes);
-        if claude.outcome().is_some() {
-            // Counted from the first time: whatever it says then gives it no more.
-            self.exit_by.get_or_insert_with(|| Instant::now() + EXIT_PATIENCE);
-        }
-        changed
+        claude.feed(bytes, Instant::now())
     }
 
     /// Claude can say nothing more: it has said how it ended by now, or never will.
     fn claude_is_silent(&mut self) {
         if let Some(claude) = &mut self.claude {
-            claude.finish();
-            self.exit_by.get_or_insert_with(|| Instant::now() + EXIT_PATIENCE);
+            claude.finish(Instant::now());
         }
     }
 
@@ -296,6 +289,9 @@ impl Following {
         self.clocks.total.run(!is_paused, now);
         self.clocks.quiet.run(!is_paused && !held_back, now);
         self.clocks.leftovers.run(!held_back, now);
+        if let Some(claude) = &mut self.claude {
+            claude.run_clock(!is_paused && !held_back, now);
+        }
     }
 
     /// What is due next, and when.
@@ -305,16 +301,16 @@ impl Following {
         let stall = limit(body.terms.stall_timeout_ms).and_then(|limit| self.clocks.quiet.due_at(limit));
         let detached_until = body.detached_until();
         let mut causes = Vec::with_capacity(3);
-        let mut quiet = None;
+        let (mut quiet, mut exit) = (None, None);
         match &self.life {
             Life::Starting => causes.extend(timeout.map(|at| (at, Cause::Timeout))),
-            Life::Running { paused } => match self.exit_by {
-                None => {
+            Life::Running { .. } => match &self.claude {
+                // Its time-outs are over with its last word.
+                Some(claude) if claude.expects_exit() => exit = claude.exit_due(timeout),
+                _ => {
                     causes.extend(timeout.map(|at| (at, Cause::Timeout)));
                     causes.extend(stall.map(|at| (at, Cause::Stalled)));
                 }
-                Some(at) if !paused => causes.push((at, Cause::Done)),
-                Some(_) => {}
             },
             Life::Leftovers { .. } => {
                 let cap = self.clocks.leftovers.due_at(LEFTOVERS_CAP);
@@ -327,7 +323,7 @@ impl Following {
         }
         let wanted = causes.into_iter().map(|(at, cause)| (at, Event::Wanted { cause, grace_ms: GRACE_MS }));
         let overdue = self.life.deadline().map(|at| (at, Event::Overdue));
-        Due { event: wanted.chain(overdue).min_by_key(|(at, _)| *at), quiet }
+        Due { event: wanted.chain(overdue).min_by_key(|(at, _)| *at), quiet, exit }
     }
 
     /// Takes an event, and does what it asks for.
@@ -512,7 +508,7 @@ impl Following {
 
     fn ending(mut self, program: &str) -> Ending {
         if let Some(claude) = &mut self.claude {
-            claude.finish();
+            claude.finish(Instant::now());
         }
         let mut ending = match &self.life {
             Life::NotStarted { exit_code: NOT_FOUND, .. } if self.claude.is_some() => {
@@ -536,6 +532,8 @@ struct Due {
     event: Option<(Instant, Event)>,
     /// What is left behind has been quiet for long enough.
     quiet: Option<Instant>,
+    /// Claude must have exited.
+    exit: Option<Instant>,
 }
 
 async fn swept(sweep: &mut Option<Pin<Box<dyn Future<Output = Gone>>>>) -> Gone {

@@ -83,6 +83,7 @@ pub fn answer(record: &Record, id: ExecutionId, config: &BackendConfig, ask: Ask
         detach: record.may_detach.then_some(Detach { detach_ms: 0, overflow: Overflow::Wait }),
         pty: None,
         consumer_stall: config.consumer_stall,
+        claude_exit: config.claude_exit,
         ring_bytes: config.ring_bytes,
         prompt: record.claude.then(Bytes::new),
     };
