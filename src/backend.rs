@@ -3,13 +3,14 @@
 //! The order of reading: [`table`] admits an execution or has it wait, [`executor`] turns its command
 //! into a program and its arguments ([`claude`] has its own), [`process`] starts it under a [`keeper`], with pipes or on a
 //! [`terminal`], [`execution`] follows it to its end, and what it writes goes through its [`spool`] to
-//! whoever follows it, now or later. [`orphans`] is what happens where a keeper was killed, and
+//! whoever follows it, now or later; [`holds`] says who that is. [`orphans`] is what happens where a keeper was killed, and
 //! [`routes`] is the HTTP in front, with the three forms of a stream in [`forms`].
 
 pub mod claude;
 pub mod execution;
 pub mod executor;
 pub mod forms;
+pub mod holds;
 pub mod keeper;
 pub mod orphans;
 pub mod process;

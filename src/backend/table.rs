@@ -13,7 +13,7 @@ use std::{
 use actix_web::web;
 use cc_executor_actors::{
     backend::api::{Health, Snapshot},
-    id::ExecutionId,
+    id::{ExecutionId, InstanceId},
     protocol::{
         CAPABILITIES, Limits,
         method::Run,
@@ -39,6 +39,7 @@ const DESCRIBE_PATIENCE: Duration = Duration::from_secs(2);
 /// The table of one backend, shared by its worker threads.
 pub struct Table {
     config: BackendConfig,
+    instance: InstanceId,
     inner: Mutex<Inner>,
     counts: watch::Sender<Counts>,
 }
@@ -120,12 +121,17 @@ pub enum Admitted {
 impl Table {
     /// An empty table.
     pub fn new(config: BackendConfig) -> Self {
-        Table { config, inner: Mutex::default(), counts: watch::Sender::default() }
+        Table { config, instance: InstanceId::random(), inner: Mutex::default(), counts: watch::Sender::default() }
     }
 
     /// What this backend was configured with.
     pub fn config(&self) -> &BackendConfig {
         &self.config
+    }
+
+    /// Which process this is: another one after each restart.
+    pub fn instance(&self) -> InstanceId {
+        self.instance
     }
 
     /// The bounds on what may be asked for.
@@ -215,11 +221,16 @@ impl Table {
         inner.entries.get(&id).and_then(|entry| entry.asks.send(ask).ok()).ok_or_else(|| unknown(id))
     }
 
-    /// Refuses this id for a while: it was canceled, and its request may still be under way.
-    pub fn withdraw(&self, id: ExecutionId) {
+    /// Refuses this id for a while: it was canceled, and its request may still be under way. False if that
+    /// has come meanwhile.
+    pub fn withdraw(&self, id: ExecutionId) -> bool {
         let mut inner = self.lock();
         inner.forget_old();
-        inner.withdrawn.insert(id, Instant::now());
+        let is_unknown = !inner.entries.contains_key(&id);
+        if is_unknown {
+            inner.withdrawn.insert(id, Instant::now());
+        }
+        is_unknown
     }
 
     /// How an execution is.
@@ -248,6 +259,7 @@ impl Table {
         Health {
             server: Server::THIS.name.to_owned(),
             version: Server::THIS.version.to_owned(),
+            instance: Some(self.instance),
             executors: self.config.executors.names(),
             default_executor: self.config.executors.default_name().to_owned(),
             max_executions: self.config.max_executions,

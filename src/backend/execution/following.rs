@@ -372,7 +372,7 @@ impl Following {
             Ask::Resize(size, answer) => {
                 let _ = answer.send(self.resize(size));
             }
-            Ask::Attach(..) | Ask::Acknowledge(..) | Ask::Describe(_) | Ask::Shed => {}
+            Ask::Attach(..) | Ask::Acknowledge(..) | Ask::Describe(_) | Ask::Shed | Ask::Withdraw { .. } => {}
         }
     }
 
