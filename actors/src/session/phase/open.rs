@@ -42,7 +42,7 @@ pub struct Open {
     pub(super) hold: Option<Hold>,
     newest: Option<Ended>,
     /// An ended execution that might have gone on without this client: its last output may be on the way.
-    delivering: Option<ExecutionId>,
+    delivering: Option<(ExecutionId, Option<u64>)>,
     draining: bool,
     liveness: Liveness,
 }
@@ -105,11 +105,12 @@ impl Open {
                 let held = self.hold.as_ref().filter(|hold| hold.may_detach).map(|hold| hold.id);
                 match arrived {
                     Some((id, offsets)) if Some(id) == held => said.asks.push(Ask::Acknowledge(offsets)),
-                    Some((id, offsets)) if Some(id) == self.delivering => {
-                        self.delivering = None;
-                        said.asks.push(Ask::Delivered(id, offsets));
+                    Some((id, offsets)) => {
+                        if let Some((_, hold)) = self.delivering.take_if(|(delivering, _)| *delivering == id) {
+                            said.asks.push(Ask::Delivered(id, offsets, hold));
+                        }
                     }
-                    _ => {}
+                    None => {}
                 }
             }
             Incoming::Close => return Some(Then::Close(CloseReason::new(CloseCode::Normal, "closed as asked"))),
@@ -365,7 +366,7 @@ impl Open {
         }
         if delivering {
             // Before the end, so that a client that leaves at the end has answered already.
-            self.delivering = Some(hold.id);
+            self.delivering = Some((hold.id, hold.number));
             said.say.push(Words::Ping(self.liveness.ping(Some(sent), now)));
         }
         let ended = Ended { execution_id: hold.id, ending };
@@ -433,18 +434,20 @@ fn steer_of(kind: ControlKind) -> Result<Steer, u64> {
 }
 
 fn accepted(hold: &Hold, status: Status) -> Value {
-    of_claude(
-        hold,
-        json!({ "executionId": hold.id, "status": if status == Status::Queued { "queued" } else { "started" } }),
-    )
+    let status = if status == Status::Queued { "queued" } else { "started" };
+    described(hold, json!({ "executionId": hold.id, "status": status }))
 }
 
 fn attached(hold: &Hold, status: Status) -> Value {
-    of_claude(hold, json!({ "executionId": hold.id, "status": status }))
+    described(hold, json!({ "executionId": hold.id, "status": status }))
 }
 
-/// A client counts the bytes of a stream, except where they are Claude's events: so it is told first.
-fn of_claude(hold: &Hold, mut result: Value) -> Value {
+/// A client counts the bytes of a stream, except where they are Claude's events: so it is told first. By
+/// the backend's instance it can tell later whether the execution ended with a backend that was restarted.
+fn described(hold: &Hold, mut result: Value) -> Value {
+    if let Some(instance) = hold.instance {
+        result["instance"] = json!(instance);
+    }
     if hold.is_claude {
         result["claude"] = json!(true);
     }

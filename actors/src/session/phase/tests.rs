@@ -493,7 +493,7 @@ fn the_rest_of_one_that_might_have_detached_is_acknowledged_after_its_end() {
         let phase = std::mem::replace(&mut driven.phase, Phase::Closed(None, Closure::Gone));
         let (phase, asks) = phase.on(Event::Incoming(pong), now);
         driven.phase = phase;
-        assert_eq!(asks, vec![Ask::Delivered(id, PerStream { stdout: 6, stderr: 0 }); expected]);
+        assert_eq!(asks, vec![Ask::Delivered(id, PerStream { stdout: 6, stderr: 0 }, None); expected]);
     }
 }
 
