@@ -1,6 +1,7 @@
 //! What the tests share: the service as a process, a client of its own, and a backend that follows a script.
 
 pub mod client;
+pub mod http_proxy;
 pub mod meddler;
 pub mod messages_api;
 pub mod procs;
@@ -28,6 +29,11 @@ pub fn random(seed: u64) -> impl FnMut(u64) -> u64 {
         state ^= state << 17;
         state % below
     }
+}
+
+/// How much of something a test does: little in `make test`, much where STRESS is set, as `make stress` does.
+pub fn scale(small: usize, large: usize) -> usize {
+    if std::env::var_os("STRESS").is_some() { large } else { small }
 }
 
 /// Waits until something is so, and fails saying what was waited for.

@@ -19,6 +19,7 @@ mod claude_cli;
 mod coming_back;
 mod drain;
 mod faults;
+mod holds;
 mod input;
 mod liveness;
 mod logs;

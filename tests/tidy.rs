@@ -22,6 +22,7 @@ const PURE: &[&str] = &[
     "actors/src/backend/framing.rs",
     "actors/src/backend/multiplex.rs",
     "src/backend/execution/last.rs",
+    "src/backend/holds.rs",
     "src/backend/keeper/talk.rs",
     "src/backend/ring.rs",
     "src/client/ending.rs",
