@@ -3,7 +3,7 @@
 //! The order of reading: [`table`] admits an execution or has it wait, [`executor`] turns its command
 //! into a program and its arguments ([`claude`] has its own), [`process`] has it started by a [`shim`], with pipes or on a
 //! [`terminal`], [`execution`] follows it to its end, and what it writes goes through its [`spool`] to
-//! whoever follows it, now or later. What is remembered of it then is decided in the [`registry`] and lies in a
+//! whoever follows it, now or later; [`holds`] says who that is. What is remembered of it then is decided in the [`registry`] and lies in a
 //! [`record`]. The [`subreaper`] forks the shims and ends what a killed one leaves behind, and
 //! [`routes`] is the HTTP in front, with the three forms of a stream in [`forms`].
 
@@ -11,6 +11,7 @@ pub mod claude;
 pub mod execution;
 pub mod executor;
 pub mod forms;
+pub mod holds;
 pub mod process;
 pub mod record;
 pub mod registry;
@@ -26,7 +27,6 @@ pub mod terminal;
 use std::{io, net::TcpListener, path::Path, sync::Arc, time::Duration};
 
 use actix_web::{App, HttpServer, dev::Server, middleware::from_fn, web};
-use log::info;
 
 use self::{executor::Executors, shim::containment::Containment, subreaper::handle::Subreapers, table::Table};
 use crate::{
@@ -78,19 +78,33 @@ const KEEP_ALIVE: Duration = Duration::from_secs(75);
 /// is lost.
 const WRITE_BUFFER: usize = 256 * 1024;
 
+/// A backend that serves.
+pub struct Serving {
+    /// Its server; it must be polled.
+    pub server: Server,
+    /// What runs, and what has run.
+    pub table: web::Data<Table>,
+    /// The name of what contains executions besides their process trees.
+    pub contained: &'static str,
+}
+
 /// Serves on a bound listener until stopped. The table tells what runs, and ends it. To be called before this process
 /// has children: it starts the subreaper.
-pub fn serve(listener: TcpListener, config: BackendConfig, access: Access) -> io::Result<(Server, web::Data<Table>)> {
+pub fn serve(listener: TcpListener, config: BackendConfig, access: Access) -> io::Result<Serving> {
     let subreapers = web::Data::new(Subreapers::start(Path::new(THIS_BINARY), config.containment)?);
-    info!(event = "backend.contained", containment = subreapers.contained().as_str(); "commands are contained by {}",
-        subreapers.contained().as_str());
+    let contained = subreapers.contained().as_str();
     let table = web::Data::new(Table::new(config));
     let shared = table.clone();
     actix_web::rt::spawn(Table::forget_in_time(Arc::downgrade(&table.clone().into_inner())));
     let consumer_stall = table.config().consumer_stall;
     let access = web::Data::new(access);
     let server = HttpServer::new(move || {
-        App::new().app_data(shared.clone()).app_data(subreapers.clone()).app_data(access.clone()).wrap(from_fn(guard)).configure(routes::configure)
+        App::new()
+            .app_data(shared.clone())
+            .app_data(subreapers.clone())
+            .app_data(access.clone())
+            .wrap(from_fn(guard))
+            .configure(routes::configure)
     })
     .on_connect(move |connection, data| {
         socket::keep(connection, data);
@@ -103,5 +117,5 @@ pub fn serve(listener: TcpListener, config: BackendConfig, access: Access) -> io
     .disable_signals()
     .listen(listener)?
     .run();
-    Ok((server, table))
+    Ok(Serving { server, table, contained })
 }

@@ -135,7 +135,7 @@ async fn serve(config: config::Serve) -> io::Result<()> {
         }
     };
     info!(event = "service.listening", role = "gateway", address:% = address, backend = backend_url.as_str(),
-        embedded = backend.is_some(), version = env!("CARGO_PKG_VERSION"); "listening on ws://{address}/ws/mcp");
+        embedded = backend.is_some(), containment:serde = backend.as_ref().map(|backend| backend.contained), version = env!("CARGO_PKG_VERSION"); "listening on ws://{address}/ws/mcp");
     let gateway = GatewayConfig {
         backend_url,
         backend_token,
@@ -148,7 +148,7 @@ async fn serve(config: config::Serve) -> io::Result<()> {
     let mut servers = vec![server.handle()];
     let serving = actix_web::rt::spawn(server);
     let mut draining = Draining { gateway: Some((supervisor, unflushed)), table: None };
-    if let Some(Running { handle, table }) = backend {
+    if let Some(Running { handle, table, .. }) = backend {
         servers.push(handle);
         draining.table = Some(table);
     }
@@ -163,9 +163,9 @@ async fn back(config: config::Back) -> io::Result<()> {
     let address = listener.local_addr()?;
     let access = Access { port: address.port(), ..config.access };
     let executors = config.backend.executors.names();
-    let Running { handle, table } = Running::start(listener, config.backend, access)?;
+    let Running { handle, table, contained } = Running::start(listener, config.backend, access)?;
     info!(event = "service.listening", role = "backend", address:% = address, executors:serde = executors,
-        version = env!("CARGO_PKG_VERSION"); "listening on http://{address}");
+        containment = contained, version = env!("CARGO_PKG_VERSION"); "listening on http://{address}");
     let draining = Draining { gateway: None, table: Some(table) };
     stop(&mut shutdown, "backend", draining, config.drain, vec![handle]).await;
     Ok(())
@@ -175,6 +175,7 @@ async fn back(config: config::Back) -> io::Result<()> {
 struct Running {
     handle: ServerHandle,
     table: actix_web::web::Data<Table>,
+    contained: &'static str,
 }
 
 /// Starts a backend on a loopback port of its own, behind a token that only this process knows.
@@ -194,10 +195,10 @@ fn embed(config: backend::BackendConfig) -> io::Result<(String, Secret, Running)
 
 impl Running {
     fn start(listener: TcpListener, config: backend::BackendConfig, access: Access) -> io::Result<Self> {
-        let (server, table) = backend::serve(listener, config, access)?;
+        let backend::Serving { server, table, contained } = backend::serve(listener, config, access)?;
         let handle = server.handle();
         actix_web::rt::spawn(server);
-        Ok(Running { handle, table })
+        Ok(Running { handle, table, contained })
     }
 }
 

@@ -186,13 +186,7 @@ fn set_default(number: i32) {
 fn set_mask(set: u64) {
     // SAFETY: the set is read during the call and is as long as is said.
     unsafe {
-        libc::syscall(
-            libc::SYS_rt_sigprocmask,
-            libc::SIG_SETMASK,
-            &raw const set,
-            ptr::null_mut::<u64>(),
-            SIGSET_BYTES,
-        )
+        libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const set, ptr::null_mut::<u64>(), SIGSET_BYTES)
     };
 }
 

@@ -2,6 +2,7 @@
 
 pub mod client;
 pub mod hostile;
+pub mod http_proxy;
 pub mod meddler;
 pub mod messages_api;
 pub mod procs;

@@ -48,9 +48,8 @@ fn a_stopped_shim_does_not_hold_up_a_time_out() {
         let service = mode.service(&[]);
         let mark = procs::mark();
         let at = Instant::now();
-        let story = service
-            .connect()
-            .run(json!({ "command": format!("kill -STOP $PPID; sleep {mark}"), "timeoutMs": 3000 }));
+        let story =
+            service.connect().run(json!({ "command": format!("kill -STOP $PPID; sleep {mark}"), "timeoutMs": 3000 }));
         assert_eq!((story.end["status"].as_str(), story.end["reason"].as_str()), (Some("FAILED"), Some("timeout")));
         assert!(at.elapsed() < Duration::from_secs(4), "{:?}", at.elapsed());
         assert_verified(&story.end, &["echild", "swept", "pid_namespace"]);
@@ -228,7 +227,11 @@ fn the_services_own_children_are_never_touched() {
     );
     let go = crate::common::hostile::directory("helper").join("go");
     let mut command = Command::new("bash");
-    command.args(["-c", &entry, "entry"]).arg(binary().get_program()).args(["serve", "--bind", "127.0.0.1:0"]).env("GO", &go);
+    command
+        .args(["-c", &entry, "entry"])
+        .arg(binary().get_program())
+        .args(["serve", "--bind", "127.0.0.1:0"])
+        .env("GO", &go);
     let service = Service::spawn(command);
     for round in 0..5 {
         let mut client = service.connect();
@@ -290,7 +293,8 @@ fn a_stopped_or_killed_subreaper_is_replaced_and_leaves_nothing() {
             let (shim, attack) = (shim_of(guarded[0]), "kill -SIGNAL $(cut -d' ' -f4 /proc/$PPID/stat)");
             let subreaper = parent(shim).unwrap();
             let at = Instant::now();
-            let story = service.connect().run(json!({ "command": format!("{}; sleep 0.1", attack.replace("SIGNAL", signal)) }));
+            let story =
+                service.connect().run(json!({ "command": format!("{}; sleep 0.1", attack.replace("SIGNAL", signal)) }));
             if signal == "STOP" {
                 assert_eq!(story.end["status"], "COMPLETED", "{}", story.end);
                 // A lost shim needs it: it is woken for that.

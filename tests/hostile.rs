@@ -175,9 +175,8 @@ fn killed_with(service: &mut Service, next: &mut impl FnMut(u64) -> u64, mode: M
     let below = procs::below(service.pid());
     service.signal(if next(2) == 0 { Signal::KILL } else { Signal::TERM });
     let _ = service.wait(Duration::from_secs(10));
-    let is_left = |pid: &&u32| {
-        std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
-    };
+    let is_left =
+        |pid: &&u32| std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "));
     wait_until(&format!("nothing is left of the service and {source}"), Duration::from_secs(2), || {
         procs::with_argument(&mark).is_empty() && below.iter().filter(is_left).count() == 0
     });

@@ -21,6 +21,7 @@ mod coming_back;
 mod drain;
 mod faults;
 mod guards;
+mod holds;
 mod hostile;
 mod input;
 mod life;

@@ -24,10 +24,9 @@ use crate::common::{
 #[test]
 fn a_terminal_that_everybody_let_go_of_can_be_opened_again() {
     let service = Service::start();
-    for (write, expected) in [
-        ("echo hi", "hi\r\n".to_owned()),
-        ("seq 1 40000", (1..=40_000).map(|n| format!("{n}\r\n")).collect()),
-    ] {
+    for (write, expected) in
+        [("echo hi", "hi\r\n".to_owned()), ("seq 1 40000", (1..=40_000).map(|n| format!("{n}\r\n")).collect())]
+    {
         let command = format!("exec </dev/null >/dev/null 2>&1; sleep 0.3; {write} >/dev/tty");
         let story = service.connect().run(json!({ "command": command, "pty": { "rows": 24, "cols": 80 } }));
         assert_eq!(story.end["status"], "COMPLETED", "{}", story.end);
@@ -41,9 +40,7 @@ fn a_terminal_keeps_what_was_written_last() {
     let service = Service::start();
     let expected: String = (1..=3_000).map(|n| format!("{n}\r\n")).collect();
     for _ in 0..20 {
-        let story = service
-            .connect()
-            .run(json!({ "command": "seq 1 3000", "pty": { "rows": 24, "cols": 80 } }));
+        let story = service.connect().run(json!({ "command": "seq 1 3000", "pty": { "rows": 24, "cols": 80 } }));
         assert!(story.text() == expected, "{} bytes of {}", story.stdout.len(), expected.len());
     }
 }

@@ -4,7 +4,8 @@
 //! whole worker thread, since `awc::Client` is bound to one.
 //!
 //! Two kinds of backend are understood: our own, and the original's image, which knows only `/health`
-//! and a plain-text `/execute/stream`. Which one answers is learnt from `/health`.
+//! and a plain-text `/execute/stream`. Which one answers is learnt from `/health`, at the start: our own never
+//! becomes the other kind because of a later answer. An execution belongs to the kind that it was started with.
 
 pub mod api;
 pub mod framing;
@@ -12,7 +13,7 @@ pub mod multiplex;
 mod observe;
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     pin::Pin,
     rc::Rc,
     sync::{Arc, RwLock},
@@ -34,7 +35,7 @@ use self::{
 };
 use crate::{
     claude,
-    id::ExecutionId,
+    id::{ExecutionId, InstanceId, RequestId},
     protocol::{
         PerStream,
         method::{Input, Run, Signal, Size},
@@ -52,6 +53,9 @@ const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
 /// Idle connections are given up before our backend would close them, so that a request hardly ever
 /// meets a dead one.
 const IDLE_CONNECTION: Duration = Duration::from_secs(15);
+
+/// How often a backend may turn out to have been restarted while one execution is asked for.
+const MAX_RESTARTS: usize = 3;
 
 /// The longest JSON answer read, in bytes.
 const MAX_ANSWER: usize = 8 << 20;
@@ -77,6 +81,14 @@ impl Kind {
             Kind::Original => vec!["default".to_owned()],
         }
     }
+
+    /// Which process of our own backend it is, where it says so.
+    pub fn instance(&self) -> Option<InstanceId> {
+        match self {
+            Kind::Ours(health) => health.instance,
+            Kind::Original => None,
+        }
+    }
 }
 
 impl Known {
@@ -85,8 +97,59 @@ impl Known {
         self.0.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
     }
 
-    fn set(&self, kind: Option<Kind>) {
-        *self.0.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = kind;
+    /// Takes note of an answer. False for one that our own backend cannot have given: a program in
+    /// between, or one that has its port for a moment, does not change what the backend is.
+    fn learn(&self, kind: &Kind) -> bool {
+        let mut known = self.0.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let fits = !matches!((&*known, kind), (Some(Kind::Ours(_)), Kind::Original));
+        if fits {
+            *known = Some(kind.clone());
+        }
+        fits
+    }
+}
+
+/// In whose name a gateway asks for an execution and follows it. One for each execution of a session; the
+/// backend tells by it who comes back for an execution and who takes it over.
+#[derive(Debug)]
+pub struct Holder {
+    request: RequestId,
+    /// The process of the backend that the last request for the execution was meant for.
+    instance: Cell<Option<InstanceId>>,
+    /// The number of its hold, from the backend's first word on.
+    hold: Cell<Option<u64>>,
+}
+
+impl Default for Holder {
+    fn default() -> Self {
+        Holder { request: RequestId::random(), instance: Cell::default(), hold: Cell::default() }
+    }
+}
+
+impl Holder {
+    /// Takes note of the number that the backend has given it.
+    pub fn holds(&self, hold: Option<u64>) {
+        self.hold.set(hold.or(self.hold.get()));
+    }
+
+    /// The number of its hold, once it is known.
+    pub fn hold(&self) -> Option<u64> {
+        self.hold.get()
+    }
+
+    /// Whether a refusal comes from another process of the backend than the one that was asked to run it.
+    pub fn is_gone_with_its_backend(&self, refusal: &ErrorObject) -> bool {
+        let instance = refusal.data.as_ref().and_then(|data| data["instance"].as_str()?.parse().ok());
+        matches!((self.instance.get(), instance), (Some(meant), Some(answering)) if meant != answering)
+    }
+
+    /// The part of a query that names it. Empty where the backend is older than holds are.
+    fn query(&self) -> String {
+        match (self.hold.get(), self.instance.get()) {
+            (Some(hold), _) => format!("&hold={hold}"),
+            (None, Some(_)) => format!("&request_id={}", self.request),
+            (None, None) => String::new(),
+        }
     }
 }
 
@@ -102,15 +165,22 @@ pub enum BackendError {
     /// A refusal in the protocol's own terms.
     #[error("{0}")]
     Refused(ErrorObject),
+    /// The connection broke while an execution was asked for: it may have been started.
+    #[error("{0}")]
+    Unsure(String),
+    /// The process of the backend that was asked is gone, and its executions with it.
+    #[error("{0}")]
+    Restarted(String),
 }
 
 impl BackendError {
     /// The same as an error for the client.
     pub fn into_error(self) -> ErrorObject {
         match self {
-            BackendError::Unreachable(message) | BackendError::Rejected(message) => {
-                ErrorObject::new(code::BACKEND, message)
-            }
+            BackendError::Unreachable(message)
+            | BackendError::Rejected(message)
+            | BackendError::Unsure(message)
+            | BackendError::Restarted(message) => ErrorObject::new(code::BACKEND, message),
             BackendError::Refused(error) => error,
         }
     }
@@ -171,11 +241,19 @@ impl Backend {
 
     /// Asks `GET /health`, and remembers which kind answered.
     pub async fn describe(&self) -> Result<Kind, BackendError> {
-        let described = self.ask_health().await;
-        if let Ok(kind) = &described {
-            self.0.known.set(Some(kind.clone()));
+        let kind = self.ask_health().await?;
+        if !self.0.known.learn(&kind) {
+            return Err(BackendError::Rejected(format!(
+                "the backend at {} is a cc-executor, and GET /health was answered by another program",
+                self.0.url
+            )));
         }
-        described
+        Ok(kind)
+    }
+
+    /// Whether a backend of any kind answers: a sign of life of one that has no other.
+    pub async fn answers(&self) -> bool {
+        self.ask_health().await.is_ok()
     }
 
     async fn ask_health(&self) -> Result<Kind, BackendError> {
@@ -192,7 +270,9 @@ impl Backend {
                     self.0.url
                 ))),
             },
-            _ => Ok(Kind::Original),
+            // What the original's image answers: {"status": "healthy", …}.
+            Ok(Value::Object(map)) if map.get("status").is_some_and(Value::is_string) => Ok(Kind::Original),
+            _ => Err(self.rejected("GET /health", status, &body)),
         }
     }
 
@@ -207,33 +287,58 @@ impl Backend {
     }
 
     /// Asks for an execution. Returns when the response's head is there; bounded by the caller.
-    pub async fn execute(&self, id: ExecutionId, run: &Run) -> Result<Opened, BackendError> {
+    pub async fn execute(&self, id: ExecutionId, run: &Run, holder: &Holder) -> Result<Opened, BackendError> {
         let kind = match self.known() {
             Some(kind) => kind,
             None => self.describe().await?,
         };
         match kind {
-            Kind::Ours(_) => self.execute_ours(id, run).await,
+            Kind::Ours(_) => self.execute_ours(id, run, holder).await,
             Kind::Original => self.execute_original(run).await,
         }
     }
 
-    async fn execute_ours(&self, id: ExecutionId, run: &Run) -> Result<Opened, BackendError> {
-        let body = run.to_body(id);
-        let post = || {
-            self.request(Method::POST, "/execute/stream").insert_header((header::ACCEPT, MULTIPLEXED)).send_json(&body)
-        };
-        let answer = match post().await {
-            // A pooled connection that the backend had closed: the id makes it safe to ask again.
-            Err(error) if is_dead_connection(&error) => post().await,
-            answer => answer,
-        };
-        let answer = answer.map_err(|error| self.unreachable(&error))?;
-        if answer.status() != StatusCode::OK {
+    /// Each request names the process of the backend that it is meant for. So one that may have been taken
+    /// before its connection broke is repeated safely: the same process knows its id, another refuses it.
+    async fn execute_ours(&self, id: ExecutionId, run: &Run, holder: &Holder) -> Result<Opened, BackendError> {
+        for _ in 0..MAX_RESTARTS {
+            let instance = self.known().and_then(|kind| kind.instance());
+            holder.instance.set(instance);
+            let mut body = run.to_body(id);
+            if let Some(instance) = instance {
+                body["instance"] = json!(instance);
+                body["requestId"] = json!(holder.request);
+            }
+            let post = || {
+                let request = self.request(Method::POST, "/execute/stream");
+                request.insert_header((header::ACCEPT, MULTIPLEXED)).send_json(&body)
+            };
+            let first = post().await;
+            let is_unsure = first.as_ref().is_err_and(is_dead_connection);
+            let answer = if is_unsure && instance.is_some() { post().await } else { first };
+            let answer = answer.map_err(|error| match self.unreachable(&error) {
+                BackendError::Unreachable(message) if is_unsure || is_dead_connection(&error) => {
+                    BackendError::Unsure(message)
+                }
+                error => error,
+            })?;
+            if answer.status() == StatusCode::OK {
+                return Ok(Opened::Multiplexed(answer.boxed_local()));
+            }
             let (status, body) = self.read(answer).await?;
-            return Err(self.refused("POST /execute/stream", status, &body));
+            match self.refused("POST /execute/stream", status, &body) {
+                BackendError::Refused(error) if error.code == code::OTHER_INSTANCE && is_unsure => {
+                    return Err(BackendError::Restarted(format!(
+                        "the backend at {} was restarted while the execution was asked for: if it was started, it ended with the one before",
+                        self.0.url
+                    )));
+                }
+                // Nothing was started: the one that is there now is asked.
+                BackendError::Refused(error) if error.code == code::OTHER_INSTANCE => drop(self.describe().await?),
+                error => return Err(error),
+            }
         }
-        Ok(Opened::Multiplexed(answer.boxed_local()))
+        Err(BackendError::Rejected(format!("the backend at {} is restarted again and again", self.0.url)))
     }
 
     async fn execute_original(&self, run: &Run) -> Result<Opened, BackendError> {
@@ -264,19 +369,31 @@ impl Backend {
 
     /// Asks to follow an execution that is there already, from these offsets, which its client has
     /// received. Returns when the response's head is there; bounded by the caller.
-    pub async fn attach(&self, id: ExecutionId, offsets: PerStream<u64>) -> Result<Body, BackendError> {
-        self.follow(id, &query_of(offsets)).await
-    }
-
-    /// The same from where its stream broke off, which its client may not have received.
-    pub async fn attach_again(&self, id: ExecutionId, offsets: PerStream<u64>) -> Result<Body, BackendError> {
-        self.follow(id, &format!("{}&arrived=false", query_of(offsets))).await
-    }
-
-    async fn follow(&self, id: ExecutionId, query: &str) -> Result<Body, BackendError> {
+    pub async fn attach(
+        &self,
+        id: ExecutionId,
+        offsets: PerStream<u64>,
+        holder: &Holder,
+    ) -> Result<Body, BackendError> {
         if self.known().is_none() {
             self.describe().await?;
         }
+        holder.instance.set(self.known().and_then(|kind| kind.instance()));
+        self.follow(id, &format!("{}{}", query_of(offsets), holder.query())).await
+    }
+
+    /// The same from where its stream broke off, which its client may not have received. It takes the
+    /// execution from nobody: where another one has it by now, that is the stream's only word.
+    pub async fn attach_again(
+        &self,
+        id: ExecutionId,
+        offsets: PerStream<u64>,
+        holder: &Holder,
+    ) -> Result<Body, BackendError> {
+        self.follow(id, &format!("{}&arrived=false{}", query_of(offsets), holder.query())).await
+    }
+
+    async fn follow(&self, id: ExecutionId, query: &str) -> Result<Body, BackendError> {
         self.must_know_ids("attach to")?;
         let path = format!("/executions/{id}/stream?{query}");
         let get = || self.request(Method::GET, &path).insert_header((header::ACCEPT, MULTIPLEXED)).send();
@@ -292,19 +409,61 @@ impl Backend {
         Ok(answer.boxed_local())
     }
 
-    /// Says what the client of an execution has received.
-    pub async fn acknowledge(&self, id: ExecutionId, offsets: PerStream<u64>) -> Result<(), BackendError> {
-        self.post(id, &format!("ack?{}", query_of(offsets)), &json!({})).await
+    /// Says what the client of an execution has received, in the name of this hold.
+    pub async fn acknowledge(
+        &self,
+        id: ExecutionId,
+        offsets: PerStream<u64>,
+        hold: Option<u64>,
+    ) -> Result<(), BackendError> {
+        let hold = hold.map(|hold| format!("&hold={hold}")).unwrap_or_default();
+        self.post(id, &format!("ack?{}{hold}", query_of(offsets)), &json!({})).await
     }
 
-    /// Asks the backend to end an execution. Returns once that is accepted: the backend sends the
-    /// response's head then, and its body when the tree is gone.
-    pub async fn cancel(&self, id: ExecutionId, grace_ms: u64, reason: CancelReason) -> Result<Accepted, BackendError> {
+    /// Asks the backend to end an execution, whoever has it. Returns once that is accepted: the backend
+    /// sends the response's head then. Its body, which ends when the tree is gone, is not waited for.
+    pub async fn cancel(&self, id: ExecutionId, grace_ms: u64, reason: CancelReason) -> Result<(), BackendError> {
+        self.end(id, grace_ms, reason, "").await
+    }
+
+    /// Asks the backend to end an execution of which it has not said a word: for a client, whoever has it,
+    /// or in the name of the holder that gives it up.
+    ///
+    /// # Errors
+    ///
+    /// The backend does not answer, or is another one than the holder's.
+    pub async fn withdraw(
+        &self,
+        id: ExecutionId,
+        grace_ms: u64,
+        reason: CancelReason,
+        holder: &Holder,
+        for_client: bool,
+    ) -> Result<Withdrawn, BackendError> {
+        let claim = if for_client { String::new() } else { holder.query() };
+        match self.end(id, grace_ms, reason, &claim).await {
+            Ok(()) => Ok(Withdrawn::Accepted),
+            Err(BackendError::Refused(error)) => match error.code {
+                code::UNKNOWN_EXECUTION if holder.is_gone_with_its_backend(&error) => Err(BackendError::Restarted(
+                    "the backend was restarted while the execution was asked for".to_owned(),
+                )),
+                code::UNKNOWN_EXECUTION => Ok(Withdrawn::NeverRan),
+                code::NOT_RUNNING if error.data.as_ref().is_some_and(|data| data["reason"] == "taken_over") => {
+                    Ok(Withdrawn::TakenOver)
+                }
+                code::NOT_RUNNING => Ok(Withdrawn::Ended),
+                _ => Err(BackendError::Refused(error)),
+            },
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn end(&self, id: ExecutionId, grace_ms: u64, reason: CancelReason, claim: &str) -> Result<(), BackendError> {
         self.must_know_ids("cancel")?;
-        let path = format!("/executions/{id}?grace_ms={grace_ms}&reason={}", reason.as_str());
+        let path = format!("/executions/{id}?grace_ms={grace_ms}&reason={}{claim}", reason.as_str());
         let answer = self.answer(self.request(Method::DELETE, &path).send()).await?;
         if answer.status() == StatusCode::OK {
-            return Ok(Accepted(answer.boxed_local()));
+            return Ok(());
         }
         let (status, body) = self.read(answer).await?;
         Err(self.refused("DELETE /executions/{id}", status, &body))
@@ -458,21 +617,16 @@ impl Backend {
     }
 }
 
-/// A cancellation that the backend has accepted.
-pub struct Accepted(Body);
-
-impl Accepted {
-    /// Waits until the backend says that the tree is gone, and gives its report.
-    pub async fn finished(mut self) -> Option<Value> {
-        let mut report = Vec::new();
-        while let Some(Ok(piece)) = self.0.next().await {
-            report.extend_from_slice(&piece);
-            if report.len() > MAX_ANSWER {
-                return None;
-            }
-        }
-        serde_json::from_slice(&report).ok()
-    }
+/// What the backend says to the withdrawal of an execution of which it has not said a word.
+pub enum Withdrawn {
+    /// It is being ended.
+    Accepted,
+    /// It never ran, and will not: the backend refuses the request, should it still come.
+    NeverRan,
+    /// It has ended already.
+    Ended,
+    /// Another consumer has it, so that it was left alone.
+    TakenOver,
 }
 
 fn refuse_what_the_original_lacks(run: &Run) -> Result<(), BackendError> {

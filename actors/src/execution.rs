@@ -25,7 +25,7 @@ use actix::{
     Actor, ActorContext, ActorFutureExt, AsyncContext, Context, Handler, ResponseFuture, SpawnHandle, WrapFuture,
 };
 use log::{debug, info};
-use serde_json::Value;
+use tokio::sync::oneshot;
 
 use self::{
     messages::{Answer, Cancel, Fact, Parent, Purpose, Release, Report, Standing},
@@ -35,7 +35,7 @@ use self::{
     steering::{Acknowledging, Fed},
 };
 use crate::{
-    backend::{Backend, BackendError},
+    backend::{Backend, BackendError, Holder, Withdrawn},
     clock::millis,
     id::{ExecutionId, SessionId},
     protocol::{
@@ -45,8 +45,14 @@ use crate::{
     terminate::{CancelReason, CancelReport, Ending, Reason, Status},
 };
 
-/// How long a POST that was given up may take to be withdrawn at the backend.
+/// How long the backend may take to say its first word.
+const FIRST_WORD_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long it may take to learn how an execution ended that was canceled before that word.
 const WITHDRAW_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long that may take where the client has waited for the first word in vain.
+const GIVE_UP_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How long an answer that is under way when the execution ends may take to come.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
@@ -60,6 +66,8 @@ pub struct Execution {
     session: SessionId,
     purpose: Purpose,
     backend: Backend,
+    /// In whose name the backend is asked for it.
+    holder: Rc<Holder>,
     state: State,
     notice: Notice,
     asked_at: Instant,
@@ -69,6 +77,10 @@ pub struct Execution {
     is_claude: bool,
     fed: VecDeque<Fed>,
     acknowledging: Acknowledging,
+    /// Why it was given up here without anybody having asked for that.
+    given_up: Option<String>,
+    /// What was asked for last, should the backend not have heard it.
+    canceled: Option<Cancel>,
 }
 
 /// Where an execution stands. A handle exists only where there is something to stop.
@@ -79,10 +91,22 @@ enum State {
     Ours,
     /// The original's image streams; time-outs and cancellation are done from here.
     Plain(Rc<Original>, Option<SpawnHandle>),
-    /// The POST was given up; what came of it is being asked.
-    Withdrawing,
+    /// The backend was asked to end it before it had said a word.
+    Withdrawing(Box<Withdrawal>),
     /// The end has been told.
     Ended,
+}
+
+/// An execution that is being ended before the backend has said a word about it. Nothing is dropped
+/// before the backend has decided, because a command whose request is dropped is ended as disconnected.
+struct Withdrawal {
+    /// The request, while its stream may still begin. That stream has the true ending.
+    post: Option<SpawnHandle>,
+    /// What the backend said to the withdrawal; the error is that it did not say anything.
+    answer: Option<Result<Withdrawn, BackendError>>,
+    cancel: Cancel,
+    /// What is told where nothing becomes known.
+    unknown: Ending,
 }
 
 impl Execution {
@@ -94,12 +118,15 @@ impl Execution {
             may_detach: matches!(&purpose, Purpose::Run(execute) if execute.run.detach.is_some()),
             purpose,
             backend,
+            holder: Rc::default(),
             state: State::Ended,
             notice: Notice { id, parent: Some(parent) },
             asked_at: Instant::now(),
             is_claude: false,
             fed: VecDeque::new(),
             acknowledging: Acknowledging::default(),
+            given_up: None,
+            canceled: None,
         }
     }
 
@@ -112,6 +139,17 @@ impl Execution {
     }
 
     fn on_opened(&mut self, opened: Result<(Stream, Standing), Refusal>, ctx: &mut Context<Self>) {
+        match (&mut self.state, opened) {
+            (State::Starting(_), opened) => self.on_first_word(opened, ctx),
+            (State::Withdrawing(withdrawal), opened) => {
+                withdrawal.post = None;
+                self.on_late_word(opened, ctx);
+            }
+            (State::Ours | State::Plain(..) | State::Ended, _) => {}
+        }
+    }
+
+    fn on_first_word(&mut self, opened: Result<(Stream, Standing), Refusal>, ctx: &mut Context<Self>) {
         match opened {
             Ok((stream, standing)) => self.on_stream(stream, standing, ctx),
             Err(Refusal::Backend(BackendError::Refused(error))) => self.refuse(error, ctx),
@@ -121,6 +159,12 @@ impl Execution {
             }
             Err(Refusal::Silent(message) | Refusal::Lost(message)) if matches!(self.purpose, Purpose::Follow(_)) => {
                 self.refuse(ErrorObject::new(code::BACKEND, message), ctx);
+            }
+            Err(Refusal::Backend(BackendError::Restarted(message))) => {
+                self.finish(Ending::failed(Reason::BackendLost, message), ctx);
+            }
+            Err(Refusal::Backend(BackendError::Unsure(message)) | Refusal::Silent(message)) => {
+                self.give_up(message, None, ctx);
             }
             Err(Refusal::Ended(ending)) => self.finish(ending, ctx),
             Err(Refusal::TakenOver) => self.on_last(Last::TakenOver, ctx),
@@ -132,20 +176,142 @@ impl Execution {
             Err(Refusal::Backend(error)) => {
                 self.finish(Ending::failed(Reason::BackendRejected, error.to_string()), ctx);
             }
-            Err(Refusal::Silent(message)) => {
-                // Nobody knows whether it runs: it is withdrawn by its id. The client has waited long
-                // enough and does not wait for that.
-                let (backend, id) = (self.backend.clone(), self.id);
-                actix_rt::spawn(async move { backend.cancel(id, 0, CancelReason::Canceled).await.map(drop) });
-                let mut ending = Ending::failed(Reason::BackendUnreachable, message);
-                ending.cancel = Some(unverified(0));
-                self.finish(ending, ctx);
-            }
         }
     }
 
+    /// Nobody knows whether it runs: it is withdrawn, and what the backend says of it is told. The client
+    /// has waited long enough and does not wait long for that.
+    fn give_up(&mut self, message: String, post: Option<SpawnHandle>, ctx: &mut Context<Self>) {
+        let unknown = Ending::failed(Reason::BackendUnreachable, message.clone());
+        self.given_up = Some(message);
+        let cancel = Cancel { grace_ms: 0, reason: CancelReason::Canceled };
+        self.withdraw(Withdrawal { post, answer: None, cancel, unknown }, GIVE_UP_PATIENCE, false, ctx);
+    }
+
+    /// Has the backend end an execution of which it has not said a word. What it then says of it is told:
+    /// on the stream, should that begin after all, or by the id.
+    fn withdraw(&mut self, withdrawal: Withdrawal, patience: Duration, for_client: bool, ctx: &mut Context<Self>) {
+        let (backend, id, holder) = (self.backend.clone(), self.id, Rc::clone(&self.holder));
+        let Cancel { grace_ms, reason } = withdrawal.cancel;
+        self.state = State::Withdrawing(Box::new(withdrawal));
+        let (answer, answered) = oneshot::channel();
+        // It goes on where this actor does not wait for it any longer.
+        actix_rt::spawn(async move {
+            let _ = answer.send(backend.withdraw(id, grace_ms, reason, &holder, for_client).await);
+        });
+        ctx.spawn(answered.into_actor(self).map(|answer, actor, ctx| {
+            if let Ok(answer) = answer {
+                actor.on_withdrawn(answer, ctx);
+            }
+        }));
+        ctx.run_later(patience, |actor, ctx| {
+            let State::Withdrawing(withdrawal) = &mut actor.state else { return };
+            if let Some(post) = withdrawal.post.take().filter(|_| withdrawal.answer.is_some()) {
+                ctx.cancel_future(post);
+                return actor.settle(ctx);
+            }
+            let ending = withdrawal.unknown(unverified(withdrawal.cancel.grace_ms));
+            actor.finish(ending, ctx);
+        });
+    }
+
+    fn on_withdrawn(&mut self, answer: Result<Withdrawn, BackendError>, ctx: &mut Context<Self>) {
+        match (&mut self.state, answer) {
+            (State::Withdrawing(withdrawal), Ok(Withdrawn::NeverRan)) if matches!(self.purpose, Purpose::Run(_)) => {
+                let ending = withdrawal.unknown(CancelReport::never_ran(withdrawal.cancel.grace_ms));
+                self.finish(ending, ctx);
+            }
+            // There is nothing to wait for: this kind is canceled by dropping its request.
+            (State::Withdrawing(withdrawal), Err(_)) if !self.backend.knows_ids() => {
+                let ending = withdrawal.unknown(unverified(withdrawal.cancel.grace_ms));
+                self.finish(ending, ctx);
+            }
+            (State::Withdrawing(withdrawal), answer) => {
+                withdrawal.answer = Some(answer);
+                self.settle(ctx);
+            }
+            // The stream has begun meanwhile, and this did not reach its backend.
+            (State::Ours, Err(_)) => self.cancel_again(ctx),
+            (State::Starting(_) | State::Ours | State::Plain(..) | State::Ended, _) => {}
+        }
+    }
+
+    /// The stream of an execution that is being withdrawn has begun, or never will.
+    fn on_late_word(&mut self, opened: Result<(Stream, Standing), Refusal>, ctx: &mut Context<Self>) {
+        let State::Withdrawing(withdrawal) = &self.state else { return };
+        match opened {
+            Ok((stream @ Stream::Ours(_), standing)) => {
+                let is_unheard = matches!(withdrawal.answer, Some(Err(_)));
+                self.on_stream(stream, standing, ctx);
+                if is_unheard {
+                    self.cancel_again(ctx);
+                }
+            }
+            // Dropping its stream is all that can be done.
+            Ok((Stream::Plain(..), _)) => {
+                let ending = withdrawal.unknown(unverified(withdrawal.cancel.grace_ms));
+                self.finish(ending, ctx);
+            }
+            Err(Refusal::Ended(ending)) => self.finish(ending, ctx),
+            Err(Refusal::TakenOver) => self.on_last(Last::TakenOver, ctx),
+            // The withdrawal came first.
+            Err(Refusal::Backend(BackendError::Refused(error)))
+                if error.code == code::NOT_RUNNING && matches!(self.purpose, Purpose::Run(_)) =>
+            {
+                let ending = withdrawal.unknown(CancelReport::never_ran(withdrawal.cancel.grace_ms));
+                self.finish(ending, ctx);
+            }
+            Err(Refusal::Backend(BackendError::Refused(error))) => self.refuse(error, ctx),
+            Err(Refusal::Backend(BackendError::Restarted(message))) => {
+                self.finish(Ending::failed(Reason::BackendLost, message), ctx);
+            }
+            Err(_) => self.settle(ctx),
+        }
+    }
+
+    /// The request's stream will not begin, and the backend has said what it makes of the withdrawal: so the
+    /// execution is followed by its id, for what it wrote and for its ending.
+    fn settle(&mut self, ctx: &mut Context<Self>) {
+        let State::Withdrawing(withdrawal) = &mut self.state else { return };
+        if withdrawal.post.is_some() {
+            return;
+        }
+        let Some(answer) = withdrawal.answer.take() else { return };
+        let unknown = withdrawal.unknown(unverified(withdrawal.cancel.grace_ms));
+        match answer {
+            Ok(Withdrawn::TakenOver) => return self.on_last(Last::TakenOver, ctx),
+            Ok(Withdrawn::NeverRan) | Err(_) => return self.finish(unknown, ctx),
+            Ok(Withdrawn::Ended | Withdrawn::Accepted) => {}
+        }
+        let (backend, id, holder) = (self.backend.clone(), self.id, Rc::clone(&self.holder));
+        let found = async move { open::again(&backend, id, PerStream::default(), &holder).await };
+        ctx.spawn(found.into_actor(self).map(|found, actor, ctx| {
+            if !matches!(actor.state, State::Withdrawing(_)) {
+                return;
+            }
+            match found {
+                Ok((words, standing)) => actor.on_stream(Stream::Ours(words), standing, ctx),
+                Err(Refusal::Ended(ending)) => actor.finish(ending, ctx),
+                Err(Refusal::TakenOver) => actor.on_last(Last::TakenOver, ctx),
+                Err(_) => actor.finish(unknown, ctx),
+            }
+        }));
+    }
+
+    /// Asks for what was asked for already and was not heard.
+    fn cancel_again(&mut self, ctx: &mut Context<Self>) {
+        // It goes on here, or is ended because somebody asked for that.
+        self.given_up = None;
+        let Some(Cancel { grace_ms, reason }) = self.canceled else { return };
+        let (backend, id) = (self.backend.clone(), self.id);
+        let asked = async move { backend.cancel(id, grace_ms, reason).await };
+        // One that fails is on a backend that is lost, which its stream shows.
+        ctx.spawn(asked.into_actor(self).map(|_, _, _| ()));
+    }
+
     fn on_stream(&mut self, stream: Stream, standing: Standing, ctx: &mut Context<Self>) {
-        let Some(parent) = self.notice.parent.clone() else { return };
+        // Whoever wanted it is gone: its stream is dropped, which its backend notices.
+        let Some(parent) = self.notice.parent.clone() else { return self.stop(ctx) };
         info!(event = "execution.started", session_id:% = self.session, execution_id:% = self.id,
             status = standing.status.as_str(), attached = matches!(self.purpose, Purpose::Follow(_)),
             ms = millis(self.asked_at.elapsed()); "execution started");
@@ -159,6 +325,8 @@ impl Execution {
         let wiring = Wiring {
             id: self.id,
             backend: self.backend.clone(),
+            holder: Rc::clone(&self.holder),
+            has_id: matches!(stream, Stream::Ours(_)),
             parent,
             framing,
             claude: self.is_claude.then_some(events),
@@ -188,16 +356,16 @@ impl Execution {
 
     /// The stream ended before its first word. It may run on all the same.
     fn look_again(&mut self, why: String, ctx: &mut Context<Self>) {
-        let (backend, id) = (self.backend.clone(), self.id);
-        let found = async move { open::again(&backend, id, PerStream::default()).await };
-        let looking = ctx.spawn(found.into_actor(self).map(move |found, actor, ctx| match found {
-            Ok((words, standing)) => actor.on_stream(Stream::Ours(words), standing, ctx),
-            Err(Refusal::Ended(ending)) => actor.finish(ending, ctx),
-            Err(Refusal::TakenOver) => actor.on_last(Last::TakenOver, ctx),
-            Err(_) => {
-                let message = format!("{why}; it may still run: attach to it later");
-                actor.finish(Ending::failed(Reason::BackendLost, message), ctx);
-            }
+        let (backend, id, holder) = (self.backend.clone(), self.id, Rc::clone(&self.holder));
+        let found = async move { open::again(&backend, id, PerStream::default(), &holder).await };
+        let looking = ctx.spawn(found.into_actor(self).map(move |found, actor, ctx| {
+            let lost = |why: String| Refusal::Backend(BackendError::Restarted(why));
+            let found = match found {
+                Ok((words, standing)) => Ok((Stream::Ours(words), standing)),
+                Err(refusal @ (Refusal::Ended(_) | Refusal::TakenOver)) => Err(refusal),
+                Err(_) => Err(lost(format!("{why}; it may still run: attach to it later"))),
+            };
+            actor.on_opened(found, ctx);
         }));
         self.state = State::Starting(looking);
     }
@@ -233,7 +401,7 @@ impl Execution {
             }
             let backend = actor.backend.clone();
             let original = Rc::clone(&ticking);
-            let asked = async move { backend.describe().await.is_ok() };
+            let asked = async move { backend.answers().await };
             ctx.spawn(asked.into_actor(actor).map(move |answered, actor, _| {
                 if answered {
                     original.heard(Instant::now());
@@ -262,27 +430,6 @@ impl Execution {
         });
     }
 
-    /// Gives up a request without an answer, and makes sure that its execution does not run.
-    fn withdraw(&mut self, ctx: &mut Context<Self>, mut ending: Ending, grace_ms: u64, reason: CancelReason) {
-        self.state = State::Withdrawing;
-        let (backend, id) = (self.backend.clone(), self.id);
-        let withdrawn = async move {
-            let asked = async { Some(backend.cancel(id, grace_ms, reason).await.map(|accepted| accepted.finished())) };
-            match tokio::time::timeout(WITHDRAW_PATIENCE, asked).await.ok().flatten()? {
-                Ok(finished) => report_of(&finished.await?),
-                // The backend knows nothing of it, and will refuse its POST should that still come.
-                Err(BackendError::Refused(error)) if error.code == code::UNKNOWN_EXECUTION => {
-                    Some(CancelReport::never_ran(grace_ms))
-                }
-                Err(_) => None,
-            }
-        };
-        ctx.spawn(withdrawn.into_actor(self).map(move |report, actor, ctx| {
-            ending.cancel = Some(report.unwrap_or_else(|| unverified(grace_ms)));
-            actor.finish(ending, ctx);
-        }));
-    }
-
     fn log_released(&self) {
         let ms = millis(self.asked_at.elapsed());
         if self.may_detach {
@@ -306,6 +453,12 @@ impl Execution {
         if self.is_claude {
             // It is of the events, which the client does not have.
             ending.sha256.stdout = None;
+        }
+        if let Some(message) = self.given_up.take().filter(|_| ending.reason == Reason::Canceled) {
+            // Nobody but this gateway canceled it, and this is why.
+            ending.status = Status::Failed;
+            ending.reason = Reason::BackendUnreachable;
+            ending.message = Some(message);
         }
         info!(event = "execution.finished", session_id:% = self.session, execution_id:% = self.id,
             status = ending.status.as_str(), reason = ending.reason.as_str(), exit_code:serde = ending.exit_code,
@@ -337,9 +490,20 @@ impl Actor for Execution {
                 "execution asked for");
         }
         let (backend, id, purpose) = (self.backend.clone(), self.id, self.purpose.clone());
-        let opened = async move { open::open(&backend, id, &purpose).await };
+        let holder = Rc::clone(&self.holder);
+        let opened = async move { open::open(&backend, id, &purpose, &holder).await };
         let post = ctx.spawn(opened.into_actor(self).map(|opened, actor, ctx| actor.on_opened(opened, ctx)));
         self.state = State::Starting(post);
+        ctx.run_later(FIRST_WORD_PATIENCE, |actor, ctx| {
+            let State::Starting(post) = actor.state else { return };
+            let message =
+                format!("the backend accepted the connection and said nothing for {} s", FIRST_WORD_PATIENCE.as_secs());
+            if matches!(actor.purpose, Purpose::Follow(_)) {
+                actor.refuse(ErrorObject::new(code::BACKEND, message), ctx);
+            } else {
+                actor.give_up(message, Some(post), ctx);
+            }
+        });
     }
 }
 
@@ -349,19 +513,26 @@ impl Handler<Cancel> for Execution {
     fn handle(&mut self, cancel: Cancel, ctx: &mut Self::Context) -> Self::Result {
         info!(event = "cancel.requested", session_id:% = self.session, execution_id:% = self.id,
             grace_ms = cancel.grace_ms, reason = cancel.reason.as_str(); "cancel requested");
+        self.canceled = Some(cancel);
+        self.given_up = None;
         let outcome = match &self.state {
             State::Starting(post) => {
-                ctx.cancel_future(*post);
-                let ending = Ending::without_process(
+                let unknown = Ending::without_process(
                     Status::Cancelled,
                     cancel.reason.into(),
                     "canceled before the backend had answered".to_owned(),
                 );
-                let grace_ms = if matches!(self.purpose, Purpose::Follow(_)) { cancel.grace_ms } else { 0 };
-                self.withdraw(ctx, ending, grace_ms, cancel.reason);
+                // What a client cancels is canceled whoever has it. A drain cancels only what is held here.
+                let for_client = cancel.reason == CancelReason::Canceled;
+                let withdrawal = Withdrawal { post: Some(*post), answer: None, cancel, unknown };
+                self.withdraw(withdrawal, WITHDRAW_PATIENCE, for_client, ctx);
                 Ok(Status::Cancelling)
             }
-            State::Withdrawing => Ok(Status::Cancelling),
+            State::Withdrawing(_) => {
+                // A shorter grace takes effect.
+                self.cancel_again(ctx);
+                Ok(Status::Cancelling)
+            }
             State::Ended => Err(ended()),
             State::Plain(original, _) => {
                 let message = "canceled by dropping its stream; this backend cannot say what is left of it";
@@ -375,7 +546,7 @@ impl Handler<Cancel> for Execution {
                 let (backend, id) = (self.backend.clone(), self.id);
                 return Box::pin(async move {
                     let accepted = backend.cancel(id, cancel.grace_ms, cancel.reason).await;
-                    accepted.map(|_| Status::Cancelling).map_err(BackendError::into_error)
+                    accepted.map(|()| Status::Cancelling).map_err(BackendError::into_error)
                 });
             }
         };
@@ -396,10 +567,12 @@ impl Handler<Release> for Execution {
                 // The backend may have begun without a word: it must not run for nobody.
                 ctx.cancel_future(*post);
                 self.notice.parent = None;
-                let ending = Ending::without_process(Status::Cancelled, Reason::Disconnected, None);
-                self.withdraw(ctx, ending, 0, CancelReason::Canceled);
+                let unknown = Ending::without_process(Status::Cancelled, Reason::Disconnected, None);
+                let cancel = Cancel { grace_ms: 0, reason: CancelReason::Canceled };
+                let withdrawal = Withdrawal { post: None, answer: None, cancel, unknown };
+                self.withdraw(withdrawal, WITHDRAW_PATIENCE, false, ctx);
             }
-            State::Withdrawing => self.notice.parent = None,
+            State::Withdrawing(_) => self.notice.parent = None,
             State::Starting(_) | State::Ours | State::Plain(..) => {
                 self.log_released();
                 self.notice.parent = None;
@@ -462,6 +635,11 @@ fn unverified(grace_ms: u64) -> CancelReport {
     CancelReport::unknown(grace_ms)
 }
 
-fn report_of(answer: &Value) -> Option<CancelReport> {
-    serde_json::from_value(answer.clone()).ok()
+impl Withdrawal {
+    /// What is told where the backend has not said how it ended.
+    fn unknown(&self, report: CancelReport) -> Ending {
+        let mut ending = self.unknown.clone();
+        ending.cancel = Some(report);
+        ending
+    }
 }

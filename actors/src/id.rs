@@ -1,4 +1,4 @@
-//! The two identifiers. They are types of their own so that one is never passed for the other.
+//! The identifiers. They are types of their own so that one is never passed for the other.
 
 use std::{fmt, str::FromStr};
 
@@ -43,4 +43,14 @@ id! {
 id! {
     /// One execution of a command. Whoever knows it may ask about the execution and cancel it.
     ExecutionId
+}
+
+id! {
+    /// One backend process, from its start to its end: a restarted backend has another.
+    InstanceId
+}
+
+id! {
+    /// One request of a gateway for an execution. A repetition of it has the same, so that it is known as such.
+    RequestId
 }

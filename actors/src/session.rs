@@ -204,10 +204,10 @@ impl Session {
                     child.execution.do_send(Acknowledge(offsets));
                 }
             }
-            Ask::Delivered(id, offsets) => {
+            Ask::Delivered(id, offsets, hold) => {
                 let backend = self.backend.clone();
                 // Where it fails, the backend keeps more than it must.
-                actix_rt::spawn(async move { backend.acknowledge(id, offsets).await.map(drop) });
+                actix_rt::spawn(async move { backend.acknowledge(id, offsets, hold).await.map(drop) });
             }
             Ask::Drain => {
                 if let Some(child) = &self.child {

@@ -18,7 +18,7 @@ use bytes::Bytes;
 use cc_executor_actors::{
     backend::api::{self, Alive, Queued, Snapshot, Started, Word},
     clock::millis,
-    id::ExecutionId,
+    id::{ExecutionId, InstanceId},
     protocol::{
         DEFAULT_GRACE_MS, PerStream,
         method::{Detach, Size},
@@ -26,11 +26,12 @@ use cc_executor_actors::{
     },
     terminate::{CancelReason, Ending, Reason, Scope, Status},
 };
-use log::info;
+use log::{debug, info};
 use tokio::sync::oneshot;
 
 pub use self::following::READ;
 use super::{
+    holds::{Claim, Claimed},
     process::Process,
     shim::protocol::JobSpec,
     spool::{Consumer, Dismissal, Moved, Spool},
@@ -51,6 +52,17 @@ pub enum Ask {
         /// Who wanted it.
         reason: CancelReason,
     },
+    /// End it, if whoever gave the request for it up still has it. Answered when that is decided.
+    Withdraw {
+        /// Who has it, in the asker's eyes.
+        claim: Claim,
+        /// Milliseconds between TERM and KILL.
+        grace_ms: u64,
+        /// Who wanted it.
+        reason: CancelReason,
+        /// Who wants to know.
+        answer: Answer,
+    },
     /// Send a signal to its process group.
     Signal(i32, Answer),
     /// Let its whole tree stand still.
@@ -69,11 +81,29 @@ pub enum Ask {
     /// Tell its terminal its size.
     Resize(Size, Answer),
     /// Follow it from now on.
-    Attach(Consumer, Answer),
-    /// Its client has this much.
-    Acknowledge(PerStream<u64>, Answer),
+    Attach(Box<Consumer>, Answer),
+    /// The client of this holder has this much.
+    Acknowledge((PerStream<u64>, Claim), Answer),
     /// Tell how it is. A gateway asks that for as long as its client does not read.
     Describe(oneshot::Sender<Snapshot>),
+}
+
+impl Ask {
+    /// Whether nobody waits for what comes of it any more. What a client has received stays true all the
+    /// same, and a cancellation waits for no answer.
+    fn is_abandoned(&self) -> bool {
+        match self {
+            Ask::Signal(_, answer)
+            | Ask::Pause(answer)
+            | Ask::Resume(answer)
+            | Ask::Input { answer, .. }
+            | Ask::Resize(_, answer)
+            | Ask::Attach(_, answer)
+            | Ask::Withdraw { answer, .. } => answer.is_closed(),
+            Ask::Describe(answer) => answer.is_closed(),
+            Ask::Cancel { .. } | Ask::Acknowledge(..) => false,
+        }
+    }
 }
 
 /// What an execution needs to know of itself.
@@ -81,6 +111,8 @@ pub enum Ask {
 pub struct Terms {
     /// Its id.
     pub id: ExecutionId,
+    /// The backend's process that has it.
+    pub instance: InstanceId,
     /// What runs it.
     pub executor: String,
     /// Total time-out, in milliseconds.
@@ -115,14 +147,7 @@ struct Body {
 }
 
 /// Lives through one execution to its end. A task of its own then keeps the output, as long as there is any.
-pub async fn live(
-    terms: Terms,
-    asks: Asks,
-    spool: Spool,
-    mut seat: Seat,
-    subreapers: &Subreapers,
-    spec: JobSpec,
-) {
+pub async fn live(terms: Terms, asks: Asks, spool: Spool, mut seat: Seat, subreapers: &Subreapers, spec: JobSpec) {
     let now = Instant::now();
     let mut body = Body { terms, asks, spool, left_at: None, asked_at: now };
     let started = waiting::wait_for_turn(&mut body, &mut seat).await;
@@ -180,6 +205,9 @@ impl Stand {
             may_detach: terms.detach.is_some(),
             acknowledge_bytes: terms.detach.map(|_| terms.ring_bytes as u64 / ACKNOWLEDGEMENTS_A_RING),
             claude: terms.prompt.is_some(),
+            instance: Some(terms.instance),
+            // The spool knows it.
+            hold: None,
         };
         match self.position {
             Some(position) => Word::Queued(Queued { position, terms: wanted }),
@@ -195,26 +223,40 @@ impl Stand {
 }
 
 impl Body {
-    /// Takes an ask that is the same in every part of its life. Gives back any other.
+    /// Takes an ask that is the same in every part of its life. Gives back any other. An ask whose asker is
+    /// gone does nothing: an attach that waited here too long must not throw the holder out.
     fn common(&mut self, ask: Ask, stand: impl FnOnce() -> Stand, ending: Option<&Ending>) -> Option<Ask> {
+        if ask.is_abandoned() {
+            debug!(event = "ask.abandoned", execution_id:% = self.terms.id; "whoever asked is gone");
+            return None;
+        }
         match ask {
             Ask::Attach(consumer, answer) => {
                 let stand = stand();
                 // One that ended before it ran has its end as its first word.
                 let never_ran = ending.is_some_and(|ending| ending.elapsed_ms.is_none());
                 let first = (!never_ran).then(|| stand.first_word(&self.terms));
-                let attached = self.spool.attach(consumer, first);
-                if attached.is_ok() {
+                let attached = self.spool.attach(*consumer, first);
+                if let Ok(Claimed::New | Claimed::Same) = attached {
                     self.left_at = None;
                     self.asked_at = Instant::now();
-                    info!(event = "execution.attached", execution_id:% = self.terms.id, status = stand.status.as_str();
-                        "a consumer attached");
+                    info!(event = "execution.attached", execution_id:% = self.terms.id, status = stand.status.as_str(),
+                        hold = self.spool.holds().newest(); "a consumer attached");
                 }
-                // Whoever asked may be gone: then its consumer is, too.
-                let _ = answer.send(attached);
+                // Whoever asked may have gone in this moment: then its consumer has, too.
+                let _ = answer.send(attached.map(drop));
             }
-            Ask::Acknowledge(offsets, answer) => {
-                let _ = answer.send(self.spool.acknowledge(offsets));
+            Ask::Acknowledge((offsets, claim), answer) => {
+                let _ = answer.send(self.spool.holds().check(claim).and_then(|()| self.spool.acknowledge(offsets)));
+            }
+            Ask::Withdraw { claim, grace_ms, reason, answer } => {
+                let checked = match ending {
+                    Some(_) => Err(ErrorObject::new(code::NOT_RUNNING, "it has ended")),
+                    None => self.spool.holds().check(claim),
+                };
+                let accepted = checked.is_ok();
+                let _ = answer.send(checked);
+                return accepted.then_some(Ask::Cancel { grace_ms, reason });
             }
             Ask::Describe(answer) => {
                 self.asked_at = Instant::now();
@@ -234,6 +276,8 @@ impl Body {
             position: stand.position,
             scope: (stand.status == Status::Paused).then_some(Scope::Process),
             attached: self.spool.is_attached(),
+            hold: Some(self.spool.holds().newest()),
+            instance: Some(self.terms.instance),
             alive: stand.alive,
             offsets: self.spool.written(),
             ending: ending.cloned(),
@@ -272,6 +316,7 @@ fn refuse(ask: Ask, why: &str) {
         | Ask::Pause(answer)
         | Ask::Resume(answer)
         | Ask::Resize(_, answer)
+        | Ask::Withdraw { answer, .. }
         | Ask::Input { answer, .. } => {
             // Whoever asked may be gone.
             let _ = answer.send(error());
@@ -290,5 +335,72 @@ async fn at(time: Option<Instant>) {
     match time {
         Some(time) => tokio::time::sleep_until(time.into()).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::spool::{Feed, Policy};
+
+    fn body() -> (Body, Feed) {
+        let (consumer, feed) = Consumer::new(PerStream::default(), true);
+        let terms = Terms {
+            id: ExecutionId::random(),
+            instance: InstanceId::random(),
+            executor: "shell".to_owned(),
+            timeout_ms: None,
+            stall_timeout_ms: None,
+            heartbeat: Duration::from_secs(15),
+            detach: None,
+            pty: None,
+            consumer_stall: Duration::from_secs(90),
+            claude_exit: Duration::from_secs(45),
+            ring_bytes: 100,
+            prompt: None,
+        };
+        let spool = Spool::new(Policy::Overwrite, PerStream { stdout: 100, stderr: 100 }, consumer);
+        let asks = Asks::none();
+        (Body { terms, asks, spool, left_at: None, asked_at: Instant::now() }, feed)
+    }
+
+    fn running() -> Stand {
+        Stand { status: Status::Running, position: None, alive: Alive::default() }
+    }
+
+    #[test]
+    fn an_ask_whose_asker_is_gone_does_nothing() {
+        let (mut body, mut feed) = body();
+        let attach = |asker_stays: bool, body: &mut Body| {
+            let (consumer, other) = Consumer::new(PerStream::default(), true);
+            let (answer, asker) = oneshot::channel();
+            let asker = asker_stays.then_some(asker);
+            assert!(body.common(Ask::Attach(Box::new(consumer), answer), running, None).is_none());
+            (other, asker)
+        };
+        attach(false, &mut body);
+        assert!(feed.dismissed.try_recv().is_err(), "the holder stays");
+        assert_eq!(body.spool.holds().newest(), 1);
+        let (answer, asker) = oneshot::channel();
+        drop(asker);
+        assert!(body.common(Ask::Pause(answer), running, None).is_none(), "nor is anything else done");
+        let (_other, asker) = attach(true, &mut body);
+        assert_eq!(feed.dismissed.try_recv(), Ok(Dismissal::TakenOver));
+        assert_eq!((asker.unwrap().try_recv(), body.spool.holds().newest()), (Ok(Ok(())), 2));
+    }
+
+    #[test]
+    fn a_withdrawal_ends_only_what_its_holder_still_has() {
+        let (mut body, _feed) = body();
+        let mut withdraw = |claim: Claim, ending: Option<&Ending>| {
+            let (answer, mut asker) = oneshot::channel();
+            let ask = Ask::Withdraw { claim, grace_ms: 7, reason: CancelReason::Canceled, answer };
+            let left = body.common(ask, running, ending);
+            (matches!(left, Some(Ask::Cancel { grace_ms: 7, .. })), asker.try_recv().unwrap().is_ok())
+        };
+        assert_eq!(withdraw(Claim::Number(2), None), (false, false));
+        assert_eq!(withdraw(Claim::Number(1), None), (true, true));
+        let ending = last::never_ran(Status::Cancelled, Reason::Canceled, "it was canceled");
+        assert_eq!(withdraw(Claim::Number(1), Some(&ending)), (false, false), "its ending stands");
     }
 }

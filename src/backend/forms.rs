@@ -284,7 +284,7 @@ impl futures_util::Stream for Body {
             }
             let item = match dismissed {
                 Some(Poll::Ready(Ok(Dismissal::TakenOver))) => Some(Item::Word(Word::TakenOver(true))),
-                Some(Poll::Ready(Ok(Dismissal::Vanished))) => None,
+                Some(Poll::Ready(Ok(Dismissal::Vanished | Dismissal::Replaced))) => None,
                 Some(Poll::Ready(Err(_)) | Poll::Pending) | None => ready!(this.items.poll_recv(cx)),
             };
             let bytes = this.take(item);

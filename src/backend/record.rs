@@ -53,6 +53,8 @@ pub struct Record {
     pub may_detach: bool,
     /// Whether its standard output was Claude's events.
     pub claude: bool,
+    /// The number of its newest hold.
+    pub hold: u64,
     status: Status,
     reason: Reason,
     exit_code: Option<i32>,
@@ -86,6 +88,7 @@ impl Record {
             heartbeat_ms: u32::try_from(heartbeat_ms).unwrap_or(u32::MAX),
             may_detach,
             claude,
+            hold: 1,
             status: ending.status,
             reason: ending.reason,
             exit_code: ending.exit_code,

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use cc_executor_actors::{
     backend::api::EXECUTION_ID_HEADER,
     claude::{EXECUTOR, MAX_LINE},
-    id::ExecutionId,
+    id::{ExecutionId, InstanceId, RequestId},
     protocol::{
         DEFAULT_GRACE_MS, PerStream,
         fields::Fields,
@@ -29,6 +29,7 @@ use super::{
     execution::{self, Answer, Ask, Terms},
     executor::Resolved,
     forms::{Body, Form},
+    holds::Claim,
     spool::{Consumer, Feed, Policy, Spool},
     subreaper::handle::Subreapers,
     table::{Admitted, Table},
@@ -78,36 +79,79 @@ async fn nothing_here(request: HttpRequest) -> HttpResponse {
 
 async fn execute(request: HttpRequest, body: Bytes, table: web::Data<Table>) -> HttpResponse {
     let form = Form::of(&request);
-    run_in(&request, form, read_run(&body, &table), &table).await
+    run_in(&request, form, Asked::read(&body, &table), &table).await
 }
 
 /// For the original's callers: Claude's events as they come, and how it ended.
 async fn execute_claude(request: HttpRequest, body: Bytes, table: web::Data<Table>) -> HttpResponse {
-    let run = read_run(&body, &table).and_then(|run| match run.executor.as_deref() {
+    let asked = Asked::read(&body, &table).and_then(|asked| match asked.run.executor.as_deref() {
         None | Some(EXECUTOR) => {
-            let run = Run { executor: Some(EXECUTOR.to_owned()), ..run };
-            run.check_for(EXECUTOR).map(|()| run)
+            let run = Run { executor: Some(EXECUTOR.to_owned()), ..asked.run };
+            run.check_for(EXECUTOR).map(|()| Asked { run, ..asked })
         }
         Some(other) => {
             let message = format!("executor must be claude here, not {other:?}: leave it out, or POST /execute/stream");
             Err(ErrorObject::new(code::PARAMS, message).with(json!({ "param": "executor" })))
         }
     });
-    run_in(&request, Form::Claude, run, &table).await
+    run_in(&request, Form::Claude, asked, &table).await
 }
 
 async fn run_in(
     request: &HttpRequest,
     form: Form,
-    run: Result<Run, ErrorObject>,
+    asked: Result<Asked, ErrorObject>,
     table: &web::Data<Table>,
 ) -> HttpResponse {
-    let (consumer, feed) = consumer_of(request, table, form, PerStream::default());
-    let subreapers = request.app_data::<web::Data<Subreapers>>().expect("every service of this role has it");
-    let begun = async { begin(run?, table, subreapers, consumer).await };
+    let begun = async {
+        let Asked { run, instance, request: named } = asked?;
+        must_be_this(instance, table)?;
+        let (consumer, feed) = consumer_of(request, table, form, PerStream::default());
+        let subreapers = request.app_data::<web::Data<Subreapers>>().expect("every service of this role has it");
+        Ok((begin(run, table, subreapers, consumer.claiming(Claim::Request(named))).await?, feed))
+    };
     match begun.await {
-        Ok(id) => stream_of(request, table, id, form, PerStream::default(), feed),
-        Err(error) => refuse(error),
+        Ok((id, feed)) => stream_of(request, table, id, form, PerStream::default(), feed),
+        Err(error) => refuse_by(table, error),
+    }
+}
+
+/// What the body of a request for an execution says.
+struct Asked {
+    run: Run,
+    /// The process of the backend that is meant.
+    instance: Option<InstanceId>,
+    /// The name of this request: a repetition of it has the same.
+    request: Option<RequestId>,
+}
+
+impl Asked {
+    fn read(body: &[u8], table: &Table) -> Result<Asked, ErrorObject> {
+        let mut map = read_object(body)?;
+        if let Some(command) = map.remove("command") {
+            if map.contains_key("question") {
+                return Err(ErrorObject::new(code::PARAMS, "command and question are two names of the same: send one"));
+            }
+            map.insert("question".to_owned(), command);
+        }
+        let mut fields = Fields::new(map);
+        let instance = fields.parsed("instance", "a UUID")?;
+        let request = fields.parsed("requestId", "a UUID")?;
+        let run = Run::from_fields(&mut fields, "question", &table.limits())?;
+        fields.finish()?;
+        Ok(Asked { run, instance, request })
+    }
+}
+
+/// A request that was meant for a process of the backend before this one may have run there: it must not
+/// run again here.
+fn must_be_this(instance: Option<InstanceId>, table: &Table) -> Result<(), ErrorObject> {
+    match instance.filter(|instance| *instance != table.instance()) {
+        None => Ok(()),
+        Some(instance) => {
+            let message = format!("instance {instance} of the backend is gone: this one was started after it");
+            Err(ErrorObject::new(code::OTHER_INSTANCE, message).with(json!({ "instance": table.instance() })))
+        }
     }
 }
 
@@ -133,6 +177,7 @@ async fn begin(
     let config = table.config();
     let terms = Terms {
         id,
+        instance: table.instance(),
         executor,
         timeout_ms: run.timeout_ms,
         stall_timeout_ms: run.stall_timeout_ms,
@@ -155,7 +200,7 @@ async fn begin(
 }
 
 async fn follow(table: &Table, id: ExecutionId, consumer: Consumer) -> Result<(), ErrorObject> {
-    asked(table, id, true, |answer| Ask::Attach(consumer, answer)).await
+    asked(table, id, true, |answer| Ask::Attach(Box::new(consumer), answer)).await
 }
 
 /// A consumer on the connection of this request. Only a gateway's is watched: a person may well stop
@@ -198,6 +243,11 @@ async fn asked(
     } else {
         table.ask(id, ask)?;
     }
+    obeyed(id, answered).await
+}
+
+/// Waits until an execution has obeyed.
+async fn obeyed(id: ExecutionId, answered: oneshot::Receiver<Result<(), ErrorObject>>) -> Result<(), ErrorObject> {
     match tokio::time::timeout(OBEY_PATIENCE, answered).await {
         Ok(Ok(outcome)) => outcome,
         Ok(Err(_)) => Err(ErrorObject::new(code::NOT_RUNNING, format!("execution {id} has just ended"))),
@@ -215,14 +265,19 @@ async fn attach(
     let attached = async {
         let mut fields = Fields::new(query.into_inner());
         let (id, offsets, has_arrived) = (parse_id(&id)?, read_offsets(&mut fields)?, has_arrived(&mut fields)?);
+        let claim = match read_claim(&mut fields)? {
+            // What it has read may not have arrived: it comes back for itself.
+            Claim::Request(Some(request)) if !has_arrived => Claim::Back(request),
+            claim => claim,
+        };
         fields.finish()?;
         let (consumer, feed) = consumer_of(&request, &table, form, offsets);
-        follow(&table, id, consumer.arrived(has_arrived)).await?;
+        follow(&table, id, consumer.arrived(has_arrived).claiming(claim)).await?;
         Ok((id, offsets, feed))
     };
     match attached.await {
         Ok((id, offsets, feed)) => stream_of(&request, &table, id, form, offsets, feed),
-        Err(error) => refuse(error),
+        Err(error) => refuse_by(&table, error),
     }
 }
 
@@ -231,11 +286,11 @@ async fn acknowledge(
     query: web::Query<Map<String, Value>>,
     table: web::Data<Table>,
 ) -> HttpResponse {
-    answer(async {
+    answer(&table, async {
         let mut fields = Fields::new(query.into_inner());
-        let (id, offsets) = (parse_id(&id)?, read_offsets(&mut fields)?);
+        let (id, offsets, claim) = (parse_id(&id)?, read_offsets(&mut fields)?, read_claim(&mut fields)?);
         fields.finish()?;
-        asked(&table, id, true, |answer| Ask::Acknowledge(offsets, answer)).await
+        asked(&table, id, true, |answer| Ask::Acknowledge((offsets, claim), answer)).await
     })
     .await
 }
@@ -250,6 +305,13 @@ fn read_offsets(fields: &mut Fields) -> Result<PerStream<u64>, ErrorObject> {
     Ok(PerStream { stdout: offset("stdout")?, stderr: offset("stderr")? })
 }
 
+/// In whose name somebody acts: of a numbered hold, of a request, or of nobody in particular.
+fn read_claim(fields: &mut Fields) -> Result<Claim, ErrorObject> {
+    let hold = fields.parsed("hold", "the number of a hold")?;
+    let request = fields.parsed("request_id", "a UUID")?;
+    Ok(hold.map_or(Claim::Request(request), Claim::Number))
+}
+
 /// Whether who attaches says by it that everything before its offsets has arrived.
 fn has_arrived(fields: &mut Fields) -> Result<bool, ErrorObject> {
     match fields.string("arrived")?.as_deref() {
@@ -259,25 +321,11 @@ fn has_arrived(fields: &mut Fields) -> Result<bool, ErrorObject> {
     }
 }
 
-async fn answer(work: impl Future<Output = Result<(), ErrorObject>>) -> HttpResponse {
+async fn answer(table: &Table, work: impl Future<Output = Result<(), ErrorObject>>) -> HttpResponse {
     match work.await {
         Ok(()) => HttpResponse::Ok().json(json!({})),
-        Err(error) => refuse(error),
+        Err(error) => refuse_by(table, error),
     }
-}
-
-fn read_run(body: &[u8], table: &Table) -> Result<Run, ErrorObject> {
-    let mut map = read_object(body)?;
-    if let Some(command) = map.remove("command") {
-        if map.contains_key("question") {
-            return Err(ErrorObject::new(code::PARAMS, "command and question are two names of the same: send one"));
-        }
-        map.insert("question".to_owned(), command);
-    }
-    let mut fields = Fields::new(map);
-    let run = Run::from_fields(&mut fields, "question", &table.limits())?;
-    fields.finish()?;
-    Ok(run)
 }
 
 fn read_object(body: &[u8]) -> Result<Map<String, Value>, ErrorObject> {
@@ -299,44 +347,69 @@ async fn show(id: web::Path<String>, table: web::Data<Table>) -> HttpResponse {
     };
     match table.snapshot(id).await {
         Ok(snapshot) => HttpResponse::Ok().json(snapshot),
-        Err(error) => refuse(error),
+        Err(error) => refuse_by(&table, error),
     }
 }
 
 /// The head of the answer is sent as soon as the cancellation is accepted; the body when the tree is gone.
 async fn cancel(id: web::Path<String>, query: web::Query<Map<String, Value>>, table: web::Data<Table>) -> HttpResponse {
-    let (id, ask) = match parse_id(&id).and_then(|id| Ok((id, read_cancel(&query, &table)?))) {
+    let (id, cancel) = match parse_id(&id).and_then(|id| Ok((id, CancelQuery::read(&query, &table)?))) {
         Ok(read) => read,
         Err(error) => return refuse(error),
     };
-    match table.ask(id, ask) {
+    let mut asked = cancel.ask(&table, id).await;
+    // Refused from now on, unless its request came in this moment.
+    if asked.as_ref().is_err_and(|error| error.code == code::UNKNOWN_EXECUTION) && !table.withdraw(id) {
+        asked = cancel.ask(&table, id).await;
+    }
+    match asked {
         Ok(gone) => HttpResponse::Ok()
             .insert_header((header::CONTENT_TYPE, "application/json"))
             .streaming(stream::once(report(gone))),
-        Err(error) => {
-            if error.code == code::UNKNOWN_EXECUTION {
-                table.withdraw(id);
-            }
-            refuse(error)
-        }
+        Err(error) => refuse_by(&table, error),
     }
 }
 
-fn read_cancel(query: &Map<String, Value>, table: &Table) -> Result<Ask, ErrorObject> {
-    let mut fields = Fields::new(query.clone());
-    let limit = table.limits().grace_ms;
-    let grace_ms = match fields.string("grace_ms")? {
-        None => DEFAULT_GRACE_MS,
-        Some(text) => text.parse().ok().filter(|grace_ms| *grace_ms <= limit).ok_or_else(|| {
-            ErrorObject::new(code::PARAMS, format!("grace_ms must be a whole number from 0 to {limit}, not {text:?}"))
-        })?,
-    };
-    let reason = match fields.one_of("reason", &["canceled", "drained"])? {
-        Some(1) => CancelReason::Drained,
-        _ => CancelReason::Canceled,
-    };
-    fields.finish()?;
-    Ok(Ask::Cancel { grace_ms, reason })
+/// What a cancellation says.
+struct CancelQuery {
+    grace_ms: u64,
+    reason: CancelReason,
+    /// A gateway that gives its own request up cancels nothing that another one has by now.
+    claim: Claim,
+}
+
+impl CancelQuery {
+    fn read(query: &Map<String, Value>, table: &Table) -> Result<CancelQuery, ErrorObject> {
+        let mut fields = Fields::new(query.clone());
+        let limit = table.limits().grace_ms;
+        let grace_ms = match fields.string("grace_ms")? {
+            None => DEFAULT_GRACE_MS,
+            Some(text) => text.parse().ok().filter(|grace_ms| *grace_ms <= limit).ok_or_else(|| {
+                ErrorObject::new(
+                    code::PARAMS,
+                    format!("grace_ms must be a whole number from 0 to {limit}, not {text:?}"),
+                )
+            })?,
+        };
+        let reason = match fields.one_of("reason", &["canceled", "drained"])? {
+            Some(1) => CancelReason::Drained,
+            _ => CancelReason::Canceled,
+        };
+        let claim = read_claim(&mut fields)?;
+        fields.finish()?;
+        Ok(CancelQuery { grace_ms, reason, claim })
+    }
+
+    /// Asks it of the execution; tells when the processes are gone.
+    async fn ask(&self, table: &Table, id: ExecutionId) -> Result<watch::Receiver<Option<CancelReport>>, ErrorObject> {
+        let CancelQuery { grace_ms, reason, claim } = *self;
+        if claim == Claim::Request(None) {
+            return table.ask(id, Ask::Cancel { grace_ms, reason });
+        }
+        let (answer, answered) = oneshot::channel();
+        let gone = table.ask(id, Ask::Withdraw { claim, grace_ms, reason, answer })?;
+        obeyed(id, answered).await.map(|()| gone)
+    }
 }
 
 /// Waits until the processes are gone, and tells what is known of that.
@@ -348,7 +421,7 @@ async fn report(mut gone: watch::Receiver<Option<CancelReport>>) -> Result<Bytes
 }
 
 async fn signal(id: web::Path<String>, body: Bytes, table: web::Data<Table>) -> HttpResponse {
-    answer(async {
+    answer(&table, async {
         let id = parse_id(&id)?;
         let mut fields = Fields::new(read_object(&body)?);
         let signal = Signal::from_fields(&mut fields)?;
@@ -361,15 +434,15 @@ async fn signal(id: web::Path<String>, body: Bytes, table: web::Data<Table>) -> 
 }
 
 async fn pause(id: web::Path<String>, table: web::Data<Table>) -> HttpResponse {
-    answer(async { asked(&table, parse_id(&id)?, false, Ask::Pause).await }).await
+    answer(&table, async { asked(&table, parse_id(&id)?, false, Ask::Pause).await }).await
 }
 
 async fn resume(id: web::Path<String>, table: web::Data<Table>) -> HttpResponse {
-    answer(async { asked(&table, parse_id(&id)?, false, Ask::Resume).await }).await
+    answer(&table, async { asked(&table, parse_id(&id)?, false, Ask::Resume).await }).await
 }
 
 async fn resize(id: web::Path<String>, body: Bytes, table: web::Data<Table>) -> HttpResponse {
-    answer(async {
+    answer(&table, async {
         let id = parse_id(&id)?;
         let mut fields = Fields::new(read_object(&body)?);
         let size = Size::from_fields(&mut fields)?;
@@ -386,7 +459,7 @@ async fn input(
     bytes: Bytes,
     table: web::Data<Table>,
 ) -> HttpResponse {
-    answer(async {
+    answer(&table, async {
         let id = parse_id(&id)?;
         let mut fields = Fields::new(query.into_inner());
         let eof = fields.one_of("eof", &["false", "true"])? == Some(1);
@@ -404,13 +477,22 @@ fn parse_id(text: &str) -> Result<ExecutionId, ErrorObject> {
     text.parse().map_err(|_| ErrorObject::new(code::PARAMS, format!("an execution's id is a UUID, not {text:?}")))
 }
 
+/// A refusal by this backend. Of an execution that it does not know it says who it is: a client can tell by
+/// that whether the backend was restarted since.
+fn refuse_by(table: &Table, error: ErrorObject) -> HttpResponse {
+    if error.code == code::UNKNOWN_EXECUTION {
+        return refuse(error.with(json!({ "instance": table.instance() })));
+    }
+    refuse(error)
+}
+
 /// A refusal, with the HTTP status that belongs to its code.
 pub fn refuse(error: ErrorObject) -> HttpResponse {
     let status = match error.code {
         code::PARAMS => StatusCode::BAD_REQUEST,
         code::NOT_ALLOWED => StatusCode::FORBIDDEN,
         code::UNKNOWN_EXECUTION => StatusCode::NOT_FOUND,
-        code::NOT_RUNNING | code::ALREADY_RUNNING => StatusCode::CONFLICT,
+        code::NOT_RUNNING | code::ALREADY_RUNNING | code::OTHER_INSTANCE => StatusCode::CONFLICT,
         code::FULL => StatusCode::TOO_MANY_REQUESTS,
         code::DRAINING => StatusCode::SERVICE_UNAVAILABLE,
         _ => StatusCode::INTERNAL_SERVER_ERROR,

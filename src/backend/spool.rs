@@ -22,7 +22,11 @@ use cc_executor_actors::{
 use serde_json::json;
 use tokio::sync::{mpsc, oneshot};
 
-use super::{registry::Output, ring::Ring};
+use super::{
+    holds::{Claim, Claimed, Holds},
+    registry::Output,
+    ring::Ring,
+};
 use crate::socket::Watch;
 
 /// Pieces of output, or words, that wait for a consumer beside the rings. All that is said of an execution whose output
@@ -56,6 +60,8 @@ pub enum Dismissal {
     TakenOver,
     /// It took nothing, and nobody asked for it.
     Vanished,
+    /// Its gateway has come back for it over another connection.
+    Replaced,
 }
 
 /// Whoever follows an execution.
@@ -68,6 +74,8 @@ pub struct Consumer {
     is_gateway: bool,
     /// Looks after its connection, where it is a gateway's.
     watch: Option<Watch>,
+    /// How it asks for the execution.
+    claim: Claim,
     cursor: PerStream<u64>,
     /// What comes before the cursor has arrived where it was to go. A gateway that comes back for itself
     /// knows only that it has read it.
@@ -98,6 +106,7 @@ impl Consumer {
             dismiss: (dismiss, release),
             is_gateway,
             watch: None,
+            claim: Claim::Request(None),
             cursor: offsets,
             has_arrived: true,
             blocked_since: None,
@@ -113,6 +122,11 @@ impl Consumer {
     /// The same, of which only acknowledgements say what has arrived.
     pub fn arrived(self, has_arrived: bool) -> Consumer {
         Consumer { has_arrived, ..self }
+    }
+
+    /// The same, under this name.
+    pub fn claiming(self, claim: Claim) -> Consumer {
+        Consumer { claim, ..self }
     }
 
     fn dismiss(self, why: Dismissal) {
@@ -140,6 +154,7 @@ pub struct Spool {
     policy: Policy,
     /// How much of each stream may wait for acknowledgement, in bytes.
     limits: PerStream<u64>,
+    holds: Holds,
     consumer: Option<Consumer>,
     unsaid: VecDeque<Word>,
     /// Nothing more will be written, or read.
@@ -163,11 +178,16 @@ impl Spool {
     /// A spool with rings of so many bytes.
     pub fn new(policy: Policy, ring_bytes: PerStream<usize>, consumer: Consumer) -> Self {
         let ring = |bytes: usize| Ring::new(bytes + SLACK);
+        let holds = Holds::first(match consumer.claim {
+            Claim::Request(request) => request,
+            Claim::Number(_) | Claim::Back(_) => None,
+        });
         Spool {
             rings: PerStream { stdout: ring(ring_bytes.stdout), stderr: ring(ring_bytes.stderr) },
             acknowledged: PerStream::default(),
             policy,
             limits: ring_bytes.map(|bytes| bytes as u64),
+            holds,
             consumer: Some(consumer),
             unsaid: VecDeque::new(),
             finished: false,
@@ -176,8 +196,9 @@ impl Spool {
     }
 
     /// The spool of an execution that has ended, and of whose output nothing is kept.
-    pub fn without_output(written: PerStream<u64>) -> Self {
+    pub fn without_output(written: PerStream<u64>, holds: Holds) -> Self {
         Spool {
+            holds,
             rings: PerStream {
                 stdout: Ring::without_bytes(written.stdout),
                 stderr: Ring::without_bytes(written.stderr),
@@ -195,6 +216,11 @@ impl Spool {
     /// How much was written to each stream.
     pub fn written(&self) -> PerStream<u64> {
         PerStream { stdout: self.rings.stdout.end(), stderr: self.rings.stderr.end() }
+    }
+
+    /// Who has it, and who has had it.
+    pub fn holds(&self) -> &Holds {
+        &self.holds
     }
 
     /// Whether somebody follows it.
@@ -259,7 +285,7 @@ impl Spool {
         if self.unsaid.back().is_some_and(replaces) {
             self.unsaid.pop_back();
         }
-        self.unsaid.push_back(word);
+        self.unsaid.push_back(word.with_hold(self.holds.newest()));
         self.deliver();
     }
 
@@ -358,20 +384,33 @@ impl Spool {
         Ok(())
     }
 
-    /// Gives the output to another consumer, from where it has it. The one before is sent away. `first`
-    /// is what the new one is told before anything else.
-    pub fn attach(&mut self, consumer: Consumer, first: Option<Word>) -> Result<(), ErrorObject> {
+    /// Gives the output to a consumer that may have it, from where it has it; the one before is sent away.
+    /// `first` is what the new one is told before anything else. A consumer whose hold is over is sent
+    /// away itself: all that it is told is that another one has taken over.
+    ///
+    /// # Errors
+    ///
+    /// Offsets beyond the end, or a hold that was never given: nothing has changed then.
+    pub fn attach(&mut self, consumer: Consumer, first: Option<Word>) -> Result<Claimed, ErrorObject> {
+        self.judge(consumer.cursor)?;
+        let claimed = self.holds.claim(consumer.claim)?;
+        let why = match claimed {
+            Claimed::New => Dismissal::TakenOver,
+            Claimed::Same => Dismissal::Replaced,
+            Claimed::TakenOver => {
+                consumer.dismiss(Dismissal::TakenOver);
+                return Ok(claimed);
+            }
+        };
         if consumer.has_arrived {
             self.acknowledge(consumer.cursor)?;
-        } else {
-            self.judge(consumer.cursor)?;
         }
         self.unsaid.clear();
-        self.unsaid.extend(first);
+        self.unsaid.extend(first.map(|word| word.with_hold(self.holds.newest())));
         if let Some(before) = self.consumer.replace(consumer) {
-            before.dismiss(Dismissal::TakenOver);
+            before.dismiss(why);
         }
-        Ok(())
+        Ok(claimed)
     }
 
     /// Lets go of a consumer that is gone, or takes nothing.
@@ -594,7 +633,7 @@ mod tests {
 
     #[test]
     fn one_whose_output_is_gone_says_all_at_once() {
-        let mut spool = Spool::without_output(PerStream { stdout: 9, stderr: 5 });
+        let mut spool = Spool::without_output(PerStream { stdout: 9, stderr: 5 }, Holds::since(1));
         let (consumer, mut feed) = Consumer::new(at(4), true);
         let first = Word::Status(StatusChange::to(Status::Running));
         spool.attach(consumer, Some(first.clone())).unwrap();

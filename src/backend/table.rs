@@ -15,7 +15,7 @@ use actix_web::web;
 use cc_executor_actors::{
     backend::api::{Health, Snapshot},
     clock::millis,
-    id::ExecutionId,
+    id::{ExecutionId, InstanceId},
     protocol::{
         CAPABILITIES, Limits,
         method::Run,
@@ -58,6 +58,7 @@ pub struct Table {
     config: BackendConfig,
     /// The registry's times count from here.
     began_at: Instant,
+    instance: InstanceId,
     inner: Mutex<Inner>,
     counts: watch::Sender<Counts>,
 }
@@ -204,12 +205,23 @@ impl Table {
             running: 0,
             draining: false,
         };
-        Table { config, began_at: Instant::now(), inner: Mutex::new(inner), counts: watch::Sender::default() }
+        Table {
+            config,
+            began_at: Instant::now(),
+            instance: InstanceId::random(),
+            inner: Mutex::new(inner),
+            counts: watch::Sender::default(),
+        }
     }
 
     /// What this backend was configured with.
     pub fn config(&self) -> &BackendConfig {
         &self.config
+    }
+
+    /// Which process this is: another one after each restart.
+    pub fn instance(&self) -> InstanceId {
+        self.instance
     }
 
     /// The bounds on what may be asked for.
@@ -329,29 +341,37 @@ impl Table {
         let is_attach = matches!(ask, Ask::Attach(..));
         let mut inner = self.lock();
         let now_ms = self.now_ms();
-        let (record, ask) = match inner.known(id, now_ms).map(|known| &mut known.stage) {
+        match inner.known(id, now_ms).map(|known| &mut known.stage) {
             None => return Err(unknown(id)),
             Some(Stage::Live(live)) => return live.task.send(ask).map_err(|_| over(id)),
-            Some(Stage::Ended(record, None)) => (Some(record.clone()), Some(ask)),
-            Some(Stage::Ended(record, Some(task))) => {
-                let refused = task.send(ask).err();
-                (refused.as_ref().map(|_| record.clone()), refused)
+            Some(Stage::Ended(record, task)) => {
+                let refused = match task {
+                    Some(task) => task.send(ask).err(),
+                    None => Some(ask),
+                };
+                // Under the lock, because two that attach at a time must not get one hold.
+                if let Some(ask) = refused {
+                    kept::answer(record, id, self.instance, &self.config, ask);
+                }
             }
-        };
+        }
         if is_attach {
             // Before the task receives it, because its output could be evicted meanwhile.
             inner.registry.follow(id, now_ms);
         }
-        drop(inner);
-        if let Some((record, ask)) = record.zip(ask) {
-            kept::answer(&record, id, &self.config, ask);
-        }
         Ok(())
     }
 
-    /// Refuses this id for a while: it was canceled, and its request may still be under way.
-    pub fn withdraw(&self, id: ExecutionId) {
-        self.lock().withdrawn.insert(id, self.now_ms());
+    /// Refuses this id for a while: it was canceled, and its request may still be under way. False if that
+    /// has come meanwhile.
+    pub fn withdraw(&self, id: ExecutionId) -> bool {
+        let mut inner = self.lock();
+        let now_ms = self.now_ms();
+        let is_unknown = inner.known(id, now_ms).is_none();
+        if is_unknown {
+            inner.withdrawn.insert(id, now_ms);
+        }
+        is_unknown
     }
 
     /// How an execution is.
@@ -384,6 +404,7 @@ impl Table {
         Health {
             server: Server::THIS.name.to_owned(),
             version: Server::THIS.version.to_owned(),
+            instance: Some(self.instance),
             executors: self.config.executors.names(),
             default_executor: self.config.executors.default_name().to_owned(),
             max_executions: self.config.max_executions,
@@ -603,11 +624,16 @@ impl Drop for Seat {
 }
 
 impl Kept {
-    /// Reports what is kept now, and how many consumers have come. The table may then release the task: it closes
+    /// Reports what is kept now, the newest hold, and how many consumers have come. The table may then release the task: it closes
     /// [`Asks`].
-    pub fn report(&mut self, output: Output, n_attaches: u64) {
+    pub fn report(&mut self, output: Output, hold: u64, n_attaches: u64) {
         if self.reported.replace((output, n_attaches)) != Some((output, n_attaches)) {
-            self.table.lock().keep(self.id, self.number, output, n_attaches, self.table.now_ms());
+            let mut inner = self.table.lock();
+            let now_ms = self.table.now_ms();
+            if let Some(Known { stage: Stage::Ended(record, _), .. }) = inner.known(self.id, now_ms) {
+                record.hold = hold;
+            }
+            inner.keep(self.id, self.number, output, n_attaches, now_ms);
         }
     }
 }
@@ -699,7 +725,7 @@ mod tests {
     /// Sends an ask of the kind that counts.
     fn attach(table: &Table, id: ExecutionId) {
         let (consumer, _feed) = super::super::spool::Consumer::new(Default::default(), true);
-        table.ask_any(id, Ask::Attach(consumer, oneshot::channel().0)).unwrap();
+        table.ask_any(id, Ask::Attach(Box::new(consumer), oneshot::channel().0)).unwrap();
     }
 
     #[actix_web::test]
@@ -725,15 +751,15 @@ mod tests {
         attach(&table, id);
         let mut kept = seat.end(record(), Output::Nothing, asks.n_attaches());
         assert!(has_task(&table, id), "a consumer is on its way");
-        kept.report(Output::Fetched(20 * FIXED_BYTES), asks.n_attaches());
+        kept.report(Output::Fetched(20 * FIXED_BYTES), 1, asks.n_attaches());
         assert!(has_task(&table, id), "what it says of the time before does not count");
         assert!(matches!(asks.recv().await, Some(Ask::Attach(..))));
-        kept.report(Output::Followed(20 * FIXED_BYTES), asks.n_attaches());
+        kept.report(Output::Followed(20 * FIXED_BYTES), 1, asks.n_attaches());
         attach(&table, id);
-        kept.report(Output::Fetched(20 * FIXED_BYTES), asks.n_attaches());
+        kept.report(Output::Fetched(20 * FIXED_BYTES), 1, asks.n_attaches());
         assert!(has_task(&table, id), "another one is on its way");
         assert!(matches!(asks.recv().await, Some(Ask::Attach(..))));
-        kept.report(Output::Fetched(20 * FIXED_BYTES), asks.n_attaches());
+        kept.report(Output::Fetched(20 * FIXED_BYTES), 1, asks.n_attaches());
         assert!(!has_task(&table, id), "memory is short, and nobody reads it");
         assert!(asks.recv().await.is_none(), "the task is told by the end of its asks");
         let ending = table.snapshot(id).await.unwrap().ending.unwrap();

@@ -61,7 +61,8 @@ impl Mode {
                 Mode::Cgroup | Mode::PidNamespace => {
                     let mut service = self.command(&["backend", "--bind", "127.0.0.1:0"]);
                     let mut child = service.stderr(std::process::Stdio::piped()).spawn().expect("the binary starts");
-                    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stderr.take().expect("piped")));
+                    let mut lines =
+                        std::io::BufRead::lines(std::io::BufReader::new(child.stderr.take().expect("piped")));
                     let listens = lines.any(|line| line.is_ok_and(|line| line.contains("service.listening")));
                     let _ = child.kill();
                     let _ = child.wait();

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     claude::watch::Doing,
-    id::ExecutionId,
+    id::{ExecutionId, InstanceId},
     protocol::{PerStream, Stream},
     terminate::{Ending, Scope, Status},
 };
@@ -26,6 +26,9 @@ pub struct Health {
     pub server: String,
     /// The package's version.
     pub version: String,
+    /// Which process of it answers; made at its start. `None` from one that is older than this field.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub instance: Option<InstanceId>,
     /// What can be run, by name.
     pub executors: Vec<String>,
     /// Which one runs a command that names none.
@@ -109,6 +112,24 @@ pub struct Terms {
     /// Whether its standard output is Claude's events.
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     pub claude: bool,
+    /// Which process of the backend has it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub instance: Option<InstanceId>,
+    /// The number of this consumer's hold. A consumer that comes back for itself names it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub hold: Option<u64>,
+}
+
+impl Word {
+    /// The same with the number of its consumer's hold, where it is a word that begins a stream.
+    pub fn with_hold(mut self, hold: u64) -> Self {
+        match &mut self {
+            Word::Queued(queued) => queued.terms.hold = Some(hold),
+            Word::Started(started) => started.terms.hold = Some(hold),
+            _ => {}
+        }
+        self
+    }
 }
 
 /// A sign of life.
@@ -200,6 +221,12 @@ pub struct Snapshot {
     /// Whether somebody follows it now.
     #[serde(default)]
     pub attached: bool,
+    /// The number of the newest hold, whether or not its consumer is there now.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub hold: Option<u64>,
+    /// Which process of the backend has it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub instance: Option<InstanceId>,
     /// Clocks.
     #[serde(flatten)]
     pub alive: Alive,

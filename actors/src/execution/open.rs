@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::messages::{Purpose, Standing};
 use crate::{
     backend::{
-        Backend, BackendError, Body, BodyEnd, Opened,
+        Backend, BackendError, Body, BodyEnd, Holder, Opened,
         api::{Alive, Terms, Word},
         multiplex::{Decoder, Part},
     },
@@ -17,9 +17,6 @@ use crate::{
     protocol::PerStream,
     terminate::{Ending, Status},
 };
-
-/// How long the backend may take to say its first word.
-const FIRST_WORD_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long a stream that broke off is looked for. Below the second within which a lost backend is told.
 const AGAIN_PATIENCE: Duration = Duration::from_millis(900);
@@ -96,32 +93,36 @@ impl Words {
     }
 }
 
-/// Asks for an execution and waits for the backend's first word.
-pub(super) async fn open(backend: &Backend, id: ExecutionId, purpose: &Purpose) -> Result<(Stream, Standing), Refusal> {
-    let opened = async {
-        match purpose {
-            Purpose::Run(execute) => match backend.execute(id, &execute.run).await.map_err(Refusal::Backend)? {
-                Opened::Plain(body, end) => {
-                    let claude = execute.run.executor.as_deref() == Some(claude::EXECUTOR);
-                    let standing = Standing::running();
-                    let terms = Terms { claude, ..standing.terms };
-                    Ok((Stream::Plain(body, end), Standing { terms, ..standing }))
-                }
-                Opened::Multiplexed(body) => first_word(Words::new(body)).await,
-            },
-            Purpose::Follow(attach) => {
-                let body = backend.attach(id, attach.offsets).await.map_err(Refusal::Backend)?;
-                first_word(Words::new(body)).await
+/// Asks for an execution and waits for the backend's first word, however long that takes.
+pub(super) async fn open(
+    backend: &Backend,
+    id: ExecutionId,
+    purpose: &Purpose,
+    holder: &Holder,
+) -> Result<(Stream, Standing), Refusal> {
+    match purpose {
+        Purpose::Run(execute) => match backend.execute(id, &execute.run, holder).await.map_err(Refusal::Backend)? {
+            Opened::Plain(body, end) => {
+                let claude = execute.run.executor.as_deref() == Some(claude::EXECUTOR);
+                let standing = Standing::running();
+                let terms = Terms { claude, ..standing.terms };
+                Ok((Stream::Plain(body, end), Standing { terms, ..standing }))
             }
+            Opened::Multiplexed(body) => first_word(Words::new(body), holder).await,
+        },
+        Purpose::Follow(attach) => {
+            let body = backend.attach(id, attach.offsets, holder).await.map_err(Refusal::Backend)?;
+            first_word(Words::new(body), holder).await
         }
-    };
-    match tokio::time::timeout(FIRST_WORD_PATIENCE, opened).await {
-        Ok(opened) => opened,
-        Err(_) => Err(Refusal::Silent(format!(
-            "the backend accepted the connection and said nothing for {} s",
-            FIRST_WORD_PATIENCE.as_secs()
-        ))),
     }
+}
+
+/// Whether another consumer has an execution whose stream broke off. A backend that does not say so in time
+/// is as good as lost.
+pub(super) async fn is_anothers(backend: &Backend, id: ExecutionId, holder: &Holder) -> bool {
+    let Some(own) = holder.hold() else { return false };
+    let asked = tokio::time::timeout(AGAIN_PATIENCE, backend.snapshot(id)).await;
+    matches!(asked, Ok(Ok(snapshot)) if snapshot.hold.is_some_and(|hold| hold != own))
 }
 
 /// Looks for an execution whose stream broke off. Only a backend that does not answer is asked again;
@@ -130,12 +131,13 @@ pub(super) async fn again(
     backend: &Backend,
     id: ExecutionId,
     offsets: PerStream<u64>,
+    holder: &Holder,
 ) -> Result<(Words, Standing), Refusal> {
     let until = Instant::now() + AGAIN_PATIENCE;
     loop {
         let attached = async {
-            let body = backend.attach_again(id, offsets).await.map_err(Refusal::Backend)?;
-            first_word(Words::new(body)).await
+            let body = backend.attach_again(id, offsets, holder).await.map_err(Refusal::Backend)?;
+            first_word(Words::new(body), holder).await
         };
         match timeout_at(until, attached).await {
             Ok(Ok((Stream::Ours(words), standing))) => return Ok((words, standing)),
@@ -151,16 +153,18 @@ pub(super) async fn again(
     }
 }
 
-async fn first_word(mut words: Words) -> Result<(Stream, Standing), Refusal> {
+async fn first_word(mut words: Words, holder: &Holder) -> Result<(Stream, Standing), Refusal> {
     loop {
         match words.ready() {
             Next::Part(Part::Word(word)) => match serde_json::from_slice(&word) {
                 Ok(Word::Started(started)) => {
+                    holder.holds(started.terms.hold);
                     let standing =
                         Standing { status: started.status, position: None, terms: started.terms, alive: started.alive };
                     return Ok((Stream::Ours(words), standing));
                 }
                 Ok(Word::Queued(queued)) => {
+                    holder.holds(queued.terms.hold);
                     let position = Some(queued.position);
                     let standing =
                         Standing { status: Status::Queued, position, terms: queued.terms, alive: Alive::default() };

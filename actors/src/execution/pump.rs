@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     backend::{
-        Backend, Body, BodyEnd,
+        Backend, BackendError, Body, BodyEnd, Holder,
         api::{Gap, StatusChange, Word},
         multiplex::Part,
     },
@@ -46,6 +46,9 @@ const MISSED_HEARTBEATS: u32 = 6;
 pub(super) struct Wiring {
     pub(super) id: ExecutionId,
     pub(super) backend: Backend,
+    pub(super) holder: Rc<Holder>,
+    /// Whether the backend that runs it knows it by its id.
+    pub(super) has_id: bool,
     pub(super) parent: Parent,
     pub(super) framing: Framing,
     /// Where standard output is Claude's events: whether the client wants these.
@@ -66,7 +69,8 @@ pub(super) enum Last {
 }
 
 /// Reads a stream of our own backend to its end. One that breaks off is looked for again where the
-/// execution may have gone on.
+/// execution may have gone on; for any other the backend is asked whether another consumer has it now,
+/// because the backend cuts the connection of one that was sent away and does not read.
 pub(super) async fn ours(mut words: Words, wiring: Wiring) -> Last {
     let mut tap = Tap::new(wiring);
     loop {
@@ -74,10 +78,15 @@ pub(super) async fn ours(mut words: Words, wiring: Wiring) -> Last {
             Ok(last) => return last,
             Err(why) => why,
         };
-        if !tap.wiring.may_detach {
+        let Wiring { backend, id, holder, may_detach, .. } = &tap.wiring;
+        if !may_detach {
+            if open::is_anothers(backend, *id, holder).await {
+                let _ = tap.finish(false).await;
+                return Last::TakenOver;
+            }
             return Last::Ended(tap.lost(why).await);
         }
-        match open::again(&tap.wiring.backend, tap.wiring.id, tap.fed).await {
+        match open::again(backend, *id, tap.fed, holder).await {
             Ok((found, standing)) => {
                 words = found;
                 tap.found(&standing);
@@ -90,6 +99,10 @@ pub(super) async fn ours(mut words: Words, wiring: Wiring) -> Last {
             Err(Refusal::TakenOver) => {
                 let _ = tap.finish(false).await;
                 return Last::TakenOver;
+            }
+            Err(Refusal::Backend(BackendError::Refused(error))) if holder.is_gone_with_its_backend(&error) => {
+                let message = "the backend was restarted, and the execution ended with the one before".to_owned();
+                return Last::Ended(tap.lost(message).await);
             }
             Err(refusal) => {
                 let message = format!("{why}; {}; it may still run: attach to it later", refusal.message());
@@ -372,10 +385,10 @@ impl Tap {
 
     /// Asks how the execution is, once a heartbeat, and ends when that was not answered for too long.
     async fn no_life(&self) {
-        let Wiring { id, backend, heartbeat, .. } = &self.wiring;
+        let Wiring { id, backend, heartbeat, has_id, .. } = &self.wiring;
         while self.heard_at.get().elapsed() < *heartbeat * MISSED_HEARTBEATS {
             sleep(*heartbeat).await;
-            if !backend.knows_ids() {
+            if !has_id {
                 // Its actor asks for its health.
                 return std::future::pending().await;
             }

@@ -47,7 +47,7 @@ impl Handler<Steer> for Execution {
                 Box::pin(async move { steer.ask(&backend, id).await.map_err(BackendError::into_error) })
             }
             State::Plain(..) => Box::pin(std::future::ready(self.steer_original(steer, ctx))),
-            State::Starting(_) | State::Withdrawing | State::Ended => Box::pin(std::future::ready(Err(ended()))),
+            State::Starting(_) | State::Withdrawing(_) | State::Ended => Box::pin(std::future::ready(Err(ended()))),
         }
     }
 }
@@ -123,9 +123,9 @@ impl Execution {
         }
         let Some(offsets) = self.acknowledging.next.take() else { return };
         self.acknowledging.under_way = true;
-        let (backend, id) = (self.backend.clone(), self.id);
+        let (backend, id, hold) = (self.backend.clone(), self.id, self.holder.hold());
         // One that fails is made good by the next: offsets only grow.
-        let sent = async move { backend.acknowledge(id, offsets).await }.map(drop);
+        let sent = async move { backend.acknowledge(id, offsets, hold).await }.map(drop);
         ctx.spawn(sent.into_actor(self).map(|(), actor, ctx| {
             actor.acknowledging.under_way = false;
             actor.send_acknowledgement(ctx);
@@ -147,7 +147,7 @@ impl Handler<Feed> for Execution {
             State::Plain(..) => {
                 Some(ErrorObject::new(code::NOT_ALLOWED, "input: this backend gives its commands no standard input"))
             }
-            State::Starting(_) | State::Withdrawing | State::Ended => Some(ended()),
+            State::Starting(_) | State::Withdrawing(_) | State::Ended => Some(ended()),
         };
         if let Some(error) = refusal {
             return Box::pin(std::future::ready(Err(error)));

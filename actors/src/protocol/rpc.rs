@@ -25,6 +25,8 @@ pub mod code {
     pub const BACKEND: i64 = -32010;
     pub const NOT_STARTED: i64 = -32011;
     pub const LIMIT: i64 = -32012;
+    // -32013 is Claude's own failure.
+    pub const OTHER_INSTANCE: i64 = -32014;
 }
 
 /// The id of a request: a string, a number or `null`, exactly as written.

@@ -148,8 +148,8 @@ pub enum Ask {
     Feed(Option<Id>, Input),
     /// Say what the client has received.
     Acknowledge(PerStream<u64>),
-    /// Say the same of an execution that has ended.
-    Delivered(ExecutionId, PerStream<u64>),
+    /// Say the same of an execution that has ended, in the name of the hold that it had.
+    Delivered(ExecutionId, PerStream<u64>, Option<u64>),
     /// Do this to an execution that another session may hold.
     Elsewhere(Option<Id>, ExecutionId, Elsewhere),
     /// Let go of the session's execution: it has ended.

@@ -256,7 +256,8 @@ impl Following {
             if !pieces.is_empty() && !self.has_run {
                 // Its shim was lost before it could tell.
                 self.has_run = true;
-                let first = Stand { status: Status::Running, position: None, alive: self.alive(&body.terms, Instant::now()) };
+                let first =
+                    Stand { status: Status::Running, position: None, alive: self.alive(&body.terms, Instant::now()) };
                 body.spool.say(first.first_word(&body.terms));
             }
             for piece in pieces {
@@ -382,7 +383,8 @@ impl Following {
             Fact::Paused => self.paused(true, Ok(()), body),
             Fact::Resumed => self.paused(false, Ok(()), body),
             Fact::NotPaused => {
-                let error = ErrorObject::new(code::NOT_RUNNING, "a process cannot be stopped now: try again, or cancel it");
+                let error =
+                    ErrorObject::new(code::NOT_RUNNING, "a process cannot be stopped now: try again, or cancel it");
                 self.paused(false, Err(error), body);
             }
             Fact::Inspected { stopped } => self.is_stopped = stopped,
@@ -436,7 +438,7 @@ impl Following {
             Ask::Resize(size, answer) => {
                 let _ = answer.send(self.resize(size));
             }
-            Ask::Attach(..) | Ask::Acknowledge(..) | Ask::Describe(_) => {}
+            Ask::Attach(..) | Ask::Acknowledge(..) | Ask::Describe(_) | Ask::Withdraw { .. } => {}
         }
     }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use cc_executor_actors::{
     backend::api::{Alive, Word},
-    id::ExecutionId,
+    id::{ExecutionId, InstanceId},
     protocol::method::{Detach, Overflow},
     terminate::Ending,
 };
@@ -17,6 +17,7 @@ use log::debug;
 use super::{Ask, Body, Stand, Terms, refuse};
 use crate::backend::{
     BackendConfig,
+    holds::Holds,
     record::Record,
     spool::{Dismissal, Moved, Spool},
     table::{Asks, Kept, Seat},
@@ -33,7 +34,8 @@ pub(super) fn end(mut body: Body, ending: Ending, seat: Seat) {
     body.terms.prompt = body.terms.prompt.map(|_| Bytes::new());
     let Terms { executor, heartbeat, detach, prompt, .. } = &body.terms;
     let heartbeat_ms = cc_executor_actors::clock::millis(*heartbeat);
-    let record = Record::new(executor.as_str().into(), heartbeat_ms, detach.is_some(), prompt.is_some(), &ending);
+    let mut record = Record::new(executor.as_str().into(), heartbeat_ms, detach.is_some(), prompt.is_some(), &ending);
+    record.hold = body.spool.holds().newest();
     let kept = seat.end(record, body.spool.kept(FIXED_BYTES), body.asks.n_attaches());
     // A task of its own, because one that has run a command is larger than one that keeps its output.
     actix_web::rt::spawn(keep(Box::new(body), ending, kept));
@@ -46,7 +48,7 @@ async fn keep(mut body: Box<Body>, ending: Ending, mut kept: Kept) {
     let mut is_kept = true;
     loop {
         body.spool.deliver_last(|| Word::Exit(ending.clone()));
-        kept.report(body.spool.kept(FIXED_BYTES), body.asks.n_attaches());
+        kept.report(body.spool.kept(FIXED_BYTES), body.spool.holds().newest(), body.asks.n_attaches());
         // A consumer is served to the end, even if the table has released the task.
         if !is_kept && !body.spool.is_attached() {
             break;
@@ -71,11 +73,13 @@ async fn keep(mut body: Box<Body>, ending: Ending, mut kept: Kept) {
     debug!(event = "execution.output_released", execution_id:% = body.terms.id; "output released");
 }
 
-/// Answers an ask of an execution whose output is gone: with its ending, and with a gap for what is missing.
-pub fn answer(record: &Record, id: ExecutionId, config: &BackendConfig, ask: Ask) {
+/// Answers an ask of an execution whose output is gone: with its ending, and with a gap for what is missing. It may make
+/// a new hold.
+pub fn answer(record: &mut Record, id: ExecutionId, instance: InstanceId, config: &BackendConfig, ask: Ask) {
     let ending = record.ending();
     let terms = Terms {
         id,
+        instance,
         executor: record.executor.to_string(),
         timeout_ms: None,
         stall_timeout_ms: None,
@@ -87,12 +91,13 @@ pub fn answer(record: &Record, id: ExecutionId, config: &BackendConfig, ask: Ask
         ring_bytes: config.ring_bytes,
         prompt: record.claude.then(Bytes::new),
     };
-    let spool = Spool::without_output(record.written());
+    let spool = Spool::without_output(record.written(), Holds::since(record.hold));
     let mut body = Body { terms, asks: Asks::none(), spool, left_at: None, asked_at: Instant::now() };
     if let Some(ask) = body.common(ask, || Stand::ended(&ending), Some(&ending)) {
         refuse(ask, "it has ended");
     }
     body.spool.deliver_last(|| Word::Exit(ending));
+    record.hold = body.spool.holds().newest();
     debug_assert!(!body.spool.is_attached(), "all that is said of it fits in a consumer's slots");
 }
 

@@ -316,9 +316,12 @@ mod tests {
                 ended(cancel, None),
                 vec![Deed::End { grace_ms: 9 }, Deed::End { grace_ms: 5 }],
             ),
-            ("canceled while it starts", vec![wanted(CANCEL, 5), Event::Started, gone()], ended(cancel, None), vec![
-                Deed::End { grace_ms: 5 },
-            ]),
+            (
+                "canceled while it starts",
+                vec![wanted(CANCEL, 5), Event::Started, gone()],
+                ended(cancel, None),
+                vec![Deed::End { grace_ms: 5 }],
+            ),
             (
                 "canceled, and then it could not be started",
                 vec![wanted(CANCEL, 5), not_started()],

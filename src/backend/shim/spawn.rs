@@ -96,12 +96,7 @@ pub(super) fn start(
 }
 
 /// Makes this process the command. Returns only if that failed, with the fact to report and where.
-fn become_command(
-    spec: &JobSpec,
-    ends: &CommandEnds,
-    cgroup: Option<&Cgroup>,
-    report: OwnedFd,
-) -> (Fact, OwnedFd) {
+fn become_command(spec: &JobSpec, ends: &CommandEnds, cgroup: Option<&Cgroup>, report: OwnedFd) -> (Fact, OwnedFd) {
     let failed = |error: io::Error, report| (not_started(format!("cannot prepare its process: {error}")), report);
     if let Err(error) = prepare(spec, ends, cgroup) {
         return failed(error, report);

@@ -122,8 +122,7 @@ impl Subreapers {
             set_child_subreaper(Some(Pid::INIT))?;
         }
         let adoption = Arc::new(Adoption { is_subreaper, subreapers: Mutex::default(), own: Mutex::default() });
-        let subreapers =
-            Subreapers { binary: binary.to_owned(), contained, adoption, current: Mutex::default() };
+        let subreapers = Subreapers { binary: binary.to_owned(), contained, adoption, current: Mutex::default() };
         subreapers.current()?;
         Ok(subreapers)
     }
@@ -145,8 +144,7 @@ impl Subreapers {
     }
 
     fn start_another(&self) -> io::Result<Subreaper> {
-        let (ours, theirs) =
-            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         let shared = Arc::new(Shared {
             socket: ours,
             wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,

@@ -6,7 +6,7 @@ use crate::{
     backend::api::{Alive, Gap, StatusChange},
     clock::millis,
     execution::messages::Standing,
-    id::ExecutionId,
+    id::{ExecutionId, InstanceId},
     protocol::{
         DEFAULT_HEARTBEAT_MS, PerStream,
         method::{Attach, Execute},
@@ -31,6 +31,9 @@ pub(super) struct Hold {
     pub(super) may_detach: bool,
     /// Whether its standard output is Claude's events.
     pub(super) is_claude: bool,
+    /// The process of the backend that has it, and the number of this hold, where the backend says so.
+    pub(super) instance: Option<InstanceId>,
+    pub(super) number: Option<u64>,
     pub(super) stage: Stage,
     /// Asks that are not answered yet.
     pub(super) n_asked: usize,
@@ -75,6 +78,8 @@ impl Hold {
             id,
             may_detach: execute.run.detach.is_some(),
             is_claude: false,
+            instance: None,
+            number: None,
             stage: Stage::Starting { answer, offsets: PerStream::default() },
             n_asked: 0,
             ending: None,
@@ -89,6 +94,8 @@ impl Hold {
             id: attach.execution_id,
             may_detach: false,
             is_claude: false,
+            instance: None,
+            number: None,
             stage: Stage::Starting { answer, offsets: attach.offsets },
             n_asked: 0,
             ending: None,
@@ -101,6 +108,8 @@ impl Hold {
     pub(super) fn live(&mut self, standing: &Standing, now: Instant) -> Option<Id> {
         self.may_detach |= standing.terms.may_detach;
         self.is_claude = standing.terms.claude;
+        self.instance = standing.terms.instance;
+        self.number = standing.terms.hold;
         if let Some(ms) = standing.terms.heartbeat_ms.filter(|_| self.execute.is_none()) {
             self.heartbeat = Duration::from_millis(ms);
         }

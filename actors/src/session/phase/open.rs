@@ -44,8 +44,9 @@ pub struct Open {
     limits: Limits,
     pub(super) hold: Option<Hold>,
     newest: Option<Ended>,
-    /// Ended executions that may detach, with the ends of their streams: their last output may be on the way.
-    delivering: VecDeque<Sent>,
+    /// Ended executions that may detach, with the ends of their streams and the numbers of their holds: their last output
+    /// may be on the way.
+    delivering: VecDeque<(Sent, Option<u64>)>,
     draining: bool,
     liveness: Liveness,
 }
@@ -122,10 +123,12 @@ impl Open {
     /// So much of an execution that this session does not hold has arrived. If it has ended here, that may have been
     /// said before its end, and everything of those that ended before it has arrived, too: pongs come in order.
     fn on_delivered(&mut self, sent: Sent, said: &mut Said) {
-        let Some(at) = self.delivering.iter().position(|(id, _)| *id == sent.0) else { return };
+        let Some(at) = self.delivering.iter().position(|((id, _), _)| *id == sent.0) else { return };
+        let hold = self.delivering[at].1;
         let ended_before = self.delivering.drain(..at);
-        said.asks.extend(ended_before.chain([sent]).map(|(id, offsets)| Ask::Delivered(id, offsets)));
-        if self.delivering.front() == Some(&sent) {
+        said.asks
+            .extend(ended_before.chain([(sent, hold)]).map(|((id, offsets), hold)| Ask::Delivered(id, offsets, hold)));
+        if self.delivering.front() == Some(&(sent, hold)) {
             self.delivering.pop_front();
         }
     }
@@ -379,7 +382,7 @@ impl Open {
             if self.delivering.len() == MAX_UNANSWERED {
                 self.delivering.pop_front();
             }
-            self.delivering.push_back(sent);
+            self.delivering.push_back((sent, hold.number));
             said.say.push(Words::Ping(self.liveness.ping(Some(sent), now)));
         }
         let ended = Ended { execution_id: hold.id, ending };
@@ -447,18 +450,20 @@ fn steer_of(kind: ControlKind) -> Result<Steer, u64> {
 }
 
 fn accepted(hold: &Hold, status: Status) -> Value {
-    of_claude(
-        hold,
-        json!({ "executionId": hold.id, "status": if status == Status::Queued { "queued" } else { "started" } }),
-    )
+    let status = if status == Status::Queued { "queued" } else { "started" };
+    described(hold, json!({ "executionId": hold.id, "status": status }))
 }
 
 fn attached(hold: &Hold, status: Status) -> Value {
-    of_claude(hold, json!({ "executionId": hold.id, "status": status }))
+    described(hold, json!({ "executionId": hold.id, "status": status }))
 }
 
-/// A client counts the bytes of a stream, except where they are Claude's events: so it is told first.
-fn of_claude(hold: &Hold, mut result: Value) -> Value {
+/// A client counts the bytes of a stream, except where they are Claude's events: so it is told first. By
+/// the backend's instance it can tell later whether the execution ended with a backend that was restarted.
+fn described(hold: &Hold, mut result: Value) -> Value {
+    if let Some(instance) = hold.instance {
+        result["instance"] = json!(instance);
+    }
     if hold.is_claude {
         result["claude"] = json!(true);
     }

@@ -493,7 +493,7 @@ fn the_rest_of_one_that_might_have_detached_is_acknowledged_after_its_end() {
         let phase = std::mem::replace(&mut driven.phase, Phase::Closed(None, Closure::Gone));
         let (phase, asks) = phase.on(Event::Incoming(pong), now);
         driven.phase = phase;
-        assert_eq!(asks, vec![Ask::Delivered(id, PerStream { stdout: 6, stderr: 0 }); expected]);
+        assert_eq!(asks, vec![Ask::Delivered(id, PerStream { stdout: 6, stderr: 0 }, None); expected]);
     }
 }
 
@@ -529,7 +529,7 @@ fn the_end_of_each_execution_is_acknowledged_however_late_its_pong_comes() {
         })
         .collect();
     assert_eq!(pings.len(), 6, "for each one in the middle, and one at its end");
-    let delivered = |id: usize, stdout| Ask::Delivered(ids[id], at(stdout));
+    let delivered = |id: usize, stdout| Ask::Delivered(ids[id], at(stdout), None);
     let (middle, end) = (1 << 20, (1 << 20) + 9);
     let pong = |at: usize| Event::Incoming(Incoming::Pong(pings[at].clone()));
     assert_eq!(on(&mut driven, pong(0)), [delivered(0, middle)]);

@@ -1,0 +1,170 @@
+//! Who has an execution: holds are numbered, and only the newest one counts.
+//!
+//! The request that creates an execution makes hold 1, and each consumer that attaches to it afterwards
+//! makes the next. A consumer that comes back for itself names its hold, so that a connection which broke
+//! never decides who has the execution. Start with [`Holds::claim`].
+
+use std::collections::VecDeque;
+
+use cc_executor_actors::{
+    id::RequestId,
+    protocol::rpc::{ErrorObject, code},
+};
+use serde_json::json;
+
+/// How many requests are remembered. Only a request that is repeated looks for itself here, which it does
+/// within seconds.
+const REMEMBERED: usize = 16;
+
+/// The name under which somebody acts on an execution.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Claim {
+    /// This request wants it, whoever has it. The same request again is the same holder.
+    Request(Option<RequestId>),
+    /// The holder with this number comes back.
+    Number(u64),
+    /// The holder that this request made comes back, and takes it from nobody.
+    Back(RequestId),
+}
+
+/// What becomes of a claim to follow an execution.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Claimed {
+    /// It is a new holder.
+    New,
+    /// It is the holder that there is.
+    Same,
+    /// Another one has had the execution since.
+    TakenOver,
+}
+
+/// The holds of one execution.
+#[derive(Debug)]
+pub struct Holds {
+    newest: u64,
+    requests: VecDeque<(RequestId, u64)>,
+}
+
+impl Holds {
+    /// The hold of the request that creates the execution.
+    pub fn first(request: Option<RequestId>) -> Holds {
+        let mut holds = Holds { newest: 0, requests: VecDeque::new() };
+        holds.make(request);
+        holds
+    }
+
+    /// The holds of an execution of which only the newest number is remembered.
+    pub fn since(newest: u64) -> Holds {
+        Holds { newest, requests: VecDeque::new() }
+    }
+
+    /// The number of the newest hold.
+    pub fn newest(&self) -> u64 {
+        self.newest
+    }
+
+    /// Decides who may follow the execution now.
+    ///
+    /// # Errors
+    ///
+    /// A number that was never given (-32602).
+    pub fn claim(&mut self, claim: Claim) -> Result<Claimed, ErrorObject> {
+        let named = match claim {
+            Claim::Number(number) if number == 0 || number > self.newest => {
+                let message = format!("hold {number} was never given: the newest is {}", self.newest);
+                return Err(ErrorObject::new(code::PARAMS, message)
+                    .with(json!({ "param": "hold", "asked": number, "max": self.newest })));
+            }
+            Claim::Number(number) => Some(number),
+            Claim::Request(request) => request.and_then(|request| self.number_of(request)),
+            // Its request never came: whoever has the execution is somebody else.
+            Claim::Back(request) => Some(self.number_of(request).unwrap_or(0)),
+        };
+        Ok(match (named, claim) {
+            (Some(number), _) if number == self.newest => Claimed::Same,
+            (None, Claim::Request(request)) => {
+                self.make(request);
+                Claimed::New
+            }
+            _ => Claimed::TakenOver,
+        })
+    }
+
+    /// Whether this is the newest hold.
+    ///
+    /// # Errors
+    ///
+    /// The execution has been taken over (-32003, with the reason in `data`).
+    pub fn check(&self, claim: Claim) -> Result<(), ErrorObject> {
+        let number = match claim {
+            Claim::Request(None) => return Ok(()),
+            Claim::Number(number) => number,
+            Claim::Request(Some(request)) | Claim::Back(request) => self.number_of(request).unwrap_or(0),
+        };
+        if number == self.newest {
+            return Ok(());
+        }
+        let message = format!("another consumer holds the execution now: its hold is {}", self.newest);
+        Err(ErrorObject::new(code::NOT_RUNNING, message).with(json!({ "reason": "taken_over", "hold": self.newest })))
+    }
+
+    fn number_of(&self, request: RequestId) -> Option<u64> {
+        self.requests.iter().find(|(known, _)| *known == request).map(|(_, number)| *number)
+    }
+
+    fn make(&mut self, request: Option<RequestId>) {
+        self.newest += 1;
+        if let Some(request) = request {
+            if self.requests.len() == REMEMBERED {
+                self.requests.pop_front();
+            }
+            self.requests.push_back((request, self.newest));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_new_request_takes_an_execution_from_its_holder() {
+        let [creator, second, stranger] = [(); 3].map(|()| RequestId::random());
+        let mut holds = Holds::first(Some(creator));
+        let table = [
+            (Claim::Number(1), Claimed::Same, 1),
+            (Claim::Request(Some(creator)), Claimed::Same, 1),
+            (Claim::Back(creator), Claimed::Same, 1),
+            (Claim::Back(stranger), Claimed::TakenOver, 1),
+            (Claim::Request(Some(second)), Claimed::New, 2),
+            (Claim::Request(Some(second)), Claimed::Same, 2),
+            (Claim::Number(1), Claimed::TakenOver, 2),
+            (Claim::Request(Some(creator)), Claimed::TakenOver, 2),
+            (Claim::Back(creator), Claimed::TakenOver, 2),
+            (Claim::Request(None), Claimed::New, 3),
+            (Claim::Request(None), Claimed::New, 4),
+            (Claim::Back(second), Claimed::TakenOver, 4),
+        ];
+        for (claim, claimed, newest) in table {
+            assert_eq!((holds.claim(claim).unwrap(), holds.newest()), (claimed, newest), "{claim:?}");
+        }
+        for number in [0, 5] {
+            assert_eq!(holds.claim(Claim::Number(number)).unwrap_err().code, code::PARAMS);
+        }
+    }
+
+    #[test]
+    fn whoever_names_an_old_hold_changes_nothing() {
+        let [creator, second] = [(); 2].map(|()| RequestId::random());
+        let mut holds = Holds::first(Some(creator));
+        assert_eq!(holds.check(Claim::Number(1)), Ok(()));
+        assert_eq!(holds.check(Claim::Request(Some(creator))), Ok(()));
+        holds.claim(Claim::Request(Some(second))).unwrap();
+        for old in [Claim::Number(1), Claim::Request(Some(creator)), Claim::Back(creator)] {
+            assert_eq!(holds.check(old).unwrap_err().code, code::NOT_RUNNING, "{old:?}");
+        }
+        for allowed in [Claim::Number(2), Claim::Request(Some(second)), Claim::Request(None)] {
+            assert_eq!(holds.check(allowed), Ok(()), "{allowed:?}");
+        }
+    }
+}
