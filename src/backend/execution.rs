@@ -192,6 +192,9 @@ fn no_shim(terms: &Terms, error: &std::io::Error) -> Ending {
 /// How an execution stands, for somebody who comes now or asks.
 #[derive(Clone)]
 struct Stand {
+    /// Whether a consumer that comes now is told at once. One that comes while the command is being started waits with
+    /// those before it, for a moment.
+    is_told: bool,
     status: Status,
     position: Option<u64>,
     alive: Alive,
@@ -235,7 +238,7 @@ impl Body {
                 let stand = stand();
                 // One that ended before it ran has its end as its first word.
                 let never_ran = ending.is_some_and(|ending| ending.elapsed_ms.is_none());
-                let first = (!never_ran).then(|| stand.first_word(&self.terms));
+                let first = (stand.is_told && !never_ran).then(|| stand.first_word(&self.terms));
                 let attached = self.spool.attach(*consumer, first);
                 if let Ok(Claimed::New | Claimed::Same) = attached {
                     self.left_at = None;
@@ -365,7 +368,7 @@ mod tests {
     }
 
     fn running() -> Stand {
-        Stand { status: Status::Running, position: None, alive: Alive::default() }
+        Stand { is_told: true, status: Status::Running, position: None, alive: Alive::default() }
     }
 
     #[test]

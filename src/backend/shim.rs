@@ -299,15 +299,11 @@ impl Shim {
 
     fn begin_pause(&mut self) {
         self.pauses_owed += 1;
-        match &self.cgroup {
-            Some(cgroup) if cgroup.freeze(true).is_ok() => {
-                self.freezing_until.get_or_insert_with(|| Instant::now() + pause::STOP_PATIENCE);
-            }
-            _ => self.pause.begin(),
-        }
+        self.pause.begin();
     }
 
-    /// Takes a step of a pause that is under way. True if another one is needed.
+    /// Takes a step of a pause that is under way. True if another one is needed. A cgroup is frozen only where something
+    /// cannot be stopped, because a stopped process can be seen to be so.
     fn step_pause(&mut self) -> bool {
         if self.pauses_owed == 0 {
             return false;
@@ -316,7 +312,13 @@ impl Shim {
             (Some(_), Some(cgroup)) if cgroup.is_frozen() => Step::Done,
             (Some(until), _) if Instant::now() > until => Step::Failed,
             (Some(_), _) => Step::Again,
-            (None, _) => self.pause.step(&self.procfs),
+            (None, cgroup) => match self.pause.step(&self.procfs) {
+                Step::Failed if cgroup.as_ref().is_some_and(|cgroup| cgroup.freeze(true).is_ok()) => {
+                    self.freezing_until = Some(Instant::now() + pause::STOP_PATIENCE);
+                    Step::Again
+                }
+                step => step,
+            },
         };
         match step {
             Step::Again => return true,

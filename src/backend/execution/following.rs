@@ -257,7 +257,7 @@ impl Following {
                 // Its shim was lost before it could tell.
                 self.has_run = true;
                 let first =
-                    Stand { status: Status::Running, position: None, alive: self.alive(&body.terms, Instant::now()) };
+                    Stand { is_told: true, status: Status::Running, position: None, alive: self.alive(&body.terms, Instant::now()) };
                 body.spool.say(first.first_word(&body.terms));
             }
             for piece in pieces {
@@ -367,7 +367,8 @@ impl Following {
             Fact::Started { pid } => {
                 info!(event = "process.started", execution_id:% = body.terms.id, executor = body.terms.executor.as_str(), pid = pid; "process started");
                 self.has_run = true;
-                self.clocks = Clocks::started(now);
+                // The total goes on: a shim may have been kept from telling this at once.
+                self.clocks = Clocks { total: self.clocks.total, ..Clocks::started(now) };
                 self.on(Event::Started, body);
                 let stand = self.stand(&body.terms, now);
                 body.spool.say(stand.first_word(&body.terms));
@@ -490,7 +491,8 @@ impl Following {
             life if life.is_canceling() => (Status::Cancelling, None),
             _ => (Status::Running, None),
         };
-        Stand { status, position, alive: self.alive(terms, now) }
+        let is_told = self.life != Life::Starting || self.said_starting;
+        Stand { is_told, status, position, alive: self.alive(terms, now) }
     }
 
     fn alive(&self, terms: &Terms, now: Instant) -> Alive {

@@ -104,6 +104,7 @@ pub fn answer(record: &mut Record, id: ExecutionId, instance: InstanceId, config
 impl Stand {
     fn ended(ending: &Ending) -> Stand {
         Stand {
+            is_told: true,
             status: ending.status,
             position: None,
             alive: Alive { elapsed_ms: ending.elapsed_ms.unwrap_or(0), ..Alive::default() },

@@ -23,7 +23,7 @@ pub(super) async fn wait_for_turn(body: &mut Body, seat: &mut Seat) -> Result<()
             Turn::Now => return Ok(()),
             Turn::Position(position) => position,
         };
-        let stand = Stand { status: Status::Queued, position: Some(position), alive: Alive::default() };
+        let stand = Stand { is_told: true, status: Status::Queued, position: Some(position), alive: Alive::default() };
         if said != Some(position) {
             if said.is_none() {
                 info!(event = "execution.queued", execution_id:% = body.terms.id, position = position; "execution queued");

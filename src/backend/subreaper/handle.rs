@@ -86,6 +86,8 @@ struct State {
     /// The shims that it has forked and that their executions have not lost.
     shims: HashMap<Ticket, Pid>,
     is_lost: bool,
+    /// Nobody needs it any more: its end is no loss.
+    is_given_up: bool,
     /// How often it was seen, after the loss, that nothing is left but living shims.
     n_clean: u64,
     /// It cannot take new executions: its limits were lowered, perhaps.
@@ -269,6 +271,7 @@ impl Subreaper {
 
 impl Drop for Subreaper {
     fn drop(&mut self) {
+        lock(&self.shared.state).is_given_up = true;
         // The thread has the socket, too; the subreaper ends on this, and the thread with it.
         let _ = rustix::net::shutdown(&self.shared.socket, rustix::net::Shutdown::Write);
     }
@@ -282,7 +285,7 @@ fn look_after(shared: &Arc<Shared>, mut child: Child, pid: Pid, adoption: &Adopt
         state.is_lost = true;
         // Whoever waits learns that there is no answer.
         state.waiting.clear();
-        Arc::strong_count(shared) == 1
+        state.is_given_up
     };
     // It has ended, or has closed its socket and is of no use: KILL reaches it in any state.
     let _ = child.kill();
@@ -350,7 +353,8 @@ fn read_answer(shared: &Shared) -> bool {
     }
     let Some(Waiting { request, answer: sender }) = state.waiting.remove(&number) else { return true };
     match (&answer, request) {
-        (Answer::Forked { pid }, Request::Fork { ticket }) => {
+        // An execution that has ended meanwhile has forgotten it.
+        (Answer::Forked { pid }, Request::Fork { ticket }) if !sender.is_closed() => {
             state.shims.extend(Pid::from_raw(*pid).map(|pid| (ticket, pid)));
         }
         (Answer::NotForked { .. }, _) => state.is_unfit = true,

@@ -18,9 +18,10 @@ pub(super) struct Mark {
 
 /// Half of the mark is enough to know oneself by, and does not make the look find itself. Only bash's own
 /// words are used: no other process comes and goes for it.
+// It ends with `true` because a process may be gone when its file is opened.
 const LOOK: &str = r#"half=HALF; mark=$half'REST'; for f in /proc/[0-9]*/cmdline; do
 while IFS= read -r -d '' a; do case $a in *"$mark"*) echo "${f//[!0-9]/}";; "half=$half"*) echo self;; esac; done 2>/dev/null <$f
-done"#;
+done; true"#;
 
 impl Mark {
     pub(super) fn new() -> Self {
