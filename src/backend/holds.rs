@@ -38,6 +38,9 @@ pub enum Claimed {
     TakenOver,
 }
 
+/// The number of the newest hold, and the request that made it where that was named.
+pub type Newest = (u64, Option<RequestId>);
+
 /// The holds of one execution.
 #[derive(Debug)]
 pub struct Holds {
@@ -53,9 +56,15 @@ impl Holds {
         holds
     }
 
-    /// The holds of an execution of which only the newest number is remembered.
-    pub fn since(newest: u64) -> Holds {
-        Holds { newest, requests: VecDeque::new() }
+    /// The holds of an execution of which only the newest is remembered.
+    pub fn since((newest, request): Newest) -> Holds {
+        Holds { newest, requests: request.map(|request| (request, newest)).into_iter().collect() }
+    }
+
+    /// What is remembered of an ended execution's holds.
+    pub fn remembered(&self) -> Newest {
+        let request = self.requests.back().filter(|(_, number)| *number == self.newest).map(|(request, _)| *request);
+        (self.newest, request)
     }
 
     /// The number of the newest hold.

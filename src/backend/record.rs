@@ -11,6 +11,8 @@ use cc_executor_actors::{
 };
 use sha2::{Digest, Sha256};
 
+use super::holds::Newest;
+
 type Sha = [u8; 32];
 
 /// A request, as far as it must be told from others.
@@ -53,8 +55,8 @@ pub struct Record {
     pub may_detach: bool,
     /// Whether its standard output was Claude's events.
     pub claude: bool,
-    /// The number of its newest hold.
-    pub hold: u64,
+    /// Its newest hold.
+    pub hold: Newest,
     status: Status,
     reason: Reason,
     exit_code: Option<i32>,
@@ -88,7 +90,7 @@ impl Record {
             heartbeat_ms: u32::try_from(heartbeat_ms).unwrap_or(u32::MAX),
             may_detach,
             claude,
-            hold: 1,
+            hold: (1, None),
             status: ending.status,
             reason: ending.reason,
             exit_code: ending.exit_code,

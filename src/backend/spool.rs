@@ -633,7 +633,7 @@ mod tests {
 
     #[test]
     fn one_whose_output_is_gone_says_all_at_once() {
-        let mut spool = Spool::without_output(PerStream { stdout: 9, stderr: 5 }, Holds::since(1));
+        let mut spool = Spool::without_output(PerStream { stdout: 9, stderr: 5 }, Holds::since((1, None)));
         let (consumer, mut feed) = Consumer::new(at(4), true);
         let first = Word::Status(StatusChange::to(Status::Running));
         spool.attach(consumer, Some(first.clone())).unwrap();

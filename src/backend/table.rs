@@ -34,6 +34,7 @@ use super::{
         Ask,
         kept::{self, FIXED_BYTES},
     },
+    holds::Newest,
     record::{Record, RequestDigest},
     registry::{Bounds, Entry, Output, Refusal, Registry, Withdrawn},
 };
@@ -626,7 +627,7 @@ impl Drop for Seat {
 impl Kept {
     /// Reports what is kept now, the newest hold, and how many consumers have come. The table may then release the task: it closes
     /// [`Asks`].
-    pub fn report(&mut self, output: Output, hold: u64, n_attaches: u64) {
+    pub fn report(&mut self, output: Output, hold: Newest, n_attaches: u64) {
         if self.reported.replace((output, n_attaches)) != Some((output, n_attaches)) {
             let mut inner = self.table.lock();
             let now_ms = self.table.now_ms();
@@ -751,15 +752,15 @@ mod tests {
         attach(&table, id);
         let mut kept = seat.end(record(), Output::Nothing, asks.n_attaches());
         assert!(has_task(&table, id), "a consumer is on its way");
-        kept.report(Output::Fetched(20 * FIXED_BYTES), 1, asks.n_attaches());
+        kept.report(Output::Fetched(20 * FIXED_BYTES), (1, None), asks.n_attaches());
         assert!(has_task(&table, id), "what it says of the time before does not count");
         assert!(matches!(asks.recv().await, Some(Ask::Attach(..))));
-        kept.report(Output::Followed(20 * FIXED_BYTES), 1, asks.n_attaches());
+        kept.report(Output::Followed(20 * FIXED_BYTES), (1, None), asks.n_attaches());
         attach(&table, id);
-        kept.report(Output::Fetched(20 * FIXED_BYTES), 1, asks.n_attaches());
+        kept.report(Output::Fetched(20 * FIXED_BYTES), (1, None), asks.n_attaches());
         assert!(has_task(&table, id), "another one is on its way");
         assert!(matches!(asks.recv().await, Some(Ask::Attach(..))));
-        kept.report(Output::Fetched(20 * FIXED_BYTES), 1, asks.n_attaches());
+        kept.report(Output::Fetched(20 * FIXED_BYTES), (1, None), asks.n_attaches());
         assert!(!has_task(&table, id), "memory is short, and nobody reads it");
         assert!(asks.recv().await.is_none(), "the task is told by the end of its asks");
         let ending = table.snapshot(id).await.unwrap().ending.unwrap();

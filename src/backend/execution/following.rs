@@ -256,8 +256,12 @@ impl Following {
             if !pieces.is_empty() && !self.has_run {
                 // Its shim was lost before it could tell.
                 self.has_run = true;
-                let first =
-                    Stand { is_told: true, status: Status::Running, position: None, alive: self.alive(&body.terms, Instant::now()) };
+                let first = Stand {
+                    is_told: true,
+                    status: Status::Running,
+                    position: None,
+                    alive: self.alive(&body.terms, Instant::now()),
+                };
                 body.spool.say(first.first_word(&body.terms));
             }
             for piece in pieces {

@@ -35,7 +35,7 @@ pub(super) fn end(mut body: Body, ending: Ending, seat: Seat) {
     let Terms { executor, heartbeat, detach, prompt, .. } = &body.terms;
     let heartbeat_ms = cc_executor_actors::clock::millis(*heartbeat);
     let mut record = Record::new(executor.as_str().into(), heartbeat_ms, detach.is_some(), prompt.is_some(), &ending);
-    record.hold = body.spool.holds().newest();
+    record.hold = body.spool.holds().remembered();
     let kept = seat.end(record, body.spool.kept(FIXED_BYTES), body.asks.n_attaches());
     // A task of its own, because one that has run a command is larger than one that keeps its output.
     actix_web::rt::spawn(keep(Box::new(body), ending, kept));
@@ -48,7 +48,7 @@ async fn keep(mut body: Box<Body>, ending: Ending, mut kept: Kept) {
     let mut is_kept = true;
     loop {
         body.spool.deliver_last(|| Word::Exit(ending.clone()));
-        kept.report(body.spool.kept(FIXED_BYTES), body.spool.holds().newest(), body.asks.n_attaches());
+        kept.report(body.spool.kept(FIXED_BYTES), body.spool.holds().remembered(), body.asks.n_attaches());
         // A consumer is served to the end, even if the table has released the task.
         if !is_kept && !body.spool.is_attached() {
             break;
@@ -97,7 +97,7 @@ pub fn answer(record: &mut Record, id: ExecutionId, instance: InstanceId, config
         refuse(ask, "it has ended");
     }
     body.spool.deliver_last(|| Word::Exit(ending));
-    record.hold = body.spool.holds().newest();
+    record.hold = body.spool.holds().remembered();
     debug_assert!(!body.spool.is_attached(), "all that is said of it fits in a consumer's slots");
 }
 
