@@ -11,7 +11,7 @@ use std::{
 
 use super::{
     left_out, procs,
-    service::{Service, binary},
+    service::{BINARY, Service, binary},
     wait_until,
 };
 
@@ -82,6 +82,13 @@ impl Mode {
 
     fn command(self, arguments: &[&str]) -> Command {
         let mut command = binary();
+        if self == Mode::Unprivileged {
+            let mut reachable = Command::new(reachable_binary());
+            for (name, _) in command.get_envs() {
+                reachable.env_remove(name);
+            }
+            command = reachable;
+        }
         command.args(arguments).args(["--containment", self.name()]);
         if self == Mode::Unprivileged {
             command.uid(NOBODY).gid(NOBODY).current_dir("/").env("HOME", "/tmp");
@@ -98,6 +105,18 @@ impl Mode {
     pub fn shim_is_reachable(self) -> bool {
         self != Mode::PidNamespace
     }
+}
+
+/// A copy of the binary that any user may execute, wherever the tests were built.
+fn reachable_binary() -> &'static Path {
+    static COPY: OnceLock<PathBuf> = OnceLock::new();
+    COPY.get_or_init(|| {
+        let copy = std::env::temp_dir().join(format!("cc-executor-{}", procs::mark()));
+        // By another process: one that this process had open for writing could not be executed (ETXTBSY).
+        let copied = Command::new("cp").arg(BINARY).arg(&copy).status();
+        assert!(copied.is_ok_and(|status| status.success()), "cp to {}", copy.display());
+        copy
+    })
 }
 
 /// The shim of the only process with this argument: its parent. Shims are told by their name.
