@@ -81,10 +81,11 @@ n_executions() { get "http://127.0.0.1:$port/health" | python3 -c 'import json, 
 n_executions_is() { [[ $(n_executions) == "$1" ]]; }
 since() { docker inspect --format '{{.State.StartedAt}} {{.RestartCount}}' "$1"; }
 processes() { docker top "$1" -eo pid,stat,comm | awk 'NR > 1 { print $2, $3 }'; }
-# In either container there is the init and the service, and nothing that has ended and was not reaped.
+# In either container there is the init and the service, in the backend's its subreaper, and nothing that has ended and
+# was not reaped.
 bare() {
     found=$(processes "$1")
-    [[ $(sort <<<"$found" | sed 's/^[^Z]* //' | xargs) == "cc-executor docker-init" ]]
+    [[ $(sort <<<"$found" | sed 's/^[^Z]* //' | sed '/^cc-subreaper$/d' | xargs) == "cc-executor docker-init" ]]
 }
 nothing_left() {
     for service in claude-api cc-executor-mcp; do
