@@ -235,7 +235,7 @@ fn the_services_own_children_are_never_touched() {
     let service = Service::spawn(command);
     for round in 0..5 {
         let mut client = service.connect();
-        client.execute(json!({ "command": format!("setsid sleep {mark} & kill -9 $PPID; sleep {mark}") }));
+        begin(&mut client, json!({ "command": format!("setsid sleep {mark} & kill -9 $PPID; sleep {mark}") }));
         let story = client.story();
         assert_eq!(story.end["reason"], "backend_lost");
         assert_verified(&story.end, &["swept"]);

@@ -70,8 +70,62 @@ impl Procfs {
         Ok(list.split_ascii_whitespace().filter_map(pid).collect())
     }
 
-    /// Everything below this process with its parent and state, parents first.
+    /// Everything below this process with its parent and state, parents first. Where the kernel lists children only
+    /// this tree is read: with many executions that end at a time, reading all processes for each takes too long.
     pub fn descendants(&self) -> io::Result<Vec<(Pid, Stat)>> {
+        if self.children.is_none() {
+            return self.descendants_of_all();
+        }
+        let mut found: Vec<(Pid, Stat)> = Vec::new();
+        let mut next = self.children()?;
+        while !next.is_empty() {
+            let mut below = Vec::new();
+            for process in next {
+                match self.stat(process) {
+                    Ok(stat) => found.push((process, stat)),
+                    // It ended meanwhile; its children are this process's now.
+                    Err(error) if is_ended(&error) => continue,
+                    Err(error) => return Err(error),
+                }
+                below.extend(self.children_of(process)?);
+            }
+            next = below;
+        }
+        Ok(found)
+    }
+
+    /// The children of all threads of a process; none of one that has ended.
+    fn children_of(&self, process: Pid) -> io::Result<Vec<Pid>> {
+        let name = process.as_raw_nonzero();
+        let tasks = match openat(
+            &self.proc,
+            format!("{name}/task"),
+            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        ) {
+            Ok(tasks) => tasks,
+            Err(error) if is_ended(&error.into()) => return Ok(Vec::new()),
+            Err(error) => return Err(error.into()),
+        };
+        let mut found = Vec::new();
+        for task in Dir::read_from(tasks.as_fd())? {
+            let Ok(task) = task else { break };
+            let Some(task) = task.file_name().to_str().ok().and_then(pid) else { continue };
+            let path = format!("{}/children", task.as_raw_nonzero());
+            let mut list = String::new();
+            let read = openat(&tasks, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+                .map_err(io::Error::from)
+                .and_then(|file| File::from(file).read_to_string(&mut list));
+            match read {
+                Ok(_) => found.extend(list.split_ascii_whitespace().filter_map(pid)),
+                Err(error) if is_ended(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(found)
+    }
+
+    fn descendants_of_all(&self) -> io::Result<Vec<(Pid, Stat)>> {
         let mut children: HashMap<i32, Vec<(Pid, Stat)>> = HashMap::new();
         for (process, stat) in self.all()? {
             children.entry(stat.parent).or_default().push((process, stat));
