@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use cc_executor_actors::{
+    id::RequestId,
     protocol::{PerStream, method::Run},
     terminate::{Ending, Reason, Status},
 };
@@ -55,8 +56,10 @@ pub struct Record {
     pub may_detach: bool,
     /// Whether its standard output was Claude's events.
     pub claude: bool,
-    /// Its newest hold.
-    pub hold: Newest,
+    /// The number of its newest hold.
+    hold: u32,
+    /// The request that made that hold, where it was named: a gateway may come back for itself after the end, too.
+    request: Option<RequestId>,
     status: Status,
     reason: Reason,
     exit_code: Option<i32>,
@@ -90,7 +93,8 @@ impl Record {
             heartbeat_ms: u32::try_from(heartbeat_ms).unwrap_or(u32::MAX),
             may_detach,
             claude,
-            hold: (1, None),
+            hold: 1,
+            request: None,
             status: ending.status,
             reason: ending.reason,
             exit_code: ending.exit_code,
@@ -98,6 +102,17 @@ impl Record {
             wrote: (wrote != Wrote::nothing()).then(|| Box::new(wrote)),
             rare: (rare != plain(ending.status, ending.reason)).then(|| Box::new(rare)),
         }
+    }
+
+    /// Its newest hold.
+    pub fn newest_hold(&self) -> Newest {
+        (self.hold.into(), self.request)
+    }
+
+    /// It has this hold now.
+    pub fn set_newest_hold(&mut self, (number, request): Newest) {
+        self.hold = u32::try_from(number).unwrap_or(u32::MAX);
+        self.request = request;
     }
 
     /// How it ended.
@@ -241,6 +256,6 @@ mod tests {
         let record = Record::new("shell".into(), 15_000, false, false, &ending);
         assert!(record.wrote.is_none() && record.rare.is_none(), "{record:?}");
         assert_eq!(record.ending(), ending);
-        assert!(size_of::<Record>() <= 72 && size_of::<RequestDigest>() <= 54, "{}", size_of::<Record>());
+        assert!(size_of::<Record>() <= 88 && size_of::<RequestDigest>() <= 54, "{}", size_of::<Record>());
     }
 }

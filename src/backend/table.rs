@@ -632,7 +632,7 @@ impl Kept {
             let mut inner = self.table.lock();
             let now_ms = self.table.now_ms();
             if let Some(Known { stage: Stage::Ended(record, _), .. }) = inner.known(self.id, now_ms) {
-                record.hold = hold;
+                record.set_newest_hold(hold);
             }
             inner.keep(self.id, self.number, output, n_attaches, now_ms);
         }

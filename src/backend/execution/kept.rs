@@ -35,7 +35,7 @@ pub(super) fn end(mut body: Body, ending: Ending, seat: Seat) {
     let Terms { executor, heartbeat, detach, prompt, .. } = &body.terms;
     let heartbeat_ms = cc_executor_actors::clock::millis(*heartbeat);
     let mut record = Record::new(executor.as_str().into(), heartbeat_ms, detach.is_some(), prompt.is_some(), &ending);
-    record.hold = body.spool.holds().remembered();
+    record.set_newest_hold(body.spool.holds().remembered());
     let kept = seat.end(record, body.spool.kept(FIXED_BYTES), body.asks.n_attaches());
     // A task of its own, because one that has run a command is larger than one that keeps its output.
     actix_web::rt::spawn(keep(Box::new(body), ending, kept));
@@ -91,13 +91,13 @@ pub fn answer(record: &mut Record, id: ExecutionId, instance: InstanceId, config
         ring_bytes: config.ring_bytes,
         prompt: record.claude.then(Bytes::new),
     };
-    let spool = Spool::without_output(record.written(), Holds::since(record.hold));
+    let spool = Spool::without_output(record.written(), Holds::since(record.newest_hold()));
     let mut body = Body { terms, asks: Asks::none(), spool, left_at: None, asked_at: Instant::now() };
     if let Some(ask) = body.common(ask, || Stand::ended(&ending), Some(&ending)) {
         refuse(ask, "it has ended");
     }
     body.spool.deliver_last(|| Word::Exit(ending));
-    record.hold = body.spool.holds().remembered();
+    record.set_newest_hold(body.spool.holds().remembered());
     debug_assert!(!body.spool.is_attached(), "all that is said of it fits in a consumer's slots");
 }
 
