@@ -12,7 +12,10 @@ mod last;
 mod life;
 mod waiting;
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use cc_executor_actors::{
@@ -147,7 +150,7 @@ struct Body {
 }
 
 /// Lives through one execution to its end. A task of its own then keeps the output, as long as there is any.
-pub async fn live(terms: Terms, asks: Asks, spool: Spool, mut seat: Seat, subreapers: &Subreapers, spec: JobSpec) {
+pub async fn live(terms: Terms, asks: Asks, spool: Spool, mut seat: Seat, subreapers: Arc<Subreapers>, spec: JobSpec) {
     let now = Instant::now();
     let mut body = Body { terms, asks, spool, left_at: None, asked_at: now };
     let started = waiting::wait_for_turn(&mut body, &mut seat).await;
@@ -155,7 +158,7 @@ pub async fn live(terms: Terms, asks: Asks, spool: Spool, mut seat: Seat, subrea
         Err(ending) => ending,
         Ok(()) => {
             let program = spec.argv.first().cloned().unwrap_or_default();
-            match Process::start(subreapers, spec, body.terms.pty) {
+            match Process::start(&subreapers, spec, body.terms.pty) {
                 Ok(process) => following::follow(process, &program, &mut body, &seat).await,
                 Err(error) => no_shim(&body.terms, &error),
             }

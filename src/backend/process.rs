@@ -74,18 +74,16 @@ impl Process {
     /// # Errors
     ///
     /// The service is short of something: descriptors, processes, memory. Then nothing runs.
-    pub fn start(subreapers: &Subreapers, spec: JobSpec, size: Option<Size>) -> io::Result<Process> {
+    pub fn start(subreapers: &Arc<Subreapers>, spec: JobSpec, size: Option<Size>) -> io::Result<Process> {
         let Ends { outputs, stdin, terminal, theirs } = match size {
             Some(size) => Ends::terminal(size)?,
             None => Ends::pipes(spec.stdin == Stdin::Pipe)?,
         };
         let (ours, socket) = StdUnixStream::pair()?;
         ours.set_nonblocking(true)?;
-        let socket = OwnedFd::from(socket);
-        let subreaper = subreapers.current()?;
-        let ticket = subreaper.ticket();
-        let descriptors: Vec<_> = std::iter::once(&socket).chain(&theirs).collect();
-        let forked = subreaper.ask(Request::Fork { ticket }, &descriptors)?;
+        let mut descriptors = vec![OwnedFd::from(socket)];
+        descriptors.extend(theirs);
+        let (shim, answer) = Shim::fork(subreapers, &descriptors)?;
         let (facts, orders) = UnixStream::from_std(ours)?.into_split();
         let mut line = Line {
             facts: BufReader::new(facts).lines(),
@@ -95,8 +93,8 @@ impl Process {
             watch: OrderWatch::default(),
             inspect_at: Some(Instant::now() + INSPECT_STARTING),
             inspect_every: INSPECT_STARTING,
-            end: LineEnd::Forking(forked),
-            shim: Shim { subreaper, ticket },
+            end: LineEnd::Forking { answer, descriptors, again: Some(Arc::clone(subreapers)) },
+            shim,
         };
         // The environment goes through the line: a variable such as LD_PRELOAD is not meant for the shim.
         line.order(Order::Run(Box::new(spec)));
@@ -153,7 +151,14 @@ pub struct Line {
 /// Whether the shim can still say something.
 enum LineEnd {
     /// Its fork has not been confirmed.
-    Forking(oneshot::Receiver<Answer>),
+    Forking {
+        /// The subreaper's answer.
+        answer: oneshot::Receiver<Answer>,
+        /// What the shim is given. Held until it has it: the orders lie in the socket for whichever shim comes.
+        descriptors: Vec<OwnedFd>,
+        /// Who may fork it where this subreaper cannot.
+        again: Option<Arc<Subreapers>>,
+    },
     /// It may.
     Open,
     /// It never will.
@@ -164,6 +169,16 @@ enum LineEnd {
 struct Shim {
     subreaper: Arc<Subreaper>,
     ticket: Ticket,
+}
+
+impl Shim {
+    /// Has the current subreaper fork a shim with these descriptors.
+    fn fork(subreapers: &Subreapers, descriptors: &[OwnedFd]) -> io::Result<(Shim, oneshot::Receiver<Answer>)> {
+        let subreaper = subreapers.current()?;
+        let ticket = subreaper.ticket();
+        let answer = subreaper.ask(Request::Fork { ticket }, &descriptors.iter().collect::<Vec<_>>())?;
+        Ok((Shim { subreaper, ticket }, answer))
+    }
 }
 
 impl Drop for Shim {
@@ -213,26 +228,29 @@ impl Line {
             if matches!(self.end, LineEnd::Closed) {
                 return std::future::pending().await;
             }
-            let is_forking = matches!(self.end, LineEnd::Forking(_));
+            let is_forking = matches!(self.end, LineEnd::Forking { .. });
             let forked = async {
                 match &mut self.end {
-                    LineEnd::Forking(forked) => forked.await,
+                    LineEnd::Forking { answer, .. } => answer.await,
                     LineEnd::Open | LineEnd::Closed => std::future::pending().await,
                 }
             };
             let fact = tokio::select! {
                 biased;
-                answer = forked, if is_forking => {
-                    self.end = LineEnd::Open;
-                    match answer {
-                        Ok(Answer::NotForked { message }) => {
+                answer = forked, if is_forking => match answer {
+                    Ok(Answer::NotForked { message }) => {
+                        if let Err(message) = self.fork_again(message) {
                             self.close();
                             return Heard::NotForked(message);
                         }
-                        // Where the subreaper is gone its shim ends, and so do its facts.
-                        Ok(_) | Err(_) => continue,
+                        continue;
                     }
-                }
+                    // Where the subreaper is gone its shim ends, and so do its facts.
+                    Ok(_) | Err(_) => {
+                        self.end = LineEnd::Open;
+                        continue;
+                    }
+                },
                 fact = self.facts.next_line() => fact,
                 _ = self.orders.writable(), if !self.unsent.is_empty() => continue,
             };
@@ -253,6 +271,19 @@ impl Line {
                 }
             }
         }
+    }
+
+    /// Has another subreaper fork the shim, once: a command may have lowered what the first one can open. Nothing has
+    /// run, because the first one said so. The error says why there is no shim.
+    fn fork_again(&mut self, why: String) -> Result<(), String> {
+        let LineEnd::Forking { descriptors, again, .. } = std::mem::replace(&mut self.end, LineEnd::Open) else {
+            return Err(why);
+        };
+        let subreapers = again.ok_or(why)?;
+        let (shim, answer) = Shim::fork(&subreapers, &descriptors).map_err(|error| error.to_string())?;
+        self.shim = shim;
+        self.end = LineEnd::Forking { answer, descriptors, again: None };
+        Ok(())
     }
 
     /// Sends what the socket takes now.

@@ -195,7 +195,7 @@ async fn begin(
     let policy = run.detach.map_or(Policy::Overwrite, |detach| Policy::Detach(detach.overflow));
     let spool = Spool::new(policy, rings, consumer);
     let subreapers = subreapers.clone().into_inner();
-    actix_web::rt::spawn(async move { execution::live(terms, asks, spool, seat, &subreapers, to_start).await });
+    actix_web::rt::spawn(execution::live(terms, asks, spool, seat, subreapers, to_start));
     Ok(id)
 }
 

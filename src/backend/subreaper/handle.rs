@@ -194,9 +194,10 @@ impl Subreaper {
         !state.is_lost && !state.is_unfit
     }
 
-    /// A name for a shim that nobody else has.
+    /// A name for a shim that no other has had, of whichever subreaper: its cgroup has that name, too.
     pub fn ticket(&self) -> Ticket {
-        self.shared.next.fetch_add(1, Ordering::Relaxed)
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        NEXT.fetch_add(1, Ordering::Relaxed)
     }
 
     /// Asks for something. The answer comes in time, or the sender is dropped because the subreaper was lost.
