@@ -213,20 +213,24 @@ fn what_is_in_an_enlarged_pipe_is_kept_with_a_full_ring() {
     }
 }
 
+/// A request for a command's output as plain text, as curl makes it. Nothing of the response has been read.
+fn plain_consumer(backend: &Service, params: &serde_json::Value) -> TcpStream {
+    let mut consumer = TcpStream::connect(backend.address).unwrap();
+    let (host, body) = (backend.address, params.to_string());
+    let head = format!(
+        "POST /execute/stream HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    consumer.write_all(format!("{head}{body}").as_bytes()).unwrap();
+    consumer
+}
+
 /// A person's curl that does not read, and a DELETE.
 #[test]
 fn a_plain_consumer_that_does_not_read_holds_up_neither_the_end_nor_the_drain() {
     let mut backend = Service::with(&["backend", "--consumer-stall-ms", "1000"], &[]);
-    let mut consumer = TcpStream::connect(backend.address).unwrap();
     let id = "00000000-0000-4000-8000-0000000000aa";
-    let body = json!({ "question": "yes", "executionId": id }).to_string();
-    write!(
-        consumer,
-        "POST /execute/stream HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
-        backend.address,
-        body.len()
-    )
-    .unwrap();
+    let _consumer = plain_consumer(&backend, &json!({ "question": "yes", "executionId": id }));
     let mut written = json!(null);
     wait_until("nothing moves any more", PATIENCE, || {
         let now = backend.get(&format!("/executions/{id}"))["offsets"]["stdout"].clone();
@@ -241,32 +245,24 @@ fn a_plain_consumer_that_does_not_read_holds_up_neither_the_end_nor_the_drain() 
         backend.get(&format!("/executions/{id}"))["attached"] == false
     });
     // Another one, and the service ends.
-    let mut consumer = TcpStream::connect(backend.address).unwrap();
-    let body = json!({ "question": "yes | head -c 100000000" }).to_string();
-    write!(
-        consumer,
-        "POST /execute/stream HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
-        backend.address,
-        body.len()
-    )
-    .unwrap();
+    let mut consumer = plain_consumer(&backend, &json!({ "question": "yes | head -c 100000000" }));
     consumer.read_exact(&mut [0; 12]).unwrap();
     backend.signal(Signal::TERM);
     assert!(backend.wait(Duration::from_secs(10)).success());
     assert_eq!(backend.count("drain.incomplete"), 0);
 }
 
-/// A shell dies of TERM at once; what it had started cleans up, and has the whole grace for that.
+/// A shell dies of TERM at once; what it had started cleans up, has the whole grace for that, and gets one TERM only.
 #[test]
 fn a_clean_up_has_the_whole_grace_whoever_dies_before() {
     let service = Service::start();
     let clean_up = "import signal, sys, time\n\
-        def clean(*_):\n\
-        \tfor n in range(30): print(n, file=sys.stderr); time.sleep(0.1)\n\
-        \tprint('clean', file=sys.stderr); sys.exit(0)\n\
-        signal.signal(signal.SIGTERM, clean)\n\
+        terms = []\n\
+        signal.signal(signal.SIGTERM, lambda *_: terms.append(1))\n\
         print('ready', flush=True)\n\
-        time.sleep(900)\n";
+        while not terms: time.sleep(0.01)\n\
+        for n in range(30): print(n, file=sys.stderr); time.sleep(0.1)\n\
+        print('clean after', len(terms), file=sys.stderr)\n";
     let script = directory("clean-up").join("clean_up.py");
     fs::write(&script, clean_up).unwrap();
     let script = script.display();
@@ -290,7 +286,7 @@ fn a_clean_up_has_the_whole_grace_whoever_dies_before() {
             let expected = if by_time_out { "timeout" } else { "canceled" };
             assert_eq!(story.end["reason"], expected, "{command}: {}", story.end);
             let said = String::from_utf8_lossy(&story.stderr);
-            assert!(said.contains("29\nclean\n"), "{command}: {said}");
+            assert!(said.contains("29\nclean after 1\n"), "{command}: {said}");
             let cancel = &story.end["cancel"];
             assert_eq!((&cancel["escalated"], &cancel["verified"]), (&json!(false), &json!(true)), "{cancel}");
         }

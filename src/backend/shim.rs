@@ -163,7 +163,7 @@ impl Shim {
             match self.end {
                 End::Running => {}
                 End::Asked { kill_at } => {
-                    self.tree.signal_new_orphans(Signal::TERM, &self.procfs);
+                    self.tree.terminate_new_children(&self.procfs);
                     let left = kill_at.saturating_duration_since(Instant::now());
                     if left.is_zero() {
                         self.end = End::Killing { since: Instant::now() };

@@ -23,6 +23,10 @@ use rustix::{
 pub struct Stat {
     /// Its parent.
     pub parent: i32,
+    /// Its process group.
+    pub group: i32,
+    /// When it was started, in clock ticks since boot. With its number it names one process only.
+    pub started: u64,
     /// Its state: `R`, `S`, `D`, `T`, `t`, `Z` and others.
     pub state: char,
 }
@@ -183,11 +187,12 @@ pub fn stat_of(process: Pid) -> Option<Stat> {
     parse_stat(&fs::read_to_string(format!("/proc/{}/stat", process.as_raw_nonzero())).ok()?)
 }
 
-/// The third and fourth field of a stat line. The second, in parentheses, may hold anything.
+/// The third, fourth, fifth and 22nd field of a stat line. The second, in parentheses, may hold anything.
 fn parse_stat(text: &str) -> Option<Stat> {
     let mut fields = text.rsplit_once(')')?.1.split_ascii_whitespace();
     let state = fields.next()?.chars().next()?;
-    Some(Stat { state, parent: fields.next()?.parse().ok()? })
+    let (parent, group) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
+    Some(Stat { state, parent, group, started: fields.nth(16)?.parse().ok()? })
 }
 
 #[cfg(test)]
@@ -196,8 +201,8 @@ mod tests {
 
     #[test]
     fn a_name_with_parentheses_does_not_shift_the_fields() {
-        let stat = parse_stat("12 (a) b (c) T 7 12 12 0").unwrap();
-        assert_eq!(stat, Stat { state: 'T', parent: 7 });
+        let stat = parse_stat("12 (a) b (c) T 7 11 10 0 -1 4194304 1 0 0 0 0 0 0 0 20 0 1 0 5432 3133440 9").unwrap();
+        assert_eq!(stat, Stat { state: 'T', parent: 7, group: 11, started: 5432 });
         assert!(stat.is_still());
         assert_eq!(parse_stat("12 (a"), None);
     }

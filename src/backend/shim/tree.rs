@@ -4,7 +4,10 @@
 //! reaped: no number of these can have been given to another process, since only this process reaps
 //! them. Deeper descendants become direct children when their parents are gone.
 
-use std::{collections::HashSet, io};
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+};
 
 use rustix::{
     io::Errno,
@@ -20,14 +23,24 @@ const WALL: u32 = 0x4000_0000;
 pub struct Tree {
     leader: Option<Pid>,
     gone: bool,
+    /// The children that TERM was sent to.
     asked: HashSet<Pid>,
+    /// Everything that got TERM as a member of the leader's group, with its time of start: it may become a child
+    /// later, and a second TERM would interrupt its clean-up.
+    asked_as_group: HashMap<Pid, u64>,
     killed: HashSet<Pid>,
 }
 
 impl Tree {
     /// The tree of this leader, just started.
     pub fn new(leader: Pid) -> Self {
-        Tree { leader: Some(leader), gone: false, asked: HashSet::new(), killed: HashSet::new() }
+        Tree {
+            leader: Some(leader),
+            gone: false,
+            asked: HashSet::new(),
+            asked_as_group: HashMap::new(),
+            killed: HashSet::new(),
+        }
     }
 
     /// The command's own process, until it has been reaped.
@@ -73,22 +86,38 @@ impl Tree {
         }
     }
 
-    /// TERM to the group, and to those who left it.
+    /// TERM to the group, and to each child outside it.
     pub fn terminate(&mut self, procfs: &Procfs) {
+        let before = self.group_members(procfs);
         self.signal_group(Signal::TERM.as_raw());
+        // A process that left the group, or joined it, at the same time may not have got the signal.
+        self.asked_as_group = self.group_members(procfs);
+        self.asked_as_group.retain(|process, started| before.get(process) == Some(started));
         self.asked.extend(self.leader);
-        self.signal_new_orphans(Signal::TERM, procfs);
+        self.terminate_new_children(procfs);
     }
 
-    /// Sends a signal, and CONT after it, to each child that has not had it: descendants that have come up to
-    /// here since. A tree whose orphans cannot be listed hears it as far as it is one group.
-    pub fn signal_new_orphans(&mut self, signal: Signal, procfs: &Procfs) {
+    /// The processes of the tree that are in the leader's group. None where the tree cannot be listed.
+    fn group_members(&self, procfs: &Procfs) -> HashMap<Pid, u64> {
+        let Some(leader) = self.leader.map(|leader| leader.as_raw_nonzero().get()) else { return HashMap::new() };
+        let tree = procfs.descendants().unwrap_or_default().into_iter();
+        tree.filter(|(_, stat)| stat.group == leader).map(|(process, stat)| (process, stat.started)).collect()
+    }
+
+    /// Sends TERM, and CONT after it, to each child that has not had it: descendants whose parent has ended since.
+    /// Where the children cannot be listed, TERM reaches the leader's group only.
+    pub fn terminate_new_children(&mut self, procfs: &Procfs) {
         for child in procfs.children().unwrap_or_default() {
-            if self.asked.insert(child) {
-                let _ = kill_process(child, signal);
+            if self.asked.insert(child) && !self.has_got_term(child, procfs) {
+                let _ = kill_process(child, Signal::TERM);
                 let _ = kill_process(child, Signal::CONT);
             }
         }
+    }
+
+    fn has_got_term(&self, child: Pid, procfs: &Procfs) -> bool {
+        let asked = self.asked_as_group.get(&child);
+        asked.is_some_and(|started| procfs.stat(child).is_ok_and(|stat| stat.started == *started))
     }
 
     /// How many processes [`Tree::kill`] has met.
