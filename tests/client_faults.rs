@@ -437,6 +437,48 @@ fn another_instance_without_the_execution_is_a_restart() {
     assert!(err.ends_with("cc-executor: the service was restarted; the execution ended with it\n"), "{err}");
 }
 
+/// A service that takes a command, is killed before its answer arrives, and is started again.
+fn killed_before_its_answer(states_its_instance: bool) -> (String, i32, String) {
+    let mut service = Service::start();
+    let address = service.address.to_string();
+    let meddler = Meddler::start(
+        service.address,
+        if states_its_instance {
+            |_, _, message: &mut Value| !message["result"]["executionId"].is_string()
+        } else {
+            |_, _, message: &mut Value| {
+                message["params"].as_object_mut().map(|params| params.remove("instance"));
+                !message["result"]["executionId"].is_string()
+            }
+        },
+    );
+    let runs = std::env::temp_dir().join(format!("cc-executor-runs-{}-{states_its_instance}", std::process::id()));
+    let _ = fs::remove_file(&runs);
+    let command = format!("echo run >> {}; echo ready; exec sleep 100", runs.display());
+    let url = format!("ws://{}", meddler.address);
+    let mut run = Running::start(binary().args(["run", "--reconnect=20", "--url", &url, "--", &command]));
+    run.expect("ready\n");
+    service.signal(Signal::KILL);
+    service.wait(PATIENCE);
+    let mut again = binary();
+    again.args(["serve", "--bind", &address]);
+    let _again = Service::spawn(again);
+    let (_, err, code) = run.end(PATIENCE);
+    let n_runs = fs::read_to_string(&runs).unwrap();
+    let _ = fs::remove_file(runs);
+    (err, code, n_runs)
+}
+
+#[test]
+fn a_command_whose_start_was_not_answered_never_runs_at_a_restarted_service() {
+    let (err, code, runs) = killed_before_its_answer(true);
+    assert_eq!((code, runs.as_str()), (69, "run\n"), "{err}");
+    assert!(err.contains("restarted before it answered; if it had started the command, that ended with it\n"), "{err}");
+    let (err, code, runs) = killed_before_its_answer(false);
+    assert_eq!((code, runs.as_str()), (69, "run\n"), "{err}");
+    assert!(err.contains("does not state its instance: the command may have run"), "{err}");
+}
+
 #[test]
 fn an_execution_that_the_same_instance_has_forgotten_is_not_called_a_restart() {
     let service = Service::with(&["serve"], &[("CC_EXECUTOR_RETENTION_MS", "0")]);

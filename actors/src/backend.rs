@@ -38,7 +38,7 @@ use crate::{
     id::{ExecutionId, InstanceId, RequestId},
     protocol::{
         PerStream,
-        method::{Input, Run, Signal, Size},
+        method::{Execute, Input, Run, Signal, Size},
         rpc::{ErrorObject, code},
     },
     terminate::CancelReason,
@@ -97,8 +97,8 @@ impl Known {
         self.0.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
     }
 
-    /// Takes note of an answer. False for one that our own backend cannot have given: a program in
-    /// between, or one that has its port for a moment, does not change what the backend is.
+    /// Records which kind of backend answered. Returns false, and records nothing, for an answer in the original image's
+    /// form after our own backend was seen: a proxy, or another program on its port, may give one.
     fn learn(&self, kind: &Kind) -> bool {
         let mut known = self.0.write().unwrap_or_else(|poisoned| poisoned.into_inner());
         let fits = !matches!((&*known, kind), (Some(Kind::Ours(_)), Kind::Original));
@@ -109,8 +109,8 @@ impl Known {
     }
 }
 
-/// In whose name a gateway asks for an execution and follows it. One for each execution of a session; the
-/// backend tells by it who comes back for an execution and who takes it over.
+/// The name under which a gateway asks for an execution and follows it: one for each execution of a session. The
+/// backend uses it to tell a gateway that comes back from a consumer that takes over.
 #[derive(Debug)]
 pub struct Holder {
     request: RequestId,
@@ -137,7 +137,7 @@ impl Holder {
         self.hold.get()
     }
 
-    /// Whether a refusal comes from another process of the backend than the one that was asked to run it.
+    /// Whether a refusal comes from a backend that was restarted after the execution was requested.
     pub fn is_gone_with_its_backend(&self, refusal: &ErrorObject) -> bool {
         let instance = refusal.data.as_ref().and_then(|data| data["instance"].as_str()?.parse().ok());
         matches!((self.instance.get(), instance), (Some(meant), Some(answering)) if meant != answering)
@@ -251,7 +251,7 @@ impl Backend {
         Ok(kind)
     }
 
-    /// Whether a backend of any kind answers: a sign of life of one that has no other.
+    /// Whether the backend answers `GET /health`, of whichever kind it is. The original's image gives no other sign of life.
     pub async fn answers(&self) -> bool {
         self.ask_health().await.is_ok()
     }
@@ -287,24 +287,28 @@ impl Backend {
     }
 
     /// Asks for an execution. Returns when the response's head is there; bounded by the caller.
-    pub async fn execute(&self, id: ExecutionId, run: &Run, holder: &Holder) -> Result<Opened, BackendError> {
+    ///
+    /// # Errors
+    ///
+    /// Where the request names an instance and another one answers, `-32014` and nothing has started.
+    pub async fn execute(&self, id: ExecutionId, execute: &Execute, holder: &Holder) -> Result<Opened, BackendError> {
         let kind = match self.known() {
             Some(kind) => kind,
             None => self.describe().await?,
         };
         match kind {
-            Kind::Ours(_) => self.execute_ours(id, run, holder).await,
-            Kind::Original => self.execute_original(run).await,
+            Kind::Ours(_) => self.execute_ours(id, execute, holder).await,
+            Kind::Original => self.execute_original(&execute.run).await,
         }
     }
 
-    /// Each request names the process of the backend that it is meant for. So one that may have been taken
-    /// before its connection broke is repeated safely: the same process knows its id, another refuses it.
-    async fn execute_ours(&self, id: ExecutionId, run: &Run, holder: &Holder) -> Result<Opened, BackendError> {
+    /// Each request names the backend's instance. So it can be repeated after a broken connection: the same instance
+    /// knows the execution's id, and another one refuses the request.
+    async fn execute_ours(&self, id: ExecutionId, execute: &Execute, holder: &Holder) -> Result<Opened, BackendError> {
         for _ in 0..MAX_RESTARTS {
-            let instance = self.known().and_then(|kind| kind.instance());
+            let instance = execute.instance.or_else(|| self.known()?.instance());
             holder.instance.set(instance);
-            let mut body = run.to_body(id);
+            let mut body = execute.run.to_body(id);
             if let Some(instance) = instance {
                 body["instance"] = json!(instance);
                 body["requestId"] = json!(holder.request);
@@ -333,8 +337,10 @@ impl Backend {
                         self.0.url
                     )));
                 }
-                // Nothing was started: the one that is there now is asked.
-                BackendError::Refused(error) if error.code == code::OTHER_INSTANCE => drop(self.describe().await?),
+                // The backend was restarted before the first request, so nothing has started: ask the new instance.
+                BackendError::Refused(error) if error.code == code::OTHER_INSTANCE && execute.instance.is_none() => {
+                    self.describe().await?;
+                }
                 error => return Err(error),
             }
         }
@@ -382,8 +388,8 @@ impl Backend {
         self.follow(id, &format!("{}{}", query_of(offsets), holder.query())).await
     }
 
-    /// The same from where its stream broke off, which its client may not have received. It takes the
-    /// execution from nobody: where another one has it by now, that is the stream's only word.
+    /// Attaches again after the stream broke off, from these offsets, which the client may not have received. If
+    /// another consumer holds the execution now, it keeps it, and the stream's only message is `taken_over`.
     pub async fn attach_again(
         &self,
         id: ExecutionId,
@@ -420,14 +426,14 @@ impl Backend {
         self.post(id, &format!("ack?{}{hold}", query_of(offsets)), &json!({})).await
     }
 
-    /// Asks the backend to end an execution, whoever has it. Returns once that is accepted: the backend
+    /// Asks the backend to end an execution, whichever consumer holds it. Returns once that is accepted: the backend
     /// sends the response's head then. Its body, which ends when the tree is gone, is not waited for.
     pub async fn cancel(&self, id: ExecutionId, grace_ms: u64, reason: CancelReason) -> Result<(), BackendError> {
         self.end(id, grace_ms, reason, "").await
     }
 
-    /// Asks the backend to end an execution of which it has not said a word: for a client, whoever has it,
-    /// or in the name of the holder that gives it up.
+    /// Asks the backend to end an execution whose stream has not begun. A client's cancellation ends it whichever
+    /// consumer holds it; a gateway that gives up its own request names its hold.
     ///
     /// # Errors
     ///

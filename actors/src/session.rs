@@ -90,11 +90,10 @@ pub async fn start(
     let admit = around.supervisor.send(Admit { session: id, peer, supervisor: around.supervisor.clone() }).await;
     let admitted = admit.unwrap_or_else(|_| Err(ErrorObject::new(code::DRAINING, "the service is shutting down")));
     let (outbox, frames, linger) = Outbox::new();
-    let executors = around.backend.known().map(|kind| kind.executors());
     let room = outbox.room();
     let now = Instant::now();
     let (phase, place) = match admitted {
-        Ok(place) => (Phase::open(id, executors, around.limits, outbox, now), Some(place)),
+        Ok(place) => (Phase::open(id, around.backend.known().as_ref(), around.limits, outbox, now), Some(place)),
         Err(error) => (Phase::refused(error, outbox), None),
     };
     let (open, closed) = oneshot::channel();

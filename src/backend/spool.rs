@@ -386,7 +386,7 @@ impl Spool {
 
     /// Gives the output to a consumer that may have it, from where it has it; the one before is sent away.
     /// `first` is what the new one is told before anything else. A consumer whose hold is over is sent
-    /// away itself: all that it is told is that another one has taken over.
+    /// away itself, with the single message that another consumer has taken over.
     ///
     /// # Errors
     ///

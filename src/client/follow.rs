@@ -110,11 +110,14 @@ struct Follower {
     /// Until when it is tried to come back, while we are away.
     away_until: Option<Instant>,
     pause: Duration,
+    /// Whether `execute` was sent.
+    is_asked: bool,
     /// The service has the execution.
     accepted: bool,
     /// When the answer to `execute` or `attach` is overdue, while there is none.
     answer_by: Option<Instant>,
-    /// The backend that has the execution: another one after a restart. `None` where the service does not tell.
+    /// The backend that was asked for the execution, or has it: another one after a restart. `None` where the service
+    /// does not tell.
     instance: Option<String>,
     /// The period of the service's heartbeats: asked for, or observed.
     heartbeat: Option<Duration>,
@@ -222,6 +225,7 @@ impl Follower {
             reconnect: None,
             away_until: None,
             pause: FIRST_PAUSE,
+            is_asked: false,
             accepted: false,
             answer_by: None,
             instance: None,
@@ -289,8 +293,8 @@ impl Follower {
         let answer_by = Instant::now() + ANSWER_PATIENCE;
         self.answer_by = Some(self.away_until.map_or(answer_by, |until| until.min(answer_by)));
         match (&self.purpose, self.id) {
-            // The longest time without us is the service's to say.
-            (Purpose::Run(RunOptions { leave: Leave::GoesOn, .. }), _) => {}
+            // Asked for when `connected` has come: it states the instance, and the longest time that `--detach` may ask for.
+            (Purpose::Run(options), Some(_)) if !self.accepted && options.leave != Leave::Ends => {}
             (Purpose::Run(options), id) if !self.accepted => {
                 self.call(connection, call::BEGIN, "execute", execute_params(options, id, None)).await;
             }
@@ -430,6 +434,8 @@ impl Follower {
         #[derive(Deserialize)]
         struct Connected {
             limits: Limits,
+            #[serde(default)]
+            instance: Option<String>,
         }
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase")]
@@ -438,11 +444,21 @@ impl Follower {
             detach_ms: Option<u64>,
         }
         let Purpose::Run(options) = &self.purpose else { return Ok(()) };
-        if options.leave == Leave::GoesOn && !self.accepted {
-            let connected: Connected = serde_json::from_str(params).map_err(|error| garbled(&error))?;
-            let params = execute_params(options, self.id, connected.limits.detach_ms);
-            self.call(connection, call::BEGIN, "execute", params).await;
+        if options.leave == Leave::Ends || self.accepted {
+            return Ok(());
         }
+        let Connected { limits, instance } = serde_json::from_str(params).map_err(|error| garbled(&error))?;
+        let mut params = execute_params(options, self.id, limits.detach_ms);
+        if std::mem::replace(&mut self.is_asked, true) {
+            let Some(before) = &self.instance else {
+                let message = "the connection broke before the service answered, and the service does not state its instance: the command may have run, so it is not requested again";
+                return Err(self.ended_early(&ClientError::new(exit::UNAVAILABLE, message)));
+            };
+            params["instance"] = json!(before);
+        } else {
+            self.instance = instance;
+        }
+        self.call(connection, call::BEGIN, "execute", params).await;
         Ok(())
     }
 
@@ -487,6 +503,10 @@ impl Follower {
             (code::UNKNOWN_EXECUTION, Some(before), Some(now)) if before != now => {
                 ClientError::new(code, "the service was restarted; the execution ended with it")
             }
+            (code::OTHER_INSTANCE, ..) => ClientError::new(
+                code,
+                "the service was restarted before it answered; if it had started the command, that ended with it",
+            ),
             _ => ClientError::new(code, error.message.clone()),
         }
     }

@@ -26,7 +26,7 @@ pub struct Health {
     pub server: String,
     /// The package's version.
     pub version: String,
-    /// Which process of it answers; made at its start. `None` from one that is older than this field.
+    /// Identifies the backend's process: a UUID that it makes at its start. `None` from a backend older than this field.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub instance: Option<InstanceId>,
     /// What can be run, by name.

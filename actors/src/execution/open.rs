@@ -101,7 +101,7 @@ pub(super) async fn open(
     holder: &Holder,
 ) -> Result<(Stream, Standing), Refusal> {
     match purpose {
-        Purpose::Run(execute) => match backend.execute(id, &execute.run, holder).await.map_err(Refusal::Backend)? {
+        Purpose::Run(execute) => match backend.execute(id, execute, holder).await.map_err(Refusal::Backend)? {
             Opened::Plain(body, end) => {
                 let claude = execute.run.executor.as_deref() == Some(claude::EXECUTOR);
                 let standing = Standing::running();

@@ -12,7 +12,10 @@ use super::{
     fields::{Fields, ill_typed},
     rpc::{Call, ErrorObject, code},
 };
-use crate::{claude, id::ExecutionId};
+use crate::{
+    claude,
+    id::{ExecutionId, InstanceId},
+};
 
 /// What a client asks of its session.
 #[derive(Clone, PartialEq, Debug)]
@@ -114,6 +117,9 @@ pub struct Execute {
     pub framing: Framing,
     /// Whether Claude's events are told too.
     pub events: bool,
+    /// The only instance of the backend that may run it. A client that repeats a request whose answer it did not get
+    /// names the instance of `connected`, because a restarted backend does not know that it has run already.
+    pub instance: Option<InstanceId>,
 }
 
 /// Parameters of `attach`.
@@ -251,7 +257,7 @@ impl Execute {
             let message = format!("events come from the executor claude alone, not from {other:?}: leave them out");
             return Err(ErrorObject::new(code::PARAMS, message).with(json!({ "param": "events" })));
         }
-        Ok(Execute { run, framing, events })
+        Ok(Execute { run, framing, events, instance: fields.parsed("instance", "a UUID")? })
     }
 
     /// The parameter in which the two differ.

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     backend::api::GapReason,
-    id::{ExecutionId, SessionId},
+    id::{ExecutionId, InstanceId, SessionId},
     terminate::{Ending, Scope, Status},
 };
 
@@ -66,6 +66,10 @@ pub struct Connected {
     pub server: Server,
     /// What `executor` may name; `None` while the backend has not answered yet.
     pub executors: Option<Vec<String>>,
+    /// The backend's instance, which a repeated `execute` names. Absent where `executors` is `None`, and with the
+    /// original's image.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub instance: Option<InstanceId>,
     /// What a client may ask for.
     pub limits: Limits,
     /// What this build can do.

@@ -14,6 +14,7 @@ use serde_json::Value;
 pub use self::open::Open;
 use self::open::Then;
 use crate::{
+    backend::Kind,
     execution::messages::{Report, Steer},
     id::{ExecutionId, SessionId},
     protocol::{
@@ -190,12 +191,13 @@ pub enum Closure {
 
 impl<O: Outlet> Phase<O> {
     /// A session that has said `connected`.
-    pub fn open(id: SessionId, executors: Option<Vec<String>>, limits: Limits, mut outlet: O, now: Instant) -> Self {
+    pub fn open(id: SessionId, backend: Option<&Kind>, limits: Limits, mut outlet: O, now: Instant) -> Self {
         outlet.say(Words::Message(Message::Connected(Connected {
             session_id: id,
             protocol: VERSION,
             server: Server::THIS,
-            executors,
+            executors: backend.map(Kind::executors),
+            instance: backend.and_then(Kind::instance),
             limits,
             capabilities: CAPABILITIES.iter().map(|name| (*name).to_owned()).collect(),
         })));
