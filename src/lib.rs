@@ -9,6 +9,7 @@
 //! - [`gateway`]: the role `serve`, WebSocket sessions in front of a backend.
 //! - [`backend`]: the role `backend`, which runs commands and owns their processes.
 //! - [`drain`]: how either role ends.
+//! - [`protocol`]: the reference of the WebSocket protocol, for client authors.
 //! - [`cli`]: the command line, and the commands for people and scripts: `run`, `check`, `logs` and the like.
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
@@ -22,3 +23,6 @@ pub mod gateway;
 pub mod logging;
 pub mod server;
 mod syscall;
+
+#[doc = include_str!("protocol.md")]
+pub mod protocol {}

@@ -31,6 +31,7 @@ mod logs;
 mod logs_cli;
 mod race;
 mod reconnect;
+mod reference;
 mod replay;
 mod retention;
 mod run;

@@ -1,0 +1,100 @@
+//! `src/protocol.md` is the reference of the wire: its examples are read as the service reads them, and nothing that the
+//! code can say is missing from it.
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+use cc_executor_actors::{
+    protocol::{CAPABILITIES, Limits, method::Method},
+    rpc,
+};
+use serde_json::Value;
+
+const METHODS: [&str; 7] = ["execute", "attach", "control", "input", "resize", "status", "ping"];
+const NOTIFICATIONS: [&str; 7] = ["connected", "statusUpdate", "output", "event", "gap", "detached", "error"];
+
+fn source(name: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap()
+}
+
+/// The examples, with the direction of each: `>` to the service, `<` from it.
+fn examples() -> Vec<(char, String)> {
+    let reference = source("src/protocol.md");
+    let blocks = reference.split("```jsonl\n").skip(1).map(|rest| rest.split("```").next().unwrap().to_owned());
+    let lines: Vec<_> = blocks.flat_map(|block| block.lines().map(str::to_owned).collect::<Vec<_>>()).collect();
+    lines.into_iter().map(|line| (line.chars().next().unwrap(), line[2..].to_owned())).collect()
+}
+
+#[test]
+fn each_example_is_understood() {
+    let limits = Limits::default();
+    let (mut called, mut told) = (BTreeSet::new(), BTreeSet::new());
+    for (direction, text) in examples() {
+        let message: Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{text}: {error}"));
+        assert_eq!(message["jsonrpc"], "2.0", "{text}");
+        let method = message["method"].as_str().map(str::to_owned);
+        match (direction, method) {
+            ('>', Some(method)) => {
+                let call = rpc::parse(&text).unwrap_or_else(|response| panic!("{text}: {response:?}"));
+                Method::parse(call, &limits).unwrap_or_else(|error| panic!("{text}: {error}"));
+                called.insert(method);
+            }
+            ('<', Some(method)) => {
+                assert!(NOTIFICATIONS.contains(&method.as_str()) && message["params"].is_object(), "{text}");
+                told.insert(method);
+            }
+            ('<', None) => {
+                assert!(message.get("result").is_some() != message.get("error").is_some(), "{text}");
+            }
+            _ => panic!("neither a call nor an answer: {text}"),
+        }
+    }
+    assert_eq!(called, METHODS.map(str::to_owned).into(), "each method has an example");
+    assert_eq!(told, NOTIFICATIONS.map(str::to_owned).into(), "each notification has an example");
+}
+
+#[test]
+fn nothing_that_the_code_can_say_is_missing() {
+    let reference = source("src/protocol.md");
+    let has_row = |what: &str| reference.lines().any(|line| line.starts_with(&format!("| {what} |")));
+    for line in source("actors/src/rpc.rs").lines() {
+        let Some(code) = line.trim().strip_prefix("pub const ").and_then(|rest| rest.split(" = ").nth(1)) else {
+            continue;
+        };
+        if let Some(code) = code.strip_suffix(';').filter(|code| code.starts_with("-32")) {
+            assert!(has_row(code), "the error code {code}");
+        }
+    }
+    for code in ["-32010", "-32011", "-32012", "-32013"] {
+        assert!(has_row(code), "the error code {code}");
+    }
+    let close = source("actors/src/close.rs");
+    let close_codes: Vec<_> =
+        close.lines().filter_map(|line| line.trim().strip_prefix("CloseCode::")?.split("=> ").nth(1)).collect();
+    assert!(close_codes.len() > 5, "the close codes are found");
+    for code in close_codes {
+        assert!(has_row(code.trim_end_matches(',')), "the close code {code}");
+    }
+    let limits = serde_json::to_value(Limits::default()).unwrap();
+    for name in limits.as_object().unwrap().keys() {
+        assert!(reference.matches(&format!("`{name}`")).count() > 0, "the limit {name}");
+    }
+    for name in CAPABILITIES {
+        assert!(reference.contains(&format!("\"{name}\"")), "the capability {name}");
+    }
+    // What a status, a reason and an evidence are called is in one place each.
+    let outcome = source("actors/src/outcome.rs");
+    let names: Vec<_> = outcome
+        .lines()
+        .filter_map(|line| {
+            let (variant, name) = line.trim().split_once(" => \"")?;
+            ["Reason::", "Status::", "Evidence::"]
+                .iter()
+                .any(|of| variant.starts_with(of))
+                .then(|| name.trim_end_matches("\","))
+        })
+        .collect();
+    assert!(names.len() > 20, "the names are found");
+    for name in names {
+        assert!(reference.contains(&format!("`{name}`")), "{name}");
+    }
+}
