@@ -1,7 +1,7 @@
 //! Everything that this program prints to its own standard output and standard error.
 //!
-//! `println!` and its kin panic where a write fails, and that is ordinary here: `ps | head -1` closes the pipe,
-//! and disks are full at times. So nothing else in this crate prints; tests/tidy.rs looks for it.
+//! `println!` and `print!` panic if a write fails, and writes do fail: `ps | head -1` closes the pipe, a disk is
+//! full. So no other module of this crate prints; tests/tidy.rs checks it.
 
 use std::{
     fmt,

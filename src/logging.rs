@@ -17,13 +17,13 @@ use log::{
 };
 use serde_json::{Map, Value as Json};
 
-/// What accepts connections. While its server stops, it calls a connection that comes too late an error.
+/// The log target of actix's acceptor. It logs an error for a connection that arrives while the server stops.
 const ACCEPTOR: &str = "actix_server::accept";
 
 /// Whether the servers of this process are being stopped.
 static STOPPING: AtomicBool = AtomicBool::new(false);
 
-/// From now on connections that come are not served, and that is as it should be.
+/// Suppresses the acceptor's errors from now on, because the servers of this process are being stopped.
 pub fn stopping() {
     STOPPING.store(true, Ordering::Relaxed);
 }
@@ -39,7 +39,7 @@ pub enum Format {
 }
 
 impl Format {
-    /// The format of this name.
+    /// The format with this name.
     pub fn named(name: &str) -> Option<Format> {
         match name {
             "text" => Some(Format::Text),
@@ -79,7 +79,7 @@ fn write_text(out: &mut dyn Write, now: Timestamp, record: &Record<'_>) -> io::R
     let event = fields.remove("event");
     write!(out, "{now:.3} {:<5} ", record.level())?;
     let name = event.as_ref().and_then(Json::as_str).unwrap_or(record.target());
-    // One record is one line, whatever a client managed to put into its text.
+    // Control characters are escaped, so that a record stays one line whatever text a client has sent.
     let text: String = record.args().to_string().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     write!(out, "{name:<20} {text}")?;
     for (name, value) in fields {

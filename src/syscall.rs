@@ -74,7 +74,7 @@ impl SingleThread {
     }
 }
 
-/// Where a forked child is to live.
+/// The namespace or cgroup of a forked child.
 #[derive(Clone, Copy, Debug)]
 pub enum ForkTarget<'a> {
     /// As PID 1 of a PID namespace of its own, with mounts of its own.
@@ -95,8 +95,8 @@ struct SignalAction {
 
 const DEFAULT: SignalAction = SignalAction { handler: libc::SIG_DFL, flags: 0, restorer: 0, mask: 0 };
 
-/// Gives each signal but these its default disposition back where it is ignored, and blocks none: whoever
-/// started this process may have left both behind, and an exec keeps them.
+/// Restores the default disposition of each ignored signal except these, and unblocks all signals, because both
+/// survive an exec and the process's parent may have changed them.
 pub fn reset_ignored_signals(keep: &[Signal]) {
     for number in 1..=SIGNALS {
         if keep.iter().all(|kept| kept.as_raw() != number) && disposition(number) == Some(libc::SIG_IGN) {
@@ -106,7 +106,7 @@ pub fn reset_ignored_signals(keep: &[Signal]) {
     set_mask(0);
 }
 
-/// Gives every signal its default disposition, and blocks none, for a command that is about to be executed.
+/// Restores the default disposition of every signal and unblocks all, for a command that is about to be executed.
 pub fn reset_all_signals() {
     for number in 1..=SIGNALS {
         set_default(number);
@@ -114,8 +114,8 @@ pub fn reset_all_signals() {
     set_mask(0);
 }
 
-/// Blocks every signal that does not tell of a fault of this process itself: nobody but SIGKILL can then end it
-/// politely. What is blocked can be read from the descriptor where it is one of `wanted` (signalfd(2)).
+/// Blocks every signal but those of this process's own faults, so that only SIGKILL can end it. The signals in
+/// `wanted` can be read from the returned descriptor (signalfd(2)).
 pub fn block_signals(wanted: &[Signal]) -> io::Result<OwnedFd> {
     let faults = [libc::SIGILL, libc::SIGTRAP, libc::SIGABRT, libc::SIGBUS, libc::SIGFPE, libc::SIGSEGV, libc::SIGSYS];
     set_mask(!faults.iter().fold(0, |set, number| set | bit(*number)));
@@ -130,8 +130,8 @@ pub fn block_signals(wanted: &[Signal]) -> io::Result<OwnedFd> {
     }
 }
 
-/// Closes every descriptor from this one on. Only for a process that has just been executed and owns none of
-/// them: whoever started it may have left some open.
+/// Closes every descriptor from this one on. Only for a process that was just executed and owns none of them, because
+/// its parent may have left some open.
 pub fn close_inherited_from(first: u32) {
     close_from(first);
 }
@@ -167,7 +167,7 @@ fn close_from(first: u32) {
     if done == 0 {
         return;
     }
-    // A kernel or a filter that does not know the call: one by one.
+    // If the call is missing or filtered, the descriptors are closed one by one.
     let Ok(entries) = fs::read_dir("/proc/self/fd") else { return };
     let open: Vec<i32> = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
     for fd in open.into_iter().filter(|fd| u32::try_from(*fd).is_ok_and(|fd| fd >= first)) {

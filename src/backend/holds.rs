@@ -1,4 +1,4 @@
-//! Who has an execution: holds are numbered, and only the newest one counts.
+//! Decides which consumer holds an execution: holds are numbered, and only the newest is valid.
 //!
 //! The request that creates an execution makes hold 1, and each consumer that attaches to it afterwards
 //! makes the next. A consumer that comes back for itself names its hold, so that a connection which broke
@@ -12,29 +12,28 @@ use cc_executor_actors::{
 };
 use serde_json::json;
 
-/// How many requests are remembered. Only a request that is repeated looks for itself here, which it does
-/// within seconds.
+/// The number of requests that are remembered. Enough, because a request is repeated within seconds.
 const REMEMBERED: usize = 16;
 
-/// The name under which somebody acts on an execution.
+/// The identity under which a consumer acts on an execution.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Claim {
-    /// This request wants it, whoever has it. The same request again is the same holder.
+    /// A new request takes the execution over. The same request again is the same holder.
     Request(Option<RequestId>),
     /// The holder with this number comes back.
     Number(u64),
-    /// The holder that this request made comes back, and takes it from nobody.
+    /// The holder that this request made comes back. It does not take the execution over.
     Back(RequestId),
 }
 
-/// What becomes of a claim to follow an execution.
+/// The result of a claim to follow an execution.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ClaimResult {
-    /// It is a new holder.
+    /// The claim makes a new hold.
     New,
-    /// It is the holder that there is.
+    /// The claim is that of the current holder.
     Same,
-    /// Another one has had the execution since.
+    /// Another consumer has taken the execution over since.
     TakenOver,
 }
 
@@ -86,7 +85,7 @@ impl Holds {
             }
             Claim::Number(number) => Some(number),
             Claim::Request(request) => request.and_then(|request| self.number_of(request)),
-            // Its request never came: whoever has the execution is somebody else.
+            // The request never arrived, so the holder is another consumer.
             Claim::Back(request) => Some(self.number_of(request).unwrap_or(0)),
         };
         Ok(match (named, claim) {

@@ -42,22 +42,22 @@ use self::{
 };
 use crate::syscall::{SingleThread, block_signals};
 
-/// How long KILL is repeated before what is left is called a survivor: a process of another user
-/// (set-user-ID), or one that the kernel holds.
+/// How long KILL is repeated before the remaining processes count as survivors: set-user-ID processes of
+/// another user, or processes that the kernel holds in an uninterruptible wait.
 const KILL_PATIENCE: Duration = Duration::from_secs(4);
 
-/// How soon the next step of a pause, or the next round of KILL, follows.
+/// The interval between two steps of a pause, or two rounds of KILL.
 const STEP: Duration = Duration::from_millis(1);
 
-/// What a forked shim is given.
+/// What a forked shim inherits from the subreaper.
 pub struct ShimInheritance {
     /// The socket to its backend.
     pub socket: OwnedFd,
     /// What the command reads and writes.
     pub ends: CommandEnds,
-    /// Ends when the subreaper does.
+    /// Reaches its end of file when the subreaper ends.
     pub lifeline: OwnedFd,
-    /// Where the command gets a cgroup: the backend's directory, and the name of its own.
+    /// With cgroups: the backend's directory, and the name of the execution's cgroup in it.
     pub cgroup: Option<(PathBuf, String)>,
     /// Whether this is the first process of a PID namespace.
     pub is_first: bool,
@@ -66,10 +66,10 @@ pub struct ShimInheritance {
 /// Runs one command to its end. Returns when its whole tree is gone: true if that is proven.
 pub fn main(single: &SingleThread, inherited: ShimInheritance) -> io::Result<bool> {
     let ShimInheritance { socket, ends, lifeline, cgroup, is_first } = inherited;
-    // A stopped one wakes when the subreaper dies, and reads its lifeline's end.
+    // CONT, so that a stopped shim wakes when the subreaper dies, and reads the end of its lifeline.
     set_parent_process_death_signal(Some(Signal::CONT))?;
     set_child_subreaper(Some(Pid::INIT))?;
-    // For whoever looks at the processes of this machine; without it they look like any other.
+    // The name that ps shows. Without it the shim still works.
     let _ = rustix::thread::set_name(c"cc-shim");
     let mut channel = Channel::new(socket);
     let prepared = prepare(cgroup, is_first);
@@ -107,23 +107,23 @@ fn prepare(cgroup: Option<(PathBuf, String)>, is_first: bool) -> io::Result<(Pro
         containment::mount_proc()?;
     }
     let cgroup = cgroup.map(|(base, name)| Cgroup::make(&base, &name)).transpose()?;
-    // Before the command runs: afterwards it may have lowered what this process may open.
+    // Opened before the command runs, because the command may lower this process's descriptor limit.
     Ok((Procfs::open()?, cgroup, block_signals(&[Signal::CHILD, Signal::CONT])?))
 }
 
 /// How far the command has come.
 enum CommandState {
-    /// Its process was forked, and has not executed it yet.
+    /// The process is forked, and has not executed the command yet.
     Starting(StartingChild),
     /// It runs, or has ended.
     Executed,
-    /// It could not be executed, which was told.
+    /// The command could not be executed, which was reported.
     NotExecuted,
 }
 
 /// How far the end has come. Each step is taken once; the loop in [`Shim::run`] walks them.
 enum EndState {
-    /// Nothing has asked for it.
+    /// The end was not ordered yet.
     Running,
     /// TERM was sent; KILL follows at this time.
     Asked { kill_at: Instant },
@@ -141,7 +141,7 @@ struct Shim {
     cgroup: Option<Cgroup>,
     end: EndState,
     pause: PauseState,
-    /// Until when a cgroup may take to freeze.
+    /// The deadline for the cgroup to freeze.
     freezing_until: Option<Instant>,
     /// Orders to pause that have not been answered.
     pauses_owed: u32,
@@ -201,8 +201,8 @@ impl Shim {
         gone.evidence.is_proof()
     }
 
-    /// The exit of a process that has not executed the command is no exit of the command. Whether it has is in
-    /// the report, which is whole by now.
+    /// Reports the exit of the leader, but only if it has executed the command. The exec report says so; it is
+    /// complete, because the process that wrote it has ended.
     fn on_leader_exit(&mut self, exit: LeaderExit) {
         self.read_report();
         if matches!(self.command, CommandState::Executed) {
@@ -230,7 +230,7 @@ impl Shim {
         }
     }
 
-    /// Waits for a child's end, an order, the report, or the time.
+    /// Waits for a child's end, an order, the exec report, or the time-out.
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         let timeout = timeout.and_then(|left| Timespec::try_from(left).ok());
         let report = match &self.command {
@@ -253,12 +253,12 @@ impl Shim {
         drop(fds);
         if std::mem::take(&mut is_ready[0]) {
             let mut signals = [0u8; 1024];
-            // What it says is looked up where it counts; reading only empties it.
+            // Only emptied: the loop looks up which children have ended.
             let _ = rustix::io::read(&self.signals, &mut signals);
         }
         let [_, from_backend, lifeline_ended, reported] = is_ready;
         if lifeline_ended {
-            // The subreaper is gone: what this process leaves behind now would be an orphan.
+            // The subreaper is gone, so nobody could end what this process leaves behind.
             self.lifeline = None;
             self.tell(&ShimEvent::Unguarded);
             self.kill_now();
@@ -272,7 +272,7 @@ impl Shim {
     fn on_orders(&mut self) -> io::Result<()> {
         let Some(channel) = &mut self.channel else { return Ok(()) };
         if !channel.read()? {
-            // The backend is gone, or has given this execution up: there is no grace without it.
+            // The backend is gone or has given this execution up, so the tree is killed without a grace period.
             self.channel = None;
             self.kill_now();
             return Ok(());
@@ -284,7 +284,7 @@ impl Shim {
                 Order::Pause => self.begin_pause(),
                 Order::Resume => {
                     self.end_pause();
-                    // Also what was stopped by others: nothing else could continue that.
+                    // Also processes that others stopped, because a client has no other way to continue them.
                     pause::continue_all(&self.procfs);
                     self.tell(&ShimEvent::Resumed);
                 }
@@ -304,8 +304,8 @@ impl Shim {
         self.pause.begin();
     }
 
-    /// Takes a step of a pause that is under way. True if another one is needed. A cgroup is frozen only where something
-    /// cannot be stopped, because a stopped process can be seen to be so.
+    /// Takes a step of a pause that is under way. Returns true if another step is needed. The cgroup is frozen only if
+    /// a process cannot be stopped, because /proc shows stopped processes and does not show frozen ones.
     fn step_pause(&mut self) -> bool {
         if self.pauses_owed == 0 {
             return false;
@@ -340,15 +340,15 @@ impl Shim {
     /// Continues everything. A pause that was under way has failed.
     fn end_pause(&mut self) {
         if let Some(cgroup) = &self.cgroup {
-            // One that is not frozen stays as it is.
+            // Does nothing to a cgroup that is not frozen.
             let _ = cgroup.freeze(false);
         }
         self.pause.end(&self.procfs);
         self.answer_pauses(&ShimEvent::NotPaused);
     }
 
-    /// TERM now, KILL after the grace. Asked again, a shorter grace takes effect. A stopped process acts on TERM
-    /// only when it is continued, whoever stopped it.
+    /// Sends TERM now and KILL after the grace. A repeated order can only shorten the grace. CONT follows TERM, because
+    /// a stopped process acts on TERM only when it is continued.
     fn end_within(&mut self, grace: Duration) {
         let kill_at = Instant::now() + grace;
         match &mut self.end {
@@ -356,7 +356,7 @@ impl Shim {
             EndState::Running => {
                 self.tree.terminate(&self.procfs);
                 self.end_pause();
-                // The group by itself, too: where nothing can be listed that is what is reached.
+                // Also to the group, because that needs no listing of the tree.
                 self.tree.signal_group(Signal::CONT.as_raw());
                 pause::continue_all(&self.procfs);
                 self.end = EndState::Asked { kill_at };

@@ -1,12 +1,12 @@
 //! The subreaper: the one process whose children are shims, and nothing else.
 //!
-//! It is this same binary, started again before any runtime exists. It forks a shim for each execution, which is
-//! faster than to execute one. A shim that is killed leaves its tree to the subreaper: every child of it that is
-//! no living shim is such an orphan, and is ended. When none is left the trees of all lost shims are gone, since
-//! a killed process has handed its own children over before it can be reaped.
+//! It is this same binary, executed again before a runtime exists. It forks a shim for each execution, which is
+//! faster than executing one. The tree of a killed shim becomes children of the subreaper: each child that is not a
+//! living shim is such an orphan, and the subreaper ends it. When it has no orphan left, the trees of all lost shims
+//! are gone, because the kernel reparents a process's children before the process can be reaped.
 //!
-//! The end of its socket means that the backend is gone: then everything below is ended, shims included. The
-//! backend's side of it is in [`handle`].
+//! The end of its socket means that the backend is gone: the subreaper then ends all processes below it, shims
+//! included. The backend's side is in [`handle`].
 
 pub mod handle;
 pub mod protocol;
@@ -45,16 +45,16 @@ use super::shim::{
 };
 use crate::syscall::{ForkTarget, SingleThread, block_signals, close_inherited_from};
 
-/// The first argument that makes the binary a subreaper. What contains executions follows, as JSON.
+/// The first argument that makes the binary a subreaper. The second is the containment, as JSON.
 pub const ARGUMENT: &str = "subreaper";
 
-/// How long orphans may take to end before they are counted as survivors. They are killed on all the same.
+/// How long KILL is repeated before the remaining orphans count as survivors. It goes on after that.
 const SWEEP_PATIENCE: Duration = Duration::from_secs(4);
 
-/// How soon a sweep looks again: at first, and once its patience is over.
+/// The interval between two rounds of a sweep: at first, and after [`SWEEP_PATIENCE`].
 const SWEEP_CADENCE: [Duration; 2] = [Duration::from_millis(1), Duration::from_millis(100)];
 
-/// How long everything may take to end once the backend is gone.
+/// The longest time for all processes to end after the backend is gone.
 const LAST_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Descriptors that come with a request to fork: the shim's socket and the command's ends.
@@ -65,7 +65,7 @@ pub fn main(contained: Option<&str>) -> ExitCode {
     let Some(contained) = contained.and_then(|text| serde_json::from_str(text).ok()) else { return ExitCode::FAILURE };
     match SubreaperLoop::start(contained).and_then(SubreaperLoop::run) {
         Ok(Role::Subreaper) => ExitCode::SUCCESS,
-        // A status of 0 says that the tree is gone, which was proven.
+        // An exit code of 0 tells the subreaper that the shim has seen ECHILD.
         Ok(Role::Shim(single, inherited)) => {
             shim::main(&single, inherited).map_or(ExitCode::FAILURE, |is_proven| ExitCode::from(u8::from(!is_proven)))
         }
@@ -76,13 +76,13 @@ pub fn main(contained: Option<&str>) -> ExitCode {
 
 /// Which process has returned from the subreaper's loop.
 enum Role {
-    /// The subreaper, whose work is done.
+    /// The subreaper itself, which has nothing more to do.
     Subreaper,
     /// A child that it has forked.
     Shim(SingleThread, ShimInheritance),
 }
 
-/// What a forked child takes with it. It gives up everything else of the subreaper.
+/// What a forked child keeps of the subreaper. It closes everything else.
 struct Forked {
     socket: OwnedFd,
     ends: CommandEnds,
@@ -99,18 +99,18 @@ struct SubreaperLoop {
     lifeline: (OwnedFd, OwnedFd),
     shims: HashMap<Ticket, Pid>,
     sweep: Option<Sweep>,
-    /// Since when the backend is gone.
+    /// When the backend's end was noticed.
     is_ending: Option<Instant>,
 }
 
-/// Orphans are being looked for.
+/// A sweep: orphans are being ended.
 struct Sweep {
     since: Instant,
-    /// Who waits for it to be over.
+    /// The requests that wait for its end.
     asked: Vec<SweepRequest>,
 }
 
-/// Somebody who waits for a sweep.
+/// A request that waits for a sweep.
 struct SweepRequest {
     number: u64,
     since: Instant,
@@ -119,16 +119,16 @@ struct SweepRequest {
 
 impl SubreaperLoop {
     fn start(contained: Contained) -> io::Result<SubreaperLoop> {
-        // Whoever started the service may have left descriptors open: they are nobody's here.
+        // Closes descriptors that the service's parent left open, because no process below may have them.
         close_inherited_from(3);
         // Ctrl-C in the service's terminal, or its hang-up, is the service's business.
         setsid()?;
         set_child_subreaper(Some(Pid::INIT))?;
-        // For whoever looks at the processes of this machine.
+        // The name that ps shows.
         let _ = rustix::thread::set_name(c"cc-subreaper");
-        // A stopped one wakes when the backend dies, and reads the end of its socket.
+        // CONT, so that a stopped subreaper wakes when the backend dies, and reads the end of its socket.
         set_parent_process_death_signal(Some(Signal::CONT))?;
-        // Commands run as the same user: they must not reach into it, nor into the shims that it forks.
+        // Not dumpable, so that commands, which run as the same user, cannot trace it or its shims.
         set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
         let socket = io::stdin().as_fd().try_clone_to_owned()?;
         let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
@@ -183,7 +183,7 @@ impl SubreaperLoop {
                     let ticket = self.shims.iter().find(|(_, shim)| **shim == pid).map(|(ticket, _)| *ticket);
                     if let Some(ticket) = ticket {
                         self.shims.remove(&ticket);
-                        // One that has exited with 0 had no children any more.
+                        // A shim that exits with 0 has seen that it has no children.
                         if status.exit_status() != Some(0) {
                             self.begin_sweep();
                         }
@@ -199,19 +199,19 @@ impl SubreaperLoop {
         self.sweep.get_or_insert_with(|| Sweep { since: Instant::now(), asked: Vec::new() })
     }
 
-    /// Ends the orphans that there are, and answers who waits for there being none. Gives when to look again.
+    /// Sends KILL to the orphans, and answers the waiting requests once there are none. Returns when to look again.
     fn step_sweep(&mut self) -> Option<Duration> {
         self.sweep.as_ref()?;
         let orphans = self.orphans();
         for orphan in orphans.iter().flatten() {
-            // It may have ended just now. Only this process reaps it, so the number is still its own.
+            // Fails if the orphan has just ended. The id is not reused before this process reaps it.
             let _ = kill_process(*orphan, Signal::KILL);
         }
         let left = orphans.as_ref().ok().map(|orphans| count(orphans.len()));
         let mut sweep = self.sweep.take()?;
         let asked = std::mem::take(&mut sweep.asked);
         for asked in asked {
-            // Its shim may not have been reaped yet.
+            // The lost shim itself may not have been reaped yet.
             let is_swept = left == Some(0) && !self.shims.contains_key(&asked.ticket);
             if is_swept || asked.since.elapsed() > SWEEP_PATIENCE {
                 let evidence = match self.contained {
@@ -234,7 +234,7 @@ impl SubreaperLoop {
         Some(SWEEP_CADENCE[usize::from(is_slow)])
     }
 
-    /// Children that are no shims.
+    /// The children that are not living shims.
     fn orphans(&self) -> io::Result<Vec<Pid>> {
         let mut children = self.procfs.children()?;
         children.retain(|child| !self.shims.values().any(|shim| shim == child));
@@ -243,13 +243,13 @@ impl SubreaperLoop {
 
     fn clean_cgroup(&self, ticket: Ticket) {
         if let Contained::Cgroup(base) = &self.contained {
-            // What had moved to another parent would be in it still.
+            // An empty cgroup is the proof even for processes that have moved to another parent.
             kill_cgroup(base, &ticket.to_string(), Duration::ZERO);
         }
     }
 
     fn kill_everything(&self) {
-        // A shim that is stopped dies of it, too; its tree then comes to this process.
+        // KILL also ends stopped shims. Their trees become children of this process.
         for child in self.procfs.children().unwrap_or_else(|_| self.shims.values().copied().collect()) {
             let _ = kill_process(child, Signal::KILL);
         }
@@ -258,7 +258,7 @@ impl SubreaperLoop {
         }
     }
 
-    /// Waits for a child's end, a request, or the time. What it gives makes this process a shim.
+    /// Waits for a child's end, a request, or the time-out. Returns a value in a forked child, which becomes a shim.
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<Option<Forked>> {
         let timeout = timeout.and_then(|left| Timespec::try_from(left).ok());
         let mut fds = vec![PollFd::new(&self.signals, PollFlags::IN)];
@@ -306,7 +306,7 @@ impl SubreaperLoop {
             SubreaperRequest::Continue { ticket } => self.signal(number, ticket, Signal::CONT),
             SubreaperRequest::KillIfStopped { ticket } => {
                 let shim = self.shims.get(&ticket).copied();
-                // Where that cannot be seen the later, unconditional KILL decides.
+                // If the state cannot be read, the later, unconditional KILL decides.
                 let is_stopped = shim.and_then(|shim| self.procfs.stat(shim).ok()).is_some_and(|stat| stat.is_still());
                 if is_stopped {
                     self.signal(number, ticket, Signal::KILL);
@@ -316,7 +316,7 @@ impl SubreaperLoop {
             }
             SubreaperRequest::Kill { ticket } => self.signal(number, ticket, Signal::KILL),
             SubreaperRequest::Sweep { ticket } => {
-                // Its backend has lost it: whatever it still does, nobody reads it.
+                // Killed, because its backend does not read its events any more.
                 if let Some(shim) = self.shims.get(&ticket) {
                     let _ = kill_process(*shim, Signal::KILL);
                 }
@@ -330,7 +330,7 @@ impl SubreaperLoop {
 
     fn signal(&self, number: u64, ticket: Ticket, signal: Signal) {
         if let Some(shim) = self.shims.get(&ticket) {
-            // It has not been reaped, so the number is still its own.
+            // The id is not reused, because this process has not reaped it.
             let _ = kill_process(*shim, signal);
         }
         self.answer(number, &SubreaperResponse::Done);
@@ -338,7 +338,7 @@ impl SubreaperLoop {
 
     fn answer(&self, number: u64, answer: &SubreaperResponse) {
         let message = serde_json::to_vec(&NumberedRequest { number, message: answer }).unwrap_or_default();
-        // A backend that is gone, or that reads nothing of this for long, needs no answer.
+        // Ignored: the backend is gone, or does not read responses.
         let _ = send(&self.socket, &message, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
     }
 

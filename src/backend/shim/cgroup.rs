@@ -62,15 +62,15 @@ fn is_owner_alive(owner: &str) -> bool {
     pid.parse().ok().and_then(start_time).is_some_and(|now| now == started)
 }
 
-/// The 22nd field of /proc/PID/stat: with the process id it names a process for good.
+/// The 22nd field of /proc/PID/stat, the start time. Together with the process id it identifies a process.
 fn start_time(pid: i32) -> Option<String> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     Some(stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.to_owned())
 }
 
-/// Ends what is left in a backend's cgroups, and removes them.
+/// Ends the processes that are left in a backend's cgroups, and removes the cgroups.
 pub fn remove_base(base: &Path) {
-    // Each is removed as far as the kernel lets it: one with processes in it stays for the next start.
+    // A cgroup that still has processes cannot be removed and is left for the next start.
     let _ = fs::write(base.join("cgroup.kill"), "1");
     for entry in fs::read_dir(base).into_iter().flatten().flatten() {
         if entry.path().is_dir() {
@@ -80,7 +80,7 @@ pub fn remove_base(base: &Path) {
     let _ = fs::remove_dir(base);
 }
 
-/// Ends what is left in one execution's cgroup. True when it is known to be empty within the patience.
+/// Ends the processes that are left in one execution's cgroup. Returns true if it was seen empty in time.
 pub fn kill_cgroup(base: &Path, name: &str, patience: Duration) -> bool {
     let directory = base.join(name);
     let until = Instant::now() + patience;
@@ -129,21 +129,21 @@ impl Cgroup {
 
     /// KILL to every process in it.
     pub fn kill(&self) {
-        // It goes beside the tree's own KILL: whatever one does not reach, the other may.
+        // In addition to the KILL to the tree, because each may reach processes that the other does not.
         let _ = self.kill.write_all_at(b"1", 0);
     }
 
-    /// Freezes it, or lets it go on.
+    /// Freezes the cgroup, or thaws it.
     pub fn freeze(&self, frozen: bool) -> io::Result<()> {
         self.freeze.write_all_at(if frozen { b"1" } else { b"0" }, 0)
     }
 
-    /// What a fork puts the command into.
+    /// The directory for CLONE_INTO_CGROUP.
     pub fn place(&self) -> ForkTarget<'_> {
         ForkTarget::Cgroup(self.directory.as_fd())
     }
 
-    /// Puts this process there, if its fork has not.
+    /// Moves this process into the cgroup, for kernels whose fork cannot.
     pub fn enter(&self) -> io::Result<()> {
         let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         if own.lines().any(|line| line.starts_with("0::") && line.ends_with(&format!("/{}", self.name))) {
@@ -153,7 +153,7 @@ impl Cgroup {
         File::from(procs).write_all(b"0")
     }
 
-    /// Whether everything in it stands still.
+    /// Whether all of its processes are frozen.
     pub fn is_frozen(&self) -> bool {
         self.event("frozen 1")
     }
@@ -166,7 +166,7 @@ impl Cgroup {
 }
 
 impl Drop for Cgroup {
-    /// Removes it. One that has processes stays, and the start of the next backend ends these.
+    /// Removes the cgroup. If it still has processes it stays, and the next backend's start ends them.
     fn drop(&mut self) {
         let _ = unlinkat(&self.base, &*self.name, AtFlags::REMOVEDIR);
     }

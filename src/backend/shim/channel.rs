@@ -10,7 +10,7 @@ use std::{
 
 use super::protocol::{NumberedOrder, ShimEvent};
 
-/// Reads orders and writes facts.
+/// Reads orders and writes events.
 pub(super) struct Channel {
     socket: UnixStream,
     input: Vec<u8>,
@@ -38,7 +38,7 @@ impl Channel {
         }
     }
 
-    /// Reads once. False at the end: the backend is gone, or has given the execution up.
+    /// Reads once. Returns false at the end of file: the backend is gone, or has given the execution up.
     pub(super) fn read(&mut self) -> io::Result<bool> {
         let mut bytes = [0; 16 * 1024];
         match self.socket.read(&mut bytes) {
@@ -65,7 +65,7 @@ impl Channel {
     pub(super) fn tell(&mut self, fact: &ShimEvent) {
         let mut line = serde_json::to_vec(fact).unwrap_or_default();
         line.push(b'\n');
-        // A backend that is gone is noticed where it is read.
+        // Ignored, because the next read notices that the backend is gone.
         let _ = self.socket.write_all(&line);
     }
 }

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::cgroup::make_base;
 
-/// What the operator chose.
+/// The operator's choice.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Containment {
     /// A cgroup where one can be made, else nothing.
@@ -32,7 +32,7 @@ impl Containment {
     /// The names of all.
     pub const NAMES: [&str; 4] = ["auto", "none", "cgroup", "pid-namespace"];
 
-    /// The one of this name.
+    /// The containment with this name.
     pub fn named(name: &str) -> Option<Containment> {
         match name {
             "auto" => Some(Containment::Auto),
@@ -43,7 +43,7 @@ impl Containment {
         }
     }
 
-    /// What this machine has of it. The error says what is missing.
+    /// The containment that this machine can provide for the choice. The error says what is missing.
     pub fn resolve(self) -> io::Result<Contained> {
         match self {
             Containment::None => Ok(Contained::Tree),
@@ -65,7 +65,7 @@ impl Containment {
     }
 }
 
-/// What is used.
+/// The containment in use.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Contained {
@@ -90,7 +90,7 @@ impl Contained {
 
 /// Gives the first process of a new PID namespace a /proc of its own, so that `ps` and the shim see that namespace.
 pub fn mount_proc() -> io::Result<()> {
-    // What is mounted here is nobody else's.
+    // So that the mounts below are not propagated to other namespaces.
     mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     mount("proc", "/proc", "proc", flags, None)?;

@@ -1,12 +1,12 @@
 //! Stops a whole process tree, and continues it.
 //!
-//! Parents are stopped before their children, and children continued before their parents: a job-control
-//! shell that could see a stopped child would say so and take back its terminal. So each process must
-//! really be stopped before its children are told to; a signal that was sent is not one that was
-//! obeyed. Processes that are born meanwhile are found by looking again until nothing new turns up.
+//! Parents are stopped before their children, and children continued before their parents, because a running
+//! job-control shell would report a stopped child and take back its terminal. A process's children are
+//! therefore signalled only when /proc shows that the process has stopped. The tree is listed again until it
+//! has no running and no new process.
 //!
-//! A pause is taken in steps, between which the shim reads its orders: a process in vfork(2) or one that
-//! waits for a dead disk cannot be stopped at all, and must not hold up a cancellation.
+//! A pause is taken in steps, and the shim reads its orders between them, because a process in vfork(2) or one
+//! that waits for a dead disk cannot be stopped, and must not delay a cancellation.
 
 use std::{
     collections::HashSet,
@@ -17,29 +17,29 @@ use rustix::process::{Pid, PidfdFlags, Signal, getpid, pidfd_open, pidfd_send_si
 
 use super::procfs::{Procfs, Stat, stat_of};
 
-/// How long a tree may take to stop.
+/// The longest time for a tree to stop.
 pub(super) const STOP_PATIENCE: Duration = Duration::from_millis(800);
 
 /// How far a pause has come.
 #[derive(Debug, Default)]
 pub(super) enum PauseState {
-    /// Nothing was stopped from here.
+    /// The shim has stopped nothing.
     #[default]
     Running,
-    /// These were told to stop, and not all have.
+    /// The shim has sent STOP to these, and not all have stopped.
     Stopping { told: HashSet<Pid>, until: Instant },
-    /// Everything was stopped.
+    /// All processes were stopped.
     Stopped,
 }
 
-/// What a step came to.
+/// The result of a step.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum PauseStep {
-    /// Another one is needed soon.
+    /// Another step is needed.
     Again,
-    /// Everything is stopped.
+    /// All processes are stopped.
     Done,
-    /// Something cannot be stopped.
+    /// A process cannot be stopped.
     Failed,
 }
 
@@ -51,7 +51,7 @@ impl PauseState {
         }
     }
 
-    /// Looks once at the whole tree, and tells those to stop whose turn it is.
+    /// Lists the tree once, and sends STOP to the processes whose parents have stopped.
     pub(super) fn step(&mut self, procfs: &Procfs) -> PauseStep {
         let PauseState::Stopping { told, until } = self else { return PauseStep::Done };
         let Ok(tree) = procfs.descendants() else { return PauseStep::Failed };
@@ -75,7 +75,7 @@ impl PauseState {
         if Instant::now() > *until { PauseStep::Failed } else { PauseStep::Again }
     }
 
-    /// Continues everything that was stopped from here.
+    /// Continues all processes if the shim had begun to stop them.
     pub(super) fn end(&mut self, procfs: &Procfs) {
         if !matches!(std::mem::take(self), PauseState::Running) {
             continue_all(procfs);
@@ -90,20 +90,20 @@ pub(super) fn continue_all(procfs: &Procfs) {
     }
 }
 
-/// Whether everything below this process is stopped. False where that cannot be seen.
+/// Whether all processes below this one are stopped. False if they cannot be listed.
 pub(super) fn is_stopped(leader: Option<Pid>, procfs: &Procfs) -> bool {
-    // The whole tree is looked at only where its first process is stopped: this is asked often.
+    // The tree is listed only if the leader is stopped, because this is asked once a heartbeat.
     let leader_is_still = leader.is_none_or(|leader| procfs.stat(leader).is_ok_and(Stat::is_still));
     leader_is_still && procfs.descendants().is_ok_and(|tree| tree.iter().all(|(_, stat)| stat.is_still()))
 }
 
-/// Signals a process that is still the child that was seen: a number may have been given to another.
+/// Signals a process if it still is the child that was listed, because its id may have been reused.
 fn send(process: Pid, seen: Stat, signal: Signal) {
     let Ok(handle) = pidfd_open(process, PidfdFlags::empty()) else { return };
-    // Its parent may have ended meanwhile: then it is our own child, or a child of one of ours.
+    // If its parent has ended meanwhile, it is a child of this process.
     let now = stat_of(process).map(|stat| stat.parent);
     if now == Some(seen.parent) || now == Some(getpid().as_raw_nonzero().get()) {
-        // It may have ended in this moment.
+        // Fails if the process has just ended.
         let _ = pidfd_send_signal(&handle, signal);
     }
 }

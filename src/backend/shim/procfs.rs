@@ -1,4 +1,4 @@
-//! What a shim reads of /proc, through descriptors that it opened before its command ran.
+//! Reads /proc through descriptors that the shim opened before its command ran.
 //!
 //! A command of the same user can lower the limits of its shim (prlimit(2)), so a listing must not need a
 //! new descriptor; and a listing that failed must never look like an empty one.
@@ -18,14 +18,14 @@ use rustix::{
     process::{Pid, getpid},
 };
 
-/// How a process is seen in /proc/PID/stat (proc(5)).
+/// The fields of /proc/PID/stat that the shim uses (proc(5)).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Stat {
     /// Its parent.
     pub parent: i32,
     /// Its process group.
     pub group: i32,
-    /// When it was started, in clock ticks since boot. With its number it names one process only.
+    /// Its start time, in clock ticks since boot. Together with the process id it identifies a process.
     pub started: u64,
     /// Its state: `R`, `S`, `D`, `T`, `t`, `Z` and others.
     pub state: char,
@@ -47,7 +47,7 @@ pub struct Procfs {
 }
 
 impl Procfs {
-    /// Opens what is needed. A forked process needs its own.
+    /// Opens the descriptors. A forked process needs its own, because /proc/self is another one there.
     pub fn open() -> io::Result<Procfs> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let proc = rustix::fs::open("/proc", flags, Mode::empty())?;
@@ -74,8 +74,8 @@ impl Procfs {
         Ok(list.split_ascii_whitespace().filter_map(pid).collect())
     }
 
-    /// Everything below this process with its parent and state, parents first. Where the kernel lists children only
-    /// this tree is read: with many executions that end at a time, reading all processes for each takes too long.
+    /// All processes below this one, parents first. If the kernel lists children, only this tree is read, because
+    /// reading all processes takes too long when many executions end at the same time.
     pub fn descendants(&self) -> io::Result<Vec<(Pid, Stat)>> {
         if self.children.is_none() {
             return self.descendants_of_all();
@@ -87,7 +87,7 @@ impl Procfs {
             for process in next {
                 match self.stat(process) {
                     Ok(stat) => found.push((process, stat)),
-                    // It ended meanwhile; its children are this process's now.
+                    // It has ended, and its children are children of this process now.
                     Err(error) if is_ended(&error) => continue,
                     Err(error) => return Err(error),
                 }
@@ -98,7 +98,7 @@ impl Procfs {
         Ok(found)
     }
 
-    /// The children of all threads of a process; none of one that has ended.
+    /// The children of all threads of a process. Empty for a process that has ended.
     fn children_of(&self, process: Pid) -> io::Result<Vec<Pid>> {
         let name = process.as_raw_nonzero();
         let tasks = match openat(
@@ -136,7 +136,7 @@ impl Procfs {
         }
         let mut found = Vec::new();
         let mut parents = vec![getpid().as_raw_nonzero().get()];
-        // Each turn takes the next parent in line; a process has one parent, so it comes up once.
+        // Terminates, because each process has one parent and so is added once.
         let mut at = 0;
         while let Some(parent) = parents.get(at).copied() {
             at += 1;
@@ -148,7 +148,7 @@ impl Procfs {
         Ok(found)
     }
 
-    /// How one process is.
+    /// The fields of one process.
     pub fn stat(&self, process: Pid) -> io::Result<Stat> {
         let name = format!("{}/stat", process.as_raw_nonzero());
         let file = openat(&self.proc, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
@@ -164,7 +164,7 @@ impl Procfs {
             let Some(process) = entry.file_name().to_str().ok().and_then(pid) else { continue };
             match self.stat(process) {
                 Ok(stat) => found.push((process, stat)),
-                // It ended meanwhile.
+                // It has ended.
                 Err(error) if is_ended(&error) => {}
                 Err(error) => return Err(error),
             }

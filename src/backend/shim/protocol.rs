@@ -1,4 +1,4 @@
-//! What backend and shim say to each other: one JSON object a line.
+//! The messages between backend and shim: one JSON object a line.
 
 use std::collections::BTreeMap;
 
@@ -8,17 +8,17 @@ use serde::{Deserialize, Serialize};
 /// An order with its number, which the shim's acknowledgement repeats.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct NumberedOrder {
-    /// Numbers grow by one.
+    /// Increases by one with each order.
     pub number: u64,
-    /// What is to be done.
+    /// The order.
     pub order: Order,
 }
 
-/// What the backend orders a shim to do.
+/// An order of the backend to a shim.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Order {
-    /// Start this; the first order.
+    /// Start the command. Always the first order.
     Run(Box<JobSpec>),
     /// Send a signal to the command's process group.
     Signal {
@@ -29,18 +29,18 @@ pub enum Order {
     Pause,
     /// Continue it.
     Resume,
-    /// Tell whether all processes of the tree are stopped.
+    /// Report whether all processes of the tree are stopped.
     Inspect,
     /// End the tree: TERM now, KILL after the grace.
     End {
         /// Milliseconds between the two.
         grace_ms: u64,
     },
-    /// The command itself has exited: end what it left behind, at once.
+    /// End the processes that the command has left behind, at once. The command itself has exited.
     Sweep,
 }
 
-/// What to start.
+/// The command to start.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct JobSpec {
     /// Program and arguments.
@@ -56,57 +56,57 @@ pub struct JobSpec {
     pub stdin: Stdin,
 }
 
-/// Where a command's standard input comes from.
+/// The source of a command's standard input.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Stdin {
-    /// It reads end-of-file.
+    /// The command reads end-of-file.
     #[default]
     Null,
-    /// From a pipe.
+    /// A pipe.
     Pipe,
-    /// Like its output, from a terminal. The command gets a session of its own, with that terminal as the
-    /// controlling one.
+    /// The terminal that is also its output. The command gets a session of its own, with that terminal as the
+    /// controlling terminal.
     Terminal,
 }
 
-/// What a shim tells its backend.
+/// A report of the shim to its backend.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ShimEvent {
-    /// The order of this number was read, and is being carried out.
+    /// The shim has read the order with this number and is carrying it out.
     Accepted {
         /// The order's number.
         number: u64,
     },
-    /// The command was executed.
+    /// The command is being executed.
     Started {
-        /// Its process id, and its process group's.
+        /// Its process id, which is also its process group's id.
         pid: i32,
     },
-    /// The command could not be executed, and nothing of it ran.
+    /// The command could not be executed, and no code of it ran.
     NotStarted {
         /// 127 if the program is missing, 126 for any other cause.
         exit_code: i32,
         /// What failed.
         message: String,
     },
-    /// The command's own process ended. Others may be left.
+    /// The command's own process has ended. Other processes of the tree may be left.
     Exited(LeaderExit),
     /// The tree is stopped.
     Paused,
-    /// The tree could not be stopped, and runs.
+    /// The tree could not be stopped, and goes on.
     NotPaused,
     /// The tree was continued.
     Resumed,
-    /// Whether all processes of the tree are stopped, by whomever.
+    /// The answer to an inspection.
     Inspected {
-        /// They all are.
+        /// Whether all processes of the tree are stopped, whoever stopped them.
         stopped: bool,
     },
-    /// The subreaper was ended by somebody else: the tree is being ended, since nobody could end it after this shim.
+    /// The subreaper is gone. The shim is ending the tree, because nobody could end it after the shim.
     Unguarded,
-    /// The tree is gone. The last fact.
+    /// The tree is gone. The last event.
     Gone(TreeGone),
 }
 
@@ -114,9 +114,9 @@ pub enum ShimEvent {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LeaderExit {
-    /// With this code.
+    /// It exited with this code.
     Code(i32),
-    /// By this signal.
+    /// This signal ended it.
     Signal(i32),
 }
 
@@ -132,10 +132,10 @@ pub struct TreeGone {
 }
 
 impl TreeGone {
-    /// Nothing is known of what is left.
+    /// It is not known what is left.
     pub const UNKNOWN: TreeGone = TreeGone { evidence: Evidence::Unknown, survivors: None, killed: 0 };
 
-    /// All processes are gone, and this shows it.
+    /// All processes are gone, as this evidence shows.
     pub fn proven(evidence: Evidence) -> TreeGone {
         TreeGone { evidence, survivors: Some(0), killed: 0 }
     }

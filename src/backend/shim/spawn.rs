@@ -1,4 +1,4 @@
-//! How a shim starts the command: a fork that becomes it, with pipes or on a terminal of its own.
+//! Starts the command: a fork that executes it, with pipes or on a terminal of its own.
 //!
 //! Between fork and exec the child may hang for as long as a dead file system does. So the shim does not
 //! wait for it: the child reports a failure on a pipe, which a successful exec closes.
@@ -25,7 +25,7 @@ use super::{
 };
 use crate::syscall::{SingleThread, keep_only, reset_all_signals};
 
-/// The exit code of a child that did not become the command. Nobody sees it: the report comes first.
+/// The exit code of a child that failed to execute the command. The exec report arrives before it and replaces it.
 const NOT_EXECUTED: i32 = 126;
 
 /// The ends that the command gets.
@@ -39,28 +39,28 @@ pub struct CommandEnds {
     pub stdin: Option<OwnedFd>,
 }
 
-/// The child that is to become the command, and the pipe on which it reports a failure.
+/// The child that is going to execute the command, and the pipe on which it reports a failure.
 pub(super) struct StartingChild {
     pub(super) leader: Pid,
     report: File,
 }
 
-/// What the report came to.
+/// The content of the exec report.
 pub(super) enum ExecReport {
-    /// The child has become the command.
+    /// The child has executed the command.
     Executed,
-    /// It could not.
+    /// The exec failed.
     Failed(ShimEvent),
 }
 
 impl StartingChild {
-    /// Where the report arrives: readable once it is there.
+    /// The reading end of the report's pipe.
     pub(super) fn report(&self) -> BorrowedFd<'_> {
         self.report.as_fd()
     }
 
-    /// Reads the report, once it is readable. A child that was ended before its exec has become no command
-    /// either: its own end tells that.
+    /// Reads the report. Call it when the pipe is readable. A child that was killed before its exec closes the pipe,
+    /// too; its exit status tells it apart.
     pub(super) fn read(mut self) -> ExecReport {
         let mut text = Vec::new();
         // The child writes it in one piece, or closes the pipe.
@@ -72,8 +72,8 @@ impl StartingChild {
     }
 }
 
-/// Forks the child. It holds nothing of the shim but its report: a shim that is killed closes its socket, however
-/// long an exec takes. The ends are given up here.
+/// Forks the child and closes the command's ends here. The child keeps no descriptor of the shim but the report's
+/// pipe, so that the shim's socket closes when the shim is killed, even while an exec hangs.
 pub(super) fn start(
     single: &SingleThread,
     spec: &JobSpec,
@@ -82,7 +82,7 @@ pub(super) fn start(
 ) -> io::Result<StartingChild> {
     let (report, their_report) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     let forked = match cgroup {
-        // Where the call is not there or filtered, the child enters it by itself.
+        // If clone3 is missing or filtered, the child moves itself into the cgroup.
         Some(cgroup) => single.fork_into(cgroup.place()).or_else(|_| single.fork())?,
         None => single.fork()?,
     };
@@ -90,12 +90,12 @@ pub(super) fn start(
         return Ok(StartingChild { leader, report: File::from(report) });
     }
     let (fact, their_report) = become_command(spec, &ends, cgroup, their_report);
-    // The shim is the only one that could be told of a failure to tell.
+    // Ignored, because there is nobody else to report to.
     let _ = File::from(their_report).write_all(&serde_json::to_vec(&fact).unwrap_or_default());
     process::exit(NOT_EXECUTED)
 }
 
-/// Makes this process the command. Returns only if that failed, with the fact to report and where.
+/// Executes the command in this process. Returns only if that failed, with the event to report and the pipe for it.
 fn become_command(
     spec: &JobSpec,
     ends: &CommandEnds,
@@ -125,7 +125,7 @@ fn become_command(
 }
 
 fn prepare(spec: &JobSpec, ends: &CommandEnds, cgroup: Option<&Cgroup>) -> io::Result<()> {
-    // From here on it is as open to its user as the command will be; only then may it write its own score.
+    // Dumpable again, as the command will be, because only a dumpable process may write its own oom_score_adj.
     set_dumpable_behavior(DumpableBehavior::Dumpable)?;
     oom_score::raise();
     if let Some(cgroup) = cgroup {

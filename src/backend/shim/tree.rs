@@ -48,12 +48,12 @@ impl ProcessTree {
         self.leader
     }
 
-    /// Whether nothing is left: ECHILD was seen.
+    /// Whether the tree is gone: wait(2) has returned ECHILD.
     pub fn is_gone(&self) -> bool {
         self.gone
     }
 
-    /// Reaps whatever has ended, and gives the leader's exit if that was among it.
+    /// Reaps all ended children, and returns the leader's exit if the leader is among them.
     pub fn reap(&mut self) -> io::Result<Option<LeaderExit>> {
         let mut exit = None;
         loop {
@@ -79,7 +79,7 @@ impl ProcessTree {
     /// Sends a signal to the leader's process group, while the leader is there.
     pub fn signal_group(&self, number: i32) {
         if let (Some(leader), Some(signal)) = (self.leader, Signal::from_named_raw(number)) {
-            // Between its fork and its exec it has no group of its own yet. Either may have ended just now.
+            // The group exists only from shortly before the exec. Both calls fail if the leader has just ended.
             if kill_process_group(leader, signal) == Err(Errno::SRCH) {
                 let _ = kill_process(leader, signal);
             }
@@ -120,13 +120,13 @@ impl ProcessTree {
         asked.is_some_and(|started| procfs.stat(child).is_ok_and(|stat| stat.started == *started))
     }
 
-    /// How many processes [`ProcessTree::kill`] has met.
+    /// The number of processes that [`ProcessTree::kill`] has sent KILL to.
     pub fn n_killed(&self) -> u32 {
         count(self.killed.len())
     }
 
-    /// KILL to every child, and to the leader's group. Gives how many children there were, or that they could
-    /// not be listed.
+    /// Sends KILL to every child and to the leader's group. Returns the number of children, or an error if they
+    /// cannot be listed.
     pub fn kill(&mut self, procfs: &Procfs) -> io::Result<u32> {
         self.signal_group(Signal::KILL.as_raw());
         self.killed.extend(self.leader);
@@ -140,11 +140,11 @@ impl ProcessTree {
     }
 }
 
-/// What one look for an ended child found.
+/// The result of looking for an ended child.
 pub enum Reaped {
-    /// This one had ended.
+    /// This child had ended, and was reaped.
     Child(Pid, WaitStatus),
-    /// There are children, and none of them has ended.
+    /// There are children, and all of them live.
     NoneYet,
     /// There are no children (ECHILD).
     NoChildren,

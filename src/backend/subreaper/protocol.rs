@@ -1,5 +1,5 @@
-//! What backend and subreaper say to each other: one JSON object a message, on a socket that keeps messages
-//! apart.
+//! The messages between backend and subreaper: one JSON object each, on a socket that preserves message
+//! boundaries.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,50 +8,50 @@ use crate::backend::shim::protocol::TreeGone;
 /// The longest request, in bytes.
 pub const MAX_REQUEST: usize = 1024;
 
-/// What names a shim between the two, for good: a process id may be given to another.
+/// Identifies a shim. Never reused, unlike a process id.
 pub type Ticket = u64;
 
 /// A message with its number; an answer repeats that of its request.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct NumberedRequest<T> {
-    /// Numbers grow by one.
+    /// Increases by one with each request.
     pub number: u64,
-    /// What is said.
+    /// The request or response.
     pub message: T,
 }
 
-/// What the backend asks for. Each request is answered.
+/// A request of the backend. Each gets a response.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SubreaperRequest {
-    /// Fork a shim. Its socket and the command's standard output, error and input come along.
+    /// Fork a shim. The message carries descriptors: the shim's socket and the command's output, error and input.
     Fork {
-        /// What names it from now on.
+        /// Identifies the new shim.
         ticket: Ticket,
     },
     /// Continue a shim that may be stopped.
     Continue {
-        /// Which one.
+        /// Identifies the shim.
         ticket: Ticket,
     },
     /// Kill a shim if it is still stopped.
     KillIfStopped {
-        /// Which one.
+        /// Identifies the shim.
         ticket: Ticket,
     },
     /// Kill a shim.
     Kill {
-        /// Which one.
+        /// Identifies the shim.
         ticket: Ticket,
     },
-    /// End what a lost shim has left behind. Accepted at once, and answered when that is done, or could not be.
+    /// End the processes that a lost shim has left behind. Accepted at once; a second response reports the result.
     Sweep {
-        /// Which one.
+        /// Identifies the shim.
         ticket: Ticket,
     },
 }
 
-/// What the subreaper answers.
+/// A response of the subreaper.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SubreaperResponse {
@@ -60,14 +60,14 @@ pub enum SubreaperResponse {
         /// Its process id.
         pid: i32,
     },
-    /// It could not be forked: nothing runs.
+    /// The shim could not be forked, and nothing runs.
     NotForked {
-        /// Why.
+        /// The cause.
         message: String,
     },
-    /// That was done.
+    /// The request was carried out.
     Done,
-    /// The sweep has begun; another answer follows.
+    /// The sweep has begun; another response follows.
     Accepted,
     /// The sweep is over.
     Swept(TreeGone),
