@@ -1,7 +1,7 @@
-//! `check`: asks a running service for everything that it promises, and says what of it works.
+//! `check`: tests a running service against everything that it promises.
 //!
-//! Each check has a bound on the time between two messages, none on its whole: a service that is slow is
-//! waited for as long as it says that it lives, and one that hangs is named, with its last message.
+//! Each check bounds the time between two messages and not its whole duration, because a slow service is not a
+//! fault. A check that hangs is reported with its last message.
 
 mod commands;
 mod concurrency;
@@ -33,17 +33,17 @@ use super::{
 };
 use crate::console::OutputReader;
 
-/// How long it may take until the next message. Heartbeats of what runs come every 5 s.
+/// The longest time until the next message. The checks ask for heartbeats every 5 s.
 const QUIET: Duration = Duration::from_secs(12);
 
-/// What `check` was asked to do.
+/// The options of `check`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct CheckOptions {
     /// The session's URL.
     pub url: String,
-    /// Only these; all, if there are none.
+    /// The checks to run; all if empty.
     pub only: Vec<String>,
-    /// Say which checks there are instead.
+    /// List the checks instead of running them.
     pub list: bool,
     /// Whether the results are JSON lines.
     pub json: bool,
@@ -53,7 +53,7 @@ pub struct CheckOptions {
 
 type CheckFn = for<'a> fn(&'a Probe) -> Pin<Box<dyn Future<Output = Result<String, CheckFailure>> + 'a>>;
 
-/// One thing that a service can do.
+/// A check of one ability of the service.
 struct Check {
     name: &'static str,
     about: &'static str,
@@ -128,7 +128,7 @@ async fn run(options: &CheckOptions) -> Result<u8, ClientError> {
     if let Some(file) = &options.logs {
         logs::open(file).map_err(|error| logs::unreadable(file, &error))?;
     }
-    // A service that is not there is one problem, not one of each check.
+    // An unreachable service is reported once, and not by each check.
     Connection::open(&options.url).await?.close().await;
     let wanted = |check: &&Check| options.only.is_empty() || options.only.iter().any(|name| name == check.name);
     let checks: Vec<_> = CHECKS.iter().filter(wanted).collect();
@@ -150,7 +150,7 @@ async fn try_one(check: &Check, options: &CheckOptions, bar: ProgressBar) -> Che
     CheckOutcome { name: check.name, result, took, log }
 }
 
-/// What the service's log says of a session.
+/// The service's log lines of a session.
 fn log_of(session: &str, file: &str) -> Vec<String> {
     let options = LogsOptions { session: Some(session.to_owned()), file: file.to_owned(), ..LogsOptions::default() };
     let whole = match SortedLines::read(&options) {

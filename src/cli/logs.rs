@@ -1,8 +1,8 @@
 //! `logs`: a service's JSON log lines as a timeline that a person can read.
 //!
-//! A file is read to its end and told in the order of its times, since `docker-compose logs` gives one
-//! container's lines after the other's. Standard input may be a log that goes on: its lines are told as
-//! they come.
+//! A file is read to its end and printed in the order of its times, because `docker-compose logs` prints the
+//! containers' lines one container after the other. Standard input may be a log that grows: its lines are printed
+//! as they arrive.
 
 mod filter;
 mod format;
@@ -21,10 +21,10 @@ use super::{ClientError, exit, print_line, report_outcome};
 use crate::console;
 use crate::console::OutputReader;
 
-/// What `logs` was asked for.
+/// The options of `logs`.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct LogsOptions {
-    /// The beginning of a session's id: only what concerns it.
+    /// The beginning of a session's id. Only lines of that session are printed.
     pub session: Option<String>,
     /// The beginning of an execution's id.
     pub execution: Option<String>,
@@ -34,13 +34,13 @@ pub struct LogsOptions {
     pub file: String,
 }
 
-/// How many lines came, and what of them was of no use.
+/// The number of lines that were read, and of those that were not used.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) struct LineCounts {
     lines: usize,
-    /// Lines that are no JSON log lines: text, a panic.
+    /// Lines that are not JSON log lines, such as a panic.
     foreign: usize,
-    /// Lines that might have been of the session asked for, and were given up.
+    /// Lines of unknown executions that were dropped, and may have belonged to the session.
     dropped: usize,
 }
 
@@ -84,7 +84,7 @@ fn follow(options: &LogsOptions) -> Result<u8, ClientError> {
     summed_up(live.counts(), n_printed, &options.file)
 }
 
-/// Opens a log. A directory is refused here, and not where it is read.
+/// Opens a log. Refuses a directory, whose first read would fail.
 pub(super) fn open(file: &str) -> io::Result<impl BufRead> {
     let mut input = BufReader::new(File::open(file)?);
     input.fill_buf()?;
@@ -95,7 +95,7 @@ pub(super) fn unreadable(file: &str, error: &io::Error) -> ClientError {
     ClientError::new(exit::USAGE, format!("cannot read {file:?}: {error}"))
 }
 
-/// Says on standard error what the timeline does not show.
+/// Reports on standard error which lines the timeline does not show.
 fn summed_up(counts: LineCounts, n_printed: usize, file: &str) -> Result<u8, ClientError> {
     if counts.lines == 0 {
         let hint = if file == "-" { "; docker writes a container's log to standard error: add 2>&1" } else { "" };

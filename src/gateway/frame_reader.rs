@@ -1,8 +1,7 @@
 //! Reads a client's WebSocket frames (RFC 6455) into whole messages.
 //!
-//! The codec is the crate's. It refuses a long frame only when all of it has arrived, and hands out
-//! fragments singly; so the length is read from the frame's header first, and the limit is that of the
-//! assembled message.
+//! The codec of actix-http refuses a long frame only when all of it has arrived, and returns fragments one by one.
+//! So the length is read from the frame's header first, and the limit applies to the assembled message.
 
 use actix_http::ws::{Codec, Frame, Item, ProtocolError};
 use actix_web::{error::PayloadError, web::Bytes};
@@ -14,13 +13,13 @@ use cc_executor_actors::{
 use futures_util::{Stream, StreamExt, stream};
 use tokio_util::codec::Decoder;
 
-/// How many frames one message may come in. Empty fragments would otherwise never reach a limit.
+/// The largest number of frames in one message, because empty fragments never reach the limit of bytes.
 const MAX_FRAGMENTS: usize = 1_024;
 
 /// The longest payload of a control frame, in bytes (RFC 6455 section 5.5).
 const MAX_CONTROL: u64 = 125;
 
-/// The frames of one client, decoded.
+/// Decodes the frames of one client.
 pub struct FrameReader<P> {
     payload: P,
     input: BytesMut,
@@ -29,7 +28,7 @@ pub struct FrameReader<P> {
     message: Option<PartialMessage>,
 }
 
-/// A message of which fragments are missing.
+/// A message whose last fragments have not arrived.
 struct PartialMessage {
     text: BytesMut,
     n_fragments: usize,
@@ -39,13 +38,13 @@ impl<P> FrameReader<P>
 where
     P: Stream<Item = Result<Bytes, PayloadError>> + Unpin,
 {
-    /// A reader that accepts messages of so many bytes.
+    /// A reader that accepts messages of at most this many bytes.
     pub fn new(payload: P, limit: usize) -> Self {
         FrameReader { payload, input: BytesMut::new(), codec: Codec::new().max_size(limit), limit, message: None }
     }
 
-    /// What comes, until the connection ends or a fault ends the conversation. After a fault the rest is
-    /// read and thrown away, so that the close frame reaches a client that is still sending.
+    /// The messages until the connection ends or a fault occurs. After a fault the rest is read and discarded, so that
+    /// the close frame reaches a client that is still sending.
     pub fn into_stream(self) -> impl Stream<Item = Incoming>
     where
         P: 'static,
@@ -83,7 +82,7 @@ where
         }
     }
 
-    /// The next message among what has been read.
+    /// The next message in the bytes that were read.
     fn decode(&mut self) -> Result<Option<Incoming>, CloseReason> {
         loop {
             self.judge_header()?;
@@ -100,7 +99,7 @@ where
         }
     }
 
-    /// Looks at the header at the front, before the codec waits for the rest of the frame.
+    /// Checks the header at the front before the codec waits for the rest of the frame.
     fn judge_header(&self) -> Result<(), CloseReason> {
         let Some(&[first, second]) = self.input.first_chunk::<2>() else { return Ok(()) };
         let (fin, opcode) = (first & 0x80 != 0, first & 0x0f);

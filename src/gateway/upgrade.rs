@@ -1,4 +1,4 @@
-//! Makes a session of an upgraded connection.
+//! Turns an upgraded connection into a session.
 //!
 //! actix-web-actors does the handshake. The session itself is an actor on a plain context: the response
 //! body is the receiving end of its outbox, and what the client sends is a stream to its mailbox.
@@ -21,7 +21,7 @@ use futures_util::StreamExt;
 use super::frame_reader::FrameReader;
 use crate::server::connection::{self, Unflushed};
 
-/// The prefix of an offer that carries a token and is no protocol.
+/// The prefix of an offered subprotocol that carries a token.
 const BEARER: &str = "bearer.";
 
 /// `GET /ws/mcp`.
@@ -51,7 +51,7 @@ pub async fn upgrade(
     Ok(response.streaming(frames.map(Ok::<Bytes, Error>)))
 }
 
-/// What the client offers to speak, less what carries a token.
+/// The subprotocols that the client offers, without those that carry a token.
 fn offered_protocols(request: &HttpRequest) -> Vec<String> {
     let headers = request.headers().get_all(header::SEC_WEBSOCKET_PROTOCOL);
     let offers = headers.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));

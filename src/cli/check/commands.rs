@@ -1,4 +1,4 @@
-//! What a command wrote is what arrives, whatever that is.
+//! Checks that the output of many kinds of commands arrives unchanged.
 
 use serde_json::{Value, json};
 
@@ -9,7 +9,7 @@ use super::{
     transcript::Transcript,
 };
 
-/// One command whose answer nobody can guess without running it.
+/// Runs one command whose output can only be known by running it.
 pub(super) async fn basic(probe: &Probe) -> Result<String, CheckFailure> {
     const COMMAND: &str = r#"python3 -c "print('RESULT:::' + str(24 * 7))""#;
     probe
@@ -26,7 +26,7 @@ pub(super) async fn basic(probe: &Probe) -> Result<String, CheckFailure> {
         .await
 }
 
-/// A command, and what must become of it.
+/// A command, and its expected output and ending.
 struct CommandCase {
     name: &'static str,
     command: &'static str,
@@ -124,7 +124,7 @@ const CASES: &[CommandCase] = &[
     CommandCase { name: "silence", command: "true", judge: |story| says(story, "") },
 ];
 
-/// Commands of many kinds, one after the other in one session.
+/// Runs commands of many kinds, one after the other in one session.
 pub(super) async fn stress(probe: &Probe) -> Result<String, CheckFailure> {
     probe
         .within(async |session| {

@@ -1,4 +1,4 @@
-//! Many sessions: at once, and in quick succession.
+//! Checks many sessions at the same time and in quick succession.
 
 use std::collections::BTreeSet;
 
@@ -16,7 +16,7 @@ use super::{
 const AT_ONCE: usize = 50;
 const IN_SUCCESSION: usize = 60;
 
-/// Many sessions that are all open before the first of them runs anything.
+/// Opens many sessions before the first of them runs a command.
 pub(super) async fn concurrent(probe: &Probe) -> Result<String, CheckFailure> {
     let mut sessions = Vec::new();
     for n in 0..AT_ONCE {
@@ -46,8 +46,8 @@ async fn speak(session: &mut CheckSession<'_>, n: usize) -> Result<(), CheckFail
     Ok(())
 }
 
-/// Clients that come and go: at once, properly, or in the moment in which they have asked for something.
-/// They leave no session behind, and no process.
+/// Opens and closes sessions in several ways: at once, with a close frame, directly after a call. No session and no
+/// process may be left.
 pub(super) async fn reconnect(probe: &Probe) -> Result<String, CheckFailure> {
     let n_before = probe.n_sessions().await;
     let mark = ProcessMark::new();
@@ -80,7 +80,7 @@ pub(super) async fn reconnect(probe: &Probe) -> Result<String, CheckFailure> {
         .await
 }
 
-/// Others may come meanwhile; a way of leaving that leaves its session behind does so a third of all times.
+/// Other clients may connect meanwhile, so a few more sessions are allowed; a leak would leave a third of them.
 async fn sessions_go_back_to(probe: &Probe, n_before: u64) -> Result<(), CheckFailure> {
     let since = Instant::now();
     let too_many = n_before + IN_SUCCESSION as u64 / 3;

@@ -1,28 +1,28 @@
-//! What a check finds wrong, and how that is said.
+//! The failure of a check, and its text.
 
 use serde_json::Value;
 
-/// How much of a message is shown to a person, in characters.
+/// The longest part of a message that is shown, in characters.
 const SHOWN: usize = 300;
 
 /// Why a check failed.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct CheckFailure {
-    /// What a person should know.
+    /// The text for people.
     pub(super) what: String,
-    /// The session in which it happened, and the last message that came in it.
+    /// The session in which it happened, and the last message of that session.
     pub(super) session: Option<String>,
     pub(super) last: Option<String>,
 }
 
 impl CheckFailure {
-    /// The same, of a part of the check.
+    /// The same failure, with the part of the check in which it happened.
     pub(super) fn of(self, part: &str) -> Self {
         CheckFailure { what: format!("{part}: {}", self.what), ..self }
     }
 }
 
-/// Something was not as it should be.
+/// A failure with this text.
 pub(super) fn wrong(what: impl Into<String>) -> CheckFailure {
     CheckFailure { what: what.into(), session: None, last: None }
 }
@@ -37,7 +37,7 @@ macro_rules! ensure {
 }
 pub(super) use ensure;
 
-/// JSON as a person wants to see it: not too much of it, and on one line.
+/// JSON on one line, shortened for people.
 pub(super) fn shown(value: &Value) -> String {
     let text = value.to_string();
     match text.char_indices().nth(SHOWN) {

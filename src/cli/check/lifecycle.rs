@@ -1,4 +1,4 @@
-//! How things end: canceled, abandoned, or refused to begin with.
+//! Checks endings: canceled, abandoned and refused executions.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use super::{
 
 const UNKNOWN_EXECUTION: i64 = -32006;
 
-/// Ends a command that obeys, and one that does not; each has a process that left its group.
+/// Cancels a command that obeys TERM and one that ignores it; each has a process that left its group.
 pub(super) async fn cancel(probe: &Probe) -> Result<String, CheckFailure> {
     const POLITE: &str = "setsid sleep MARK & (sleep MARK & sleep MARK) & echo ready; wait";
     const STUBBORN: &str = "trap '' TERM; setsid sleep MARK & echo ready; while :; do sleep 0.05; done";
@@ -58,7 +58,7 @@ async fn cancel_one(
     Ok(took)
 }
 
-/// Clients that leave while output flows: what they ran is ended, and nobody else notices.
+/// Closes sessions while output flows. Their commands must be ended, and other sessions not disturbed.
 pub(super) async fn races(probe: &Probe) -> Result<String, CheckFailure> {
     const ROUNDS: usize = 24;
     let mark = ProcessMark::new();
@@ -69,7 +69,7 @@ pub(super) async fn races(probe: &Probe) -> Result<String, CheckFailure> {
                 probe.doing(format!("round {round} of {ROUNDS}"));
                 let mut session = probe.open().await?;
                 let mut story = session.execute(json!({ "command": command })).await?;
-                // The more rounds, the later it leaves.
+                // Each round leaves a little later than the one before.
                 let so_far = round * 20_000;
                 session.follow(&mut story, |story| story.streams.stdout.bytes.len() >= so_far).await?;
                 if round % 2 == 0 {
@@ -93,7 +93,7 @@ pub(super) async fn races(probe: &Probe) -> Result<String, CheckFailure> {
         .await
 }
 
-/// How an execution of somebody else ended. Nothing where the service keeps no endings.
+/// The ending of another session's execution. `None` if the service keeps no endings.
 async fn ended(probe: &Probe, watcher: &mut CheckSession<'_>, id: &str) -> Result<Option<Value>, CheckFailure> {
     let since = Instant::now();
     loop {
@@ -115,7 +115,7 @@ async fn ended(probe: &Probe, watcher: &mut CheckSession<'_>, id: &str) -> Resul
     }
 }
 
-/// What must be refused, with the code that says so.
+/// Calls that must be refused, with the expected error code.
 fn refused() -> Vec<(&'static str, Value, i64)> {
     vec![
         ("execute", json!({}), -32602),
@@ -129,7 +129,7 @@ fn refused() -> Vec<(&'static str, Value, i64)> {
     ]
 }
 
-/// What a client may not do is refused, and what takes too long is ended as a failure.
+/// Sends calls that must be refused, and a command that must be ended by its time-out.
 pub(super) async fn limits(probe: &Probe) -> Result<String, CheckFailure> {
     let (n_refused, long) = probe
         .within(async |session| {
@@ -147,13 +147,13 @@ pub(super) async fn limits(probe: &Probe) -> Result<String, CheckFailure> {
         .await?;
     probe.doing("a message that is too long");
     let mut session = probe.open().await?;
-    // The service may close before all of it is sent.
+    // The send may fail, because the service may close the session before it has read the whole message.
     let _ = session.send("x".repeat(long)).await;
     let code = session.close_code().await?;
     if code != 1009 {
         return Err(session.problem(format!("a message of {long} bytes is closed with {code}, not 1009")));
     }
-    // With the message that is no JSON, the second execution and the long message.
+    // Besides the table's calls: the message that is not JSON, the second execution and the long message.
     Ok(format!("{} wrong calls refused, two time-outs told as failures", n_refused + 3))
 }
 

@@ -1,4 +1,4 @@
-//! What a check works with: the service's address, how long it may be silent, and where to show what is done.
+//! The context of a check: the service's address, the longest silence, and the progress display.
 
 use std::{cell::Cell, time::Duration};
 
@@ -12,7 +12,7 @@ use super::{
 };
 use crate::cli::{connection::Connection, http_url};
 
-/// Of one check.
+/// The context of one check.
 pub(super) struct Probe {
     url: String,
     quiet: Duration,
@@ -25,37 +25,37 @@ impl Probe {
         Probe { url: url.to_owned(), quiet, progress, moved_at: Cell::new(Instant::now()) }
     }
 
-    /// Shows what is being done.
+    /// Shows the current step.
     pub(super) fn doing(&self, what: impl Into<String>) {
         self.progress.set_message(what.into());
     }
 
-    /// How long it may take until the next message. Pings are none, heartbeats are.
+    /// The longest time until the next message. Heartbeats count as messages, pings do not.
     pub(super) fn quiet(&self) -> Duration {
         self.quiet
     }
 
-    /// An execution of some session has got on.
+    /// Notes that an execution of some session has made progress.
     pub(super) fn got_on(&self, now: Instant) {
         self.moved_at.set(now);
     }
 
-    /// For how long none has.
+    /// The time since the last progress of any session.
     pub(super) fn stuck_for(&self) -> Duration {
         self.moved_at.get().elapsed()
     }
 
-    /// A connection of which nothing has been read.
+    /// Opens a connection and reads nothing from it.
     pub(super) async fn connect(&self) -> Result<Connection, CheckFailure> {
         Connection::open(&self.url).await.map_err(|error| wrong(error.message))
     }
 
-    /// A session.
+    /// Opens a session.
     pub(super) async fn open(&self) -> Result<CheckSession<'_>, CheckFailure> {
         CheckSession::on(self.connect().await?, self).await
     }
 
-    /// Does something in a session of its own, to which belongs whatever turns out wrong.
+    /// Runs a part of a check in a session of its own; a failure is attributed to that session.
     pub(super) async fn within<T>(
         &self,
         work: impl AsyncFnOnce(&mut CheckSession<'_>) -> Result<T, CheckFailure>,
@@ -67,7 +67,7 @@ impl Probe {
         Ok(done)
     }
 
-    /// How many sessions the service has, if it tells that.
+    /// The number of sessions that the service reports, if it reports one.
     pub(super) async fn n_sessions(&self) -> Option<u64> {
         let url = http_url(&self.url, "/health");
         let client = awc::Client::builder().timeout(self.quiet).finish();

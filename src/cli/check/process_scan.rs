@@ -1,4 +1,5 @@
-//! Whether processes are really gone: not as the service says, but as a later command sees it in `/proc`.
+//! Checks that processes are gone, with a later command that reads `/proc`, because the service's own word is what is
+//! being tested.
 
 use serde_json::json;
 use tokio::time::{Instant, sleep};
@@ -10,8 +11,8 @@ use super::{
     session::{CADENCE, CheckSession},
 };
 
-/// Something by which processes are found: an argument of `sleep` that nobody else has, 1000 seconds and
-/// a fraction. A process's id would not do, the system gives it to another one.
+/// A unique argument of `sleep` that identifies processes: 1000 seconds and a fraction. A process id would not do,
+/// because the system reuses it.
 pub(super) struct ProcessMark {
     text: String,
 }
@@ -29,12 +30,12 @@ impl ProcessMark {
         ProcessMark { text: format!("1000.{}", &digits[digits.len() - 16..]) }
     }
 
-    /// A command, with the mark for each `MARK` in it.
+    /// The command with each `MARK` replaced by the mark.
     pub(super) fn on(&self, command: &str) -> String {
         command.replace("MARK", &self.text)
     }
 
-    /// The ids of the processes that have it in their arguments.
+    /// The ids of the processes with the mark in their arguments.
     async fn found(&self, session: &mut CheckSession<'_>) -> Result<Vec<String>, CheckFailure> {
         let (half, rest) = self.text.split_at(self.text.len() / 2);
         let command = LOOK.replace("HALF", half).replace("REST", rest);
@@ -49,14 +50,14 @@ impl ProcessMark {
         Ok(found)
     }
 
-    /// Checks that no process has it, now.
+    /// Checks that no process has the mark now.
     pub(super) async fn is_gone(&self, session: &mut CheckSession<'_>) -> Result<(), CheckFailure> {
         let found = self.found(session).await?;
         ensure!(found.is_empty(), "{} processes are left: {}", found.len(), found.join(" "));
         Ok(())
     }
 
-    /// Waits until no process has it.
+    /// Waits until no process has the mark.
     pub(super) async fn goes(&self, probe: &Probe, session: &mut CheckSession<'_>) -> Result<(), CheckFailure> {
         let since = Instant::now();
         loop {

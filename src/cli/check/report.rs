@@ -1,4 +1,4 @@
-//! What a person sees of the checks, or a program.
+//! Prints the results of the checks, for people or as JSON.
 
 use std::{
     io::{IsTerminal, Write, stderr},
@@ -14,7 +14,7 @@ use crate::{
     console::OutputReader,
 };
 
-/// What came of one check.
+/// The result of one check.
 pub(super) struct CheckOutcome<'a> {
     pub(super) name: &'a str,
     pub(super) result: Result<String, CheckFailure>,
@@ -23,11 +23,11 @@ pub(super) struct CheckOutcome<'a> {
     pub(super) log: Vec<String>,
 }
 
-/// Tells of the checks as they end.
+/// Prints each check's result as it ends.
 pub(super) struct CheckReport {
     json: bool,
     bar: ProgressBar,
-    /// Where it is gone, the exit code still tells.
+    /// The reader of standard output is gone; the exit code still reports the result.
     reader: OutputReader,
     n_passed: usize,
     n_failed: usize,
@@ -47,11 +47,11 @@ impl CheckReport {
         CheckReport { json, bar, reader: OutputReader::Present, n_passed: 0, n_failed: 0, took: Duration::ZERO }
     }
 
-    /// The bar, for a check to say on it what it does. Where there is none a line names the check: whoever
-    /// is ended while one hangs has named it.
+    /// The progress bar, on which the check shows its current step. Without a terminal a line names the check, so that
+    /// the output of an interrupted run ends with the check that hung.
     pub(super) fn begin(&self, name: &str) -> ProgressBar {
         if self.bar.is_hidden() {
-            // Best effort: standard error may be closed.
+            // Ignored, because standard error may be closed.
             let _ = writeln!(stderr(), "...   {name}");
         }
         self.bar.set_message("");
@@ -79,7 +79,7 @@ impl CheckReport {
         Ok(())
     }
 
-    /// Says the sums. True if all passed.
+    /// Prints the summary. Returns true if all checks passed.
     pub(super) fn finish(mut self) -> Result<bool, ClientError> {
         self.bar.finish_and_clear();
         let (n_passed, n_failed) = (self.n_passed, self.n_failed);

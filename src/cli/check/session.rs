@@ -1,5 +1,4 @@
-//! A session as `check` sees it: nothing is taken for granted that was not received, and whatever waits
-//! too long for the next message is named.
+//! A session of a check. It verifies every message that it receives, and reports the wait that takes too long.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -16,17 +15,17 @@ use crate::cli::{
     connection::{Connection, ConnectionEvent},
 };
 
-/// How often a running execution says that it lives, unless a check wants it otherwise.
+/// The heartbeat period that a check asks for unless it names another.
 const HEARTBEAT_MS: u64 = 5_000;
 
-/// How long an execution may be told to live without any change. The commands here are silent for some
-/// seconds at most; whole executions have no bound, since a slow network takes its time.
+/// The longest time with heartbeats and no progress. The commands of the checks are silent for a few seconds at most;
+/// whole executions have no bound, because a network may be slow.
 const STUCK: Duration = Duration::from_secs(60);
 
-/// How often something is looked at, or tried, again.
+/// The interval between two attempts.
 pub(super) const CADENCE: Duration = Duration::from_millis(50);
 
-/// The original's image, which has no names for what it runs.
+/// The executor of the original image, which has no names for executors.
 const UNNAMED: &str = "default";
 
 const QUEUE_FULL: i64 = -32009;
@@ -44,7 +43,7 @@ pub(super) struct CheckSession<'a> {
 }
 
 impl<'a> CheckSession<'a> {
-    /// A session that has said who it is.
+    /// Opens a session and reads `connected`.
     pub(super) async fn on(connection: Connection, probe: &'a Probe) -> Result<CheckSession<'a>, CheckFailure> {
         let (hello, id) = (Value::Null, String::new());
         let mut session =
@@ -60,18 +59,18 @@ impl<'a> CheckSession<'a> {
 }
 
 impl CheckSession<'_> {
-    /// Its id, as it stands in the service's log.
+    /// The session's id, as it appears in the service's log.
     pub(super) fn id(&self) -> &str {
         &self.id
     }
 
-    /// What went wrong here, with what came last.
+    /// A failure in this session, with its last message.
     pub(super) fn problem(&self, what: impl Into<String>) -> CheckFailure {
         let session = (!self.id.is_empty()).then(|| self.id.clone());
         CheckFailure { what: what.into(), session, last: self.last.clone() }
     }
 
-    /// The same, of something found out by looking at what came.
+    /// The same for a failure that was found in received data.
     pub(super) fn located<T>(&self, found: Result<T, CheckFailure>) -> Result<T, CheckFailure> {
         found.map_err(|problem| if problem.session.is_some() { problem } else { self.problem(problem.what) })
     }
@@ -106,7 +105,7 @@ impl CheckSession<'_> {
         Ok(message)
     }
 
-    /// The outcome of a send, which must not wait for ever for a service that does not read.
+    /// The result of a send, bounded in time, because the service may not read.
     fn sent(&self, sent: Result<Result<(), ClientError>, tokio::time::error::Elapsed>) -> Result<(), CheckFailure> {
         match sent {
             Ok(sent) => sent.map_err(|error| self.problem(error.message)),
@@ -114,7 +113,7 @@ impl CheckSession<'_> {
         }
     }
 
-    /// Sends a call, and gives its id.
+    /// Sends a call and returns its id.
     pub(super) async fn request(&mut self, method: &str, params: Value) -> Result<u64, CheckFailure> {
         self.n_calls += 1;
         let params = if method == "execute" { self.completed(params) } else { params };
@@ -123,7 +122,7 @@ impl CheckSession<'_> {
         Ok(self.n_calls)
     }
 
-    /// An execution of the shell, whatever the service runs by default: it may be Claude, who is paid.
+    /// Parameters for a command of the executor `shell`, because the default executor may be Claude, which costs money.
     fn completed(&self, mut params: Value) -> Value {
         if params.get("executor").is_none() && self.hello["executors"] != json!([UNNAMED]) {
             params["executor"] = json!("shell");
@@ -140,7 +139,7 @@ impl CheckSession<'_> {
         self.sent(sent)
     }
 
-    /// Sends a call and waits for its response: the result, or the error. What comes before it is kept.
+    /// Sends a call and waits for its response. Messages that arrive before it are kept.
     pub(super) async fn call(&mut self, method: &str, params: Value) -> Result<Result<Value, Value>, CheckFailure> {
         let id = self.request(method, params).await?;
         let until = Instant::now() + self.probe.quiet();
@@ -162,7 +161,7 @@ impl CheckSession<'_> {
         }
     }
 
-    /// The same, of a call that has to succeed.
+    /// The same for a call that must succeed.
     pub(super) async fn ask(&mut self, method: &str, params: Value) -> Result<Value, CheckFailure> {
         match self.call(method, params).await? {
             Ok(result) => Ok(result),
@@ -170,8 +169,8 @@ impl CheckSession<'_> {
         }
     }
 
-    /// Starts a command. The response must come before anything is told of it. While the queue is full it
-    /// is tried again, as long as those who are before it get on.
+    /// Starts a command. The response must come before any notification about it. While the queue is full the call is
+    /// repeated as long as other executions make progress.
     pub(super) async fn execute(&mut self, params: Value) -> Result<Transcript, CheckFailure> {
         let result = loop {
             match self.call("execute", params.clone()).await? {
@@ -193,7 +192,7 @@ impl CheckSession<'_> {
         }
     }
 
-    /// Reads on until the execution has ended or the story has come so far.
+    /// Reads until the execution has ended or the condition holds.
     pub(super) async fn follow(
         &mut self,
         story: &mut Transcript,
@@ -213,7 +212,7 @@ impl CheckSession<'_> {
         Ok(())
     }
 
-    /// Reads to the end, after which there must be nothing.
+    /// Reads to the final status, and checks that no message follows it.
     pub(super) async fn finish(&mut self, story: &mut Transcript) -> Result<(), CheckFailure> {
         self.follow(story, |_| false).await?;
         self.ask("ping", json!({})).await?;
@@ -230,13 +229,13 @@ impl CheckSession<'_> {
         Ok(story)
     }
 
-    /// Leaves properly.
+    /// Closes the session with a close frame.
     pub(super) async fn close(mut self) -> Result<(), CheckFailure> {
         let left = timeout(self.probe.quiet(), self.connection.close()).await;
         self.sent(left.map(Ok))
     }
 
-    /// Reads until the service closes, and gives its code.
+    /// Reads until the service closes the session, and returns the close code.
     pub(super) async fn close_code(&mut self) -> Result<u16, CheckFailure> {
         loop {
             if let Err(problem) = self.recv().await {

@@ -1,4 +1,4 @@
-//! Streams: long, slow, silent, and broken off in the middle.
+//! Checks streams: long, slow, silent and interrupted ones.
 
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ fn counts_to(story: &Transcript, n: u64) -> Result<(), CheckFailure> {
     Ok(())
 }
 
-/// A client that reads nothing for a while, and slowly then, loses nothing.
+/// A client that reads nothing for a while and then slowly must lose nothing.
 pub(super) async fn slow_client(probe: &Probe) -> Result<String, CheckFailure> {
     const LINES: u64 = 3_000_000;
     const NOTHING: Duration = Duration::from_secs(2);
@@ -53,7 +53,7 @@ pub(super) async fn slow_client(probe: &Probe) -> Result<String, CheckFailure> {
         .await
 }
 
-/// Much output at full speed.
+/// Reads much output at full speed.
 pub(super) async fn large_output(probe: &Probe) -> Result<String, CheckFailure> {
     const LINES: u64 = 6_000_000;
     probe
@@ -66,8 +66,8 @@ pub(super) async fn large_output(probe: &Probe) -> Result<String, CheckFailure> 
         .await
 }
 
-/// A command that says nothing for longer than the service waits for a sign of its backend is told to
-/// live, and by a backend that gave such a sign: after three heartbeats without one it would be `silent`.
+/// Runs a command that is silent for longer than three heartbeats. The heartbeats must come, and `backend` must not be
+/// `silent`, which it is after three missed heartbeats of the backend.
 pub(super) async fn heartbeat(probe: &Probe) -> Result<String, CheckFailure> {
     const SILENCE: &str = "sleep 5.5; echo awake";
     probe
@@ -80,7 +80,7 @@ pub(super) async fn heartbeat(probe: &Probe) -> Result<String, CheckFailure> {
         .await
 }
 
-/// The bounds leave room for a machine that does much else.
+/// The bounds leave room for a loaded machine.
 fn beats(story: &Transcript) -> Result<usize, CheckFailure> {
     const LONGEST_GAP: Duration = Duration::from_secs(3);
     let beats: Vec<_> = story.updates.iter().filter(|(_, update)| update["status"] == "RUNNING").collect();
@@ -97,7 +97,7 @@ fn beats(story: &Transcript) -> Result<usize, CheckFailure> {
     Ok(beats.len())
 }
 
-/// An execution goes on without its client, and whoever comes back gets the rest: each byte once.
+/// Breaks the connection of an execution that may detach. After `attach` each byte must have come exactly once.
 pub(super) async fn detach(probe: &Probe) -> Result<String, CheckFailure> {
     const LINES: u64 = 100_000;
     const ROUNDS: usize = 3;
@@ -126,7 +126,7 @@ pub(super) async fn detach(probe: &Probe) -> Result<String, CheckFailure> {
     Ok(format!("{ROUNDS} broken connections, {} bytes, each once{late}", story.streams.stdout.bytes.len()))
 }
 
-/// Attaches after the end. How much is kept until then is the service's own affair, if it says so.
+/// Attaches after the end. Output that is not kept any more must be reported as a gap.
 async fn late(session: &mut CheckSession<'_>, story: &Transcript) -> Result<&'static str, CheckFailure> {
     const UNKNOWN_EXECUTION: i64 = -32006;
     match session.call("attach", json!({ "executionId": story.id })).await? {

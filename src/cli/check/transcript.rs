@@ -1,4 +1,4 @@
-//! An execution as its client saw it: all that came, whether anything is missing, and when it last got on.
+//! The record of an execution on the client's side: all messages, missing bytes, and the time of the last progress.
 
 use std::time::Duration;
 
@@ -9,36 +9,36 @@ use tokio::time::Instant;
 use super::failure::{CheckFailure, ensure, shown, wrong};
 use crate::cli::checksum::{StreamChecksum, decoded};
 
-/// A stream as it was received.
+/// The received bytes of a stream.
 #[derive(Default)]
 pub(super) struct ReceivedStream {
     pub(super) bytes: Vec<u8>,
-    /// What was told to be lost: the offsets of the first byte and after the last.
+    /// The gaps that were reported: the offsets of the first byte and after the last.
     gaps: Vec<(u64, u64)>,
     seen: StreamChecksum,
 }
 
-/// An execution.
+/// The messages of an execution.
 pub(super) struct Transcript {
     /// Its id.
     pub(super) id: String,
     pub(super) streams: PerStream<ReceivedStream>,
-    /// The params of each `statusUpdate`, with when it came.
+    /// The parameters of each `statusUpdate`, with the time of arrival.
     pub(super) updates: Vec<(Instant, Value)>,
-    /// The params of each `error`.
+    /// The parameters of each `error`.
     pub(super) errors: Vec<Value>,
-    /// The final one, once that has come.
+    /// The final `statusUpdate`, once it has arrived.
     pub(super) end: Value,
     moved_at: Instant,
 }
 
 impl ReceivedStream {
-    /// What was received, as text.
+    /// The received bytes as text.
     pub(super) fn text(&self) -> String {
         String::from_utf8_lossy(&self.bytes).into_owned()
     }
 
-    /// Whether this is that stream, but for what was told to be lost.
+    /// Whether the received bytes equal this stream except for the reported gaps.
     pub(super) fn is_of(&self, whole: &[u8]) -> bool {
         let (mut at, mut rest) = (0, self.bytes.as_slice());
         let end = whole.len() as u64;
@@ -57,7 +57,7 @@ impl Transcript {
         Transcript { id: id.to_owned(), streams, updates: Vec::new(), errors: Vec::new(), end, moved_at: now }
     }
 
-    /// Where to go on after a broken connection.
+    /// The offsets for `attach` after a broken connection.
     pub(super) fn offsets(&self) -> Value {
         json!({ "stdout": self.streams.stdout.seen.end, "stderr": self.streams.stderr.seen.end })
     }
@@ -66,12 +66,12 @@ impl Transcript {
         !self.end.is_null()
     }
 
-    /// For how long nothing has changed but the time in its heartbeats.
+    /// The time since anything but the clocks of the heartbeats has changed.
     pub(super) fn stuck_for(&self, now: Instant) -> Duration {
         now.duration_since(self.moved_at)
     }
 
-    /// Takes the next message. True if it tells of something new.
+    /// Takes the next message. Returns true if it shows progress.
     pub(super) fn take(&mut self, message: &Value, now: Instant) -> Result<bool, CheckFailure> {
         let params = &message["params"];
         let moved = match message["method"].as_str() {
@@ -152,14 +152,14 @@ impl Transcript {
         Ok(())
     }
 
-    /// Checks that it exited with this code, and that not a byte is missing.
+    /// Checks that the command exited with this code and that no byte is missing.
     pub(super) fn exited_with(&self, code: i32) -> Result<(), CheckFailure> {
         self.ended_as(if code == 0 { "COMPLETED" } else { "FAILED" }, "exit")?;
         ensure!(self.end["exit_code"] == code, "the exit code should be {code}: {}", shown(&self.end));
         self.is_whole()
     }
 
-    /// Checks that all has arrived that was written, by count and digest.
+    /// Checks by count and digest that everything that was written has arrived.
     pub(super) fn is_whole(&self) -> Result<(), CheckFailure> {
         for stream in Stream::BOTH {
             let lost = self.n_lost(stream);
@@ -168,7 +168,7 @@ impl Transcript {
         self.adds_up()
     }
 
-    /// Checks that what arrived and what was told to be lost are together what was written.
+    /// Checks that received and lost bytes add up to what was written.
     pub(super) fn adds_up(&self) -> Result<(), CheckFailure> {
         for stream in Stream::BOTH {
             let name = stream.as_str();
@@ -179,7 +179,7 @@ impl Transcript {
         Ok(())
     }
 
-    /// How much was told to be lost.
+    /// The number of bytes in the reported gaps.
     pub(super) fn n_lost(&self, stream: Stream) -> u64 {
         self.streams.get(stream).seen.lost
     }

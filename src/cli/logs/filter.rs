@@ -1,5 +1,5 @@
-//! Which lines are wanted. The backend knows no sessions: a line of it is a session's if the gateway says,
-//! earlier or later, that its execution is.
+//! Selects lines. The backend does not know sessions, so a backend's line belongs to a session if a line of the
+//! gateway, earlier or later, says that the session holds the line's execution.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +11,7 @@ use super::LogsOptions;
 /// The fields of a line.
 pub(super) type LineFields = Map<String, Value>;
 
-/// Finds the JSON of a log line. What follows logs for several services puts a name before each.
+/// Finds the JSON in a log line. `docker compose logs` puts the service's name before it.
 pub(super) fn json_of(line: &str) -> Option<(&str, LineFields)> {
     let json = &line[line.find('{')?..];
     let fields: LineFields = serde_json::from_str(json).ok()?;
@@ -26,19 +26,19 @@ fn text<'a>(fields: &'a LineFields, name: &str) -> Option<&'a str> {
     fields.get(name).and_then(Value::as_str)
 }
 
-/// What is to be done with a line.
+/// The decision about a line.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum FilterResult {
     Wanted,
     Unwanted,
-    /// Wanted if this execution is of the session.
+    /// Selected if this execution belongs to the session.
     IfOfSession(String),
 }
 
-/// What was asked for, and what is known of it.
+/// The selection, and the session's executions that are known so far.
 pub(super) struct LineFilter<'a> {
     options: &'a LogsOptions,
-    /// Executions of the session asked for.
+    /// Executions of the selected session.
     executions: BTreeSet<String>,
 }
 
@@ -47,13 +47,13 @@ impl<'a> LineFilter<'a> {
         LineFilter { options, executions: BTreeSet::new() }
     }
 
-    /// Whether every line is wanted.
+    /// Whether every line is selected.
     pub(super) fn is_of_all(&self) -> bool {
         let LogsOptions { session, execution, event, .. } = self.options;
         session.is_none() && execution.is_none() && event.is_none()
     }
 
-    /// Learns from a line, wanted or not, and gives an execution that is now known to be of the session.
+    /// Updates the known executions from a line, and returns an execution that was found to belong to the session.
     pub(super) fn learn(&mut self, fields: &LineFields) -> Option<String> {
         let session = self.options.session.as_deref()?;
         let execution = text(fields, "execution_id")?;

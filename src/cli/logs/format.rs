@@ -1,4 +1,4 @@
-//! A log line as a person reads it: when, since the first one, what, of whom, and why.
+//! Formats a log line for people: time, time since the first line, event, fields, message.
 
 use std::collections::BTreeSet;
 
@@ -7,10 +7,10 @@ use serde_json::Value;
 
 use super::filter::{LineFields, time_of};
 
-/// How many characters of an id are shown once it has been shown whole.
+/// The number of characters of an id that are shown after its first occurrence.
 const SHORT: usize = 8;
 
-/// Remembers what the lines before have shown.
+/// Formats lines; remembers the ids that were shown whole.
 #[derive(Default)]
 pub(super) struct LineFormatter {
     began_at: Option<Timestamp>,
@@ -59,18 +59,18 @@ impl LineFormatter {
         plain(&line)
     }
 
-    /// An id, whole when it is met first.
+    /// An id: whole at its first occurrence, then shortened.
     fn short(&mut self, id: String) -> String {
         if self.shown.insert(id.clone()) { id } else { id.chars().take(SHORT).collect() }
     }
 }
 
-/// A line that does nothing to a terminal.
+/// Replaces control characters, because a log may contain text of clients.
 pub(super) fn plain(line: &str) -> String {
     line.trim_end().chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
-/// What a message says beyond its event: nothing, if that is `process started` of `process.started`.
+/// The message, or nothing if it only repeats the event, like `process started` of `process.started`.
 fn beyond<'a>(message: &'a str, event: &str) -> &'a str {
     let name = event.replace(['.', '_'], " ");
     match message.strip_prefix(&name) {

@@ -1,4 +1,4 @@
-//! A log that has an end, told in the order of its times.
+//! Reads a whole log and prints it in the order of its times.
 
 use std::io::{self, BufRead};
 
@@ -11,7 +11,7 @@ use super::{
     open,
 };
 
-/// The lines of a file that are wanted.
+/// The selected lines of a file.
 pub(crate) struct SortedLines {
     /// In order.
     lines: Vec<String>,
@@ -20,7 +20,7 @@ pub(crate) struct SortedLines {
 
 struct KeptLine {
     at: Option<Timestamp>,
-    /// Wanted only if this execution is of the session.
+    /// Selected only if this execution belongs to the session.
     if_of_session: Option<String>,
     json: String,
 }
@@ -31,7 +31,7 @@ impl SortedLines {
         SortedLines::of(options, open(&options.file)?)
     }
 
-    /// Of all that is read only what is wanted, or may be, stays in memory.
+    /// Only lines that are selected, or may be, stay in memory.
     pub(super) fn of(options: &LogsOptions, input: impl BufRead) -> io::Result<SortedLines> {
         let mut choice = LineFilter::new(options);
         let mut counts = LineCounts::default();
@@ -54,7 +54,7 @@ impl SortedLines {
                 FilterResult::Unwanted => continue,
                 FilterResult::IfOfSession(execution) => Some(execution),
             };
-            // One without a time stays behind the line that it came after.
+            // A line without a time keeps its place after the line before it.
             at = time_of(&fields).or(at);
             kept.push(KeptLine { at, if_of_session, json: json.to_owned() });
         }

@@ -1,4 +1,4 @@
-//! A log that goes on: each line is told as soon as it is known to be wanted.
+//! Follows a log that grows: each line is printed as soon as it is known to be selected.
 
 use std::collections::VecDeque;
 
@@ -8,14 +8,14 @@ use super::{
     format::{self, LineFormatter},
 };
 
-/// How many lines are remembered that may yet turn out to be of the session asked for: the backend tells
-/// of a process before the gateway tells whose it is. 20 MB at most.
+/// The number of lines that are kept because they may belong to the selected session: the backend logs a process
+/// before the gateway logs its session. 20 MB at most.
 const LOOK_BACK: usize = 50_000;
 
-/// Takes a log line by line.
+/// Reads a log line by line.
 pub(super) struct LogTail<'a> {
     choice: LineFilter<'a>,
-    /// Lines of executions of which it is not known whose they are, with the execution.
+    /// Lines of executions whose session is not known yet, with the execution.
     waiting: VecDeque<(String, String)>,
     writer: LineFormatter,
     counts: LineCounts,
@@ -27,14 +27,14 @@ impl<'a> LogTail<'a> {
         LogTail { choice, waiting: VecDeque::new(), writer, counts: LineCounts::default() }
     }
 
-    /// Takes a line, and gives what is to be printed now.
+    /// Takes a line, and returns the lines to print now.
     pub(super) fn take(&mut self, line: &str) -> Vec<String> {
         if line.trim().is_empty() {
             return Vec::new();
         }
         self.counts.lines += 1;
         let Some((json, fields)) = json_of(line) else {
-            // Where all is wanted, so is what a service said before it could log, or when it panicked.
+            // Without a selection, lines that are not JSON are printed too: a panic, a wrong setting.
             if self.choice.is_of_all() {
                 return vec![format::plain(line)];
             }
