@@ -6,7 +6,7 @@ use std::{borrow::Cow, net::SocketAddr, process::ExitCode};
 
 use bytes::Bytes;
 use cc_executor_actors::{
-    backend::multiplex::{Decoder, Part},
+    backend_api::multiplex::{Decoder, StreamPart},
     protocol::Stream,
 };
 use futures_util::{FutureExt, SinkExt, StreamExt, stream::SplitSink};
@@ -78,9 +78,9 @@ async fn session(stream: TcpStream, backend: SocketAddr) -> Result<(), Error> {
             }
             while let Some(part) = decoder.next_part()? {
                 match part {
-                    Part::Output(Stream::Stdout, bytes) => output.send(&mut sink, &bytes).await?,
-                    Part::Output(Stream::Stderr, _) => {}
-                    Part::Word(word) => {
+                    StreamPart::Output(Stream::Stdout, bytes) => output.send(&mut sink, &bytes).await?,
+                    StreamPart::Output(Stream::Stderr, _) => {}
+                    StreamPart::Word(word) => {
                         let word: Value = serde_json::from_slice(&word)?;
                         if word.get("started").is_some() {
                             send(&mut sink, &json!({ "jsonrpc": "2.0", "id": call["id"], "result": { "executionId": id, "status": "started" } })).await?;
@@ -140,11 +140,11 @@ struct Output {
 struct Notification<'a> {
     jsonrpc: &'static str,
     method: &'static str,
-    params: Params<'a>,
+    params: BridgeParams<'a>,
 }
 
 #[derive(Serialize)]
-struct Params<'a> {
+struct BridgeParams<'a> {
     r#type: &'static str,
     content: &'a str,
     end: u64,
@@ -182,7 +182,7 @@ impl Output {
 
     async fn message(&mut self, sink: &mut Sink, content: &str) -> Result<(), Error> {
         self.end += content.len() as u64;
-        let params = Params { r#type: "stdout", content, end: self.end };
+        let params = BridgeParams { r#type: "stdout", content, end: self.end };
         send(sink, &Notification { jsonrpc: "2.0", method: "output", params }).await
     }
 }

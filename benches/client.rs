@@ -17,16 +17,16 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const READ: usize = 256 * 1024;
 
 /// One session.
-pub struct Session {
+pub struct BenchSession {
     stream: TcpStream,
     input: Vec<u8>,
     from: usize,
     to: usize,
 }
 
-impl Session {
+impl BenchSession {
     /// A session that has heard `connected`.
-    pub fn open(address: SocketAddr) -> Session {
+    pub fn open(address: SocketAddr) -> BenchSession {
         let mut stream = TcpStream::connect(address).expect("it listens");
         stream.set_nodelay(true).expect("an option");
         stream.set_read_timeout(Some(PATIENCE)).expect("an option");
@@ -35,7 +35,7 @@ impl Session {
              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
         );
         stream.write_all(request.as_bytes()).expect("it takes a request");
-        let mut session = Session { stream, input: Vec::new(), from: 0, to: 0 };
+        let mut session = BenchSession { stream, input: Vec::new(), from: 0, to: 0 };
         while !session.input[..session.to].windows(4).any(|four| four == b"\r\n\r\n") {
             session.fill(4096);
         }

@@ -17,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use self::{client::Session, stub::Stub};
+use self::{client::BenchSession, stub::StubBackend};
 
 /// Interleaved runs; the median counts.
 const RUNS: usize = 5;
@@ -42,7 +42,7 @@ fn main() -> ExitCode {
         return bridge::serve(backend.parse().expect("an address"));
     }
     raise_descriptor_limit();
-    let stub = Stub::start();
+    let stub = StubBackend::start();
     let gateway = Peer::gateway(&stub);
     let bridge = Peer::bridge(&stub);
     let mut table = Table::default();
@@ -86,7 +86,7 @@ struct Peer {
 }
 
 impl Peer {
-    fn gateway(stub: &Stub) -> Peer {
+    fn gateway(stub: &StubBackend) -> Peer {
         let mut command = Command::new(env!("CARGO_BIN_EXE_cc-executor"));
         command.args(["serve", "--bind", "127.0.0.1:0", "--max-sessions", "10000"]);
         command.env("CLAUDE_API_URL", format!("http://{}", stub.address));
@@ -112,7 +112,7 @@ impl Peer {
         Peer { child, address: address.expect("it was there") }
     }
 
-    fn bridge(stub: &Stub) -> Peer {
+    fn bridge(stub: &StubBackend) -> Peer {
         let mut command = Command::new(env::current_exe().expect("a path"));
         let mut child =
             command.env(BRIDGE, stub.address.to_string()).stdout(Stdio::piped()).spawn().expect("the bridge starts");
@@ -123,7 +123,7 @@ impl Peer {
 
     /// Lines of 100 bytes a second.
     fn throughput(&self, framing: &str) -> f64 {
-        let mut session = Session::open(self.address);
+        let mut session = BenchSession::open(self.address);
         let start = Instant::now();
         session.execute(&format!("lines {LINES}"), framing);
         session.check_lines(LINES);
@@ -132,8 +132,8 @@ impl Peer {
 
     /// From sending `execute` to the first output.
     fn first_output(&self) -> Vec<Duration> {
-        let mut session = Session::open(self.address);
-        let once = |session: &mut Session| {
+        let mut session = BenchSession::open(self.address);
+        let once = |session: &mut BenchSession| {
             let start = Instant::now();
             session.execute("lines 1", "chunk");
             session.wait_for("output");
@@ -145,9 +145,9 @@ impl Peer {
     }
 
     /// From sending CANCEL to the backend's hearing of it.
-    fn cancel_to_abort(&self, stub: &Stub) -> Vec<Duration> {
-        let mut session = Session::open(self.address);
-        let once = |session: &mut Session| {
+    fn cancel_to_abort(&self, stub: &StubBackend) -> Vec<Duration> {
+        let mut session = BenchSession::open(self.address);
+        let once = |session: &mut BenchSession| {
             session.execute("quiet", "chunk");
             session.wait_for("statusUpdate");
             let start = Instant::now();
@@ -160,9 +160,9 @@ impl Peer {
     }
 
     fn kib_an_idle_session(&self) -> f64 {
-        let mut held: Vec<Session> = (0..WARM).map(|_| Session::open(self.address)).collect();
+        let mut held: Vec<BenchSession> = (0..WARM).map(|_| BenchSession::open(self.address)).collect();
         let before = self.private_kib();
-        held.extend((0..IDLE).map(|_| Session::open(self.address)));
+        held.extend((0..IDLE).map(|_| BenchSession::open(self.address)));
         let grown = self.private_kib() - before;
         drop(held);
         grown / IDLE as f64

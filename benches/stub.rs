@@ -23,7 +23,7 @@ const FRAME: usize = 655 * LINE;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A running stub.
-pub struct Stub {
+pub struct StubBackend {
     pub address: SocketAddr,
     aborts: Receiver<Instant>,
 }
@@ -35,8 +35,8 @@ struct Canceled {
     more: Condvar,
 }
 
-impl Stub {
-    pub fn start() -> Stub {
+impl StubBackend {
+    pub fn start() -> StubBackend {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("an address");
         let (abort, aborts) = mpsc::channel();
@@ -48,7 +48,7 @@ impl Stub {
                 thread::spawn(move || connection(&stream, &abort, &canceled));
             }
         });
-        Stub { address, aborts }
+        StubBackend { address, aborts }
     }
 
     /// When the next cancellation was heard.

@@ -1,37 +1,34 @@
 //! The role `backend`: runs commands, owns their processes, and streams what they write.
 //!
-//! The order of reading: [`table`] admits an execution or has it wait, [`executor`] turns its command
-//! into a program and its arguments ([`claude`] has its own), [`process`] has it started by a [`shim`], with pipes or on a
-//! [`terminal`], [`execution`] follows it to its end, and what it writes goes through its [`spool`] to
-//! whoever follows it, now or later; [`holds`] says who that is. What is remembered of it then is decided in the [`registry`] and lies in a
-//! [`record`]. The [`subreaper`] forks the shims and ends what a killed one leaves behind, and
-//! [`routes`] is the HTTP in front, with the three forms of a stream in [`forms`].
+//! The order of reading: [`registry`] admits an execution or has it wait, [`executor`] turns its command
+//! into a program and its arguments ([`agent`] has its own), [`process`] has it started by a [`shim`], with pipes or on a
+//! [`pty`], [`job`] follows it to its end, and what it writes goes through its [`output_buffer`] to
+//! whoever follows it, now or later; [`holds`] says who that is. What is remembered of it then is decided in the [`registry::model`] and lies in a
+//! [`registry::record`]. The [`subreaper`] forks the shims and ends what a killed one leaves behind, and
+//! [`routes`] is the HTTP in front, with the three forms of a stream in [`stream`].
 
-pub mod claude;
-pub mod execution;
+pub mod agent;
 pub mod executor;
-pub mod forms;
 pub mod holds;
+pub mod job;
+pub mod output_buffer;
 pub mod process;
-pub mod record;
+pub mod pty;
 pub mod registry;
-pub mod ring;
 pub mod routes;
 pub mod shim;
 pub mod signal;
-pub mod spool;
+pub mod stream;
 pub mod subreaper;
-pub mod table;
-pub mod terminal;
 
 use std::{io, net::TcpListener, path::Path, sync::Arc, time::Duration};
 
 use actix_web::{App, HttpServer, dev::Server, middleware::from_fn, web};
 
-use self::{executor::Executors, shim::containment::Containment, subreaper::handle::Subreapers, table::Table};
-use crate::{
-    access::{Access, guard},
-    socket,
+use self::{executor::Executors, registry::Registry, shim::containment::Containment, subreaper::handle::Subreapers};
+use crate::server::{
+    auth::{Access, guard},
+    connection,
 };
 
 /// What a backend needs to know.
@@ -83,20 +80,20 @@ pub struct Serving {
     /// Its server; it must be polled.
     pub server: Server,
     /// What runs, and what has run.
-    pub table: web::Data<Table>,
+    pub registry: web::Data<Registry>,
     /// The name of what contains executions besides their process trees.
     pub contained: &'static str,
 }
 
-/// Serves on a bound listener until stopped. The table tells what runs, and ends it. To be called before this process
+/// Serves on a bound listener until stopped. The registry tells what runs, and ends it. To be called before this process
 /// has children: it starts the subreaper.
 pub fn serve(listener: TcpListener, config: BackendConfig, access: Access) -> io::Result<Serving> {
     let subreapers = web::Data::new(Subreapers::start(Path::new(THIS_BINARY), config.containment)?);
     let contained = subreapers.contained().as_str();
-    let table = web::Data::new(Table::new(config));
-    let shared = table.clone();
-    actix_web::rt::spawn(Table::forget_in_time(Arc::downgrade(&table.clone().into_inner())));
-    let consumer_stall = table.config().consumer_stall;
+    let registry = web::Data::new(Registry::new(config));
+    let shared = registry.clone();
+    actix_web::rt::spawn(Registry::forget_in_time(Arc::downgrade(&registry.clone().into_inner())));
+    let consumer_stall = registry.config().consumer_stall;
     let access = web::Data::new(access);
     let server = HttpServer::new(move || {
         App::new()
@@ -107,8 +104,8 @@ pub fn serve(listener: TcpListener, config: BackendConfig, access: Access) -> io
             .configure(routes::configure)
     })
     .on_connect(move |connection, data| {
-        socket::keep(connection, data);
-        socket::watch_peer(connection, consumer_stall);
+        connection::keep(connection, data);
+        connection::watch_peer(connection, consumer_stall);
     })
     .tcp_nodelay(true)
     .h1_allow_half_closed(false)
@@ -117,5 +114,5 @@ pub fn serve(listener: TcpListener, config: BackendConfig, access: Access) -> io
     .disable_signals()
     .listen(listener)?
     .run();
-    Ok(Serving { server, table, contained })
+    Ok(Serving { server, registry, contained })
 }

@@ -1,371 +1,225 @@
-//! The command line: what can be typed, and what it means.
+//! The commands of a person or a script: `run`, `attach`, `ps`, `cancel`, `check`, `logs` and `healthcheck`.
+//!
+//! `session_loop` is the life of a command as its caller sees it, over one connection or several;
+//! `connection` makes those, `silence` notices one that is dead, `checksum` counts what comes over them; `ps` is what one question answers, and
+//! `check` asks everything.
 
-use std::{collections::BTreeMap, time::Duration};
+mod agent_view;
+pub mod args;
+mod check;
+mod checksum;
+mod connection;
+mod exit_code;
+mod logs;
+mod ps;
+mod session_loop;
+mod silence;
+mod stdin;
+mod stdout;
+mod terminal;
 
-use cc_executor_actors::{clock::millis, id::ExecutionId};
-use clap::{Arg, ArgAction, ArgMatches, Command};
-use serde_json::{Map, Value, json};
+use std::{fmt, process::ExitCode, time::Duration};
 
+use cc_executor_actors::{id::ExecutionId, rpc::code};
+use serde_json::Value;
+
+pub use self::{
+    check::{CheckOptions, check},
+    logs::{LogsOptions, logs},
+    ps::{AskOptions, CancelOptions, cancel, healthcheck, ps},
+    session_loop::{attach, run},
+};
 use crate::{
-    client::{self, ClientError},
-    config::SETTINGS,
+    config::{Environment, Source},
+    console::{self, OutputReader},
 };
 
-/// Exit code of a wrong use: `EX_USAGE` of sysexits(3).
-pub const EX_USAGE: u8 = 64;
+/// Where a service is asked whether it is ready, by default.
+pub const DEFAULT_READY_URL: &str = "http://127.0.0.1:8003/ready";
 
-/// What was typed.
-#[derive(Debug)]
-pub enum Typed {
-    /// The role `serve`, with its flags by the names of their settings.
-    Serve(BTreeMap<String, String>),
-    /// The role `backend`.
-    Backend(BTreeMap<String, String>),
-    /// Run a command.
-    Run(client::RunOptions),
-    /// Follow an execution.
-    Attach(client::AttachOptions),
-    /// List executions.
-    Ps(client::AskOptions),
-    /// Cancel an execution.
-    Cancel(client::CancelOptions),
-    /// Ask whether a service is ready.
-    Healthcheck(String),
-    /// Ask a service for everything that it promises.
-    Check(client::CheckOptions),
-    /// Read a service's log.
-    Logs(client::LogsOptions),
+const DEFAULT_URL: &str = "ws://127.0.0.1:8003/ws/mcp";
+const SESSION_PATH: &str = "/ws/mcp";
+
+/// How long a service may take to answer when a connection is opened or something is asked.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long `--reconnect` tries to come back, in seconds, where it is given no time.
+pub const DEFAULT_RECONNECT: &str = "30";
+
+/// Exit codes, after sysexits(3) and shells.
+mod exit {
+    #![allow(missing_docs, reason = "each constant is its own name")]
+    pub const USAGE: u8 = 64;
+    pub const UNAVAILABLE: u8 = 69;
+    pub const SOFTWARE: u8 = 70;
+    pub use crate::console::EX_IOERR as IOERR;
+    pub const TEMPFAIL: u8 = 75;
+    pub const NOPERM: u8 = 77;
+    pub const TIMEOUT: u8 = 124;
+    pub const SIGNALED: u8 = 128;
 }
 
-/// Reads the command line. The error is what is to be printed, and the exit code.
-pub fn parse(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Result<Typed, (String, u8)> {
-    let matches = command().try_get_matches_from(arguments).map_err(|error| {
-        let code = if error.use_stderr() { EX_USAGE } else { 0 };
-        (error.render().to_string(), code)
-    })?;
-    match matches.subcommand() {
-        Some(("serve", found)) => Ok(Typed::Serve(settings(found))),
-        Some(("backend", found)) => Ok(Typed::Backend(settings(found))),
-        Some(("run", found)) => run_options(found).map(Typed::Run).map_err(said),
-        Some(("attach", found)) => attach_options(found).map(Typed::Attach).map_err(said),
-        Some(("ps", found)) => {
-            url(found).map(|url| Typed::Ps(client::AskOptions { url, json: found.get_flag("json") })).map_err(said)
-        }
-        Some(("cancel", found)) => cancel_options(found).map(Typed::Cancel).map_err(said),
-        Some(("check", found)) => check_options(found).map(Typed::Check).map_err(said),
-        Some(("logs", found)) => Ok(Typed::Logs(logs_options(found))),
-        Some(("healthcheck", found)) => {
-            let url = found.get_one::<String>("url").cloned();
-            Ok(Typed::Healthcheck(url.unwrap_or_else(|| client::DEFAULT_READY_URL.to_owned())))
-        }
-        _ => Err((command().render_help().to_string(), EX_USAGE)),
+/// What `run` was asked to do.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RunOptions {
+    /// The session's URL.
+    pub url: String,
+    /// What runs the command.
+    pub executor: Option<String>,
+    /// The total time-out, in milliseconds.
+    pub timeout_ms: Option<u64>,
+    /// The longest time without output, in milliseconds.
+    pub stall_timeout_ms: Option<u64>,
+    /// How often the service says how it is, in milliseconds.
+    pub heartbeat_ms: Option<u64>,
+    /// The working directory.
+    pub cwd: Option<String>,
+    /// What Claude is told beside its prompt, as it stands on the wire.
+    pub claude: Option<Value>,
+    /// Whether the service's messages are printed instead of the output.
+    pub json: bool,
+    /// Whether our standard input is the command's.
+    pub interactive: bool,
+    /// Whether it runs on a terminal.
+    pub tty: bool,
+    /// What becomes of it without us.
+    pub leave: DisconnectAction,
+    /// The command.
+    pub command: String,
+}
+
+/// What becomes of a command when its caller is gone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DisconnectAction {
+    /// It is ended.
+    Ends,
+    /// It goes on for so long, and its caller tries to come back.
+    Returns(Duration),
+    /// It goes on as long as the service lets it: its caller only wants its id.
+    GoesOn,
+}
+
+/// What `attach` was asked to do.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct AttachOptions {
+    /// The session's URL.
+    pub url: String,
+    /// Which execution.
+    pub id: ExecutionId,
+    /// Whether the service's messages are printed instead of the output.
+    pub json: bool,
+    /// How long it is tried to come back when the connection breaks.
+    pub reconnect: Option<Duration>,
+}
+
+/// Why a client command failed, and the exit code that says so.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ClientError {
+    code: u8,
+    message: String,
+}
+
+impl ClientError {
+    fn new(code: u8, message: impl Into<String>) -> Self {
+        ClientError { code, message: message.into() }
+    }
+
+    /// The exit code.
+    pub fn exit_code(&self) -> u8 {
+        self.code
     }
 }
 
-fn command() -> Command {
-    Command::new("cc-executor")
-        .version(env!("CARGO_PKG_VERSION"))
-        .about("Runs commands for remote clients over WebSocket sessions, streams what they write, and never lies about how they ended")
-        .subcommand_required(true)
-        .arg_required_else_help(true)
-        .subcommand(role("serve", "Serve WebSocket sessions at /ws/mcp (the gateway)", true))
-        .subcommand(role("backend", "Run commands for gateways (the execution backend)", false))
-        .subcommand(
-            Command::new("run")
-                .about("Run a command through a service, and exit as it did")
-                .after_help(
-                    "Exit codes: the command's own; 128+N ended by signal N; 124 time-out; 126 not startable; 127 program missing; \
-                     130 Ctrl-C; 141 output closed by its reader; 143 canceled by another; 64 usage; 69 service or backend unreachable, silent, restarted, lost or \
-                     rejecting; \
-                     70 output damaged on the way, or a part of it lost; 74 output not writable; 75 full, draining, or ended because \
-                     nobody attached; 77 not authorized.\n\
-                     The token is read from CC_EXECUTOR_TOKEN or the file that CC_EXECUTOR_TOKEN_FILE names.",
-                )
-                .arg(service())
-                .arg(Arg::new("executor").long("executor").value_name("NAME").help("what runs the command (the service's default)"))
-                .arg(Arg::new("timeout").long("timeout").value_name("SECONDS").help("end the command after so long, such as 30 or 0.5"))
-                .arg(Arg::new("stall-timeout").long("stall-timeout").value_name("SECONDS").help("end it when nothing was written for so long"))
-                .arg(Arg::new("heartbeat").long("heartbeat").value_name("SECONDS").help("how often the service says how it is, 1 to 60 (15); seen with --json"))
-                .arg(Arg::new("cwd").long("cwd").value_name("DIR").help("the working directory, on the service's machine"))
-                .args(claude())
-                .arg(Arg::new("interactive").long("interactive").short('i').action(ArgAction::SetTrue).help("the command reads our standard input"))
-                .arg(Arg::new("tty").long("tty").short('t').action(ArgAction::SetTrue).help("the command runs on a terminal"))
-                .arg(reconnect("when the connection breaks, come back and go on").conflicts_with_all(["interactive", "detach"]))
-                .arg(
-                    Arg::new("detach")
-                        .long("detach")
-                        .action(ArgAction::SetTrue)
-                        .conflicts_with_all(["interactive", "json"])
-                        .help("print the execution's id and leave; it goes on as long as the service lets it"),
-                )
-                .arg(json())
-                .arg(
-                    Arg::new("command")
-                        .value_name("COMMAND")
-                        .required(true)
-                        .num_args(1..)
-                        .trailing_var_arg(true)
-                        .help("the command; several words are joined by a space, as ssh does"),
-                ),
-        )
-        .subcommand(
-            Command::new("attach")
-                .about("Follow an execution that is there already, from its beginning, and exit as it did")
-                .arg(service())
-                .arg(json())
-                .arg(reconnect("when the connection breaks, come back and go on"))
-                .arg(id()),
-        )
-        .subcommand(
-            Command::new("ps").about("List the executions of a service's backend").arg(service()).arg(json()),
-        )
-        .subcommand(
-            Command::new("cancel")
-                .about("Cancel an execution, and wait for its end")
-                .arg(service())
-                .arg(Arg::new("grace").long("grace").value_name("SECONDS").help("the time between TERM and KILL (5)"))
-                .arg(id()),
-        )
-        .subcommand(
-            Command::new("check")
-                .about("Ask a running service for everything that it promises, and say what of it works")
-                .after_help("Exits with 0 only if all passed, and with 1 if not; 69 if the service is not there.")
-                .arg(service())
-                .arg(
-                    Arg::new("only")
-                        .long("only")
-                        .value_name("NAMES")
-                        .value_delimiter(',')
-                        .action(ArgAction::Append)
-                        .help("only these, with commas; --list names them"),
-                )
-                .arg(Arg::new("list").long("list").action(ArgAction::SetTrue).help("say which checks there are"))
-                .arg(Arg::new("json").long("json").action(ArgAction::SetTrue).help("print a JSON line for each"))
-                .arg(Arg::new("logs").long("logs").value_name("FILE").help("the service's JSON log: what it says of a session that failed is shown")),
-        )
-        .subcommand(
-            Command::new("logs")
-                .about("Read JSON log lines, also those of `docker logs`, as a timeline")
-                .arg(Arg::new("session").long("session").value_name("ID").help("only a session and its executions; the id's beginning will do"))
-                .arg(Arg::new("execution").long("execution").value_name("ID").help("only an execution; the id's beginning will do"))
-                .arg(Arg::new("event").long("event").value_name("NAME").help("only an event, such as session.closed, or a kind of them, such as session"))
-                .arg(Arg::new("file").value_name("FILE").required(true).help("a file, or - for standard input")),
-        )
-        .subcommand(
-            Command::new("healthcheck")
-                .about("Exit 0 if a service is ready, else say why: 1 it is not, 69 no answer for 10 s")
-                .arg(Arg::new("url").long("url").value_name("URL").help("what to ask (http://127.0.0.1:8003/ready)")),
-        )
-}
-
-/// The flags for Claude: name on the command line, name on the wire, what it takes, and what it does.
-const CLAUDE: &[(&str, &str, &str, &str)] = &[
-    ("model", "model", "NAME", "claude: the model"),
-    (
-        "permission-mode",
-        "permissionMode",
-        "MODE",
-        "claude: what it may do unasked, such as acceptEdits or bypassPermissions",
-    ),
-    (
-        "allowed-tools",
-        "allowedTools",
-        "TOOLS",
-        "claude: tools it may use unasked, with commas, such as \"Bash(git log:*),Read\"",
-    ),
-    ("max-turns", "maxTurns", "N", "claude: how often the model may answer"),
-    ("resume", "resume", "SESSION", "claude: the session to go on with"),
-];
-
-fn claude() -> impl Iterator<Item = Arg> {
-    CLAUDE.iter().map(|(flag, _, value, help)| {
-        let argument = Arg::new(*flag).long(*flag).value_name(*value).help(*help);
-        match *flag {
-            "max-turns" => argument.value_parser(clap::value_parser!(u64)),
-            "allowed-tools" => argument.value_delimiter(',').action(ArgAction::Append),
-            _ => argument,
-        }
-    })
-}
-
-fn claude_options(found: &ArgMatches) -> Option<Value> {
-    let mut options = Map::new();
-    for (flag, name, ..) in CLAUDE {
-        let value = match *flag {
-            "max-turns" => found.get_one::<u64>(flag).map(|n| json!(n)),
-            "allowed-tools" => found.get_many::<String>(flag).map(|tools| json!(tools.collect::<Vec<_>>())),
-            _ => found.get_one::<String>(flag).map(|text| json!(text)),
-        };
-        options.extend(value.map(|value| ((*name).to_owned(), value)));
-    }
-    (!options.is_empty()).then_some(Value::Object(options))
-}
-
-fn service() -> Arg {
-    Arg::new("url").long("url").value_name("URL").help("the service (ws://127.0.0.1:8003/ws/mcp)")
-}
-
-fn json() -> Arg {
-    Arg::new("json").long("json").action(ArgAction::SetTrue).help("print what the service says, as it says it")
-}
-
-fn reconnect(help: &'static str) -> Arg {
-    Arg::new("reconnect")
-        .long("reconnect")
-        .value_name("SECONDS")
-        .num_args(0..=1)
-        .require_equals(true)
-        .default_missing_value(client::DEFAULT_RECONNECT)
-        .help(help)
-}
-
-fn id() -> Arg {
-    Arg::new("id").value_name("ID").required(true).help("the execution's id")
-}
-
-fn role(name: &'static str, about: &'static str, gateway: bool) -> Command {
-    let settings = SETTINGS.iter().filter(|setting| gateway || !setting.gateway_only);
-    let arguments = settings.map(|setting| {
-        let argument =
-            Arg::new(setting.name).long(setting.flag()).help(format!("{} [env: {}]", setting.help, setting.name));
-        match setting.value {
-            Some(value) => argument.value_name(value).action(ArgAction::Set),
-            None => argument.action(ArgAction::SetTrue),
-        }
-    });
-    Command::new(name)
-        .about(about)
-        .args(arguments)
-        .after_help(
-            "Secrets come from the environment or from a file, never from a flag: CC_EXECUTOR_TOKEN, CC_EXECUTOR_BACKEND_TOKEN, \
-             or the same with _FILE and a path. What a role demands may also be given as …_SHA256. Logs: RUST_LOG, LOG_FORMAT=text|json.",
-        )
-}
-
-fn settings(found: &ArgMatches) -> BTreeMap<String, String> {
-    let known = SETTINGS.iter().filter(|setting| found.try_contains_id(setting.name).unwrap_or(false));
-    known
-        .filter_map(|setting| {
-            let value = match setting.value {
-                Some(_) => found.get_one::<String>(setting.name).cloned()?,
-                None => found.get_flag(setting.name).then(|| "true".to_owned())?,
-            };
-            Some((setting.name.to_owned(), value))
-        })
-        .collect()
-}
-
-fn said(error: ClientError) -> (String, u8) {
-    (error.to_string(), error.exit_code())
-}
-
-fn url(found: &ArgMatches) -> Result<String, ClientError> {
-    client::websocket_url(found.get_one::<String>("url").map(String::as_str))
-}
-
-fn seconds(found: &ArgMatches, flag: &str) -> Result<Option<Duration>, ClientError> {
-    found.get_one::<String>(flag).map(|text| client::seconds(flag, text)).transpose()
-}
-
-fn execution_id(found: &ArgMatches) -> Result<ExecutionId, ClientError> {
-    client::execution_id(found.get_one::<String>("id").map(String::as_str).unwrap_or_default())
-}
-
-fn attach_options(found: &ArgMatches) -> Result<client::AttachOptions, ClientError> {
-    let (url, id, json) = (url(found)?, execution_id(found)?, found.get_flag("json"));
-    Ok(client::AttachOptions { url, id, json, reconnect: seconds(found, "reconnect")? })
-}
-
-fn cancel_options(found: &ArgMatches) -> Result<client::CancelOptions, ClientError> {
-    Ok(client::CancelOptions { url: url(found)?, id: execution_id(found)?, grace: seconds(found, "grace")? })
-}
-
-fn check_options(found: &ArgMatches) -> Result<client::CheckOptions, ClientError> {
-    Ok(client::CheckOptions {
-        url: url(found)?,
-        only: found.get_many::<String>("only").into_iter().flatten().cloned().collect(),
-        list: found.get_flag("list"),
-        json: found.get_flag("json"),
-        logs: found.get_one::<String>("logs").cloned(),
-    })
-}
-
-fn logs_options(found: &ArgMatches) -> client::LogsOptions {
-    let text = |name: &str| found.get_one::<String>(name).cloned();
-    client::LogsOptions {
-        session: text("session"),
-        execution: text("execution"),
-        event: text("event"),
-        file: text("file").unwrap_or_default(),
+impl fmt::Display for ClientError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cc-executor: {}", self.message)
     }
 }
 
-fn run_options(found: &ArgMatches) -> Result<client::RunOptions, ClientError> {
-    let text = |name: &str| found.get_one::<String>(name).cloned();
-    let words: Vec<&str> = found.get_many::<String>("command").into_iter().flatten().map(String::as_str).collect();
-    Ok(client::RunOptions {
-        url: url(found)?,
-        executor: text("executor"),
-        timeout_ms: seconds(found, "timeout")?.map(millis),
-        stall_timeout_ms: seconds(found, "stall-timeout")?.map(millis),
-        heartbeat_ms: seconds(found, "heartbeat")?.map(millis),
-        cwd: text("cwd"),
-        claude: claude_options(found),
-        json: found.get_flag("json"),
-        interactive: found.get_flag("interactive"),
-        tty: found.get_flag("tty"),
-        leave: match seconds(found, "reconnect")? {
-            Some(patience) => client::Leave::Returns(patience),
-            None if found.get_flag("detach") => client::Leave::GoesOn,
-            None => client::Leave::Ends,
-        },
-        command: words.join(" "),
-    })
+/// The exit code of a command that did its work, or what it failed with, said on standard error.
+fn report_outcome(outcome: Result<u8, ClientError>) -> ExitCode {
+    match outcome {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            console::report_line(&error.to_string());
+            ExitCode::from(error.code)
+        }
+    }
+}
+
+/// Writes a line to standard output, at once.
+fn print_line(line: &str) -> Result<OutputReader, ClientError> {
+    console::print_line(line).map_err(|error| ClientError::new(exit::IOERR, error.to_string()))
+}
+
+/// The session's URL of a service: as given, as the environment says, or the default.
+pub fn websocket_url(given: Option<&str>) -> Result<String, ClientError> {
+    let given = given.map(str::to_owned).or_else(|| Environment.get("CC_EXECUTOR_URL"));
+    let Some(url) = given else { return Ok(DEFAULT_URL.to_owned()) };
+    let rest = url.strip_prefix("ws://").or_else(|| url.strip_prefix("http://"));
+    match rest.map(|rest| rest.split_once('/').unwrap_or((rest, ""))) {
+        Some((authority, path)) if !authority.is_empty() && !authority.contains('@') => {
+            let path = if path.is_empty() { SESSION_PATH.to_owned() } else { format!("/{path}") };
+            Ok(format!("ws://{authority}{path}"))
+        }
+        _ => Err(ClientError::new(exit::USAGE, format!("the URL must be like ws://host:8003, not {url:?}"))),
+    }
+}
+
+/// Where a service answers HTTP beside its sessions.
+fn http_url(session_url: &str, path: &str) -> String {
+    let base = session_url.strip_suffix(SESSION_PATH).unwrap_or(session_url);
+    format!("{}{path}", base.replacen("ws://", "http://", 1))
+}
+
+/// Reads a time in seconds, which the flag of this name was given.
+pub fn seconds(flag: &str, text: &str) -> Result<Duration, ClientError> {
+    match text.trim_end_matches('s').parse::<f64>() {
+        Ok(number) if number > 0.0 && number < 1e9 => Ok(Duration::from_secs_f64(number).max(Duration::from_millis(1))),
+        _ => Err(ClientError::new(exit::USAGE, format!("--{flag} takes seconds, such as 30 or 0.5, not {text:?}"))),
+    }
+}
+
+/// Reads an execution's id.
+pub fn execution_id(text: &str) -> Result<ExecutionId, ClientError> {
+    text.parse().map_err(|_| ClientError::new(exit::USAGE, format!("an execution's id is a UUID, not {text:?}")))
+}
+
+fn exit_code_of_refusal(error: i64) -> u8 {
+    match error {
+        code::PARAMS | code::NOT_ALLOWED | code::METHOD | code::INVALID_REQUEST => exit::USAGE,
+        code::FULL | code::SESSION_LIMIT | code::DRAINING => exit::TEMPFAIL,
+        code::NOT_AUTHORIZED => exit::NOPERM,
+        code::INTERNAL => exit::SOFTWARE,
+        _ => exit::UNAVAILABLE,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn typed(line: &str) -> Result<Typed, (String, u8)> {
-        parse(line.split(' ').map(Into::into))
-    }
-
     #[test]
-    fn flags_have_the_names_of_their_settings() {
-        let Ok(Typed::Serve(found)) =
-            typed("cc-executor serve --max-sessions 7 --claude-api-url http://x --insecure-no-auth")
-        else {
-            panic!("is a serve");
-        };
-        assert_eq!(found["CC_EXECUTOR_MAX_SESSIONS"], "7");
-        assert_eq!(found["CLAUDE_API_URL"], "http://x");
-        assert_eq!(found["CC_EXECUTOR_INSECURE_NO_AUTH"], "true");
-        assert_eq!(found.len(), 3);
-    }
-
-    #[test]
-    fn a_wrong_use_exits_with_64_and_help_with_0() {
-        for line in [
-            "cc-executor",
-            "cc-executor nope",
-            "cc-executor backend --max-sessions 7",
-            "cc-executor run",
-            "cc-executor run --timeout soon x",
-            "cc-executor run -i --reconnect x",
-            "cc-executor attach 7",
-            "cc-executor cancel",
+    fn a_service_may_be_named_by_its_host_alone() {
+        for (given, url) in [
+            ("ws://h:1/ws/mcp", "ws://h:1/ws/mcp"),
+            ("ws://h:1", "ws://h:1/ws/mcp"),
+            ("http://h:1/", "ws://h:1/ws/mcp"),
+            ("ws://h/prefix/ws", "ws://h/prefix/ws"),
         ] {
-            assert_eq!(typed(line).unwrap_err().1, EX_USAGE, "{line}");
+            assert_eq!(websocket_url(Some(given)).unwrap(), url);
         }
-        assert_eq!(typed("cc-executor --help").unwrap_err().1, 0);
+        for wrong in ["wss://h", "h:1", "ws://", "ws://secret@h"] {
+            assert_eq!(websocket_url(Some(wrong)).unwrap_err().exit_code(), exit::USAGE, "{wrong}");
+        }
     }
 
     #[test]
-    fn the_words_of_a_command_are_joined_and_its_flags_left_alone() {
-        let Ok(Typed::Run(options)) = typed("cc-executor run --timeout 0.5 -- ls -la --json") else {
-            panic!("is a run")
-        };
-        assert_eq!((options.command.as_str(), options.timeout_ms, options.json), ("ls -la --json", Some(500), false));
+    fn a_time_is_in_seconds() {
+        assert_eq!(seconds("timeout", "30"), Ok(Duration::from_secs(30)));
+        assert_eq!(seconds("timeout", "0.25s"), Ok(Duration::from_millis(250)));
+        for wrong in ["", "0", "-1", "soon", "nan", "inf"] {
+            assert!(seconds("timeout", wrong).unwrap_err().to_string().contains("--timeout"), "{wrong}");
+        }
     }
 }

@@ -16,24 +16,24 @@ use std::{
 };
 
 use cc_executor_actors::{
-    claude::watch::EXIT_PATIENCE,
+    agent::claude::progress::EXIT_PATIENCE,
     protocol::{Limits, MAX_MESSAGE_TO_CLIENT},
-    supervisor::Bounds,
+    supervisor::SessionLimits,
 };
 
 pub use self::{
     settings::{SETTINGS, Setting},
-    source::{Environment, Over, Source},
+    source::{Environment, Layered, Source},
 };
 use crate::{
-    access::{Access, Fingerprint, Secret},
     backend::{
         BackendConfig,
-        claude::{self, Policy},
+        agent::claude::{self, ClaudePolicy},
         executor::{Executors, OWN_PREFIX, inherited, service_environment},
         shim::containment::Containment,
     },
     logging::Format,
+    server::auth::{Access, Fingerprint, Secret},
 };
 
 /// How many executions a backend knows at the most. One that has ended takes about 250 bytes besides its output.
@@ -60,13 +60,13 @@ impl fmt::Display for Problems {
 
 /// Settings of the role `serve`.
 #[derive(Clone, Debug)]
-pub struct Serve {
+pub struct GatewaySettings {
     /// Where to listen.
     pub bind: SocketAddr,
     /// Who may speak; the port is that of `bind`.
     pub access: Access,
     /// How many sessions there may be.
-    pub sessions: Bounds,
+    pub sessions: SessionLimits,
     /// How long a shutdown may take.
     pub drain: Duration,
     /// What clients may ask for.
@@ -74,21 +74,21 @@ pub struct Serve {
     /// How long Claude may take to exit after its last event, where the backend is the original's image.
     pub claude_exit: Duration,
     /// Where commands run.
-    pub backend: Where,
+    pub backend: BackendLocation,
 }
 
 /// Where commands run.
 #[derive(Clone, Debug)]
-pub enum Where {
+pub enum BackendLocation {
     /// In a backend inside this process.
-    Here(Box<BackendConfig>),
+    Embedded(Box<BackendConfig>),
     /// In the backend at this URL, which is sent this token.
-    There(String, Option<Secret>),
+    Remote(String, Option<Secret>),
 }
 
 /// Settings of the role `backend`.
 #[derive(Clone, Debug)]
-pub struct Back {
+pub struct BackendSettings {
     /// Where to listen.
     pub bind: SocketAddr,
     /// Who may speak; the port is that of `bind`.
@@ -100,11 +100,11 @@ pub struct Back {
 }
 
 /// Reads the settings of `serve`.
-pub fn serve(source: &impl Source) -> Result<Serve, Problems> {
-    let mut reader = Reader { source, problems: Vec::new() };
+pub fn serve(source: &impl Source) -> Result<GatewaySettings, Problems> {
+    let mut reader = SettingsReader { source, problems: Vec::new() };
     let token = reader.demanded(TOKEN);
-    let (bind, access) = reader.door("127.0.0.1:8003", token);
-    let sessions = Bounds {
+    let (bind, access) = reader.listen_and_auth("127.0.0.1:8003", token);
+    let sessions = SessionLimits {
         sessions: reader.number("CC_EXECUTOR_MAX_SESSIONS", 1_024, 1, 1_000_000),
         per_peer: reader.number("CC_EXECUTOR_MAX_SESSIONS_PER_ADDRESS", 512, 1, 1_000_000),
     };
@@ -112,7 +112,7 @@ pub fn serve(source: &impl Source) -> Result<Serve, Problems> {
     let limits = reader.limits();
     let claude_exit = reader.claude_exit();
     let backend = match source.get("CLAUDE_API_URL") {
-        None => Where::Here(Box::new(reader.backend())),
+        None => BackendLocation::Embedded(Box::new(reader.backend())),
         Some(url) => {
             // Settings of a backend say nothing to one that runs elsewhere: better said than ignored.
             for name in [
@@ -136,21 +136,21 @@ pub fn serve(source: &impl Source) -> Result<Serve, Problems> {
                     reader.problem(name, "belongs to the backend: set it there, not beside CLAUDE_API_URL");
                 }
             }
-            Where::There(reader.backend_url(&url), reader.secret(BACKEND_TOKEN))
+            BackendLocation::Remote(reader.backend_url(&url), reader.secret(BACKEND_TOKEN))
         }
     };
-    reader.finish(Serve { bind, access, sessions, drain, limits, claude_exit, backend })
+    reader.finish(GatewaySettings { bind, access, sessions, drain, limits, claude_exit, backend })
 }
 
 /// Reads the settings of `backend`.
-pub fn back(source: &impl Source) -> Result<Back, Problems> {
-    let mut reader = Reader { source, problems: Vec::new() };
+pub fn backend(source: &impl Source) -> Result<BackendSettings, Problems> {
+    let mut reader = SettingsReader { source, problems: Vec::new() };
     let own = reader.demanded(TOKEN);
     let token = reader.demanded(BACKEND_TOKEN).or(own);
-    let (bind, access) = reader.door("127.0.0.1:8000", token);
+    let (bind, access) = reader.listen_and_auth("127.0.0.1:8000", token);
     let backend = reader.backend();
     let drain = reader.drain();
-    reader.finish(Back { bind, access, backend, drain })
+    reader.finish(BackendSettings { bind, access, backend, drain })
 }
 
 /// Reads how log lines are written.
@@ -164,17 +164,17 @@ pub fn log_format(source: &impl Source) -> Result<Format, Problems> {
 
 /// Reads a secret: from the environment, or from the file that `…_FILE` names.
 pub fn secret(source: &impl Source, name: &str) -> Result<Option<Secret>, Problems> {
-    let mut reader = Reader { source, problems: Vec::new() };
+    let mut reader = SettingsReader { source, problems: Vec::new() };
     let secret = reader.secret(name);
     reader.finish(secret)
 }
 
-struct Reader<'a, S> {
+struct SettingsReader<'a, S> {
     source: &'a S,
     problems: Vec<String>,
 }
 
-impl<S: Source> Reader<'_, S> {
+impl<S: Source> SettingsReader<'_, S> {
     fn finish<T>(self, value: T) -> Result<T, Problems> {
         if self.problems.is_empty() { Ok(value) } else { Err(Problems(self.problems)) }
     }
@@ -187,7 +187,7 @@ impl<S: Source> Reader<'_, S> {
         }
     }
 
-    fn door(&mut self, default: &str, token: Option<Fingerprint>) -> (SocketAddr, Access) {
+    fn listen_and_auth(&mut self, default: &str, token: Option<Fingerprint>) -> (SocketAddr, Access) {
         let name = "CC_EXECUTOR_BIND";
         let text = self.source.get(name).unwrap_or_else(|| default.to_owned());
         let bind = match text.to_socket_addrs().ok().and_then(|mut found| found.next()) {
@@ -289,9 +289,9 @@ impl<S: Source> Reader<'_, S> {
         })
     }
 
-    fn claude(&mut self) -> Policy {
+    fn claude(&mut self) -> ClaudePolicy {
         let max_turns = self.number("CC_EXECUTOR_CLAUDE_MAX_TURNS", 0, 0, 1_000_000);
-        Policy {
+        ClaudePolicy {
             models: self.list("CC_EXECUTOR_CLAUDE_MODELS"),
             permission_modes: self.list("CC_EXECUTOR_CLAUDE_PERMISSION_MODES"),
             tools: self.list("CC_EXECUTOR_CLAUDE_TOOLS"),
@@ -417,8 +417,8 @@ mod tests {
     fn nothing_set_is_a_loopback_service_with_its_own_backend() {
         let serve = serve(&source(&[])).unwrap();
         assert_eq!(serve.bind.to_string(), "127.0.0.1:8003");
-        assert!(serve.access.token.is_none() && matches!(serve.backend, Where::Here(_)));
-        assert_eq!(back(&source(&[])).unwrap().bind.to_string(), "127.0.0.1:8000");
+        assert!(serve.access.token.is_none() && matches!(serve.backend, BackendLocation::Embedded(_)));
+        assert_eq!(backend(&source(&[])).unwrap().bind.to_string(), "127.0.0.1:8000");
     }
 
     #[test]
@@ -443,9 +443,9 @@ mod tests {
     fn beyond_loopback_a_token_or_the_insecure_switch_is_needed() {
         let open = ("CC_EXECUTOR_BIND", "0.0.0.0:1");
         assert!(serve(&source(&[open])).is_err());
-        assert!(back(&source(&[open])).is_err());
+        assert!(backend(&source(&[open])).is_err());
         assert!(serve(&source(&[open, (TOKEN, "t")])).is_ok());
-        assert!(back(&source(&[open, (BACKEND_TOKEN, "t")])).is_ok());
+        assert!(backend(&source(&[open, (BACKEND_TOKEN, "t")])).is_ok());
         assert!(serve(&source(&[open, ("CC_EXECUTOR_INSECURE_NO_AUTH", "true")])).is_ok());
         assert!(serve(&source(&[("CC_EXECUTOR_BIND", "[::1]:1")])).is_ok());
     }

@@ -14,7 +14,7 @@ pub const EX_IOERR: u8 = 74;
 /// Whether the output still has a reader.
 #[must_use]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Reader {
+pub enum OutputReader {
     /// It was written.
     Present,
     /// The pipe is closed: the reader has seen enough, which is no error.
@@ -35,10 +35,10 @@ impl fmt::Display for WriteFailed {
 ///
 /// # Errors
 /// Every failure but a closed pipe.
-pub fn outcome(written: io::Result<()>) -> Result<Reader, WriteFailed> {
+pub fn outcome(written: io::Result<()>) -> Result<OutputReader, WriteFailed> {
     match written {
-        Ok(()) => Ok(Reader::Present),
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(Reader::Gone),
+        Ok(()) => Ok(OutputReader::Present),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(OutputReader::Gone),
         Err(error) => Err(WriteFailed(error)),
     }
 }
@@ -47,7 +47,7 @@ pub fn outcome(written: io::Result<()>) -> Result<Reader, WriteFailed> {
 ///
 /// # Errors
 /// See [`outcome`].
-pub fn print(text: &str) -> Result<Reader, WriteFailed> {
+pub fn print(text: &str) -> Result<OutputReader, WriteFailed> {
     let mut out = io::stdout().lock();
     outcome(out.write_all(text.as_bytes()).and_then(|()| out.flush()))
 }
@@ -56,7 +56,7 @@ pub fn print(text: &str) -> Result<Reader, WriteFailed> {
 ///
 /// # Errors
 /// See [`outcome`].
-pub fn print_line(line: &str) -> Result<Reader, WriteFailed> {
+pub fn print_line(line: &str) -> Result<OutputReader, WriteFailed> {
     print(&format!("{line}\n"))
 }
 

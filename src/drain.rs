@@ -12,7 +12,7 @@ use cc_executor_actors::{
 use log::error;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use crate::{backend::table::Table, socket::Unflushed};
+use crate::{backend::registry::Registry, server::connection::Unflushed};
 
 /// The longest grace of a command that still runs when its time is over.
 const MAX_GRACE: Duration = Duration::from_secs(1);
@@ -27,7 +27,7 @@ pub struct Draining {
     /// The sessions, and their connections.
     pub gateway: Option<(Addr<Supervisor>, Unflushed)>,
     /// The executions of this process.
-    pub table: Option<web::Data<Table>>,
+    pub registry: Option<web::Data<Registry>>,
 }
 
 /// When what happens.
@@ -51,8 +51,8 @@ impl Draining {
         let plan = Plan::of(whole);
         let grace_ms = millis(plan.grace);
         let begun_at = Instant::now();
-        if let Some(table) = &self.table {
-            table.drain();
+        if let Some(registry) = &self.registry {
+            registry.drain();
         }
         let this = Arc::new(self);
         let hurrying = {
@@ -62,20 +62,20 @@ impl Draining {
                 if let Some((supervisor, _)) = &this.gateway {
                     supervisor.do_send(Drain::Hurry { grace_ms });
                 }
-                if let Some(table) = &this.table {
-                    table.hurry(grace_ms);
+                if let Some(registry) = &this.registry {
+                    registry.cancel_all(grace_ms);
                 }
             }
         };
         let ended = async {
             if let Some((supervisor, unflushed)) = &this.gateway {
-                let executions_live_on = this.table.is_none();
+                let executions_live_on = this.registry.is_none();
                 // A supervisor that is gone has no sessions either.
                 let _ = supervisor.send(Drain::Begin { executions_live_on, grace_ms }).await;
                 unflushed.none().await;
             }
-            if let Some(table) = &this.table {
-                table.idle().await;
+            if let Some(registry) = &this.registry {
+                registry.idle().await;
             }
         };
         let hurrying = actix_web::rt::spawn(hurrying);

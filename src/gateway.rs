@@ -1,27 +1,27 @@
 //! The role `serve`: WebSocket sessions in front of an execution backend.
 //!
-//! [`routes`] has the HTTP around it, [`ws`] makes a session of an upgraded connection, [`incoming`]
-//! reads a client's frames, [`crate::socket`] makes sure that a closed session's descriptor comes back.
+//! [`routes`] has the HTTP around it, [`upgrade`] makes a session of an upgraded connection, [`frame_reader`]
+//! reads a client's frames, [`crate::server::connection`] makes sure that a closed session's descriptor comes back.
 
-pub mod incoming;
+pub mod frame_reader;
 pub mod routes;
-pub mod ws;
+pub mod upgrade;
 
 use std::{io, net::TcpListener, time::Duration};
 
 use actix::{Actor, Addr};
 use actix_web::{App, HttpServer, dev::Server, middleware::from_fn, web};
 use cc_executor_actors::{
-    backend::{Backend, Known},
+    backend_client::{BackendClient, KnownBackend},
     protocol::Limits,
-    session::Surroundings,
-    supervisor::{Bounds, Supervisor},
+    session::SessionContext,
+    supervisor::{SessionLimits, Supervisor},
 };
 use log::{info, warn};
 
-use crate::{
-    access::{Access, Secret, guard},
-    socket::{self, Unflushed},
+use crate::server::{
+    auth::{Access, Secret, guard},
+    connection::{self, Unflushed},
 };
 
 /// How often the backend is asked how it is.
@@ -41,7 +41,7 @@ pub struct GatewayConfig {
     /// What is sent to it.
     pub backend_token: Option<Secret>,
     /// How many sessions there may be at a time.
-    pub sessions: Bounds,
+    pub sessions: SessionLimits,
     /// What clients may ask for.
     pub limits: Limits,
     /// How long Claude may take to exit after its last event, where the backend is the original's image.
@@ -49,9 +49,9 @@ pub struct GatewayConfig {
 }
 
 impl GatewayConfig {
-    fn backend(&self, known: Known) -> Backend {
+    fn backend(&self, known: KnownBackend) -> BackendClient {
         let token = self.backend_token.as_ref().map(|token| token.reveal().to_owned());
-        Backend::new(&self.backend_url, token, known, self.claude_exit)
+        BackendClient::new(&self.backend_url, token, known, self.claude_exit)
     }
 }
 
@@ -70,13 +70,13 @@ pub fn serve(listener: TcpListener, config: GatewayConfig, access: Access) -> io
     let supervisor = Supervisor::new(config.sessions).start();
     let unflushed = Unflushed::default();
     let for_sockets = web::Data::new(unflushed.clone());
-    let known = Known::default();
+    let known = KnownBackend::default();
     actix_web::rt::spawn(watch_backend(config.backend(known.clone())));
     let for_workers = supervisor.clone();
     let access = web::Data::new(access);
     let server = HttpServer::new(move || {
         // One for each worker thread: an awc client does not leave its own.
-        let around = Surroundings {
+        let around = SessionContext {
             supervisor: for_workers.clone(),
             backend: config.backend(known.clone()),
             limits: config.limits,
@@ -88,7 +88,7 @@ pub fn serve(listener: TcpListener, config: GatewayConfig, access: Access) -> io
             .wrap(from_fn(guard))
             .configure(routes::configure)
     })
-    .on_connect(socket::keep)
+    .on_connect(connection::keep)
     .tcp_nodelay(true)
     .h1_allow_half_closed(false)
     .h1_write_buffer_size(WRITE_BUFFER)
@@ -101,7 +101,7 @@ pub fn serve(listener: TcpListener, config: GatewayConfig, access: Access) -> io
 }
 
 /// Asks the backend how it is, for as long as the gateway lives, and says when that changes.
-async fn watch_backend(backend: Backend) {
+async fn watch_backend(backend: BackendClient) {
     let mut reachable = None;
     loop {
         let described = backend.describe().await;

@@ -103,9 +103,9 @@ fn write_json(out: &mut dyn Write, now: Timestamp, record: &Record<'_>) -> io::R
 
 /// The fields of a record; those that are `null` say nothing and are left out.
 fn fields_of(record: &Record<'_>) -> Map<String, Json> {
-    struct Fields(Map<String, Json>);
+    struct FieldVisitor(Map<String, Json>);
 
-    impl<'kvs> VisitSource<'kvs> for Fields {
+    impl<'kvs> VisitSource<'kvs> for FieldVisitor {
         fn visit_pair(&mut self, key: Key<'kvs>, value: Value<'kvs>) -> Result<(), Error> {
             let value = serde_json::to_value(&value).unwrap_or_else(|_| value.to_string().into());
             if !value.is_null() {
@@ -115,7 +115,7 @@ fn fields_of(record: &Record<'_>) -> Map<String, Json> {
         }
     }
 
-    let mut fields = Fields(Map::new());
+    let mut fields = FieldVisitor(Map::new());
     // Neither the visitor nor the standard sources fail.
     let _ = record.key_values().visit(&mut fields);
     fields.0

@@ -5,16 +5,20 @@ use std::{collections::BTreeMap, env, ffi::OsStr, io, net::TcpListener, process:
 
 use actix_web::dev::ServerHandle;
 use cc_executor::{
-    access::{Access, Secret},
-    backend::{self, subreaper, table::Table},
-    cli::{self, Typed},
-    client,
-    config::{self, Environment, Over, Problems, Where},
+    backend::{self, registry::Registry, subreaper},
+    cli::{
+        self,
+        args::{self, Invocation},
+    },
+    config::{self, BackendLocation, Environment, Layered, Problems},
     console,
     drain::Draining,
     gateway::{self, Gateway, GatewayConfig},
     logging,
-    signals::{self, Shutdown},
+    server::{
+        auth::{Access, Secret},
+        shutdown::{self, Shutdown},
+    },
 };
 use log::{info, warn};
 use uuid::Uuid;
@@ -24,16 +28,16 @@ fn main() -> ExitCode {
     if env::args_os().nth(1).as_deref() == Some(OsStr::new(subreaper::ARGUMENT)) {
         return subreaper::main(env::args_os().nth(2).as_deref().and_then(OsStr::to_str));
     }
-    match cli::parse(env::args_os()) {
-        Ok(Typed::Serve(flags)) => start(flags, config::serve, serve),
-        Ok(Typed::Backend(flags)) => start(flags, config::back, back),
-        Ok(Typed::Run(options)) => run_system(client::run(options)),
-        Ok(Typed::Attach(options)) => run_system(client::attach(options)),
-        Ok(Typed::Ps(options)) => run_system(client::ps(options)),
-        Ok(Typed::Cancel(options)) => run_system(client::cancel(options)),
-        Ok(Typed::Healthcheck(url)) => run_system(client::healthcheck(url)),
-        Ok(Typed::Check(options)) => run_system(client::check(options)),
-        Ok(Typed::Logs(options)) => client::logs(&options),
+    match args::parse(env::args_os()) {
+        Ok(Invocation::Serve(flags)) => start(flags, config::serve, serve),
+        Ok(Invocation::Backend(flags)) => start(flags, config::backend, backend),
+        Ok(Invocation::Run(options)) => run_system(cli::run(options)),
+        Ok(Invocation::Attach(options)) => run_system(cli::attach(options)),
+        Ok(Invocation::Ps(options)) => run_system(cli::ps(options)),
+        Ok(Invocation::Cancel(options)) => run_system(cli::cancel(options)),
+        Ok(Invocation::Healthcheck(url)) => run_system(cli::healthcheck(url)),
+        Ok(Invocation::Check(options)) => run_system(cli::check(options)),
+        Ok(Invocation::Logs(options)) => cli::logs(&options),
         Err((text, 0)) => match console::print(&text) {
             Ok(_) => ExitCode::SUCCESS,
             Err(error) => {
@@ -56,7 +60,7 @@ fn run_system(future: impl Future<Output = ExitCode>) -> ExitCode {
     code
 }
 
-type Settings = Over<BTreeMap<String, String>, Environment>;
+type Settings = Layered<BTreeMap<String, String>, Environment>;
 
 /// Reads the settings of a role and runs it.
 fn start<C, F>(
@@ -68,8 +72,8 @@ where
     F: Future<Output = io::Result<()>>,
 {
     // Whoever started the service may have blocked or ignored what it is to hear, and commands would inherit that.
-    signals::reset();
-    let source = Over(flags, Environment);
+    shutdown::reset();
+    let source = Layered(flags, Environment);
     let (config, format) = match (read(&source), config::log_format(&source)) {
         (Ok(config), Ok(format)) => (config, format),
         (config, format) => {
@@ -79,7 +83,7 @@ where
                     console::report(line);
                 }
             }
-            return ExitCode::from(cli::EX_USAGE);
+            return ExitCode::from(args::EX_USAGE);
         }
     };
     logging::init(format);
@@ -123,13 +127,13 @@ fn bind(address: std::net::SocketAddr, access: &Access) -> io::Result<TcpListene
     })
 }
 
-async fn serve(config: config::Serve) -> io::Result<()> {
+async fn serve(config: config::GatewaySettings) -> io::Result<()> {
     let mut shutdown = Shutdown::listen()?;
     let listener = bind(config.bind, &config.access)?;
     let address = listener.local_addr()?;
     let (backend, backend_url, backend_token) = match config.backend {
-        Where::There(url, token) => (None, url, token),
-        Where::Here(backend) => {
+        BackendLocation::Remote(url, token) => (None, url, token),
+        BackendLocation::Embedded(backend) => {
             let (url, token, running) = embed(*backend)?;
             (Some(running), url, Some(token))
         }
@@ -147,39 +151,39 @@ async fn serve(config: config::Serve) -> io::Result<()> {
     let Gateway { server, supervisor, unflushed } = gateway::serve(listener, gateway, access)?;
     let mut servers = vec![server.handle()];
     let serving = actix_web::rt::spawn(server);
-    let mut draining = Draining { gateway: Some((supervisor, unflushed)), table: None };
-    if let Some(Running { handle, table, .. }) = backend {
+    let mut draining = Draining { gateway: Some((supervisor, unflushed)), registry: None };
+    if let Some(EmbeddedBackend { handle, registry, .. }) = backend {
         servers.push(handle);
-        draining.table = Some(table);
+        draining.registry = Some(registry);
     }
     stop(&mut shutdown, "gateway", draining, config.drain, servers).await;
     drop(serving);
     Ok(())
 }
 
-async fn back(config: config::Back) -> io::Result<()> {
+async fn backend(config: config::BackendSettings) -> io::Result<()> {
     let mut shutdown = Shutdown::listen()?;
     let listener = bind(config.bind, &config.access)?;
     let address = listener.local_addr()?;
     let access = Access { port: address.port(), ..config.access };
     let executors = config.backend.executors.names();
-    let Running { handle, table, contained } = Running::start(listener, config.backend, access)?;
+    let EmbeddedBackend { handle, registry, contained } = EmbeddedBackend::start(listener, config.backend, access)?;
     info!(event = "service.listening", role = "backend", address:% = address, executors:serde = executors,
         containment = contained, version = env!("CARGO_PKG_VERSION"); "listening on http://{address}");
-    let draining = Draining { gateway: None, table: Some(table) };
+    let draining = Draining { gateway: None, registry: Some(registry) };
     stop(&mut shutdown, "backend", draining, config.drain, vec![handle]).await;
     Ok(())
 }
 
 /// A backend in this process.
-struct Running {
+struct EmbeddedBackend {
     handle: ServerHandle,
-    table: actix_web::web::Data<Table>,
+    registry: actix_web::web::Data<Registry>,
     contained: &'static str,
 }
 
 /// Starts a backend on a loopback port of its own, behind a token that only this process knows.
-fn embed(config: backend::BackendConfig) -> io::Result<(String, Secret, Running)> {
+fn embed(config: backend::BackendConfig) -> io::Result<(String, Secret, EmbeddedBackend)> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let address = listener.local_addr()?;
     let token = Secret::new(format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple()));
@@ -189,16 +193,16 @@ fn embed(config: backend::BackendConfig) -> io::Result<(String, Secret, Running)
         allowed_origins: Vec::new(),
         port: address.port(),
     };
-    let running = Running::start(listener, config, access)?;
+    let running = EmbeddedBackend::start(listener, config, access)?;
     Ok((format!("http://{address}"), token, running))
 }
 
-impl Running {
+impl EmbeddedBackend {
     fn start(listener: TcpListener, config: backend::BackendConfig, access: Access) -> io::Result<Self> {
-        let backend::Serving { server, table, contained } = backend::serve(listener, config, access)?;
+        let backend::Serving { server, registry, contained } = backend::serve(listener, config, access)?;
         let handle = server.handle();
         actix_web::rt::spawn(server);
-        Ok(Running { handle, table, contained })
+        Ok(EmbeddedBackend { handle, registry, contained })
     }
 }
 

@@ -47,13 +47,13 @@ impl SingleThread {
 
     /// Forks a child into new namespaces, or into a cgroup that this descriptor stands for (clone3(2)).
     /// `None` in the child.
-    pub fn fork_into(&self, place: Place<'_>) -> io::Result<Option<Pid>> {
+    pub fn fork_into(&self, place: ForkTarget<'_>) -> io::Result<Option<Pid>> {
         // SAFETY: all zeros is a valid value of this plain structure of integers.
         let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
         arguments.exit_signal = libc::SIGCHLD as u64;
         match place {
-            Place::PidNamespace => arguments.flags = (libc::CLONE_NEWPID | libc::CLONE_NEWNS) as u64,
-            Place::Cgroup(directory) => {
+            ForkTarget::PidNamespace => arguments.flags = (libc::CLONE_NEWPID | libc::CLONE_NEWNS) as u64,
+            ForkTarget::Cgroup(directory) => {
                 arguments.flags = CLONE_INTO_CGROUP;
                 arguments.cgroup = directory.as_raw_fd() as u64;
             }
@@ -66,7 +66,7 @@ impl SingleThread {
 
 /// Where a forked child is to live.
 #[derive(Clone, Copy, Debug)]
-pub enum Place<'a> {
+pub enum ForkTarget<'a> {
     /// As PID 1 of a PID namespace of its own, with mounts of its own.
     PidNamespace,
     /// In this cgroup (version 2).
@@ -76,14 +76,14 @@ pub enum Place<'a> {
 /// The kernel's `struct sigaction`.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct Action {
+struct SignalAction {
     handler: usize,
     flags: libc::c_ulong,
     restorer: usize,
     mask: u64,
 }
 
-const DEFAULT: Action = Action { handler: libc::SIG_DFL, flags: 0, restorer: 0, mask: 0 };
+const DEFAULT: SignalAction = SignalAction { handler: libc::SIG_DFL, flags: 0, restorer: 0, mask: 0 };
 
 /// Gives each signal but these its default disposition back where it is ignored, and blocks none: whoever
 /// started this process may have left both behind, and an exec keeps them.
@@ -191,7 +191,7 @@ fn set_mask(set: u64) {
 }
 
 /// The system call itself: the C library's function refuses 32 and 33, which it uses for its threads.
-unsafe fn rt_sigaction(number: i32, new: *const Action, old: *mut Action) -> libc::c_long {
+unsafe fn rt_sigaction(number: i32, new: *const SignalAction, old: *mut SignalAction) -> libc::c_long {
     // SAFETY: the caller's.
     unsafe { libc::syscall(libc::SYS_rt_sigaction, number, new, old, SIGSET_BYTES) }
 }

@@ -12,14 +12,14 @@ use std::{
 
 use actix::{Actor, Addr};
 use cc_executor_actors::{
-    backend::{Backend, Known},
-    claude::watch::EXIT_PATIENCE,
+    agent::claude::progress::EXIT_PATIENCE,
+    backend_client::{BackendClient, KnownBackend},
     execution::messages::Cancel,
     id::{ExecutionId, SessionId},
+    outcome::{CancelReason, CloseCode, CloseReason, Status},
     protocol::Limits,
-    session::{self, Surroundings, outbox::Frames, phase::Incoming},
-    supervisor::{Bounds, CancelExecution, Census, Count, Drain, Supervisor},
-    terminate::{CancelReason, CloseCode, CloseReason, Status},
+    session::{self, SessionContext, outbox::Frames, phase::Incoming},
+    supervisor::{CancelExecution, Drain, GetStats, SessionLimits, Stats, Supervisor},
 };
 use futures_util::StreamExt;
 use serde_json::{Value, json};
@@ -33,18 +33,18 @@ use crate::common::{
 const MULTIPLEXED: &str = "application/vnd.docker.multiplexed-stream";
 
 /// A session's client, without a socket.
-struct Peer {
+struct StubPeer {
     incoming: mpsc::UnboundedSender<Incoming>,
     frames: Frames,
     read: Vec<u8>,
 }
 
-impl Peer {
-    async fn connect(around: &Surroundings) -> Peer {
+impl StubPeer {
+    async fn connect(around: &SessionContext) -> StubPeer {
         let (incoming, stream) = mpsc::unbounded_channel();
         let stream = futures_util::stream::unfold(stream, |mut stream| async { Some((stream.recv().await?, stream)) });
         let (frames, _) = session::start(SessionId::random(), None, around.clone(), stream).await;
-        Peer { incoming, frames, read: Vec::new() }
+        StubPeer { incoming, frames, read: Vec::new() }
     }
 
     fn call(&self, id: u64, method: &str, params: &Value) {
@@ -100,16 +100,16 @@ fn split(read: &[u8]) -> Option<((u8, Vec<u8>), usize)> {
     Some(((read[0], payload.to_vec()), header + len))
 }
 
-fn around(stub: &Stub, max_sessions: usize) -> Surroundings {
-    Surroundings {
-        supervisor: Supervisor::new(Bounds { sessions: max_sessions, per_peer: max_sessions }).start(),
-        backend: Backend::new(&stub.url(), None, Known::default(), EXIT_PATIENCE),
+fn around(stub: &Stub, max_sessions: usize) -> SessionContext {
+    SessionContext {
+        supervisor: Supervisor::new(SessionLimits { sessions: max_sessions, per_peer: max_sessions }).start(),
+        backend: BackendClient::new(&stub.url(), None, KnownBackend::default(), EXIT_PATIENCE),
         limits: Limits::default(),
     }
 }
 
-async fn count(supervisor: &Addr<Supervisor>) -> Census {
-    supervisor.send(Count).await.expect("it lives")
+async fn count(supervisor: &Addr<Supervisor>) -> Stats {
+    supervisor.send(GetStats).await.expect("it lives")
 }
 
 async fn wait_until_empty(supervisor: &Addr<Supervisor>) {
@@ -145,7 +145,7 @@ fn a_session_runs_an_execution_and_both_are_gone_when_the_client_is() {
     actix::System::new().block_on(async {
         let stub = obliging();
         let around = around(&stub, 10);
-        let mut peer = Peer::connect(&around).await;
+        let mut peer = StubPeer::connect(&around).await;
         assert_eq!(peer.message().await["method"], "connected");
         peer.call(1, "execute", &json!({ "command": "two lines", "framing": "line" }));
         let response = peer.message().await;
@@ -165,7 +165,7 @@ fn the_supervisor_cancels_an_execution_by_its_id() {
     actix::System::new().block_on(async {
         let stub = obliging();
         let around = around(&stub, 10);
-        let mut peer = Peer::connect(&around).await;
+        let mut peer = StubPeer::connect(&around).await;
         let id = ExecutionId::random();
         peer.call(1, "execute", &json!({ "command": "silence", "executionId": id }));
         peer.notification("statusUpdate").await;
@@ -202,7 +202,7 @@ fn a_client_that_does_not_read_stops_the_pump_and_still_cancels() {
     });
     actix::System::new().block_on(async {
         let around = around(&stub, 10);
-        let mut peer = Peer::connect(&around).await;
+        let mut peer = StubPeer::connect(&around).await;
         peer.call(1, "execute", &json!({ "command": "much" }));
         peer.notification("statusUpdate").await;
         peer.call(2, "control", &json!({ "type": "CANCEL" }));
@@ -224,7 +224,7 @@ fn after_the_close_frame_the_body_ends() {
     actix::System::new().block_on(async {
         let stub = obliging();
         let around = around(&stub, 10);
-        let mut peer = Peer::connect(&around).await;
+        let mut peer = StubPeer::connect(&around).await;
         peer.call(1, "execute", &json!({ "command": "silence" }));
         peer.notification("statusUpdate").await;
         peer.incoming.send(Incoming::Close).expect("the session listens");
@@ -244,7 +244,7 @@ fn a_client_that_takes_its_time_still_gets_all_that_was_said_before_the_close() 
     actix::System::new().block_on(async {
         let stub = obliging();
         let around = around(&stub, 10);
-        let mut peer = Peer::connect(&around).await;
+        let mut peer = StubPeer::connect(&around).await;
         for id in 1..=30 {
             peer.call(id, "ping", &json!({}));
         }
@@ -267,9 +267,9 @@ fn a_full_gateway_says_so_and_a_draining_one_lets_go() {
     actix::System::new().block_on(async {
         let stub = obliging();
         let around = around(&stub, 1);
-        let mut first = Peer::connect(&around).await;
+        let mut first = StubPeer::connect(&around).await;
         assert_eq!(first.message().await["method"], "connected");
-        let mut second = Peer::connect(&around).await;
+        let mut second = StubPeer::connect(&around).await;
         assert_eq!(second.message().await["params"]["code"], -32001);
         let (kind, payload) = second.frame().await.expect("a close frame");
         assert_eq!((kind, &payload[..2]), (0x88, &1013u16.to_be_bytes()[..]));
@@ -288,7 +288,7 @@ fn a_word_that_is_not_understood_is_a_lost_backend() {
             let _ = stream.write_all(&[chunked_head(MULTIPLEXED), chunk(&body)].concat());
         });
         let around = around(&stub, 10);
-        let mut peer = Peer::connect(&around).await;
+        let mut peer = StubPeer::connect(&around).await;
         peer.call(1, "execute", &json!({ "command": "x" }));
         assert_eq!(peer.notification("output").await["content"], "before", "what came is not lost");
         assert_eq!(peer.notification("error").await["code"], -32010);

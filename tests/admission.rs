@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::common::{
     PATIENCE,
-    client::{Client, Frame, Story},
+    client::{Client, Frame, Recording},
     procs,
     service::Service,
     wait_until,
@@ -29,7 +29,7 @@ fn queue(client: &mut Client, params: Value) -> String {
     result["executionId"].as_str().unwrap().to_owned()
 }
 
-fn positions(story: &Story) -> Vec<u64> {
+fn positions(story: &Recording) -> Vec<u64> {
     let mut positions: Vec<_> =
         story.with_status("QUEUED").iter().map(|update| update["position"].as_u64().unwrap()).collect();
     positions.dedup();
@@ -91,7 +91,7 @@ fn while_it_waits_only_cancel_reaches_it_and_it_gives_signs_of_life() {
         assert_eq!(first.call(method, params.clone()).unwrap_err()["code"], -32003, "{params}");
     }
     // Its time-out does not run while it waits, and its heartbeat does.
-    let mut story = Story::default();
+    let mut story = Recording::default();
     first.follow(&mut story, |story| story.with_status("QUEUED").len() == 3);
     assert_eq!(story.with_status("QUEUED")[2]["deadlineMs"], 500);
     assert_eq!(third.call("status", json!({ "executionId": id })).unwrap()["position"], 1);
@@ -101,11 +101,11 @@ fn while_it_waits_only_cancel_reaches_it_and_it_gives_signs_of_life() {
     assert_eq!((&story.end["cancel"]["verified"], &story.end["bytes"]["stdout"]), (&json!(true), &json!(0)));
     assert!(!story.statuses.iter().any(|status| status == "RUNNING"));
     // The next moves up, and its client's leaving frees its place.
-    let mut moved = Story::default();
+    let mut moved = Recording::default();
     second.follow(&mut moved, |story| positions(story).last() == Some(&1));
     queue(&mut third, json!({ "command": "echo third" }));
     second.vanish();
-    let mut story = Story::default();
+    let mut story = Recording::default();
     third.follow(&mut story, |story| positions(story).last() == Some(&1));
     running.call("control", json!({ "type": "CANCEL" })).unwrap();
     third.follow(&mut story, |_| false);
@@ -132,7 +132,7 @@ fn one_that_may_detach_keeps_its_place_without_a_client() {
     running.story();
     backend.wait_for_event("process.finished", 2);
     let mut client = gateway.connect();
-    client.attach(&id, &Story::default()).unwrap();
+    client.attach(&id, &Recording::default()).unwrap();
     assert_eq!(client.story().stdout, b"its turn came\n");
 }
 

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::common::{
     PATIENCE,
-    client::{Client, Story},
+    client::{Client, Recording},
     procs,
     service::Service,
     stub::{Request, Stub, chunk, chunked_head, exited, multiplexed, respond, started, word},
@@ -27,7 +27,7 @@ fn behind(stub: &Stub) -> Service {
 }
 
 /// Asks for an execution that must fail for this reason, within a second, with one announced end.
-fn fails(client: &mut Client, command: &str, reason: &str) -> Story {
+fn fails(client: &mut Client, command: &str, reason: &str) -> Recording {
     let asked_at = Instant::now();
     let id = client.request("execute", json!({ "command": command }));
     let result = client.response(id).expect("every outcome but a refusal has an execution");

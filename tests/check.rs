@@ -14,8 +14,8 @@ use std::{
 use serde_json::{Value, json};
 
 use crate::common::{
-    meddler::{Meddle, Meddler, Way},
     service::{Service, binary},
+    tampering_proxy::{Direction, Meddle, TamperingProxy},
 };
 
 /// All of them.
@@ -60,10 +60,10 @@ fn where_all_is_well_all_passes_in_less_than_a_minute() {
 /// Runs a check and all the quick ones against a service with that fault, which the one must find, and no
 /// other.
 fn is_named(service: &Service, name: &str, meddle: Meddle) -> Value {
-    let meddler = Meddler::start(service.address, meddle);
+    let proxy = TamperingProxy::start(service.address, meddle);
     let mut only = QUICK.to_vec();
     only.extend((!QUICK.contains(&name)).then_some(name));
-    let (results, sums, code) = check(&format!("http://{}", meddler.address), &["--only", &only.join(",")]);
+    let (results, sums, code) = check(&format!("http://{}", proxy.address), &["--only", &only.join(",")]);
     let failed: Vec<_> = results.iter().filter(|result| result["passed"] == false).collect();
     let names: Vec<_> = failed.iter().map(|result| result["check"].as_str().unwrap()).collect();
     assert_eq!((names, code, &sums["failed"]), (vec![name], 1, &json!(1)), "{failed:?}");
@@ -86,9 +86,9 @@ impl Drop for EndStrays {
 }
 
 /// Starts one for each execution of such a command.
-fn leave_behind(way: Way, message: &Value, is_it: fn(&str) -> bool) {
+fn leave_behind(way: Direction, message: &Value, is_it: fn(&str) -> bool) {
     let asked = message["params"]["command"].as_str().filter(|asked| is_it(asked));
-    if let (Way::ToService, Some(asked)) = (way, asked) {
+    if let (Direction::ToService, Some(asked)) = (way, asked) {
         let mark = asked.split([' ', ')']).find(|word| word.starts_with("1000.")).expect("it is marked");
         let mut sleep = Command::new("sleep");
         STRAYS.lock().unwrap().push(sleep.arg(mark).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
@@ -124,14 +124,14 @@ fn a_wrong_answer_is_named() {
 fn of_many_sessions_the_one_is_named_in_which_it_happened() {
     let service = Service::start();
     is_named(&service, "concurrent", |_, _, message| !content(message).contains("session 7 says 2"));
-    let meddler = Meddler::start(service.address, |_, command, message| {
+    let proxy = TamperingProxy::start(service.address, |_, command, message| {
         if command.contains("session 7 says") && is_end(message) {
             message["params"]["exit_code"] = json!(1);
         }
         true
     });
     let n_before = service.count("session.opened");
-    let (results, _, code) = check(&format!("http://{}", meddler.address), &["--only", "concurrent"]);
+    let (results, _, code) = check(&format!("http://{}", proxy.address), &["--only", "concurrent"]);
     assert_eq!(code, 1);
     let log = service.log();
     let opened: Vec<_> = log.iter().filter(|line| line["event"] == "session.opened").skip(n_before).collect();
@@ -171,7 +171,7 @@ fn what_does_not_end_as_it_should_is_named() {
         true
     });
     is_named(&service, "detach", |way, _, message| {
-        if way == Way::ToService && message["method"] == "attach" {
+        if way == Direction::ToService && message["method"] == "attach" {
             message["params"]["offsets"] = json!({});
         }
         true
@@ -192,8 +192,9 @@ fn a_hang_is_named_with_its_last_message_and_the_log_of_its_session() {
     let file = std::fs::File::create(&log).unwrap();
     let service = Service::start();
     // A CANCEL that never arrives: heartbeats go on, and no answer comes.
-    let meddler =
-        Meddler::start(service.address, |way, _, message| way == Way::ToClient || message["method"] != "control");
+    let proxy = TamperingProxy::start(service.address, |way, _, message| {
+        way == Direction::ToClient || message["method"] != "control"
+    });
     let over = AtomicBool::new(false);
     let (results, _, code) = thread::scope(|scope| {
         scope.spawn(|| {
@@ -206,7 +207,7 @@ fn a_hang_is_named_with_its_last_message_and_the_log_of_its_session() {
                 thread::sleep(Duration::from_millis(20));
             }
         });
-        let url = format!("http://{}", meddler.address);
+        let url = format!("http://{}", proxy.address);
         let found = check(&url, &["--only", "cancel,basic", "--logs", log.to_str().unwrap()]);
         over.store(true, Ordering::SeqCst);
         found

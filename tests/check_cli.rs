@@ -10,8 +10,8 @@ use serde_json::json;
 use crate::{
     check::{ALL, QUICK, check},
     common::{
-        meddler::Meddler,
         service::{Service, binary},
+        tampering_proxy::TamperingProxy,
     },
 };
 
@@ -72,8 +72,9 @@ fn a_log_that_cannot_be_read_is_said_at_once_and_one_that_tells_nothing_where_it
         ),
     ] {
         fs::write(&log, text).unwrap();
-        let meddler = Meddler::start(service.address, |_, _, message| message["params"]["content"] != "RESULT:::168\n");
-        let url = format!("http://{}", meddler.address);
+        let proxy =
+            TamperingProxy::start(service.address, |_, _, message| message["params"]["content"] != "RESULT:::168\n");
+        let url = format!("http://{}", proxy.address);
         let (results, _, code) = check(&url, &["--only", "basic", "--logs", log.to_str().unwrap()]);
         assert_eq!(code, 1);
         assert!(results[0]["log"][0].as_str().unwrap().starts_with(told), "{results:?}");

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::common::{
     PATIENCE,
-    client::{Client, Story},
+    client::{Client, Recording},
     procs,
     service::{Service, binary},
     stub::{Stub, chunk, chunked_head, respond},
@@ -147,7 +147,7 @@ const INIT: &str = r#"{"type":"system","subtype":"init"}"#;
 const OF_SUBAGENT: &str =
     r#"{"type":"user","parent_tool_use_id":"7","message":{"content":[{"type":"text","text":"interrupted"}]}}"#;
 
-fn status_and_reason(story: &Story) -> (&str, &str) {
+fn status_and_reason(story: &Recording) -> (&str, &str) {
     (story.end["status"].as_str().unwrap(), story.end["reason"].as_str().unwrap())
 }
 
@@ -278,7 +278,7 @@ fn the_time_for_the_exit_stands_still_while_nothing_is_read() {
         print(&[INIT, &said("second"), DONE])
     );
     client.call("execute", json!({ "command": command, "executor": "claude", "heartbeatMs": 1_000 })).unwrap();
-    let mut story = Story::of_claude();
+    let mut story = Recording::of_claude();
     client.follow(&mut story, |story| {
         story.updates.last().is_some_and(|update| update["activity"].is_null() && update["turns"] == 1)
     });
@@ -307,7 +307,7 @@ for n in range(40000): print(line)
     );
     let asked = json!({ "command": command, "executor": "claude", "onDisconnect": "detach" });
     let id = client.call("execute", asked).unwrap()["executionId"].as_str().unwrap().to_owned();
-    let mut story = Story::of_claude();
+    let mut story = Recording::of_claude();
     client.follow(&mut story, |story| story.stdout == b"first\n");
     client.vanish();
     service.wait_for_event("execution.detached", 1);
@@ -392,7 +392,7 @@ fn who_ends_it_decides_whatever_it_says_then() {
     // It has read its prompt when it has a child.
     procs::wait_for(&mark, 1, PATIENCE);
     client.call("control", json!({ "type": "CANCEL" })).unwrap();
-    let mut story = Story::of_claude();
+    let mut story = Recording::of_claude();
     client.follow(&mut story, |_| false);
     assert_eq!(
         (&story.end["status"], &story.end["reason"]),
@@ -451,12 +451,12 @@ fn the_status_says_what_it_is_doing() {
         print(&[DONE])
     );
     client.call("execute", json!({ "command": command, "executor": "claude", "heartbeatMs": 60_000 })).unwrap();
-    let mut story = Story::of_claude();
+    let mut story = Recording::of_claude();
     let doing =
-        |story: &Story| story.updates.last().map(|update| (update["activity"].clone(), update["turns"].clone()));
+        |story: &Recording| story.updates.last().map(|update| (update["activity"].clone(), update["turns"].clone()));
     client.follow(&mut story, |story| doing(story) == Some((json!("tool: Bash"), json!(1))));
     assert_eq!(
-        doing(&Story { updates: story.updates[..1].to_vec(), ..Story::default() }),
+        doing(&Recording { updates: story.updates[..1].to_vec(), ..Recording::default() }),
         Some((json!("thinking"), json!(0)))
     );
     let listed = service.get("/executions");
@@ -477,7 +477,7 @@ fn whoever_comes_back_gets_each_event_once_over_any_gateway() {
     let command: String = texts.iter().map(|text| print(&[&said(text), TOOL, ANSWER]) + "sleep 0.002; ").collect();
     let command = format!("{command}{}", print(&[DONE]));
     let expected: String = texts.iter().map(|text| format!("{text}\na\nb\n")).collect();
-    let mut story = Story::of_claude();
+    let mut story = Recording::of_claude();
     let started = || {
         let gateway = Service::gateway(&backend.url());
         gateway.wait_for_event("backend.up", 1);
@@ -547,7 +547,7 @@ for n in range(500000):
     );
     let asked = json!({ "command": command, "executor": "claude", "onDisconnect": "detach", "overflow": "drop" });
     let id = client.call("execute", asked).unwrap()["executionId"].as_str().unwrap().to_owned();
-    let mut story = Story::of_claude();
+    let mut story = Recording::of_claude();
     client.follow(&mut story, |story| story.stdout == b"first\n");
     client.vanish();
     service.wait_for_event("process.finished", 1);

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::common::{
     PATIENCE,
-    client::{Client, Story},
+    client::{Client, Recording},
     left_out,
     messages_api::MessagesApi,
     namespace, procs,
@@ -111,7 +111,7 @@ impl Drop for Cli {
 }
 
 /// A question to Claude, which may use its Bash.
-fn ask(client: &mut Client, prompt: &str) -> Story {
+fn ask(client: &mut Client, prompt: &str) -> Recording {
     client.ask_claude(with_bash(prompt))
 }
 
@@ -119,7 +119,7 @@ fn with_bash(prompt: &str) -> Value {
     json!({ "command": prompt, "events": true, "heartbeatMs": 1_000, "claude": { "allowedTools": ["Bash"] } })
 }
 
-fn ending(story: &Story) -> (&str, &str) {
+fn ending(story: &Recording) -> (&str, &str) {
     (story.end["status"].as_str().unwrap(), story.end["reason"].as_str().unwrap())
 }
 
@@ -290,8 +290,8 @@ fn ask_for_sleep(service: &Service) -> (Client, String, String) {
     (client, mark, model)
 }
 
-fn rest(client: &mut Client) -> Story {
-    let mut story = Story::of_claude();
+fn rest(client: &mut Client) -> Recording {
+    let mut story = Recording::of_claude();
     client.follow(&mut story, |_| false);
     story
 }

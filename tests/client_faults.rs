@@ -15,11 +15,11 @@ use serde_json::{Value, json};
 
 use crate::common::{
     PATIENCE,
-    client::Story,
-    meddler::{Meddler, Way},
+    client::Recording,
     procs,
-    proxy::{Cut, Proxy},
+    proxy::{CutKind, Proxy},
     service::{Service, binary, kill, text_and_code},
+    tampering_proxy::{Direction, TamperingProxy},
     wait_until,
 };
 
@@ -107,7 +107,7 @@ fn run_notices_that_its_service_is_stopped() {
 #[test]
 fn run_notices_a_network_that_drops_everything() {
     let service = Service::start();
-    let proxy = Proxy::start(service.address, |_| Some((50_000, Cut::Silent)));
+    let proxy = Proxy::start(service.address, |_| Some((50_000, CutKind::Silent)));
     let url = format!("ws://{}", proxy.address);
     let command = "head -c 100000 /dev/zero | tr '\\0' x; exec sleep 100";
     let run = Running::start(binary().args(["run", "--heartbeat", "1", "--url", &url, "--", command]));
@@ -192,8 +192,9 @@ fn no_command_waits_for_ever_for_a_service_that_is_stopped() {
 #[test]
 fn an_execute_that_is_not_answered_is_given_up() {
     let service = Service::start();
-    let meddler = Meddler::start(service.address, |way, _, message| way == Way::ToService || message["id"] != 1);
-    let url = format!("ws://{}", meddler.address);
+    let proxy =
+        TamperingProxy::start(service.address, |way, _, message| way == Direction::ToService || message["id"] != 1);
+    let url = format!("ws://{}", proxy.address);
     let run = Running::start(binary().args(["run", "--heartbeat", "1", "--url", &url, "--", "exec sleep 100"]));
     let (_, err, code) = run.end(Duration::from_secs(45));
     assert_eq!((code, err.as_str()), (69, "cc-executor: the service does not answer\n"));
@@ -354,14 +355,14 @@ fn attach_to_overwritten_output_is_a_failure_that_names_the_gap() {
 #[test]
 fn a_gap_after_the_connection_broke_is_a_failure_too() {
     let service = Service::start();
-    let meddler = Meddler::start(service.address, |_, _, message| {
+    let proxy = TamperingProxy::start(service.address, |_, _, message| {
         if message["params"]["content"] == "lost\n" {
             *message = json!({ "jsonrpc": "2.0", "method": "gap",
                 "params": { "executionId": "x", "type": "stdout", "from": 0, "to": 5, "reason": "overwritten" } });
         }
         true
     });
-    let url = format!("ws://{}", meddler.address);
+    let url = format!("ws://{}", proxy.address);
     let command = "echo lost; sleep 0.3; echo kept; exit 3";
     let (out, err, code) = told(binary().args(["run", "--reconnect", "--url", &url, "--", command]));
     assert_eq!((out.as_str(), code), ("kept\n", 70), "{err}");
@@ -418,7 +419,7 @@ fn run_says_that_the_service_was_restarted() {
 #[test]
 fn another_instance_without_the_execution_is_a_restart() {
     let front = |service: &Service| {
-        let meddler = Meddler::start(service.address, |_, _, message: &mut Value| {
+        let proxy = TamperingProxy::start(service.address, |_, _, message: &mut Value| {
             if message["result"]["executionId"].is_string() {
                 message["result"]["instance"] = json!("11111111-1111-4111-8111-111111111111");
             }
@@ -427,9 +428,9 @@ fn another_instance_without_the_execution_is_a_restart() {
             }
             true
         });
-        let url = format!("ws://{}", meddler.address);
+        let url = format!("ws://{}", proxy.address);
         // It listens for as long as the test's process lives.
-        std::mem::forget(meddler);
+        std::mem::forget(proxy);
         url
     };
     let (err, code) = restarted_under_reconnect(front);
@@ -441,7 +442,7 @@ fn another_instance_without_the_execution_is_a_restart() {
 fn killed_before_its_answer(states_its_instance: bool) -> (String, i32, String) {
     let mut service = Service::start();
     let address = service.address.to_string();
-    let meddler = Meddler::start(
+    let proxy = TamperingProxy::start(
         service.address,
         if states_its_instance {
             |_, _, message: &mut Value| !message["result"]["executionId"].is_string()
@@ -455,7 +456,7 @@ fn killed_before_its_answer(states_its_instance: bool) -> (String, i32, String) 
     let runs = std::env::temp_dir().join(format!("cc-executor-runs-{}-{states_its_instance}", std::process::id()));
     let _ = fs::remove_file(&runs);
     let command = format!("echo run >> {}; echo ready; exec sleep 100", runs.display());
-    let url = format!("ws://{}", meddler.address);
+    let url = format!("ws://{}", proxy.address);
     let mut run = Running::start(binary().args(["run", "--reconnect=20", "--url", &url, "--", &command]));
     run.expect("ready\n");
     service.signal(Signal::KILL);
@@ -484,7 +485,7 @@ fn an_execution_that_the_same_instance_has_forgotten_is_not_called_a_restart() {
     let service = Service::with(&["serve"], &[("CC_EXECUTOR_RETENTION_MS", "0")]);
     let mut holder = service.connect();
     let id = holder.execute(json!({ "command": "true", "onDisconnect": "detach" }));
-    holder.follow(&mut Story::default(), |_| false);
+    holder.follow(&mut Recording::default(), |_| false);
     wait_until("it is forgotten", PATIENCE, || {
         service.get("/executions")["executions"].as_array().is_some_and(Vec::is_empty)
     });

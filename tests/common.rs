@@ -3,12 +3,12 @@
 pub mod client;
 pub mod hostile;
 pub mod http_proxy;
-pub mod meddler;
 pub mod messages_api;
 pub mod procs;
 pub mod proxy;
 pub mod service;
 pub mod stub;
+pub mod tampering_proxy;
 
 use std::{
     fs::OpenOptions,

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::common::{
     PATIENCE,
-    client::{Client, Story},
+    client::{Client, Recording},
     procs,
     service::Service,
 };
@@ -106,7 +106,7 @@ fn what_may_detach_runs_on_in_its_backend_for_another_gateway() {
     let mut client = first.connect();
     let command = "echo before; sleep 1.5; echo after";
     let id = client.execute(json!({ "command": command, "onDisconnect": "detach" }));
-    let mut story = Story::default();
+    let mut story = Recording::default();
     client.follow(&mut story, |story| !story.stdout.is_empty());
     let asked_at = Instant::now();
     first.signal(Signal::TERM);

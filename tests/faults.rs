@@ -25,7 +25,7 @@ const MULTIPLEXED: &str = "application/vnd.docker.multiplexed-stream";
 
 /// What a session is in the middle of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Phase {
+enum FaultPhase {
     Idle,
     Queued,
     Running,
@@ -35,8 +35,15 @@ enum Phase {
     Draining,
 }
 
-const PHASES: [Phase; 7] =
-    [Phase::Idle, Phase::Queued, Phase::Running, Phase::Paused, Phase::Canceling, Phase::Detached, Phase::Draining];
+const PHASES: [FaultPhase; 7] = [
+    FaultPhase::Idle,
+    FaultPhase::Queued,
+    FaultPhase::Running,
+    FaultPhase::Paused,
+    FaultPhase::Canceling,
+    FaultPhase::Detached,
+    FaultPhase::Draining,
+];
 
 /// What a client does wrong.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -79,7 +86,7 @@ const BACKEND_FAULTS: [BackendFault; 6] = [
 ];
 
 /// Does the same with every pair, some at once.
-fn crossed<F: Copy + Send + std::fmt::Debug>(faults: &[F], phases: &[Phase], case: impl Fn(Phase, F) + Sync) {
+fn crossed<F: Copy + Send + std::fmt::Debug>(faults: &[F], phases: &[FaultPhase], case: impl Fn(FaultPhase, F) + Sync) {
     let pairs: Vec<_> = phases.iter().flat_map(|phase| faults.iter().map(|fault| (*phase, *fault))).collect();
     let pairs = Mutex::new(pairs.into_iter());
     std::thread::scope(|scope| {
@@ -121,9 +128,9 @@ fn read_to_the_end(client: &mut Client) -> (usize, Option<u16>) {
 }
 
 /// Brings a client of the real system into a phase. The other client only holds a place.
-fn bring(service: &Service, phase: Phase, mark: &str) -> (Client, Option<Client>) {
+fn bring(service: &Service, phase: FaultPhase, mark: &str) -> (Client, Option<Client>) {
     let mut client = service.connect();
-    let holder = (phase == Phase::Queued).then(|| {
+    let holder = (phase == FaultPhase::Queued).then(|| {
         let mut holder = service.connect();
         holder.execute(json!({ "command": format!("exec sleep {mark}") }));
         holder
@@ -131,17 +138,17 @@ fn bring(service: &Service, phase: Phase, mark: &str) -> (Client, Option<Client>
     let stubborn = format!("trap '' TERM; echo ready; setsid sleep {mark} & while :; do sleep {mark}; done");
     let output = format!("echo ready; setsid sleep {mark} & while :; do echo more; sleep 0.01; done");
     match phase {
-        Phase::Idle => {}
-        Phase::Queued => {
+        FaultPhase::Idle => {}
+        FaultPhase::Queued => {
             let result = client.call("execute", json!({ "command": "echo never" })).unwrap();
             assert_eq!(result["status"], "queued");
         }
-        Phase::Canceling => {
+        FaultPhase::Canceling => {
             client.execute(json!({ "command": stubborn }));
             client.seen("output");
             client.call("control", json!({ "type": "CANCEL", "graceMs": 400 })).unwrap();
         }
-        Phase::Detached => {
+        FaultPhase::Detached => {
             let id = client.execute(json!({ "command": output, "onDisconnect": "detach", "detachMs": 300 }));
             client.seen("output");
             client.vanish();
@@ -149,15 +156,15 @@ fn bring(service: &Service, phase: Phase, mark: &str) -> (Client, Option<Client>
             client = service.connect();
             client.call("attach", json!({ "executionId": id })).unwrap();
         }
-        Phase::Running | Phase::Paused | Phase::Draining => {
+        FaultPhase::Running | FaultPhase::Paused | FaultPhase::Draining => {
             client.execute(json!({ "command": output }));
             client.seen("output");
         }
     }
-    if phase == Phase::Paused {
+    if phase == FaultPhase::Paused {
         client.call("control", json!({ "type": "PAUSE" })).unwrap();
     }
-    if phase == Phase::Draining {
+    if phase == FaultPhase::Draining {
         service.signal(Signal::TERM);
         service.wait_for_event("drain.started", 1);
     }
@@ -184,8 +191,8 @@ fn whatever_a_client_does_wrong_in_whatever_phase_nothing_is_left() {
             }
             // It keeps its socket open and takes nothing, until the service gives it up.
             ClientFault::StopsReading => {
-                if phase != Phase::Draining {
-                    service.wait_for_event("session.closed", 1 + usize::from(phase == Phase::Detached));
+                if phase != FaultPhase::Draining {
+                    service.wait_for_event("session.closed", 1 + usize::from(phase == FaultPhase::Detached));
                 }
                 drop(client);
             }
@@ -204,28 +211,28 @@ fn whatever_a_client_does_wrong_in_whatever_phase_nothing_is_left() {
                 for byte in call("control", &cancel) {
                     let _ = client.send_raw(&[byte]);
                 }
-                if phase == Phase::Idle {
+                if phase == FaultPhase::Idle {
                     let _ = client.send_raw(&frame(0x88, &1000u16.to_be_bytes()));
                 }
                 let (ends, _) = read_to_the_end(&mut client);
-                assert_eq!(ends, usize::from(phase != Phase::Idle), "{phase:?}");
+                assert_eq!(ends, usize::from(phase != FaultPhase::Idle), "{phase:?}");
             }
             ClientFault::PingsWithoutEnd => {
                 let pings: Vec<u8> = (0..20_000).flat_map(|_| frame(0x89, b"ping")).collect();
                 let _ = client.send_raw(&pings);
                 let _ = client.send_raw(&call("control", &cancel));
-                if phase == Phase::Idle {
+                if phase == FaultPhase::Idle {
                     let _ = client.send_raw(&frame(0x88, &1000u16.to_be_bytes()));
                 }
                 let (ends, _) = read_to_the_end(&mut client);
-                assert_eq!(ends, usize::from(phase != Phase::Idle), "{phase:?}");
+                assert_eq!(ends, usize::from(phase != FaultPhase::Idle), "{phase:?}");
             }
         }
         drop(holder);
         procs::wait_for(&mark, 0, PATIENCE);
         let grown = service.rss_kib_if_running().saturating_sub(before);
         assert!(grown < 24 * 1024, "{phase:?} x {fault:?}: grown by {grown} KiB");
-        if phase != Phase::Draining {
+        if phase != FaultPhase::Draining {
             wait_until("the registry is empty", PATIENCE, || {
                 let health = service.get("/health");
                 health["sessions"] == 0 && health["executions"] == 0
@@ -242,7 +249,7 @@ fn whatever_a_client_does_wrong_in_whatever_phase_nothing_is_left() {
 }
 
 /// A backend that brings an execution into a phase, and then does what it does wrong.
-fn faulty(phase: Phase, fault: BackendFault) -> Stub {
+fn faulty(phase: FaultPhase, fault: BackendFault) -> Stub {
     let commit = move |stream: &mut TcpStream| match fault {
         BackendFault::Cut => {}
         BackendFault::Reset => {
@@ -261,13 +268,13 @@ fn faulty(phase: Phase, fault: BackendFault) -> Stub {
     Stub::ours(move |request: &Request, stream| match (request.method.as_str(), request.path.as_str()) {
         ("POST", "/execute/stream") => {
             let first = match phase {
-                Phase::Queued => word(&json!({ "queued": { "position": 3 } })),
+                FaultPhase::Queued => word(&json!({ "queued": { "position": 3 } })),
                 _ => [started(request), multiplexed(1, b"output")].concat(),
             };
             let _ = stream.write_all(&[chunked_head(MULTIPLEXED), chunk(&first)].concat());
-            if matches!(phase, Phase::Paused | Phase::Canceling) {
+            if matches!(phase, FaultPhase::Paused | FaultPhase::Canceling) {
                 let _ = woken.lock().unwrap().recv_timeout(PATIENCE);
-                let status = if phase == Phase::Paused { "PAUSED" } else { "CANCELLING" };
+                let status = if phase == FaultPhase::Paused { "PAUSED" } else { "CANCELLING" };
                 let _ = stream.write_all(&chunk(&word(&json!({ "status": { "status": status } }))));
             }
             commit(stream);
@@ -283,10 +290,11 @@ fn faulty(phase: Phase, fault: BackendFault) -> Stub {
 
 #[test]
 fn whatever_a_backend_does_wrong_in_whatever_phase_there_is_one_true_ending() {
-    let phases = [Phase::Queued, Phase::Running, Phase::Paused, Phase::Canceling, Phase::Draining];
+    let phases =
+        [FaultPhase::Queued, FaultPhase::Running, FaultPhase::Paused, FaultPhase::Canceling, FaultPhase::Draining];
     crossed(&BACKEND_FAULTS, &phases, |phase, fault| {
         for detach in ["cancel", "detach"] {
-            if phase == Phase::Draining && (detach == "detach" || fault != BackendFault::GoesSilent) {
+            if phase == FaultPhase::Draining && (detach == "detach" || fault != BackendFault::GoesSilent) {
                 // One that may detach is left at once; any other fault comes before the drain does.
                 continue;
             }
@@ -298,15 +306,15 @@ fn whatever_a_backend_does_wrong_in_whatever_phase_there_is_one_true_ending() {
             let execute = json!({ "command": "x", "heartbeatMs": 1_000, "onDisconnect": detach });
             client.request("execute", execute);
             match phase {
-                Phase::Paused => {
+                FaultPhase::Paused => {
                     client.seen("output");
                     client.notify("control", json!({ "type": "PAUSE" }));
                 }
-                Phase::Canceling => {
+                FaultPhase::Canceling => {
                     client.seen("output");
                     client.notify("control", json!({ "type": "CANCEL" }));
                 }
-                Phase::Draining => {
+                FaultPhase::Draining => {
                     client.seen("output");
                     service.signal(Signal::TERM);
                 }
@@ -322,7 +330,7 @@ fn whatever_a_backend_does_wrong_in_whatever_phase_there_is_one_true_ending() {
             assert_eq!(story.errors.len(), 1, "{phase:?} x {fault:?}: {:?}", story.errors);
             let may_run_on = story.end["message"].as_str().unwrap().contains("may still run");
             assert_eq!(may_run_on, detach == "detach", "{phase:?} x {fault:?}: {}", story.end);
-            if phase == Phase::Draining {
+            if phase == FaultPhase::Draining {
                 assert_eq!(client.close_code(), 1001);
             } else {
                 assert_eq!(client.call("ping", json!({})), Ok(json!({})), "the session lives");
@@ -345,7 +353,7 @@ fn a_cut_stream_of_one_that_may_detach_is_found_again_wherever_it_is_cut() {
     let proxy = crate::common::proxy::Proxy::start(service.address, |n| {
         // The first connections are for health; each stream is cut a few times.
         let mut random = crate::common::random(n as u64 + 5);
-        Some((random(400_000) + 600, crate::common::proxy::Cut::Reset))
+        Some((random(400_000) + 600, crate::common::proxy::CutKind::Reset))
     });
     let gateway = Service::gateway(&format!("http://{}", proxy.address));
     gateway.wait_for_event("backend.up", 1);

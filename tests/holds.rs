@@ -17,10 +17,10 @@ use serde_json::{Value, json};
 
 use crate::common::{
     PATIENCE,
-    client::{Client, Frame, Story},
+    client::{Client, Frame, Recording},
     http_proxy::{Exchange, HttpProxy},
     procs,
-    proxy::{Cut, Proxy},
+    proxy::{CutKind, Proxy},
     random, scale,
     service::Service,
     wait_until,
@@ -72,10 +72,10 @@ fn taken_over_while_not_reading(options: &Value, env: &[(&str, &str)]) {
     wait_until_stuck(&backend, &id);
     let mut second = gateway.connect();
     assert_eq!(second.call("attach", json!({ "executionId": id })).unwrap()["status"], "RUNNING");
-    let mut story = Story::default();
+    let mut story = Recording::default();
     assert!(!second.follow(&mut story, |story| story.stdout.len() == MUCH), "{:?}", story.detached);
     backend.wait_for_event("socket.shut_down", 1);
-    let mut before = Story::default();
+    let mut before = Recording::default();
     first.follow(&mut before, |story| story.stdout.len() == MUCH);
     let detached = before.detached.take().unwrap_or_else(|| panic!("{} {:?}", before.end, before.errors));
     assert_eq!(
@@ -285,7 +285,10 @@ fn a_request_is_repeated_at_the_same_backend_and_runs_once() {
 
 /// The gateway is told to cancel while the response to its POST is held back. `until` waits for what is to
 /// have happened at the backend before; then the cancel is sent, and answered, before the response passes.
-fn canceled_before_the_first_word(command: &str, until: impl Fn(&Service) + Send + Sync + 'static) -> (Story, Value) {
+fn canceled_before_the_first_word(
+    command: &str,
+    until: impl Fn(&Service) + Send + Sync + 'static,
+) -> (Recording, Value) {
     let backend = Arc::new(Service::backend());
     let (target, watched) = (backend.address, Arc::clone(&backend));
     let (ready, canceled) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
@@ -550,7 +553,7 @@ enum Pace {
 }
 
 /// What one holder got: where its pieces are, and how its hold ended.
-struct Held {
+struct HoldConsumer {
     pieces: Vec<(u64, u64)>,
     end: HoldEnd,
 }
@@ -564,7 +567,7 @@ fn is_true(content: &[u8], from: u64) -> bool {
 }
 
 /// Reads a hold to its end. After that its session must be silent about it.
-fn read_hold(mut client: Client, from: u64, pace: Pace, progress: &AtomicU64, stopped: &AtomicBool) -> Held {
+fn read_hold(mut client: Client, from: u64, pace: Pace, progress: &AtomicU64, stopped: &AtomicBool) -> HoldConsumer {
     if pace == Pace::Stopped {
         wait_until("the lane is over", 30 * PATIENCE, || stopped.load(Ordering::SeqCst));
     }
@@ -613,7 +616,7 @@ fn read_hold(mut client: Client, from: u64, pace: Pace, progress: &AtomicU64, st
             }
         }
     }
-    Held { pieces, end }
+    HoldConsumer { pieces, end }
 }
 
 /// Lets those read on that had stopped, however their lane ends.
@@ -627,7 +630,7 @@ impl Drop for Over<'_> {
 
 /// Hands one execution over so often, and gives what each holder got. The connections of all but the last
 /// one may be cut, so that the end is seen.
-fn hand_over(lane: u64, n: u64, doors: &[SocketAddr], gateways: &[SocketAddr]) -> Vec<Held> {
+fn hand_over(lane: u64, n: u64, doors: &[SocketAddr], gateways: &[SocketAddr]) -> Vec<HoldConsumer> {
     let mut next = random(lane + 1);
     let lines = (n + 1) * BYTES_A_HOLD / 10;
     let (progress, stopped) = (AtomicU64::new(0), AtomicBool::new(false));
@@ -681,7 +684,7 @@ fn hand_overs_lose_no_byte_and_each_hold_ends_once() {
     let cut = |seed: u64, at_least: u64| {
         move |connection: usize| {
             let mut next = random(seed * 100_000 + connection as u64);
-            let how = if next(2) == 0 { Cut::Fin } else { Cut::Reset };
+            let how = if next(2) == 0 { CutKind::Fin } else { CutKind::Reset };
             (next(3) == 0).then(|| (at_least + next(400_000), how))
         }
     };

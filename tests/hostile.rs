@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::common::{
     PATIENCE,
-    client::{Client, Frame, Story},
+    client::{Client, Frame, Recording},
     hostile::Mode,
     procs, random, scale,
     service::Service,
@@ -55,7 +55,7 @@ const FRAGMENTS: &[&str] = &[
 
 /// How a command is ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Way {
+enum Interruption {
     Cancel,
     TimeOut,
     Disconnect,
@@ -63,52 +63,53 @@ enum Way {
 }
 
 /// A command, and the exit code that it has where nobody ends it.
-fn command(next: &mut impl FnMut(u64) -> u64, mark: &str, way: Way) -> (String, u64) {
+fn command(next: &mut impl FnMut(u64) -> u64, mark: &str, way: Interruption) -> (String, u64) {
     let n = 1 + next(4);
     let mut lines: Vec<String> = (0..n)
         .map(|_| FRAGMENTS[usize::try_from(next(FRAGMENTS.len() as u64)).unwrap()].replace("MARK", mark))
         .collect();
     let code = next(100);
-    lines.push(if way == Way::Itself { format!("exit {code}") } else { format!("sleep {mark}") });
+    lines.push(if way == Interruption::Itself { format!("exit {code}") } else { format!("sleep {mark}") });
     (lines.join("\n"), code)
 }
 
 /// What the ending may say, whatever was done: it is one of the true ones.
-fn assert_true(way: Way, code: u64, end: &Value, source: &str) {
+fn assert_true(way: Interruption, code: u64, end: &Value, source: &str) {
     let (status, reason) = (end["status"].as_str().unwrap(), end["reason"].as_str().unwrap());
     let guard_lost = reason == "backend_lost";
     let told = json!({ "way": format!("{way:?}"), "end": end, "command": source });
     match way {
         _ if guard_lost => assert_eq!(status, "FAILED", "{told}"),
-        Way::Cancel => assert_eq!((status, reason), ("CANCELLED", "canceled"), "{told}"),
-        Way::TimeOut => assert_eq!((status, reason), ("FAILED", "timeout"), "{told}"),
+        Interruption::Cancel => assert_eq!((status, reason), ("CANCELLED", "canceled"), "{told}"),
+        Interruption::TimeOut => assert_eq!((status, reason), ("FAILED", "timeout"), "{told}"),
         // A shell that stopped itself, or that cannot fork, runs into the time-out instead.
-        Way::Itself if reason == "timeout" => assert_eq!(status, "FAILED", "{told}"),
-        Way::Itself => {
+        Interruption::Itself if reason == "timeout" => assert_eq!(status, "FAILED", "{told}"),
+        Interruption::Itself => {
             assert_eq!(reason, "exit", "{told}");
             assert_eq!((status == "COMPLETED", end["exit_code"].as_u64()), (code == 0, Some(code)), "{told}");
         }
-        Way::Disconnect => {}
+        Interruption::Disconnect => {}
     }
-    if !end["cancel"].is_null() || way != Way::Itself {
+    if !end["cancel"].is_null() || way != Interruption::Itself {
         assert_eq!(end["cancel"]["verified"], true, "{told}");
     }
 }
 
 /// Reads a session to the end of its execution, and gives that.
 fn ending(client: &mut Client) -> Value {
-    let mut story = Story::default();
+    let mut story = Recording::default();
     client.follow(&mut story, |_| false);
     story.end
 }
 
 fn one(service: &Service, next: &mut impl FnMut(u64) -> u64) {
     let mark = procs::mark();
-    let way = [Way::Cancel, Way::TimeOut, Way::Disconnect, Way::Itself][usize::try_from(next(4)).unwrap()];
+    let way = [Interruption::Cancel, Interruption::TimeOut, Interruption::Disconnect, Interruption::Itself]
+        [usize::try_from(next(4)).unwrap()];
     let (source, code) = command(next, &mark, way);
     let mut client = service.connect();
     let timeout_ms = match way {
-        Way::TimeOut => 100 + next(400),
+        Interruption::TimeOut => 100 + next(400),
         _ => 4_000,
     };
     let answer = client.call("execute", json!({ "command": source, "timeoutMs": timeout_ms })).unwrap();
@@ -118,14 +119,14 @@ fn one(service: &Service, next: &mut impl FnMut(u64) -> u64) {
         client.call("ping", json!({})).unwrap();
     }
     match way {
-        Way::Cancel => {
+        Interruption::Cancel => {
             // It may have ended by its guard's loss: then there is nothing to cancel.
             let _ = client.call("control", json!({ "type": "CANCEL", "graceMs": grace_ms }));
         }
-        Way::Disconnect => client.vanish_now(),
-        Way::TimeOut | Way::Itself => {}
+        Interruption::Disconnect => client.vanish_now(),
+        Interruption::TimeOut | Interruption::Itself => {}
     }
-    if way == Way::Disconnect {
+    if way == Interruption::Disconnect {
         let id = answer["executionId"].as_str().unwrap().to_owned();
         let mut other = service.connect();
         let mut end = Value::Null;
@@ -166,7 +167,7 @@ fn rounds(mode: Mode, n: usize, seed: u64) {
 /// The service is killed, or told to end, while such a command runs.
 fn killed_with(service: &mut Service, next: &mut impl FnMut(u64) -> u64, mode: Mode) {
     let mark = procs::mark();
-    let (source, _) = command(next, &mark, Way::Cancel);
+    let (source, _) = command(next, &mark, Interruption::Cancel);
     let mut client = service.connect();
     client.call("execute", json!({ "command": source })).unwrap();
     for _ in 0..next(3) {

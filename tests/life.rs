@@ -14,7 +14,7 @@ use serde_json::json;
 
 use crate::common::{
     PATIENCE,
-    client::{Client, LOST, Story},
+    client::{Client, LOST, Recording},
     hostile::directory,
     procs,
     service::Service,
@@ -164,7 +164,7 @@ fn who_attaches_to_a_start_that_hangs_is_answered_and_a_stale_one_changes_nothin
     let mut first = service.connect();
     let id = begin_leased(&mut first, json!({}));
     let mut second = service.connect();
-    let answer = second.attach(&id, &Story::default()).unwrap();
+    let answer = second.attach(&id, &Recording::default()).unwrap();
     assert_eq!(answer["status"], "QUEUED");
     assert_eq!(first.notification("detached")["reason"], "taken_over");
     leased.release();
@@ -201,7 +201,7 @@ fn what_is_in_an_enlarged_pipe_is_kept_with_a_full_ring() {
     wait_until("it has exited", PATIENCE, || {
         later.call("status", json!({ "executionId": id })).unwrap()["status"] == "COMPLETED"
     });
-    later.attach(&id, &Story::default()).unwrap();
+    later.attach(&id, &Recording::default()).unwrap();
     let story = later.story();
     let written: usize = String::from_utf8(story.stderr.clone()).unwrap().parse().unwrap();
     assert!(written > RING + PIPE / 2, "more than the ring and a pipe of the usual size: {written}");
@@ -314,7 +314,7 @@ fn a_command_that_stopped_itself_still_hears_term_and_its_heartbeats_say_that_it
         "heartbeatMs": 1_000
     }));
     client.seen("output");
-    let mut story = Story::default();
+    let mut story = Recording::default();
     assert!(!client.follow(&mut story, |story| story.updates.iter().any(|update| update["stopped"] == true)));
     client.call("control", json!({ "type": "CANCEL" })).unwrap();
     assert!(client.follow(&mut story, |_| false));
@@ -324,7 +324,7 @@ fn a_command_that_stopped_itself_still_hears_term_and_its_heartbeats_say_that_it
     let mut client = service.connect();
     client.execute(json!({ "command": "echo ready; kill -STOP $$; sleep 900", "heartbeatMs": 1_000 }));
     client.seen("output");
-    let mut story = Story::default();
+    let mut story = Recording::default();
     client.follow(&mut story, |story| story.updates.iter().any(|update| update["stopped"] == true));
     client.call("control", json!({ "type": "SIGNAL", "signal": "SIGUSR1" })).unwrap();
     client.call("control", json!({ "type": "PAUSE" })).unwrap();

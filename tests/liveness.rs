@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::common::{
     PATIENCE,
-    client::{Client, Frame, Story, frame},
+    client::{Client, Frame, Recording, frame},
     left_out, namespace, procs,
     service::Service,
     wait_until,
@@ -30,7 +30,7 @@ fn a_client_that_answers_no_ping_is_closed_in_the_configured_time() {
     assert_eq!(client.close_code(), 4408);
     let after = since.elapsed();
     assert!((1_000..2_500).contains(&after.as_millis()), "{after:?}");
-    service.wait_for_event("client_lifeless", 1);
+    service.wait_for_event("client.unresponsive", 1);
 }
 
 #[test]
@@ -68,7 +68,7 @@ fn a_client_that_accepts_nothing_is_closed_and_counts_as_gone() {
         let id = format!("44444444-4444-4444-8444-44444444444{}", usize::from(goes_on));
         client.request("execute", json!({ "command": flood(&mark), "onDisconnect": detach, "executionId": id }));
         procs::wait_for(&mark, 1, PATIENCE);
-        service.wait_for_event("client_stalled", 1 + usize::from(goes_on));
+        service.wait_for_event("client.stalled", 1 + usize::from(goes_on));
         if goes_on {
             service.wait_for_event("execution.detached", 1);
             let mut other = service.connect();
@@ -87,7 +87,7 @@ fn a_slow_client_is_not_taken_for_a_dead_one() {
     let mut client = service.connect();
     client.execute(json!({ "command": "head -c 40000000 /dev/zero | tr '\\0' x" }));
     // It reads a little every now and then, for longer than the stall time.
-    let mut story = Story::default();
+    let mut story = Recording::default();
     let since = Instant::now();
     while since.elapsed() < Duration::from_secs(3) {
         let so_far = story.stdout.len();

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use crate::common::{
     PATIENCE,
-    client::{Client, LOST, Story},
+    client::{Client, LOST, Recording},
     service::Service,
     wait_until,
 };
@@ -48,13 +48,13 @@ fn run_unacknowledged(service: &Service, command: &str) -> String {
     id
 }
 
-fn attached(client: &mut Client, id: &str) -> Story {
-    client.attach(id, &Story::default()).unwrap();
+fn attached(client: &mut Client, id: &str) -> Recording {
+    client.attach(id, &Recording::default()).unwrap();
     client.story()
 }
 
 /// Everything that was written is in the story, and its digest is the ending's.
-fn assert_whole(story: &Story, n_bytes: usize) {
+fn assert_whole(story: &Recording, n_bytes: usize) {
     assert_eq!((story.gaps.as_slice(), story.stdout.len()), (&[][..], n_bytes));
     assert_eq!(story.end["sha256"]["stdout"].as_str(), Some(format!("{:x}", Sha256::digest(&story.stdout)).as_str()));
 }
@@ -78,7 +78,7 @@ fn four_thousand_later_executions_neither_forget_an_ending_nor_cut_a_reader() {
     backend.wait_for_event("process.finished", 1);
     let mut reader = gateway.connect();
     reader.execute(json!({ "command": writes(BYTES), "onDisconnect": "detach" }));
-    let mut behind = Story::default();
+    let mut behind = Recording::default();
     reader.follow(&mut behind, |story| !story.stdout.is_empty());
     backend.wait_for_event("process.finished", 2);
     run_true(&backend, 4_200, &json!({}));
@@ -183,7 +183,7 @@ fn evicts_fetched_output_first_and_the_oldest_before_the_others() {
         fetched.push(client.execute(execute));
         client.story();
     }
-    let lost = |story: &Story| story.stdout.iter().filter(|byte| **byte == LOST).count();
+    let lost = |story: &Recording| story.stdout.iter().filter(|byte| **byte == LOST).count();
     assert_eq!(lost(&attached(&mut client, &fetched[0])), BYTES, "the oldest is evicted");
     assert_eq!(lost(&attached(&mut client, &fetched[1])), 0);
     assert_whole(&attached(&mut client, &unfetched), BYTES);
@@ -279,7 +279,7 @@ fn attach_during_eviction_gets_all_of_the_output_or_one_gap() {
                     let id = { newest.lock().unwrap().iter().rev().nth(2).cloned() };
                     let Some(id) = id else { continue };
                     // The other may come to the same one, and send this one away at once.
-                    if client.attach(&id, &Story::default()).is_err() {
+                    if client.attach(&id, &Recording::default()).is_err() {
                         continue;
                     }
                     let story = client.story();

@@ -7,12 +7,12 @@
 //! The stream is read by a future, the pump, beside the mailbox: a cancellation is heard while the pump
 //! waits for the client.
 
+mod connect;
+mod control;
 mod events;
+mod legacy;
 pub mod messages;
-mod open;
-mod original;
-mod pump;
-mod steering;
+mod relay;
 pub mod text;
 
 use std::{
@@ -28,21 +28,21 @@ use log::{debug, info};
 use tokio::sync::oneshot;
 
 use self::{
-    messages::{Answer, Cancel, Fact, Parent, Purpose, Release, Report, Standing},
-    open::{Refusal, Stream},
-    original::Original,
-    pump::{Last, Wiring},
-    steering::{Acknowledging, Fed},
+    connect::{BackendStream, ConnectError},
+    control::{Acknowledger, PendingInput},
+    legacy::LegacyClocks,
+    messages::{
+        Cancel, ControlResult, ExecutionEvent, ExecutionPurpose, ExecutionReport, Parent, Release, StreamStart,
+    },
+    relay::{RelayConfig, RelayEnd},
 };
 use crate::{
-    backend::{Backend, BackendError, Holder, Withdrawn},
+    backend_client::{BackendClient, BackendError, HoldIdentity, WithdrawResult},
     clock::millis,
     id::{ExecutionId, SessionId},
-    protocol::{
-        DEFAULT_HEARTBEAT_MS, PerStream,
-        rpc::{ErrorObject, code},
-    },
-    terminate::{CancelReason, CancelReport, Ending, Reason, Status},
+    outcome::{CancelReason, CancelReport, Outcome, Reason, Status},
+    protocol::{DEFAULT_HEARTBEAT_MS, PerStream},
+    rpc::{ErrorObject, code},
 };
 
 /// How long the backend may take to say its first word.
@@ -57,26 +57,26 @@ const GIVE_UP_PATIENCE: Duration = Duration::from_secs(1);
 /// How long an answer that is under way when the execution ends may take to come.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
 
-/// Heartbeats of the original's image that may be missed before it is given up.
+/// Heartbeats of the legacy's image that may be missed before it is given up.
 const MISSED_HEARTBEATS: u32 = 6;
 
 /// One execution of one session.
 pub struct Execution {
     id: ExecutionId,
     session: SessionId,
-    purpose: Purpose,
-    backend: Backend,
+    purpose: ExecutionPurpose,
+    backend: BackendClient,
     /// In whose name the backend is asked for it.
-    holder: Rc<Holder>,
-    state: State,
-    notice: Notice,
+    holder: Rc<HoldIdentity>,
+    state: ExecutionState,
+    notice: ExitNotice,
     asked_at: Instant,
     /// Whether it goes on in its backend without a client, as far as that is known.
     may_detach: bool,
     /// Whether its standard output is Claude's events.
     is_claude: bool,
-    fed: VecDeque<Fed>,
-    acknowledging: Acknowledging,
+    fed: VecDeque<PendingInput>,
+    acknowledging: Acknowledger,
     /// Why it was given up here without anybody having asked for that.
     given_up: Option<String>,
     /// What was asked for last, should the backend not have heard it.
@@ -84,13 +84,13 @@ pub struct Execution {
 }
 
 /// Where an execution stands. A handle exists only where there is something to stop.
-enum State {
+enum ExecutionState {
     /// The backend has not said a word.
     Starting(SpawnHandle),
     /// Our own backend streams; it says the last word itself.
-    Ours,
-    /// The original's image streams; time-outs and cancellation are done from here.
-    Plain(Rc<Original>, Option<SpawnHandle>),
+    Native,
+    /// The legacy's image streams; time-outs and cancellation are done from here.
+    Legacy(Rc<LegacyClocks>, Option<SpawnHandle>),
     /// The backend was asked to end it before it had said a word.
     Withdrawing(Box<Withdrawal>),
     /// The end has been told.
@@ -103,28 +103,34 @@ struct Withdrawal {
     /// The request, while its stream may still begin. That stream has the true ending.
     post: Option<SpawnHandle>,
     /// What the backend said to the withdrawal; the error is that it did not say anything.
-    answer: Option<Result<Withdrawn, BackendError>>,
+    answer: Option<Result<WithdrawResult, BackendError>>,
     cancel: Cancel,
     /// What is told where nothing becomes known.
-    unknown: Ending,
+    unknown: Outcome,
 }
 
 impl Execution {
     /// An execution that starts as soon as its actor does.
-    pub fn new(id: ExecutionId, session: SessionId, purpose: Purpose, backend: Backend, parent: Parent) -> Self {
+    pub fn new(
+        id: ExecutionId,
+        session: SessionId,
+        purpose: ExecutionPurpose,
+        backend: BackendClient,
+        parent: Parent,
+    ) -> Self {
         Execution {
             id,
             session,
-            may_detach: matches!(&purpose, Purpose::Run(execute) if execute.run.detach.is_some()),
+            may_detach: matches!(&purpose, ExecutionPurpose::Run(execute) if execute.run.detach.is_some()),
             purpose,
             backend,
             holder: Rc::default(),
-            state: State::Ended,
-            notice: Notice { id, parent: Some(parent) },
+            state: ExecutionState::Ended,
+            notice: ExitNotice { id, parent: Some(parent) },
             asked_at: Instant::now(),
             is_claude: false,
             fed: VecDeque::new(),
-            acknowledging: Acknowledging::default(),
+            acknowledging: Acknowledger::default(),
             given_up: None,
             canceled: None,
         }
@@ -133,48 +139,50 @@ impl Execution {
     /// What was asked for, as far as it is known here.
     fn run_heartbeat(&self) -> Option<u64> {
         match &self.purpose {
-            Purpose::Run(execute) => Some(execute.run.heartbeat_ms),
-            Purpose::Follow(_) => None,
+            ExecutionPurpose::Run(execute) => Some(execute.run.heartbeat_ms),
+            ExecutionPurpose::Follow(_) => None,
         }
     }
 
-    fn on_opened(&mut self, opened: Result<(Stream, Standing), Refusal>, ctx: &mut Context<Self>) {
+    fn on_opened(&mut self, opened: Result<(BackendStream, StreamStart), ConnectError>, ctx: &mut Context<Self>) {
         match (&mut self.state, opened) {
-            (State::Starting(_), opened) => self.on_first_word(opened, ctx),
-            (State::Withdrawing(withdrawal), opened) => {
+            (ExecutionState::Starting(_), opened) => self.on_first_word(opened, ctx),
+            (ExecutionState::Withdrawing(withdrawal), opened) => {
                 withdrawal.post = None;
                 self.on_late_word(opened, ctx);
             }
-            (State::Ours | State::Plain(..) | State::Ended, _) => {}
+            (ExecutionState::Native | ExecutionState::Legacy(..) | ExecutionState::Ended, _) => {}
         }
     }
 
-    fn on_first_word(&mut self, opened: Result<(Stream, Standing), Refusal>, ctx: &mut Context<Self>) {
+    fn on_first_word(&mut self, opened: Result<(BackendStream, StreamStart), ConnectError>, ctx: &mut Context<Self>) {
         match opened {
             Ok((stream, standing)) => self.on_stream(stream, standing, ctx),
-            Err(Refusal::Backend(BackendError::Refused(error))) => self.refuse(error, ctx),
+            Err(ConnectError::Backend(BackendError::Refused(error))) => self.refuse(error, ctx),
             // Nothing is known of it but that it cannot be followed from here.
-            Err(Refusal::Backend(error)) if matches!(self.purpose, Purpose::Follow(_)) => {
+            Err(ConnectError::Backend(error)) if matches!(self.purpose, ExecutionPurpose::Follow(_)) => {
                 self.refuse(error.into_error(), ctx);
             }
-            Err(Refusal::Silent(message) | Refusal::Lost(message)) if matches!(self.purpose, Purpose::Follow(_)) => {
+            Err(ConnectError::Silent(message) | ConnectError::Lost(message))
+                if matches!(self.purpose, ExecutionPurpose::Follow(_)) =>
+            {
                 self.refuse(ErrorObject::new(code::BACKEND, message), ctx);
             }
-            Err(Refusal::Backend(BackendError::Restarted(message))) => {
-                self.finish(Ending::failed(Reason::BackendLost, message), ctx);
+            Err(ConnectError::Backend(BackendError::Restarted(message))) => {
+                self.finish(Outcome::failed(Reason::BackendLost, message), ctx);
             }
-            Err(Refusal::Backend(BackendError::Unsure(message)) | Refusal::Silent(message)) => {
+            Err(ConnectError::Backend(BackendError::Unsure(message)) | ConnectError::Silent(message)) => {
                 self.give_up(message, None, ctx);
             }
-            Err(Refusal::Ended(ending)) => self.finish(ending, ctx),
-            Err(Refusal::TakenOver) => self.on_last(Last::TakenOver, ctx),
-            Err(Refusal::Lost(message)) if self.may_detach => self.look_again(message, ctx),
-            Err(Refusal::Lost(message)) => self.finish(Ending::failed(Reason::BackendLost, message), ctx),
-            Err(Refusal::Backend(BackendError::Unreachable(message))) => {
-                self.finish(Ending::failed(Reason::BackendUnreachable, message), ctx);
+            Err(ConnectError::Ended(ending)) => self.finish(ending, ctx),
+            Err(ConnectError::TakenOver) => self.on_last(RelayEnd::TakenOver, ctx),
+            Err(ConnectError::Lost(message)) if self.may_detach => self.look_again(message, ctx),
+            Err(ConnectError::Lost(message)) => self.finish(Outcome::failed(Reason::BackendLost, message), ctx),
+            Err(ConnectError::Backend(BackendError::Unreachable(message))) => {
+                self.finish(Outcome::failed(Reason::BackendUnreachable, message), ctx);
             }
-            Err(Refusal::Backend(error)) => {
-                self.finish(Ending::failed(Reason::BackendRejected, error.to_string()), ctx);
+            Err(ConnectError::Backend(error)) => {
+                self.finish(Outcome::failed(Reason::BackendRejected, error.to_string()), ctx);
             }
         }
     }
@@ -182,7 +190,7 @@ impl Execution {
     /// Nobody knows whether it runs: it is withdrawn, and what the backend says of it is told. The client
     /// has waited long enough and does not wait long for that.
     fn give_up(&mut self, message: String, post: Option<SpawnHandle>, ctx: &mut Context<Self>) {
-        let unknown = Ending::failed(Reason::BackendUnreachable, message.clone());
+        let unknown = Outcome::failed(Reason::BackendUnreachable, message.clone());
         self.given_up = Some(message);
         let cancel = Cancel { grace_ms: 0, reason: CancelReason::Canceled };
         self.withdraw(Withdrawal { post, answer: None, cancel, unknown }, GIVE_UP_PATIENCE, false, ctx);
@@ -193,7 +201,7 @@ impl Execution {
     fn withdraw(&mut self, withdrawal: Withdrawal, patience: Duration, for_client: bool, ctx: &mut Context<Self>) {
         let (backend, id, holder) = (self.backend.clone(), self.id, Rc::clone(&self.holder));
         let Cancel { grace_ms, reason } = withdrawal.cancel;
-        self.state = State::Withdrawing(Box::new(withdrawal));
+        self.state = ExecutionState::Withdrawing(Box::new(withdrawal));
         let (answer, answered) = oneshot::channel();
         // It goes on where this actor does not wait for it any longer.
         actix_rt::spawn(async move {
@@ -205,7 +213,7 @@ impl Execution {
             }
         }));
         ctx.run_later(patience, |actor, ctx| {
-            let State::Withdrawing(withdrawal) = &mut actor.state else { return };
+            let ExecutionState::Withdrawing(withdrawal) = &mut actor.state else { return };
             if let Some(post) = withdrawal.post.take().filter(|_| withdrawal.answer.is_some()) {
                 ctx.cancel_future(post);
                 return actor.settle(ctx);
@@ -215,32 +223,40 @@ impl Execution {
         });
     }
 
-    fn on_withdrawn(&mut self, answer: Result<Withdrawn, BackendError>, ctx: &mut Context<Self>) {
+    fn on_withdrawn(&mut self, answer: Result<WithdrawResult, BackendError>, ctx: &mut Context<Self>) {
         match (&mut self.state, answer) {
-            (State::Withdrawing(withdrawal), Ok(Withdrawn::NeverRan)) if matches!(self.purpose, Purpose::Run(_)) => {
+            (ExecutionState::Withdrawing(withdrawal), Ok(WithdrawResult::NeverRan))
+                if matches!(self.purpose, ExecutionPurpose::Run(_)) =>
+            {
                 let ending = withdrawal.unknown(CancelReport::never_ran(withdrawal.cancel.grace_ms));
                 self.finish(ending, ctx);
             }
             // There is nothing to wait for: this kind is canceled by dropping its request.
-            (State::Withdrawing(withdrawal), Err(_)) if !self.backend.knows_ids() => {
+            (ExecutionState::Withdrawing(withdrawal), Err(_)) if !self.backend.knows_ids() => {
                 let ending = withdrawal.unknown(unverified(withdrawal.cancel.grace_ms));
                 self.finish(ending, ctx);
             }
-            (State::Withdrawing(withdrawal), answer) => {
+            (ExecutionState::Withdrawing(withdrawal), answer) => {
                 withdrawal.answer = Some(answer);
                 self.settle(ctx);
             }
             // The stream has begun meanwhile, and this did not reach its backend.
-            (State::Ours, Err(_)) => self.cancel_again(ctx),
-            (State::Starting(_) | State::Ours | State::Plain(..) | State::Ended, _) => {}
+            (ExecutionState::Native, Err(_)) => self.cancel_again(ctx),
+            (
+                ExecutionState::Starting(_)
+                | ExecutionState::Native
+                | ExecutionState::Legacy(..)
+                | ExecutionState::Ended,
+                _,
+            ) => {}
         }
     }
 
     /// The stream of an execution that is being withdrawn has begun, or never will.
-    fn on_late_word(&mut self, opened: Result<(Stream, Standing), Refusal>, ctx: &mut Context<Self>) {
-        let State::Withdrawing(withdrawal) = &self.state else { return };
+    fn on_late_word(&mut self, opened: Result<(BackendStream, StreamStart), ConnectError>, ctx: &mut Context<Self>) {
+        let ExecutionState::Withdrawing(withdrawal) = &self.state else { return };
         match opened {
-            Ok((stream @ Stream::Ours(_), standing)) => {
+            Ok((stream @ BackendStream::Native(_), standing)) => {
                 let is_unheard = matches!(withdrawal.answer, Some(Err(_)));
                 self.on_stream(stream, standing, ctx);
                 if is_unheard {
@@ -248,22 +264,22 @@ impl Execution {
                 }
             }
             // Dropping its stream is all that can be done.
-            Ok((Stream::Plain(..), _)) => {
+            Ok((BackendStream::Legacy(..), _)) => {
                 let ending = withdrawal.unknown(unverified(withdrawal.cancel.grace_ms));
                 self.finish(ending, ctx);
             }
-            Err(Refusal::Ended(ending)) => self.finish(ending, ctx),
-            Err(Refusal::TakenOver) => self.on_last(Last::TakenOver, ctx),
+            Err(ConnectError::Ended(ending)) => self.finish(ending, ctx),
+            Err(ConnectError::TakenOver) => self.on_last(RelayEnd::TakenOver, ctx),
             // The withdrawal came first.
-            Err(Refusal::Backend(BackendError::Refused(error)))
-                if error.code == code::NOT_RUNNING && matches!(self.purpose, Purpose::Run(_)) =>
+            Err(ConnectError::Backend(BackendError::Refused(error)))
+                if error.code == code::NOT_RUNNING && matches!(self.purpose, ExecutionPurpose::Run(_)) =>
             {
                 let ending = withdrawal.unknown(CancelReport::never_ran(withdrawal.cancel.grace_ms));
                 self.finish(ending, ctx);
             }
-            Err(Refusal::Backend(BackendError::Refused(error))) => self.refuse(error, ctx),
-            Err(Refusal::Backend(BackendError::Restarted(message))) => {
-                self.finish(Ending::failed(Reason::BackendLost, message), ctx);
+            Err(ConnectError::Backend(BackendError::Refused(error))) => self.refuse(error, ctx),
+            Err(ConnectError::Backend(BackendError::Restarted(message))) => {
+                self.finish(Outcome::failed(Reason::BackendLost, message), ctx);
             }
             Err(_) => self.settle(ctx),
         }
@@ -272,27 +288,27 @@ impl Execution {
     /// The request's stream will not begin, and the backend has said what it makes of the withdrawal: so the
     /// execution is followed by its id, for what it wrote and for its ending.
     fn settle(&mut self, ctx: &mut Context<Self>) {
-        let State::Withdrawing(withdrawal) = &mut self.state else { return };
+        let ExecutionState::Withdrawing(withdrawal) = &mut self.state else { return };
         if withdrawal.post.is_some() {
             return;
         }
         let Some(answer) = withdrawal.answer.take() else { return };
         let unknown = withdrawal.unknown(unverified(withdrawal.cancel.grace_ms));
         match answer {
-            Ok(Withdrawn::TakenOver) => return self.on_last(Last::TakenOver, ctx),
-            Ok(Withdrawn::NeverRan) | Err(_) => return self.finish(unknown, ctx),
-            Ok(Withdrawn::Ended | Withdrawn::Accepted) => {}
+            Ok(WithdrawResult::TakenOver) => return self.on_last(RelayEnd::TakenOver, ctx),
+            Ok(WithdrawResult::NeverRan) | Err(_) => return self.finish(unknown, ctx),
+            Ok(WithdrawResult::Ended | WithdrawResult::Accepted) => {}
         }
         let (backend, id, holder) = (self.backend.clone(), self.id, Rc::clone(&self.holder));
-        let found = async move { open::again(&backend, id, PerStream::default(), &holder).await };
+        let found = async move { connect::again(&backend, id, PerStream::default(), &holder).await };
         ctx.spawn(found.into_actor(self).map(|found, actor, ctx| {
-            if !matches!(actor.state, State::Withdrawing(_)) {
+            if !matches!(actor.state, ExecutionState::Withdrawing(_)) {
                 return;
             }
             match found {
-                Ok((words, standing)) => actor.on_stream(Stream::Ours(words), standing, ctx),
-                Err(Refusal::Ended(ending)) => actor.finish(ending, ctx),
-                Err(Refusal::TakenOver) => actor.on_last(Last::TakenOver, ctx),
+                Ok((words, standing)) => actor.on_stream(BackendStream::Native(words), standing, ctx),
+                Err(ConnectError::Ended(ending)) => actor.finish(ending, ctx),
+                Err(ConnectError::TakenOver) => actor.on_last(RelayEnd::TakenOver, ctx),
                 Err(_) => actor.finish(unknown, ctx),
             }
         }));
@@ -309,24 +325,24 @@ impl Execution {
         ctx.spawn(asked.into_actor(self).map(|_, _, _| ()));
     }
 
-    fn on_stream(&mut self, stream: Stream, standing: Standing, ctx: &mut Context<Self>) {
+    fn on_stream(&mut self, stream: BackendStream, standing: StreamStart, ctx: &mut Context<Self>) {
         // Whoever wanted it is gone: its stream is dropped, which its backend notices.
         let Some(parent) = self.notice.parent.clone() else { return self.stop(ctx) };
         info!(event = "execution.started", session_id:% = self.session, execution_id:% = self.id,
-            status = standing.status.as_str(), attached = matches!(self.purpose, Purpose::Follow(_)),
+            status = standing.status.as_str(), attached = matches!(self.purpose, ExecutionPurpose::Follow(_)),
             ms = millis(self.asked_at.elapsed()); "execution started");
         let heartbeat = self.run_heartbeat().or(standing.terms.heartbeat_ms).unwrap_or(DEFAULT_HEARTBEAT_MS);
         let (framing, offsets, events) = match &self.purpose {
-            Purpose::Run(execute) => (execute.framing, PerStream::default(), execute.events),
-            Purpose::Follow(attach) => (attach.framing, attach.offsets, attach.events),
+            ExecutionPurpose::Run(execute) => (execute.framing, PerStream::default(), execute.events),
+            ExecutionPurpose::Follow(attach) => (attach.framing, attach.offsets, attach.events),
         };
         self.may_detach |= standing.terms.may_detach;
         self.is_claude = standing.terms.claude;
-        let wiring = Wiring {
+        let wiring = RelayConfig {
             id: self.id,
             backend: self.backend.clone(),
             holder: Rc::clone(&self.holder),
-            has_id: matches!(stream, Stream::Ours(_)),
+            has_id: matches!(stream, BackendStream::Native(_)),
             parent,
             framing,
             claude: self.is_claude.then_some(events),
@@ -334,17 +350,17 @@ impl Execution {
             heartbeat: Duration::from_millis(heartbeat),
             may_detach: self.may_detach,
         };
-        self.notice.tell(Fact::Held(standing));
+        self.notice.tell(ExecutionEvent::Held(standing));
         match stream {
-            Stream::Ours(words) => {
-                self.state = State::Ours;
-                ctx.spawn(pump::ours(words, wiring).into_actor(self).map(|last, actor, ctx| actor.on_last(last, ctx)));
+            BackendStream::Native(words) => {
+                self.state = ExecutionState::Native;
+                ctx.spawn(relay::ours(words, wiring).into_actor(self).map(|last, actor, ctx| actor.on_last(last, ctx)));
             }
-            Stream::Plain(body, end) => {
-                let (original, stall) = self.watch_original(ctx);
-                let pump = pump::plain(body, end, wiring, Rc::clone(&original), stall);
+            BackendStream::Legacy(body, end) => {
+                let (legacy, stall) = self.watch_original(ctx);
+                let pump = relay::plain(body, end, wiring, Rc::clone(&legacy), stall);
                 ctx.spawn(pump.into_actor(self).map(move |mut ending, actor, ctx| {
-                    ending.elapsed_ms = Some(original.alive(Instant::now()).elapsed_ms);
+                    ending.elapsed_ms = Some(legacy.alive(Instant::now()).elapsed_ms);
                     if ending.reason == Reason::Stalled {
                         ending.cancel = Some(unverified(0));
                     }
@@ -357,23 +373,23 @@ impl Execution {
     /// The stream ended before its first word. It may run on all the same.
     fn look_again(&mut self, why: String, ctx: &mut Context<Self>) {
         let (backend, id, holder) = (self.backend.clone(), self.id, Rc::clone(&self.holder));
-        let found = async move { open::again(&backend, id, PerStream::default(), &holder).await };
+        let found = async move { connect::again(&backend, id, PerStream::default(), &holder).await };
         let looking = ctx.spawn(found.into_actor(self).map(move |found, actor, ctx| {
-            let lost = |why: String| Refusal::Backend(BackendError::Restarted(why));
+            let lost = |why: String| ConnectError::Backend(BackendError::Restarted(why));
             let found = match found {
-                Ok((words, standing)) => Ok((Stream::Ours(words), standing)),
-                Err(refusal @ (Refusal::Ended(_) | Refusal::TakenOver)) => Err(refusal),
+                Ok((words, standing)) => Ok((BackendStream::Native(words), standing)),
+                Err(refusal @ (ConnectError::Ended(_) | ConnectError::TakenOver)) => Err(refusal),
                 Err(_) => Err(lost(format!("{why}; it may still run: attach to it later"))),
             };
             actor.on_opened(found, ctx);
         }));
-        self.state = State::Starting(looking);
+        self.state = ExecutionState::Starting(looking);
     }
 
-    fn on_last(&mut self, last: Last, ctx: &mut Context<Self>) {
+    fn on_last(&mut self, last: RelayEnd, ctx: &mut Context<Self>) {
         match last {
-            Last::Ended(ending) => self.finish(ending, ctx),
-            Last::TakenOver => {
+            RelayEnd::Ended(ending) => self.finish(ending, ctx),
+            RelayEnd::TakenOver => {
                 info!(event = "execution.taken_over", session_id:% = self.session, execution_id:% = self.id,
                     ms = millis(self.asked_at.elapsed()); "another consumer has taken the execution over");
                 self.notice.taken_over();
@@ -382,48 +398,50 @@ impl Execution {
         }
     }
 
-    /// The original's image has no clock of its own: its time-outs and its signs of life are made here.
-    fn watch_original(&mut self, ctx: &mut Context<Self>) -> (Rc<Original>, Option<Duration>) {
+    /// The legacy's image has no clock of its own: its time-outs and its signs of life are made here.
+    fn watch_original(&mut self, ctx: &mut Context<Self>) -> (Rc<LegacyClocks>, Option<Duration>) {
         let (timeout_ms, stall_timeout_ms, heartbeat_ms) = match &self.purpose {
-            Purpose::Run(execute) => (execute.run.timeout_ms, execute.run.stall_timeout_ms, execute.run.heartbeat_ms),
-            Purpose::Follow(_) => (None, None, DEFAULT_HEARTBEAT_MS),
+            ExecutionPurpose::Run(execute) => {
+                (execute.run.timeout_ms, execute.run.stall_timeout_ms, execute.run.heartbeat_ms)
+            }
+            ExecutionPurpose::Follow(_) => (None, None, DEFAULT_HEARTBEAT_MS),
         };
-        let original = Rc::new(Original::started(Instant::now(), timeout_ms));
-        self.state = State::Plain(Rc::clone(&original), None);
+        let legacy = Rc::new(LegacyClocks::started(Instant::now(), timeout_ms));
+        self.state = ExecutionState::Legacy(Rc::clone(&legacy), None);
         self.arm_timeout(ctx);
         let heartbeat = Duration::from_millis(heartbeat_ms);
-        let ticking = Rc::clone(&original);
+        let ticking = Rc::clone(&legacy);
         ctx.run_interval(heartbeat, move |actor, ctx| {
             if ticking.unheard(Instant::now()) > heartbeat * MISSED_HEARTBEATS {
                 let waited = (heartbeat * MISSED_HEARTBEATS).as_secs();
                 let message = format!("the backend gave no sign of life for {waited} s");
-                return actor.finish(Ending::failed(Reason::BackendLost, message), ctx);
+                return actor.finish(Outcome::failed(Reason::BackendLost, message), ctx);
             }
             let backend = actor.backend.clone();
-            let original = Rc::clone(&ticking);
+            let legacy = Rc::clone(&ticking);
             let asked = async move { backend.answers().await };
             ctx.spawn(asked.into_actor(actor).map(move |answered, actor, _| {
                 if answered {
-                    original.heard(Instant::now());
-                    actor.notice.tell(Fact::Alive(original.alive(Instant::now())));
+                    legacy.record_life(Instant::now());
+                    actor.notice.tell(ExecutionEvent::Alive(legacy.alive(Instant::now())));
                 }
             }));
         });
-        (original, stall_timeout_ms.map(Duration::from_millis))
+        (legacy, stall_timeout_ms.map(Duration::from_millis))
     }
 
-    /// Sets the total time-out of the original's image, or takes it back while it stands still.
+    /// Sets the total time-out of the legacy's image, or takes it back while it stands still.
     fn arm_timeout(&mut self, ctx: &mut Context<Self>) {
-        let State::Plain(original, armed) = &mut self.state else { return };
+        let ExecutionState::Legacy(legacy, armed) = &mut self.state else { return };
         if let Some(armed) = armed.take() {
             ctx.cancel_future(armed);
         }
-        *armed = original.time_left(Instant::now()).map(|left| {
+        *armed = legacy.time_left(Instant::now()).map(|left| {
             ctx.run_later(left, |actor, ctx| {
-                let State::Plain(original, _) = &actor.state else { return };
+                let ExecutionState::Legacy(legacy, _) = &actor.state else { return };
                 let message = "the total time-out passed; this backend cannot say what is left of it";
-                let mut ending = Ending::failed(Reason::Timeout, message);
-                ending.elapsed_ms = Some(original.alive(Instant::now()).elapsed_ms);
+                let mut ending = Outcome::failed(Reason::Timeout, message);
+                ending.elapsed_ms = Some(legacy.alive(Instant::now()).elapsed_ms);
                 ending.cancel = Some(unverified(0));
                 actor.finish(ending, ctx);
             })
@@ -449,7 +467,7 @@ impl Execution {
         self.stop(ctx);
     }
 
-    fn finish(&mut self, mut ending: Ending, ctx: &mut Context<Self>) {
+    fn finish(&mut self, mut ending: Outcome, ctx: &mut Context<Self>) {
         if self.is_claude {
             // It is of the events, which the client does not have.
             ending.sha256.stdout = None;
@@ -471,7 +489,7 @@ impl Execution {
     /// It is over. Input that the command has read may have its answer under way, on a connection of its
     /// own: that is waited for, and the end is not said before.
     fn stop(&mut self, ctx: &mut Context<Self>) {
-        self.state = State::Ended;
+        self.state = ExecutionState::Ended;
         if self.fed.is_empty() {
             ctx.stop();
         } else {
@@ -484,21 +502,21 @@ impl Actor for Execution {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        if let Purpose::Run(execute) = &self.purpose {
+        if let ExecutionPurpose::Run(execute) = &self.purpose {
             debug!(event = "execution.command", session_id:% = self.session, execution_id:% = self.id,
                 command = execute.run.command.as_str(), env:serde = execute.run.env.keys().collect::<Vec<_>>();
                 "execution asked for");
         }
         let (backend, id, purpose) = (self.backend.clone(), self.id, self.purpose.clone());
         let holder = Rc::clone(&self.holder);
-        let opened = async move { open::open(&backend, id, &purpose, &holder).await };
+        let opened = async move { connect::open(&backend, id, &purpose, &holder).await };
         let post = ctx.spawn(opened.into_actor(self).map(|opened, actor, ctx| actor.on_opened(opened, ctx)));
-        self.state = State::Starting(post);
+        self.state = ExecutionState::Starting(post);
         ctx.run_later(FIRST_WORD_PATIENCE, |actor, ctx| {
-            let State::Starting(post) = actor.state else { return };
+            let ExecutionState::Starting(post) = actor.state else { return };
             let message =
                 format!("the backend accepted the connection and said nothing for {} s", FIRST_WORD_PATIENCE.as_secs());
-            if matches!(actor.purpose, Purpose::Follow(_)) {
+            if matches!(actor.purpose, ExecutionPurpose::Follow(_)) {
                 actor.refuse(ErrorObject::new(code::BACKEND, message), ctx);
             } else {
                 actor.give_up(message, Some(post), ctx);
@@ -508,7 +526,7 @@ impl Actor for Execution {
 }
 
 impl Handler<Cancel> for Execution {
-    type Result = ResponseFuture<Answer>;
+    type Result = ResponseFuture<ControlResult>;
 
     fn handle(&mut self, cancel: Cancel, ctx: &mut Self::Context) -> Self::Result {
         info!(event = "cancel.requested", session_id:% = self.session, execution_id:% = self.id,
@@ -516,8 +534,8 @@ impl Handler<Cancel> for Execution {
         self.canceled = Some(cancel);
         self.given_up = None;
         let outcome = match &self.state {
-            State::Starting(post) => {
-                let unknown = Ending::without_process(
+            ExecutionState::Starting(post) => {
+                let unknown = Outcome::without_process(
                     Status::Cancelled,
                     cancel.reason.into(),
                     "canceled before the backend had answered".to_owned(),
@@ -528,21 +546,21 @@ impl Handler<Cancel> for Execution {
                 self.withdraw(withdrawal, WITHDRAW_PATIENCE, for_client, ctx);
                 Ok(Status::Cancelling)
             }
-            State::Withdrawing(_) => {
+            ExecutionState::Withdrawing(_) => {
                 // A shorter grace takes effect.
                 self.cancel_again(ctx);
                 Ok(Status::Cancelling)
             }
-            State::Ended => Err(ended()),
-            State::Plain(original, _) => {
+            ExecutionState::Ended => Err(ended()),
+            ExecutionState::Legacy(legacy, _) => {
                 let message = "canceled by dropping its stream; this backend cannot say what is left of it";
-                let mut ending = Ending::without_process(Status::Cancelled, cancel.reason.into(), message.to_owned());
-                ending.elapsed_ms = Some(original.alive(Instant::now()).elapsed_ms);
+                let mut ending = Outcome::without_process(Status::Cancelled, cancel.reason.into(), message.to_owned());
+                ending.elapsed_ms = Some(legacy.alive(Instant::now()).elapsed_ms);
                 ending.cancel = Some(unverified(cancel.grace_ms));
                 self.finish(ending, ctx);
                 Ok(Status::Cancelled)
             }
-            State::Ours => {
+            ExecutionState::Native => {
                 let (backend, id) = (self.backend.clone(), self.id);
                 return Box::pin(async move {
                     let accepted = backend.cancel(id, cancel.grace_ms, cancel.reason).await;
@@ -560,20 +578,20 @@ impl Handler<Release> for Execution {
     /// Stopping drops the stream. The backend then does what the execution asked for: it is ended, or
     /// goes on without a consumer.
     fn handle(&mut self, Release: Release, ctx: &mut Self::Context) {
-        let runs_for_nobody = !self.may_detach && matches!(self.purpose, Purpose::Run(_));
+        let runs_for_nobody = !self.may_detach && matches!(self.purpose, ExecutionPurpose::Run(_));
         match &self.state {
-            State::Ended => {}
-            State::Starting(post) if runs_for_nobody => {
+            ExecutionState::Ended => {}
+            ExecutionState::Starting(post) if runs_for_nobody => {
                 // The backend may have begun without a word: it must not run for nobody.
                 ctx.cancel_future(*post);
                 self.notice.parent = None;
-                let unknown = Ending::without_process(Status::Cancelled, Reason::Disconnected, None);
+                let unknown = Outcome::without_process(Status::Cancelled, Reason::Disconnected, None);
                 let cancel = Cancel { grace_ms: 0, reason: CancelReason::Canceled };
                 let withdrawal = Withdrawal { post: None, answer: None, cancel, unknown };
                 self.withdraw(withdrawal, WITHDRAW_PATIENCE, false, ctx);
             }
-            State::Withdrawing(_) => self.notice.parent = None,
-            State::Starting(_) | State::Ours | State::Plain(..) => {
+            ExecutionState::Withdrawing(_) => self.notice.parent = None,
+            ExecutionState::Starting(_) | ExecutionState::Native | ExecutionState::Legacy(..) => {
                 self.log_released();
                 self.notice.parent = None;
                 ctx.stop();
@@ -583,38 +601,38 @@ impl Handler<Release> for Execution {
 }
 
 /// Tells the parent how it ended, exactly once: by the normal path, or when the actor is dropped.
-struct Notice {
+struct ExitNotice {
     id: ExecutionId,
     parent: Option<Parent>,
 }
 
-impl Notice {
-    fn tell(&self, fact: Fact) {
+impl ExitNotice {
+    fn tell(&self, fact: ExecutionEvent) {
         if let Some(parent) = &self.parent {
-            parent.reports.do_send(Report { execution_id: self.id, fact });
+            parent.reports.do_send(ExecutionReport { execution_id: self.id, fact });
         }
     }
 
-    fn exited(&mut self, ending: Ending) {
-        self.tell(Fact::Exited(ending));
+    fn exited(&mut self, ending: Outcome) {
+        self.tell(ExecutionEvent::Exited(ending));
         self.parent = None;
     }
 
     fn taken_over(&mut self) {
-        self.tell(Fact::TakenOver);
+        self.tell(ExecutionEvent::TakenOver);
         self.parent = None;
     }
 
     fn refused(&mut self, error: ErrorObject) {
-        self.tell(Fact::Refused(error));
+        self.tell(ExecutionEvent::Refused(error));
         self.parent = None;
     }
 }
 
-impl Drop for Notice {
+impl Drop for ExitNotice {
     fn drop(&mut self) {
         let message = "the service lost track of this execution through a fault of its own; its backend ends it";
-        self.exited(Ending::failed(Reason::BackendLost, message));
+        self.exited(Outcome::failed(Reason::BackendLost, message));
     }
 }
 
@@ -637,7 +655,7 @@ fn unverified(grace_ms: u64) -> CancelReport {
 
 impl Withdrawal {
     /// What is told where the backend has not said how it ended.
-    fn unknown(&self, report: CancelReport) -> Ending {
+    fn unknown(&self, report: CancelReport) -> Outcome {
         let mut ending = self.unknown.clone();
         ending.cancel = Some(report);
         ending

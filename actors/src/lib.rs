@@ -3,23 +3,29 @@
 //! Everything with a mailbox lives here; everything that binds a socket, starts a process or reads a
 //! file lives in the root package, which depends on this one and never the other way round.
 //!
-//! Read in this order:
+//! The modules, from the bottom up:
 //!
-//! - [`id`], [`protocol`], [`terminate`]: the words, without any behaviour.
-//! - [`session`]: one WebSocket client. Its decisions are in [`session::phase`], on plain values.
-//! - [`claude`]: what Claude Code prints, and what follows from it.
-//! - [`execution`]: one command, as its session sees it: the stream from the backend, turned into frames.
-//! - [`supervisor`]: who is there, who may come in, and whom a cancellation is for.
-//! - [`backend`]: how the execution backend is spoken to.
+//! - [`id`], [`clock`], [`outcome`]: ids, a stopwatch, and how executions and sessions end.
+//! - [`rpc`]: JSON-RPC 2.0. [`protocol`]: the methods and notifications of this service.
+//! - [`ws`] and [`output`]: WebSocket frames, and the text in them.
+//! - [`agent`]: what agent CLIs print, and what follows from it.
+//! - [`backend_api`]: what a gateway and its backend say to each other. [`backend_client`]: the gateway's side of it.
+//! - [`execution`]: the actor of one command: it turns the backend's stream into frames.
+//! - [`session`]: the actor of one WebSocket client. Its decisions are in [`session::phase`], on plain values.
+//! - [`supervisor`]: the actor that admits sessions, counts them, and finds the session that a cancellation is for.
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
-pub mod backend;
-pub mod claude;
+pub mod agent;
+pub mod backend_api;
+pub mod backend_client;
 pub mod clock;
 pub mod execution;
 pub mod id;
+pub mod outcome;
+pub mod output;
 pub mod protocol;
+pub mod rpc;
 pub mod session;
 pub mod supervisor;
-pub mod terminate;
+pub mod ws;

@@ -2,12 +2,8 @@
 //!
 //! Nothing here knows a socket or an actor; it is values in, values or bytes out.
 
-pub mod escape;
-pub mod fields;
-pub mod frame;
 pub mod method;
-pub mod notify;
-pub mod rpc;
+pub mod notification;
 
 use serde::{Deserialize, Serialize};
 

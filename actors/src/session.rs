@@ -25,22 +25,23 @@ use tokio::sync::oneshot;
 
 use self::{
     liveness::Liveness,
-    outbox::{Frames, Linger, Outbox, Room},
-    phase::{Answered, Ask, Closure, Elsewhere, Event, Incoming, Leave, Phase},
+    outbox::{Frames, Linger, Outbox, RoomSignal},
+    phase::{ByIdRequest, CloseCause, ControlOutcome, DrainMode, Effect, Incoming, Phase, SessionEvent},
 };
 use crate::{
-    backend::{Backend, BackendError},
+    backend_client::{BackendClient, BackendError},
     execution::{
         Execution,
-        messages::{Acknowledge, Cancel, Feed, Output, Parent, Purpose, Release, Report, Steer},
+        messages::{
+            Acknowledge, Cancel, ControlRequest, ExecutionPurpose, ExecutionReport, OutputFrames, Parent, Release,
+            WriteStdin,
+        },
     },
     id::{ExecutionId, SessionId},
-    protocol::{
-        DEFAULT_HEARTBEAT_MS, Limits, notify,
-        rpc::{ErrorObject, Id, code},
-    },
-    supervisor::{Admit, Began, CancelExecution, Drain, Finished, Opened, Place, Supervisor},
-    terminate::{CancelReason, CloseCode, Status},
+    outcome::{CancelReason, CloseCode, Status},
+    protocol::{DEFAULT_HEARTBEAT_MS, Limits, notification},
+    rpc::{ErrorObject, Id, code},
+    supervisor::{Admit, CancelExecution, Drain, ExecutionBegan, ExecutionFinished, Permit, SessionOpened, Supervisor},
 };
 
 /// How long a closed session still reads, so that the client's own close frame can come.
@@ -53,12 +54,12 @@ const FLUSH_PATIENCE: Duration = Duration::from_secs(5);
 pub struct Session {
     id: SessionId,
     phase: Option<Phase<Outbox>>,
-    child: Option<Child>,
-    backend: Backend,
-    place: Option<Place>,
+    child: Option<ExecutionHandle>,
+    backend: BackendClient,
+    place: Option<Permit>,
     limits: Limits,
     heartbeat: Option<SpawnHandle>,
-    room: Rc<Room>,
+    room: Rc<RoomSignal>,
     linger: Option<Linger>,
     /// Whether the client has had its time for a close frame of its own.
     lingered: bool,
@@ -71,11 +72,11 @@ pub struct Session {
 
 /// What a session needs from its gateway.
 #[derive(Clone)]
-pub struct Surroundings {
+pub struct SessionContext {
     /// Who admits it.
     pub supervisor: Addr<Supervisor>,
     /// Where its executions run.
-    pub backend: Backend,
+    pub backend: BackendClient,
     /// What its client may ask for.
     pub limits: Limits,
 }
@@ -84,9 +85,9 @@ pub struct Surroundings {
 pub async fn start(
     id: SessionId,
     peer: Option<IpAddr>,
-    around: Surroundings,
+    around: SessionContext,
     incoming: impl Stream<Item = Incoming> + 'static,
-) -> (Frames, Closed) {
+) -> (Frames, ClosedSignal) {
     let admit = around.supervisor.send(Admit { session: id, peer, supervisor: around.supervisor.clone() }).await;
     let admitted = admit.unwrap_or_else(|_| Err(ErrorObject::new(code::DRAINING, "the service is shutting down")));
     let (outbox, frames, linger) = Outbox::new();
@@ -101,7 +102,7 @@ pub async fn start(
         ctx.add_stream(incoming);
         ctx.add_stream(stream::unfold(Rc::clone(&room), |room| async {
             room.made().await;
-            Some((RoomMade, room))
+            Some((OutboxReady, room))
         }));
         Session {
             id,
@@ -120,13 +121,13 @@ pub async fn start(
             open: Some(open),
         }
     });
-    (frames, Closed(closed))
+    (frames, ClosedSignal(closed))
 }
 
 /// Tells when a session has been closed, whatever closed it.
-pub struct Closed(oneshot::Receiver<()>);
+pub struct ClosedSignal(oneshot::Receiver<()>);
 
-impl Closed {
+impl ClosedSignal {
     /// Waits for it.
     pub async fn wait(self) {
         // Nothing is ever sent: the sender goes with the session.
@@ -135,27 +136,27 @@ impl Closed {
 }
 
 /// The client's socket has taken something.
-struct RoomMade;
+struct OutboxReady;
 
 /// The session's execution. Dropping it lets go of the execution, whatever the reason.
-struct Child {
+struct ExecutionHandle {
     id: ExecutionId,
     session: SessionId,
     execution: Addr<Execution>,
     supervisor: Option<Addr<Supervisor>>,
 }
 
-impl Drop for Child {
+impl Drop for ExecutionHandle {
     fn drop(&mut self) {
         self.execution.do_send(Release);
         if let Some(supervisor) = &self.supervisor {
-            supervisor.do_send(Finished { execution: self.id, session: self.session });
+            supervisor.do_send(ExecutionFinished { execution: self.id, session: self.session });
         }
     }
 }
 
 impl Session {
-    fn on(&mut self, event: Event, ctx: &mut Context<Self>) {
+    fn on(&mut self, event: SessionEvent, ctx: &mut Context<Self>) {
         let Some(phase) = self.phase.take() else { return };
         let was_open = matches!(phase, Phase::Open(..));
         let (phase, asks) = phase.on(event, Instant::now());
@@ -165,75 +166,81 @@ impl Session {
         }
         match self.phase.as_ref() {
             Some(Phase::Open(_, outbox)) if outbox.unsent_responses() > self.limits.unsent_responses => {
-                self.on(Event::Flooded, ctx);
+                self.on(SessionEvent::Flooded, ctx);
             }
             Some(Phase::Closed(..)) if was_open => self.closed(ctx),
             _ => {}
         }
     }
 
-    fn act(&mut self, ask: Ask, ctx: &mut Context<Self>) {
+    fn act(&mut self, ask: Effect, ctx: &mut Context<Self>) {
         match ask {
-            Ask::Start(id, execute) => {
+            Effect::Start(id, execute) => {
                 let heartbeat_ms = execute.run.heartbeat_ms;
-                self.start_execution(id, Purpose::Run(execute), heartbeat_ms, ctx);
+                self.start_execution(id, ExecutionPurpose::Run(execute), heartbeat_ms, ctx);
             }
-            Ask::Follow(attach) => {
-                self.start_execution(attach.execution_id, Purpose::Follow(attach), DEFAULT_HEARTBEAT_MS, ctx);
+            Effect::Follow(attach) => {
+                self.start_execution(attach.execution_id, ExecutionPurpose::Follow(attach), DEFAULT_HEARTBEAT_MS, ctx);
             }
-            Ask::Beat(heartbeat_ms) => self.beat(heartbeat_ms, ctx),
-            Ask::Release => {
+            Effect::Beat(heartbeat_ms) => self.beat(heartbeat_ms, ctx),
+            Effect::Release => {
                 self.child = None;
                 self.heartbeat.take().map(|heartbeat| ctx.cancel_future(heartbeat));
             }
-            Ask::Cancel { id, grace_ms } => {
+            Effect::Cancel { id, grace_ms } => {
                 let cancel = Cancel { grace_ms, reason: CancelReason::Canceled };
                 self.ask_child(id, ctx, status_of, |execution| async move { execution.send(cancel).await });
             }
-            Ask::Steer(id, steer) => {
-                let value = if matches!(steer, Steer::Resize(_)) { nothing_of } else { status_of };
+            Effect::Steer(id, steer) => {
+                let value = if matches!(steer, ControlRequest::Resize(_)) { nothing_of } else { status_of };
                 self.ask_child(id, ctx, value, move |execution| async move { execution.send(steer).await });
             }
-            Ask::Feed(id, input) => {
+            Effect::Feed(id, input) => {
                 let value = |_, accepted| json!({ "accepted": accepted });
-                self.ask_child(id, ctx, value, |execution| async move { execution.send(Feed(input)).await });
+                self.ask_child(id, ctx, value, |execution| async move { execution.send(WriteStdin(input)).await });
             }
-            Ask::Acknowledge(offsets) => {
+            Effect::Acknowledge(offsets) => {
                 if let Some(child) = &self.child {
                     child.execution.do_send(Acknowledge(offsets));
                 }
             }
-            Ask::Delivered(id, offsets, hold) => {
+            Effect::Delivered(id, offsets, hold) => {
                 let backend = self.backend.clone();
                 // Where it fails, the backend keeps more than it must.
                 actix_rt::spawn(async move { backend.acknowledge(id, offsets, hold).await.map(drop) });
             }
-            Ask::Drain => {
+            Effect::Drain => {
                 if let Some(child) = &self.child {
                     child.execution.do_send(Cancel { grace_ms: self.drain_grace_ms, reason: CancelReason::Drained });
                 }
             }
-            Ask::Elsewhere(id, execution_id, what) => self.ask_elsewhere(id, execution_id, what, ctx),
+            Effect::Elsewhere(id, execution_id, what) => self.ask_elsewhere(id, execution_id, what, ctx),
         }
     }
 
-    fn start_execution(&mut self, id: ExecutionId, purpose: Purpose, heartbeat_ms: u64, ctx: &mut Context<Self>) {
+    fn start_execution(
+        &mut self,
+        id: ExecutionId,
+        purpose: ExecutionPurpose,
+        heartbeat_ms: u64,
+        ctx: &mut Context<Self>,
+    ) {
         self.n_executions += 1;
         let parent = Parent { output: ctx.address().recipient(), reports: ctx.address().recipient() };
         let execution = Execution::new(id, self.id, purpose, self.backend.clone(), parent).start();
         let supervisor = self.place.as_ref().map(|place| place.supervisor().clone());
         if let Some(supervisor) = &supervisor {
             let cancel = execution.downgrade().recipient();
-            supervisor.do_send(Began { execution: id, session: self.id, cancel });
+            supervisor.do_send(ExecutionBegan { execution: id, session: self.id, cancel });
         }
-        self.child = Some(Child { id, session: self.id, execution, supervisor });
+        self.child = Some(ExecutionHandle { id, session: self.id, execution, supervisor });
         self.beat(heartbeat_ms, ctx);
     }
 
     /// Repeats the newest status this often from now on.
     fn beat(&mut self, heartbeat_ms: u64, ctx: &mut Context<Self>) {
         let interval = Duration::from_millis(heartbeat_ms);
-        let beating = ctx.run_interval(interval, |session, ctx| session.on(Event::Heartbeat, ctx));
+        let beating = ctx.run_interval(interval, |session, ctx| session.on(SessionEvent::Heartbeat, ctx));
         self.heartbeat.replace(beating).map(|heartbeat| ctx.cancel_future(heartbeat));
     }
 
@@ -256,15 +263,15 @@ impl Session {
                 Ok(answer) => answer.map(|answer| value(execution_id, answer)),
                 Err(_) => Err(ErrorObject::new(code::NOT_RUNNING, "it has just ended")),
             };
-            session.on(Event::Answered(Answered { id, execution_id, own: true, outcome }), ctx);
+            session.on(SessionEvent::Answered(ControlOutcome { id, execution_id, own: true, outcome }), ctx);
         }));
     }
 
-    fn ask_elsewhere(&mut self, id: Option<Id>, execution_id: ExecutionId, what: Elsewhere, ctx: &mut Context<Self>) {
+    fn ask_elsewhere(&mut self, id: Option<Id>, execution_id: ExecutionId, what: ByIdRequest, ctx: &mut Context<Self>) {
         let supervisor = self.place.as_ref().map(|place| place.supervisor().clone());
         let answer = elsewhere(self.backend.clone(), supervisor, execution_id, what);
         ctx.spawn(answer.into_actor(self).map(move |outcome, session, ctx| {
-            session.on(Event::Answered(Answered { id, execution_id, own: false, outcome }), ctx);
+            session.on(SessionEvent::Answered(ControlOutcome { id, execution_id, own: false, outcome }), ctx);
         }));
     }
 
@@ -276,7 +283,7 @@ impl Session {
         match &self.phase {
             Some(Phase::Closed(Some(_), closure)) => {
                 // A client that asked for the close has nothing more to send.
-                self.lingered = matches!(closure, Closure::Said(reason) if reason.code == CloseCode::Normal);
+                self.lingered = matches!(closure, CloseCause::Said(reason) if reason.code == CloseCode::Normal);
                 ctx.run_later(LINGER, |session, ctx| {
                     session.lingered = true;
                     session.stop_when_flushed(ctx);
@@ -297,12 +304,12 @@ impl Session {
         }
     }
 
-    fn look(&mut self, ctx: &mut Context<Self>) {
+    fn tick(&mut self, ctx: &mut Context<Self>) {
         let blocked = matches!(&self.phase, Some(Phase::Open(_, outbox)) if outbox.is_blocked());
         let was_open = matches!(self.phase, Some(Phase::Open(..)));
-        self.on(Event::Look { taken: self.room.taken(), blocked }, ctx);
+        self.on(SessionEvent::Look { taken: self.room.taken(), blocked }, ctx);
         if was_open && matches!(self.phase, Some(Phase::Closed(..))) {
-            let event = if blocked { "client_stalled" } else { "client_lifeless" };
+            let event = if blocked { "client.stalled" } else { "client.unresponsive" };
             warn!(event = event, session_id:% = self.id, patience_ms = self.limits.client_stall_ms;
                 "the client {}", if blocked { "accepts nothing" } else { "gives no sign of life" });
         }
@@ -310,8 +317,8 @@ impl Session {
 
     fn log_closed(&self) {
         let (close_code, why) = match &self.phase {
-            Some(Phase::Closed(_, Closure::Said(reason))) => (Some(u16::from(reason.code)), reason.text.as_str()),
-            Some(Phase::Closed(_, Closure::Gone)) => (None, "the client is gone"),
+            Some(Phase::Closed(_, CloseCause::Said(reason))) => (Some(u16::from(reason.code)), reason.text.as_str()),
+            Some(Phase::Closed(_, CloseCause::Gone)) => (None, "the client is gone"),
             Some(Phase::Open(..)) | None => (None, "the service stopped"),
         };
         info!(event = "session.closed", session_id:% = self.id, close_code:serde = close_code, executions = self.n_executions,
@@ -327,9 +334,9 @@ impl Actor for Session {
             return self.closed(ctx);
         };
         info!(event = "session.opened", session_id:% = self.id; "session opened");
-        place.supervisor().do_send(Opened(self.id, ctx.address().downgrade().recipient()));
+        place.supervisor().do_send(SessionOpened(self.id, ctx.address().downgrade().recipient()));
         let cadence = Liveness::cadence(Duration::from_millis(self.limits.client_stall_ms));
-        ctx.run_interval(cadence, Session::look);
+        ctx.run_interval(cadence, Session::tick);
     }
 
     fn stopped(&mut self, _: &mut Self::Context) {
@@ -347,24 +354,24 @@ impl StreamHandler<Incoming> for Session {
             // Nothing that comes after our close frame is looked at, but for the end of it.
             Some(Phase::Closed(..)) if matches!(incoming, Incoming::Close | Incoming::Gone) => ctx.stop(),
             Some(Phase::Closed(..)) => {}
-            _ => self.on(Event::Incoming(incoming), ctx),
+            _ => self.on(SessionEvent::Incoming(incoming), ctx),
         }
     }
 
     fn finished(&mut self, ctx: &mut Self::Context) {
         match &self.phase {
-            Some(Phase::Open(..)) => self.on(Event::Incoming(Incoming::Gone), ctx),
+            Some(Phase::Open(..)) => self.on(SessionEvent::Incoming(Incoming::Gone), ctx),
             _ => ctx.stop(),
         }
     }
 }
 
-impl StreamHandler<RoomMade> for Session {
-    fn handle(&mut self, _: RoomMade, ctx: &mut Self::Context) {
+impl StreamHandler<OutboxReady> for Session {
+    fn handle(&mut self, _: OutboxReady, ctx: &mut Self::Context) {
         match &mut self.phase {
             Some(Phase::Open(_, outbox)) => {
                 if !outbox.flush() {
-                    self.on(Event::Incoming(Incoming::Gone), ctx);
+                    self.on(SessionEvent::Incoming(Incoming::Gone), ctx);
                 }
             }
             _ => self.stop_when_flushed(ctx),
@@ -374,13 +381,13 @@ impl StreamHandler<RoomMade> for Session {
     fn finished(&mut self, _: &mut Self::Context) {}
 }
 
-impl Handler<Output> for Session {
+impl Handler<OutputFrames> for Session {
     type Result = ResponseFuture<()>;
 
     /// The reply is the permission to go on: it waits until the output has found room.
-    fn handle(&mut self, output: Output, ctx: &mut Self::Context) -> Self::Result {
-        let Output { execution_id, frames, offsets } = output;
-        self.on(Event::Output { execution_id, frames, offsets }, ctx);
+    fn handle(&mut self, output: OutputFrames, ctx: &mut Self::Context) -> Self::Result {
+        let OutputFrames { execution_id, frames, offsets } = output;
+        self.on(SessionEvent::Output { execution_id, frames, offsets }, ctx);
         let credit = match &mut self.phase {
             Some(Phase::Open(_, outbox)) => outbox.credit(),
             _ => None,
@@ -395,11 +402,11 @@ impl Handler<Output> for Session {
     }
 }
 
-impl Handler<Report> for Session {
+impl Handler<ExecutionReport> for Session {
     type Result = ();
 
-    fn handle(&mut self, report: Report, ctx: &mut Self::Context) {
-        self.on(Event::Report(report), ctx);
+    fn handle(&mut self, report: ExecutionReport, ctx: &mut Self::Context) {
+        self.on(SessionEvent::Report(report), ctx);
     }
 }
 
@@ -408,9 +415,9 @@ impl Handler<Drain> for Session {
 
     fn handle(&mut self, drain: Drain, ctx: &mut Self::Context) {
         let (event, grace_ms) = match drain {
-            Drain::Begin { executions_live_on: true, grace_ms } => (Event::Drain(Leave::Running), grace_ms),
-            Drain::Begin { executions_live_on: false, grace_ms } => (Event::Drain(Leave::Nothing), grace_ms),
-            Drain::Hurry { grace_ms } => (Event::Hurry, grace_ms),
+            Drain::Begin { executions_live_on: true, grace_ms } => (SessionEvent::Drain(DrainMode::Running), grace_ms),
+            Drain::Begin { executions_live_on: false, grace_ms } => (SessionEvent::Drain(DrainMode::Nothing), grace_ms),
+            Drain::Hurry { grace_ms } => (SessionEvent::Hurry, grace_ms),
         };
         self.drain_grace_ms = grace_ms;
         self.on(event, ctx);
@@ -427,14 +434,14 @@ fn nothing_of(_: ExecutionId, _: Status) -> Value {
 
 /// Asks about an execution that another session may hold: this gateway's own first, then the backend.
 async fn elsewhere(
-    backend: Backend,
+    backend: BackendClient,
     supervisor: Option<Addr<Supervisor>>,
     id: ExecutionId,
-    what: Elsewhere,
+    what: ByIdRequest,
 ) -> Result<Value, ErrorObject> {
     let status = |status| status_of(id, status);
     match what {
-        Elsewhere::Cancel { grace_ms } => {
+        ByIdRequest::Cancel { grace_ms } => {
             let cancel = Cancel { grace_ms, reason: CancelReason::Canceled };
             if let Some(supervisor) = supervisor
                 && let Ok(Some(answer)) = supervisor.send(CancelExecution(id, cancel)).await
@@ -445,11 +452,11 @@ async fn elsewhere(
             backend.cancel(id, grace_ms, CancelReason::Canceled).await.map_err(BackendError::into_error)?;
             Ok(status(Status::Cancelling))
         }
-        Elsewhere::Steer(steer) => steer.ask(&backend, id).await.map(status).map_err(BackendError::into_error),
-        Elsewhere::Status => {
+        ByIdRequest::Steer(steer) => steer.ask(&backend, id).await.map(status).map_err(BackendError::into_error),
+        ByIdRequest::Status => {
             let snapshot = backend.snapshot(id).await.map_err(BackendError::into_error)?;
             Ok(match snapshot.ending {
-                Some(ending) => json!(notify::Ended { execution_id: id, ending }),
+                Some(ending) => json!(notification::FinalStatus { execution_id: id, ending }),
                 None => json!(snapshot),
             })
         }

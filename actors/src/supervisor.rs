@@ -11,15 +11,15 @@ use log::info;
 use tokio::sync::oneshot;
 
 use crate::{
-    execution::messages::{Answer, Cancel},
+    execution::messages::{Cancel, ControlResult},
     id::{ExecutionId, SessionId},
-    protocol::rpc::{ErrorObject, code},
+    rpc::{ErrorObject, code},
 };
 
 /// The one supervisor of a gateway.
 pub struct Supervisor {
-    bounds: Bounds,
-    sessions: HashMap<SessionId, Entry>,
+    bounds: SessionLimits,
+    sessions: HashMap<SessionId, SessionEntry>,
     per_peer: HashMap<IpAddr, usize>,
     executions: HashMap<ExecutionId, (SessionId, WeakRecipient<Cancel>)>,
     draining: Option<Drain>,
@@ -28,7 +28,7 @@ pub struct Supervisor {
 
 /// How many sessions there may be at a time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Bounds {
+pub struct SessionLimits {
     /// In all.
     pub sessions: usize,
     /// Of one client address.
@@ -36,14 +36,14 @@ pub struct Bounds {
 }
 
 #[derive(Default)]
-struct Entry {
+struct SessionEntry {
     peer: Option<IpAddr>,
     drain: Option<WeakRecipient<Drain>>,
 }
 
 impl Supervisor {
     /// A supervisor that admits so many sessions.
-    pub fn new(bounds: Bounds) -> Self {
+    pub fn new(bounds: SessionLimits) -> Self {
         Supervisor {
             bounds,
             sessions: HashMap::new(),
@@ -66,7 +66,7 @@ impl Actor for Supervisor {
 
 /// Let a session in.
 #[derive(Message)]
-#[rtype(result = "Result<Place, ErrorObject>")]
+#[rtype(result = "Result<Permit, ErrorObject>")]
 pub struct Admit {
     /// The session.
     pub session: SessionId,
@@ -78,33 +78,33 @@ pub struct Admit {
 
 /// A session's place among those admitted, given back when it is dropped.
 #[derive(Debug)]
-pub struct Place {
+pub struct Permit {
     session: SessionId,
     supervisor: Addr<Supervisor>,
 }
 
-impl Place {
+impl Permit {
     /// Who gave it.
     pub fn supervisor(&self) -> &Addr<Supervisor> {
         &self.supervisor
     }
 }
 
-impl Drop for Place {
+impl Drop for Permit {
     fn drop(&mut self) {
-        self.supervisor.do_send(Left(self.session));
+        self.supervisor.do_send(SessionLeft(self.session));
     }
 }
 
 impl Handler<Admit> for Supervisor {
-    type Result = Result<Place, ErrorObject>;
+    type Result = Result<Permit, ErrorObject>;
 
     fn handle(&mut self, Admit { session, peer, supervisor }: Admit, _: &mut Self::Context) -> Self::Result {
         if self.draining.is_some() {
             return Err(ErrorObject::new(code::DRAINING, "the service is shutting down: connect again in a moment"));
         }
         let of_peer = peer.and_then(|peer| self.per_peer.get(&peer)).copied().unwrap_or(0);
-        let Bounds { sessions, per_peer } = self.bounds;
+        let SessionLimits { sessions, per_peer } = self.bounds;
         let full = if self.sessions.len() >= sessions {
             Some(format!("all {sessions} sessions are taken: try again later"))
         } else if of_peer >= per_peer {
@@ -117,23 +117,23 @@ impl Handler<Admit> for Supervisor {
                 "session refused: {message}");
             return Err(ErrorObject::new(code::SESSION_LIMIT, message));
         }
-        self.sessions.insert(session, Entry { peer, drain: None });
+        self.sessions.insert(session, SessionEntry { peer, drain: None });
         if let Some(peer) = peer {
             *self.per_peer.entry(peer).or_default() += 1;
         }
-        Ok(Place { session, supervisor })
+        Ok(Permit { session, supervisor })
     }
 }
 
 /// An admitted session can be told to drain from now on.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct Opened(pub SessionId, pub WeakRecipient<Drain>);
+pub struct SessionOpened(pub SessionId, pub WeakRecipient<Drain>);
 
-impl Handler<Opened> for Supervisor {
+impl Handler<SessionOpened> for Supervisor {
     type Result = ();
 
-    fn handle(&mut self, Opened(session, drain): Opened, _: &mut Self::Context) {
+    fn handle(&mut self, SessionOpened(session, drain): SessionOpened, _: &mut Self::Context) {
         if let (Some(step), Some(drain)) = (self.draining, drain.upgrade()) {
             drain.do_send(step);
         }
@@ -146,12 +146,12 @@ impl Handler<Opened> for Supervisor {
 /// A session's place is free.
 #[derive(Message)]
 #[rtype(result = "()")]
-struct Left(SessionId);
+struct SessionLeft(SessionId);
 
-impl Handler<Left> for Supervisor {
+impl Handler<SessionLeft> for Supervisor {
     type Result = ();
 
-    fn handle(&mut self, Left(session): Left, _: &mut Self::Context) {
+    fn handle(&mut self, SessionLeft(session): SessionLeft, _: &mut Self::Context) {
         let peer = self.sessions.remove(&session).and_then(|entry| entry.peer);
         if let Some(peer) = peer
             && let Some(n_sessions) = self.per_peer.get_mut(&peer)
@@ -168,7 +168,7 @@ impl Handler<Left> for Supervisor {
 /// A session of this gateway holds an execution.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct Began {
+pub struct ExecutionBegan {
     /// Which execution.
     pub execution: ExecutionId,
     /// Who holds it.
@@ -177,10 +177,10 @@ pub struct Began {
     pub cancel: WeakRecipient<Cancel>,
 }
 
-impl Handler<Began> for Supervisor {
+impl Handler<ExecutionBegan> for Supervisor {
     type Result = ();
 
-    fn handle(&mut self, Began { execution, session, cancel }: Began, _: &mut Self::Context) {
+    fn handle(&mut self, ExecutionBegan { execution, session, cancel }: ExecutionBegan, _: &mut Self::Context) {
         self.executions.insert(execution, (session, cancel));
     }
 }
@@ -188,17 +188,17 @@ impl Handler<Began> for Supervisor {
 /// A session does not hold an execution any more.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct Finished {
+pub struct ExecutionFinished {
     /// Which execution.
     pub execution: ExecutionId,
     /// Who held it.
     pub session: SessionId,
 }
 
-impl Handler<Finished> for Supervisor {
+impl Handler<ExecutionFinished> for Supervisor {
     type Result = ();
 
-    fn handle(&mut self, Finished { execution, session }: Finished, _: &mut Self::Context) {
+    fn handle(&mut self, ExecutionFinished { execution, session }: ExecutionFinished, _: &mut Self::Context) {
         // Another session may have taken it over.
         if self.executions.get(&execution).is_some_and(|(holder, _)| *holder == session) {
             self.executions.remove(&execution);
@@ -208,11 +208,11 @@ impl Handler<Finished> for Supervisor {
 
 /// Cancel the execution with this id, whichever session of this gateway holds it. `None`: none does.
 #[derive(Message)]
-#[rtype(result = "Option<Answer>")]
+#[rtype(result = "Option<ControlResult>")]
 pub struct CancelExecution(pub ExecutionId, pub Cancel);
 
 impl Handler<CancelExecution> for Supervisor {
-    type Result = ResponseFuture<Option<Answer>>;
+    type Result = ResponseFuture<Option<ControlResult>>;
 
     fn handle(&mut self, CancelExecution(id, cancel): CancelExecution, _: &mut Self::Context) -> Self::Result {
         let execution = self.executions.get(&id).and_then(|(_, cancel)| cancel.upgrade());
@@ -273,12 +273,12 @@ impl Supervisor {
 
 /// How many are there?
 #[derive(Message)]
-#[rtype(result = "Census")]
-pub struct Count;
+#[rtype(result = "Stats")]
+pub struct GetStats;
 
 /// Who is there.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Census {
+pub struct Stats {
     /// Sessions admitted.
     pub n_sessions: usize,
     /// The most that are admitted.
@@ -289,11 +289,11 @@ pub struct Census {
     pub draining: bool,
 }
 
-impl Handler<Count> for Supervisor {
-    type Result = MessageResult<Count>;
+impl Handler<GetStats> for Supervisor {
+    type Result = MessageResult<GetStats>;
 
-    fn handle(&mut self, Count: Count, _: &mut Self::Context) -> Self::Result {
-        MessageResult(Census {
+    fn handle(&mut self, GetStats: GetStats, _: &mut Self::Context) -> Self::Result {
+        MessageResult(Stats {
             n_sessions: self.sessions.len(),
             max_sessions: self.bounds.sessions,
             n_executions: self.executions.len(),

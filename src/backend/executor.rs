@@ -4,16 +4,14 @@ use std::{collections::BTreeMap, env};
 
 use bytes::Bytes;
 use cc_executor_actors::{
-    claude::EXECUTOR,
-    protocol::{
-        method::Run,
-        rpc::{ErrorObject, code},
-    },
+    agent::claude::EXECUTOR,
+    protocol::method::ExecutionSpec,
+    rpc::{ErrorObject, code},
 };
 use serde_json::json;
 
 use super::{
-    claude::{Policy, Start},
+    agent::claude::{ClaudeLaunch, ClaudePolicy},
     shim::protocol::{JobSpec, Stdin},
 };
 
@@ -32,12 +30,12 @@ pub struct Executors {
     templates: BTreeMap<String, Vec<String>>,
     default: String,
     inherited: BTreeMap<String, String>,
-    claude: Policy,
+    claude: ClaudePolicy,
 }
 
 /// How an execution is started.
 #[derive(PartialEq, Eq, Debug)]
-pub struct Resolved {
+pub struct ResolvedCommand {
     /// The executor's name.
     pub name: String,
     /// What the shim is to start.
@@ -53,7 +51,7 @@ impl Executors {
         added: BTreeMap<String, Vec<String>>,
         default: &str,
         inherited: BTreeMap<String, String>,
-        claude: Policy,
+        claude: ClaudePolicy,
     ) -> Result<Self, String> {
         let template = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
         let mut templates = BTreeMap::from([
@@ -80,7 +78,7 @@ impl Executors {
     }
 
     /// What this is run by, and how.
-    pub fn resolve(&self, run: &Run) -> Result<Resolved, ErrorObject> {
+    pub fn resolve(&self, run: &ExecutionSpec) -> Result<ResolvedCommand, ErrorObject> {
         let name = run.executor.as_deref().unwrap_or(&self.default);
         let Some(template) = self.templates.get(name) else {
             let names = self.names();
@@ -92,10 +90,14 @@ impl Executors {
         };
         run.check_for(name)?;
         if name == EXECUTOR {
-            let Start { arguments, cwd, env } = self.claude.start(run, &self.inherited)?;
+            let ClaudeLaunch { arguments, cwd, env } = self.claude.start(run, &self.inherited)?;
             let argv = template.iter().cloned().chain(arguments).collect();
             let run_it = JobSpec { argv, cwd, env, descriptor_limit: None, stdin: Stdin::Pipe };
-            return Ok(Resolved { name: name.to_owned(), run: run_it, prompt: Some(run.command.clone().into()) });
+            return Ok(ResolvedCommand {
+                name: name.to_owned(),
+                run: run_it,
+                prompt: Some(run.command.clone().into()),
+            });
         }
         let mut argv = template.clone();
         if argv.iter().any(|word| word == COMMAND) {
@@ -108,12 +110,12 @@ impl Executors {
         let mut env = self.inherited.clone();
         env.extend(run.env.clone());
         let stdin = match run {
-            Run { pty: Some(_), .. } => Stdin::Terminal,
-            Run { stdin: true, .. } => Stdin::Pipe,
+            ExecutionSpec { pty: Some(_), .. } => Stdin::Terminal,
+            ExecutionSpec { stdin: true, .. } => Stdin::Pipe,
             _ => Stdin::Null,
         };
         let run = JobSpec { argv, cwd: run.cwd.clone(), env, descriptor_limit: None, stdin };
-        Ok(Resolved { name: name.to_owned(), run, prompt: None })
+        Ok(ResolvedCommand { name: name.to_owned(), run, prompt: None })
     }
 }
 
@@ -160,15 +162,15 @@ mod tests {
             vec!["env".to_owned(), "-S".to_owned(), COMMAND.to_owned(), "end".to_owned()],
         )]);
         let inherited = vars(&[("A", "service"), ("B", "service")]);
-        let executors = Executors::new(added, "shell", inherited, Policy::default()).unwrap();
-        let mut run = Run { env: vars(&[("A", "client")]), ..Run::of("echo") };
-        let Resolved { name, run: started, prompt } = executors.resolve(&run).unwrap();
+        let executors = Executors::new(added, "shell", inherited, ClaudePolicy::default()).unwrap();
+        let mut run = ExecutionSpec { env: vars(&[("A", "client")]), ..ExecutionSpec::of("echo") };
+        let ResolvedCommand { name, run: started, prompt } = executors.resolve(&run).unwrap();
         assert_eq!((name.as_str(), started.argv), ("shell", vec!["bash".to_owned(), "-c".into(), "echo".into()]));
         assert_eq!((started.env, prompt), (vars(&[("A", "client"), ("B", "service")]), None));
         run.executor = Some("env".into());
         assert_eq!(executors.resolve(&run).unwrap().run.argv, ["env", "-S", "echo", "end"]);
         run.executor = Some(EXECUTOR.into());
-        let Resolved { run: started, prompt, .. } = executors.resolve(&run).unwrap();
+        let ResolvedCommand { run: started, prompt, .. } = executors.resolve(&run).unwrap();
         assert_eq!(
             (started.argv[0].as_str(), started.stdin, prompt),
             ("claude", Stdin::Pipe, Some(Bytes::from("echo")))
@@ -176,7 +178,7 @@ mod tests {
         assert!(!started.argv.contains(&"echo".to_owned()), "a prompt is no argument");
         run.executor = Some("perl".into());
         assert_eq!(executors.resolve(&run).unwrap_err().code, code::NOT_ALLOWED);
-        let error = Executors::new(BTreeMap::new(), "perl", BTreeMap::new(), Policy::default()).unwrap_err();
+        let error = Executors::new(BTreeMap::new(), "perl", BTreeMap::new(), ClaudePolicy::default()).unwrap_err();
         assert!(error.contains("claude, python, shell"), "{error}");
     }
 }

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 
 use cc_executor_actors::{
     id::RequestId,
-    protocol::rpc::{ErrorObject, code},
+    rpc::{ErrorObject, code},
 };
 use serde_json::json;
 
@@ -29,7 +29,7 @@ pub enum Claim {
 
 /// What becomes of a claim to follow an execution.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Claimed {
+pub enum ClaimResult {
     /// It is a new holder.
     New,
     /// It is the holder that there is.
@@ -39,7 +39,7 @@ pub enum Claimed {
 }
 
 /// The number of the newest hold, and the request that made it where that was named.
-pub type Newest = (u64, Option<RequestId>);
+pub type NewestHold = (u64, Option<RequestId>);
 
 /// The holds of one execution.
 #[derive(Debug)]
@@ -57,12 +57,12 @@ impl Holds {
     }
 
     /// The holds of an execution of which only the newest is remembered.
-    pub fn since((newest, request): Newest) -> Holds {
+    pub fn since((newest, request): NewestHold) -> Holds {
         Holds { newest, requests: request.map(|request| (request, newest)).into_iter().collect() }
     }
 
     /// What is remembered of an ended execution's holds.
-    pub fn remembered(&self) -> Newest {
+    pub fn remembered(&self) -> NewestHold {
         let request = self.requests.back().filter(|(_, number)| *number == self.newest).map(|(request, _)| *request);
         (self.newest, request)
     }
@@ -77,7 +77,7 @@ impl Holds {
     /// # Errors
     ///
     /// A number that was never given (-32602).
-    pub fn claim(&mut self, claim: Claim) -> Result<Claimed, ErrorObject> {
+    pub fn claim(&mut self, claim: Claim) -> Result<ClaimResult, ErrorObject> {
         let named = match claim {
             Claim::Number(number) if number == 0 || number > self.newest => {
                 let message = format!("hold {number} was never given: the newest is {}", self.newest);
@@ -90,12 +90,12 @@ impl Holds {
             Claim::Back(request) => Some(self.number_of(request).unwrap_or(0)),
         };
         Ok(match (named, claim) {
-            (Some(number), _) if number == self.newest => Claimed::Same,
+            (Some(number), _) if number == self.newest => ClaimResult::Same,
             (None, Claim::Request(request)) => {
                 self.make(request);
-                Claimed::New
+                ClaimResult::New
             }
-            _ => Claimed::TakenOver,
+            _ => ClaimResult::TakenOver,
         })
     }
 
@@ -141,18 +141,18 @@ mod tests {
         let [creator, second, stranger] = [(); 3].map(|()| RequestId::random());
         let mut holds = Holds::first(Some(creator));
         let table = [
-            (Claim::Number(1), Claimed::Same, 1),
-            (Claim::Request(Some(creator)), Claimed::Same, 1),
-            (Claim::Back(creator), Claimed::Same, 1),
-            (Claim::Back(stranger), Claimed::TakenOver, 1),
-            (Claim::Request(Some(second)), Claimed::New, 2),
-            (Claim::Request(Some(second)), Claimed::Same, 2),
-            (Claim::Number(1), Claimed::TakenOver, 2),
-            (Claim::Request(Some(creator)), Claimed::TakenOver, 2),
-            (Claim::Back(creator), Claimed::TakenOver, 2),
-            (Claim::Request(None), Claimed::New, 3),
-            (Claim::Request(None), Claimed::New, 4),
-            (Claim::Back(second), Claimed::TakenOver, 4),
+            (Claim::Number(1), ClaimResult::Same, 1),
+            (Claim::Request(Some(creator)), ClaimResult::Same, 1),
+            (Claim::Back(creator), ClaimResult::Same, 1),
+            (Claim::Back(stranger), ClaimResult::TakenOver, 1),
+            (Claim::Request(Some(second)), ClaimResult::New, 2),
+            (Claim::Request(Some(second)), ClaimResult::Same, 2),
+            (Claim::Number(1), ClaimResult::TakenOver, 2),
+            (Claim::Request(Some(creator)), ClaimResult::TakenOver, 2),
+            (Claim::Back(creator), ClaimResult::TakenOver, 2),
+            (Claim::Request(None), ClaimResult::New, 3),
+            (Claim::Request(None), ClaimResult::New, 4),
+            (Claim::Back(second), ClaimResult::TakenOver, 4),
         ];
         for (claim, claimed, newest) in table {
             assert_eq!((holds.claim(claim).unwrap(), holds.newest()), (claimed, newest), "{claim:?}");

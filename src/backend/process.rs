@@ -3,7 +3,7 @@
 //! Dropping it closes the line, and the shim then ends the whole tree: an execution that is given up
 //! in whatever way leaves nothing behind.
 
-pub mod watch;
+pub mod deadlines;
 
 use std::{
     collections::VecDeque,
@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cc_executor_actors::protocol::method::Size;
+use cc_executor_actors::protocol::method::TerminalSize;
 use tokio::{
     io::{AsyncBufReadExt, BufReader, Lines},
     net::{
@@ -23,14 +23,14 @@ use tokio::{
     sync::oneshot,
 };
 
-use self::watch::{COMPLETE_AFTER, Deed, OrderWatch};
+use self::deadlines::{COMPLETE_AFTER, OrderWatch, WatchAction};
 use super::{
-    shim::protocol::{Fact, Gone, JobSpec, Numbered, Order, Stdin},
+    pty::{OutputSource, Terminal},
+    shim::protocol::{JobSpec, NumberedOrder, Order, ShimEvent, Stdin, TreeGone},
     subreaper::{
-        handle::{Subreaper, Subreapers},
-        protocol::{Answer, Request, Ticket},
+        handle::{SubreaperHandle, Subreapers},
+        protocol::{SubreaperRequest, SubreaperResponse, Ticket},
     },
-    terminal::{Output, Terminal},
 };
 
 /// The capacity asked for each pipe, in bytes. With the default of 64 KiB a third of the rate is lost.
@@ -50,18 +50,18 @@ const MAX_UNSENT: usize = 64 * 1024;
 /// A command and its shim.
 pub struct Process {
     /// What it writes: standard output and standard error. A terminal has only the one.
-    pub outputs: [Option<Output>; 2],
+    pub outputs: [Option<OutputSource>; 2],
     /// What it reads, if anything.
     pub stdin: Option<pipe::Sender>,
     /// The terminal that it runs on.
     pub terminal: Option<Terminal>,
     /// The line to its shim.
-    pub line: Line,
+    pub line: ShimLink,
 }
 
 /// Our ends, and those that a shim gets.
-struct Ends {
-    outputs: [Option<Output>; 2],
+struct StdioEnds {
+    outputs: [Option<OutputSource>; 2],
     stdin: Option<pipe::Sender>,
     terminal: Option<Terminal>,
     theirs: Vec<OwnedFd>,
@@ -74,18 +74,18 @@ impl Process {
     /// # Errors
     ///
     /// The service is short of something: descriptors, processes, memory. Then nothing runs.
-    pub fn start(subreapers: &Arc<Subreapers>, spec: JobSpec, size: Option<Size>) -> io::Result<Process> {
-        let Ends { outputs, stdin, terminal, theirs } = match size {
-            Some(size) => Ends::terminal(size)?,
-            None => Ends::pipes(spec.stdin == Stdin::Pipe)?,
+    pub fn start(subreapers: &Arc<Subreapers>, spec: JobSpec, size: Option<TerminalSize>) -> io::Result<Process> {
+        let StdioEnds { outputs, stdin, terminal, theirs } = match size {
+            Some(size) => StdioEnds::terminal(size)?,
+            None => StdioEnds::pipes(spec.stdin == Stdin::Pipe)?,
         };
         let (ours, socket) = StdUnixStream::pair()?;
         ours.set_nonblocking(true)?;
         let mut descriptors = vec![OwnedFd::from(socket)];
         descriptors.extend(theirs);
-        let (shim, answer) = Shim::fork(subreapers, &descriptors)?;
+        let (shim, answer) = ShimHandle::fork(subreapers, &descriptors)?;
         let (facts, orders) = UnixStream::from_std(ours)?.into_split();
-        let mut line = Line {
+        let mut line = ShimLink {
             facts: BufReader::new(facts).lines(),
             orders,
             unsent: VecDeque::new(),
@@ -93,7 +93,7 @@ impl Process {
             watch: OrderWatch::default(),
             inspect_at: Some(Instant::now() + INSPECT_STARTING),
             inspect_every: INSPECT_STARTING,
-            end: LineEnd::Forking { answer, descriptors, again: Some(Arc::clone(subreapers)) },
+            end: LinkEnd::Forking { answer, descriptors, again: Some(Arc::clone(subreapers)) },
             shim,
         };
         // The environment goes through the line: a variable such as LD_PRELOAD is not meant for the shim.
@@ -102,8 +102,8 @@ impl Process {
     }
 }
 
-impl Ends {
-    fn pipes(with_stdin: bool) -> io::Result<Ends> {
+impl StdioEnds {
+    fn pipes(with_stdin: bool) -> io::Result<StdioEnds> {
         let (stdout, stdout_end) = output_pipe()?;
         let (stderr, stderr_end) = output_pipe()?;
         let mut theirs = vec![stdout_end, stderr_end];
@@ -114,12 +114,12 @@ impl Ends {
         } else {
             None
         };
-        Ok(Ends { outputs: [Some(stdout), Some(stderr)], stdin, terminal: None, theirs })
+        Ok(StdioEnds { outputs: [Some(stdout), Some(stderr)], stdin, terminal: None, theirs })
     }
 
-    fn terminal(size: Size) -> io::Result<Ends> {
+    fn terminal(size: TerminalSize) -> io::Result<StdioEnds> {
         let (terminal, end) = Terminal::open(size)?;
-        Ok(Ends {
+        Ok(StdioEnds {
             outputs: [Some(terminal.output()?), None],
             stdin: Some(terminal.input()?),
             terminal: Some(terminal),
@@ -129,14 +129,14 @@ impl Ends {
 }
 
 /// A pipe: our end to read, and the end that the command writes to.
-fn output_pipe() -> io::Result<(Output, OwnedFd)> {
+fn output_pipe() -> io::Result<(OutputSource, OwnedFd)> {
     let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     let _ = rustix::pipe::fcntl_setpipe_size(&read, PIPE_CAPACITY);
-    Ok((Output::Pipe(pipe::Receiver::from_owned_fd(read)?), write))
+    Ok((OutputSource::Pipe(pipe::Receiver::from_owned_fd(read)?), write))
 }
 
 /// The line to a shim: orders to it, facts from it, and the deadlines of the orders.
-pub struct Line {
+pub struct ShimLink {
     facts: Lines<BufReader<OwnedReadHalf>>,
     orders: OwnedWriteHalf,
     unsent: VecDeque<u8>,
@@ -144,16 +144,16 @@ pub struct Line {
     watch: OrderWatch,
     inspect_at: Option<Instant>,
     inspect_every: Duration,
-    end: LineEnd,
-    shim: Shim,
+    end: LinkEnd,
+    shim: ShimHandle,
 }
 
 /// Whether the shim can still say something.
-enum LineEnd {
+enum LinkEnd {
     /// Its fork has not been confirmed.
     Forking {
         /// The subreaper's answer.
-        answer: oneshot::Receiver<Answer>,
+        answer: oneshot::Receiver<SubreaperResponse>,
         /// What the shim is given. Held until it has it: the orders lie in the socket for whichever shim comes.
         descriptors: Vec<OwnedFd>,
         /// Who may fork it where this subreaper cannot.
@@ -166,22 +166,25 @@ enum LineEnd {
 }
 
 /// A shim, as its subreaper knows it.
-struct Shim {
-    subreaper: Arc<Subreaper>,
+struct ShimHandle {
+    subreaper: Arc<SubreaperHandle>,
     ticket: Ticket,
 }
 
-impl Shim {
+impl ShimHandle {
     /// Has the current subreaper fork a shim with these descriptors.
-    fn fork(subreapers: &Subreapers, descriptors: &[OwnedFd]) -> io::Result<(Shim, oneshot::Receiver<Answer>)> {
+    fn fork(
+        subreapers: &Subreapers,
+        descriptors: &[OwnedFd],
+    ) -> io::Result<(ShimHandle, oneshot::Receiver<SubreaperResponse>)> {
         let subreaper = subreapers.current()?;
         let ticket = subreaper.ticket();
-        let answer = subreaper.ask(Request::Fork { ticket }, &descriptors.iter().collect::<Vec<_>>())?;
-        Ok((Shim { subreaper, ticket }, answer))
+        let answer = subreaper.ask(SubreaperRequest::Fork { ticket }, &descriptors.iter().collect::<Vec<_>>())?;
+        Ok((ShimHandle { subreaper, ticket }, answer))
     }
 }
 
-impl Drop for Shim {
+impl Drop for ShimHandle {
     fn drop(&mut self) {
         self.subreaper.forget(self.ticket);
     }
@@ -189,17 +192,17 @@ impl Drop for Shim {
 
 /// What comes over the line.
 #[derive(Debug)]
-pub enum Heard {
+pub enum LinkMessage {
     /// The shim tells something.
-    Fact(Fact),
+    Fact(ShimEvent),
     /// There was no shim, and nothing ran.
     NotForked(String),
     /// The shim is gone without its last fact.
     Lost,
 }
 
-impl Line {
-    /// Gives an order. It is sent while [`Line::next`] waits.
+impl ShimLink {
+    /// Gives an order. It is sent while [`ShimLink::next`] waits.
     pub fn order(&mut self, order: Order) {
         let number = self.next;
         self.next += 1;
@@ -211,7 +214,7 @@ impl Line {
             self.watch.completes_by(now + COMPLETE_AFTER);
         }
         self.watch.sent(number, now, order != Order::Inspect);
-        self.unsent.extend(serde_json::to_vec(&Numbered { number, order }).unwrap_or_default());
+        self.unsent.extend(serde_json::to_vec(&NumberedOrder { number, order }).unwrap_or_default());
         self.unsent.push_back(b'\n');
     }
 
@@ -220,34 +223,34 @@ impl Line {
         self.unsent.len() < MAX_UNSENT
     }
 
-    /// The next that is told; meanwhile orders are sent. After [`Heard::Lost`] and the last fact nothing comes. May be
+    /// The next that is told; meanwhile orders are sent. After [`LinkMessage::Lost`] and the last fact nothing comes. May be
     /// dropped and called again.
-    pub async fn next(&mut self) -> Heard {
+    pub async fn next(&mut self) -> LinkMessage {
         loop {
             self.send();
-            if matches!(self.end, LineEnd::Closed) {
+            if matches!(self.end, LinkEnd::Closed) {
                 return std::future::pending().await;
             }
-            let is_forking = matches!(self.end, LineEnd::Forking { .. });
+            let is_forking = matches!(self.end, LinkEnd::Forking { .. });
             let forked = async {
                 match &mut self.end {
-                    LineEnd::Forking { answer, .. } => answer.await,
-                    LineEnd::Open | LineEnd::Closed => std::future::pending().await,
+                    LinkEnd::Forking { answer, .. } => answer.await,
+                    LinkEnd::Open | LinkEnd::Closed => std::future::pending().await,
                 }
             };
             let fact = tokio::select! {
                 biased;
                 answer = forked, if is_forking => match answer {
-                    Ok(Answer::NotForked { message }) => {
+                    Ok(SubreaperResponse::NotForked { message }) => {
                         if let Err(message) = self.fork_again(message) {
                             self.close();
-                            return Heard::NotForked(message);
+                            return LinkMessage::NotForked(message);
                         }
                         continue;
                     }
                     // Where the subreaper is gone its shim ends, and so do its facts.
                     Ok(_) | Err(_) => {
-                        self.end = LineEnd::Open;
+                        self.end = LinkEnd::Open;
                         continue;
                     }
                 },
@@ -256,18 +259,18 @@ impl Line {
             };
             let fact = fact.ok().flatten().and_then(|line| serde_json::from_str(&line).ok());
             match fact {
-                Some(Fact::Accepted { number }) => self.watch.acknowledged(number),
+                Some(ShimEvent::Accepted { number }) => self.watch.acknowledged(number),
                 Some(fact) => {
                     match fact {
-                        Fact::Started { .. } => self.inspect_every = INSPECT_EVERY,
-                        Fact::Gone(_) | Fact::NotStarted { .. } => self.close(),
+                        ShimEvent::Started { .. } => self.inspect_every = INSPECT_EVERY,
+                        ShimEvent::Gone(_) | ShimEvent::NotStarted { .. } => self.close(),
                         _ => {}
                     }
-                    return Heard::Fact(fact);
+                    return LinkMessage::Fact(fact);
                 }
                 None => {
                     self.close();
-                    return Heard::Lost;
+                    return LinkMessage::Lost;
                 }
             }
         }
@@ -276,13 +279,13 @@ impl Line {
     /// Has another subreaper fork the shim, once: a command may have lowered what the first one can open. Nothing has
     /// run, because the first one said so. The error says why there is no shim.
     fn fork_again(&mut self, why: String) -> Result<(), String> {
-        let LineEnd::Forking { descriptors, again, .. } = std::mem::replace(&mut self.end, LineEnd::Open) else {
+        let LinkEnd::Forking { descriptors, again, .. } = std::mem::replace(&mut self.end, LinkEnd::Open) else {
             return Err(why);
         };
         let subreapers = again.ok_or(why)?;
-        let (shim, answer) = Shim::fork(&subreapers, &descriptors).map_err(|error| error.to_string())?;
+        let (shim, answer) = ShimHandle::fork(&subreapers, &descriptors).map_err(|error| error.to_string())?;
         self.shim = shim;
-        self.end = LineEnd::Forking { answer, descriptors, again: None };
+        self.end = LinkEnd::Forking { answer, descriptors, again: None };
         Ok(())
     }
 
@@ -299,13 +302,13 @@ impl Line {
     }
 
     fn close(&mut self) {
-        self.end = LineEnd::Closed;
+        self.end = LinkEnd::Closed;
         self.unsent.clear();
         self.watch = OrderWatch::default();
         self.inspect_at = None;
     }
 
-    /// When [`Line::act`] must be called next.
+    /// When [`ShimLink::act`] must be called next.
     pub fn due(&self) -> Option<Instant> {
         [self.watch.due(), self.inspect_at].into_iter().flatten().min()
     }
@@ -322,14 +325,14 @@ impl Line {
         let ticket = self.shim.ticket;
         match self.watch.act(now) {
             None => {}
-            Some(Deed::Continue) => self.shim.subreaper.tell(Request::Continue { ticket }),
-            Some(Deed::KillIfStopped) => self.shim.subreaper.tell(Request::KillIfStopped { ticket }),
-            Some(Deed::Kill) => self.shim.subreaper.tell(Request::Kill { ticket }),
+            Some(WatchAction::Continue) => self.shim.subreaper.tell(SubreaperRequest::Continue { ticket }),
+            Some(WatchAction::KillIfStopped) => self.shim.subreaper.tell(SubreaperRequest::KillIfStopped { ticket }),
+            Some(WatchAction::Kill) => self.shim.subreaper.tell(SubreaperRequest::Kill { ticket }),
         }
     }
 
     /// Ends what a lost shim has left behind, and says what is known of that.
-    pub fn sweep(&self) -> impl Future<Output = Gone> + use<> {
+    pub fn sweep(&self) -> impl Future<Output = TreeGone> + use<> {
         Arc::clone(&self.shim.subreaper).sweep(self.shim.ticket)
     }
 }

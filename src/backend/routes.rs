@@ -9,16 +9,15 @@ use actix_web::{
 };
 use bytes::Bytes;
 use cc_executor_actors::{
-    backend::api::EXECUTION_ID_HEADER,
-    claude::{EXECUTOR, MAX_LINE},
+    agent::claude::{EXECUTOR, MAX_LINE},
+    backend_api::EXECUTION_ID_HEADER,
     id::{ExecutionId, InstanceId, RequestId},
+    outcome::{CancelReason, CancelReport},
     protocol::{
         DEFAULT_GRACE_MS, PerStream,
-        fields::Fields,
-        method::{Run, Signal, Size},
-        rpc::{ErrorObject, code},
+        method::{ExecutionSpec, Signal, TerminalSize},
     },
-    terminate::{CancelReason, CancelReport},
+    rpc::{ErrorObject, code, params::Params},
 };
 use futures_util::stream;
 use log::{debug, info};
@@ -26,15 +25,15 @@ use serde_json::{Map, Value, json};
 use tokio::sync::{oneshot, watch};
 
 use super::{
-    execution::{self, Answer, Ask, Terms},
-    executor::Resolved,
-    forms::{Body, Form},
+    executor::ResolvedCommand,
     holds::Claim,
-    spool::{Consumer, Feed, Policy, Spool},
+    job::{self, JobContext, JobRequest, ReplySender},
+    output_buffer::{Consumer, ConsumerFeed, OutputBuffer, UnreadPolicy},
+    registry::{Admission, Registry},
+    stream::{StreamBody, StreamFormat},
     subreaper::handle::Subreapers,
-    table::{Admitted, Table},
 };
-use crate::socket::{self, Watch};
+use crate::server::connection::{self, PeerTimeout};
 
 /// How long an execution may take to obey an ask that needs no waiting.
 const OBEY_PATIENCE: Duration = Duration::from_secs(4);
@@ -61,12 +60,12 @@ pub fn configure(service: &mut web::ServiceConfig) {
         .default_service(web::to(nothing_here));
 }
 
-async fn health(table: web::Data<Table>) -> HttpResponse {
-    HttpResponse::Ok().json(table.health())
+async fn health(registry: web::Data<Registry>) -> HttpResponse {
+    HttpResponse::Ok().json(registry.health())
 }
 
-async fn ready(table: web::Data<Table>) -> HttpResponse {
-    match table.ready() {
+async fn ready(registry: web::Data<Registry>) -> HttpResponse {
+    match registry.ready() {
         Ok(()) => HttpResponse::Ok().json(json!({ "ready": true })),
         Err(error) => HttpResponse::ServiceUnavailable().json(error),
     }
@@ -77,56 +76,56 @@ async fn nothing_here(request: HttpRequest) -> HttpResponse {
     HttpResponse::NotFound().json(ErrorObject::new(code::METHOD, message))
 }
 
-async fn execute(request: HttpRequest, body: Bytes, table: web::Data<Table>) -> HttpResponse {
-    let form = Form::of(&request);
-    run_in(&request, form, Asked::read(&body, &table), &table).await
+async fn execute(request: HttpRequest, body: Bytes, registry: web::Data<Registry>) -> HttpResponse {
+    let format = StreamFormat::of(&request);
+    run_in(&request, format, ExecuteRequest::read(&body, &registry), &registry).await
 }
 
 /// For the original's callers: Claude's events as they come, and how it ended.
-async fn execute_claude(request: HttpRequest, body: Bytes, table: web::Data<Table>) -> HttpResponse {
-    let asked = Asked::read(&body, &table).and_then(|asked| match asked.run.executor.as_deref() {
+async fn execute_claude(request: HttpRequest, body: Bytes, registry: web::Data<Registry>) -> HttpResponse {
+    let asked = ExecuteRequest::read(&body, &registry).and_then(|asked| match asked.run.executor.as_deref() {
         None | Some(EXECUTOR) => {
-            let run = Run { executor: Some(EXECUTOR.to_owned()), ..asked.run };
-            run.check_for(EXECUTOR).map(|()| Asked { run, ..asked })
+            let run = ExecutionSpec { executor: Some(EXECUTOR.to_owned()), ..asked.run };
+            run.check_for(EXECUTOR).map(|()| ExecuteRequest { run, ..asked })
         }
         Some(other) => {
             let message = format!("executor must be claude here, not {other:?}: leave it out, or POST /execute/stream");
             Err(ErrorObject::new(code::PARAMS, message).with(json!({ "param": "executor" })))
         }
     });
-    run_in(&request, Form::Claude, asked, &table).await
+    run_in(&request, StreamFormat::Claude, asked, &registry).await
 }
 
 async fn run_in(
     request: &HttpRequest,
-    form: Form,
-    asked: Result<Asked, ErrorObject>,
-    table: &web::Data<Table>,
+    format: StreamFormat,
+    asked: Result<ExecuteRequest, ErrorObject>,
+    registry: &web::Data<Registry>,
 ) -> HttpResponse {
     let begun = async {
-        let Asked { run, instance, request: named } = asked?;
-        must_be_this(instance, table)?;
-        let (consumer, feed) = consumer_of(request, table, form, PerStream::default());
+        let ExecuteRequest { run, instance, request: named } = asked?;
+        must_be_this(instance, registry)?;
+        let (consumer, feed) = consumer_of(request, registry, format, PerStream::default());
         let subreapers = request.app_data::<web::Data<Subreapers>>().expect("every service of this role has it");
-        Ok((begin(run, table, subreapers, consumer.claiming(Claim::Request(named))).await?, feed))
+        Ok((begin(run, registry, subreapers, consumer.claiming(Claim::Request(named))).await?, feed))
     };
     match begun.await {
-        Ok((id, feed)) => stream_of(request, table, id, form, PerStream::default(), feed),
-        Err(error) => refuse_by(table, error),
+        Ok((id, feed)) => stream_of(request, registry, id, format, PerStream::default(), feed),
+        Err(error) => refuse_by(registry, error),
     }
 }
 
 /// What the body of a request for an execution says.
-struct Asked {
-    run: Run,
+struct ExecuteRequest {
+    run: ExecutionSpec,
     /// The process of the backend that is meant.
     instance: Option<InstanceId>,
     /// The name of this request: a repetition of it has the same.
     request: Option<RequestId>,
 }
 
-impl Asked {
-    fn read(body: &[u8], table: &Table) -> Result<Asked, ErrorObject> {
+impl ExecuteRequest {
+    fn read(body: &[u8], registry: &Registry) -> Result<ExecuteRequest, ErrorObject> {
         let mut map = read_object(body)?;
         if let Some(command) = map.remove("command") {
             if map.contains_key("question") {
@@ -134,23 +133,23 @@ impl Asked {
             }
             map.insert("question".to_owned(), command);
         }
-        let mut fields = Fields::new(map);
+        let mut fields = Params::new(map);
         let instance = fields.parsed("instance", "a UUID")?;
         let request = fields.parsed("requestId", "a UUID")?;
-        let run = Run::from_fields(&mut fields, "question", &table.limits())?;
+        let run = ExecutionSpec::from_fields(&mut fields, "question", &registry.limits())?;
         fields.finish()?;
-        Ok(Asked { run, instance, request })
+        Ok(ExecuteRequest { run, instance, request })
     }
 }
 
 /// A request that was meant for a process of the backend before this one may have run there: it must not
 /// run again here.
-fn must_be_this(instance: Option<InstanceId>, table: &Table) -> Result<(), ErrorObject> {
-    match instance.filter(|instance| *instance != table.instance()) {
+fn must_be_this(instance: Option<InstanceId>, registry: &Registry) -> Result<(), ErrorObject> {
+    match instance.filter(|instance| *instance != registry.instance()) {
         None => Ok(()),
         Some(instance) => {
             let message = format!("instance {instance} of the backend is gone: this one was started after it");
-            Err(ErrorObject::new(code::OTHER_INSTANCE, message).with(json!({ "instance": table.instance() })))
+            Err(ErrorObject::new(code::OTHER_INSTANCE, message).with(json!({ "instance": registry.instance() })))
         }
     }
 }
@@ -158,26 +157,26 @@ fn must_be_this(instance: Option<InstanceId>, table: &Table) -> Result<(), Error
 /// Takes a place, and starts the execution's task; one that is there already is
 /// followed from its beginning.
 async fn begin(
-    mut run: Run,
-    table: &web::Data<Table>,
+    mut run: ExecutionSpec,
+    registry: &web::Data<Registry>,
     subreapers: &web::Data<Subreapers>,
     consumer: Consumer,
 ) -> Result<ExecutionId, ErrorObject> {
-    let Resolved { name: executor, run: mut to_start, prompt } = table.config().executors.resolve(&run)?;
-    to_start.descriptor_limit = table.config().descriptor_limit;
+    let ResolvedCommand { name: executor, run: mut to_start, prompt } = registry.config().executors.resolve(&run)?;
+    to_start.descriptor_limit = registry.config().descriptor_limit;
     run.executor = Some(executor.clone());
     let id = run.execution_id.unwrap_or_else(ExecutionId::random);
-    let (seat, asks) = match Table::admit(table, id, &run)? {
-        Admitted::New(seat, asks) => (seat, asks),
-        Admitted::Existing => return follow(table, id, consumer).await.map(|()| id),
+    let (slot, asks) = match Registry::admit(registry, id, &run)? {
+        Admission::New(slot, asks) => (slot, asks),
+        Admission::Existing => return follow(registry, id, consumer).await.map(|()| id),
     };
     // What a variable holds may be a secret.
     let names: Vec<_> = to_start.env.keys().collect();
     debug!(event = "process.command", execution_id:% = id, argv:serde = to_start.argv, env:serde = names; "execution asked for");
-    let config = table.config();
-    let terms = Terms {
+    let config = registry.config();
+    let terms = JobContext {
         id,
-        instance: table.instance(),
+        instance: registry.instance(),
         executor,
         timeout_ms: run.timeout_ms,
         stall_timeout_ms: run.stall_timeout_ms,
@@ -192,56 +191,68 @@ async fn begin(
     // Claude's events are delivered whole, so the longest of them must have room.
     let events = if terms.prompt.is_some() { MAX_LINE } else { 0 };
     let rings = PerStream { stdout: events + config.ring_bytes, stderr: config.ring_bytes };
-    let policy = run.detach.map_or(Policy::Overwrite, |detach| Policy::Detach(detach.overflow));
-    let spool = Spool::new(policy, rings, consumer);
+    let policy = run.detach.map_or(UnreadPolicy::Overwrite, |detach| UnreadPolicy::Detach(detach.overflow));
+    let output_buffer = OutputBuffer::new(policy, rings, consumer);
     let subreapers = subreapers.clone().into_inner();
-    actix_web::rt::spawn(execution::live(terms, asks, spool, seat, subreapers, to_start));
+    actix_web::rt::spawn(job::live(terms, asks, output_buffer, slot, subreapers, to_start));
     Ok(id)
 }
 
-async fn follow(table: &Table, id: ExecutionId, consumer: Consumer) -> Result<(), ErrorObject> {
-    asked(table, id, true, |answer| Ask::Attach(Box::new(consumer), answer)).await
+async fn follow(registry: &Registry, id: ExecutionId, consumer: Consumer) -> Result<(), ErrorObject> {
+    asked(registry, id, true, |answer| JobRequest::Attach(Box::new(consumer), answer)).await
 }
 
 /// A consumer on the connection of this request. Only a gateway's is watched: a person may well stop
 /// reading for a while.
-fn consumer_of(request: &HttpRequest, table: &Table, form: Form, offsets: PerStream<u64>) -> (Consumer, Feed) {
-    let is_gateway = form == Form::Multiplexed;
+fn consumer_of(
+    request: &HttpRequest,
+    registry: &Registry,
+    format: StreamFormat,
+    offsets: PerStream<u64>,
+) -> (Consumer, ConsumerFeed) {
+    let is_gateway = format == StreamFormat::Multiplexed;
     let (consumer, feed) = Consumer::new(offsets, is_gateway);
-    let watch = is_gateway.then(|| Watch::over(request, table.config().consumer_stall)).flatten();
+    let watch = is_gateway.then(|| PeerTimeout::over(request, registry.config().consumer_stall)).flatten();
     (consumer.watched(watch), feed)
 }
 
 /// The response that carries what a consumer is fed.
 fn stream_of(
     request: &HttpRequest,
-    table: &web::Data<Table>,
+    registry: &web::Data<Registry>,
     id: ExecutionId,
-    form: Form,
+    format: StreamFormat,
     offsets: PerStream<u64>,
-    Feed { items, dismissed, released }: Feed,
+    ConsumerFeed { items, dismissed, released }: ConsumerFeed,
 ) -> HttpResponse {
-    let body = Body::new(form, id, offsets, (items, dismissed), socket::of(request), Table::streaming(table));
-    socket::release_dismissed(request, released, body.is_alive(), id);
+    let body = StreamBody::new(
+        format,
+        id,
+        offsets,
+        (items, dismissed),
+        connection::of(request),
+        Registry::streaming(registry),
+    );
+    connection::release_dismissed(request, released, body.is_alive(), id);
     HttpResponse::Ok()
-        .insert_header((header::CONTENT_TYPE, form.content_type()))
+        .insert_header((header::CONTENT_TYPE, format.content_type()))
         .insert_header((EXECUTION_ID_HEADER, id.to_string()))
         .streaming(body)
 }
 
 /// Asks something of an execution, and waits until it has obeyed.
 async fn asked(
-    table: &Table,
+    registry: &Registry,
     id: ExecutionId,
     ended: bool,
-    ask: impl FnOnce(Answer) -> Ask,
+    ask: impl FnOnce(ReplySender) -> JobRequest,
 ) -> Result<(), ErrorObject> {
     let (answer, answered) = oneshot::channel();
     let ask = ask(answer);
     if ended {
-        table.ask_any(id, ask)?;
+        registry.ask_any(id, ask)?;
     } else {
-        table.ask(id, ask)?;
+        registry.ask(id, ask)?;
     }
     obeyed(id, answered).await
 }
@@ -259,11 +270,11 @@ async fn attach(
     request: HttpRequest,
     id: web::Path<String>,
     query: web::Query<Map<String, Value>>,
-    table: web::Data<Table>,
+    registry: web::Data<Registry>,
 ) -> HttpResponse {
-    let form = Form::of(&request);
+    let format = StreamFormat::of(&request);
     let attached = async {
-        let mut fields = Fields::new(query.into_inner());
+        let mut fields = Params::new(query.into_inner());
         let (id, offsets, has_arrived) = (parse_id(&id)?, read_offsets(&mut fields)?, has_arrived(&mut fields)?);
         let claim = match read_claim(&mut fields)? {
             // What it has read may not have arrived: it comes back for itself.
@@ -271,31 +282,31 @@ async fn attach(
             claim => claim,
         };
         fields.finish()?;
-        let (consumer, feed) = consumer_of(&request, &table, form, offsets);
-        follow(&table, id, consumer.arrived(has_arrived).claiming(claim)).await?;
+        let (consumer, feed) = consumer_of(&request, &registry, format, offsets);
+        follow(&registry, id, consumer.arrived(has_arrived).claiming(claim)).await?;
         Ok((id, offsets, feed))
     };
     match attached.await {
-        Ok((id, offsets, feed)) => stream_of(&request, &table, id, form, offsets, feed),
-        Err(error) => refuse_by(&table, error),
+        Ok((id, offsets, feed)) => stream_of(&request, &registry, id, format, offsets, feed),
+        Err(error) => refuse_by(&registry, error),
     }
 }
 
 async fn acknowledge(
     id: web::Path<String>,
     query: web::Query<Map<String, Value>>,
-    table: web::Data<Table>,
+    registry: web::Data<Registry>,
 ) -> HttpResponse {
-    answer(&table, async {
-        let mut fields = Fields::new(query.into_inner());
+    answer(&registry, async {
+        let mut fields = Params::new(query.into_inner());
         let (id, offsets, claim) = (parse_id(&id)?, read_offsets(&mut fields)?, read_claim(&mut fields)?);
         fields.finish()?;
-        asked(&table, id, true, |answer| Ask::Acknowledge((offsets, claim), answer)).await
+        asked(&registry, id, true, |answer| JobRequest::Acknowledge((offsets, claim), answer)).await
     })
     .await
 }
 
-fn read_offsets(fields: &mut Fields) -> Result<PerStream<u64>, ErrorObject> {
+fn read_offsets(fields: &mut Params) -> Result<PerStream<u64>, ErrorObject> {
     let mut offset = |name: &str| match fields.string(name)? {
         None => Ok(0),
         Some(text) => text
@@ -306,14 +317,14 @@ fn read_offsets(fields: &mut Fields) -> Result<PerStream<u64>, ErrorObject> {
 }
 
 /// In whose name somebody acts: of a numbered hold, of a request, or of nobody in particular.
-fn read_claim(fields: &mut Fields) -> Result<Claim, ErrorObject> {
+fn read_claim(fields: &mut Params) -> Result<Claim, ErrorObject> {
     let hold = fields.parsed("hold", "the number of a hold")?;
     let request = fields.parsed("request_id", "a UUID")?;
     Ok(hold.map_or(Claim::Request(request), Claim::Number))
 }
 
 /// Whether who attaches says by it that everything before its offsets has arrived.
-fn has_arrived(fields: &mut Fields) -> Result<bool, ErrorObject> {
+fn has_arrived(fields: &mut Params) -> Result<bool, ErrorObject> {
     match fields.string("arrived")?.as_deref() {
         None | Some("true") => Ok(true),
         Some("false") => Ok(false),
@@ -321,10 +332,10 @@ fn has_arrived(fields: &mut Fields) -> Result<bool, ErrorObject> {
     }
 }
 
-async fn answer(table: &Table, work: impl Future<Output = Result<(), ErrorObject>>) -> HttpResponse {
+async fn answer(registry: &Registry, work: impl Future<Output = Result<(), ErrorObject>>) -> HttpResponse {
     match work.await {
         Ok(()) => HttpResponse::Ok().json(json!({})),
-        Err(error) => refuse_by(table, error),
+        Err(error) => refuse_by(registry, error),
     }
 }
 
@@ -336,37 +347,41 @@ fn read_object(body: &[u8]) -> Result<Map<String, Value>, ErrorObject> {
     }
 }
 
-async fn list(table: web::Data<Table>) -> HttpResponse {
-    HttpResponse::Ok().json(json!({ "executions": table.snapshots().await }))
+async fn list(registry: web::Data<Registry>) -> HttpResponse {
+    HttpResponse::Ok().json(json!({ "executions": registry.snapshots().await }))
 }
 
-async fn show(id: web::Path<String>, table: web::Data<Table>) -> HttpResponse {
+async fn show(id: web::Path<String>, registry: web::Data<Registry>) -> HttpResponse {
     let id = match parse_id(&id) {
         Ok(id) => id,
         Err(error) => return refuse(error),
     };
-    match table.snapshot(id).await {
+    match registry.snapshot(id).await {
         Ok(snapshot) => HttpResponse::Ok().json(snapshot),
-        Err(error) => refuse_by(&table, error),
+        Err(error) => refuse_by(&registry, error),
     }
 }
 
 /// The head of the answer is sent as soon as the cancellation is accepted; the body when the tree is gone.
-async fn cancel(id: web::Path<String>, query: web::Query<Map<String, Value>>, table: web::Data<Table>) -> HttpResponse {
-    let (id, cancel) = match parse_id(&id).and_then(|id| Ok((id, CancelQuery::read(&query, &table)?))) {
+async fn cancel(
+    id: web::Path<String>,
+    query: web::Query<Map<String, Value>>,
+    registry: web::Data<Registry>,
+) -> HttpResponse {
+    let (id, cancel) = match parse_id(&id).and_then(|id| Ok((id, CancelQuery::read(&query, &registry)?))) {
         Ok(read) => read,
         Err(error) => return refuse(error),
     };
-    let mut asked = cancel.ask(&table, id).await;
+    let mut asked = cancel.ask(&registry, id).await;
     // Refused from now on, unless its request came in this moment.
-    if asked.as_ref().is_err_and(|error| error.code == code::UNKNOWN_EXECUTION) && !table.withdraw(id) {
-        asked = cancel.ask(&table, id).await;
+    if asked.as_ref().is_err_and(|error| error.code == code::UNKNOWN_EXECUTION) && !registry.withdraw(id) {
+        asked = cancel.ask(&registry, id).await;
     }
     match asked {
         Ok(gone) => HttpResponse::Ok()
             .insert_header((header::CONTENT_TYPE, "application/json"))
             .streaming(stream::once(report(gone))),
-        Err(error) => refuse_by(&table, error),
+        Err(error) => refuse_by(&registry, error),
     }
 }
 
@@ -379,9 +394,9 @@ struct CancelQuery {
 }
 
 impl CancelQuery {
-    fn read(query: &Map<String, Value>, table: &Table) -> Result<CancelQuery, ErrorObject> {
-        let mut fields = Fields::new(query.clone());
-        let limit = table.limits().grace_ms;
+    fn read(query: &Map<String, Value>, registry: &Registry) -> Result<CancelQuery, ErrorObject> {
+        let mut fields = Params::new(query.clone());
+        let limit = registry.limits().grace_ms;
         let grace_ms = match fields.string("grace_ms")? {
             None => DEFAULT_GRACE_MS,
             Some(text) => text.parse().ok().filter(|grace_ms| *grace_ms <= limit).ok_or_else(|| {
@@ -401,13 +416,17 @@ impl CancelQuery {
     }
 
     /// Asks it of the execution; tells when the processes are gone.
-    async fn ask(&self, table: &Table, id: ExecutionId) -> Result<watch::Receiver<Option<CancelReport>>, ErrorObject> {
+    async fn ask(
+        &self,
+        registry: &Registry,
+        id: ExecutionId,
+    ) -> Result<watch::Receiver<Option<CancelReport>>, ErrorObject> {
         let CancelQuery { grace_ms, reason, claim } = *self;
         if claim == Claim::Request(None) {
-            return table.ask(id, Ask::Cancel { grace_ms, reason });
+            return registry.ask(id, JobRequest::Cancel { grace_ms, reason });
         }
         let (answer, answered) = oneshot::channel();
-        let gone = table.ask(id, Ask::Withdraw { claim, grace_ms, reason, answer })?;
+        let gone = registry.ask(id, JobRequest::Withdraw { claim, grace_ms, reason, answer })?;
         obeyed(id, answered).await.map(|()| gone)
     }
 }
@@ -420,34 +439,34 @@ async fn report(mut gone: watch::Receiver<Option<CancelReport>>) -> Result<Bytes
     Ok(Bytes::from(json!(report).to_string()))
 }
 
-async fn signal(id: web::Path<String>, body: Bytes, table: web::Data<Table>) -> HttpResponse {
-    answer(&table, async {
+async fn signal(id: web::Path<String>, body: Bytes, registry: web::Data<Registry>) -> HttpResponse {
+    answer(&registry, async {
         let id = parse_id(&id)?;
-        let mut fields = Fields::new(read_object(&body)?);
+        let mut fields = Params::new(read_object(&body)?);
         let signal = Signal::from_fields(&mut fields)?;
         fields.finish()?;
-        asked(&table, id, false, |answer| Ask::Signal(signal.number(), answer)).await?;
+        asked(&registry, id, false, |answer| JobRequest::Signal(signal.number(), answer)).await?;
         info!(event = "signal.sent", execution_id:% = id, signal = signal.name(); "signal sent");
         Ok(())
     })
     .await
 }
 
-async fn pause(id: web::Path<String>, table: web::Data<Table>) -> HttpResponse {
-    answer(&table, async { asked(&table, parse_id(&id)?, false, Ask::Pause).await }).await
+async fn pause(id: web::Path<String>, registry: web::Data<Registry>) -> HttpResponse {
+    answer(&registry, async { asked(&registry, parse_id(&id)?, false, JobRequest::Pause).await }).await
 }
 
-async fn resume(id: web::Path<String>, table: web::Data<Table>) -> HttpResponse {
-    answer(&table, async { asked(&table, parse_id(&id)?, false, Ask::Resume).await }).await
+async fn resume(id: web::Path<String>, registry: web::Data<Registry>) -> HttpResponse {
+    answer(&registry, async { asked(&registry, parse_id(&id)?, false, JobRequest::Resume).await }).await
 }
 
-async fn resize(id: web::Path<String>, body: Bytes, table: web::Data<Table>) -> HttpResponse {
-    answer(&table, async {
+async fn resize(id: web::Path<String>, body: Bytes, registry: web::Data<Registry>) -> HttpResponse {
+    answer(&registry, async {
         let id = parse_id(&id)?;
-        let mut fields = Fields::new(read_object(&body)?);
-        let size = Size::from_fields(&mut fields)?;
+        let mut fields = Params::new(read_object(&body)?);
+        let size = TerminalSize::from_fields(&mut fields)?;
         fields.finish()?;
-        asked(&table, id, false, |answer| Ask::Resize(size, answer)).await
+        asked(&registry, id, false, |answer| JobRequest::Resize(size, answer)).await
     })
     .await
 }
@@ -457,15 +476,15 @@ async fn input(
     id: web::Path<String>,
     query: web::Query<Map<String, Value>>,
     bytes: Bytes,
-    table: web::Data<Table>,
+    registry: web::Data<Registry>,
 ) -> HttpResponse {
-    answer(&table, async {
+    answer(&registry, async {
         let id = parse_id(&id)?;
-        let mut fields = Fields::new(query.into_inner());
+        let mut fields = Params::new(query.into_inner());
         let eof = fields.one_of("eof", &["false", "true"])? == Some(1);
         fields.finish()?;
         let (answer, answered) = oneshot::channel();
-        table.ask(id, Ask::Input { bytes, eof, answer })?;
+        registry.ask(id, JobRequest::Input { bytes, eof, answer })?;
         answered.await.unwrap_or_else(|_| {
             Err(ErrorObject::new(code::NOT_RUNNING, format!("execution {id} ended before it had read that")))
         })
@@ -479,9 +498,9 @@ fn parse_id(text: &str) -> Result<ExecutionId, ErrorObject> {
 
 /// A refusal by this backend. Of an execution that it does not know it says who it is: a client can tell by
 /// that whether the backend was restarted since.
-fn refuse_by(table: &Table, error: ErrorObject) -> HttpResponse {
+fn refuse_by(registry: &Registry, error: ErrorObject) -> HttpResponse {
     if error.code == code::UNKNOWN_EXECUTION {
-        return refuse(error.with(json!({ "instance": table.instance() })));
+        return refuse(error.with(json!({ "instance": registry.instance() })));
     }
     refuse(error)
 }

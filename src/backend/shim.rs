@@ -25,7 +25,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cc_executor_actors::terminate::Evidence;
+use cc_executor_actors::outcome::Evidence;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     process::{Pid, Signal, set_child_subreaper, set_parent_process_death_signal},
@@ -34,11 +34,11 @@ use rustix::{
 use self::{
     cgroup::Cgroup,
     channel::Channel,
-    pause::{Pause, Step},
+    pause::{PauseState, PauseStep},
     procfs::Procfs,
-    protocol::{Fact, Gone, LeaderExit, Numbered, Order},
-    spawn::{CommandEnds, Report, Starting},
-    tree::Tree,
+    protocol::{LeaderExit, NumberedOrder, Order, ShimEvent, TreeGone},
+    spawn::{CommandEnds, ExecReport, StartingChild},
+    tree::ProcessTree,
 };
 use crate::syscall::{SingleThread, block_signals};
 
@@ -50,7 +50,7 @@ const KILL_PATIENCE: Duration = Duration::from_secs(4);
 const STEP: Duration = Duration::from_millis(1);
 
 /// What a forked shim is given.
-pub struct Inherited {
+pub struct ShimInheritance {
     /// The socket to its backend.
     pub socket: OwnedFd,
     /// What the command reads and writes.
@@ -64,8 +64,8 @@ pub struct Inherited {
 }
 
 /// Runs one command to its end. Returns when its whole tree is gone: true if that is proven.
-pub fn main(single: &SingleThread, inherited: Inherited) -> io::Result<bool> {
-    let Inherited { socket, ends, lifeline, cgroup, is_first } = inherited;
+pub fn main(single: &SingleThread, inherited: ShimInheritance) -> io::Result<bool> {
+    let ShimInheritance { socket, ends, lifeline, cgroup, is_first } = inherited;
     // A stopped one wakes when the subreaper dies, and reads its lifeline's end.
     set_parent_process_death_signal(Some(Signal::CONT))?;
     set_child_subreaper(Some(Pid::INIT))?;
@@ -73,7 +73,7 @@ pub fn main(single: &SingleThread, inherited: Inherited) -> io::Result<bool> {
     let _ = rustix::thread::set_name(c"cc-shim");
     let mut channel = Channel::new(socket);
     let prepared = prepare(cgroup, is_first);
-    let Some(Numbered { order: Order::Run(spec), .. }) = channel.wait()? else { return Ok(true) };
+    let Some(NumberedOrder { order: Order::Run(spec), .. }) = channel.wait()? else { return Ok(true) };
     let started = prepared.and_then(|(procfs, cgroup, signals)| {
         let starting = spawn::start(single, &spec, ends, cgroup.as_ref())?;
         Ok((procfs, cgroup, signals, starting))
@@ -82,20 +82,20 @@ pub fn main(single: &SingleThread, inherited: Inherited) -> io::Result<bool> {
         Ok(started) => started,
         Err(error) => {
             let message = format!("the backend cannot start another process: {error}");
-            channel.tell(&Fact::NotStarted { exit_code: 126, message });
+            channel.tell(&ShimEvent::NotStarted { exit_code: 126, message });
             return Ok(true);
         }
     };
     let shim = Shim {
-        tree: Tree::new(starting.leader),
-        command: Command::Starting(starting),
+        tree: ProcessTree::new(starting.leader),
+        command: CommandState::Starting(starting),
         channel: Some(channel),
         lifeline: Some(lifeline),
         signals,
         procfs,
         cgroup,
-        end: End::Running,
-        pause: Pause::default(),
+        end: EndState::Running,
+        pause: PauseState::default(),
         freezing_until: None,
         pauses_owed: 0,
     };
@@ -112,9 +112,9 @@ fn prepare(cgroup: Option<(PathBuf, String)>, is_first: bool) -> io::Result<(Pro
 }
 
 /// How far the command has come.
-enum Command {
+enum CommandState {
     /// Its process was forked, and has not executed it yet.
-    Starting(Starting),
+    Starting(StartingChild),
     /// It runs, or has ended.
     Executed,
     /// It could not be executed, which was told.
@@ -122,7 +122,7 @@ enum Command {
 }
 
 /// How far the end has come. Each step is taken once; the loop in [`Shim::run`] walks them.
-enum End {
+enum EndState {
     /// Nothing has asked for it.
     Running,
     /// TERM was sent; KILL follows at this time.
@@ -132,15 +132,15 @@ enum End {
 }
 
 struct Shim {
-    tree: Tree,
-    command: Command,
+    tree: ProcessTree,
+    command: CommandState,
     channel: Option<Channel>,
     lifeline: Option<OwnedFd>,
     signals: OwnedFd,
     procfs: Procfs,
     cgroup: Option<Cgroup>,
-    end: End,
-    pause: Pause,
+    end: EndState,
+    pause: PauseState,
     /// Until when a cgroup may take to freeze.
     freezing_until: Option<Instant>,
     /// Orders to pause that have not been answered.
@@ -157,24 +157,24 @@ impl Shim {
                 self.on_leader_exit(exit);
             }
             if self.tree.is_gone() {
-                return Ok(self.finish(Gone { killed: self.tree.n_killed(), ..Gone::proven(Evidence::Echild) }));
+                return Ok(self.finish(TreeGone { killed: self.tree.n_killed(), ..TreeGone::proven(Evidence::Echild) }));
             }
             let mut timeout = None;
             match self.end {
-                End::Running => {}
-                End::Asked { kill_at } => {
+                EndState::Running => {}
+                EndState::Asked { kill_at } => {
                     self.tree.terminate_new_children(&self.procfs);
                     let left = kill_at.saturating_duration_since(Instant::now());
                     if left.is_zero() {
-                        self.end = End::Killing { since: Instant::now() };
+                        self.end = EndState::Killing { since: Instant::now() };
                         continue;
                     }
                     timeout = Some(left);
                 }
-                End::Killing { since } => {
+                EndState::Killing { since } => {
                     let left = self.kill();
                     if since.elapsed() > KILL_PATIENCE {
-                        let gone = Gone { survivors: left.ok(), killed: self.tree.n_killed(), ..Gone::UNKNOWN };
+                        let gone = TreeGone { survivors: left.ok(), killed: self.tree.n_killed(), ..TreeGone::UNKNOWN };
                         return Ok(self.finish(gone));
                     }
                     timeout = Some(STEP);
@@ -194,9 +194,9 @@ impl Shim {
         self.tree.kill(&self.procfs)
     }
 
-    fn finish(&mut self, gone: Gone) -> bool {
-        if !matches!(self.command, Command::NotExecuted) {
-            self.tell(&Fact::Gone(gone));
+    fn finish(&mut self, gone: TreeGone) -> bool {
+        if !matches!(self.command, CommandState::NotExecuted) {
+            self.tell(&ShimEvent::Gone(gone));
         }
         gone.evidence.is_proof()
     }
@@ -205,24 +205,26 @@ impl Shim {
     /// the report, which is whole by now.
     fn on_leader_exit(&mut self, exit: LeaderExit) {
         self.read_report();
-        if matches!(self.command, Command::Executed) {
-            self.tell(&Fact::Exited(exit));
+        if matches!(self.command, CommandState::Executed) {
+            self.tell(&ShimEvent::Exited(exit));
         }
     }
 
     fn read_report(&mut self) {
-        let Command::Starting(starting) = std::mem::replace(&mut self.command, Command::Executed) else { return };
+        let CommandState::Starting(starting) = std::mem::replace(&mut self.command, CommandState::Executed) else {
+            return;
+        };
         let leader = starting.leader;
         match starting.read() {
-            Report::Executed => self.tell(&Fact::Started { pid: leader.as_raw_nonzero().get() }),
-            Report::Failed(fact) => {
-                self.command = Command::NotExecuted;
+            ExecReport::Executed => self.tell(&ShimEvent::Started { pid: leader.as_raw_nonzero().get() }),
+            ExecReport::Failed(fact) => {
+                self.command = CommandState::NotExecuted;
                 self.tell(&fact);
             }
         }
     }
 
-    fn tell(&mut self, fact: &Fact) {
+    fn tell(&mut self, fact: &ShimEvent) {
         if let Some(channel) = &mut self.channel {
             channel.tell(fact);
         }
@@ -232,8 +234,8 @@ impl Shim {
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         let timeout = timeout.and_then(|left| Timespec::try_from(left).ok());
         let report = match &self.command {
-            Command::Starting(starting) => Some(starting.report()),
-            Command::Executed | Command::NotExecuted => None,
+            CommandState::Starting(starting) => Some(starting.report()),
+            CommandState::Executed | CommandState::NotExecuted => None,
         };
         let sources = [
             Some(self.signals.as_fd()),
@@ -258,7 +260,7 @@ impl Shim {
         if lifeline_ended {
             // The subreaper is gone: what this process leaves behind now would be an orphan.
             self.lifeline = None;
-            self.tell(&Fact::Unguarded);
+            self.tell(&ShimEvent::Unguarded);
             self.kill_now();
         }
         if reported {
@@ -275,7 +277,7 @@ impl Shim {
             self.kill_now();
             return Ok(());
         }
-        while let Some(Numbered { order, .. }) = self.channel.as_mut().and_then(Channel::next) {
+        while let Some(NumberedOrder { order, .. }) = self.channel.as_mut().and_then(Channel::next) {
             match order {
                 Order::Run(_) => {}
                 Order::Signal { number } => self.tree.signal_group(number),
@@ -284,11 +286,11 @@ impl Shim {
                     self.end_pause();
                     // Also what was stopped by others: nothing else could continue that.
                     pause::continue_all(&self.procfs);
-                    self.tell(&Fact::Resumed);
+                    self.tell(&ShimEvent::Resumed);
                 }
                 Order::Inspect => {
                     let stopped = pause::is_stopped(self.tree.leader(), &self.procfs);
-                    self.tell(&Fact::Inspected { stopped });
+                    self.tell(&ShimEvent::Inspected { stopped });
                 }
                 Order::End { grace_ms } => self.end_within(Duration::from_millis(grace_ms)),
                 Order::Sweep => self.kill_now(),
@@ -309,26 +311,26 @@ impl Shim {
             return false;
         }
         let step = match (self.freezing_until, &self.cgroup) {
-            (Some(_), Some(cgroup)) if cgroup.is_frozen() => Step::Done,
-            (Some(until), _) if Instant::now() > until => Step::Failed,
-            (Some(_), _) => Step::Again,
+            (Some(_), Some(cgroup)) if cgroup.is_frozen() => PauseStep::Done,
+            (Some(until), _) if Instant::now() > until => PauseStep::Failed,
+            (Some(_), _) => PauseStep::Again,
             (None, cgroup) => match self.pause.step(&self.procfs) {
-                Step::Failed if cgroup.as_ref().is_some_and(|cgroup| cgroup.freeze(true).is_ok()) => {
+                PauseStep::Failed if cgroup.as_ref().is_some_and(|cgroup| cgroup.freeze(true).is_ok()) => {
                     self.freezing_until = Some(Instant::now() + pause::STOP_PATIENCE);
-                    Step::Again
+                    PauseStep::Again
                 }
                 step => step,
             },
         };
         match step {
-            Step::Again => return true,
-            Step::Done => self.answer_pauses(&Fact::Paused),
-            Step::Failed => self.end_pause(),
+            PauseStep::Again => return true,
+            PauseStep::Done => self.answer_pauses(&ShimEvent::Paused),
+            PauseStep::Failed => self.end_pause(),
         }
         false
     }
 
-    fn answer_pauses(&mut self, fact: &Fact) {
+    fn answer_pauses(&mut self, fact: &ShimEvent) {
         self.freezing_until = None;
         for _ in 0..std::mem::take(&mut self.pauses_owed) {
             self.tell(fact);
@@ -342,7 +344,7 @@ impl Shim {
             let _ = cgroup.freeze(false);
         }
         self.pause.end(&self.procfs);
-        self.answer_pauses(&Fact::NotPaused);
+        self.answer_pauses(&ShimEvent::NotPaused);
     }
 
     /// TERM now, KILL after the grace. Asked again, a shorter grace takes effect. A stopped process acts on TERM
@@ -350,23 +352,23 @@ impl Shim {
     fn end_within(&mut self, grace: Duration) {
         let kill_at = Instant::now() + grace;
         match &mut self.end {
-            End::Running if grace.is_zero() => self.kill_now(),
-            End::Running => {
+            EndState::Running if grace.is_zero() => self.kill_now(),
+            EndState::Running => {
                 self.tree.terminate(&self.procfs);
                 self.end_pause();
                 // The group by itself, too: where nothing can be listed that is what is reached.
                 self.tree.signal_group(Signal::CONT.as_raw());
                 pause::continue_all(&self.procfs);
-                self.end = End::Asked { kill_at };
+                self.end = EndState::Asked { kill_at };
             }
-            End::Asked { kill_at: planned } => *planned = kill_at.min(*planned),
-            End::Killing { .. } => {}
+            EndState::Asked { kill_at: planned } => *planned = kill_at.min(*planned),
+            EndState::Killing { .. } => {}
         }
     }
 
     fn kill_now(&mut self) {
-        if !matches!(self.end, End::Killing { .. }) {
-            self.end = End::Killing { since: Instant::now() };
+        if !matches!(self.end, EndState::Killing { .. }) {
+            self.end = EndState::Killing { since: Instant::now() };
         }
     }
 }

@@ -21,7 +21,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cc_executor_actors::terminate::Evidence;
+use cc_executor_actors::outcome::Evidence;
 use rustix::{
     cmsg_space,
     event::{PollFd, PollFlags, Timespec, poll},
@@ -33,17 +33,17 @@ use rustix::{
     stdio::{dup2_stderr, dup2_stdin, dup2_stdout},
 };
 
-use self::protocol::{Answer, MAX_REQUEST, Numbered, Request, Ticket};
+use self::protocol::{MAX_REQUEST, NumberedRequest, SubreaperRequest, SubreaperResponse, Ticket};
 use super::shim::{
-    self, Inherited,
+    self, ShimInheritance,
     cgroup::kill_cgroup,
     containment::Contained,
     procfs::Procfs,
-    protocol::Gone,
+    protocol::TreeGone,
     spawn::CommandEnds,
     tree::{Reaped, count, reap_one},
 };
-use crate::syscall::{Place, SingleThread, block_signals, close_inherited_from};
+use crate::syscall::{ForkTarget, SingleThread, block_signals, close_inherited_from};
 
 /// The first argument that makes the binary a subreaper. What contains executions follows, as JSON.
 pub const ARGUMENT: &str = "subreaper";
@@ -63,7 +63,7 @@ const MAX_PASSED: usize = 4;
 /// Runs until the backend is gone, and nothing is left.
 pub fn main(contained: Option<&str>) -> ExitCode {
     let Some(contained) = contained.and_then(|text| serde_json::from_str(text).ok()) else { return ExitCode::FAILURE };
-    match Subreaper::start(contained).and_then(Subreaper::run) {
+    match SubreaperLoop::start(contained).and_then(SubreaperLoop::run) {
         Ok(Role::Subreaper) => ExitCode::SUCCESS,
         // A status of 0 says that the tree is gone, which was proven.
         Ok(Role::Shim(single, inherited)) => {
@@ -79,7 +79,7 @@ enum Role {
     /// The subreaper, whose work is done.
     Subreaper,
     /// A child that it has forked.
-    Shim(SingleThread, Inherited),
+    Shim(SingleThread, ShimInheritance),
 }
 
 /// What a forked child takes with it. It gives up everything else of the subreaper.
@@ -89,7 +89,7 @@ struct Forked {
     ticket: Ticket,
 }
 
-struct Subreaper {
+struct SubreaperLoop {
     single: SingleThread,
     contained: Contained,
     socket: OwnedFd,
@@ -107,18 +107,18 @@ struct Subreaper {
 struct Sweep {
     since: Instant,
     /// Who waits for it to be over.
-    asked: Vec<Asked>,
+    asked: Vec<SweepRequest>,
 }
 
 /// Somebody who waits for a sweep.
-struct Asked {
+struct SweepRequest {
     number: u64,
     since: Instant,
     ticket: Ticket,
 }
 
-impl Subreaper {
-    fn start(contained: Contained) -> io::Result<Subreaper> {
+impl SubreaperLoop {
+    fn start(contained: Contained) -> io::Result<SubreaperLoop> {
         // Whoever started the service may have left descriptors open: they are nobody's here.
         close_inherited_from(3);
         // Ctrl-C in the service's terminal, or its hang-up, is the service's business.
@@ -135,7 +135,7 @@ impl Subreaper {
         dup2_stdin(&null)?;
         dup2_stdout(&null)?;
         dup2_stderr(&null)?;
-        Ok(Subreaper {
+        Ok(SubreaperLoop {
             single: SingleThread::prove()?,
             contained,
             socket,
@@ -164,13 +164,13 @@ impl Subreaper {
             let timeout = self.step_sweep().or(self.is_ending.map(|_| SWEEP_CADENCE[0]));
             if let Some(Forked { socket, ends, ticket }) = self.wait(timeout)? {
                 // The writing end of the lifeline goes with the rest of the subreaper: it must be held by nobody else.
-                let Subreaper { single, contained, lifeline: (lifeline, _), .. } = self;
+                let SubreaperLoop { single, contained, lifeline: (lifeline, _), .. } = self;
                 let is_first = contained == Contained::PidNamespace;
                 let cgroup = match contained {
                     Contained::Cgroup(base) => Some((base, ticket.to_string())),
                     Contained::Tree | Contained::PidNamespace => None,
                 };
-                return Ok(Role::Shim(single, Inherited { socket, ends, lifeline, cgroup, is_first }));
+                return Ok(Role::Shim(single, ShimInheritance { socket, ends, lifeline, cgroup, is_first }));
             }
         }
     }
@@ -220,8 +220,8 @@ impl Subreaper {
                     Contained::Tree | Contained::Cgroup(_) => Evidence::Swept,
                 };
                 self.clean_cgroup(asked.ticket);
-                let gone = Gone { evidence, survivors: left, killed: 0 };
-                self.answer(asked.number, &Answer::Swept(gone));
+                let gone = TreeGone { evidence, survivors: left, killed: 0 };
+                self.answer(asked.number, &SubreaperResponse::Swept(gone));
             } else {
                 sweep.asked.push(asked);
             }
@@ -300,29 +300,29 @@ impl Subreaper {
                 descriptors.extend(rights);
             }
         }
-        let Numbered { number, message: request } = serde_json::from_slice(&bytes[..received]).ok()?;
+        let NumberedRequest { number, message: request } = serde_json::from_slice(&bytes[..received]).ok()?;
         match request {
-            Request::Fork { ticket } => return self.fork(number, ticket, descriptors),
-            Request::Continue { ticket } => self.signal(number, ticket, Signal::CONT),
-            Request::KillIfStopped { ticket } => {
+            SubreaperRequest::Fork { ticket } => return self.fork(number, ticket, descriptors),
+            SubreaperRequest::Continue { ticket } => self.signal(number, ticket, Signal::CONT),
+            SubreaperRequest::KillIfStopped { ticket } => {
                 let shim = self.shims.get(&ticket).copied();
                 // Where that cannot be seen the later, unconditional KILL decides.
                 let is_stopped = shim.and_then(|shim| self.procfs.stat(shim).ok()).is_some_and(|stat| stat.is_still());
                 if is_stopped {
                     self.signal(number, ticket, Signal::KILL);
                 } else {
-                    self.answer(number, &Answer::Done);
+                    self.answer(number, &SubreaperResponse::Done);
                 }
             }
-            Request::Kill { ticket } => self.signal(number, ticket, Signal::KILL),
-            Request::Sweep { ticket } => {
+            SubreaperRequest::Kill { ticket } => self.signal(number, ticket, Signal::KILL),
+            SubreaperRequest::Sweep { ticket } => {
                 // Its backend has lost it: whatever it still does, nobody reads it.
                 if let Some(shim) = self.shims.get(&ticket) {
                     let _ = kill_process(*shim, Signal::KILL);
                 }
-                self.answer(number, &Answer::Accepted);
+                self.answer(number, &SubreaperResponse::Accepted);
                 let since = Instant::now();
-                self.begin_sweep().asked.push(Asked { number, since, ticket });
+                self.begin_sweep().asked.push(SweepRequest { number, since, ticket });
             }
         }
         None
@@ -333,11 +333,11 @@ impl Subreaper {
             // It has not been reaped, so the number is still its own.
             let _ = kill_process(*shim, signal);
         }
-        self.answer(number, &Answer::Done);
+        self.answer(number, &SubreaperResponse::Done);
     }
 
-    fn answer(&self, number: u64, answer: &Answer) {
-        let message = serde_json::to_vec(&Numbered { number, message: answer }).unwrap_or_default();
+    fn answer(&self, number: u64, answer: &SubreaperResponse) {
+        let message = serde_json::to_vec(&NumberedRequest { number, message: answer }).unwrap_or_default();
         // A backend that is gone, or that reads nothing of this for long, needs no answer.
         let _ = send(&self.socket, &message, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
     }
@@ -348,20 +348,20 @@ impl Subreaper {
         let passed = (descriptors.next(), descriptors.next(), descriptors.next(), descriptors.next());
         let (Some(socket), Some(stdout), Some(stderr), stdin) = passed else {
             let message = "its descriptors did not arrive: too many are open".to_owned();
-            self.answer(number, &Answer::NotForked { message });
+            self.answer(number, &SubreaperResponse::NotForked { message });
             return None;
         };
         let forked = match self.contained {
-            Contained::PidNamespace => self.single.fork_into(Place::PidNamespace),
+            Contained::PidNamespace => self.single.fork_into(ForkTarget::PidNamespace),
             Contained::Tree | Contained::Cgroup(_) => self.single.fork(),
         };
         match forked {
             Ok(None) => return Some(Forked { socket, ends: CommandEnds { stdout, stderr, stdin }, ticket }),
             Ok(Some(pid)) => {
                 self.shims.insert(ticket, pid);
-                self.answer(number, &Answer::Forked { pid: pid.as_raw_nonzero().get() });
+                self.answer(number, &SubreaperResponse::Forked { pid: pid.as_raw_nonzero().get() });
             }
-            Err(error) => self.answer(number, &Answer::NotForked { message: error.to_string() }),
+            Err(error) => self.answer(number, &SubreaperResponse::NotForked { message: error.to_string() }),
         }
         None
     }

@@ -32,9 +32,9 @@ impl Source for Environment {
 
 /// What the first knows not, the second may.
 #[derive(Clone, Debug)]
-pub struct Over<A, B>(pub A, pub B);
+pub struct Layered<A, B>(pub A, pub B);
 
-impl<A: Source, B: Source> Source for Over<A, B> {
+impl<A: Source, B: Source> Source for Layered<A, B> {
     fn get(&self, name: &str) -> Option<String> {
         self.0.get(name).or_else(|| self.1.get(name))
     }

@@ -6,24 +6,21 @@ use actix_web::{
     web,
 };
 use cc_executor_actors::{
-    backend::BackendError,
-    protocol::{
-        SUBPROTOCOL, VERSION,
-        notify::Server,
-        rpc::{ErrorObject, code},
-    },
-    session::Surroundings,
-    supervisor::Count,
+    backend_client::BackendError,
+    protocol::{SUBPROTOCOL, VERSION, notification::ServerInfo},
+    rpc::{ErrorObject, code},
+    session::SessionContext,
+    supervisor::GetStats,
 };
 use serde_json::json;
 
-use super::ws;
+use super::upgrade;
 use crate::backend::routes::refuse;
 
 /// Adds the routes to a service.
 pub fn configure(service: &mut web::ServiceConfig) {
     service
-        .route("/ws/mcp", web::get().to(ws::upgrade))
+        .route("/ws/mcp", web::get().to(upgrade::upgrade))
         .route("/health", web::get().to(health))
         .route("/healthz", web::get().to(health))
         .route("/docs", web::get().to(docs))
@@ -33,11 +30,11 @@ pub fn configure(service: &mut web::ServiceConfig) {
 }
 
 /// The process lives.
-async fn health(around: web::Data<Surroundings>) -> HttpResponse {
-    match around.supervisor.send(Count).await {
+async fn health(around: web::Data<SessionContext>) -> HttpResponse {
+    match around.supervisor.send(GetStats).await {
         Ok(census) => HttpResponse::Ok().json(json!({
-            "server": Server::THIS.name,
-            "version": Server::THIS.version,
+            "server": ServerInfo::THIS.name,
+            "version": ServerInfo::THIS.version,
             "role": "gateway",
             "sessions": census.n_sessions,
             "executions": census.n_executions,
@@ -55,19 +52,19 @@ async fn docs() -> HttpResponse {
         .insert_header((header::CONTENT_SECURITY_POLICY, "default-src 'none'"))
         .body(format!(
             include_str!("docs.html"),
-            name = Server::THIS.name,
-            version = Server::THIS.version,
+            name = ServerInfo::THIS.name,
+            version = ServerInfo::THIS.version,
             protocol = VERSION,
             subprotocol = SUBPROTOCOL
         ))
 }
 
 /// It accepts work, and the backend does.
-async fn ready(around: web::Data<Surroundings>) -> HttpResponse {
+async fn ready(around: web::Data<SessionContext>) -> HttpResponse {
     let not_ready = |reason: &str, message: String| {
         HttpResponse::ServiceUnavailable().json(json!({ "ready": false, "reason": reason, "message": message }))
     };
-    match around.supervisor.send(Count).await {
+    match around.supervisor.send(GetStats).await {
         Ok(census) if census.draining => return not_ready("draining", "the service is shutting down".to_owned()),
         Ok(census) if census.n_sessions >= census.max_sessions => {
             return not_ready("full", format!("all {} sessions are taken", census.max_sessions));
@@ -83,7 +80,7 @@ async fn ready(around: web::Data<Surroundings>) -> HttpResponse {
 }
 
 /// All executions that the backend knows.
-async fn list(around: web::Data<Surroundings>) -> HttpResponse {
+async fn list(around: web::Data<SessionContext>) -> HttpResponse {
     match around.backend.list().await {
         Ok(list) => HttpResponse::Ok().json(list),
         Err(BackendError::Refused(error)) => refuse(error),

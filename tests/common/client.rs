@@ -38,7 +38,7 @@ pub struct Client {
 
 /// What came of an execution, as its client saw it.
 #[derive(Debug, Default)]
-pub struct Story {
+pub struct Recording {
     pub stdout: Vec<u8>,
     pub stderr: Vec<u8>,
     /// The params of every `output`, contents left out.
@@ -61,10 +61,10 @@ pub struct Story {
     pub end: Value,
 }
 
-impl Story {
+impl Recording {
     /// A story of Claude, of which nothing is known yet.
-    pub fn of_claude() -> Story {
-        Story { of_claude: Some(0), ..Story::default() }
+    pub fn of_claude() -> Recording {
+        Recording { of_claude: Some(0), ..Recording::default() }
     }
 
     /// Where to go on.
@@ -247,15 +247,15 @@ impl Client {
     }
 
     /// Reads until the execution has ended, and checks what every stream must keep to.
-    pub fn story(&mut self) -> Story {
-        let mut story = Story::default();
+    pub fn story(&mut self) -> Recording {
+        let mut story = Recording::default();
         self.follow(&mut story, |_| false);
         story
     }
 
     /// Reads on until the execution has ended, is taken over, or the story has come so far. True at the
     /// end.
-    pub fn follow(&mut self, story: &mut Story, until: impl Fn(&Story) -> bool) -> bool {
+    pub fn follow(&mut self, story: &mut Recording, until: impl Fn(&Recording) -> bool) -> bool {
         while !until(story) {
             let message = match self.recv() {
                 Frame::Text(message) => message,
@@ -315,21 +315,21 @@ impl Client {
     }
 
     /// Follows an execution from where a story broke off.
-    pub fn attach(&mut self, id: &str, story: &Story) -> Result<Value, Value> {
+    pub fn attach(&mut self, id: &str, story: &Recording) -> Result<Value, Value> {
         self.call("attach", json!({ "executionId": id, "offsets": story.offsets() }))
     }
 
     /// Starts a command and reads it to its end.
-    pub fn run(&mut self, params: Value) -> Story {
+    pub fn run(&mut self, params: Value) -> Recording {
         self.execute(params);
         self.story()
     }
 
     /// The same of Claude, which may also end before it runs.
-    pub fn ask_claude(&mut self, mut params: Value) -> Story {
+    pub fn ask_claude(&mut self, mut params: Value) -> Recording {
         params["executor"] = json!("claude");
         self.call("execute", params).expect("it is accepted");
-        let mut story = Story::of_claude();
+        let mut story = Recording::of_claude();
         self.follow(&mut story, |_| false);
         story
     }

@@ -13,7 +13,7 @@ use std::{
 
 /// How a connection is broken.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Cut {
+pub enum CutKind {
     /// Properly closed, at both ends.
     Fin,
     /// Reset, at both ends.
@@ -32,7 +32,7 @@ pub struct Proxy {
 impl Proxy {
     /// Forwards to `target`. `cut` says of each connection by its number after how many bytes towards
     /// the client it is broken, and how.
-    pub fn start(target: SocketAddr, cut: impl Fn(usize) -> Option<(u64, Cut)> + Send + 'static) -> Proxy {
+    pub fn start(target: SocketAddr, cut: impl Fn(usize) -> Option<(u64, CutKind)> + Send + 'static) -> Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let n_connections = Arc::new(AtomicUsize::new(0));
@@ -67,7 +67,7 @@ impl Drop for Proxy {
     }
 }
 
-fn forward(mut from: TcpStream, mut to: TcpStream, cut: Option<(u64, Cut)>) {
+fn forward(mut from: TcpStream, mut to: TcpStream, cut: Option<(u64, CutKind)>) {
     let mut left = cut.map_or(u64::MAX, |(after, _)| after);
     let mut bytes = [0; 64 * 1024];
     while left > 0 {
@@ -77,12 +77,12 @@ fn forward(mut from: TcpStream, mut to: TcpStream, cut: Option<(u64, Cut)>) {
             _ => break,
         }
     }
-    if left == 0 && cut.is_some_and(|(_, cut)| cut == Cut::Silent) {
+    if left == 0 && cut.is_some_and(|(_, cut)| cut == CutKind::Silent) {
         // Both stay open for as long as the test's process lives.
         std::mem::forget((from, to));
         return;
     }
-    if left == 0 && cut.is_some_and(|(_, cut)| cut == Cut::Reset) {
+    if left == 0 && cut.is_some_and(|(_, cut)| cut == CutKind::Reset) {
         for stream in [&from, &to] {
             let _ = rustix::net::sockopt::set_socket_linger(stream, Some(Duration::ZERO));
         }

@@ -5,16 +5,15 @@ use std::time::Instant;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
-use cc_executor::gateway::incoming::Reader;
+use cc_executor::gateway::frame_reader::FrameReader;
 use cc_executor_actors::{
-    backend::{
-        framing::Follower,
-        multiplex::{Decoder, Part},
-    },
-    claude::watch::{EXIT_PATIENCE, Watch},
-    execution::text::{Step, Text},
+    agent::claude::progress::{EXIT_PATIENCE, ProgressTracker},
+    backend_api::multiplex::{Decoder, StreamPart},
+    backend_client::body_end::BodyTracker,
+    execution::text::{EventStep, Text},
     id::ExecutionId,
-    protocol::{Framing, Limits, PerStream, Stream, method::Method, rpc},
+    protocol::{Framing, Limits, PerStream, Stream, method::Method},
+    rpc,
     session::phase::Incoming,
 };
 use futures_util::{FutureExt, StreamExt, stream};
@@ -33,7 +32,7 @@ fn pieces(data: &[u8]) -> impl Iterator<Item = &[u8]> {
 /// every call is read or answered.
 pub fn input(data: &[u8]) {
     let payload: Vec<_> = pieces(data).map(|piece| Ok(Bytes::copy_from_slice(piece))).collect();
-    let read = Reader::new(stream::iter(payload), LIMIT).into_stream().collect::<Vec<_>>().now_or_never();
+    let read = FrameReader::new(stream::iter(payload), LIMIT).into_stream().collect::<Vec<_>>().now_or_never();
     let incoming = read.expect("all of the input is there");
     assert!(matches!(incoming.last(), Some(Incoming::Gone)), "the connection ends once");
     for text in incoming.iter().filter_map(|incoming| match incoming {
@@ -68,8 +67,8 @@ fn decode<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> (PerStream<Vec<u8>>, Ve
         decoder.push(Bytes::copy_from_slice(piece));
         loop {
             match decoder.next_part() {
-                Ok(Some(Part::Output(stream, bytes))) => output.get_mut(stream).extend_from_slice(&bytes),
-                Ok(Some(Part::Word(word))) => words.push(word),
+                Ok(Some(StreamPart::Output(stream, bytes))) => output.get_mut(stream).extend_from_slice(&bytes),
+                Ok(Some(StreamPart::Word(word))) => words.push(word),
                 Ok(None) => break,
                 Err(_) => return (output, words, true),
             }
@@ -80,9 +79,9 @@ fn decode<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> (PerStream<Vec<u8>>, Ve
 
 /// However a response is cut, its body ends at the same byte, or not at all.
 pub fn body_end(data: &[u8]) {
-    let mut whole = Follower::default();
+    let mut whole = BodyTracker::default();
     whole.follow(data.get(1..).unwrap_or_default());
-    let mut cut = Follower::default();
+    let mut cut = BodyTracker::default();
     for piece in pieces(data) {
         cut.follow(piece);
     }
@@ -123,7 +122,7 @@ pub fn claude(data: &[u8]) {
     let whole = data.get(1..).unwrap_or_default();
     assert_eq!(events(std::iter::once(whole)), events(pieces(data)));
     let now = Instant::now();
-    let (mut once, mut cut) = (Watch::new(EXIT_PATIENCE, now), Watch::new(EXIT_PATIENCE, now));
+    let (mut once, mut cut) = (ProgressTracker::new(EXIT_PATIENCE, now), ProgressTracker::new(EXIT_PATIENCE, now));
     once.feed(whole, now);
     for piece in pieces(data) {
         cut.feed(piece, now);
@@ -139,7 +138,7 @@ fn events<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
     let mut text = Text::of_claude(Framing::Chunk, PerStream::default(), Some(ExecutionId::random()));
     let (mut got, mut fed, mut end) = (Vec::new(), 0, 0);
     let mut step = |text: &mut Text| {
-        while text.step() == Step::Done {}
+        while text.step() == EventStep::Done {}
         let (wire, offsets) = text.take();
         for message in raw_frames(&wire) {
             let Ok(message) = serde_json::from_slice::<Value>(message) else { continue };
@@ -163,16 +162,16 @@ fn events<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
 }
 
 /// What was fed.
-struct Sent(PerStream<Vec<u8>>);
+struct SentBytes(PerStream<Vec<u8>>);
 
-impl Sent {
+impl SentBytes {
     fn as_lengths(&self) -> PerStream<u64> {
         PerStream { stdout: self.0.stdout.len() as u64, stderr: self.0.stderr.len() as u64 }
     }
 }
 
 /// Feeds the input in pieces, now to the one and now to the other stream.
-fn feed(text: &mut Text, data: &[u8]) -> Sent {
+fn feed(text: &mut Text, data: &[u8]) -> SentBytes {
     let mut sent = PerStream::<Vec<u8>>::default();
     for (n, piece) in pieces(data).enumerate() {
         let stream = if n % 5 == 4 { Stream::Stderr } else { Stream::Stdout };
@@ -183,7 +182,7 @@ fn feed(text: &mut Text, data: &[u8]) -> Sent {
         }
     }
     text.finish(true);
-    Sent(sent)
+    SentBytes(sent)
 }
 
 /// Text frames of a server.

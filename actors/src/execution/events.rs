@@ -10,11 +10,11 @@ use bytes::Bytes;
 
 use super::text::{Encoder, MAX_CONTENT, cut_before_char};
 use crate::{
-    backend::api::Gap,
-    claude::{
-        Event, Part,
-        lines::{Line, Lines},
+    agent::claude::{
+        ClaudeEvent, EventPart,
+        lines::{EventLine, LineSplitter},
     },
+    backend_api::Gap,
     id::ExecutionId,
     protocol::{Framing, MAX_MESSAGE_TO_CLIENT, Stream},
 };
@@ -23,8 +23,8 @@ use crate::{
 const AROUND: usize = 1_024;
 
 /// One execution's events, from the backend's bytes to messages.
-pub(super) struct Events {
-    lines: Lines,
+pub(super) struct EventReader {
+    lines: LineSplitter,
     framing: Framing,
     /// Whose events are told, if they are wanted.
     wanted: Option<ExecutionId>,
@@ -34,7 +34,7 @@ pub(super) struct Events {
     /// pings, at once; this moves with the last piece of a text, or with a gap.
     said: u64,
     /// A line that waits for a gap to be told first.
-    held: Option<Line>,
+    held: Option<EventLine>,
     /// What the newest line says, as far as it is not encoded.
     texts: VecDeque<Bytes>,
     gap: Option<Gap>,
@@ -43,7 +43,7 @@ pub(super) struct Events {
 
 /// What came of a step.
 #[derive(PartialEq, Eq, Debug)]
-pub enum Step {
+pub enum EventStep {
     /// Nothing is left to do until more comes.
     Dry,
     /// Something was encoded, or passed over.
@@ -52,10 +52,10 @@ pub enum Step {
     Gap(Gap),
 }
 
-impl Events {
+impl EventReader {
     pub(super) fn new(framing: Framing, start: u64, wanted: Option<ExecutionId>) -> Self {
-        Events {
-            lines: Lines::default(),
+        EventReader {
+            lines: LineSplitter::default(),
             framing,
             wanted,
             taken: start,
@@ -91,31 +91,31 @@ impl Events {
     }
 
     /// Encodes a little more. Small steps, so that nothing long is encoded whole before it is sent.
-    pub(super) fn step(&mut self, encoder: &mut Encoder) -> Step {
+    pub(super) fn step(&mut self, encoder: &mut Encoder) -> EventStep {
         if let Some(text) = self.texts.pop_front() {
-            self.say(text, encoder);
-            return Step::Done;
+            self.encode_text(text, encoder);
+            return EventStep::Done;
         }
-        let rest = |lines: &mut Lines, ended| if ended { lines.rest() } else { None };
+        let rest = |lines: &mut LineSplitter, ended| if ended { lines.rest() } else { None };
         match self.held.take().or_else(|| self.lines.pop()).or_else(|| rest(&mut self.lines, self.ended)) {
             Some(line) => self.take(line, encoder),
-            None if self.ended => self.gap.take().map_or(Step::Dry, Step::Gap),
-            None => Step::Dry,
+            None if self.ended => self.gap.take().map_or(EventStep::Dry, EventStep::Gap),
+            None => EventStep::Dry,
         }
     }
 
-    fn take(&mut self, line: Line, encoder: &mut Encoder) -> Step {
-        let (Line::Whole(bytes) | Line::Piece(bytes)) = &line;
-        let event = if matches!(line, Line::Whole(_)) { Event::parse(bytes) } else { None };
+    fn take(&mut self, line: EventLine, encoder: &mut Encoder) -> EventStep {
+        let (EventLine::Whole(bytes) | EventLine::Piece(bytes)) = &line;
+        let event = if matches!(line, EventLine::Whole(_)) { ClaudeEvent::parse(bytes) } else { None };
         if let Some(gap) = self.gap.take() {
             if event.is_some() {
                 drop(event);
                 self.held = Some(line);
-                return Step::Gap(self.missed(gap, encoder));
+                return EventStep::Gap(self.missed(gap, encoder));
             }
             // The rest of a line that was cut off is of no use.
             self.taken += bytes.len() as u64;
-            return Step::Gap(self.missed(Gap { to: self.taken, ..gap }, encoder));
+            return EventStep::Gap(self.missed(Gap { to: self.taken, ..gap }, encoder));
         }
         self.taken += bytes.len() as u64;
         match &event {
@@ -132,7 +132,7 @@ impl Events {
         if self.texts.is_empty() {
             *encoder.end(Stream::Stdout) = self.taken;
         }
-        Step::Done
+        EventStep::Done
     }
 
     fn missed(&mut self, gap: Gap, encoder: &mut Encoder) -> Gap {
@@ -142,7 +142,7 @@ impl Events {
     }
 
     /// Encodes the first piece of a text; the rest of it is next.
-    fn say(&mut self, mut text: Bytes, encoder: &mut Encoder) {
+    fn encode_text(&mut self, mut text: Bytes, encoder: &mut Encoder) {
         let line_end = || memchr::memchr(b'\n', &text).map_or(text.len(), |at| at + 1);
         let end = if self.framing == Framing::Line { line_end() } else { text.len() };
         let end = if end > MAX_CONTENT { cut_before_char(&text, MAX_CONTENT) } else { end };
@@ -159,8 +159,8 @@ impl Events {
 }
 
 /// A text that is output: each ends in a newline.
-fn text_of(part: Part) -> Option<Bytes> {
-    let (Part::Text(mut text) | Part::ToolResult { mut text, .. }) = part else { return None };
+fn text_of(part: EventPart) -> Option<Bytes> {
+    let (EventPart::Text(mut text) | EventPart::ToolResult { mut text, .. }) = part else { return None };
     if text.is_empty() {
         return None;
     }
@@ -171,7 +171,7 @@ fn text_of(part: Part) -> Option<Bytes> {
 }
 
 /// Tells an event as it came, or what it was where it is too long for a message.
-fn tell(event: &Event<'_>, id: ExecutionId, end: u64, encoder: &mut Encoder) {
+fn tell(event: &ClaudeEvent<'_>, id: ExecutionId, end: u64, encoder: &mut Encoder) {
     let json = event.json();
     if json.len() + AROUND <= MAX_MESSAGE_TO_CLIENT {
         return encoder.event(id, json, end);
@@ -188,12 +188,12 @@ mod tests {
 
     use super::*;
     use crate::{
-        backend::api::GapReason,
+        backend_api::GapReason,
         execution::text::{Text, tests::messages},
         protocol::PerStream,
     };
 
-    fn said(text: &str, parent: Option<&str>) -> String {
+    fn text_message(text: &str, parent: Option<&str>) -> String {
         let content = json!([{ "type": "text", "text": text }]);
         json!({ "type": "assistant", "message": { "content": content }, "parent_tool_use_id": parent }).to_string()
             + "\n"
@@ -208,9 +208,9 @@ mod tests {
         let mut gaps = Vec::new();
         loop {
             match text.step() {
-                Step::Dry => break,
-                Step::Done => {}
-                Step::Gap(gap) => gaps.push(gap),
+                EventStep::Dry => break,
+                EventStep::Done => {}
+                EventStep::Gap(gap) => gaps.push(gap),
             }
         }
         let said = messages(&text.take().0);
@@ -226,10 +226,10 @@ mod tests {
         let long = "é".repeat(MAX_CONTENT);
         for (framing, text) in [(Framing::Line, "a\nb\nc"), (Framing::Chunk, long.as_str())] {
             let mut events = Text::of_claude(framing, PerStream::default(), None);
-            let event = said(text, None);
+            let event = text_message(text, None);
             events.feed(Stream::Stdout, event.as_bytes());
             let mut ends = Vec::new();
-            while events.step() == Step::Done {
+            while events.step() == EventStep::Done {
                 let (wire, offsets) = events.take();
                 ends.extend(messages(&wire).iter().map(|message| message["params"]["end"].as_u64().unwrap()));
                 assert_eq!(ends.last().copied().unwrap_or(0), offsets.stdout);
@@ -244,7 +244,7 @@ mod tests {
     fn an_event_without_text_does_not_move_the_offset_of_the_next_ones_first_piece() {
         let tool = json!({ "type": "assistant", "message": { "content": [{ "type": "tool_use", "id": "1", "name": "Bash" }] } });
         let answer = json!({ "type": "user", "message": { "content": [{ "type": "tool_result", "tool_use_id": "1", "content": "a\nb" }] } });
-        let (first, tool, answer) = (said("look", None), format!("{tool}\n"), format!("{answer}\n"));
+        let (first, tool, answer) = (text_message("look", None), format!("{tool}\n"), format!("{answer}\n"));
         let mut events = Text::of_claude(Framing::Line, PerStream::default(), None);
         events.feed(Stream::Stdout, format!("{first}{tool}").as_bytes());
         let (said, _) = all(&mut events);
@@ -259,7 +259,7 @@ mod tests {
 
     #[test]
     fn after_a_gap_the_first_piece_stands_where_the_gap_ends() {
-        let two_lines = said("a\nb", None);
+        let two_lines = text_message("a\nb", None);
         let mut events = Text::of_claude(Framing::Line, PerStream::default(), None);
         events.skip(gap(0, 50));
         events.feed(Stream::Stdout, two_lines.as_bytes());
@@ -271,7 +271,8 @@ mod tests {
 
     #[test]
     fn what_a_gap_left_of_two_events_does_not_become_one() {
-        let (first, second, third) = (said("one", None), said("two", None), said("three", None));
+        let (first, second, third) =
+            (text_message("one", None), text_message("two", None), text_message("three", None));
         // Cut in the same place, the first's beginning and the second's rest would be an event.
         let cut = first.len() - 20;
         let at = second.len() - 20;
@@ -292,7 +293,7 @@ mod tests {
 
     #[test]
     fn what_subagents_say_is_an_event_and_no_output() {
-        let (own, of_subagent) = (said("mine", None), said("its own", Some("toolu_1")));
+        let (own, of_subagent) = (text_message("mine", None), text_message("its own", Some("toolu_1")));
         let mut events = Text::of_claude(Framing::Chunk, PerStream::default(), Some(ExecutionId::random()));
         events.feed(Stream::Stdout, format!("{of_subagent}{own}").as_bytes());
         let (said, _) = all(&mut events);
@@ -313,7 +314,7 @@ mod tests {
 
     #[test]
     fn a_last_line_without_newline_counts_only_where_the_execution_ended() {
-        let event = said("the end", None);
+        let event = text_message("the end", None);
         for (ended, expected) in [(true, vec!["the end\n"]), (false, vec![])] {
             let mut events = Text::of_claude(Framing::Chunk, PerStream::default(), None);
             events.feed(Stream::Stdout, event.trim_end().as_bytes());

@@ -4,29 +4,29 @@ use actix::{Message, Recipient};
 use bytes::Bytes;
 
 use crate::{
-    backend::api::{Alive, Gap, StatusChange, Terms},
+    backend_api::{Gap, Heartbeat, StatusChange, StreamInfo},
     id::ExecutionId,
+    outcome::{CancelReason, Outcome, Status},
     protocol::{
         PerStream,
-        method::{Attach, Execute, Input, Signal, Size},
-        rpc::ErrorObject,
+        method::{AttachParams, ExecuteParams, InputParams, Signal, TerminalSize},
     },
-    terminate::{CancelReason, Ending, Status},
+    rpc::ErrorObject,
 };
 
 /// What an execution is there for.
 #[derive(Clone, PartialEq, Debug)]
-pub enum Purpose {
+pub enum ExecutionPurpose {
     /// Run this.
-    Run(Box<Execute>),
+    Run(Box<ExecuteParams>),
     /// Follow what runs already.
-    Follow(Attach),
+    Follow(AttachParams),
 }
 
 /// Output, encoded as WebSocket frames. The reply is the permission to go on.
 #[derive(Message, Debug)]
 #[rtype(result = "()")]
-pub struct Output {
+pub struct OutputFrames {
     /// Whose output.
     pub execution_id: ExecutionId,
     /// Whole frames.
@@ -38,62 +38,62 @@ pub struct Output {
 /// Something that happened to an execution.
 #[derive(Message, Clone, PartialEq, Debug)]
 #[rtype(result = "()")]
-pub struct Report {
+pub struct ExecutionReport {
     /// Which execution.
     pub execution_id: ExecutionId,
     /// What happened.
-    pub fact: Fact,
+    pub fact: ExecutionEvent,
 }
 
 /// What can happen to an execution. `Refused`, `TakenOver` and `Exited` are its last.
 #[derive(Clone, PartialEq, Debug)]
-pub enum Fact {
+pub enum ExecutionEvent {
     /// It never came to be, or cannot be followed.
     Refused(ErrorObject),
     /// The backend has it: it waits, runs, or has ended and is replayed.
-    Held(Standing),
+    Held(StreamStart),
     /// It waits, now at this position.
     Queued(u64),
     /// Its status changed.
     Status(StatusChange),
     /// The backend gave a sign of life.
-    Alive(Alive),
+    Alive(Heartbeat),
     /// Bytes that this client will not get.
     Gap(Gap),
     /// Another consumer has it now.
     TakenOver,
     /// It ended.
-    Exited(Ending),
+    Exited(Outcome),
 }
 
 /// How an execution stands when the backend says its first word.
 #[derive(Clone, PartialEq, Debug)]
-pub struct Standing {
+pub struct StreamStart {
     /// Its status; final if what follows is a replay.
     pub status: Status,
     /// Its place in the queue, if it waits.
     pub position: Option<u64>,
     /// What was asked for.
-    pub terms: Terms,
+    pub terms: StreamInfo,
     /// Its clocks.
-    pub alive: Alive,
+    pub alive: Heartbeat,
 }
 
 /// Whom an execution tells.
 #[derive(Clone, Debug)]
 pub struct Parent {
     /// Takes output and gives credit.
-    pub output: Recipient<Output>,
+    pub output: Recipient<OutputFrames>,
     /// Takes everything else.
-    pub reports: Recipient<Report>,
+    pub reports: Recipient<ExecutionReport>,
 }
 
 /// What becomes of an ask: the status that the execution then has.
-pub type Answer = Result<Status, ErrorObject>;
+pub type ControlResult = Result<Status, ErrorObject>;
 
 /// End the execution: TERM, then KILL after the grace. Answered when the backend has accepted it.
 #[derive(Message, Clone, Copy, Debug)]
-#[rtype(result = "Answer")]
+#[rtype(result = "ControlResult")]
 pub struct Cancel {
     /// Milliseconds between TERM and KILL.
     pub grace_ms: u64,
@@ -103,8 +103,8 @@ pub struct Cancel {
 
 /// Do this to the execution's processes.
 #[derive(Message, Clone, Copy, PartialEq, Eq, Debug)]
-#[rtype(result = "Answer")]
-pub enum Steer {
+#[rtype(result = "ControlResult")]
+pub enum ControlRequest {
     /// Let them stand still.
     Pause,
     /// Let them go on.
@@ -112,13 +112,13 @@ pub enum Steer {
     /// Send a signal to the process group.
     Signal(Signal),
     /// Tell the terminal its size.
-    Resize(Size),
+    Resize(TerminalSize),
 }
 
 /// Write this to the command's standard input. Answered when all is in the pipe, in the order asked.
 #[derive(Message, Clone, Debug)]
 #[rtype(result = "Result<usize, ErrorObject>")]
-pub struct Feed(pub Input);
+pub struct WriteStdin(pub InputParams);
 
 /// The client has received this much.
 #[derive(Message, Clone, Copy, Debug)]

@@ -7,16 +7,14 @@
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 
-use super::events::Events;
-pub use super::events::Step;
+use super::events::EventReader;
+pub use super::events::EventStep;
 use crate::{
-    backend::api::Gap,
+    backend_api::Gap,
     id::ExecutionId,
-    protocol::{
-        Framing, PerStream, Stream,
-        escape::escape_into,
-        frame::{self, OpenFrame},
-    },
+    output::escape::escape_into,
+    protocol::{Framing, PerStream, Stream},
+    ws::frame::{self, OpenFrame},
 };
 
 /// The most bytes of a stream that go into one message. Escaped at the worst, six for one, it stays
@@ -32,7 +30,7 @@ pub struct Text {
     encoder: Encoder,
     carry: PerStream<Vec<u8>>,
     /// Where standard output is Claude's events.
-    events: Option<Events>,
+    events: Option<EventReader>,
 }
 
 impl Text {
@@ -44,7 +42,7 @@ impl Text {
 
     /// The same where standard output is Claude's events. They are told under this id, if they are wanted.
     pub fn of_claude(framing: Framing, start: PerStream<u64>, wanted: Option<ExecutionId>) -> Self {
-        let events = Some(Events::new(framing, start.stdout, wanted));
+        let events = Some(EventReader::new(framing, start.stdout, wanted));
         Text { events, ..Text::new(framing, start) }
     }
 
@@ -67,8 +65,8 @@ impl Text {
     }
 
     /// Encodes a little more of Claude's events.
-    pub fn step(&mut self) -> Step {
-        self.events.as_mut().map_or(Step::Dry, |events| events.step(&mut self.encoder))
+    pub fn step(&mut self) -> EventStep {
+        self.events.as_mut().map_or(EventStep::Dry, |events| events.step(&mut self.encoder))
     }
 
     /// Whether an unfinished line of this stream waits, which [`Text::flush_quiet`] would release.
@@ -404,7 +402,7 @@ pub(super) mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::backend::api::GapReason;
+    use crate::backend_api::GapReason;
 
     /// Reads frames back as a client would.
     pub fn messages(mut wire: &[u8]) -> Vec<Value> {

@@ -7,13 +7,13 @@ use std::{borrow::Cow, collections::BTreeMap};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::{
-    DEFAULT_DETACH_MS, DEFAULT_GRACE_MS, DEFAULT_HEARTBEAT_MS, Framing, Limits, MAX_COMMAND_BYTES, PerStream,
-    fields::{Fields, ill_typed},
-    rpc::{Call, ErrorObject, code},
+use super::{DEFAULT_DETACH_MS, DEFAULT_GRACE_MS, DEFAULT_HEARTBEAT_MS, Framing, Limits, MAX_COMMAND_BYTES, PerStream};
+use crate::rpc::{
+    Call, ErrorObject, code,
+    params::{Params, ill_typed},
 };
 use crate::{
-    claude,
+    agent::claude,
     id::{ExecutionId, InstanceId},
 };
 
@@ -21,15 +21,15 @@ use crate::{
 #[derive(Clone, PartialEq, Debug)]
 pub enum Method {
     /// Run a command.
-    Execute(Box<Execute>),
+    Execute(Box<ExecuteParams>),
     /// Follow an execution that is there already.
-    Attach(Attach),
+    Attach(AttachParams),
     /// Cancel, pause, resume or signal an execution.
-    Control(Control),
+    Control(ControlParams),
     /// Write to the command's standard input.
-    Input(Input),
+    Input(InputParams),
     /// Tell the command's terminal its size.
-    Resize(Size),
+    Resize(TerminalSize),
     /// The newest status.
     Status(Option<ExecutionId>),
     /// Is anybody there?
@@ -38,7 +38,7 @@ pub enum Method {
 
 /// What runs, and within which bounds: the part of `execute` that the backend is told.
 #[derive(Clone, PartialEq, Debug)]
-pub struct Run {
+pub struct ExecutionSpec {
     /// The command, 1 to [`MAX_COMMAND_BYTES`] bytes without NUL.
     pub command: String,
     /// The executor's name; the backend's default if absent.
@@ -52,7 +52,7 @@ pub struct Run {
     /// Whether the command reads what `input` sends; it reads end-of-file otherwise.
     pub stdin: bool,
     /// The size of the terminal that it runs on, if on one.
-    pub pty: Option<Size>,
+    pub pty: Option<TerminalSize>,
     /// Total time-out in milliseconds, from RUNNING.
     pub timeout_ms: Option<u64>,
     /// The longest time without output, in milliseconds.
@@ -60,14 +60,14 @@ pub struct Run {
     /// How often a sign of life is sent, in milliseconds.
     pub heartbeat_ms: u64,
     /// What becomes of it when nobody follows it any more; it is ended if absent.
-    pub detach: Option<Detach>,
+    pub detach: Option<DetachOptions>,
     /// What Claude is told beside its prompt.
-    pub claude: Option<Claude>,
+    pub claude: Option<ClaudeOptions>,
 }
 
 /// Options of the executor `claude`. What is absent is left to Claude's own settings.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Claude {
+pub struct ClaudeOptions {
     /// The model's name or alias.
     pub model: Option<String>,
     /// What it may do without being asked, such as `acceptEdits`.
@@ -82,7 +82,7 @@ pub struct Claude {
 
 /// How an execution goes on without anybody who follows it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Detach {
+pub struct DetachOptions {
     /// For how long, in milliseconds.
     pub detach_ms: u64,
     /// What a full ring means.
@@ -101,7 +101,7 @@ pub enum Overflow {
 
 /// The size of a terminal, in characters.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Size {
+pub struct TerminalSize {
     /// Lines.
     pub rows: u16,
     /// Columns.
@@ -110,9 +110,9 @@ pub struct Size {
 
 /// Parameters of `execute`.
 #[derive(Clone, PartialEq, Debug)]
-pub struct Execute {
+pub struct ExecuteParams {
     /// What runs.
-    pub run: Run,
+    pub run: ExecutionSpec,
     /// How its output is cut into messages.
     pub framing: Framing,
     /// Whether Claude's events are told too.
@@ -124,7 +124,7 @@ pub struct Execute {
 
 /// Parameters of `attach`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Attach {
+pub struct AttachParams {
     /// Which execution.
     pub execution_id: ExecutionId,
     /// What the client has of each stream already, in bytes.
@@ -137,7 +137,7 @@ pub struct Attach {
 
 /// Parameters of `input`.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Input {
+pub struct InputParams {
     /// What the command is to read.
     pub data: Vec<u8>,
     /// Whether nothing follows.
@@ -146,16 +146,16 @@ pub struct Input {
 
 /// Parameters of `control`.
 #[derive(Clone, PartialEq, Debug)]
-pub struct Control {
+pub struct ControlParams {
     /// Which execution; the session's own if absent.
     pub execution_id: Option<ExecutionId>,
     /// What is to happen to it.
-    pub kind: ControlKind,
+    pub kind: ControlAction,
 }
 
 /// What `control` asks for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum ControlKind {
+pub enum ControlAction {
     /// End it: TERM, then KILL after the grace.
     Cancel {
         /// Milliseconds between TERM and KILL.
@@ -208,7 +208,7 @@ impl Signal {
     }
 
     /// Reads the parameter `signal`.
-    pub fn from_fields(fields: &mut Fields) -> Result<Self, ErrorObject> {
+    pub fn from_fields(fields: &mut Params) -> Result<Self, ErrorObject> {
         let Some(name) = fields.string("signal")? else {
             return Err(ErrorObject::new(code::PARAMS, "signal is missing: name one, such as SIGINT"));
         };
@@ -223,13 +223,13 @@ impl Signal {
 impl Method {
     /// Reads a call.
     pub fn parse(call: Call, limits: &Limits) -> Result<Self, ErrorObject> {
-        let mut fields = Fields::new(call.params);
+        let mut fields = Params::new(call.params);
         let method = match call.method.as_str() {
-            "execute" => Method::Execute(Box::new(Execute::from_fields(&mut fields, limits)?)),
-            "attach" => Method::Attach(Attach::from_fields(&mut fields)?),
-            "control" => Method::Control(Control::from_fields(&mut fields, limits)?),
-            "input" => Method::Input(Input::from_fields(&mut fields, limits)?),
-            "resize" => Method::Resize(Size::from_fields(&mut fields)?),
+            "execute" => Method::Execute(Box::new(ExecuteParams::from_fields(&mut fields, limits)?)),
+            "attach" => Method::Attach(AttachParams::from_fields(&mut fields)?),
+            "control" => Method::Control(ControlParams::from_fields(&mut fields, limits)?),
+            "input" => Method::Input(InputParams::from_fields(&mut fields, limits)?),
+            "resize" => Method::Resize(TerminalSize::from_fields(&mut fields)?),
             "status" => Method::Status(execution_id(&mut fields)?),
             "ping" => Method::Ping,
             name => {
@@ -248,29 +248,29 @@ impl Method {
     }
 }
 
-impl Execute {
-    fn from_fields(fields: &mut Fields, limits: &Limits) -> Result<Self, ErrorObject> {
-        let run = Run::from_fields(fields, "command", limits)?;
+impl ExecuteParams {
+    fn from_fields(fields: &mut Params, limits: &Limits) -> Result<Self, ErrorObject> {
+        let run = ExecutionSpec::from_fields(fields, "command", limits)?;
         let framing = framing(fields)?;
         let events = fields.boolean("events")?.unwrap_or(false);
         if let Some(other) = run.executor.as_deref().filter(|name| events && *name != claude::EXECUTOR) {
             let message = format!("events come from the executor claude alone, not from {other:?}: leave them out");
             return Err(ErrorObject::new(code::PARAMS, message).with(json!({ "param": "events" })));
         }
-        Ok(Execute { run, framing, events, instance: fields.parsed("instance", "a UUID")? })
+        Ok(ExecuteParams { run, framing, events, instance: fields.parsed("instance", "a UUID")? })
     }
 
     /// The parameter in which the two differ.
-    pub fn difference(&self, other: &Execute) -> Option<&'static str> {
+    pub fn difference(&self, other: &ExecuteParams) -> Option<&'static str> {
         let own = [("framing", self.framing != other.framing), ("events", self.events != other.events)];
         self.run.difference(&other.run).or(own.into_iter().find_map(|(name, differs)| differs.then_some(name)))
     }
 }
 
-impl Run {
+impl ExecutionSpec {
     /// A command without any option.
     pub fn of(command: impl Into<String>) -> Self {
-        Run {
+        ExecutionSpec {
             command: command.into(),
             executor: None,
             execution_id: None,
@@ -287,7 +287,7 @@ impl Run {
     }
 
     /// Reads what runs. `command` is the name of the field that holds the command.
-    pub fn from_fields(fields: &mut Fields, command: &str, limits: &Limits) -> Result<Self, ErrorObject> {
+    pub fn from_fields(fields: &mut Params, command: &str, limits: &Limits) -> Result<Self, ErrorObject> {
         let text = fields
             .string(command)?
             .ok_or_else(|| ErrorObject::new(code::PARAMS, format!("{command} is missing: it is what to run")))?;
@@ -303,21 +303,21 @@ impl Run {
                 return Err(ErrorObject::new(code::PARAMS, "cwd must not be empty: name a directory or leave it out"));
             }
         }
-        let run = Run {
+        let run = ExecutionSpec {
             command: text,
             executor: fields.string("executor")?,
             execution_id: execution_id(fields)?,
             cwd,
             env: environment(fields)?,
             stdin: fields.boolean("stdin")?.unwrap_or(false),
-            pty: fields.object("pty")?.map(Size::from_whole).transpose()?,
+            pty: fields.object("pty")?.map(TerminalSize::from_whole).transpose()?,
             timeout_ms: fields.integer("timeoutMs", 1, limits.timeout_ms)?,
             stall_timeout_ms: fields.integer("stallTimeoutMs", 1, limits.timeout_ms)?,
             heartbeat_ms: fields
                 .integer("heartbeatMs", limits.heartbeat_min_ms, limits.heartbeat_max_ms)?
                 .unwrap_or(DEFAULT_HEARTBEAT_MS),
             detach: detach(fields, limits)?,
-            claude: fields.object("claude")?.map(Claude::from_whole).transpose()?,
+            claude: fields.object("claude")?.map(ClaudeOptions::from_whole).transpose()?,
         };
         if let Some(executor) = &run.executor {
             run.check_for(executor)?;
@@ -360,10 +360,10 @@ impl Run {
         optional("cwd", self.cwd.as_ref().map(|cwd| json!(cwd)));
         optional("env", (!self.env.is_empty()).then(|| json!(self.env)));
         optional("stdin", self.stdin.then_some(json!(true)));
-        optional("pty", self.pty.map(Size::to_json));
+        optional("pty", self.pty.map(TerminalSize::to_json));
         optional("timeoutMs", self.timeout_ms.map(|ms| json!(ms)));
         optional("stallTimeoutMs", self.stall_timeout_ms.map(|ms| json!(ms)));
-        optional("claude", self.claude.as_ref().map(Claude::to_json));
+        optional("claude", self.claude.as_ref().map(ClaudeOptions::to_json));
         if let Some(detach) = self.detach {
             optional("onDisconnect", Some(json!("detach")));
             optional("detachMs", Some(json!(detach.detach_ms)));
@@ -387,9 +387,9 @@ impl Run {
         "claude",
     ];
 
-    /// The value of each of [`PARTS`](Run::PARTS), in a form that is equal exactly where the value is.
-    pub fn parts(&self) -> [Cow<'_, str>; Run::PARTS.len()] {
-        let Run {
+    /// The value of each of [`PARTS`](ExecutionSpec::PARTS), in a form that is equal exactly where the value is.
+    pub fn parts(&self) -> [Cow<'_, str>; ExecutionSpec::PARTS.len()] {
+        let ExecutionSpec {
             command,
             executor,
             execution_id: _,
@@ -403,26 +403,26 @@ impl Run {
             detach,
             claude,
         } = self;
-        let detach = detach.map(|Detach { detach_ms, overflow }| (detach_ms, overflow.as_str()));
+        let detach = detach.map(|DetachOptions { detach_ms, overflow }| (detach_ms, overflow.as_str()));
         [
             Cow::Borrowed(command.as_str()),
             canonical(executor),
             canonical(cwd),
             canonical(env),
             canonical(stdin),
-            canonical(&pty.map(Size::to_json)),
+            canonical(&pty.map(TerminalSize::to_json)),
             canonical(timeout_ms),
             canonical(stall_timeout_ms),
             canonical(heartbeat_ms),
             canonical(&detach),
-            canonical(&claude.as_ref().map(Claude::to_json)),
+            canonical(&claude.as_ref().map(ClaudeOptions::to_json)),
         ]
     }
 
     /// The parameter in which the two differ, their ids apart.
-    pub fn difference(&self, other: &Run) -> Option<&'static str> {
+    pub fn difference(&self, other: &ExecutionSpec) -> Option<&'static str> {
         let (own, others) = (self.parts(), other.parts());
-        (0..Run::PARTS.len()).find(|at| own[*at] != others[*at]).map(|at| Run::PARTS[at])
+        (0..ExecutionSpec::PARTS.len()).find(|at| own[*at] != others[*at]).map(|at| ExecutionSpec::PARTS[at])
     }
 }
 
@@ -431,9 +431,9 @@ fn canonical(value: &impl Serialize) -> Cow<'static, str> {
     Cow::Owned(serde_json::to_string(value).expect("a value whose keys are strings is JSON"))
 }
 
-impl Claude {
-    fn from_whole(mut fields: Fields) -> Result<Self, ErrorObject> {
-        let claude = Claude {
+impl ClaudeOptions {
+    fn from_whole(mut fields: Params) -> Result<Self, ErrorObject> {
+        let claude = ClaudeOptions {
             model: word(&mut fields, "model")?,
             permission_mode: word(&mut fields, "permissionMode")?,
             allowed_tools: fields.strings("allowedTools")?,
@@ -467,7 +467,7 @@ impl Claude {
 const MAX_OPTION: usize = 1_000;
 
 /// Takes an option that is one word.
-fn word(fields: &mut Fields, name: &str) -> Result<Option<String>, ErrorObject> {
+fn word(fields: &mut Params, name: &str) -> Result<Option<String>, ErrorObject> {
     let Some(text) = fields.string(name)? else { return Ok(None) };
     let plain = text.chars().all(|c| !c.is_control() && !c.is_whitespace());
     if text.is_empty() || text.len() > MAX_OPTION || !plain {
@@ -485,14 +485,14 @@ impl Overflow {
     }
 }
 
-fn detach(fields: &mut Fields, limits: &Limits) -> Result<Option<Detach>, ErrorObject> {
+fn detach(fields: &mut Params, limits: &Limits) -> Result<Option<DetachOptions>, ErrorObject> {
     let detach = fields.one_of("onDisconnect", &["cancel", "detach"])? == Some(1);
     let detach_ms = fields.integer("detachMs", 1, limits.detach_ms)?;
     let overflow = fields.one_of("overflow", &["wait", "drop"])?;
     if detach {
         let overflow = if overflow == Some(1) { Overflow::Drop } else { Overflow::Wait };
         let detach_ms = detach_ms.unwrap_or(DEFAULT_DETACH_MS.min(limits.detach_ms));
-        return Ok(Some(Detach { detach_ms, overflow }));
+        return Ok(Some(DetachOptions { detach_ms, overflow }));
     }
     match (detach_ms, overflow) {
         (None, None) => Ok(None),
@@ -504,19 +504,19 @@ fn detach(fields: &mut Fields, limits: &Limits) -> Result<Option<Detach>, ErrorO
     }
 }
 
-impl Size {
+impl TerminalSize {
     /// Reads `rows` and `cols`.
-    pub fn from_fields(fields: &mut Fields) -> Result<Self, ErrorObject> {
+    pub fn from_fields(fields: &mut Params) -> Result<Self, ErrorObject> {
         let mut side = |name: &str| match fields.integer(name, 1, u64::from(u16::MAX))? {
             Some(side) => Ok(u16::try_from(side).unwrap_or(u16::MAX)),
             None => Err(ErrorObject::new(code::PARAMS, format!("{name} is missing: a terminal has rows and cols"))
                 .with(json!({ "param": name }))),
         };
-        Ok(Size { rows: side("rows")?, cols: side("cols")? })
+        Ok(TerminalSize { rows: side("rows")?, cols: side("cols")? })
     }
 
-    fn from_whole(mut fields: Fields) -> Result<Self, ErrorObject> {
-        let size = Size::from_fields(&mut fields)?;
+    fn from_whole(mut fields: Params) -> Result<Self, ErrorObject> {
+        let size = TerminalSize::from_fields(&mut fields)?;
         fields.finish()?;
         Ok(size)
     }
@@ -527,15 +527,15 @@ impl Size {
     }
 }
 
-impl Attach {
-    fn from_fields(fields: &mut Fields) -> Result<Self, ErrorObject> {
+impl AttachParams {
+    fn from_fields(fields: &mut Params) -> Result<Self, ErrorObject> {
         let execution_id = execution_id(fields)?
             .ok_or_else(|| ErrorObject::new(code::PARAMS, "executionId is missing: it says what to attach to"))?;
         let offsets = match fields.object("offsets")? {
             None => PerStream::default(),
             Some(mut fields) => {
                 let offset =
-                    |fields: &mut Fields, name| fields.integer(name, 0, u64::MAX).map(Option::unwrap_or_default);
+                    |fields: &mut Params, name| fields.integer(name, 0, u64::MAX).map(Option::unwrap_or_default);
                 let offsets =
                     PerStream { stdout: offset(&mut fields, "stdout")?, stderr: offset(&mut fields, "stderr")? };
                 fields.finish()?;
@@ -543,12 +543,12 @@ impl Attach {
             }
         };
         let events = fields.boolean("events")?.unwrap_or(false);
-        Ok(Attach { execution_id, offsets, framing: framing(fields)?, events })
+        Ok(AttachParams { execution_id, offsets, framing: framing(fields)?, events })
     }
 }
 
-impl Input {
-    fn from_fields(fields: &mut Fields, limits: &Limits) -> Result<Self, ErrorObject> {
+impl InputParams {
+    fn from_fields(fields: &mut Params, limits: &Limits) -> Result<Self, ErrorObject> {
         let data = match (fields.string("data")?, fields.base64("dataBase64")?) {
             (Some(_), Some(_)) => {
                 return Err(ErrorObject::new(code::PARAMS, "data and dataBase64 are two forms of the same: send one"));
@@ -565,34 +565,34 @@ impl Input {
             return Err(ErrorObject::new(code::PARAMS, message)
                 .with(json!({ "param": "data", "asked": data.len(), "max": limits.input_bytes })));
         }
-        Ok(Input { data, eof })
+        Ok(InputParams { data, eof })
     }
 }
 
-impl Control {
-    fn from_fields(fields: &mut Fields, limits: &Limits) -> Result<Self, ErrorObject> {
+impl ControlParams {
+    fn from_fields(fields: &mut Params, limits: &Limits) -> Result<Self, ErrorObject> {
         let execution_id = execution_id(fields)?;
         let kind = match fields.one_of("type", &["CANCEL", "PAUSE", "RESUME", "SIGNAL"])? {
             None => return Err(ErrorObject::new(code::PARAMS, "type is missing: CANCEL, PAUSE, RESUME or SIGNAL")),
-            Some(0) => ControlKind::Cancel {
+            Some(0) => ControlAction::Cancel {
                 grace_ms: fields.integer("graceMs", 0, limits.grace_ms)?.unwrap_or(DEFAULT_GRACE_MS),
             },
-            Some(1) => ControlKind::Pause,
-            Some(2) => ControlKind::Resume,
-            Some(_) => ControlKind::Signal(Signal::from_fields(fields)?),
+            Some(1) => ControlAction::Pause,
+            Some(2) => ControlAction::Resume,
+            Some(_) => ControlAction::Signal(Signal::from_fields(fields)?),
         };
-        Ok(Control { execution_id, kind })
+        Ok(ControlParams { execution_id, kind })
     }
 }
 
-fn framing(fields: &mut Fields) -> Result<Framing, ErrorObject> {
+fn framing(fields: &mut Params) -> Result<Framing, ErrorObject> {
     Ok(match fields.one_of("framing", &["chunk", "line"])? {
         Some(1) => Framing::Line,
         _ => Framing::Chunk,
     })
 }
 
-fn execution_id(fields: &mut Fields) -> Result<Option<ExecutionId>, ErrorObject> {
+fn execution_id(fields: &mut Params) -> Result<Option<ExecutionId>, ErrorObject> {
     fields.parsed("executionId", "a UUID")
 }
 
@@ -606,7 +606,7 @@ fn without_nul(name: &str, text: &str) -> Result<(), ErrorObject> {
     }
 }
 
-fn environment(fields: &mut Fields) -> Result<BTreeMap<String, String>, ErrorObject> {
+fn environment(fields: &mut Params) -> Result<BTreeMap<String, String>, ErrorObject> {
     let map = match fields.take("env") {
         None => return Ok(BTreeMap::new()),
         Some(Value::Object(map)) => map,
@@ -721,8 +721,8 @@ mod tests {
         let Ok(Method::Execute(execute)) = parse("execute", asked) else { panic!("is an execute") };
         let id = ExecutionId::random();
         let Value::Object(body) = execute.run.to_body(id) else { panic!("is an object") };
-        let again = Run::from_fields(&mut Fields::new(body), "question", &Limits::default()).unwrap();
+        let again = ExecutionSpec::from_fields(&mut Params::new(body), "question", &Limits::default()).unwrap();
         assert_eq!(again.difference(&execute.run), None);
-        assert_eq!(again, Run { execution_id: Some(id), ..execute.run });
+        assert_eq!(again, ExecutionSpec { execution_id: Some(id), ..execute.run });
     }
 }

@@ -31,24 +31,24 @@ pub struct Liveness {
     taken: u64,
     pinged_at: Instant,
     n_pings: u64,
-    unanswered: VecDeque<Ping>,
+    unanswered: VecDeque<PendingPing>,
     sent_since_pong: u64,
     blocked_since: Option<Instant>,
 }
 
 #[derive(Debug)]
-struct Ping {
+struct PendingPing {
     payload: Bytes,
     sent_at: Instant,
-    sent: Option<Sent>,
+    sent: Option<SentOffsets>,
 }
 
 /// What had been sent of an execution's streams before a ping.
-pub type Sent = (ExecutionId, PerStream<u64>);
+pub type SentOffsets = (ExecutionId, PerStream<u64>);
 
 /// What is to be done about a client.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Verdict {
+pub enum LivenessAction {
     /// Nothing.
     Fine,
     /// It should be asked for a sign of life.
@@ -74,13 +74,13 @@ impl Liveness {
         }
     }
 
-    /// How often [`Liveness::look`] is to be called.
+    /// How often [`Liveness::tick`] is to be called.
     pub fn cadence(stall: Duration) -> Duration {
         stall / LOOKS
     }
 
     /// A frame came from the client.
-    pub fn heard(&mut self, now: Instant) {
+    pub fn record_life(&mut self, now: Instant) {
         self.sign_at = now;
     }
 
@@ -90,21 +90,21 @@ impl Liveness {
     }
 
     /// Makes a ping, after what was sent before.
-    pub fn ping(&mut self, sent: Option<Sent>, now: Instant) -> Bytes {
+    pub fn ping(&mut self, sent: Option<SentOffsets>, now: Instant) -> Bytes {
         self.n_pings += 1;
         let PerStream { stdout, stderr } = sent.map(|(_, offsets)| offsets).unwrap_or_default();
         let payload = Bytes::from(format!("{} {stdout} {stderr}", self.n_pings));
         if self.unanswered.len() == MAX_UNANSWERED {
             self.unanswered.pop_front();
         }
-        self.unanswered.push_back(Ping { payload: payload.clone(), sent_at: now, sent });
+        self.unanswered.push_back(PendingPing { payload: payload.clone(), sent_at: now, sent });
         self.pinged_at = now;
         payload
     }
 
     /// Takes a pong, and gives what it says to have arrived. One that answers no ping of ours says
     /// nothing (RFC 6455 section 5.5.3 allows it).
-    pub fn pong(&mut self, payload: &[u8]) -> Option<Sent> {
+    pub fn pong(&mut self, payload: &[u8]) -> Option<SentOffsets> {
         let at = self.unanswered.iter().position(|ping| ping.payload == payload)?;
         self.sent_since_pong = 0;
         // A client may answer only the latest of several.
@@ -113,7 +113,7 @@ impl Liveness {
 
     /// Looks at the client: `taken` is what its socket has accepted so far, `blocked` whether something
     /// waits for it.
-    pub fn look(&mut self, taken: u64, blocked: bool, now: Instant) -> Verdict {
+    pub fn tick(&mut self, taken: u64, blocked: bool, now: Instant) -> LivenessAction {
         // What the socket takes says something of the client only where it was full before: the kernel
         // alone takes megabytes for a client that is gone.
         if std::mem::replace(&mut self.taken, taken) != taken && self.blocked_since.take().is_some() {
@@ -122,17 +122,17 @@ impl Liveness {
         if !blocked {
             self.blocked_since = None;
         } else if now.saturating_duration_since(*self.blocked_since.get_or_insert(now)) >= self.stall {
-            return Verdict::Stalled;
+            return LivenessAction::Stalled;
         }
         let Some(oldest) = self.unanswered.front() else {
             let due = now.saturating_duration_since(self.pinged_at) >= self.stall / PINGS;
-            return if due { Verdict::Ping } else { Verdict::Fine };
+            return if due { LivenessAction::Ping } else { LivenessAction::Fine };
         };
         let patience = self.stall + Duration::from_secs(self.sent_since_pong / BYTES_A_SECOND);
         if now.saturating_duration_since(oldest.sent_at.max(self.sign_at)) >= patience {
-            Verdict::Lifeless
+            LivenessAction::Lifeless
         } else {
-            Verdict::Fine
+            LivenessAction::Fine
         }
     }
 }
@@ -160,8 +160,8 @@ mod tests {
     fn a_quiet_client_is_pinged_and_one_that_answers_lives() {
         let (mut live, clock) = new();
         for n in 0..10 {
-            assert_eq!(live.look(n, false, clock.at(n * 20 + 19)), Verdict::Fine);
-            assert_eq!(live.look(n, false, clock.at(n * 20 + 20)), Verdict::Ping);
+            assert_eq!(live.tick(n, false, clock.at(n * 20 + 19)), LivenessAction::Fine);
+            assert_eq!(live.tick(n, false, clock.at(n * 20 + 20)), LivenessAction::Ping);
             let payload = live.ping(None, clock.at(n * 20 + 20));
             assert_eq!(live.pong(&payload), None);
         }
@@ -171,10 +171,14 @@ mod tests {
     fn without_an_answer_it_is_lifeless_after_the_stall_time_and_any_sign_begins_it_anew() {
         let (mut live, clock) = new();
         live.ping(None, clock.at(20));
-        assert_eq!(live.look(1, false, clock.at(79)), Verdict::Fine, "the kernel took the ping: that says nothing");
-        live.heard(clock.at(79));
-        assert_eq!(live.look(2, false, clock.at(138)), Verdict::Fine);
-        assert_eq!(live.look(3, false, clock.at(139)), Verdict::Lifeless);
+        assert_eq!(
+            live.tick(1, false, clock.at(79)),
+            LivenessAction::Fine,
+            "the kernel took the ping: that says nothing"
+        );
+        live.record_life(clock.at(79));
+        assert_eq!(live.tick(2, false, clock.at(138)), LivenessAction::Fine);
+        assert_eq!(live.tick(3, false, clock.at(139)), LivenessAction::Lifeless);
     }
 
     #[test]
@@ -182,19 +186,19 @@ mod tests {
         let (mut live, clock) = new();
         live.ping(None, clock.at(0));
         live.sent(640 * 1024);
-        assert_eq!(live.look(0, false, clock.at(69)), Verdict::Fine);
-        assert_eq!(live.look(0, false, clock.at(70)), Verdict::Lifeless);
+        assert_eq!(live.tick(0, false, clock.at(69)), LivenessAction::Fine);
+        assert_eq!(live.tick(0, false, clock.at(70)), LivenessAction::Lifeless);
     }
 
     #[test]
     fn a_client_that_accepts_nothing_is_stalled_however_much_was_sent() {
         let (mut live, clock) = new();
         live.sent(10 << 20);
-        assert_eq!(live.look(7, true, clock.at(5)), Verdict::Fine);
+        assert_eq!(live.tick(7, true, clock.at(5)), LivenessAction::Fine);
         live.ping(None, clock.at(20));
-        assert_eq!(live.look(7, true, clock.at(64)), Verdict::Fine);
-        assert_eq!(live.look(7, true, clock.at(65)), Verdict::Stalled);
-        assert_eq!(live.look(8, true, clock.at(65)), Verdict::Fine, "it took something");
+        assert_eq!(live.tick(7, true, clock.at(64)), LivenessAction::Fine);
+        assert_eq!(live.tick(7, true, clock.at(65)), LivenessAction::Stalled);
+        assert_eq!(live.tick(8, true, clock.at(65)), LivenessAction::Fine, "it took something");
     }
 
     #[test]

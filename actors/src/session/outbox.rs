@@ -21,11 +21,8 @@ use bytes::Bytes;
 use futures_util::{Stream, task::AtomicWaker};
 use tokio::sync::{mpsc, oneshot};
 
-use super::phase::{Outlet, Words};
-use crate::{
-    protocol::{frame, notify::Message},
-    terminate::CloseReason,
-};
+use super::phase::{Outgoing, Outlet};
+use crate::{outcome::CloseReason, protocol::notification::ServerMessage, ws::frame};
 
 /// Frames, or batches of output frames, on their way to the socket.
 const SLOTS: usize = 4;
@@ -45,12 +42,12 @@ pub struct Closing {
 #[derive(Debug)]
 struct Pipe {
     frames: mpsc::Sender<Bytes>,
-    queue: VecDeque<Queued>,
-    room: Rc<Room>,
+    queue: VecDeque<QueuedFrame>,
+    room: Rc<RoomSignal>,
 }
 
 #[derive(Debug)]
-enum Queued {
+enum QueuedFrame {
     Message(Bytes),
     Response(Bytes),
     Heartbeat(Bytes),
@@ -58,27 +55,28 @@ enum Queued {
     Output(Bytes, Option<oneshot::Sender<()>>),
 }
 
-impl Queued {
+impl QueuedFrame {
     fn into_parts(self) -> (Bytes, Option<oneshot::Sender<()>>) {
         match self {
-            Queued::Message(frame) | Queued::Response(frame) | Queued::Heartbeat(frame) | Queued::Pong(frame) => {
-                (frame, None)
-            }
-            Queued::Output(frames, credit) => (frames, credit),
+            QueuedFrame::Message(frame)
+            | QueuedFrame::Response(frame)
+            | QueuedFrame::Heartbeat(frame)
+            | QueuedFrame::Pong(frame) => (frame, None),
+            QueuedFrame::Output(frames, credit) => (frames, credit),
         }
     }
 }
 
 /// Whether the receiving end has made room, or gone away, since the queue last met a full channel.
 #[derive(Debug, Default)]
-pub struct Room {
+pub struct RoomSignal {
     wanted: Cell<bool>,
     made: Cell<bool>,
     taken: Cell<u64>,
     waker: AtomicWaker,
 }
 
-impl Room {
+impl RoomSignal {
     fn make(&self) {
         if self.wanted.replace(false) {
             self.made.set(true);
@@ -110,7 +108,7 @@ pub type Credit = Option<oneshot::Receiver<()>>;
 /// read until the client's own close frame, and is not reset over unread input.
 pub struct Frames {
     frames: mpsc::Receiver<Bytes>,
-    room: Rc<Room>,
+    room: Rc<RoomSignal>,
     linger: Option<oneshot::Receiver<()>>,
 }
 
@@ -125,14 +123,14 @@ impl Outbox {
     pub fn new() -> (Outbox, Frames, Linger) {
         let (sender, receiver) = mpsc::channel(SLOTS);
         let (held, linger) = oneshot::channel();
-        let room = Rc::new(Room::default());
+        let room = Rc::new(RoomSignal::default());
         let frames = Frames { frames: receiver, room: Rc::clone(&room), linger: Some(linger) };
         let pipe = Pipe { frames: sender, queue: VecDeque::new(), room };
         (Outbox { pipe }, frames, Linger { _held: held })
     }
 
     /// Tells when [`Outbox::flush`] is worth calling.
-    pub fn room(&self) -> Rc<Room> {
+    pub fn room(&self) -> Rc<RoomSignal> {
         Rc::clone(&self.pipe.room)
     }
 
@@ -146,7 +144,7 @@ impl Outbox {
     /// Back-pressure is applied here: the execution reads no more until the credit comes.
     pub fn credit(&mut self) -> Credit {
         self.pipe.queue.iter_mut().find_map(|queued| match queued {
-            Queued::Output(_, credit @ None) => {
+            QueuedFrame::Output(_, credit @ None) => {
                 let (sender, receiver) = oneshot::channel();
                 *credit = Some(sender);
                 Some(receiver)
@@ -162,30 +160,30 @@ impl Outbox {
 
     /// Responses that the client has not made room for.
     pub fn unsent_responses(&self) -> usize {
-        self.pipe.queue.iter().filter(|queued| matches!(queued, Queued::Response(_))).count()
+        self.pipe.queue.iter().filter(|queued| matches!(queued, QueuedFrame::Response(_))).count()
     }
 }
 
 impl Outlet for Outbox {
     type Closed = Closing;
 
-    fn say(&mut self, words: Words) {
+    fn send(&mut self, words: Outgoing) {
         let queued = match words {
-            Words::Message(message @ Message::Response(_)) => Queued::Response(frame::text(&message)),
+            Outgoing::Message(message @ ServerMessage::Response(_)) => QueuedFrame::Response(frame::text(&message)),
             // An error without id is what a failed call without id gets: it counts as a response.
-            Words::Message(message @ Message::Error(_)) => Queued::Response(frame::text(&message)),
-            Words::Message(message) => Queued::Message(frame::text(&message)),
-            Words::Heartbeat(progress) => Queued::Heartbeat(frame::text(&Message::Progress(progress))),
-            Words::Ping(payload) => Queued::Message(frame::ping(&payload)),
-            Words::Pong(payload) => Queued::Pong(frame::pong(&payload)),
-            Words::Output(frames) => Queued::Output(frames, None),
+            Outgoing::Message(message @ ServerMessage::Error(_)) => QueuedFrame::Response(frame::text(&message)),
+            Outgoing::Message(message) => QueuedFrame::Message(frame::text(&message)),
+            Outgoing::Heartbeat(progress) => QueuedFrame::Heartbeat(frame::text(&ServerMessage::Progress(progress))),
+            Outgoing::Ping(payload) => QueuedFrame::Message(frame::ping(&payload)),
+            Outgoing::Pong(payload) => QueuedFrame::Pong(frame::pong(&payload)),
+            Outgoing::Output(frames) => QueuedFrame::Output(frames, None),
         };
         self.pipe.replace_or_push(queued);
         self.pipe.flush();
     }
 
     fn close(mut self, reason: &CloseReason) -> Closing {
-        self.pipe.queue.push_back(Queued::Message(frame::close(reason.code.into(), &reason.text)));
+        self.pipe.queue.push_back(QueuedFrame::Message(frame::close(reason.code.into(), &reason.text)));
         self.pipe.flush();
         Closing { pipe: self.pipe }
     }
@@ -199,11 +197,11 @@ impl Closing {
 }
 
 impl Pipe {
-    fn replace_or_push(&mut self, queued: Queued) {
+    fn replace_or_push(&mut self, queued: QueuedFrame) {
         let unsent = self.queue.iter_mut().find(|waiting| {
             matches!(
                 (&queued, waiting),
-                (Queued::Heartbeat(_), Queued::Heartbeat(_)) | (Queued::Pong(_), Queued::Pong(_))
+                (QueuedFrame::Heartbeat(_), QueuedFrame::Heartbeat(_)) | (QueuedFrame::Pong(_), QueuedFrame::Pong(_))
             )
         });
         match unsent {
@@ -216,7 +214,7 @@ impl Pipe {
         while !self.queue.is_empty() {
             match self.frames.try_reserve() {
                 Ok(permit) => {
-                    if let Some((frames, credit)) = self.queue.pop_front().map(Queued::into_parts) {
+                    if let Some((frames, credit)) = self.queue.pop_front().map(QueuedFrame::into_parts) {
                         permit.send(frames);
                         // A pump that is gone needs no credit.
                         credit.map(|credit| credit.send(()));
@@ -271,11 +269,11 @@ mod tests {
     use futures_util::{FutureExt, StreamExt};
 
     use super::*;
-    use crate::terminate::CloseCode;
+    use crate::outcome::CloseCode;
 
     fn fill(outbox: &mut Outbox) {
         for _ in 0..SLOTS {
-            outbox.say(Words::Output(Bytes::from_static(b"x")));
+            outbox.send(Outgoing::Output(Bytes::from_static(b"x")));
             assert!(outbox.credit().is_none(), "there is room: go on");
         }
     }
@@ -284,7 +282,7 @@ mod tests {
     fn credit_comes_when_the_client_has_made_room() {
         let (mut outbox, mut frames, _linger) = Outbox::new();
         fill(&mut outbox);
-        outbox.say(Words::Output(Bytes::from_static(b"y")));
+        outbox.send(Outgoing::Output(Bytes::from_static(b"y")));
         let mut credit = outbox.credit().expect("the channel is full");
         assert!(outbox.is_blocked() && credit.try_recv().is_err());
         let room = outbox.room();
@@ -300,7 +298,7 @@ mod tests {
         let (mut outbox, _frames, _linger) = Outbox::new();
         fill(&mut outbox);
         for n in 0..1_000u32 {
-            outbox.say(Words::Pong(Bytes::copy_from_slice(&n.to_be_bytes())));
+            outbox.send(Outgoing::Pong(Bytes::copy_from_slice(&n.to_be_bytes())));
         }
         assert_eq!(outbox.pipe.queue.len(), 1);
     }
@@ -309,7 +307,7 @@ mod tests {
     fn what_was_said_before_the_close_comes_before_it_and_nothing_after() {
         let (mut outbox, mut frames, linger) = Outbox::new();
         fill(&mut outbox);
-        outbox.say(Words::Pong(Bytes::from_static(b"late")));
+        outbox.send(Outgoing::Pong(Bytes::from_static(b"late")));
         let mut closing = outbox.close(&CloseReason::new(CloseCode::Normal, "bye"));
         assert!(!closing.flush());
         let mut got = Vec::new();

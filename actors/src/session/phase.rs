@@ -3,7 +3,7 @@
 //! [`Phase`] owns whoever speaks to the client. Only its variant `Open` has an [`Outlet`], and closing
 //! consumes it: after a close frame there is nothing left to speak with.
 
-mod hold;
+mod current;
 mod open;
 
 use std::time::Instant;
@@ -11,19 +11,19 @@ use std::time::Instant;
 use bytes::Bytes;
 use serde_json::Value;
 
+use self::open::NextStep;
 pub use self::open::Open;
-use self::open::Then;
 use crate::{
-    backend::Kind,
-    execution::messages::{Report, Steer},
+    backend_client::BackendKind,
+    execution::messages::{ControlRequest, ExecutionReport},
     id::{ExecutionId, SessionId},
+    outcome::{CloseCode, CloseReason},
     protocol::{
         CAPABILITIES, Limits, PerStream, VERSION,
-        method::{Attach, Execute, Input},
-        notify::{Connected, ErrorNotice, Message, Progress, Server},
-        rpc::{ErrorObject, Id},
+        method::{AttachParams, ExecuteParams, InputParams},
+        notification::{Connected, ErrorNotice, ServerInfo, ServerMessage, StatusUpdate},
     },
-    terminate::{CloseCode, CloseReason},
+    rpc::{ErrorObject, Id},
 };
 
 /// Whoever carries words to the client.
@@ -31,18 +31,18 @@ pub trait Outlet {
     /// What is left after the close frame: nothing that can speak.
     type Closed;
     /// Says one thing, after all that was said before.
-    fn say(&mut self, words: Words);
+    fn send(&mut self, words: Outgoing);
     /// Says a last thing, the close frame.
     fn close(self, reason: &CloseReason) -> Self::Closed;
 }
 
 /// One thing to say.
 #[derive(Clone, PartialEq, Debug)]
-pub enum Words {
+pub enum Outgoing {
     /// A message of the protocol.
-    Message(Message),
+    Message(ServerMessage),
     /// A message that replaces an unsent one of its kind.
-    Heartbeat(Progress),
+    Heartbeat(StatusUpdate),
     /// A WebSocket ping, in its place among everything else.
     Ping(Bytes),
     /// The answer to a WebSocket ping. Replaces an unsent one (RFC 6455 section 5.5.3).
@@ -70,11 +70,11 @@ pub enum Incoming {
 
 /// Something that happened.
 #[derive(Clone, PartialEq, Debug)]
-pub enum Event {
+pub enum SessionEvent {
     /// From the client.
     Incoming(Incoming),
     /// From the session's execution.
-    Report(Report),
+    Report(ExecutionReport),
     /// Output of the session's execution, encoded, and how far its streams have come with it.
     Output {
         /// Whose output.
@@ -84,8 +84,8 @@ pub enum Event {
         /// Bytes of each stream up to here.
         offsets: PerStream<u64>,
     },
-    /// The outcome of an earlier [`Ask`].
-    Answered(Answered),
+    /// The outcome of an earlier [`Effect`].
+    Answered(ControlOutcome),
     /// It is time to repeat the newest status.
     Heartbeat,
     /// It is time to look whether the client lives.
@@ -98,14 +98,14 @@ pub enum Event {
     /// More responses wait for the client than may.
     Flooded,
     /// The service goes away.
-    Drain(Leave),
+    Drain(DrainMode),
     /// What still runs must end now.
     Hurry,
 }
 
 /// What becomes of an execution that may go on without its client when the service goes away.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Leave {
+pub enum DrainMode {
     /// It is left to its backend.
     Running,
     /// Its backend goes away too.
@@ -114,7 +114,7 @@ pub enum Leave {
 
 /// The outcome of something that a client asked for and that took a while.
 #[derive(Clone, PartialEq, Debug)]
-pub struct Answered {
+pub struct ControlOutcome {
     /// The request's id, if a response is owed.
     pub id: Option<Id>,
     /// Which execution it was about.
@@ -127,11 +127,11 @@ pub struct Answered {
 
 /// Something that the session's shell must do.
 #[derive(Clone, PartialEq, Debug)]
-pub enum Ask {
+pub enum Effect {
     /// Start the session's execution.
-    Start(ExecutionId, Box<Execute>),
+    Start(ExecutionId, Box<ExecuteParams>),
     /// Follow an execution that is there already.
-    Follow(Attach),
+    Follow(AttachParams),
     /// Repeat the newest status this often, in milliseconds.
     Beat(u64),
     /// End the session's execution; the answer is owed to this request.
@@ -144,29 +144,29 @@ pub enum Ask {
     /// End the session's execution because the service goes away.
     Drain,
     /// Pause, resume, signal or resize the session's execution.
-    Steer(Option<Id>, Steer),
+    Steer(Option<Id>, ControlRequest),
     /// Write to its standard input.
-    Feed(Option<Id>, Input),
+    Feed(Option<Id>, InputParams),
     /// Say what the client has received.
     Acknowledge(PerStream<u64>),
     /// Say the same of an execution that has ended, in the name of the hold that it had.
     Delivered(ExecutionId, PerStream<u64>, Option<u64>),
     /// Do this to an execution that another session may hold.
-    Elsewhere(Option<Id>, ExecutionId, Elsewhere),
+    Elsewhere(Option<Id>, ExecutionId, ByIdRequest),
     /// Let go of the session's execution: it has ended.
     Release,
 }
 
 /// What is asked about an execution of somebody else.
 #[derive(Clone, Copy, PartialEq, Debug)]
-pub enum Elsewhere {
+pub enum ByIdRequest {
     /// End it.
     Cancel {
         /// Milliseconds between TERM and KILL.
         grace_ms: u64,
     },
     /// Pause, resume or signal it.
-    Steer(Steer),
+    Steer(ControlRequest),
     /// Ask how it is.
     Status,
 }
@@ -177,12 +177,12 @@ pub enum Phase<O: Outlet> {
     /// The client is there.
     Open(Box<Open>, O),
     /// A close frame was the last thing said, or the client is gone.
-    Closed(Option<O::Closed>, Closure),
+    Closed(Option<O::Closed>, CloseCause),
 }
 
 /// How a session was closed.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Closure {
+pub enum CloseCause {
     /// We said why.
     Said(CloseReason),
     /// The connection was gone before anything could be said.
@@ -191,13 +191,13 @@ pub enum Closure {
 
 impl<O: Outlet> Phase<O> {
     /// A session that has said `connected`.
-    pub fn open(id: SessionId, backend: Option<&Kind>, limits: Limits, mut outlet: O, now: Instant) -> Self {
-        outlet.say(Words::Message(Message::Connected(Connected {
+    pub fn open(id: SessionId, backend: Option<&BackendKind>, limits: Limits, mut outlet: O, now: Instant) -> Self {
+        outlet.send(Outgoing::Message(ServerMessage::Connected(Connected {
             session_id: id,
             protocol: VERSION,
-            server: Server::THIS,
-            executors: backend.map(Kind::executors),
-            instance: backend.and_then(Kind::instance),
+            server: ServerInfo::THIS,
+            executors: backend.map(BackendKind::executors),
+            instance: backend.and_then(BackendKind::instance),
             limits,
             capabilities: CAPABILITIES.iter().map(|name| (*name).to_owned()).collect(),
         })));
@@ -208,21 +208,21 @@ impl<O: Outlet> Phase<O> {
     pub fn refused(error: ErrorObject, outlet: O) -> Self {
         let reason = CloseReason::new(CloseCode::TryAgain, error.message.clone());
         let mut outlet = outlet;
-        outlet.say(Words::Message(Message::Error(ErrorNotice { error, execution_id: None })));
-        Phase::Closed(Some(outlet.close(&reason)), Closure::Said(reason))
+        outlet.send(Outgoing::Message(ServerMessage::Error(ErrorNotice { error, execution_id: None })));
+        Phase::Closed(Some(outlet.close(&reason)), CloseCause::Said(reason))
     }
 
     /// Takes an event: says what there is to say, and gives what is to be done.
-    pub fn on(self, event: Event, now: Instant) -> (Self, Vec<Ask>) {
+    pub fn on(self, event: SessionEvent, now: Instant) -> (Self, Vec<Effect>) {
         let Phase::Open(open, mut outlet) = self else { return (self, Vec::new()) };
         let step = open.on(event, now);
         for words in step.say {
-            outlet.say(words);
+            outlet.send(words);
         }
         let phase = match step.then {
-            Then::Stay(open) => Phase::Open(open, outlet),
-            Then::Close(reason) => Phase::Closed(Some(outlet.close(&reason)), Closure::Said(reason)),
-            Then::Gone => Phase::Closed(None, Closure::Gone),
+            NextStep::Stay(open) => Phase::Open(open, outlet),
+            NextStep::Close(reason) => Phase::Closed(Some(outlet.close(&reason)), CloseCause::Said(reason)),
+            NextStep::Gone => Phase::Closed(None, CloseCause::Gone),
         };
         (phase, step.asks)
     }

@@ -13,7 +13,7 @@ use std::{
 
 use rustix::fs::{AtFlags, Mode, OFlags, mkdirat, openat, unlinkat};
 
-use crate::syscall::Place;
+use crate::syscall::ForkTarget;
 
 /// The prefix of a backend's directory; its process id and start time follow.
 const BASE: &str = "cc-executor.";
@@ -139,8 +139,8 @@ impl Cgroup {
     }
 
     /// What a fork puts the command into.
-    pub fn place(&self) -> Place<'_> {
-        Place::Cgroup(self.directory.as_fd())
+    pub fn place(&self) -> ForkTarget<'_> {
+        ForkTarget::Cgroup(self.directory.as_fd())
     }
 
     /// Puts this process there, if its fork has not.

@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use super::protocol::{Fact, Numbered};
+use super::protocol::{NumberedOrder, ShimEvent};
 
 /// Reads orders and writes facts.
 pub(super) struct Channel {
@@ -27,7 +27,7 @@ impl Channel {
     }
 
     /// Waits for the next order. `None` at the end, and after anything that is not an order.
-    pub(super) fn wait(&mut self) -> io::Result<Option<Numbered>> {
+    pub(super) fn wait(&mut self) -> io::Result<Option<NumberedOrder>> {
         loop {
             if let Some(order) = self.next() {
                 return Ok(Some(order));
@@ -54,15 +54,15 @@ impl Channel {
     }
 
     /// The next whole order, and its acknowledgement.
-    pub(super) fn next(&mut self) -> Option<Numbered> {
+    pub(super) fn next(&mut self) -> Option<NumberedOrder> {
         let end = self.input.iter().position(|byte| *byte == b'\n')?;
         let line: Vec<u8> = self.input.drain(..=end).collect();
-        let order: Numbered = serde_json::from_slice(&line).ok()?;
-        self.tell(&Fact::Accepted { number: order.number });
+        let order: NumberedOrder = serde_json::from_slice(&line).ok()?;
+        self.tell(&ShimEvent::Accepted { number: order.number });
         Some(order)
     }
 
-    pub(super) fn tell(&mut self, fact: &Fact) {
+    pub(super) fn tell(&mut self, fact: &ShimEvent) {
         let mut line = serde_json::to_vec(fact).unwrap_or_default();
         line.push(b'\n');
         // A backend that is gone is noticed where it is read.

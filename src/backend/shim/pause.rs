@@ -22,7 +22,7 @@ pub(super) const STOP_PATIENCE: Duration = Duration::from_millis(800);
 
 /// How far a pause has come.
 #[derive(Debug, Default)]
-pub(super) enum Pause {
+pub(super) enum PauseState {
     /// Nothing was stopped from here.
     #[default]
     Running,
@@ -34,7 +34,7 @@ pub(super) enum Pause {
 
 /// What a step came to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Step {
+pub(super) enum PauseStep {
     /// Another one is needed soon.
     Again,
     /// Everything is stopped.
@@ -43,18 +43,18 @@ pub(super) enum Step {
     Failed,
 }
 
-impl Pause {
+impl PauseState {
     /// Begins to stop everything below this process.
     pub(super) fn begin(&mut self) {
-        if matches!(self, Pause::Running) {
-            *self = Pause::Stopping { told: HashSet::new(), until: Instant::now() + STOP_PATIENCE };
+        if matches!(self, PauseState::Running) {
+            *self = PauseState::Stopping { told: HashSet::new(), until: Instant::now() + STOP_PATIENCE };
         }
     }
 
     /// Looks once at the whole tree, and tells those to stop whose turn it is.
-    pub(super) fn step(&mut self, procfs: &Procfs) -> Step {
-        let Pause::Stopping { told, until } = self else { return Step::Done };
-        let Ok(tree) = procfs.descendants() else { return Step::Failed };
+    pub(super) fn step(&mut self, procfs: &Procfs) -> PauseStep {
+        let PauseState::Stopping { told, until } = self else { return PauseStep::Done };
+        let Ok(tree) = procfs.descendants() else { return PauseStep::Failed };
         let mut running = HashSet::new();
         let mut all_still = true;
         for (process, stat) in tree {
@@ -69,15 +69,15 @@ impl Pause {
             }
         }
         if all_still {
-            *self = Pause::Stopped;
-            return Step::Done;
+            *self = PauseState::Stopped;
+            return PauseStep::Done;
         }
-        if Instant::now() > *until { Step::Failed } else { Step::Again }
+        if Instant::now() > *until { PauseStep::Failed } else { PauseStep::Again }
     }
 
     /// Continues everything that was stopped from here.
     pub(super) fn end(&mut self, procfs: &Procfs) {
-        if !matches!(std::mem::take(self), Pause::Running) {
+        if !matches!(std::mem::take(self), PauseState::Running) {
             continue_all(procfs);
         }
     }

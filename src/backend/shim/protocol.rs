@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use cc_executor_actors::terminate::Evidence;
+use cc_executor_actors::outcome::Evidence;
 use serde::{Deserialize, Serialize};
 
 /// An order with its number, which the shim's acknowledgement repeats.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Numbered {
+pub struct NumberedOrder {
     /// Numbers grow by one.
     pub number: u64,
     /// What is to be done.
@@ -73,7 +73,7 @@ pub enum Stdin {
 /// What a shim tells its backend.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Fact {
+pub enum ShimEvent {
     /// The order of this number was read, and is being carried out.
     Accepted {
         /// The order's number.
@@ -107,7 +107,7 @@ pub enum Fact {
     /// The subreaper was ended by somebody else: the tree is being ended, since nobody could end it after this shim.
     Unguarded,
     /// The tree is gone. The last fact.
-    Gone(Gone),
+    Gone(TreeGone),
 }
 
 /// How the command's own process ended.
@@ -122,7 +122,7 @@ pub enum LeaderExit {
 
 /// What is known about the end of a tree.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Gone {
+pub struct TreeGone {
     /// How it is known that nothing is left.
     pub evidence: Evidence,
     /// Processes that could not be ended; `None` where they could not be counted.
@@ -131,12 +131,12 @@ pub struct Gone {
     pub killed: u32,
 }
 
-impl Gone {
+impl TreeGone {
     /// Nothing is known of what is left.
-    pub const UNKNOWN: Gone = Gone { evidence: Evidence::Unknown, survivors: None, killed: 0 };
+    pub const UNKNOWN: TreeGone = TreeGone { evidence: Evidence::Unknown, survivors: None, killed: 0 };
 
     /// All processes are gone, and this shows it.
-    pub fn proven(evidence: Evidence) -> Gone {
-        Gone { evidence, survivors: Some(0), killed: 0 }
+    pub fn proven(evidence: Evidence) -> TreeGone {
+        TreeGone { evidence, survivors: Some(0), killed: 0 }
     }
 }

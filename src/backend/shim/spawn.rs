@@ -21,7 +21,7 @@ use rustix::{
 use super::{
     cgroup::Cgroup,
     oom_score,
-    protocol::{Fact, JobSpec, Stdin},
+    protocol::{JobSpec, ShimEvent, Stdin},
 };
 use crate::syscall::{SingleThread, keep_only, reset_all_signals};
 
@@ -40,20 +40,20 @@ pub struct CommandEnds {
 }
 
 /// The child that is to become the command, and the pipe on which it reports a failure.
-pub(super) struct Starting {
+pub(super) struct StartingChild {
     pub(super) leader: Pid,
     report: File,
 }
 
 /// What the report came to.
-pub(super) enum Report {
+pub(super) enum ExecReport {
     /// The child has become the command.
     Executed,
     /// It could not.
-    Failed(Fact),
+    Failed(ShimEvent),
 }
 
-impl Starting {
+impl StartingChild {
     /// Where the report arrives: readable once it is there.
     pub(super) fn report(&self) -> BorrowedFd<'_> {
         self.report.as_fd()
@@ -61,13 +61,13 @@ impl Starting {
 
     /// Reads the report, once it is readable. A child that was ended before its exec has become no command
     /// either: its own end tells that.
-    pub(super) fn read(mut self) -> Report {
+    pub(super) fn read(mut self) -> ExecReport {
         let mut text = Vec::new();
         // The child writes it in one piece, or closes the pipe.
         let _ = self.report.read_to_end(&mut text);
         match serde_json::from_slice(&text) {
-            Ok(fact) => Report::Failed(fact),
-            Err(_) => Report::Executed,
+            Ok(fact) => ExecReport::Failed(fact),
+            Err(_) => ExecReport::Executed,
         }
     }
 }
@@ -79,7 +79,7 @@ pub(super) fn start(
     spec: &JobSpec,
     ends: CommandEnds,
     cgroup: Option<&Cgroup>,
-) -> io::Result<Starting> {
+) -> io::Result<StartingChild> {
     let (report, their_report) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     let forked = match cgroup {
         // Where the call is not there or filtered, the child enters it by itself.
@@ -87,7 +87,7 @@ pub(super) fn start(
         None => single.fork()?,
     };
     if let Some(leader) = forked {
-        return Ok(Starting { leader, report: File::from(report) });
+        return Ok(StartingChild { leader, report: File::from(report) });
     }
     let (fact, their_report) = become_command(spec, &ends, cgroup, their_report);
     // The shim is the only one that could be told of a failure to tell.
@@ -96,7 +96,12 @@ pub(super) fn start(
 }
 
 /// Makes this process the command. Returns only if that failed, with the fact to report and where.
-fn become_command(spec: &JobSpec, ends: &CommandEnds, cgroup: Option<&Cgroup>, report: OwnedFd) -> (Fact, OwnedFd) {
+fn become_command(
+    spec: &JobSpec,
+    ends: &CommandEnds,
+    cgroup: Option<&Cgroup>,
+    report: OwnedFd,
+) -> (ShimEvent, OwnedFd) {
     let failed = |error: io::Error, report| (not_started(format!("cannot prepare its process: {error}")), report);
     if let Err(error) = prepare(spec, ends, cgroup) {
         return failed(error, report);
@@ -150,14 +155,14 @@ fn prepare(spec: &JobSpec, ends: &CommandEnds, cgroup: Option<&Cgroup>) -> io::R
     Ok(())
 }
 
-fn could_not_execute(program: &str, error: &io::Error) -> Fact {
+fn could_not_execute(program: &str, error: &io::Error) -> ShimEvent {
     if error.kind() == ErrorKind::NotFound {
         let message = format!("there is no program {program:?} here: install it, or name another executor");
-        return Fact::NotStarted { exit_code: 127, message };
+        return ShimEvent::NotStarted { exit_code: 127, message };
     }
     not_started(format!("cannot start {program:?}: {error}"))
 }
 
-fn not_started(message: String) -> Fact {
-    Fact::NotStarted { exit_code: 126, message }
+fn not_started(message: String) -> ShimEvent {
+    ShimEvent::NotStarted { exit_code: 126, message }
 }

@@ -20,7 +20,7 @@ use super::{procfs::Procfs, protocol::LeaderExit};
 const WALL: u32 = 0x4000_0000;
 
 /// The children of this process.
-pub struct Tree {
+pub struct ProcessTree {
     leader: Option<Pid>,
     gone: bool,
     /// The children that TERM was sent to.
@@ -31,10 +31,10 @@ pub struct Tree {
     killed: HashSet<Pid>,
 }
 
-impl Tree {
+impl ProcessTree {
     /// The tree of this leader, just started.
     pub fn new(leader: Pid) -> Self {
-        Tree {
+        ProcessTree {
             leader: Some(leader),
             gone: false,
             asked: HashSet::new(),
@@ -120,7 +120,7 @@ impl Tree {
         asked.is_some_and(|started| procfs.stat(child).is_ok_and(|stat| stat.started == *started))
     }
 
-    /// How many processes [`Tree::kill`] has met.
+    /// How many processes [`ProcessTree::kill`] has met.
     pub fn n_killed(&self) -> u32 {
         count(self.killed.len())
     }

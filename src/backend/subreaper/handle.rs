@@ -19,7 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cc_executor_actors::terminate::Evidence;
+use cc_executor_actors::outcome::Evidence;
 use log::{error, warn};
 use rustix::{
     cmsg_space,
@@ -34,15 +34,15 @@ use tokio::sync::oneshot;
 
 use super::{
     ARGUMENT,
-    protocol::{Answer, MAX_REQUEST, Numbered, Request, Ticket},
+    protocol::{MAX_REQUEST, NumberedRequest, SubreaperRequest, SubreaperResponse, Ticket},
 };
 use crate::backend::{
-    process::watch::{Deed, OrderWatch},
+    process::deadlines::{OrderWatch, WatchAction},
     shim::{
         cgroup::{kill_cgroup, remove_base},
         containment::{Contained, Containment},
         procfs::{pid, stat_of},
-        protocol::Gone,
+        protocol::TreeGone,
     },
 };
 
@@ -58,12 +58,12 @@ pub struct Subreapers {
     binary: PathBuf,
     contained: Contained,
     adoption: Arc<Adoption>,
-    current: Mutex<Option<Arc<Subreaper>>>,
+    current: Mutex<Option<Arc<SubreaperHandle>>>,
 }
 
 /// A running subreaper. It ends when the last one who holds this is gone.
 #[derive(Debug)]
-pub struct Subreaper {
+pub struct SubreaperHandle {
     shared: Arc<Shared>,
     contained: Contained,
 }
@@ -74,14 +74,14 @@ struct Shared {
     socket: OwnedFd,
     /// Wakes the thread where it waits without a deadline.
     wake: OwnedFd,
-    state: Mutex<State>,
+    state: Mutex<HandleState>,
     next: AtomicU64,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct HandleState {
     /// Requests that are not answered.
-    waiting: HashMap<u64, Waiting>,
+    waiting: HashMap<u64, PendingRequest>,
     watch: OrderWatch,
     /// The shims that it has forked and that their executions have not lost.
     shims: HashMap<Ticket, Pid>,
@@ -95,9 +95,9 @@ struct State {
 }
 
 #[derive(Debug)]
-struct Waiting {
-    request: Request,
-    answer: oneshot::Sender<Answer>,
+struct PendingRequest {
+    request: SubreaperRequest,
+    answer: oneshot::Sender<SubreaperResponse>,
 }
 
 /// What becomes of the children of a subreaper that was lost. They come to this process, if it is a subreaper
@@ -135,7 +135,7 @@ impl Subreapers {
     }
 
     /// The one that takes new executions. Starts another where it was lost.
-    pub fn current(&self) -> io::Result<Arc<Subreaper>> {
+    pub fn current(&self) -> io::Result<Arc<SubreaperHandle>> {
         let mut current = lock(&self.current);
         if let Some(subreaper) = current.as_ref().filter(|subreaper| subreaper.is_fit()) {
             return Ok(Arc::clone(subreaper));
@@ -145,7 +145,7 @@ impl Subreapers {
         Ok(started)
     }
 
-    fn start_another(&self) -> io::Result<Subreaper> {
+    fn start_another(&self) -> io::Result<SubreaperHandle> {
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         let shared = Arc::new(Shared {
             socket: ours,
@@ -176,7 +176,7 @@ impl Subreapers {
             }
         })?;
         is_started.recv().map_err(io::Error::other)??;
-        Ok(Subreaper { shared, contained: self.contained.clone() })
+        Ok(SubreaperHandle { shared, contained: self.contained.clone() })
     }
 }
 
@@ -188,7 +188,7 @@ impl Drop for Subreapers {
     }
 }
 
-impl Subreaper {
+impl SubreaperHandle {
     fn is_fit(&self) -> bool {
         let state = lock(&self.shared.state);
         !state.is_lost && !state.is_unfit
@@ -202,9 +202,13 @@ impl Subreaper {
 
     /// Asks for something. The answer comes in time, or the sender is dropped because the subreaper was lost.
     /// The error says that it cannot even be asked.
-    pub fn ask(&self, request: Request, descriptors: &[&OwnedFd]) -> io::Result<oneshot::Receiver<Answer>> {
+    pub fn ask(
+        &self,
+        request: SubreaperRequest,
+        descriptors: &[&OwnedFd],
+    ) -> io::Result<oneshot::Receiver<SubreaperResponse>> {
         let number = self.shared.next.fetch_add(1, Ordering::Relaxed);
-        let message = serde_json::to_vec(&Numbered { number, message: request })?;
+        let message = serde_json::to_vec(&NumberedRequest { number, message: request })?;
         let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(super::MAX_PASSED))];
         let mut passed = SendAncillaryBuffer::new(&mut space);
         let borrowed: Vec<_> = descriptors.iter().map(|descriptor| descriptor.as_fd()).collect();
@@ -219,7 +223,7 @@ impl Subreaper {
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
         sendmsg(&self.shared.socket, &[IoSlice::new(&message)], &mut passed, flags)?;
         let was_idle = state.waiting.is_empty();
-        state.waiting.insert(number, Waiting { request, answer });
+        state.waiting.insert(number, PendingRequest { request, answer });
         state.watch.sent(number, Instant::now(), true);
         drop(state);
         if was_idle {
@@ -230,38 +234,38 @@ impl Subreaper {
     }
 
     /// Tells it something that needs no answer. Where it cannot be asked it is lost, and its shims end.
-    pub fn tell(&self, request: Request) {
+    pub fn tell(&self, request: SubreaperRequest) {
         let _ = self.ask(request, &[]);
     }
 
     /// Ends what this shim has left behind, and says what is known of that.
-    pub async fn sweep(self: Arc<Self>, ticket: Ticket) -> Gone {
-        if let Ok(answered) = self.ask(Request::Sweep { ticket }, &[])
-            && let Ok(Answer::Swept(gone)) = answered.await
+    pub async fn sweep(self: Arc<Self>, ticket: Ticket) -> TreeGone {
+        if let Ok(answered) = self.ask(SubreaperRequest::Sweep { ticket }, &[])
+            && let Ok(SubreaperResponse::Swept(gone)) = answered.await
         {
             return gone;
         }
         // The subreaper was lost as well. Its thread adopts what it left; a cgroup shows by itself what is in it.
         lock(&self.shared.state).shims.remove(&ticket);
-        tokio::task::spawn_blocking(move || self.sweep_without(ticket)).await.unwrap_or(Gone::UNKNOWN)
+        tokio::task::spawn_blocking(move || self.sweep_without(ticket)).await.unwrap_or(TreeGone::UNKNOWN)
     }
 
-    fn sweep_without(&self, ticket: Ticket) -> Gone {
+    fn sweep_without(&self, ticket: Ticket) -> TreeGone {
         if let Contained::Cgroup(base) = &self.contained
             && kill_cgroup(base, &ticket.to_string(), ADOPTED_PATIENCE)
         {
-            return Gone::proven(Evidence::CgroupEmpty);
+            return TreeGone::proven(Evidence::CgroupEmpty);
         }
         let until = Instant::now() + ADOPTED_PATIENCE;
         // The look that is under way may have begun before this shim was given up: the one after it counts.
         let wanted = lock(&self.shared.state).n_clean + 2;
         while Instant::now() < until {
             if lock(&self.shared.state).n_clean >= wanted {
-                return Gone::proven(Evidence::Swept);
+                return TreeGone::proven(Evidence::Swept);
             }
             thread::sleep(ADOPTED_CADENCE);
         }
-        Gone::UNKNOWN
+        TreeGone::UNKNOWN
     }
 
     /// The execution of this shim has read its last word, or has lost it.
@@ -270,7 +274,7 @@ impl Subreaper {
     }
 }
 
-impl Drop for Subreaper {
+impl Drop for SubreaperHandle {
     fn drop(&mut self) {
         lock(&self.shared.state).is_given_up = true;
         // The thread has the socket, too; the subreaper ends on this, and the thread with it.
@@ -320,12 +324,12 @@ fn step(shared: &Shared, pid: Pid) -> bool {
     let deed = lock(&shared.state).watch.act(Instant::now());
     match deed {
         None => {}
-        Some(Deed::Continue) => signal(pid, Signal::CONT),
-        Some(Deed::KillIfStopped) if stat_of(pid).is_some_and(|stat| matches!(stat.state, 'T' | 't')) => {
+        Some(WatchAction::Continue) => signal(pid, Signal::CONT),
+        Some(WatchAction::KillIfStopped) if stat_of(pid).is_some_and(|stat| matches!(stat.state, 'T' | 't')) => {
             signal(pid, Signal::KILL);
         }
-        Some(Deed::KillIfStopped) => {}
-        Some(Deed::Kill) => {
+        Some(WatchAction::KillIfStopped) => {}
+        Some(WatchAction::Kill) => {
             warn!(event = "subreaper.silent", pid = pid.as_raw_nonzero().get(); "the subreaper does not answer: it is killed");
             signal(pid, Signal::KILL);
         }
@@ -346,19 +350,22 @@ fn read_answer(shared: &Shared) -> bool {
         Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return true,
         Err(_) => return false,
     };
-    let Ok(Numbered::<Answer> { number, message: answer }) = serde_json::from_slice(&bytes[..n]) else { return true };
+    let Ok(NumberedRequest::<SubreaperResponse> { number, message: answer }) = serde_json::from_slice(&bytes[..n])
+    else {
+        return true;
+    };
     let mut state = lock(&shared.state);
     state.watch.acknowledged(number);
-    if answer == Answer::Accepted {
+    if answer == SubreaperResponse::Accepted {
         return true;
     }
-    let Some(Waiting { request, answer: sender }) = state.waiting.remove(&number) else { return true };
+    let Some(PendingRequest { request, answer: sender }) = state.waiting.remove(&number) else { return true };
     match (&answer, request) {
         // An execution that has ended meanwhile has forgotten it.
-        (Answer::Forked { pid }, Request::Fork { ticket }) if !sender.is_closed() => {
+        (SubreaperResponse::Forked { pid }, SubreaperRequest::Fork { ticket }) if !sender.is_closed() => {
             state.shims.extend(Pid::from_raw(*pid).map(|pid| (ticket, pid)));
         }
-        (Answer::NotForked { .. }, _) => state.is_unfit = true,
+        (SubreaperResponse::NotForked { .. }, _) => state.is_unfit = true,
         _ => {}
     }
     drop(state);

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::backend::shim::protocol::Gone;
+use crate::backend::shim::protocol::TreeGone;
 
 /// The longest request, in bytes.
 pub const MAX_REQUEST: usize = 1024;
@@ -13,7 +13,7 @@ pub type Ticket = u64;
 
 /// A message with its number; an answer repeats that of its request.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Numbered<T> {
+pub struct NumberedRequest<T> {
     /// Numbers grow by one.
     pub number: u64,
     /// What is said.
@@ -23,7 +23,7 @@ pub struct Numbered<T> {
 /// What the backend asks for. Each request is answered.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Request {
+pub enum SubreaperRequest {
     /// Fork a shim. Its socket and the command's standard output, error and input come along.
     Fork {
         /// What names it from now on.
@@ -54,7 +54,7 @@ pub enum Request {
 /// What the subreaper answers.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Answer {
+pub enum SubreaperResponse {
     /// The shim was forked.
     Forked {
         /// Its process id.
@@ -70,5 +70,5 @@ pub enum Answer {
     /// The sweep has begun; another answer follows.
     Accepted,
     /// The sweep is over.
-    Swept(Gone),
+    Swept(TreeGone),
 }

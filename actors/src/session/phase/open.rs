@@ -8,31 +8,31 @@ use std::{
 use serde_json::{Value, json};
 
 use super::{
-    Answered, Ask, Elsewhere, Event, Incoming, Leave, Words,
-    hold::{Hold, Stage},
+    ByIdRequest, ControlOutcome, DrainMode, Effect, Incoming, Outgoing, SessionEvent,
+    current::{CurrentExecution, ExecutionStage},
 };
 use crate::{
-    execution::messages::{Fact, Report, Standing, Steer},
+    execution::messages::{ControlRequest, ExecutionEvent, ExecutionReport, StreamStart},
     id::ExecutionId,
+    outcome::{CloseCode, CloseReason, Outcome, Status},
     protocol::{
         Limits,
-        method::{Attach, Control, ControlKind, Execute, Method},
-        notify::{Detached, Ended, ErrorNotice, GapNotice, Message},
-        rpc::{self, ErrorObject, Id, Response, code},
+        method::{AttachParams, ControlAction, ControlParams, ExecuteParams, Method},
+        notification::{DetachedNotice, ErrorNotice, FinalStatus, GapNotice, ServerMessage},
     },
-    session::liveness::{Liveness, MAX_UNANSWERED, Sent, Verdict},
-    terminate::{CloseCode, CloseReason, Ending, Status},
+    rpc::{self, ErrorObject, Id, Response, code},
+    session::liveness::{Liveness, LivenessAction, MAX_UNANSWERED, SentOffsets},
 };
 
 /// What follows from an event.
-pub(super) struct Step {
-    pub(super) say: Vec<Words>,
-    pub(super) asks: Vec<Ask>,
-    pub(super) then: Then,
+pub(super) struct Transition {
+    pub(super) say: Vec<Outgoing>,
+    pub(super) asks: Vec<Effect>,
+    pub(super) then: NextStep,
 }
 
 /// Whether the session goes on.
-pub(super) enum Then {
+pub(super) enum NextStep {
     Stay(Box<Open>),
     Close(CloseReason),
     Gone,
@@ -42,11 +42,11 @@ pub(super) enum Then {
 #[derive(Debug)]
 pub struct Open {
     limits: Limits,
-    pub(super) hold: Option<Hold>,
-    newest: Option<Ended>,
+    pub(super) hold: Option<CurrentExecution>,
+    newest: Option<FinalStatus>,
     /// Ended executions that may detach, with the ends of their streams and the numbers of their holds: their last output
     /// may be on the way.
-    delivering: VecDeque<(Sent, Option<u64>)>,
+    delivering: VecDeque<(SentOffsets, Option<u64>)>,
     draining: bool,
     liveness: Liveness,
 }
@@ -59,114 +59,117 @@ impl Open {
     }
 
     /// What follows from an event.
-    pub(super) fn on(mut self: Box<Self>, event: Event, now: Instant) -> Step {
-        let mut said = Said::default();
+    pub(super) fn on(mut self: Box<Self>, event: SessionEvent, now: Instant) -> Transition {
+        let mut said = Effects::default();
         let then = match event {
-            Event::Incoming(incoming) => self.on_incoming(incoming, now, &mut said),
-            Event::Report(report) => self.on_report(report, now, &mut said),
-            Event::Output { execution_id, frames, offsets } => {
-                if let Some(live) = self.hold.as_mut().filter(|hold| hold.id == execution_id).and_then(Hold::live_mut) {
+            SessionEvent::Incoming(incoming) => self.on_incoming(incoming, now, &mut said),
+            SessionEvent::Report(report) => self.on_report(report, now, &mut said),
+            SessionEvent::Output { execution_id, frames, offsets } => {
+                if let Some(live) =
+                    self.hold.as_mut().filter(|hold| hold.id == execution_id).and_then(CurrentExecution::live_mut)
+                {
                     live.output(offsets, now);
                     // What moves the offsets alone has nothing to say.
                     if !frames.is_empty() {
                         self.liveness.sent(frames.len());
-                        said.say.push(Words::Output(frames));
+                        said.say.push(Outgoing::Output(frames));
                     }
                     self.ask_what_arrived(now, &mut said);
                 }
                 None
             }
-            Event::Answered(answered) => self.on_answered(answered, now, &mut said),
-            Event::Heartbeat => {
-                said.say.extend(self.hold.as_ref().and_then(|hold| hold.progress(now)).map(Words::Heartbeat));
+            SessionEvent::Answered(answered) => self.on_answered(answered, now, &mut said),
+            SessionEvent::Heartbeat => {
+                said.say.extend(self.hold.as_ref().and_then(|hold| hold.progress(now)).map(Outgoing::Heartbeat));
                 None
             }
-            Event::Look { taken, blocked } => self.on_look(taken, blocked, now, &mut said),
-            Event::Flooded => Some(Then::Close(CloseReason::new(
+            SessionEvent::Look { taken, blocked } => self.on_look(taken, blocked, now, &mut said),
+            SessionEvent::Flooded => Some(NextStep::Close(CloseReason::new(
                 CloseCode::Policy,
                 format!("more than {} responses unread: read what is sent", self.limits.unsent_responses),
             ))),
-            Event::Drain(leave) => self.on_drain(leave, &mut said),
-            Event::Hurry => {
-                let then = self.on_drain(Leave::Nothing, &mut said);
+            SessionEvent::Drain(leave) => self.on_drain(leave, &mut said),
+            SessionEvent::Hurry => {
+                let then = self.on_drain(DrainMode::Nothing, &mut said);
                 if self.hold.is_some() {
-                    said.asks.push(Ask::Drain);
+                    said.asks.push(Effect::Drain);
                 }
                 then
             }
         };
-        let then = then.unwrap_or(Then::Stay(self));
-        Step { say: said.say, asks: said.asks, then }
+        let then = then.unwrap_or(NextStep::Stay(self));
+        Transition { say: said.say, asks: said.asks, then }
     }
 
-    fn on_incoming(&mut self, incoming: Incoming, now: Instant, said: &mut Said) -> Option<Then> {
-        self.liveness.heard(now);
+    fn on_incoming(&mut self, incoming: Incoming, now: Instant, said: &mut Effects) -> Option<NextStep> {
+        self.liveness.record_life(now);
         match incoming {
             Incoming::Text(text) => self.on_text(&text, now, said),
-            Incoming::Ping(payload) => said.say.push(Words::Pong(payload)),
+            Incoming::Ping(payload) => said.say.push(Outgoing::Pong(payload)),
             Incoming::Pong(payload) => {
                 let arrived = self.liveness.pong(&payload);
                 let held = self.hold.as_ref().filter(|hold| hold.may_detach).map(|hold| hold.id);
                 match arrived {
-                    Some((id, offsets)) if Some(id) == held => said.asks.push(Ask::Acknowledge(offsets)),
+                    Some((id, offsets)) if Some(id) == held => said.asks.push(Effect::Acknowledge(offsets)),
                     Some(sent) => self.on_delivered(sent, said),
                     None => {}
                 }
             }
-            Incoming::Close => return Some(Then::Close(CloseReason::new(CloseCode::Normal, "closed as asked"))),
-            Incoming::Fault(reason) => return Some(Then::Close(reason)),
-            Incoming::Gone => return Some(Then::Gone),
+            Incoming::Close => return Some(NextStep::Close(CloseReason::new(CloseCode::Normal, "closed as asked"))),
+            Incoming::Fault(reason) => return Some(NextStep::Close(reason)),
+            Incoming::Gone => return Some(NextStep::Gone),
         }
         None
     }
 
     /// So much of an execution that this session does not hold has arrived. If it has ended here, that may have been
     /// said before its end, and everything of those that ended before it has arrived, too: pongs come in order.
-    fn on_delivered(&mut self, sent: Sent, said: &mut Said) {
+    fn on_delivered(&mut self, sent: SentOffsets, said: &mut Effects) {
         let Some(at) = self.delivering.iter().position(|((id, _), _)| *id == sent.0) else { return };
         let hold = self.delivering[at].1;
         let ended_before = self.delivering.drain(..at);
-        said.asks
-            .extend(ended_before.chain([(sent, hold)]).map(|((id, offsets), hold)| Ask::Delivered(id, offsets, hold)));
+        said.asks.extend(
+            ended_before.chain([(sent, hold)]).map(|((id, offsets), hold)| Effect::Delivered(id, offsets, hold)),
+        );
         if self.delivering.front() == Some(&(sent, hold)) {
             self.delivering.pop_front();
         }
     }
 
     /// Bytes are acknowledged by the pong that follows them: a command that may not lose any waits for it.
-    fn ask_what_arrived(&mut self, now: Instant, said: &mut Said) {
+    fn ask_what_arrived(&mut self, now: Instant, said: &mut Effects) {
         if let Some(hold) = self.hold.as_mut().filter(|hold| hold.may_detach)
             && hold.live_mut().is_some_and(|live| live.wants_ping())
         {
             let sent = (hold.id, hold.offsets());
-            said.say.push(Words::Ping(self.liveness.ping(Some(sent), now)));
+            said.say.push(Outgoing::Ping(self.liveness.ping(Some(sent), now)));
         }
     }
 
-    fn on_look(&mut self, taken: u64, blocked: bool, now: Instant, said: &mut Said) -> Option<Then> {
+    fn on_look(&mut self, taken: u64, blocked: bool, now: Instant, said: &mut Effects) -> Option<NextStep> {
         let stall_ms = self.limits.client_stall_ms;
-        match self.liveness.look(taken, blocked, now) {
-            Verdict::Fine => None,
-            Verdict::Ping => {
+        match self.liveness.tick(taken, blocked, now) {
+            LivenessAction::Fine => None,
+            LivenessAction::Ping => {
                 let sent = self.hold.as_ref().map(|hold| (hold.id, hold.offsets()));
-                said.say.push(Words::Ping(self.liveness.ping(sent, now)));
+                said.say.push(Outgoing::Ping(self.liveness.ping(sent, now)));
                 None
             }
-            Verdict::Lifeless => Some(Then::Close(CloseReason::new(
+            LivenessAction::Lifeless => Some(NextStep::Close(CloseReason::new(
                 CloseCode::Lifeless,
                 format!("no answer to a ping within {stall_ms} ms: connect again"),
             ))),
-            Verdict::Stalled => Some(Then::Close(CloseReason::new(
+            LivenessAction::Stalled => Some(NextStep::Close(CloseReason::new(
                 CloseCode::Lifeless,
                 format!("nothing was read for {stall_ms} ms: connect again and read what is sent"),
             ))),
         }
     }
 
-    fn on_text(&mut self, text: &str, now: Instant, said: &mut Said) {
+    fn on_text(&mut self, text: &str, now: Instant, said: &mut Effects) {
         let call = match rpc::parse(text) {
             Ok(call) => call,
-            Err(response) => return said.say.push(Words::Message(Message::Response(response))),
+            Err(response) => return said.say.push(Outgoing::Message(ServerMessage::Response(response))),
         };
         let id = call.id.clone();
         match Method::parse(call, &self.limits) {
@@ -178,14 +181,14 @@ impl Open {
             Ok(Method::Input(input)) => match self.running() {
                 Ok(hold) => {
                     hold.n_asked += 1;
-                    said.asks.push(Ask::Feed(id, input));
+                    said.asks.push(Effect::Feed(id, input));
                 }
                 Err(error) => said.reply(id, None, Err(error)),
             },
             Ok(Method::Resize(size)) => match self.running() {
                 Ok(hold) => {
                     hold.n_asked += 1;
-                    said.asks.push(Ask::Steer(id, Steer::Resize(size)));
+                    said.asks.push(Effect::Steer(id, ControlRequest::Resize(size)));
                 }
                 Err(error) => said.reply(id, None, Err(error)),
             },
@@ -194,7 +197,7 @@ impl Open {
     }
 
     /// The session's execution, if it has a process that can be asked something.
-    fn running(&mut self) -> Result<&mut Hold, ErrorObject> {
+    fn running(&mut self) -> Result<&mut CurrentExecution, ErrorObject> {
         match &mut self.hold {
             None => Err(nothing_runs()),
             Some(hold) => match hold.status() {
@@ -207,7 +210,7 @@ impl Open {
         }
     }
 
-    fn on_execute(&mut self, id: Option<Id>, execute: Box<Execute>, said: &mut Said) {
+    fn on_execute(&mut self, id: Option<Id>, execute: Box<ExecuteParams>, said: &mut Effects) {
         let asked = execute.run.execution_id;
         if self.draining {
             return said.reply(id, None, Err(draining()));
@@ -227,11 +230,11 @@ impl Open {
             return said.reply(id, Some(hold.id), outcome);
         }
         let execution_id = asked.unwrap_or_else(ExecutionId::random);
-        said.asks.push(Ask::Start(execution_id, execute.clone()));
-        self.hold = Some(Hold::started(execution_id, execute, id));
+        said.asks.push(Effect::Start(execution_id, execute.clone()));
+        self.hold = Some(CurrentExecution::started(execution_id, execute, id));
     }
 
-    fn on_attach(&mut self, id: Option<Id>, attach: Attach, said: &mut Said) {
+    fn on_attach(&mut self, id: Option<Id>, attach: AttachParams, said: &mut Effects) {
         if self.draining {
             return said.reply(id, None, Err(draining()));
         }
@@ -244,35 +247,35 @@ impl Open {
                 said.reply(id, Some(hold.id), outcome);
             }
             None => {
-                said.asks.push(Ask::Follow(attach));
-                self.hold = Some(Hold::followed(&attach, id));
+                said.asks.push(Effect::Follow(attach));
+                self.hold = Some(CurrentExecution::followed(&attach, id));
             }
         }
     }
 
-    fn on_control(&mut self, id: Option<Id>, control: &Control, said: &mut Said) {
+    fn on_control(&mut self, id: Option<Id>, control: &ControlParams, said: &mut Effects) {
         let asked = control.execution_id;
         let own = self.hold.as_ref().filter(|hold| asked.is_none_or(|asked| asked == hold.id)).map(|hold| hold.id);
         match (own, asked) {
             (Some(own), _) => match steer_of(control.kind) {
                 Err(grace_ms) => {
                     self.asked();
-                    said.asks.push(Ask::Cancel { id, grace_ms });
+                    said.asks.push(Effect::Cancel { id, grace_ms });
                 }
                 Ok(steer) => match self.running() {
                     Ok(hold) => {
                         hold.n_asked += 1;
-                        said.asks.push(Ask::Steer(id, steer));
+                        said.asks.push(Effect::Steer(id, steer));
                     }
                     Err(error) => said.reply(id, Some(own), Err(error)),
                 },
             },
             (None, Some(asked)) => {
                 let what = match steer_of(control.kind) {
-                    Err(grace_ms) => Elsewhere::Cancel { grace_ms },
-                    Ok(steer) => Elsewhere::Steer(steer),
+                    Err(grace_ms) => ByIdRequest::Cancel { grace_ms },
+                    Ok(steer) => ByIdRequest::Steer(steer),
                 };
-                said.asks.push(Ask::Elsewhere(id, asked, what));
+                said.asks.push(Effect::Elsewhere(id, asked, what));
             }
             (None, None) => said.reply(id, None, Err(nothing_runs())),
         }
@@ -284,8 +287,8 @@ impl Open {
         }
     }
 
-    fn on_answered(&mut self, answered: Answered, now: Instant, said: &mut Said) -> Option<Then> {
-        let Answered { id, execution_id, own, outcome } = answered;
+    fn on_answered(&mut self, answered: ControlOutcome, now: Instant, said: &mut Effects) -> Option<NextStep> {
+        let ControlOutcome { id, execution_id, own, outcome } = answered;
         said.reply(id, Some(execution_id), outcome);
         let hold = self.hold.as_mut().filter(|hold| own && hold.id == execution_id)?;
         hold.n_asked = hold.n_asked.saturating_sub(1);
@@ -296,10 +299,10 @@ impl Open {
         self.on_exited(ending, now, said)
     }
 
-    fn on_status(&mut self, id: Option<Id>, asked: Option<ExecutionId>, now: Instant, said: &mut Said) {
+    fn on_status(&mut self, id: Option<Id>, asked: Option<ExecutionId>, now: Instant, said: &mut Effects) {
         let own = self.hold.as_ref().map(|hold| hold.id).or(self.newest.as_ref().map(|ended| ended.execution_id));
         if let Some(asked) = asked.filter(|asked| Some(*asked) != own) {
-            return said.asks.push(Ask::Elsewhere(id, asked, Elsewhere::Status));
+            return said.asks.push(Effect::Elsewhere(id, asked, ByIdRequest::Status));
         }
         let newest = match (&self.hold, &self.newest) {
             (Some(hold), _) => hold.progress(now).map(|progress| json!(progress)),
@@ -308,64 +311,64 @@ impl Open {
         said.reply(id, own, newest.ok_or_else(nothing_runs));
     }
 
-    fn on_report(&mut self, report: Report, now: Instant, said: &mut Said) -> Option<Then> {
+    fn on_report(&mut self, report: ExecutionReport, now: Instant, said: &mut Effects) -> Option<NextStep> {
         let hold = self.hold.as_mut().filter(|hold| hold.id == report.execution_id)?;
         match report.fact {
-            Fact::Refused(error) => {
+            ExecutionEvent::Refused(error) => {
                 let hold = self.hold.take()?;
-                if let Stage::Starting { answer, .. } = hold.stage {
+                if let ExecutionStage::Starting { answer, .. } = hold.stage {
                     said.reply(answer, None, Err(error));
                 }
-                said.asks.push(Ask::Release);
-                return self.draining.then(|| Then::Close(going_away()));
+                said.asks.push(Effect::Release);
+                return self.draining.then(|| NextStep::Close(going_away()));
             }
-            Fact::Held(standing) => {
+            ExecutionEvent::Held(standing) => {
                 let answer = hold.live(&standing, now);
                 said.held(answer, hold, &standing);
             }
-            Fact::Queued(position) => hold.live_mut()?.queued(position, now),
-            Fact::Status(change) => hold.live_mut()?.change(change, now),
-            Fact::Alive(alive) => {
+            ExecutionEvent::Queued(position) => hold.live_mut()?.queued(position, now),
+            ExecutionEvent::Status(change) => hold.live_mut()?.change(change, now),
+            ExecutionEvent::Alive(alive) => {
                 let changed = hold.live_mut()?.alive(alive, now);
                 // Said like a heartbeat: for a client that is slow to read only the newest is kept.
                 let progress = hold.progress(now).filter(|_| changed);
-                said.say.extend(progress.map(Words::Heartbeat));
+                said.say.extend(progress.map(Outgoing::Heartbeat));
                 return None;
             }
-            Fact::Gap(gap) => {
+            ExecutionEvent::Gap(gap) => {
                 hold.live_mut()?.gap(gap);
                 let (r#type, from, to, reason) = (gap.stream, gap.from, gap.to, gap.reason);
                 let notice = GapNotice { execution_id: report.execution_id, r#type, from, to, reason };
-                said.say.push(Words::Message(Message::Gap(notice)));
+                said.say.push(Outgoing::Message(ServerMessage::Gap(notice)));
                 return None;
             }
-            Fact::TakenOver => {
+            ExecutionEvent::TakenOver => {
                 let hold = self.hold.take()?;
-                let notice = Detached { execution_id: hold.id, reason: "taken_over", offsets: hold.offsets() };
-                if let Stage::Starting { answer, .. } = hold.stage {
+                let notice = DetachedNotice { execution_id: hold.id, reason: "taken_over", offsets: hold.offsets() };
+                if let ExecutionStage::Starting { answer, .. } = hold.stage {
                     said.reply(answer, Some(hold.id), Err(taken_over()));
                 } else {
-                    said.say.push(Words::Message(Message::Detached(notice)));
+                    said.say.push(Outgoing::Message(ServerMessage::Detached(notice)));
                 }
-                said.asks.push(Ask::Release);
-                return self.draining.then(|| Then::Close(going_away()));
+                said.asks.push(Effect::Release);
+                return self.draining.then(|| NextStep::Close(going_away()));
             }
-            Fact::Exited(ending) if hold.n_asked > 0 => {
+            ExecutionEvent::Exited(ending) if hold.n_asked > 0 => {
                 hold.ending = Some(ending);
                 return None;
             }
-            Fact::Exited(ending) => return self.on_exited(ending, now, said),
+            ExecutionEvent::Exited(ending) => return self.on_exited(ending, now, said),
         }
         let progress = self.hold.as_ref().and_then(|hold| hold.progress(now));
-        said.say.extend(progress.map(|progress| Words::Message(Message::Progress(progress))));
+        said.say.extend(progress.map(|progress| Outgoing::Message(ServerMessage::Progress(progress))));
         None
     }
 
-    fn on_exited(&mut self, ending: Ending, now: Instant, said: &mut Said) -> Option<Then> {
+    fn on_exited(&mut self, ending: Outcome, now: Instant, said: &mut Effects) -> Option<NextStep> {
         let mut hold = self.hold.take()?;
         let delivering = hold.may_detach && hold.live_mut().is_some();
         let sent = (hold.id, hold.offsets());
-        if let Stage::Starting { answer, .. } = hold.stage {
+        if let ExecutionStage::Starting { answer, .. } = hold.stage {
             let result = match &hold.execute {
                 Some(_) => json!({ "executionId": hold.id, "status": "failed" }),
                 None => json!({ "executionId": hold.id, "status": ending.status }),
@@ -375,7 +378,7 @@ impl Open {
         if let Some(code) = ending.reason.error_code() {
             let message = ending.message.clone().unwrap_or_else(|| ending.reason.as_str().to_owned());
             let error = ErrorObject::new(code, message).with(json!({ "reason": ending.reason }));
-            said.say.push(Words::Message(Message::Error(ErrorNotice { error, execution_id: Some(hold.id) })));
+            said.say.push(Outgoing::Message(ServerMessage::Error(ErrorNotice { error, execution_id: Some(hold.id) })));
         }
         if delivering {
             // Before the end, so that a client that leaves at the end has answered already.
@@ -383,19 +386,19 @@ impl Open {
                 self.delivering.pop_front();
             }
             self.delivering.push_back((sent, hold.number));
-            said.say.push(Words::Ping(self.liveness.ping(Some(sent), now)));
+            said.say.push(Outgoing::Ping(self.liveness.ping(Some(sent), now)));
         }
-        let ended = Ended { execution_id: hold.id, ending };
-        said.say.push(Words::Message(Message::Ended(ended.clone())));
-        said.asks.push(Ask::Release);
+        let ended = FinalStatus { execution_id: hold.id, ending };
+        said.say.push(Outgoing::Message(ServerMessage::Ended(ended.clone())));
+        said.asks.push(Effect::Release);
         self.newest = Some(ended);
-        self.draining.then(|| Then::Close(going_away()))
+        self.draining.then(|| NextStep::Close(going_away()))
     }
 
-    fn on_drain(&mut self, leave: Leave, said: &mut Said) -> Option<Then> {
-        let Some(hold) = &self.hold else { return Some(Then::Close(going_away())) };
-        if hold.may_detach && leave == Leave::Running {
-            return Some(Then::Close(CloseReason::new(
+    fn on_drain(&mut self, leave: DrainMode, said: &mut Effects) -> Option<NextStep> {
+        let Some(hold) = &self.hold else { return Some(NextStep::Close(going_away())) };
+        if hold.may_detach && leave == DrainMode::Running {
+            return Some(NextStep::Close(CloseReason::new(
                 CloseCode::GoingAway,
                 "the service is shutting down, the execution goes on: connect again and attach",
             )));
@@ -403,7 +406,7 @@ impl Open {
         if !self.draining {
             self.draining = true;
             if matches!(hold.status(), None | Some(Status::Queued)) {
-                said.asks.push(Ask::Drain);
+                said.asks.push(Effect::Drain);
             }
         }
         None
@@ -412,55 +415,55 @@ impl Open {
 
 /// What a step says and asks for.
 #[derive(Default)]
-struct Said {
-    say: Vec<Words>,
-    asks: Vec<Ask>,
+struct Effects {
+    say: Vec<Outgoing>,
+    asks: Vec<Effect>,
 }
 
-impl Said {
+impl Effects {
     /// Answers a call: with a response if one is owed, else with an `error` if it failed.
     fn reply(&mut self, id: Option<Id>, execution_id: Option<ExecutionId>, outcome: Result<Value, ErrorObject>) {
         let message = match (id, outcome) {
-            (Some(id), outcome) => Message::Response(Response { id, outcome }),
-            (None, Err(error)) => Message::Error(ErrorNotice { error, execution_id }),
+            (Some(id), outcome) => ServerMessage::Response(Response { id, outcome }),
+            (None, Err(error)) => ServerMessage::Error(ErrorNotice { error, execution_id }),
             (None, Ok(_)) => return,
         };
-        self.say.push(Words::Message(message));
+        self.say.push(Outgoing::Message(message));
     }
 
     /// Answers the call that brought the session its execution.
-    fn held(&mut self, answer: Option<Id>, hold: &Hold, standing: &Standing) {
+    fn held(&mut self, answer: Option<Id>, hold: &CurrentExecution, standing: &StreamStart) {
         if hold.execute.is_some() {
             self.reply(answer, Some(hold.id), Ok(accepted(hold, standing.status)));
         } else {
-            self.asks.push(Ask::Beat(hold.heartbeat_ms()));
+            self.asks.push(Effect::Beat(hold.heartbeat_ms()));
             self.reply(answer, Some(hold.id), Ok(attached(hold, standing.status)));
         }
     }
 }
 
 /// What `control` asks for, or the grace of a cancellation.
-fn steer_of(kind: ControlKind) -> Result<Steer, u64> {
+fn steer_of(kind: ControlAction) -> Result<ControlRequest, u64> {
     match kind {
-        ControlKind::Cancel { grace_ms } => Err(grace_ms),
-        ControlKind::Pause => Ok(Steer::Pause),
-        ControlKind::Resume => Ok(Steer::Resume),
-        ControlKind::Signal(signal) => Ok(Steer::Signal(signal)),
+        ControlAction::Cancel { grace_ms } => Err(grace_ms),
+        ControlAction::Pause => Ok(ControlRequest::Pause),
+        ControlAction::Resume => Ok(ControlRequest::Resume),
+        ControlAction::Signal(signal) => Ok(ControlRequest::Signal(signal)),
     }
 }
 
-fn accepted(hold: &Hold, status: Status) -> Value {
+fn accepted(hold: &CurrentExecution, status: Status) -> Value {
     let status = if status == Status::Queued { "queued" } else { "started" };
     described(hold, json!({ "executionId": hold.id, "status": status }))
 }
 
-fn attached(hold: &Hold, status: Status) -> Value {
+fn attached(hold: &CurrentExecution, status: Status) -> Value {
     described(hold, json!({ "executionId": hold.id, "status": status }))
 }
 
 /// A client counts the bytes of a stream, except where they are Claude's events: so it is told first. By
 /// the backend's instance it can tell later whether the execution ended with a backend that was restarted.
-fn described(hold: &Hold, mut result: Value) -> Value {
+fn described(hold: &CurrentExecution, mut result: Value) -> Value {
     if let Some(instance) = hold.instance {
         result["instance"] = json!(instance);
     }

@@ -7,24 +7,25 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::{
-    hold::{Hold, Stage},
+    current::{CurrentExecution, ExecutionStage},
     *,
 };
 use crate::{
-    backend::api::{Alive, Gap, GapReason, StatusChange, Terms},
-    execution::messages::{Fact, Standing},
-    protocol::{Stream, notify::Hearing, rpc::code},
-    terminate::{Ending, Reason, Status},
+    backend_api::{Gap, GapReason, Heartbeat, StatusChange, StreamInfo},
+    execution::messages::{ExecutionEvent, StreamStart},
+    outcome::{Outcome, Reason, Status},
+    protocol::{Stream, notification::BackendHealth},
+    rpc::code,
 };
 
 /// Records what is said. Closing turns it into something that cannot speak.
 #[derive(Debug, Default)]
-struct Recorder(Vec<Words>);
+struct Recorder(Vec<Outgoing>);
 
 impl Outlet for Recorder {
-    type Closed = (Vec<Words>, CloseReason);
+    type Closed = (Vec<Outgoing>, CloseReason);
 
-    fn say(&mut self, words: Words) {
+    fn send(&mut self, words: Outgoing) {
         self.0.push(words);
     }
 
@@ -55,7 +56,7 @@ enum Move {
     Fault,
     Gone,
     Flooded,
-    Drain(Leave),
+    Drain(DrainMode),
     Hurry,
 }
 
@@ -114,7 +115,7 @@ fn moves() -> impl Strategy<Value = Vec<Move>> {
         1 => Just(Move::Fault),
         1 => Just(Move::Gone),
         1 => Just(Move::Flooded),
-        1 => prop_oneof![Just(Leave::Running), Just(Leave::Nothing)].prop_map(Move::Drain),
+        1 => prop_oneof![Just(DrainMode::Running), Just(DrainMode::Nothing)].prop_map(Move::Drain),
         1 => Just(Move::Hurry),
     ];
     prop::collection::vec(one, 0..60)
@@ -143,7 +144,7 @@ impl Driven {
         }
     }
 
-    fn call(&mut self, with_id: bool, method: &str, params: &str) -> Event {
+    fn call(&mut self, with_id: bool, method: &str, params: &str) -> SessionEvent {
         let id = if with_id && matches!(self.phase, Phase::Open(..)) {
             self.next_id += 1;
             self.owed.push(self.next_id);
@@ -151,12 +152,12 @@ impl Driven {
         } else {
             String::new()
         };
-        Event::Incoming(Incoming::Text(format!(
+        SessionEvent::Incoming(Incoming::Text(format!(
             "{{\"jsonrpc\":\"2.0\",{id}\"method\":\"{method}\",\"params\":{params}}}"
         )))
     }
 
-    fn event(&mut self, step: &Move) -> Event {
+    fn event(&mut self, step: &Move) -> SessionEvent {
         let id = |own: bool| if own { self.current } else { ExecutionId::random() };
         match step {
             Move::Execute { id, detach: false } => self.call(*id, "execute", "{\"command\":\"true\"}"),
@@ -172,9 +173,11 @@ impl Driven {
             Move::Input => self.call(true, "input", "{\"data\":\"x\"}"),
             Move::Status => self.call(true, "status", "{}"),
             Move::Ping => self.call(true, "ping", "{}"),
-            Move::Garbage(text) => Event::Incoming(Incoming::Text(text.clone())),
-            Move::Fact { own, fact } => Event::Report(Report { execution_id: id(*own), fact: fact.fact() }),
-            Move::Output { own } => Event::Output {
+            Move::Garbage(text) => SessionEvent::Incoming(Incoming::Text(text.clone())),
+            Move::Fact { own, fact } => {
+                SessionEvent::Report(ExecutionReport { execution_id: id(*own), fact: fact.fact() })
+            }
+            Move::Output { own } => SessionEvent::Output {
                 execution_id: id(*own),
                 frames: Bytes::from_static(b"frames"),
                 offsets: PerStream { stdout: 6, stderr: 0 },
@@ -182,49 +185,49 @@ impl Driven {
             Move::Answered => {
                 let (id, execution_id, own) =
                     if self.asked.is_empty() { (None, self.current, false) } else { self.asked.remove(0) };
-                Event::Answered(Answered { id, execution_id, own, outcome: Ok(json!({})) })
+                SessionEvent::Answered(ControlOutcome { id, execution_id, own, outcome: Ok(json!({})) })
             }
-            Move::Heartbeat => Event::Heartbeat,
-            Move::Look { taken, blocked } => Event::Look { taken: *taken, blocked: *blocked },
-            Move::PingFrame => Event::Incoming(Incoming::Ping(Bytes::new())),
-            Move::PongFrame => Event::Incoming(Incoming::Pong(Bytes::from_static(b"1 6 0"))),
-            Move::Close => Event::Incoming(Incoming::Close),
-            Move::Fault => Event::Incoming(Incoming::Fault(CloseReason::new(CloseCode::Protocol, "x"))),
-            Move::Gone => Event::Incoming(Incoming::Gone),
-            Move::Flooded => Event::Flooded,
-            Move::Drain(leave) => Event::Drain(*leave),
-            Move::Hurry => Event::Hurry,
+            Move::Heartbeat => SessionEvent::Heartbeat,
+            Move::Look { taken, blocked } => SessionEvent::Look { taken: *taken, blocked: *blocked },
+            Move::PingFrame => SessionEvent::Incoming(Incoming::Ping(Bytes::new())),
+            Move::PongFrame => SessionEvent::Incoming(Incoming::Pong(Bytes::from_static(b"1 6 0"))),
+            Move::Close => SessionEvent::Incoming(Incoming::Close),
+            Move::Fault => SessionEvent::Incoming(Incoming::Fault(CloseReason::new(CloseCode::Protocol, "x"))),
+            Move::Gone => SessionEvent::Incoming(Incoming::Gone),
+            Move::Flooded => SessionEvent::Flooded,
+            Move::Drain(leave) => SessionEvent::Drain(*leave),
+            Move::Hurry => SessionEvent::Hurry,
         }
     }
 
     fn drive(&mut self, step: &Move, now: Instant) {
         let event = self.event(step);
         let was_open = matches!(self.phase, Phase::Open(..));
-        let phase = std::mem::replace(&mut self.phase, Phase::Closed(None, Closure::Gone));
+        let phase = std::mem::replace(&mut self.phase, Phase::Closed(None, CloseCause::Gone));
         let (phase, asks) = phase.on(event, now);
         self.phase = phase;
         assert!(was_open || asks.is_empty(), "a closed session asks for nothing");
         for ask in asks {
             match ask {
-                Ask::Start(id, _) => {
+                Effect::Start(id, _) => {
                     self.current = id;
                     *self.started.entry(id).or_default() += 1;
                 }
-                Ask::Follow(attach) => {
+                Effect::Follow(attach) => {
                     self.current = attach.execution_id;
                     *self.started.entry(attach.execution_id).or_default() += 1;
                 }
                 // The shell answers these in its own time.
-                Ask::Cancel { id, .. } | Ask::Steer(id, _) | Ask::Feed(id, _) => {
+                Effect::Cancel { id, .. } | Effect::Steer(id, _) | Effect::Feed(id, _) => {
                     self.asked.push((id, self.current, true));
                 }
-                Ask::Elsewhere(id, execution_id, _) => self.asked.push((id, execution_id, false)),
+                Effect::Elsewhere(id, execution_id, _) => self.asked.push((id, execution_id, false)),
                 _ => {}
             }
         }
     }
 
-    fn said(&self) -> &[Words] {
+    fn said(&self) -> &[Outgoing] {
         match &self.phase {
             Phase::Open(_, recorder) => &recorder.0,
             Phase::Closed(Some((said, _)), _) => said,
@@ -234,19 +237,23 @@ impl Driven {
 }
 
 impl MoveFact {
-    fn fact(self) -> Fact {
-        let ended = |status, reason| Fact::Exited(Ending::without_process(status, reason, None));
+    fn fact(self) -> ExecutionEvent {
+        let ended = |status, reason| ExecutionEvent::Exited(Outcome::without_process(status, reason, None));
         match self {
-            MoveFact::Refused => Fact::Refused(ErrorObject::new(code::FULL, "full")),
-            MoveFact::Started => Fact::Held(standing(Status::Running)),
-            MoveFact::Queued => Fact::Held(standing(Status::Queued)),
-            MoveFact::Position => Fact::Queued(3),
-            MoveFact::Running => Fact::Status(StatusChange::to(Status::Running)),
-            MoveFact::Paused => Fact::Status(StatusChange::to(Status::Paused)),
-            MoveFact::Cancelling => Fact::Status(StatusChange::to(Status::Cancelling)),
-            MoveFact::Gap => Fact::Gap(Gap { stream: Stream::Stdout, from: 0, to: 1, reason: GapReason::Overwritten }),
-            MoveFact::TakenOver => Fact::TakenOver,
-            MoveFact::Alive => Fact::Alive(Alive { elapsed_ms: 1, since_output_ms: 1, ..Alive::default() }),
+            MoveFact::Refused => ExecutionEvent::Refused(ErrorObject::new(code::FULL, "full")),
+            MoveFact::Started => ExecutionEvent::Held(standing(Status::Running)),
+            MoveFact::Queued => ExecutionEvent::Held(standing(Status::Queued)),
+            MoveFact::Position => ExecutionEvent::Queued(3),
+            MoveFact::Running => ExecutionEvent::Status(StatusChange::to(Status::Running)),
+            MoveFact::Paused => ExecutionEvent::Status(StatusChange::to(Status::Paused)),
+            MoveFact::Cancelling => ExecutionEvent::Status(StatusChange::to(Status::Cancelling)),
+            MoveFact::Gap => {
+                ExecutionEvent::Gap(Gap { stream: Stream::Stdout, from: 0, to: 1, reason: GapReason::Overwritten })
+            }
+            MoveFact::TakenOver => ExecutionEvent::TakenOver,
+            MoveFact::Alive => {
+                ExecutionEvent::Alive(Heartbeat { elapsed_ms: 1, since_output_ms: 1, ..Heartbeat::default() })
+            }
             MoveFact::Completed => ended(Status::Completed, Reason::Exit),
             MoveFact::Canceled => ended(Status::Cancelled, Reason::Canceled),
             MoveFact::Lost => ended(Status::Failed, Reason::BackendLost),
@@ -254,9 +261,9 @@ impl MoveFact {
     }
 }
 
-fn standing(status: Status) -> Standing {
+fn standing(status: Status) -> StreamStart {
     let position = (status == Status::Queued).then_some(2);
-    Standing { status, position, terms: Terms::default(), alive: Alive::default() }
+    StreamStart { status, position, terms: StreamInfo::default(), alive: Heartbeat::default() }
 }
 
 /// Reads the record as a client would, and checks the promises.
@@ -266,31 +273,35 @@ fn check(driven: &Driven) {
     let mut answered: Vec<u64> = Vec::new();
     let said = driven.said();
     if !said.is_empty() {
-        assert!(matches!(said[0], Words::Message(Message::Connected(_))), "connected is the first message");
+        assert!(matches!(said[0], Outgoing::Message(ServerMessage::Connected(_))), "connected is the first message");
     }
     for words in said {
         match words {
-            Words::Message(Message::Progress(progress)) | Words::Heartbeat(progress) => {
+            Outgoing::Message(ServerMessage::Progress(progress)) | Outgoing::Heartbeat(progress) => {
                 let held_again = driven.started.get(&progress.execution_id).copied().unwrap_or(0);
                 let over = ended.get(&progress.execution_id).copied().unwrap_or(0);
                 assert!(over < held_again, "no status after the last, unless it is attached to again");
                 running = Some(progress.execution_id);
             }
-            Words::Output(_) => assert!(running.is_some(), "output only of an execution that runs"),
-            Words::Message(Message::Ended(end)) => {
+            Outgoing::Output(_) => assert!(running.is_some(), "output only of an execution that runs"),
+            Outgoing::Message(ServerMessage::Ended(end)) => {
                 *ended.entry(end.execution_id).or_default() += 1;
                 assert!(end.ending.status.is_final());
                 running = None;
             }
-            Words::Message(Message::Detached(detached)) => {
+            Outgoing::Message(ServerMessage::Detached(detached)) => {
                 *ended.entry(detached.execution_id).or_default() += 1;
                 running = None;
             }
-            Words::Message(Message::Gap(gap)) => {
+            Outgoing::Message(ServerMessage::Gap(gap)) => {
                 assert_eq!(running, Some(gap.execution_id), "a gap is part of the output")
             }
-            Words::Message(Message::Response(response)) => answered.extend(response.id.as_str().parse::<u64>().ok()),
-            Words::Message(Message::Connected(_) | Message::Error(_)) | Words::Ping(_) | Words::Pong(_) => {}
+            Outgoing::Message(ServerMessage::Response(response)) => {
+                answered.extend(response.id.as_str().parse::<u64>().ok())
+            }
+            Outgoing::Message(ServerMessage::Connected(_) | ServerMessage::Error(_))
+            | Outgoing::Ping(_)
+            | Outgoing::Pong(_) => {}
         }
     }
     for (id, times) in &ended {
@@ -304,7 +315,7 @@ fn check(driven: &Driven) {
     if let Phase::Open(open, _) = &driven.phase {
         // Still owed may be the response to an `execute` that is starting, and to asks under way.
         let starting = match &open.hold {
-            Some(Hold { stage: Stage::Starting { answer, .. }, .. }) => {
+            Some(CurrentExecution { stage: ExecutionStage::Starting { answer, .. }, .. }) => {
                 answer.as_ref().map(|id| id.as_str().parse().unwrap())
             }
             _ => None,
@@ -344,7 +355,7 @@ fn start(driven: &mut Driven) {
     driven.drive(&Move::Fact { own: true, fact: MoveFact::Started }, now);
 }
 
-fn last(driven: &Driven) -> &Words {
+fn last(driven: &Driven) -> &Outgoing {
     driven.said().last().expect("something was said")
 }
 
@@ -352,9 +363,11 @@ fn last(driven: &Driven) -> &Words {
 fn a_call_without_id_that_fails_is_told_as_an_error() {
     let mut driven = Driven::new();
     driven.drive(&Move::Cancel { id: false }, Instant::now());
-    assert!(matches!(last(&driven), Words::Message(Message::Error(notice)) if notice.error.code == code::NOT_RUNNING));
+    assert!(
+        matches!(last(&driven), Outgoing::Message(ServerMessage::Error(notice)) if notice.error.code == code::NOT_RUNNING)
+    );
     driven.drive(&Move::Cancel { id: true }, Instant::now());
-    assert!(matches!(last(&driven), Words::Message(Message::Response(response)) if response.outcome.is_err()));
+    assert!(matches!(last(&driven), Outgoing::Message(ServerMessage::Response(response)) if response.outcome.is_err()));
 }
 
 #[test]
@@ -362,10 +375,10 @@ fn a_second_execute_is_refused_and_the_first_goes_on() {
     let mut driven = Driven::new();
     start(&mut driven);
     driven.drive(&EXECUTE, Instant::now());
-    let Words::Message(Message::Response(response)) = last(&driven) else { panic!("a response") };
+    let Outgoing::Message(ServerMessage::Response(response)) = last(&driven) else { panic!("a response") };
     assert_eq!(response.outcome.as_ref().unwrap_err().code, code::ALREADY_RUNNING);
     driven.drive(&Move::Output { own: true }, Instant::now());
-    assert!(matches!(last(&driven), Words::Output(_)));
+    assert!(matches!(last(&driven), Outgoing::Output(_)));
 }
 
 #[test]
@@ -374,9 +387,10 @@ fn the_end_is_said_after_the_answer_that_led_to_it() {
     start(&mut driven);
     driven.drive(&Move::Cancel { id: true }, Instant::now());
     driven.drive(&Move::Fact { own: true, fact: MoveFact::Canceled }, Instant::now());
-    assert!(!driven.said().iter().any(|words| matches!(words, Words::Message(Message::Ended(_)))));
+    assert!(!driven.said().iter().any(|words| matches!(words, Outgoing::Message(ServerMessage::Ended(_)))));
     driven.drive(&Move::Answered, Instant::now());
-    let [.., Words::Message(Message::Response(_)), Words::Message(Message::Ended(_))] = driven.said() else {
+    let [.., Outgoing::Message(ServerMessage::Response(_)), Outgoing::Message(ServerMessage::Ended(_))] = driven.said()
+    else {
         panic!("the answer and the end");
     };
 }
@@ -386,7 +400,9 @@ fn a_fault_of_the_backend_is_announced_before_the_end() {
     let mut driven = Driven::new();
     start(&mut driven);
     driven.drive(&Move::Fact { own: true, fact: MoveFact::Lost }, Instant::now());
-    let [.., Words::Message(Message::Error(notice)), Words::Message(Message::Ended(ended))] = driven.said() else {
+    let [.., Outgoing::Message(ServerMessage::Error(notice)), Outgoing::Message(ServerMessage::Ended(ended))] =
+        driven.said()
+    else {
         panic!("an error and the end");
     };
     assert_eq!((notice.error.code, ended.ending.reason), (code::BACKEND, Reason::BackendLost));
@@ -397,7 +413,9 @@ fn an_execution_that_never_started_is_answered_as_failed_first() {
     let mut driven = Driven::new();
     driven.drive(&EXECUTE, Instant::now());
     driven.drive(&Move::Fact { own: true, fact: MoveFact::Lost }, Instant::now());
-    let Words::Message(Message::Response(response)) = &driven.said()[1] else { panic!("the response comes first") };
+    let Outgoing::Message(ServerMessage::Response(response)) = &driven.said()[1] else {
+        panic!("the response comes first")
+    };
     assert_eq!(response.outcome.as_ref().unwrap()["status"], "failed");
 }
 
@@ -417,7 +435,7 @@ fn the_elapsed_time_goes_on_whatever_is_heard() {
         .said()
         .iter()
         .filter_map(|words| match words {
-            Words::Message(Message::Progress(progress)) | Words::Heartbeat(progress) => {
+            Outgoing::Message(ServerMessage::Progress(progress)) | Outgoing::Heartbeat(progress) => {
                 Some((progress.elapsed_ms / 1_000, progress.since_output_ms / 1_000))
             }
             _ => None,
@@ -433,14 +451,14 @@ fn silence_is_said_after_three_heartbeats_and_any_sign_ends_it() {
     let start = Instant::now();
     let alive = Move::Fact { own: true, fact: MoveFact::Alive };
     for (seconds, sign, hearing) in
-        [(44, None, Hearing::Alive), (46, None, Hearing::Silent), (47, Some(alive), Hearing::Alive)]
+        [(44, None, BackendHealth::Alive), (46, None, BackendHealth::Silent), (47, Some(alive), BackendHealth::Alive)]
     {
         let now = start + Duration::from_secs(seconds);
         if let Some(sign) = sign {
             driven.drive(&sign, now);
         }
         driven.drive(&Move::Heartbeat, now);
-        let Words::Heartbeat(progress) = last(&driven) else { panic!("a heartbeat") };
+        let Outgoing::Heartbeat(progress) = last(&driven) else { panic!("a heartbeat") };
         assert_eq!(progress.backend, hearing, "after {seconds} s");
     }
 }
@@ -454,26 +472,26 @@ fn one_that_may_detach_asks_what_arrived_after_each_mebibyte_and_passes_the_answ
     let id = driven.current;
     let mut asks = Vec::new();
     let mut on = |driven: &mut Driven, event| {
-        let phase = std::mem::replace(&mut driven.phase, Phase::Closed(None, Closure::Gone));
+        let phase = std::mem::replace(&mut driven.phase, Phase::Closed(None, CloseCause::Gone));
         let (phase, new) = phase.on(event, now);
         driven.phase = phase;
         asks.extend(new);
     };
     for n in 1..=32u64 {
         let offsets = PerStream { stdout: n << 16, stderr: 0 };
-        on(&mut driven, Event::Output { execution_id: id, frames: Bytes::from_static(b"frames"), offsets });
+        on(&mut driven, SessionEvent::Output { execution_id: id, frames: Bytes::from_static(b"frames"), offsets });
     }
     let pings: Vec<_> = driven
         .said()
         .iter()
         .filter_map(|words| match words {
-            Words::Ping(payload) => Some(payload.clone()),
+            Outgoing::Ping(payload) => Some(payload.clone()),
             _ => None,
         })
         .collect();
     assert_eq!(pings.len(), 2);
-    on(&mut driven, Event::Incoming(Incoming::Pong(pings[1].clone())));
-    assert_eq!(asks, [Ask::Acknowledge(PerStream { stdout: 2 << 20, stderr: 0 })]);
+    on(&mut driven, SessionEvent::Incoming(Incoming::Pong(pings[1].clone())));
+    assert_eq!(asks, [Effect::Acknowledge(PerStream { stdout: 2 << 20, stderr: 0 })]);
 }
 
 #[test]
@@ -485,15 +503,15 @@ fn the_rest_of_one_that_might_have_detached_is_acknowledged_after_its_end() {
     let id = driven.current;
     driven.drive(&Move::Output { own: true }, now);
     driven.drive(&Move::Fact { own: true, fact: MoveFact::Completed }, now);
-    let [.., Words::Ping(ping), Words::Message(Message::Ended(_))] = driven.said() else {
+    let [.., Outgoing::Ping(ping), Outgoing::Message(ServerMessage::Ended(_))] = driven.said() else {
         panic!("a ping, then the end")
     };
     let (pong, other) = (Incoming::Pong(ping.clone()), Incoming::Pong(Bytes::from_static(b"1")));
     for (pong, expected) in [(other, 0), (pong.clone(), 1), (pong, 0)] {
-        let phase = std::mem::replace(&mut driven.phase, Phase::Closed(None, Closure::Gone));
-        let (phase, asks) = phase.on(Event::Incoming(pong), now);
+        let phase = std::mem::replace(&mut driven.phase, Phase::Closed(None, CloseCause::Gone));
+        let (phase, asks) = phase.on(SessionEvent::Incoming(pong), now);
         driven.phase = phase;
-        assert_eq!(asks, vec![Ask::Delivered(id, PerStream { stdout: 6, stderr: 0 }, None); expected]);
+        assert_eq!(asks, vec![Effect::Delivered(id, PerStream { stdout: 6, stderr: 0 }, None); expected]);
     }
 }
 
@@ -503,7 +521,7 @@ fn the_end_of_each_execution_is_acknowledged_however_late_its_pong_comes() {
     let mut driven = Driven::new();
     let now = Instant::now();
     let on = |driven: &mut Driven, event| {
-        let phase = std::mem::replace(&mut driven.phase, Phase::Closed(None, Closure::Gone));
+        let phase = std::mem::replace(&mut driven.phase, Phase::Closed(None, CloseCause::Gone));
         let (phase, asks) = phase.on(event, now);
         driven.phase = phase;
         asks
@@ -516,7 +534,10 @@ fn the_end_of_each_execution_is_acknowledged_however_late_its_pong_comes() {
         let execution_id = driven.current;
         ids.push(execution_id);
         for stdout in [1 << 20, (1 << 20) + 9] {
-            on(&mut driven, Event::Output { execution_id, frames: Bytes::from_static(b"frames"), offsets: at(stdout) });
+            on(
+                &mut driven,
+                SessionEvent::Output { execution_id, frames: Bytes::from_static(b"frames"), offsets: at(stdout) },
+            );
         }
         driven.drive(&Move::Fact { own: true, fact: MoveFact::Completed }, now);
     }
@@ -524,14 +545,14 @@ fn the_end_of_each_execution_is_acknowledged_however_late_its_pong_comes() {
         .said()
         .iter()
         .filter_map(|words| match words {
-            Words::Ping(payload) => Some(payload.clone()),
+            Outgoing::Ping(payload) => Some(payload.clone()),
             _ => None,
         })
         .collect();
     assert_eq!(pings.len(), 6, "for each one in the middle, and one at its end");
-    let delivered = |id: usize, stdout| Ask::Delivered(ids[id], at(stdout), None);
+    let delivered = |id: usize, stdout| Effect::Delivered(ids[id], at(stdout), None);
     let (middle, end) = (1 << 20, (1 << 20) + 9);
-    let pong = |at: usize| Event::Incoming(Incoming::Pong(pings[at].clone()));
+    let pong = |at: usize| SessionEvent::Incoming(Incoming::Pong(pings[at].clone()));
     assert_eq!(on(&mut driven, pong(0)), [delivered(0, middle)]);
     assert_eq!(on(&mut driven, pong(1)), [delivered(0, end)]);
     // A client may answer only the latest of several pings (RFC 6455 section 5.5.3).
@@ -546,15 +567,15 @@ fn what_is_taken_over_is_let_go_and_the_session_lives() {
     start(&mut driven);
     driven.drive(&Move::Output { own: true }, Instant::now());
     driven.drive(&Move::Fact { own: true, fact: MoveFact::TakenOver }, Instant::now());
-    let Words::Message(Message::Detached(detached)) = last(&driven) else { panic!("detached") };
+    let Outgoing::Message(ServerMessage::Detached(detached)) = last(&driven) else { panic!("detached") };
     assert_eq!((detached.reason, detached.offsets.stdout), ("taken_over", 6));
     start(&mut driven);
-    assert!(matches!(last(&driven), Words::Message(Message::Progress(_))));
+    assert!(matches!(last(&driven), Outgoing::Message(ServerMessage::Progress(_))));
 }
 
 #[test]
 fn a_draining_service_leaves_what_may_detach_to_its_backend() {
-    for (leave, closes) in [(Leave::Running, true), (Leave::Nothing, false)] {
+    for (leave, closes) in [(DrainMode::Running, true), (DrainMode::Nothing, false)] {
         let mut driven = Driven::new();
         driven.drive(&Move::Execute { id: true, detach: true }, Instant::now());
         driven.drive(&Move::Fact { own: true, fact: MoveFact::Started }, Instant::now());
@@ -567,13 +588,13 @@ fn a_draining_service_leaves_what_may_detach_to_its_backend() {
 fn a_drained_session_tells_the_end_before_it_closes() {
     let mut driven = Driven::new();
     start(&mut driven);
-    driven.drive(&Move::Drain(Leave::Nothing), Instant::now());
+    driven.drive(&Move::Drain(DrainMode::Nothing), Instant::now());
     driven.drive(&EXECUTE, Instant::now());
     assert!(
-        matches!(last(&driven), Words::Message(Message::Response(response)) if response.outcome.as_ref().unwrap_err().code == code::DRAINING)
+        matches!(last(&driven), Outgoing::Message(ServerMessage::Response(response)) if response.outcome.as_ref().unwrap_err().code == code::DRAINING)
     );
     driven.drive(&Move::Fact { own: true, fact: MoveFact::Canceled }, Instant::now());
-    assert!(matches!(last(&driven), Words::Message(Message::Ended(_))));
+    assert!(matches!(last(&driven), Outgoing::Message(ServerMessage::Ended(_))));
     assert!(matches!(&driven.phase, Phase::Closed(Some((_, reason)), _) if reason.code == CloseCode::GoingAway));
 }
 
@@ -585,19 +606,24 @@ fn the_same_id_again_is_the_same_execution() {
         let text = format!(
             "{{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"execute\",\"params\":{{\"command\":\"{command}\",\"executionId\":\"{id}\"}}}}"
         );
-        Event::Incoming(Incoming::Text(text))
+        SessionEvent::Incoming(Incoming::Text(text))
     };
     let mut on = |event| {
-        let phase = std::mem::replace(&mut driven.phase, Phase::Closed(None, Closure::Gone));
+        let phase = std::mem::replace(&mut driven.phase, Phase::Closed(None, CloseCause::Gone));
         let (phase, asks) = phase.on(event, Instant::now());
         driven.phase = phase;
         asks.len()
     };
     assert_eq!(on(execute("true")), 1);
-    on(Event::Report(Report { execution_id: id, fact: Fact::Held(standing(Status::Running)) }));
+    on(SessionEvent::Report(ExecutionReport {
+        execution_id: id,
+        fact: ExecutionEvent::Held(standing(Status::Running)),
+    }));
     assert_eq!(on(execute("true")), 0, "it never runs twice");
     assert_eq!(on(execute("false")), 0);
-    let [.., Words::Message(Message::Response(again)), Words::Message(Message::Response(other))] = driven.said() else {
+    let [.., Outgoing::Message(ServerMessage::Response(again)), Outgoing::Message(ServerMessage::Response(other))] =
+        driven.said()
+    else {
         panic!("two responses");
     };
     assert_eq!(again.outcome.as_ref().unwrap()["status"], "started");

@@ -1,0 +1,241 @@
+//! What gateway and backend say to each other over HTTP, as types that both ends share.
+
+pub mod multiplex;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    agent::claude::progress::Activity,
+    id::{ExecutionId, InstanceId},
+    outcome::{Outcome, Scope, Status},
+    protocol::{PerStream, Stream},
+};
+
+/// Media type of Docker's framing: an 8-byte header `[stream, 0, 0, 0, size: u32 big endian]`, then the bytes.
+pub const MULTIPLEXED: &str = "application/vnd.docker.multiplexed-stream";
+
+/// Media type of the same as JSON lines.
+pub const NDJSON: &str = "application/x-ndjson";
+
+/// Response header with the execution's id.
+pub const EXECUTION_ID_HEADER: &str = "x-execution-id";
+
+/// Answer of `GET /health`. Without `server` it is the original's image that answered.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Health {
+    /// Always `cc-executor`.
+    pub server: String,
+    /// The package's version.
+    pub version: String,
+    /// Identifies the backend's process: a UUID that it makes at its start. `None` from a backend older than this field.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub instance: Option<InstanceId>,
+    /// What can be run, by name.
+    pub executors: Vec<String>,
+    /// Which one runs a command that names none.
+    pub default_executor: String,
+    /// How many executions may run at a time.
+    pub max_executions: usize,
+    /// What this build can do.
+    pub capabilities: Vec<String>,
+    /// Executions that run now.
+    pub running: usize,
+    /// Executions that wait.
+    pub queued: usize,
+}
+
+/// One word of the backend about an execution: an entry of stream 3.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BackendEvent {
+    /// It waits for a place; again whenever its position changes.
+    Queued(QueuedEvent),
+    /// The process runs, or has run: what follows is its output.
+    Started(StartedEvent),
+    /// A sign of life, once a heartbeat.
+    Alive(Heartbeat),
+    /// The status changed, whoever caused it.
+    Status(StatusChange),
+    /// Bytes that this consumer will not get, in their place in the stream.
+    Gap(Gap),
+    /// Another consumer has it now. Nothing follows.
+    TakenOver(bool),
+    /// The last word.
+    Exit(Outcome),
+}
+
+/// It waits for a place.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct QueuedEvent {
+    /// 1 is the next to run.
+    pub position: u64,
+    /// What was asked for, for a consumer that came later.
+    #[serde(flatten)]
+    pub terms: StreamInfo,
+}
+
+/// The process runs, or has run.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StartedEvent {
+    /// Which execution.
+    pub execution_id: ExecutionId,
+    /// What runs it.
+    pub executor: String,
+    /// How it is now; final if all that follows is a replay.
+    #[serde(default = "running")]
+    pub status: Status,
+    /// What was asked for, for a consumer that came later.
+    #[serde(flatten)]
+    pub terms: StreamInfo,
+    /// Its clocks, for a consumer that came later.
+    #[serde(default)]
+    pub alive: Heartbeat,
+}
+
+fn running() -> Status {
+    Status::Running
+}
+
+/// What somebody who attaches must know of what was asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StreamInfo {
+    /// How often a sign of life comes, in milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub heartbeat_ms: Option<u64>,
+    /// Whether it goes on without a consumer, and waits for acknowledgements.
+    #[serde(default)]
+    pub may_detach: bool,
+    /// After how many bytes an acknowledgement is wanted, so that the command need not wait for it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub acknowledge_bytes: Option<u64>,
+    /// Whether its standard output is Claude's events.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub claude: bool,
+    /// Which process of the backend has it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub instance: Option<InstanceId>,
+    /// The number of this consumer's hold. A consumer that comes back for itself names it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub hold: Option<u64>,
+}
+
+impl BackendEvent {
+    /// The same with the number of its consumer's hold, where it is a word that begins a stream.
+    pub fn with_hold(mut self, hold: u64) -> Self {
+        match &mut self {
+            BackendEvent::Queued(queued) => queued.terms.hold = Some(hold),
+            BackendEvent::Started(started) => started.terms.hold = Some(hold),
+            _ => {}
+        }
+        self
+    }
+}
+
+/// A sign of life.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Heartbeat {
+    /// Milliseconds since RUNNING.
+    pub elapsed_ms: u64,
+    /// Milliseconds since the process last wrote anything.
+    pub since_output_ms: u64,
+    /// Milliseconds left until the total time-out, which stands still while paused; `None` without one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub deadline_ms: Option<u64>,
+    /// Whether all of its processes are stopped, by whomever.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub stopped: bool,
+    /// What Claude is doing, until it has said how it ended: `thinking`, or `tool: Bash`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub activity: Option<String>,
+    /// How often Claude's model has answered.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub turns: Option<u32>,
+}
+
+impl Heartbeat {
+    /// The same of Claude.
+    pub fn doing(self, doing: Activity) -> Self {
+        Heartbeat { activity: doing.activity, turns: Some(doing.turns), ..self }
+    }
+}
+
+/// The status changed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct StatusChange {
+    /// What it is now.
+    pub status: Status,
+    /// What stands still, if it is PAUSED.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub scope: Option<Scope>,
+}
+
+impl StatusChange {
+    /// A change to this status.
+    pub fn to(status: Status) -> Self {
+        let scope = (status == Status::Paused).then_some(Scope::Process);
+        StatusChange { status, scope }
+    }
+}
+
+/// Bytes that a consumer will not get.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Gap {
+    /// Of which stream.
+    pub stream: Stream,
+    /// The offset of the first of them.
+    pub from: u64,
+    /// The offset after the last of them.
+    pub to: u64,
+    /// Why they are lost.
+    pub reason: GapReason,
+}
+
+/// Why bytes are lost to a consumer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GapReason {
+    /// Newer output took their place, as it does where nobody was to be waited for.
+    Overwritten,
+    /// Nobody took them in time, and the client had asked for `overflow: "drop"`.
+    Dropped,
+}
+
+/// Answer of `GET /executions/{id}`, and one entry of `GET /executions`.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Snapshot {
+    /// Which execution.
+    pub execution_id: ExecutionId,
+    /// What runs it.
+    pub executor: String,
+    /// Its status.
+    pub status: Status,
+    /// Its place in the queue, while it waits.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub position: Option<u64>,
+    /// What stands still, while it is PAUSED.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub scope: Option<Scope>,
+    /// Whether somebody follows it now.
+    #[serde(default)]
+    pub attached: bool,
+    /// The number of the newest hold, whether or not its consumer is there now.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub hold: Option<u64>,
+    /// Which process of the backend has it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub instance: Option<InstanceId>,
+    /// Clocks.
+    #[serde(flatten)]
+    pub alive: Heartbeat,
+    /// How far each stream has come.
+    #[serde(default)]
+    pub offsets: PerStream<u64>,
+    /// How it ended, if it has.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub ending: Option<Outcome>,
+}

@@ -1,0 +1,232 @@
+//! JSON-RPC 2.0: calls in, responses and notifications out.
+//!
+//! Result-xor-error is a `Result`. A call's id is kept as the client wrote it, so that a number beyond
+//! 64 bits or `1.0` comes back unchanged.
+
+pub mod params;
+
+use serde::{Deserialize, Serialize, Serializer, ser::SerializeMap};
+use serde_json::{Value, error::Category, value::RawValue};
+
+/// The error codes of the wire.
+pub mod code {
+    #![allow(missing_docs, reason = "each constant is its own name")]
+    pub const PARSE: i64 = -32700;
+    pub const INVALID_REQUEST: i64 = -32600;
+    pub const METHOD: i64 = -32601;
+    pub const PARAMS: i64 = -32602;
+    pub const INTERNAL: i64 = -32603;
+    pub const SESSION_LIMIT: i64 = -32001;
+    pub const NOT_ALLOWED: i64 = -32002;
+    pub const NOT_RUNNING: i64 = -32003;
+    pub const ALREADY_RUNNING: i64 = -32005;
+    pub const UNKNOWN_EXECUTION: i64 = -32006;
+    pub const NOT_AUTHORIZED: i64 = -32007;
+    pub const DRAINING: i64 = -32008;
+    pub const FULL: i64 = -32009;
+    pub const BACKEND: i64 = -32010;
+    pub const NOT_STARTED: i64 = -32011;
+    pub const LIMIT: i64 = -32012;
+    // -32013 is Claude's own failure.
+    pub const OTHER_INSTANCE: i64 = -32014;
+}
+
+/// The id of a request: a string, a number or `null`, exactly as written.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Id(Box<RawValue>);
+
+impl Id {
+    fn null() -> Self {
+        Id(RawValue::NULL.to_owned())
+    }
+
+    fn is_legal(&self) -> bool {
+        !matches!(self.0.get().as_bytes().first(), Some(b'{' | b'[' | b't' | b'f') | None)
+    }
+
+    /// The id as JSON text.
+    pub fn as_str(&self) -> &str {
+        self.0.get()
+    }
+}
+
+impl From<u64> for Id {
+    fn from(id: u64) -> Self {
+        Id(RawValue::from_string(id.to_string()).expect("a number is JSON"))
+    }
+}
+
+impl PartialEq for Id {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.get() == other.0.get()
+    }
+}
+
+/// What a client asked for. Without an id it is a notification and gets no response.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Call {
+    /// Present exactly if a response is owed.
+    pub id: Option<Id>,
+    /// The method's name.
+    pub method: String,
+    /// The parameters by name; empty if there were none.
+    pub params: serde_json::Map<String, Value>,
+}
+
+/// A JSON-RPC error object.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, thiserror::Error)]
+#[error("{message} ({code})")]
+pub struct ErrorObject {
+    /// One of [`code`].
+    pub code: i64,
+    /// What failed, with which value, and what to do.
+    pub message: String,
+    /// What was asked and what is allowed.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub data: Option<Value>,
+}
+
+impl ErrorObject {
+    /// An error without data.
+    pub fn new(code: i64, message: impl Into<String>) -> Self {
+        ErrorObject { code, message: message.into(), data: None }
+    }
+
+    /// The same with data.
+    pub fn with(mut self, data: Value) -> Self {
+        self.data = Some(data);
+        self
+    }
+}
+
+/// A response: to the request with this id, a result or an error.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Response {
+    /// The request's id, or `null` where it could not be read.
+    pub id: Id,
+    /// What came of it.
+    pub outcome: Result<Value, ErrorObject>,
+}
+
+impl Serialize for Response {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(3))?;
+        map.serialize_entry("jsonrpc", "2.0")?;
+        map.serialize_entry("id", &self.id)?;
+        match &self.outcome {
+            Ok(result) => map.serialize_entry("result", result)?,
+            Err(error) => map.serialize_entry("error", error)?,
+        }
+        map.end()
+    }
+}
+
+/// Reads one message. What cannot be read as a call is answered with the response in `Err`.
+pub fn parse(text: &str) -> Result<Call, Response> {
+    #[derive(Deserialize)]
+    struct RawCall {
+        jsonrpc: String,
+        #[serde(default, deserialize_with = "present")]
+        id: Option<Id>,
+        method: String,
+        #[serde(default)]
+        params: Option<Value>,
+    }
+
+    let refuse = |id: Option<Id>, code, message: String| Response {
+        id: id.filter(Id::is_legal).unwrap_or_else(Id::null),
+        outcome: Err(ErrorObject::new(code, message)),
+    };
+
+    if text.trim_ascii_start().starts_with('[') {
+        return match serde_json::from_str::<serde::de::IgnoredAny>(text) {
+            Ok(_) => Err(refuse(
+                None,
+                code::INVALID_REQUEST,
+                "batches are not supported: send one call in each message".into(),
+            )),
+            Err(error) => Err(refuse(None, code::PARSE, format!("not JSON: {error}"))),
+        };
+    }
+    let raw: RawCall = match serde_json::from_str(text) {
+        Ok(raw) => raw,
+        Err(error) if error.classify() == Category::Data => {
+            // The shape is wrong, but it may still be JSON with an id that the answer can name.
+            return Err(match serde_json::from_str::<Value>(text) {
+                Ok(value) => refuse(id_of(&value), code::INVALID_REQUEST, format!("not a JSON-RPC 2.0 call: {error}")),
+                Err(error) => refuse(None, code::PARSE, format!("not JSON: {error}")),
+            });
+        }
+        Err(error) => return Err(refuse(None, code::PARSE, format!("not JSON: {error}"))),
+    };
+    if raw.jsonrpc != "2.0" {
+        return Err(refuse(raw.id, code::INVALID_REQUEST, format!("jsonrpc must be \"2.0\", not {:?}", raw.jsonrpc)));
+    }
+    if raw.id.as_ref().is_some_and(|id| !id.is_legal()) {
+        return Err(refuse(None, code::INVALID_REQUEST, "id must be a string, a number or null".into()));
+    }
+    let params = match raw.params {
+        None => serde_json::Map::new(),
+        Some(Value::Object(params)) => params,
+        Some(_) => {
+            return Err(refuse(raw.id, code::PARAMS, "params must be an object: parameters go by name".into()));
+        }
+    };
+    Ok(Call { id: raw.id, method: raw.method, params })
+}
+
+/// `"id": null` is an id; only an absent one makes a notification.
+fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Id>, D::Error> {
+    Id::deserialize(deserializer).map(Some)
+}
+
+fn id_of(value: &Value) -> Option<Id> {
+    let id = value.as_object()?.get("id")?;
+    RawValue::from_string(id.to_string()).ok().map(Id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(text: &str) -> (String, i64) {
+        let response = parse(text).expect_err("must be refused");
+        (response.id.as_str().to_owned(), response.outcome.unwrap_err().code)
+    }
+
+    #[test]
+    fn what_is_not_a_call_gets_the_right_code_and_the_id_it_had() {
+        let table = [
+            ("{", "null", code::PARSE),
+            ("", "null", code::PARSE),
+            ("{\"jsonrpc\":\"2.0\",\"method\":\"x\"} trailing", "null", code::PARSE),
+            ("[", "null", code::PARSE),
+            ("[]", "null", code::INVALID_REQUEST),
+            ("[{\"jsonrpc\":\"2.0\",\"method\":\"ping\",\"id\":1}]", "null", code::INVALID_REQUEST),
+            ("7", "null", code::INVALID_REQUEST),
+            ("{\"jsonrpc\":\"1.0\",\"method\":\"ping\",\"id\":3}", "3", code::INVALID_REQUEST),
+            ("{\"method\":\"ping\",\"id\":\"a\"}", "\"a\"", code::INVALID_REQUEST),
+            ("{\"jsonrpc\":\"2.0\",\"id\":4,\"method\":5}", "4", code::INVALID_REQUEST),
+            ("{\"jsonrpc\":\"2.0\",\"id\":4,\"result\":{}}", "4", code::INVALID_REQUEST),
+            ("{\"jsonrpc\":\"2.0\",\"id\":{},\"method\":\"ping\"}", "null", code::INVALID_REQUEST),
+            ("{\"jsonrpc\":\"2.0\",\"id\":true,\"method\":\"ping\"}", "null", code::INVALID_REQUEST),
+            ("{\"jsonrpc\":\"2.0\",\"id\":6,\"method\":\"ping\",\"params\":[1]}", "6", code::PARAMS),
+            ("{\"jsonrpc\":\"2.0\",\"id\":6,\"id\":7,\"method\":\"ping\"}", "7", code::INVALID_REQUEST),
+        ];
+        for (text, id, code) in table {
+            assert_eq!(refused(text), (id.to_owned(), code), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_id_comes_back_as_it_was_written() {
+        for id in ["1", "1.0", "123456789012345678901234567890", "\"a\\u0041\"", "null"] {
+            let call = parse(&format!("{{\"jsonrpc\":\"2.0\",\"id\":{id},\"method\":\"ping\"}}")).unwrap();
+            let response = Response { id: call.id.unwrap(), outcome: Ok(Value::Null) };
+            let text = serde_json::to_string(&response).unwrap();
+            assert_eq!(text, format!("{{\"jsonrpc\":\"2.0\",\"id\":{id},\"result\":null}}"));
+        }
+        assert_eq!(parse("{\"jsonrpc\":\"2.0\",\"method\":\"ping\"}").unwrap().id, None);
+    }
+}

@@ -1,0 +1,3 @@
+//! WebSocket frames (RFC 6455), as far as this service writes them itself.
+
+pub mod frame;

@@ -1,0 +1,3 @@
+//! How the agent CLIs are started: arguments, environment, and what the operator allows.
+
+pub mod claude;

@@ -1,0 +1,394 @@
+//! How Claude Code is started: its arguments, within what the operator allows, and its environment.
+//!
+//! The arguments are a list and never seen by a shell; the prompt goes through standard input.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use cc_executor_actors::{
+    protocol::method::{ClaudeOptions, ExecutionSpec},
+    rpc::{ErrorObject, code},
+};
+use serde_json::json;
+
+/// What Claude is always told: one answer, told as events.
+const ARGUMENTS: &[&str] = &["-p", "--output-format", "stream-json", "--verbose"];
+
+/// Variables that Claude inherits from the service beside what every command does: its own settings and
+/// keys, and how it reaches the network.
+const INHERITED: &[&str] = &[
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "NO_PROXY",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+    "NODE_EXTRA_CA_CERTS",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "XDG_CONFIG_HOME",
+    "IS_SANDBOX",
+    "DISABLE_TELEMETRY",
+    "DISABLE_ERROR_REPORTING",
+    "DISABLE_AUTOUPDATER",
+];
+const INHERITED_PREFIXES: &[&str] = &["ANTHROPIC_", "CLAUDE_"];
+
+/// Variables that are the operator's alone, beside those that Claude inherits: each says which program runs,
+/// with whose settings and login, what else is loaded into it, or where it sends the operator's key.
+const RESERVED: &[&str] = &["HOME", "PATH", "SHELL", "BASH_ENV", "ALL_PROXY", "all_proxy"];
+const RESERVED_PREFIXES: &[&str] = &["LD_", "NODE_", "BUN_"];
+
+/// The gateway's setting, which only looks like one of Claude's.
+const NOT_INHERITED: &str = "CLAUDE_API_URL";
+
+const API_KEY: &str = "ANTHROPIC_API_KEY";
+const SANDBOX: &str = "IS_SANDBOX";
+
+/// The mode in which Claude asks nobody for anything.
+const BYPASS: &str = "bypassPermissions";
+
+/// What of Claude's options the operator allows. An empty list allows all.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct ClaudePolicy {
+    /// Models; the first is taken where a client names none.
+    pub models: Vec<String>,
+    /// Permission modes; the first is taken where a client names none.
+    pub permission_modes: Vec<String>,
+    /// Tools that a client may allow.
+    pub tools: Vec<String>,
+    /// How often the model may answer at the most.
+    pub max_turns: Option<u64>,
+    /// Directories in which it may work; the first is taken where a client names none.
+    pub directories: Vec<PathBuf>,
+    /// What it inherits beside what every command does.
+    pub inherited: BTreeMap<String, String>,
+}
+
+/// What of a client's wishes Claude is started with.
+#[derive(PartialEq, Eq, Debug)]
+pub struct ClaudeLaunch {
+    /// Arguments after the program's own.
+    pub arguments: Vec<String>,
+    /// The working directory, if one was asked for or is prescribed.
+    pub cwd: Option<String>,
+    /// The whole environment.
+    pub env: BTreeMap<String, String>,
+}
+
+/// The part of the service's own environment that Claude inherits beside what every command does.
+pub fn inherited(vars: impl Iterator<Item = (String, String)>) -> BTreeMap<String, String> {
+    vars.filter(|(name, _)| {
+        let prefixed = INHERITED_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
+        name != NOT_INHERITED && (prefixed || INHERITED.contains(&name.as_str()))
+    })
+    .collect()
+}
+
+impl ClaudePolicy {
+    /// Puts a client's wishes together with what is allowed. `common` is the environment of every command.
+    pub fn start(&self, run: &ExecutionSpec, common: &BTreeMap<String, String>) -> Result<ClaudeLaunch, ErrorObject> {
+        let none = ClaudeOptions::default();
+        let asked = run.claude.as_ref().unwrap_or(&none);
+        let model = one_of("model", asked.model.as_deref(), &self.models)?;
+        let mode = one_of("permissionMode", asked.permission_mode.as_deref(), &self.permission_modes)?;
+        let max_turns = self.judge_turns(asked.max_turns)?;
+        self.judge_tools(&asked.allowed_tools)?;
+        judge_env(&run.env)?;
+        let mut env = common.clone();
+        env.insert("DISABLE_AUTOUPDATER".to_owned(), "1".to_owned());
+        env.extend(self.inherited.clone());
+        env.extend(run.env.clone());
+        if env.get(API_KEY).is_some_and(String::is_empty) {
+            // Empty means the user's own login; Claude takes an empty key for a wrong one.
+            env.remove(API_KEY);
+        }
+        if mode == Some(BYPASS)
+            && rustix::process::geteuid().is_root()
+            && env.get(SANDBOX).is_none_or(|value| value != "1")
+        {
+            let message = format!(
+                "permissionMode {BYPASS}: claude refuses it as root; run the backend as another user, or in a sandbox and with {SANDBOX}=1"
+            );
+            return Err(ErrorObject::new(code::NOT_ALLOWED, message).with(json!({ "param": "permissionMode" })));
+        }
+        let mut arguments: Vec<String> = ARGUMENTS.iter().map(|word| (*word).to_owned()).collect();
+        let mut option = |name: &str, value: Option<String>| {
+            // In one word, so that no value can be taken for an option.
+            arguments.extend(value.map(|value| format!("--{name}={value}")));
+        };
+        option("model", model.map(str::to_owned));
+        option("permission-mode", mode.map(str::to_owned));
+        option("max-turns", max_turns.map(|turns| turns.to_string()));
+        option("resume", asked.resume.clone());
+        if !asked.allowed_tools.is_empty() {
+            arguments.push("--allowedTools".to_owned());
+            arguments.extend(asked.allowed_tools.iter().cloned());
+        }
+        Ok(ClaudeLaunch { arguments, cwd: self.judge_directory(run.cwd.as_deref())?, env })
+    }
+
+    fn judge_turns(&self, asked: Option<u64>) -> Result<Option<u64>, ErrorObject> {
+        match (asked, self.max_turns) {
+            (Some(asked), Some(max)) if asked > max => {
+                let message = format!("maxTurns must be at most {max}, not {asked}");
+                Err(ErrorObject::new(code::PARAMS, message)
+                    .with(json!({ "param": "maxTurns", "asked": asked, "max": max })))
+            }
+            (asked, max) => Ok(asked.or(max)),
+        }
+    }
+
+    fn judge_tools(&self, asked: &[String]) -> Result<(), ErrorObject> {
+        let allowed = |tool: &String| {
+            let name = name_of_tool(tool);
+            self.tools.is_empty()
+                || self.tools.iter().any(|allowed| allowed == tool || name.is_some_and(|name| allowed == name))
+        };
+        match asked.iter().find(|tool| !allowed(tool)) {
+            None => Ok(()),
+            Some(tool) => Err(not_allowed("allowedTools", tool, &self.tools)),
+        }
+    }
+
+    fn judge_directory(&self, asked: Option<&str>) -> Result<Option<String>, ErrorObject> {
+        let Some(first) = self.directories.first() else { return Ok(asked.map(str::to_owned)) };
+        let Some(asked) = asked else { return Ok(Some(first.to_string_lossy().into_owned())) };
+        // Links and dots lead where they lead.
+        let real = fs::canonicalize(asked).ok();
+        let within = |directory: &PathBuf| {
+            let directory = fs::canonicalize(directory).ok();
+            directory.is_some_and(|directory| real.as_ref().is_some_and(|real| real.starts_with(directory)))
+        };
+        if self.directories.iter().any(within) {
+            return Ok(Some(asked.to_owned()));
+        }
+        let allowed: Vec<_> = self.directories.iter().map(|path| path.display().to_string()).collect();
+        Err(not_allowed("cwd", asked, &allowed))
+    }
+}
+
+/// The name in NAME or NAME(...). `None` if that is not one tool to the CLI, which cuts each word at commas and
+/// spaces, unless they come after a `(` and before the next `)`.
+fn name_of_tool(tool: &str) -> Option<&str> {
+    let cuts = |text: &str| text.contains(|c: char| c == ',' || c.is_whitespace());
+    let (name, after) = match tool.split_once('(') {
+        None => (tool, ""),
+        Some((name, rest)) => (name, rest.strip_suffix(')')?.split_once(')').map_or("", |(_, after)| after)),
+    };
+    (!cuts(name) && !cuts(after)).then_some(name)
+}
+
+/// A client may add to the environment, but not change what Claude is or whom it trusts. It may do without the
+/// operator's key.
+fn judge_env(asked: &BTreeMap<String, String>) -> Result<(), ErrorObject> {
+    let listed = |name: &str| {
+        let mut prefixes = INHERITED_PREFIXES.iter().chain(RESERVED_PREFIXES);
+        INHERITED.contains(&name) || RESERVED.contains(&name) || prefixes.any(|prefix| name.starts_with(prefix))
+    };
+    let reserved = |(name, value): &(&String, &String)| listed(name) && !(*name == API_KEY && value.is_empty());
+    match asked.iter().find(reserved) {
+        None => Ok(()),
+        Some((name, _)) => {
+            let message = format!("env.{name} is the operator's with claude: set it where the backend runs");
+            Err(ErrorObject::new(code::NOT_ALLOWED, message).with(json!({ "param": "env", "asked": name })))
+        }
+    }
+}
+
+/// What Claude's own program is, as a name for a person.
+pub fn not_found(program: &str) -> String {
+    let name = Path::new(program).display();
+    format!(
+        "{name} is not there: install Claude Code (npm install -g @anthropic-ai/claude-code) where the backend runs, or name its path in CC_EXECUTOR_EXECUTORS"
+    )
+}
+
+/// The value asked for, if it is allowed; the first that is allowed if none was asked for.
+fn one_of<'a>(param: &str, asked: Option<&'a str>, allowed: &'a [String]) -> Result<Option<&'a str>, ErrorObject> {
+    match asked {
+        Some(asked) if !allowed.is_empty() && !allowed.iter().any(|allowed| allowed == asked) => {
+            Err(not_allowed(param, asked, allowed))
+        }
+        Some(asked) => Ok(Some(asked)),
+        None => Ok(allowed.first().map(String::as_str)),
+    }
+}
+
+fn not_allowed(param: &str, asked: &str, allowed: &[String]) -> ErrorObject {
+    let message = format!("{param} {asked:?} is not allowed here: use {}", allowed.join(", "));
+    ErrorObject::new(code::NOT_ALLOWED, message).with(json!({ "param": param, "asked": asked, "allowed": allowed }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(claude: ClaudeOptions) -> ExecutionSpec {
+        ExecutionSpec { claude: Some(claude), ..ExecutionSpec::of("prompt") }
+    }
+
+    fn words(words: &[&str]) -> Vec<String> {
+        words.iter().map(|word| (*word).to_owned()).collect()
+    }
+
+    #[test]
+    fn options_become_single_words() {
+        let asked = ClaudeOptions {
+            model: Some("--dangerous".into()),
+            permission_mode: Some("plan".into()),
+            allowed_tools: words(&["Bash(git log:*)", "Read"]),
+            max_turns: Some(3),
+            resume: Some("1-2".into()),
+        };
+        let start = ClaudePolicy::default().start(&run(asked), &BTreeMap::new()).unwrap();
+        assert_eq!(start.arguments[..ARGUMENTS.len()], words(ARGUMENTS));
+        assert_eq!(
+            start.arguments[ARGUMENTS.len()..],
+            words(&[
+                "--model=--dangerous",
+                "--permission-mode=plan",
+                "--max-turns=3",
+                "--resume=1-2",
+                "--allowedTools",
+                "Bash(git log:*)",
+                "Read"
+            ])
+        );
+    }
+
+    #[test]
+    fn what_the_operator_does_not_allow_is_refused_and_what_is_left_open_is_his() {
+        let policy = ClaudePolicy {
+            models: words(&["haiku", "sonnet"]),
+            permission_modes: words(&["plan"]),
+            tools: words(&["Read", "Bash(git log:*)"]),
+            max_turns: Some(5),
+            directories: vec![PathBuf::from("/usr"), PathBuf::from("/tmp")],
+            inherited: BTreeMap::new(),
+        };
+        let start = policy.start(&run(ClaudeOptions::default()), &BTreeMap::new()).unwrap();
+        assert_eq!(
+            start.arguments[ARGUMENTS.len()..],
+            words(&["--model=haiku", "--permission-mode=plan", "--max-turns=5"])
+        );
+        assert_eq!(start.cwd.as_deref(), Some("/usr"));
+        let refused = [
+            (ClaudeOptions { model: Some("opus".into()), ..ClaudeOptions::default() }, None, code::NOT_ALLOWED),
+            (
+                ClaudeOptions { permission_mode: Some(BYPASS.into()), ..ClaudeOptions::default() },
+                None,
+                code::NOT_ALLOWED,
+            ),
+            (ClaudeOptions { allowed_tools: words(&["Bash"]), ..ClaudeOptions::default() }, None, code::NOT_ALLOWED),
+            // The CLI makes several tools of each of these.
+            (
+                ClaudeOptions { allowed_tools: words(&["Read(x) Bash"]), ..ClaudeOptions::default() },
+                None,
+                code::NOT_ALLOWED,
+            ),
+            (
+                ClaudeOptions { allowed_tools: words(&["Read(x),Bash"]), ..ClaudeOptions::default() },
+                None,
+                code::NOT_ALLOWED,
+            ),
+            (
+                ClaudeOptions { allowed_tools: words(&["Read((x) Bash )"]), ..ClaudeOptions::default() },
+                None,
+                code::NOT_ALLOWED,
+            ),
+            (
+                ClaudeOptions { allowed_tools: words(&["Read(x)Bash"]), ..ClaudeOptions::default() },
+                None,
+                code::NOT_ALLOWED,
+            ),
+            (ClaudeOptions { allowed_tools: words(&["Read(x"]), ..ClaudeOptions::default() }, None, code::NOT_ALLOWED),
+            (
+                ClaudeOptions { allowed_tools: words(&["Read,Bash"]), ..ClaudeOptions::default() },
+                None,
+                code::NOT_ALLOWED,
+            ),
+            (ClaudeOptions { max_turns: Some(6), ..ClaudeOptions::default() }, None, code::PARAMS),
+            (ClaudeOptions::default(), Some("/etc"), code::NOT_ALLOWED),
+            (ClaudeOptions::default(), Some("/usr/../etc"), code::NOT_ALLOWED),
+        ];
+        for (claude, cwd, code) in refused {
+            let run = ExecutionSpec { cwd: cwd.map(str::to_owned), ..run(claude.clone()) };
+            assert_eq!(policy.start(&run, &BTreeMap::new()).unwrap_err().code, code, "{claude:?} {cwd:?}");
+        }
+        let asked = ClaudeOptions {
+            model: Some("sonnet".into()),
+            allowed_tools: words(&["Read(/tmp/**)", "Read(a, b)", "Read((a)b)", "Bash(git log:*)"]),
+            ..ClaudeOptions::default()
+        };
+        let run = ExecutionSpec { cwd: Some("/usr/bin".into()), ..run(asked) };
+        assert_eq!(policy.start(&run, &BTreeMap::new()).unwrap().cwd.as_deref(), Some("/usr/bin"));
+    }
+
+    #[test]
+    fn claude_inherits_its_own_settings_and_an_empty_key_means_the_login() {
+        let vars = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
+            pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+        };
+        let service = vars(&[
+            ("ANTHROPIC_API_KEY", ""),
+            ("ANTHROPIC_BASE_URL", "http://x"),
+            ("CLAUDE_API_URL", "http://y"),
+            ("CLAUDE_CONFIG_DIR", "/c"),
+            ("CC_EXECUTOR_TOKEN", "secret"),
+            ("AWS_SECRET", "secret"),
+            ("NO_PROXY", "z"),
+        ]);
+        let policy = ClaudePolicy { inherited: inherited(service.into_iter()), ..ClaudePolicy::default() };
+        let start = policy.start(&run(ClaudeOptions::default()), &vars(&[("PATH", "/bin")])).unwrap();
+        assert_eq!(
+            start.env,
+            vars(&[
+                ("PATH", "/bin"),
+                ("ANTHROPIC_BASE_URL", "http://x"),
+                ("CLAUDE_CONFIG_DIR", "/c"),
+                ("DISABLE_AUTOUPDATER", "1"),
+                ("NO_PROXY", "z")
+            ])
+        );
+    }
+
+    #[test]
+    fn a_client_may_not_say_where_claude_sends_its_key_or_what_it_takes_itself_for() {
+        let operators = |name: &str, value: &str| ClaudePolicy {
+            inherited: BTreeMap::from([(name.to_owned(), value.to_owned())]),
+            ..ClaudePolicy::default()
+        };
+        let with = |name: &str, value: &str| ExecutionSpec {
+            env: BTreeMap::from([(name.to_owned(), value.to_owned())]),
+            ..run(ClaudeOptions { permission_mode: Some(BYPASS.into()), ..ClaudeOptions::default() })
+        };
+        let policy = operators(SANDBOX, "1");
+        for name in [
+            "IS_SANDBOX",
+            "ANTHROPIC_BASE_URL",
+            "ANTHROPIC_API_KEY",
+            "CLAUDE_CONFIG_DIR",
+            "HOME",
+            "PATH",
+            "LD_PRELOAD",
+            "NODE_OPTIONS",
+            "NODE_EXTRA_CA_CERTS",
+            "BUN_OPTIONS",
+            "https_proxy",
+            "ALL_PROXY",
+        ] {
+            let error = policy.start(&with(name, "1"), &BTreeMap::new()).unwrap_err();
+            assert_eq!(error.code, code::NOT_ALLOWED, "{name}");
+            assert!(error.message.contains(name), "{}", error.message);
+        }
+        let start = policy.start(&with("MY_SETTING", "1"), &BTreeMap::new()).unwrap();
+        assert_eq!(start.env.get("MY_SETTING").map(String::as_str), Some("1"));
+        let policy = ClaudePolicy { inherited: operators(API_KEY, "key").inherited, ..ClaudePolicy::default() };
+        let asked = ExecutionSpec { claude: None, ..with(API_KEY, "") };
+        assert_eq!(policy.start(&asked, &BTreeMap::new()).unwrap().env.get(API_KEY), None, "empty means the login");
+    }
+}

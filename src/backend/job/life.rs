@@ -1,0 +1,436 @@
+//! The life of an execution's processes, from the order to start them until nothing is left of them.
+//!
+//! One enum, changed by one function: every event is answered in every state, and whoever looks at it sees all that is
+//! known. It holds no process and no clock; time is a parameter.
+
+use std::time::{Duration, Instant};
+
+use cc_executor_actors::outcome::Evidence;
+
+use super::outcome::EndCause;
+use crate::backend::{
+    process::deadlines::COMPLETE_AFTER,
+    shim::protocol::{LeaderExit, TreeGone},
+};
+
+/// How long a shim may take to report the end beyond its grace, before nothing more is waited for. Its line has it
+/// killed long before; see [`crate::backend::process::deadlines`].
+const SHIM_BOUND: Duration = Duration::from_secs(8);
+
+/// How long the sweep after a lost shim may take: the subreaper's own patience, and a second one where that is lost, too.
+const SWEEP_BOUND: Duration = Duration::from_secs(15);
+
+/// The life of an execution's processes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Life {
+    /// The shim was asked to execute the command, which takes as long as the file system does.
+    Starting,
+    /// The command runs, or is stopped by a pause.
+    Running {
+        /// It is.
+        paused: bool,
+    },
+    /// The command has exited by itself. What it left behind may write for a while.
+    Leftovers {
+        /// How it exited.
+        exit: LeaderExit,
+    },
+    /// What is left is being ended.
+    Ending {
+        /// Why.
+        why: EndReason,
+        /// How the command exited, once it has.
+        exit: Option<LeaderExit>,
+        /// Who ends it.
+        guard: Guardian,
+        /// When nothing more is waited for.
+        deadline: Instant,
+    },
+    /// Nothing is left, or nothing more will be known. What is in the pipes now is the rest of the output.
+    Gone {
+        /// Why it was ended, if it was.
+        why: Option<EndReason>,
+        /// How the command exited, if that is known.
+        exit: Option<LeaderExit>,
+        /// What is known of the processes.
+        gone: TreeGone,
+    },
+    /// The command could not be executed.
+    NotStarted {
+        /// 127 if the program is missing, else 126.
+        exit_code: i32,
+        /// What failed.
+        message: String,
+    },
+}
+
+/// Why the service ends processes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum EndReason {
+    /// This was wanted, with so many milliseconds between TERM and KILL.
+    Wanted {
+        /// Who wanted it.
+        cause: EndCause,
+        /// The shortest that was asked for.
+        grace_ms: u64,
+    },
+    /// The command exited, and these were left.
+    LeftBehind,
+    /// Somebody else ended the shim, or the subreaper behind it: nothing guards the processes any more.
+    GuardLost,
+}
+
+/// Who ends the processes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Guardian {
+    /// The shim.
+    Shim,
+    /// The subreaper, since the shim was lost.
+    Subreaper,
+}
+
+/// What happens to it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum LifeEvent {
+    /// The shim has executed the command.
+    Started,
+    /// The shim could not.
+    NotStarted {
+        /// 127 if the program is missing, else 126.
+        exit_code: i32,
+        /// What failed.
+        message: String,
+    },
+    /// The command itself has exited.
+    Exited(LeaderExit),
+    /// The whole tree was stopped, or continued.
+    Paused(bool),
+    /// The shim, or the subreaper, has ended everything as far as it could.
+    Gone(TreeGone),
+    /// The shim is gone without its last fact.
+    Lost,
+    /// The shim ends everything, because the subreaper behind it was ended by somebody else.
+    Unguarded,
+    /// It is to be ended.
+    Wanted {
+        /// By whom.
+        cause: EndCause,
+        /// Milliseconds between TERM and KILL.
+        grace_ms: u64,
+    },
+    /// What was left behind is quiet, or has written for long enough.
+    LeftoversQuiet,
+    /// The deadline has passed.
+    Overdue,
+}
+
+/// What must be done for it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum LifeAction {
+    /// Have the shim end it: TERM, and KILL after so many milliseconds.
+    End {
+        /// The grace.
+        grace_ms: u64,
+    },
+    /// Have the shim kill what was left behind.
+    KillLeftovers,
+    /// Have the subreaper end what the lost shim has left.
+    Sweep,
+}
+
+impl Life {
+    /// Whether nothing more can happen.
+    pub(super) fn is_over(&self) -> bool {
+        matches!(self, Life::Gone { .. } | Life::NotStarted { .. })
+    }
+
+    /// Whether it is being ended because somebody wanted that.
+    pub(super) fn is_canceling(&self) -> bool {
+        matches!(self, Life::Ending { why: EndReason::Wanted { .. } | EndReason::GuardLost, .. })
+    }
+
+    /// The cause that has ended it, or is about to.
+    pub(super) fn cause(&self) -> Option<EndCause> {
+        match self {
+            Life::Ending { why: EndReason::Wanted { cause, .. }, .. }
+            | Life::Gone { why: Some(EndReason::Wanted { cause, .. }), .. } => Some(*cause),
+            _ => None,
+        }
+    }
+
+    /// When [`LifeEvent::Overdue`] is due.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        match self {
+            Life::Ending { deadline, .. } => Some(*deadline),
+            _ => None,
+        }
+    }
+
+    /// Takes an event. Gives what must be done.
+    pub(super) fn on(&mut self, event: LifeEvent, now: Instant) -> Option<LifeAction> {
+        let (next, deed) = std::mem::replace(self, Life::Starting).next(event, now);
+        *self = next;
+        deed
+    }
+
+    fn next(self, event: LifeEvent, now: Instant) -> (Life, Option<LifeAction>) {
+        match (self, event) {
+            (over @ (Life::Gone { .. } | Life::NotStarted { .. }), _) => (over, None),
+            (life, LifeEvent::Gone(gone)) => (life.gone(gone), None),
+
+            (Life::Starting, LifeEvent::Started) => (Life::Running { paused: false }, None),
+            (Life::Starting, LifeEvent::NotStarted { exit_code, message }) => {
+                (Life::NotStarted { exit_code, message }, None)
+            }
+            // It was ended before that: who ended it is told, and there is nothing left.
+            (life, LifeEvent::NotStarted { .. }) => (life.gone(TreeGone::proven(Evidence::NeverStarted)), None),
+
+            (Life::Running { .. }, LifeEvent::Paused(paused)) => (Life::Running { paused }, None),
+            (Life::Starting | Life::Running { .. }, LifeEvent::Exited(exit)) => (Life::Leftovers { exit }, None),
+            (Life::Ending { why, guard, deadline, .. }, LifeEvent::Exited(exit)) => {
+                (Life::Ending { why, exit: Some(exit), guard, deadline }, None)
+            }
+
+            (Life::Starting | Life::Running { .. }, LifeEvent::Wanted { cause, grace_ms }) => {
+                let why = EndReason::Wanted { cause, grace_ms };
+                (Life::ending(why, None, shim_deadline(grace_ms, now)), Some(LifeAction::End { grace_ms }))
+            }
+            // The command's own end stands; only what it left behind is ended, without a grace.
+            (Life::Leftovers { exit }, LifeEvent::LeftoversQuiet | LifeEvent::Wanted { .. }) => (
+                Life::ending(EndReason::LeftBehind, Some(exit), shim_deadline(0, now)),
+                Some(LifeAction::KillLeftovers),
+            ),
+            // The first cause is the one that is told; a shorter grace takes effect.
+            (
+                Life::Ending {
+                    why: EndReason::Wanted { cause, grace_ms: planned },
+                    exit,
+                    guard: Guardian::Shim,
+                    deadline,
+                },
+                LifeEvent::Wanted { grace_ms, .. },
+            ) => {
+                let why = EndReason::Wanted { cause, grace_ms: planned.min(grace_ms) };
+                let deadline = deadline.min(shim_deadline(grace_ms, now));
+                let deed = (grace_ms < planned).then_some(LifeAction::End { grace_ms });
+                (Life::Ending { why, exit, guard: Guardian::Shim, deadline }, deed)
+            }
+
+            (Life::Starting | Life::Running { .. }, LifeEvent::Unguarded) => {
+                (Life::ending(EndReason::GuardLost, None, shim_deadline(0, now)), None)
+            }
+            (Life::Leftovers { exit }, LifeEvent::Unguarded) => {
+                (Life::ending(EndReason::LeftBehind, Some(exit), shim_deadline(0, now)), None)
+            }
+
+            (Life::Starting | Life::Running { .. }, LifeEvent::Lost) => Life::swept(EndReason::GuardLost, None, now),
+            (Life::Leftovers { exit }, LifeEvent::Lost) => Life::swept(EndReason::LeftBehind, Some(exit), now),
+            (Life::Ending { why, exit, guard: Guardian::Shim, .. }, LifeEvent::Lost) => Life::swept(why, exit, now),
+
+            (life @ Life::Ending { .. }, LifeEvent::Overdue) => (life.gone(TreeGone::UNKNOWN), None),
+            (life, _) => (life, None),
+        }
+    }
+
+    fn ending(why: EndReason, exit: Option<LeaderExit>, deadline: Instant) -> Life {
+        Life::Ending { why, exit, guard: Guardian::Shim, deadline }
+    }
+
+    fn swept(why: EndReason, exit: Option<LeaderExit>, now: Instant) -> (Life, Option<LifeAction>) {
+        (Life::Ending { why, exit, guard: Guardian::Subreaper, deadline: now + SWEEP_BOUND }, Some(LifeAction::Sweep))
+    }
+
+    fn gone(self, gone: TreeGone) -> Life {
+        match self {
+            Life::Starting | Life::Running { .. } => Life::Gone { why: None, exit: None, gone },
+            Life::Leftovers { exit } => Life::Gone { why: None, exit: Some(exit), gone },
+            Life::Ending { why, exit, .. } => Life::Gone { why: Some(why), exit, gone },
+            over @ (Life::Gone { .. } | Life::NotStarted { .. }) => over,
+        }
+    }
+}
+
+fn shim_deadline(grace_ms: u64, now: Instant) -> Instant {
+    now + Duration::from_millis(grace_ms) + COMPLETE_AFTER + SHIM_BOUND
+}
+
+#[cfg(test)]
+mod tests {
+    use cc_executor_actors::outcome::CancelReason;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const CANCEL: EndCause = EndCause::Asked(CancelReason::Canceled);
+    const EXIT: LeaderExit = LeaderExit::Code(3);
+
+    fn wanted(cause: EndCause, grace_ms: u64) -> LifeEvent {
+        LifeEvent::Wanted { cause, grace_ms }
+    }
+
+    fn not_started() -> LifeEvent {
+        LifeEvent::NotStarted { exit_code: 127, message: "no".to_owned() }
+    }
+
+    fn gone() -> LifeEvent {
+        LifeEvent::Gone(TreeGone::proven(Evidence::Echild))
+    }
+
+    /// Plays events one second apart. Gives the last state, and all deeds.
+    fn play(events: impl IntoIterator<Item = LifeEvent>) -> (Life, Vec<LifeAction>) {
+        let start = Instant::now();
+        let mut life = Life::Starting;
+        let deeds = events.into_iter().enumerate();
+        let deeds = deeds.filter_map(|(n, event)| life.on(event, start + Duration::from_secs(n as u64))).collect();
+        (life, deeds)
+    }
+
+    #[test]
+    fn each_order_of_events_has_its_end() {
+        let proven = TreeGone::proven(Evidence::Echild);
+        let ended = |why, exit| Life::Gone { why, exit, gone: proven };
+        let cancel = Some(EndReason::Wanted { cause: CANCEL, grace_ms: 5 });
+        let registry: [(&str, Vec<LifeEvent>, Life, Vec<LifeAction>); 12] = [
+            (
+                "its shim is alone: what it then kills has not ended by itself",
+                vec![LifeEvent::Started, LifeEvent::Unguarded, LifeEvent::Exited(LeaderExit::Signal(9)), gone()],
+                ended(Some(EndReason::GuardLost), Some(LeaderExit::Signal(9))),
+                vec![],
+            ),
+            ("by itself", vec![LifeEvent::Started, LifeEvent::Exited(EXIT), gone()], ended(None, Some(EXIT)), vec![]),
+            (
+                "with leftovers",
+                vec![LifeEvent::Started, LifeEvent::Exited(EXIT), LifeEvent::LeftoversQuiet, gone()],
+                ended(Some(EndReason::LeftBehind), Some(EXIT)),
+                vec![LifeAction::KillLeftovers],
+            ),
+            (
+                "canceled after its own exit: that stands",
+                vec![LifeEvent::Started, LifeEvent::Exited(EXIT), wanted(CANCEL, 5), wanted(CANCEL, 0), gone()],
+                ended(Some(EndReason::LeftBehind), Some(EXIT)),
+                vec![LifeAction::KillLeftovers],
+            ),
+            (
+                "canceled: its exit begins no rule for leftovers",
+                vec![LifeEvent::Started, wanted(CANCEL, 5), LifeEvent::Exited(EXIT), LifeEvent::LeftoversQuiet, gone()],
+                ended(cancel, Some(EXIT)),
+                vec![LifeAction::End { grace_ms: 5 }],
+            ),
+            (
+                "the first cause is told, the shortest grace counts",
+                vec![LifeEvent::Started, wanted(CANCEL, 9), wanted(EndCause::Timeout, 5), wanted(CANCEL, 7), gone()],
+                ended(cancel, None),
+                vec![LifeAction::End { grace_ms: 9 }, LifeAction::End { grace_ms: 5 }],
+            ),
+            (
+                "canceled while it starts",
+                vec![wanted(CANCEL, 5), LifeEvent::Started, gone()],
+                ended(cancel, None),
+                vec![LifeAction::End { grace_ms: 5 }],
+            ),
+            (
+                "canceled, and then it could not be started",
+                vec![wanted(CANCEL, 5), not_started()],
+                Life::Gone { why: cancel, exit: None, gone: TreeGone::proven(Evidence::NeverStarted) },
+                vec![LifeAction::End { grace_ms: 5 }],
+            ),
+            (
+                "not started",
+                vec![not_started(), wanted(CANCEL, 5), gone()],
+                Life::NotStarted { exit_code: 127, message: "no".to_owned() },
+                vec![],
+            ),
+            (
+                "its shim is lost while it starts: nobody says that it did not",
+                vec![LifeEvent::Lost, gone()],
+                ended(Some(EndReason::GuardLost), None),
+                vec![LifeAction::Sweep],
+            ),
+            (
+                "its shim is lost while it is canceled",
+                vec![
+                    LifeEvent::Started,
+                    wanted(CANCEL, 5),
+                    LifeEvent::Lost,
+                    LifeEvent::Lost,
+                    wanted(CANCEL, 0),
+                    gone(),
+                ],
+                ended(cancel, None),
+                vec![LifeAction::End { grace_ms: 5 }, LifeAction::Sweep],
+            ),
+            (
+                "nobody answers",
+                vec![LifeEvent::Started, LifeEvent::Lost, LifeEvent::Overdue, gone()],
+                Life::Gone { why: Some(EndReason::GuardLost), exit: None, gone: TreeGone::UNKNOWN },
+                vec![LifeAction::Sweep],
+            ),
+        ];
+        for (what, events, life, deeds) in registry {
+            assert_eq!(play(events), (life, deeds), "{what}");
+        }
+    }
+
+    fn any_event() -> impl Strategy<Value = LifeEvent> {
+        prop_oneof![
+            Just(LifeEvent::Started),
+            Just(not_started()),
+            any::<u8>().prop_map(|code| LifeEvent::Exited(LeaderExit::Code(code.into()))),
+            any::<bool>().prop_map(LifeEvent::Paused),
+            Just(gone()),
+            Just(LifeEvent::Lost),
+            Just(LifeEvent::Unguarded),
+            (0u64..20_000).prop_map(|grace_ms| wanted(CANCEL, grace_ms)),
+            (0u64..20_000).prop_map(|grace_ms| wanted(EndCause::Timeout, grace_ms)),
+            (0u64..20_000).prop_map(|grace_ms| wanted(EndCause::Disconnected, grace_ms)),
+            Just(LifeEvent::LeftoversQuiet),
+            Just(LifeEvent::Overdue),
+        ]
+    }
+
+    proptest! {
+        /// Whatever happens in whatever order: once it is being ended it is over within a bounded time, the first cause
+        /// and the command's own exit are never replaced, and an order to a shim is given only while there is one.
+        #[test]
+        fn it_ends_once_and_in_time(events in prop::collection::vec((any_event(), 0u64..3_000), 0..60)) {
+            let mut now = Instant::now();
+            let mut life = Life::Starting;
+            let (mut first, mut is_lost) = (None, false);
+            for (event, ms) in events {
+                now += Duration::from_millis(ms);
+                let (before, was_lost) = (life.clone(), is_lost);
+                is_lost |= event == LifeEvent::Lost && !before.is_over();
+                let deed = life.on(event, now);
+                if before.is_over() {
+                    prop_assert_eq!(&life, &before);
+                    prop_assert_eq!(deed, None);
+                }
+                if matches!(deed, Some(LifeAction::End { .. } | LifeAction::KillLeftovers)) {
+                    prop_assert!(!was_lost, "an order to a shim that is lost");
+                }
+                prop_assert_eq!(matches!(deed, Some(LifeAction::Sweep)), is_lost && !was_lost, "swept once");
+                if let Some(cause) = life.cause() {
+                    prop_assert_eq!(*first.get_or_insert(cause), cause);
+                }
+                if let Life::Leftovers { exit } = before {
+                    match life {
+                        Life::Leftovers { exit: now } => prop_assert_eq!(now, exit),
+                        Life::Ending { exit: now, why, .. } => {
+                            prop_assert_eq!((now, why), (Some(exit), EndReason::LeftBehind));
+                        }
+                        Life::Gone { exit: now, why, .. } => prop_assert_eq!((now, why), (Some(exit), None)),
+                        _ => prop_assert!(false, "{:?}", life),
+                    }
+                }
+            }
+            // Somebody wants it ended, and nobody answers anything.
+            life.on(wanted(CANCEL, 20_000), now);
+            let until = now + Duration::from_secs(60);
+            while let Some(deadline) = life.deadline() {
+                prop_assert!(deadline <= until, "it is bounded");
+                life.on(LifeEvent::Overdue, deadline);
+            }
+            prop_assert!(life.is_over());
+        }
+    }
+}

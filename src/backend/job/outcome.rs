@@ -1,0 +1,227 @@
+//! The backend's last word: made from how the command's process ended and from who ended it.
+
+use cc_executor_actors::{
+    agent::claude::{self, progress::ProgressTracker},
+    outcome::{CancelReason, CancelReport, Evidence, Outcome, Reason, Status},
+    protocol::{PerStream, Stream},
+};
+
+use sha2::{Digest, Sha256};
+
+use super::life::EndReason;
+use crate::backend::{
+    shim::protocol::{LeaderExit, TreeGone},
+    signal,
+};
+
+/// Why the service ended an execution.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum EndCause {
+    /// Somebody asked.
+    Asked(CancelReason),
+    /// The total time-out passed.
+    Timeout,
+    /// Nothing was written for the stall time-out.
+    Stalled,
+    /// Its consumer went away.
+    Disconnected,
+    /// Claude has said how it ended, and did not exit.
+    Done,
+}
+
+impl EndCause {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            EndCause::Asked(reason) => reason.as_str(),
+            EndCause::Timeout => "timeout",
+            EndCause::Stalled => "stalled",
+            EndCause::Disconnected => "disconnected",
+            EndCause::Done => "done",
+        }
+    }
+
+    fn verdict(self) -> (Status, Reason, Option<&'static str>) {
+        match self {
+            EndCause::Asked(reason) => (Status::Cancelled, reason.into(), None),
+            EndCause::Timeout => (Status::Failed, Reason::Timeout, Some("the total time-out passed")),
+            EndCause::Stalled => (Status::Failed, Reason::Stalled, Some("nothing was written for the stall time-out")),
+            EndCause::Disconnected => (Status::Cancelled, Reason::Disconnected, None),
+            EndCause::Done => (Status::Completed, Reason::Exit, None),
+        }
+    }
+}
+
+/// How it ended. Who ended it decides, not what the process then said: one that exits 0 after TERM was
+/// canceled all the same. Where nobody ended Claude, its own words count beside its exit code.
+pub(super) fn ending(
+    why: Option<EndReason>,
+    exit: Option<LeaderExit>,
+    gone: TreeGone,
+    claude: Option<&ProgressTracker>,
+) -> Outcome {
+    let cause = match why {
+        Some(EndReason::Wanted { cause, .. }) => Some(cause),
+        Some(EndReason::LeftBehind | EndReason::GuardLost) | None => None,
+    };
+    // What was killed because nothing guarded it has not ended by itself.
+    let exit = exit.filter(|_| why != Some(EndReason::GuardLost));
+    let (status, reason, message) = match (cause, exit) {
+        (Some(cause), _) => cause.verdict(),
+        (None, Some(LeaderExit::Code(0))) => (Status::Completed, Reason::Exit, None),
+        (None, Some(LeaderExit::Code(_))) => (Status::Failed, Reason::Exit, None),
+        (None, Some(LeaderExit::Signal(_))) => (Status::Failed, Reason::Signal, None),
+        (None, None) => (Status::Failed, Reason::BackendLost, Some(lost(gone))),
+    };
+    let mut ending = Outcome::without_process(status, reason, message.map(str::to_owned));
+    if let Some(claude) = claude.filter(|_| exit.is_some() || cause.is_some()) {
+        let exited_with_0 = exit == Some(LeaderExit::Code(0)) || cause == Some(EndCause::Done);
+        let verdict = claude::verdict(claude.outcome(), exited_with_0, &claude.last_words());
+        if let Some((status, reason, message)) = verdict.filter(|_| matches!(cause, None | Some(EndCause::Done))) {
+            ending.status = status;
+            ending.reason = reason;
+            ending.message = (!message.is_empty()).then_some(message);
+        }
+        ending.result = claude.outcome().cloned().map(Box::new);
+    }
+    match exit.filter(|_| cause != Some(EndCause::Done)) {
+        Some(LeaderExit::Code(code)) => ending.exit_code = Some(code),
+        Some(LeaderExit::Signal(number)) => ending.signal = Some(signal::name(number)),
+        None => {}
+    }
+    let was_ended = cause.is_some() || exit.is_none();
+    if !was_ended {
+        ending.leftovers = gone.killed;
+    }
+    // What may still run is told even where only leftovers were ended.
+    if was_ended || !gone.evidence.is_proof() {
+        ending.cancel = Some(report(why, gone));
+    }
+    ending
+}
+
+fn lost(gone: TreeGone) -> &'static str {
+    if gone.evidence.is_proof() {
+        "the process that guards this execution was killed: its command was ended with everything that it started"
+    } else {
+        "the process that guards this execution was killed: its command may still run"
+    }
+}
+
+/// What is known of the processes.
+pub(super) fn report(why: Option<EndReason>, gone: TreeGone) -> CancelReport {
+    let TreeGone { evidence, survivors, killed } = gone;
+    let (grace_ms, escalated) = match why {
+        Some(EndReason::Wanted { grace_ms, .. }) => (grace_ms, killed > 0 || evidence != Evidence::Echild),
+        Some(EndReason::LeftBehind | EndReason::GuardLost) | None => (0, true),
+    };
+    // Nothing was killed of what never started.
+    let escalated = escalated && evidence != Evidence::NeverStarted;
+    CancelReport { verified: evidence.is_proof(), survivors, grace_ms, escalated, evidence }
+}
+
+/// The command could not be started.
+pub(super) fn not_started(exit_code: i32, message: String) -> Outcome {
+    let mut ending = never_ran(Status::Failed, Reason::NotStarted, message);
+    ending.exit_code = Some(exit_code);
+    ending
+}
+
+/// The command never ran, and wrote nothing.
+pub(super) fn never_ran(status: Status, reason: Reason, message: impl Into<String>) -> Outcome {
+    let mut ending = Outcome::without_process(status, reason, message.into());
+    OutputDigests::default().into_ending(&mut ending);
+    ending
+}
+
+/// Counts and digests of both streams, over everything that was read.
+#[derive(Default)]
+pub(super) struct OutputDigests(PerStream<StreamDigest>);
+
+impl OutputDigests {
+    pub(super) fn add(&mut self, stream: Stream, bytes: &[u8]) {
+        self.0.get_mut(stream).add(bytes);
+    }
+
+    pub(super) fn into_ending(self, ending: &mut Outcome) {
+        let PerStream { stdout, stderr } = self.0;
+        ending.bytes = PerStream { stdout: Some(stdout.bytes), stderr: Some(stderr.bytes) };
+        ending.sha256 = PerStream { stdout: Some(stdout.hex()), stderr: Some(stderr.hex()) };
+    }
+}
+
+/// The digest and count of one stream.
+#[derive(Default)]
+struct StreamDigest {
+    bytes: u64,
+    sha256: Sha256,
+}
+
+impl StreamDigest {
+    fn add(&mut self, bytes: &[u8]) {
+        self.bytes += bytes.len() as u64;
+        self.sha256.update(bytes);
+    }
+
+    fn hex(self) -> String {
+        format!("{:x}", self.sha256.finalize())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_ended_it_decides_and_only_exit_0_is_completed() {
+        let gone = TreeGone::proven(Evidence::Echild);
+        let wanted = |cause| Some(EndReason::Wanted { cause, grace_ms: 5_000 });
+        let canceled = wanted(EndCause::Asked(CancelReason::Canceled));
+        let table = [
+            (Some(LeaderExit::Code(0)), None, Status::Completed, Reason::Exit, Some(0), None),
+            (Some(LeaderExit::Code(0)), Some(EndReason::LeftBehind), Status::Completed, Reason::Exit, Some(0), None),
+            (Some(LeaderExit::Code(3)), None, Status::Failed, Reason::Exit, Some(3), None),
+            (Some(LeaderExit::Signal(9)), None, Status::Failed, Reason::Signal, None, Some("SIGKILL")),
+            (Some(LeaderExit::Code(0)), canceled, Status::Cancelled, Reason::Canceled, Some(0), None),
+            (Some(LeaderExit::Code(0)), wanted(EndCause::Timeout), Status::Failed, Reason::Timeout, Some(0), None),
+            (Some(LeaderExit::Code(0)), wanted(EndCause::Stalled), Status::Failed, Reason::Stalled, Some(0), None),
+            (
+                Some(LeaderExit::Signal(15)),
+                wanted(EndCause::Disconnected),
+                Status::Cancelled,
+                Reason::Disconnected,
+                None,
+                Some("SIGTERM"),
+            ),
+            (None, Some(EndReason::GuardLost), Status::Failed, Reason::BackendLost, None, None),
+            (Some(LeaderExit::Signal(9)), Some(EndReason::GuardLost), Status::Failed, Reason::BackendLost, None, None),
+            (None, canceled, Status::Cancelled, Reason::Canceled, None, None),
+        ];
+        for (exit, why, status, reason, code, signal) in table {
+            let ending = ending(why, exit, gone, None);
+            assert_eq!((ending.status, ending.reason, ending.exit_code), (status, reason, code), "{exit:?} {why:?}");
+            assert_eq!(ending.signal.as_deref(), signal);
+            let was_ended = !matches!(why, None | Some(EndReason::LeftBehind));
+            assert_eq!(ending.cancel.is_some(), was_ended, "whenever the service ended it");
+        }
+    }
+
+    #[test]
+    fn a_claim_carries_its_evidence() {
+        let why = Some(EndReason::Wanted { cause: EndCause::Timeout, grace_ms: 7 });
+        let table = [
+            (TreeGone::proven(Evidence::Echild), true, Some(0), false),
+            (TreeGone { killed: 2, ..TreeGone::proven(Evidence::Echild) }, true, Some(0), true),
+            (TreeGone::proven(Evidence::Swept), true, Some(0), true),
+            (TreeGone::proven(Evidence::NeverStarted), true, Some(0), false),
+            (TreeGone::UNKNOWN, false, None, true),
+            (TreeGone { survivors: Some(3), ..TreeGone::UNKNOWN }, false, Some(3), true),
+        ];
+        for (gone, verified, survivors, escalated) in table {
+            let evidence = gone.evidence;
+            let expected = CancelReport { verified, survivors, grace_ms: 7, escalated, evidence };
+            assert_eq!(report(why, gone), expected);
+        }
+        let left = ending(Some(EndReason::LeftBehind), Some(LeaderExit::Code(0)), TreeGone::UNKNOWN, None);
+        assert_eq!(left.cancel.map(|report| report.verified), Some(false), "what may still run is told");
+    }
+}

@@ -1,0 +1,172 @@
+//! By when an order must be obeyed, and what is done where it is not. Time is a parameter.
+//!
+//! A command of the same user can stop whoever guards it. So each order must be acknowledged soon; if it is not, the
+//! receiver is continued, then killed if it is stopped, and killed in any case when it has been silent for so long
+//! that no load explains it. An order to end something must also be complete in time.
+
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+/// How long an acknowledgement may take before the receiver is continued.
+pub const CONTINUE_AFTER: Duration = Duration::from_millis(500);
+
+/// How long it may take before the receiver is killed if it is stopped; looked at again after each such time.
+pub const KILL_STOPPED_AFTER: Duration = Duration::from_millis(1_000);
+
+/// How long it may take before the receiver is killed in any case.
+pub const KILL_AFTER: Duration = Duration::from_secs(5);
+
+/// How long an order to end something may take beyond its grace.
+pub const COMPLETE_AFTER: Duration = Duration::from_secs(5);
+
+/// What is to be done to a receiver that does not obey.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum WatchAction {
+    /// Continue it: it may be stopped.
+    Continue,
+    /// Kill it if it is stopped.
+    KillIfStopped,
+    /// Kill it.
+    Kill,
+}
+
+/// The orders that one receiver has not acknowledged.
+#[derive(Debug, Default)]
+pub struct OrderWatch {
+    /// Oldest first.
+    sent: VecDeque<PendingOrder>,
+    /// How often something was done about the oldest.
+    n_deeds: u32,
+    complete_by: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct PendingOrder {
+    number: u64,
+    at: Instant,
+    /// Whether silence alone is a reason to kill. A question whether it lives is none.
+    is_firm: bool,
+}
+
+impl OrderWatch {
+    /// An order was sent. A firm one must be acknowledged; any other only by a receiver that is not stopped.
+    pub fn sent(&mut self, number: u64, now: Instant, is_firm: bool) {
+        self.sent.push_back(PendingOrder { number, at: now, is_firm });
+    }
+
+    /// An order was acknowledged, and with it those before it where they are acknowledged in order.
+    pub fn acknowledged(&mut self, number: u64) {
+        self.sent.retain(|sent| sent.number != number);
+        self.n_deeds = 0;
+    }
+
+    /// Whether everything was acknowledged.
+    pub fn is_idle(&self) -> bool {
+        self.sent.is_empty()
+    }
+
+    /// What was ordered must be complete by then; the earlier time counts.
+    pub fn completes_by(&mut self, at: Instant) {
+        self.complete_by = Some(self.complete_by.map_or(at, |planned| planned.min(at)));
+    }
+
+    /// When something must be done next.
+    pub fn due(&self) -> Option<Instant> {
+        let unacknowledged = self.sent.front().map(|oldest| {
+            let after = match self.n_deeds {
+                0 => CONTINUE_AFTER,
+                n => CONTINUE_AFTER + (KILL_STOPPED_AFTER - CONTINUE_AFTER) * n,
+            };
+            oldest.at + after
+        });
+        [unacknowledged, self.complete_by].into_iter().flatten().min()
+    }
+
+    /// What must be done now, if anything.
+    pub fn act(&mut self, now: Instant) -> Option<WatchAction> {
+        if self.complete_by.is_some_and(|at| at <= now) {
+            // Once: a receiver that was killed is lost, and that is seen elsewhere.
+            self.complete_by = Some(now + COMPLETE_AFTER);
+            return Some(WatchAction::Kill);
+        }
+        if self.due().is_none_or(|due| due > now) {
+            return None;
+        }
+        let is_overdue = self.sent.iter().any(|sent| sent.is_firm && now >= sent.at + KILL_AFTER);
+        let deed = match self.n_deeds {
+            _ if is_overdue => WatchAction::Kill,
+            0 => WatchAction::Continue,
+            _ => WatchAction::KillIfStopped,
+        };
+        self.n_deeds += 1;
+        Some(deed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn deeds(watch: &mut OrderWatch, start: Instant, until_ms: u64) -> Vec<(u64, WatchAction)> {
+        let mut done = Vec::new();
+        for ms in 0..=until_ms {
+            while let Some(deed) = watch.act(start + Duration::from_millis(ms)) {
+                done.push((ms, deed));
+            }
+        }
+        done
+    }
+
+    #[test]
+    fn a_silent_receiver_is_continued_then_killed_if_stopped_then_killed() {
+        let start = Instant::now();
+        let mut watch = OrderWatch::default();
+        watch.sent(1, start, true);
+        let done = deeds(&mut watch, start, 5_000);
+        assert_eq!(
+            done[..3],
+            [(500, WatchAction::Continue), (1_000, WatchAction::KillIfStopped), (1_500, WatchAction::KillIfStopped)]
+        );
+        assert_eq!(done.last(), Some(&(5_000, WatchAction::Kill)));
+        assert!(done[..done.len() - 1].iter().all(|(_, deed)| *deed != WatchAction::Kill));
+    }
+
+    #[test]
+    fn silence_after_a_question_never_kills_what_is_not_stopped() {
+        let start = Instant::now();
+        let mut watch = OrderWatch::default();
+        watch.sent(1, start, false);
+        assert!(deeds(&mut watch, start, 60_000).iter().all(|(_, deed)| *deed != WatchAction::Kill));
+        // An order after it is firm, and counts from its own time.
+        watch.sent(2, start + Duration::from_secs(60), true);
+        let later = deeds(&mut watch, start + Duration::from_millis(60_001), 5_500);
+        let first_kill = later.iter().find(|(_, deed)| *deed == WatchAction::Kill).map(|(ms, _)| *ms);
+        assert!(first_kill.is_some_and(|ms| (4_990..5_500).contains(&ms)), "{first_kill:?}");
+    }
+
+    #[test]
+    fn an_answer_in_time_stops_it_all() {
+        let start = Instant::now();
+        let mut watch = OrderWatch::default();
+        watch.sent(1, start, true);
+        watch.sent(2, start, true);
+        assert_eq!(watch.act(start + CONTINUE_AFTER), Some(WatchAction::Continue));
+        watch.acknowledged(1);
+        assert!(!watch.is_idle());
+        assert_eq!(watch.act(start + CONTINUE_AFTER), Some(WatchAction::Continue), "the second one counts anew");
+        watch.acknowledged(2);
+        assert_eq!((watch.is_idle(), watch.due()), (true, None));
+    }
+
+    #[test]
+    fn what_is_ordered_must_be_complete_in_time() {
+        let start = Instant::now();
+        let mut watch = OrderWatch::default();
+        watch.completes_by(start + Duration::from_secs(9));
+        watch.completes_by(start + Duration::from_secs(7));
+        watch.completes_by(start + Duration::from_secs(8));
+        assert_eq!(deeds(&mut watch, start, 8_000), [(7_000, WatchAction::Kill)]);
+    }
+}

@@ -1,0 +1,146 @@
+//! A pseudo-terminal (pty(7)), as far as it is more than a pipe, and what both have in common: a command's output.
+
+use std::{
+    io::{self, ErrorKind},
+    os::fd::OwnedFd,
+};
+
+use bytes::BytesMut;
+use cc_executor_actors::protocol::method::TerminalSize;
+use rustix::{
+    fs::{Mode, OFlags},
+    pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
+    termios::{SpecialCodeIndex, Winsize, tcgetattr, tcsetwinsize},
+};
+use tokio::net::unix::pipe;
+
+/// End of file as a terminal's driver has it by default: Ctrl-D.
+const DEFAULT_VEOF: u8 = 4;
+
+/// The most that a terminal's driver keeps for us, with room to spare: 64 KiB of buffers and 4 KiB of lines. More than
+/// that was written after the command's processes were gone, by others.
+const TERMINAL_REMAINDER: usize = 128 * 1024;
+
+/// Our end of a terminal.
+pub struct Terminal {
+    ours: OwnedFd,
+    /// Held open, because a read fails with EIO while no process has the other end open, and one may open it again
+    /// (`/dev/tty`). So the end of the output is the end of the processes, and an empty read.
+    _theirs: OwnedFd,
+}
+
+impl Terminal {
+    /// A new terminal of this size, and the end that a command gets.
+    pub fn open(size: TerminalSize) -> io::Result<(Terminal, OwnedFd)> {
+        let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
+        grantpt(&ours)?;
+        unlockpt(&ours)?;
+        // Before anybody can ask for it.
+        tcsetwinsize(&ours, winsize(size))?;
+        let name = ptsname(&ours, Vec::new())?;
+        let theirs = rustix::fs::open(name, OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty())?;
+        rustix::io::ioctl_fionbio(&ours, true)?;
+        Ok((Terminal { ours, _theirs: theirs.try_clone()? }, theirs))
+    }
+
+    /// What is written to it.
+    pub fn output(&self) -> io::Result<OutputSource> {
+        Ok(OutputSource::Terminal(pipe::Receiver::from_owned_fd_unchecked(self.ours.try_clone()?)?))
+    }
+
+    /// What is typed on it.
+    pub fn input(&self) -> io::Result<pipe::Sender> {
+        pipe::Sender::from_owned_fd_unchecked(self.ours.try_clone()?)
+    }
+
+    /// Tells the terminal its size; its foreground processes get SIGWINCH.
+    pub fn resize(&self, size: TerminalSize) -> io::Result<()> {
+        Ok(tcsetwinsize(&self.ours, winsize(size))?)
+    }
+
+    /// What ends the input, as the terminal is set now.
+    pub fn end_of_file(&self) -> u8 {
+        tcgetattr(&self.ours).map_or(DEFAULT_VEOF, |set| set.special_codes[SpecialCodeIndex::VEOF])
+    }
+}
+
+fn winsize(size: TerminalSize) -> Winsize {
+    Winsize { ws_row: size.rows, ws_col: size.cols, ws_xpixel: 0, ws_ypixel: 0 }
+}
+
+/// Where a command's output is read.
+#[derive(Debug)]
+pub enum OutputSource {
+    /// A pipe: it ends when no process has its other end.
+    Pipe(pipe::Receiver),
+    /// A terminal: it never ends by itself.
+    Terminal(pipe::Receiver),
+}
+
+/// What is still to be read once the command's processes are gone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Remainder {
+    /// So much: what comes after it was written by others.
+    Pipe {
+        /// How many bytes.
+        bytes_left: usize,
+    },
+    /// What there is without waiting, but not more than so much.
+    Terminal {
+        /// How many bytes.
+        at_most: usize,
+    },
+}
+
+impl OutputSource {
+    fn receiver(&self) -> &pipe::Receiver {
+        let (OutputSource::Pipe(receiver) | OutputSource::Terminal(receiver)) = self;
+        receiver
+    }
+
+    /// Waits until there is something to read.
+    pub async fn readable(&self) -> io::Result<()> {
+        self.receiver().readable().await
+    }
+
+    /// Reads what is there, without waiting.
+    ///
+    /// # Errors
+    ///
+    /// `WouldBlock` where there is nothing yet.
+    pub fn try_read(&self, buffer: &mut BytesMut) -> io::Result<usize> {
+        self.receiver().try_read_buf(buffer)
+    }
+
+    /// What is to be read of it, now that the command's processes are gone. A terminal cannot say: FIONREAD (tty_ioctl(4))
+    /// counts the line buffer alone.
+    pub fn remainder(&self) -> Remainder {
+        match self {
+            OutputSource::Pipe(pipe) => {
+                let left = rustix::io::ioctl_fionread(pipe).unwrap_or_default();
+                Remainder::Pipe { bytes_left: usize::try_from(left).unwrap_or(usize::MAX) }
+            }
+            OutputSource::Terminal(_) => Remainder::Terminal { at_most: TERMINAL_REMAINDER },
+        }
+    }
+
+    /// Reads the remainder, piece by piece, and hands it on. It never waits.
+    pub fn drain(&self, remainder: Remainder, piece: usize, mut take: impl FnMut(&[u8])) {
+        let (Remainder::Pipe { bytes_left: mut left } | Remainder::Terminal { at_most: mut left }) = remainder;
+        let mut buffer = vec![0; piece];
+        while left > 0 {
+            let n = left.min(buffer.len());
+            // Below the runtime, which may not have noticed yet that there is something.
+            match rustix::io::read(self.receiver(), &mut buffer[..n]) {
+                Ok(0) => return,
+                Ok(n) => {
+                    take(&buffer[..n]);
+                    left -= n;
+                }
+                Err(error) if io::Error::from(error).kind() == ErrorKind::Interrupted => {}
+                // EAGAIN: a pipe cannot have less than it said; of a terminal that was all. EIO: the same.
+                Err(_) => return,
+            }
+        }
+    }
+}

@@ -1,0 +1,500 @@
+//! Decides which executions are remembered, whose output is evicted, and whether another execution is admitted.
+//!
+//! An ending is remembered for the whole retention. Fetched output is evicted when memory is short, the oldest first;
+//! unfetched output and output that a consumer reads is not. What then finds no room is refused. Executions that run
+//! at that moment may still exceed the memory limit when they end.
+//!
+//! Pure: time is a parameter, in milliseconds since any fixed moment, and never goes back. Every order is a sorted
+//! set, because a scan of all entries would make a million executions quadratic.
+
+use std::{
+    collections::{BTreeSet, HashMap, VecDeque},
+    hash::Hash,
+};
+
+/// What a registry may remember.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RegistryLimits {
+    /// How long an execution is known after its end, in milliseconds.
+    pub retention_ms: u64,
+    /// How many executions are known at the most.
+    pub max_entries: usize,
+    /// How much memory kept output may take before some is evicted or refused, in bytes.
+    pub max_kept_bytes: usize,
+}
+
+/// What is kept of the output of an execution that has ended, with the memory that this takes in bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RetainedOutput {
+    /// Nothing.
+    Nothing,
+    /// A consumer follows it: it is neither evicted nor forgotten.
+    Followed(usize),
+    /// Its client may come back for it: it is kept for the whole retention.
+    Unfetched(usize),
+    /// Its client has it, or will not come back: it is evicted when memory is short.
+    Fetched(usize),
+}
+
+/// Why another execution is not admitted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum AdmissionError {
+    /// The limit of entries is reached. The oldest ended one is forgotten after so long.
+    Entries {
+        /// Milliseconds.
+        next_in_ms: Option<u64>,
+    },
+    /// Output that may not be evicted takes more memory than the limit.
+    Memory {
+        /// How much, in bytes.
+        held: usize,
+    },
+}
+
+/// All executions that are known, by their ids.
+#[derive(Debug)]
+pub struct RegistryModel<K, T> {
+    bounds: RegistryLimits,
+    // Boxed, because a map that grows moves its values while everybody waits for the lock.
+    entries: HashMap<K, Box<RegistryEntry<T>>>,
+    next_number: u64,
+    /// Those that are not forgotten by time: they have not ended, or are followed.
+    active: BTreeSet<K>,
+    /// The others, by the time from which their retention counts.
+    by_age: BTreeSet<(u64, K)>,
+    /// Those of them whose output may be evicted.
+    evictable: BTreeSet<(u64, K)>,
+    held_bytes: usize,
+    fetched_bytes: usize,
+}
+
+/// One execution.
+#[derive(Debug)]
+pub struct RegistryEntry<T> {
+    /// No other entry has it, whatever its id.
+    pub number: u64,
+    /// What its caller knows of it.
+    pub value: T,
+    state: EntryState,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum EntryState {
+    Live,
+    Ended { since_ms: u64, output: RetainedOutput },
+}
+
+impl<K: Copy + Ord + Hash, T> RegistryModel<K, T> {
+    /// An empty registry.
+    pub fn new(bounds: RegistryLimits) -> Self {
+        RegistryModel {
+            bounds,
+            entries: HashMap::new(),
+            next_number: 0,
+            active: BTreeSet::new(),
+            by_age: BTreeSet::new(),
+            evictable: BTreeSet::new(),
+            held_bytes: 0,
+            fetched_bytes: 0,
+        }
+    }
+
+    /// Whether another execution is admitted.
+    ///
+    /// # Errors
+    ///
+    /// The limit of entries is reached, or one that may detach would leave output for which there is no memory.
+    pub fn accepts(&self, may_detach: bool, now_ms: u64) -> Result<(), AdmissionError> {
+        if self.entries.len() >= self.bounds.max_entries {
+            let oldest = self.by_age.first();
+            let next_in_ms = oldest.map(|(since, _)| (since + self.bounds.retention_ms).saturating_sub(now_ms));
+            return Err(AdmissionError::Entries { next_in_ms });
+        }
+        if may_detach && self.held_bytes > self.bounds.max_kept_bytes {
+            return Err(AdmissionError::Memory { held: self.held_bytes });
+        }
+        Ok(())
+    }
+
+    /// Adds an execution whose id is unknown, and returns its number.
+    pub fn insert(&mut self, id: K, value: T) -> u64 {
+        let number = self.next_number;
+        self.next_number += 1;
+        // One that was due to be forgotten may still be there.
+        self.remove(id);
+        self.entries.insert(id, Box::new(RegistryEntry { number, value, state: EntryState::Live }));
+        self.link(id, EntryState::Live);
+        number
+    }
+
+    /// An execution, unless it is due to be forgotten.
+    pub fn get(&self, id: K, now_ms: u64) -> Option<&RegistryEntry<T>> {
+        self.entries.get(&id).map(|entry| &**entry).filter(|entry| !self.is_over(entry.state, now_ms))
+    }
+
+    /// The same, to be changed.
+    pub fn get_mut(&mut self, id: K, now_ms: u64) -> Option<&mut RegistryEntry<T>> {
+        let retention_ms = self.bounds.retention_ms;
+        self.entries.get_mut(&id).map(|entry| &mut **entry).filter(|entry| !entry.state.is_over(retention_ms, now_ms))
+    }
+
+    /// An execution has ended, or what is kept of its output has changed. The retention counts from its end, and
+    /// anew from the moment when a consumer leaves.
+    pub fn keep(&mut self, id: K, output: RetainedOutput, now_ms: u64) {
+        let Some(entry) = self.entries.get(&id) else { return };
+        let since_ms = match entry.state {
+            EntryState::Live | EntryState::Ended { output: RetainedOutput::Followed(_), .. } => now_ms,
+            EntryState::Ended { since_ms, .. } => since_ms,
+        };
+        self.change(id, EntryState::Ended { since_ms, output });
+    }
+
+    /// A consumer comes to an execution that has ended.
+    pub fn follow(&mut self, id: K, now_ms: u64) {
+        let Some(EntryState::Ended { output, .. }) = self.entries.get(&id).map(|entry| entry.state) else { return };
+        let output = match output {
+            // The record answers at once, and the consumer has left.
+            RetainedOutput::Nothing => RetainedOutput::Nothing,
+            RetainedOutput::Followed(bytes) | RetainedOutput::Unfetched(bytes) | RetainedOutput::Fetched(bytes) => {
+                RetainedOutput::Followed(bytes)
+            }
+        };
+        self.change(id, EntryState::Ended { since_ms: now_ms, output });
+    }
+
+    /// Evicts fetched output, the oldest first, until all fits or there is no more. Gives the executions that it was of.
+    pub fn evict(&mut self) -> Vec<K> {
+        let mut evicted = Vec::new();
+        while self.held_bytes + self.fetched_bytes > self.bounds.max_kept_bytes
+            && let Some(&(since_ms, id)) = self.evictable.first()
+        {
+            self.change(id, EntryState::Ended { since_ms, output: RetainedOutput::Nothing });
+            evicted.push(id);
+        }
+        evicted
+    }
+
+    /// Forgets executions whose retention is over, the oldest first, `most` at a time.
+    pub fn forget(&mut self, most: usize, now_ms: u64) -> Vec<(K, T)> {
+        let mut forgotten = Vec::new();
+        while forgotten.len() < most
+            && let Some(&(since_ms, id)) = self.by_age.first()
+            && since_ms + self.bounds.retention_ms <= now_ms
+        {
+            forgotten.extend(self.remove(id).map(|value| (id, value)));
+        }
+        forgotten
+    }
+
+    /// At most `most` ids: those that run or are followed, then the others, the last to end first.
+    pub fn newest(&self, most: usize, now_ms: u64) -> Vec<K> {
+        let over = |since_ms: u64| EntryState::Ended { since_ms, output: RetainedOutput::Nothing };
+        let ended = self.by_age.iter().rev().filter(|(since_ms, _)| !self.is_over(over(*since_ms), now_ms));
+        self.active.iter().copied().chain(ended.map(|(_, id)| *id)).take(most).collect()
+    }
+
+    /// Those that run, or are followed.
+    pub fn active(&self) -> impl Iterator<Item = K> {
+        self.active.iter().copied()
+    }
+
+    fn is_over(&self, state: EntryState, now_ms: u64) -> bool {
+        state.is_over(self.bounds.retention_ms, now_ms)
+    }
+
+    fn remove(&mut self, id: K) -> Option<T> {
+        let entry = self.entries.remove(&id)?;
+        self.unlink(id, entry.state);
+        Some(entry.value)
+    }
+
+    fn change(&mut self, id: K, to: EntryState) {
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        let from = std::mem::replace(&mut entry.state, to);
+        self.unlink(id, from);
+        self.link(id, to);
+    }
+
+    fn link(&mut self, id: K, state: EntryState) {
+        match state {
+            EntryState::Live => drop(self.active.insert(id)),
+            EntryState::Ended { since_ms, output } => {
+                match output {
+                    RetainedOutput::Followed(_) => self.active.insert(id),
+                    _ => self.by_age.insert((since_ms, id)),
+                };
+                match output {
+                    RetainedOutput::Nothing => {}
+                    RetainedOutput::Followed(bytes) | RetainedOutput::Unfetched(bytes) => self.held_bytes += bytes,
+                    RetainedOutput::Fetched(bytes) => {
+                        self.fetched_bytes += bytes;
+                        self.evictable.insert((since_ms, id));
+                    }
+                }
+            }
+        }
+    }
+
+    fn unlink(&mut self, id: K, state: EntryState) {
+        match state {
+            EntryState::Live => drop(self.active.remove(&id)),
+            EntryState::Ended { since_ms, output } => {
+                match output {
+                    RetainedOutput::Followed(_) => self.active.remove(&id),
+                    _ => self.by_age.remove(&(since_ms, id)),
+                };
+                match output {
+                    RetainedOutput::Nothing => {}
+                    RetainedOutput::Followed(bytes) | RetainedOutput::Unfetched(bytes) => self.held_bytes -= bytes,
+                    RetainedOutput::Fetched(bytes) => {
+                        self.fetched_bytes -= bytes;
+                        self.evictable.remove(&(since_ms, id));
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl EntryState {
+    fn is_over(self, retention_ms: u64, now_ms: u64) -> bool {
+        match self {
+            EntryState::Live | EntryState::Ended { output: RetainedOutput::Followed(_), .. } => false,
+            EntryState::Ended { since_ms, .. } => since_ms + retention_ms <= now_ms,
+        }
+    }
+}
+
+/// Ids that were canceled before their requests came, for a while.
+#[derive(Debug)]
+pub struct WithdrawnIds<K> {
+    for_ms: u64,
+    at: HashMap<K, u64>,
+    by_age: VecDeque<(u64, K)>,
+}
+
+impl<K: Copy + Eq + Hash> WithdrawnIds<K> {
+    /// Remembers each for so many milliseconds.
+    pub fn new(for_ms: u64) -> Self {
+        WithdrawnIds { for_ms, at: HashMap::new(), by_age: VecDeque::new() }
+    }
+
+    /// Remembers an id from now on.
+    pub fn insert(&mut self, id: K, now_ms: u64) {
+        while let Some(&(at, id)) = self.by_age.front()
+            && at + self.for_ms <= now_ms
+        {
+            self.by_age.pop_front();
+            // It may have come again since.
+            if self.at.get(&id) == Some(&at) {
+                self.at.remove(&id);
+            }
+        }
+        if self.at.insert(id, now_ms) != Some(now_ms) {
+            self.by_age.push_back((now_ms, id));
+        }
+    }
+
+    /// Whether an id is remembered.
+    pub fn contains(&self, id: K, now_ms: u64) -> bool {
+        self.at.get(&id).is_some_and(|at| at + self.for_ms > now_ms)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const BOUNDS: RegistryLimits = RegistryLimits { retention_ms: 100, max_entries: 1_000, max_kept_bytes: 100 };
+
+    fn ended(registry: &mut RegistryModel<u32, ()>, id: u32, output: RetainedOutput, now_ms: u64) {
+        registry.insert(id, ());
+        registry.keep(id, output, now_ms);
+    }
+
+    #[test]
+    fn fetched_output_is_evicted_the_oldest_first_and_no_other() {
+        let mut registry = RegistryModel::new(BOUNDS);
+        for (id, output) in [
+            (1, RetainedOutput::Fetched(30)),
+            (2, RetainedOutput::Unfetched(30)),
+            (3, RetainedOutput::Fetched(30)),
+            (4, RetainedOutput::Followed(30)),
+            (5, RetainedOutput::Nothing),
+        ] {
+            ended(&mut registry, id, output, u64::from(id));
+        }
+        assert_eq!(registry.evict(), [1]);
+        registry.keep(1, RetainedOutput::Nothing, 6);
+        ended(&mut registry, 6, RetainedOutput::Unfetched(50), 6);
+        assert_eq!(registry.evict(), [3]);
+        assert_eq!(registry.evict(), [0; 0], "110 bytes are held");
+        assert_eq!(registry.accepts(true, 6), Err(AdmissionError::Memory { held: 110 }));
+        assert_eq!(registry.accepts(false, 6), Ok(()));
+        assert!((1..=6).all(|id| registry.get(id, 6).is_some()), "all endings are known");
+        registry.keep(2, RetainedOutput::Fetched(30), 7);
+        assert_eq!(registry.accepts(true, 7), Ok(()), "what was fetched makes room");
+    }
+
+    #[test]
+    fn the_retention_begins_anew_when_a_consumer_leaves() {
+        let mut registry = RegistryModel::new(BOUNDS);
+        ended(&mut registry, 1, RetainedOutput::Unfetched(10), 0);
+        ended(&mut registry, 2, RetainedOutput::Nothing, 0);
+        registry.follow(1, 90);
+        registry.follow(2, 90);
+        assert_eq!(registry.forget(10, 189), [], "one is followed, and the other gave its ending at 90");
+        assert_eq!(registry.forget(10, 190), [(2, ())]);
+        assert!(registry.get(1, 10_000).is_some(), "one that is followed is not forgotten");
+        registry.keep(1, RetainedOutput::Followed(10), 9_000);
+        registry.keep(1, RetainedOutput::Unfetched(10), 10_000);
+        registry.keep(1, RetainedOutput::Fetched(10), 10_050);
+        assert!(registry.get(1, 10_099).is_some());
+        assert!(registry.get(1, 10_100).is_none(), "an acknowledgement is no leaving");
+        assert_eq!(registry.forget(10, 10_100), [(1, ())]);
+        assert_eq!((registry.held_bytes, registry.fetched_bytes), (0, 0));
+    }
+
+    #[test]
+    fn more_than_may_be_known_is_refused_until_the_oldest_is_forgotten() {
+        let mut registry = RegistryModel::new(RegistryLimits { max_entries: 2, ..BOUNDS });
+        registry.insert(1, ());
+        registry.insert(2, ());
+        assert_eq!(registry.accepts(false, 10), Err(AdmissionError::Entries { next_in_ms: None }), "none has ended");
+        registry.keep(1, RetainedOutput::Nothing, 10);
+        registry.keep(2, RetainedOutput::Nothing, 20);
+        assert_eq!(registry.accepts(false, 20), Err(AdmissionError::Entries { next_in_ms: Some(90) }));
+        assert_eq!(registry.newest(10, 20), [2, 1]);
+        assert_eq!(registry.newest(10, 110), [2], "it is not listed though it is still there");
+        assert_eq!(registry.forget(1, 110), [(1, ())]);
+        assert_eq!(registry.accepts(false, 110), Ok(()));
+    }
+
+    #[test]
+    fn an_id_that_is_due_to_be_forgotten_is_a_new_one() {
+        let mut registry = RegistryModel::new(BOUNDS);
+        registry.insert(1, "old");
+        registry.keep(1, RetainedOutput::Unfetched(10), 0);
+        let number = registry.get(1, 99).unwrap().number;
+        assert!(registry.get(1, 100).is_none());
+        assert_ne!(registry.insert(1, "new"), number);
+        assert_eq!(registry.held_bytes, 0);
+        assert_eq!(registry.forget(10, 1_000), []);
+        assert_eq!(registry.get(1, 1_000).unwrap().value, "new");
+    }
+
+    #[test]
+    fn a_hundred_thousand_entries_slow_nothing() {
+        const N: u32 = 100_000;
+        let bounds = RegistryLimits { max_entries: N as usize, max_kept_bytes: 1_000, ..BOUNDS };
+        let mut registry = RegistryModel::new(bounds);
+        let start = std::time::Instant::now();
+        for id in 0..N {
+            assert_eq!(registry.accepts(true, 0), Ok(()));
+            ended(
+                &mut registry,
+                id,
+                if id % 2 == 0 { RetainedOutput::Fetched(10) } else { RetainedOutput::Nothing },
+                0,
+            );
+            registry.evict();
+            assert_eq!(registry.newest(2, 0).len().min(1), 1);
+        }
+        assert!(registry.accepts(false, 0).is_err());
+        assert_eq!(registry.forget(usize::MAX, 100).len(), N as usize);
+        // Looking at all of them each time would take minutes.
+        assert!(start.elapsed() < std::time::Duration::from_secs(20), "{:?}", start.elapsed());
+    }
+
+    #[test]
+    fn a_withdrawn_id_is_remembered_for_its_time_from_the_last_withdrawal() {
+        let mut withdrawn = WithdrawnIds::new(60);
+        withdrawn.insert(1, 0);
+        withdrawn.insert(1, 0);
+        withdrawn.insert(2, 10);
+        withdrawn.insert(1, 50);
+        assert!(withdrawn.contains(1, 109) && withdrawn.contains(2, 69));
+        assert!(!withdrawn.contains(1, 110) && !withdrawn.contains(2, 70) && !withdrawn.contains(3, 0));
+        withdrawn.insert(3, 200);
+        assert_eq!((withdrawn.at.len(), withdrawn.by_age.len()), (1, 1));
+    }
+
+    /// What an entry of the model is.
+    #[derive(Clone, Copy, Debug)]
+    struct Known {
+        since_ms: u64,
+        output: Option<RetainedOutput>,
+    }
+
+    fn bytes_of(output: RetainedOutput) -> (usize, usize) {
+        match output {
+            RetainedOutput::Nothing => (0, 0),
+            RetainedOutput::Followed(bytes) | RetainedOutput::Unfetched(bytes) => (bytes, 0),
+            RetainedOutput::Fetched(bytes) => (0, bytes),
+        }
+    }
+
+    proptest! {
+        /// Whatever comes in whatever order, it is as if all entries were looked at each time.
+        #[test]
+        fn it_decides_as_one_that_looks_at_everything(
+            moves in prop::collection::vec((0u32..12, 0..7, 0usize..60, 0u64..40), 1..200),
+        ) {
+            let bounds = RegistryLimits { retention_ms: 100, max_entries: 8, max_kept_bytes: 100 };
+            let mut registry = RegistryModel::new(bounds);
+            let mut model = std::collections::BTreeMap::<u32, Known>::new();
+            let mut now = 0;
+            for (id, what, bytes, passed) in moves {
+                now += passed;
+                let followed = |known: &Known| matches!(known.output, None | Some(RetainedOutput::Followed(_)));
+                let is_known = |known: &Known| followed(known) || known.since_ms + 100 > now;
+                model.retain(|_, known| is_known(known));
+                registry.forget(usize::MAX, now);
+                for id in 0..12 {
+                    prop_assert_eq!(registry.get(id, now).is_some(), model.contains_key(&id));
+                }
+                let sums = |model: &std::collections::BTreeMap<u32, Known>| {
+                    let each = model.values().map(|known| bytes_of(known.output.unwrap_or(RetainedOutput::Nothing)));
+                    each.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
+                };
+                let output = [RetainedOutput::Nothing, RetainedOutput::Followed(bytes), RetainedOutput::Unfetched(bytes), RetainedOutput::Fetched(bytes)];
+                match (what, model.get(&id).copied()) {
+                    (0, None) => {
+                        let full = model.len() >= 8;
+                        prop_assert_eq!(registry.accepts(false, now).is_err(), full);
+                        prop_assert_eq!(registry.accepts(true, now).is_err(), full || sums(&model).0 > 100);
+                        if !full {
+                            registry.insert(id, ());
+                            model.insert(id, Known { since_ms: 0, output: None });
+                        }
+                    }
+                    (1..=4, Some(known)) => {
+                        let output = output[what as usize - 1];
+                        let since_ms = if followed(&known) { now } else { known.since_ms };
+                        registry.keep(id, output, now);
+                        model.insert(id, Known { since_ms, output: Some(output) });
+                    }
+                    (5, Some(Known { output: Some(before), .. })) => {
+                        let (held, fetched) = bytes_of(before);
+                        let output = if before == RetainedOutput::Nothing { before } else { RetainedOutput::Followed(held + fetched) };
+                        registry.follow(id, now);
+                        model.insert(id, Known { since_ms: now, output: Some(output) });
+                    }
+                    _ => {}
+                }
+                let mut evicted = Vec::new();
+                while { let (held, fetched) = sums(&model); held + fetched > 100 } {
+                    let fetched = model.iter().filter(|(_, known)| matches!(known.output, Some(RetainedOutput::Fetched(_))));
+                    let Some(id) = fetched.min_by_key(|(id, known)| (known.since_ms, **id)).map(|(id, _)| *id) else { break };
+                    model.get_mut(&id).unwrap().output = Some(RetainedOutput::Nothing);
+                    evicted.push(id);
+                }
+                prop_assert_eq!(registry.evict(), evicted);
+                prop_assert_eq!((registry.held_bytes, registry.fetched_bytes), sums(&model));
+                prop_assert_eq!(registry.newest(100, now).len(), model.len());
+            }
+        }
+    }
+}

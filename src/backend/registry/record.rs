@@ -1,0 +1,261 @@
+//! The compact record of an execution that has ended.
+//!
+//! There may be a million records, so a request is remembered as a digest, and the fields of an ending that most
+//! endings do not have lie in boxes of their own. Pure: no task, no clock.
+
+use std::sync::Arc;
+
+use cc_executor_actors::{
+    id::RequestId,
+    outcome::{Outcome, Reason, Status},
+    protocol::{PerStream, method::ExecutionSpec},
+};
+use sha2::{Digest, Sha256};
+
+use crate::backend::holds::NewestHold;
+
+type Sha = [u8; 32];
+
+/// A request, as far as it must be told from others.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RequestDigest {
+    /// SHA-256 over the SHA-256 of each part.
+    whole: Sha,
+    /// The beginning of the SHA-256 of each part: enough to name the parameter that differs.
+    parts: [[u8; 2]; ExecutionSpec::PARTS.len()],
+}
+
+impl RequestDigest {
+    /// The digest of a request, its id apart.
+    pub fn of(run: &ExecutionSpec) -> Self {
+        let digests = run.parts().map(|value| Sha256::digest(value.as_bytes()));
+        let mut whole = Sha256::new();
+        digests.iter().for_each(|digest| whole.update(digest));
+        RequestDigest { whole: whole.finalize().into(), parts: digests.map(|digest| [digest[0], digest[1]]) }
+    }
+
+    /// The parameter in which another request differs from this one.
+    pub fn difference(&self, other: &RequestDigest) -> Option<&'static str> {
+        if self.whole == other.whole {
+            return None;
+        }
+        let differing = self.parts.iter().zip(other.parts).position(|(own, others)| *own != others);
+        // One difference in 65 536 does not show in the parts.
+        Some(differing.map_or("command or option", |at| ExecutionSpec::PARTS[at]))
+    }
+}
+
+/// An execution that has ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Record {
+    /// What ran it. Shared by all that the same executor ran.
+    pub executor: Arc<str>,
+    /// How often it gave a sign of life, in milliseconds: at most a minute.
+    pub heartbeat_ms: u32,
+    /// Whether it could go on without a consumer.
+    pub may_detach: bool,
+    /// Whether its standard output was Claude's events.
+    pub claude: bool,
+    /// The number of its newest hold.
+    hold: u32,
+    /// The request that made that hold, where it was named: a gateway may come back for itself after the end, too.
+    request: Option<RequestId>,
+    status: Status,
+    reason: Reason,
+    exit_code: Option<i32>,
+    elapsed_ms: Option<u64>,
+    /// Absent where it wrote nothing.
+    wrote: Option<Box<WrittenBytes>>,
+    /// The fields that most endings do not have. The others are at their defaults in here.
+    rare: Option<Box<Outcome>>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct WrittenBytes {
+    bytes: PerStream<Option<u64>>,
+    sha256: PerStream<Option<Sha>>,
+}
+
+impl Record {
+    /// The record of an execution that ended like this.
+    pub fn new(executor: Arc<str>, heartbeat_ms: u64, may_detach: bool, claude: bool, ending: &Outcome) -> Self {
+        let wrote = WrittenBytes { bytes: ending.bytes, sha256: each(&ending.sha256, |hex| from_hex(hex)) };
+        let rare = Outcome {
+            signal: ending.signal.clone(),
+            message: ending.message.clone(),
+            leftovers: ending.leftovers,
+            cancel: ending.cancel,
+            result: ending.result.clone(),
+            ..plain(ending.status, ending.reason)
+        };
+        Record {
+            executor,
+            heartbeat_ms: u32::try_from(heartbeat_ms).unwrap_or(u32::MAX),
+            may_detach,
+            claude,
+            hold: 1,
+            request: None,
+            status: ending.status,
+            reason: ending.reason,
+            exit_code: ending.exit_code,
+            elapsed_ms: ending.elapsed_ms,
+            wrote: (wrote != WrittenBytes::nothing()).then(|| Box::new(wrote)),
+            rare: (rare != plain(ending.status, ending.reason)).then(|| Box::new(rare)),
+        }
+    }
+
+    /// Its newest hold.
+    pub fn newest_hold(&self) -> NewestHold {
+        (self.hold.into(), self.request)
+    }
+
+    /// It has this hold now.
+    pub fn set_newest_hold(&mut self, (number, request): NewestHold) {
+        self.hold = u32::try_from(number).unwrap_or(u32::MAX);
+        self.request = request;
+    }
+
+    /// How it ended.
+    pub fn ending(&self) -> Outcome {
+        let rare = self.rare.as_deref().cloned().unwrap_or_else(|| plain(self.status, self.reason));
+        let nothing = WrittenBytes::nothing();
+        let WrittenBytes { bytes, sha256 } = self.wrote.as_deref().unwrap_or(&nothing);
+        Outcome {
+            exit_code: self.exit_code,
+            elapsed_ms: self.elapsed_ms,
+            bytes: *bytes,
+            sha256: each(sha256, |sha| Some(to_hex(sha))),
+            ..rare
+        }
+    }
+
+    /// How much was written to each stream.
+    pub fn written(&self) -> PerStream<u64> {
+        self.wrote.as_deref().map_or(PerStream::default(), |wrote| wrote.bytes.map(|bytes| bytes.unwrap_or(0)))
+    }
+}
+
+impl WrittenBytes {
+    fn nothing() -> Self {
+        let empty = Sha256::digest(b"").into();
+        WrittenBytes {
+            bytes: PerStream { stdout: Some(0), stderr: Some(0) },
+            sha256: PerStream { stdout: Some(empty), stderr: Some(empty) },
+        }
+    }
+}
+
+fn plain(status: Status, reason: Reason) -> Outcome {
+    Outcome::without_process(status, reason, None)
+}
+
+fn each<T, U>(of: &PerStream<Option<T>>, make: impl Fn(&T) -> Option<U>) -> PerStream<Option<U>> {
+    PerStream { stdout: of.stdout.as_ref().and_then(&make), stderr: of.stderr.as_ref().and_then(&make) }
+}
+
+fn to_hex(sha: &Sha) -> String {
+    sha.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn from_hex(hex: &str) -> Option<Sha> {
+    let mut sha = [0; 32];
+    if hex.len() != 2 * sha.len() || !hex.is_ascii() {
+        return None;
+    }
+    for (at, byte) in sha.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&hex[2 * at..2 * at + 2], 16).ok()?;
+    }
+    Some(sha)
+}
+
+#[cfg(test)]
+mod tests {
+    use cc_executor_actors::{
+        outcome::{CancelReport, Evidence},
+        protocol::method::{ClaudeOptions, DetachOptions, Overflow, TerminalSize},
+    };
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_difference_is_named_for_each_parameter() {
+        let run = || ExecutionSpec::of("echo");
+        type Change = fn(&mut ExecutionSpec);
+        let differences: [(&str, Change); ExecutionSpec::PARTS.len()] = [
+            ("command", |run| run.command.push('!')),
+            ("executor", |run| run.executor = Some("python".to_owned())),
+            ("cwd", |run| run.cwd = Some("/".to_owned())),
+            ("env", |run| drop(run.env.insert("A".to_owned(), "b".to_owned()))),
+            ("stdin", |run| run.stdin = true),
+            ("pty", |run| run.pty = Some(TerminalSize { rows: 1, cols: 2 })),
+            ("timeoutMs", |run| run.timeout_ms = Some(1)),
+            ("stallTimeoutMs", |run| run.stall_timeout_ms = Some(1)),
+            ("heartbeatMs", |run| run.heartbeat_ms += 1),
+            ("onDisconnect, detachMs or overflow", |run| {
+                run.detach = Some(DetachOptions { detach_ms: 1, overflow: Overflow::Wait });
+            }),
+            ("claude", |run| run.claude = Some(ClaudeOptions::default())),
+        ];
+        let digest = RequestDigest::of(&run());
+        assert_eq!(digest.difference(&RequestDigest::of(&run())), None);
+        for (name, change) in differences {
+            let mut other = run();
+            change(&mut other);
+            assert_eq!(digest.difference(&RequestDigest::of(&other)), Some(name));
+            assert_eq!(run().difference(&other), Some(name), "as a whole request says it");
+        }
+        let mut same = run();
+        same.execution_id = Some(cc_executor_actors::id::ExecutionId::random());
+        assert_eq!(digest.difference(&RequestDigest::of(&same)), None, "the id is no part of it");
+    }
+
+    fn maybe<T: std::fmt::Debug>(of: impl Strategy<Value = T>) -> impl Strategy<Value = Option<T>> {
+        prop::option::of(of)
+    }
+
+    prop_compose! {
+        fn endings()(
+            status in prop::sample::select(vec![Status::Completed, Status::Cancelled, Status::Failed]),
+            reason in prop::sample::select(vec![Reason::Exit, Reason::Signal, Reason::Canceled, Reason::BackendLost]),
+            (exit_code, signal, message) in (maybe(any::<i32>()), maybe("SIG[A-Z]{3}"), maybe(".{0,20}")),
+            (elapsed_ms, leftovers) in (maybe(any::<u64>()), 0u32..3),
+            bytes in (maybe(any::<u64>()), maybe(any::<u64>())),
+            sha256 in (maybe("[0-9a-f]{64}"), maybe("[0-9a-f]{64}")),
+            cancel in maybe((any::<bool>(), maybe(any::<u32>()), any::<u64>(), any::<bool>())),
+        ) -> Outcome {
+            let cancel = cancel.map(|(verified, survivors, grace_ms, escalated)| {
+                let evidence = if verified { Evidence::Swept } else { Evidence::Unknown };
+                CancelReport { verified, survivors, grace_ms, escalated, evidence }
+            });
+            Outcome {
+                exit_code, signal, message, elapsed_ms, leftovers, cancel,
+                bytes: PerStream { stdout: bytes.0, stderr: bytes.1 },
+                sha256: PerStream { stdout: sha256.0, stderr: sha256.1 },
+                ..plain(status, reason)
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn an_ending_is_remembered_as_it_was(ending in endings()) {
+            let record = Record::new("shell".into(), 15_000, true, false, &ending);
+            prop_assert_eq!(record.ending(), ending);
+        }
+    }
+
+    #[test]
+    fn a_plain_ending_takes_no_memory_beside_its_record() {
+        let empty = format!("{:x}", Sha256::digest(b""));
+        let mut ending = plain(Status::Failed, Reason::Exit);
+        ending.exit_code = Some(3);
+        ending.elapsed_ms = Some(5);
+        ending.bytes = PerStream { stdout: Some(0), stderr: Some(0) };
+        ending.sha256 = PerStream { stdout: Some(empty.clone()), stderr: Some(empty) };
+        let record = Record::new("shell".into(), 15_000, false, false, &ending);
+        assert!(record.wrote.is_none() && record.rare.is_none(), "{record:?}");
+        assert_eq!(record.ending(), ending);
+        assert!(size_of::<Record>() <= 88 && size_of::<RequestDigest>() <= 54, "{}", size_of::<Record>());
+    }
+}

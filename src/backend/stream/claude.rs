@@ -1,0 +1,178 @@
+//! The format for the original's callers: Claude's events as they came, and in the end how it ended.
+//!
+//! Whatever else there is becomes an event of ours, so that every line is JSON. No byte is lost in silence:
+//! what is no UTF-8 goes as base64, what is not there any more is a `gap`.
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use cc_executor_actors::{
+    agent::claude::{
+        ClaudeEvent,
+        lines::{EventLine, LineSplitter},
+    },
+    backend_api::Gap,
+    execution::text::partial_char,
+    id::ExecutionId,
+    outcome::{Outcome, Status},
+    protocol::{PerStream, Stream},
+};
+use serde_json::{Value, json};
+
+/// What waits for its rest.
+#[derive(Default)]
+pub(super) struct EventFormatter {
+    lines: LineSplitter,
+    /// The beginning of a character, of what is no event.
+    carry: PerStream<Vec<u8>>,
+}
+
+impl EventFormatter {
+    /// The lines that more of a stream makes whole.
+    pub(super) fn output(&mut self, stream: Stream, bytes: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        if stream == Stream::Stderr {
+            self.write_output(stream, bytes, &mut out);
+            return out;
+        }
+        self.lines.push(bytes);
+        while let Some(line) = self.lines.pop() {
+            self.line(&line, &mut out);
+        }
+        out
+    }
+
+    /// What came before a gap stays before it, and does not grow together with what comes after.
+    pub(super) fn gap(&mut self, gap: Gap) -> Vec<u8> {
+        let mut out = Vec::new();
+        self.rest(gap.stream, &mut out);
+        let Gap { stream, from, to, reason } = gap;
+        push(json!({ "type": "gap", "stream": stream, "from": from, "to": to, "reason": reason }), &mut out);
+        out
+    }
+
+    /// The last lines: what waited, and how it ended.
+    pub(super) fn complete(&mut self, id: ExecutionId, ending: &Outcome) -> Vec<u8> {
+        let mut out = Vec::new();
+        for stream in Stream::BOTH {
+            self.rest(stream, &mut out);
+        }
+        let status = match ending.status {
+            Status::Completed => "success",
+            Status::Cancelled => "cancelled",
+            _ => "error",
+        };
+        let last = json!({
+            "type": "complete", "execution_id": id, "status": status, "exit_code": ending.exit_code,
+            "signal": ending.signal, "reason": ending.reason, "message": ending.message, "result": ending.result,
+        });
+        push(last, &mut out);
+        out
+    }
+
+    fn line(&mut self, line: &EventLine, out: &mut Vec<u8>) {
+        match line {
+            EventLine::Whole(bytes) if ClaudeEvent::parse(bytes).is_some() => {
+                out.extend_from_slice(bytes);
+                if !bytes.ends_with(b"\n") {
+                    out.push(b'\n');
+                }
+            }
+            EventLine::Whole(bytes) | EventLine::Piece(bytes) => self.write_output(Stream::Stdout, bytes, out),
+        }
+    }
+
+    fn write_output(&mut self, stream: Stream, bytes: &[u8], out: &mut Vec<u8>) {
+        let carry = self.carry.get_mut(stream);
+        carry.extend_from_slice(bytes);
+        let rest = carry.split_off(carry.len() - partial_char(carry));
+        output(stream, &std::mem::replace(carry, rest), out);
+    }
+
+    /// Nothing that waits in a stream is going to be whole.
+    fn rest(&mut self, stream: Stream, out: &mut Vec<u8>) {
+        if stream == Stream::Stdout
+            && let Some(line) = self.lines.rest()
+        {
+            self.line(&line, out);
+        }
+        output(stream, &std::mem::take(self.carry.get_mut(stream)), out);
+    }
+}
+
+/// What is no event, as one.
+fn output(stream: Stream, bytes: &[u8], out: &mut Vec<u8>) {
+    if bytes.is_empty() {
+        return;
+    }
+    push(
+        match std::str::from_utf8(bytes) {
+            Ok(text) => json!({ "type": "output", "stream": stream, "content": text }),
+            Err(_) => json!({ "type": "output", "stream": stream, "contentBase64": STANDARD.encode(bytes) }),
+        },
+        out,
+    );
+}
+
+fn push(line: Value, out: &mut Vec<u8>) {
+    out.extend_from_slice(line.to_string().as_bytes());
+    out.push(b'\n');
+}
+
+#[cfg(test)]
+mod tests {
+    use cc_executor_actors::{agent::claude::MAX_LINE, backend_api::GapReason, outcome::Reason};
+
+    use super::*;
+
+    fn read(lines: &[u8]) -> Vec<Value> {
+        std::str::from_utf8(lines).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    fn complete(events: &mut EventFormatter) -> Vec<Value> {
+        let ending = Outcome::without_process(Status::Completed, Reason::Exit, None);
+        let mut lines = read(&events.complete(ExecutionId::random(), &ending));
+        assert_eq!(lines.pop().unwrap()["status"], "success");
+        lines
+    }
+
+    #[test]
+    fn a_character_that_is_cut_in_two_is_whole() {
+        let mut events = EventFormatter::default();
+        let mut said = read(&events.output(Stream::Stderr, b"caf\xc3"));
+        said.extend(read(&events.output(Stream::Stderr, b"\xa9 \xe2\x82")));
+        said.extend(read(&events.output(Stream::Stderr, b"\xac\n")));
+        let contents: String = said.iter().map(|line| line["content"].as_str().unwrap()).collect();
+        assert_eq!(contents, "café €\n");
+        // A line of odd length is cut in a character.
+        let long = format!("x{}\n", "é".repeat(MAX_LINE / 2));
+        let said = read(&events.output(Stream::Stdout, long.as_bytes()));
+        let contents: String = said.iter().map(|line| line["content"].as_str().unwrap()).collect();
+        assert!(said.len() == 2 && contents == long, "{} messages, {} bytes", said.len(), contents.len());
+        assert_eq!(complete(&mut events), Vec::<Value>::new());
+    }
+
+    #[test]
+    fn what_is_no_text_goes_as_base64() {
+        let mut events = EventFormatter::default();
+        let said = read(&events.output(Stream::Stderr, b"\xff\n\xc3"));
+        assert_eq!(said, [json!({ "type": "output", "stream": "stderr", "contentBase64": "/wo=" })]);
+        assert_eq!(complete(&mut events), [json!({ "type": "output", "stream": "stderr", "contentBase64": "ww==" })]);
+    }
+
+    #[test]
+    fn a_gap_is_told_in_its_place_and_nothing_grows_together_over_it() {
+        let mut events = EventFormatter::default();
+        assert_eq!(read(&events.output(Stream::Stdout, br#"{"type":"#)), Vec::<Value>::new());
+        let gap = Gap { stream: Stream::Stdout, from: 8, to: 20, reason: GapReason::Dropped };
+        let mut said = read(&events.gap(gap));
+        said.extend(read(&events.output(Stream::Stdout, b"\"a\"}\n{\"type\":\"b\"}\n")));
+        assert_eq!(
+            said,
+            [
+                json!({ "type": "output", "stream": "stdout", "content": "{\"type\":" }),
+                json!({ "type": "gap", "stream": "stdout", "from": 8, "to": 20, "reason": "dropped" }),
+                json!({ "type": "output", "stream": "stdout", "content": "\"a\"}\n" }),
+                json!({ "type": "b" }),
+            ]
+        );
+    }
+}

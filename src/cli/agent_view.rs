@@ -1,0 +1,101 @@
+//! What a person sees of Claude's work beside its text: each use of a tool as one dim line, what it all
+//! cost at the end.
+
+use std::{
+    collections::HashMap,
+    io::{IsTerminal, stderr},
+};
+
+use cc_executor_actors::agent::claude::{self, ClaudeEvent, ClaudeResult, EventPart};
+use serde_json::value::RawValue;
+
+/// The longest line about a tool, in characters.
+const MAX_LINE: usize = 100;
+
+/// What of a tool's input says best what it is used for, in the order of preference.
+const TELLING: &[&str] = &["command", "file_path", "path", "pattern", "query", "url", "skill", "description", "prompt"];
+
+/// Lines about what Claude does, for standard error.
+pub(super) struct AgentView {
+    dim: bool,
+    /// So far, in bytes of the event stream, they were shown: after a broken connection events come again.
+    shown: u64,
+}
+
+impl AgentView {
+    pub(super) fn new() -> Self {
+        AgentView { dim: stderr().is_terminal(), shown: 0 }
+    }
+
+    /// What is to be shown of an event that ends at this offset.
+    pub(super) fn of_event(&mut self, json: &str, end: u64) -> Vec<String> {
+        if end <= self.shown {
+            return Vec::new();
+        }
+        self.shown = end;
+        let Some(event) = ClaudeEvent::parse(json.as_bytes()).filter(|event| !event.is_of_subagent()) else {
+            return Vec::new();
+        };
+        let uses = event.parts().into_iter().filter_map(|part| match part {
+            EventPart::ToolUse { name, input, .. } => Some(self.dimmed(&of_tool(&name, &input))),
+            _ => None,
+        });
+        uses.collect()
+    }
+
+    /// What it took, in one line.
+    pub(super) fn of_outcome(&self, outcome: &ClaudeResult) -> String {
+        let mut parts = Vec::new();
+        parts.extend(
+            outcome.num_turns.map(|turns| if turns == 1 { "1 turn".to_owned() } else { format!("{turns} turns") }),
+        );
+        parts.extend(outcome.duration_ms.map(|ms| format!("{}.{} s", ms / 1_000, ms % 1_000 / 100)));
+        parts.extend(outcome.total_cost_usd.as_ref().and_then(|cost| cost.as_f64()).map(|cost| format!("${cost:.4}")));
+        parts.extend(outcome.session_id.as_ref().map(|session| format!("session {session}")));
+        self.dimmed(&plain(&parts.join(", ")))
+    }
+
+    fn dimmed(&self, text: &str) -> String {
+        if self.dim { format!("\x1b[2m{text}\x1b[0m") } else { text.to_owned() }
+    }
+}
+
+fn of_tool(name: &str, input: &str) -> String {
+    let input: HashMap<String, &RawValue> = serde_json::from_str(input).unwrap_or_default();
+    let telling = TELLING.iter().find_map(|key| claude::string(input.get(*key)?)).unwrap_or_default();
+    plain(&format!("{name} {telling}"))
+}
+
+/// One line without anything that a terminal would obey.
+fn plain(text: &str) -> String {
+    let words: Vec<_> = text.split_whitespace().collect();
+    let clean: String = words.join(" ").chars().filter(|c| !c.is_control()).collect();
+    match clean.char_indices().nth(MAX_LINE) {
+        Some((at, _)) => format!("{}...", &clean[..at]),
+        None => clean,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tool_is_one_plain_line_and_shown_once() {
+        let event = r#"{"type":"assistant","message":{"content":[{"type":"tool_use","id":"1","name":"Bash","input":{"command":"echo \u001b[31m\n  x","description":"y"}}]}}"#;
+        let mut lines = AgentView { dim: false, shown: 0 };
+        assert_eq!(lines.of_event(event, 10), ["Bash echo [31m x"]);
+        assert_eq!(lines.of_event(event, 10), Vec::<String>::new());
+        lines.dim = true;
+        assert_eq!(lines.of_event(event, 20), ["\x1b[2mBash echo [31m x\x1b[0m"]);
+    }
+
+    #[test]
+    fn a_long_line_is_cut() {
+        assert_eq!(
+            of_tool("Bash", &serde_json::json!({ "command": "é".repeat(300) }).to_string()).chars().count(),
+            103
+        );
+        assert_eq!(of_tool("Bash", r#"{"command":"cut \ud83d"}"#), "Bash cut \u{fffd}");
+    }
+}

@@ -1,0 +1,143 @@
+//! What a command wrote is what arrives, whatever that is.
+
+use serde_json::{Value, json};
+
+use super::{
+    failure::{CheckFailure, ensure, wrong},
+    probe::Probe,
+    session::CheckSession,
+    transcript::Transcript,
+};
+
+/// One command whose answer nobody can guess without running it.
+pub(super) async fn basic(probe: &Probe) -> Result<String, CheckFailure> {
+    const COMMAND: &str = r#"python3 -c "print('RESULT:::' + str(24 * 7))""#;
+    probe
+        .within(async |session| {
+            let story = session.run(json!({ "command": COMMAND })).await?;
+            story.exited_with(0)?;
+            let said = story.streams.stdout.text();
+            ensure!(said == "RESULT:::168\n", "the answer should be RESULT:::168, and is {said:?}");
+            let first = story.updates.first().map(|(_, update)| update["status"].clone());
+            let fine = first.as_ref().is_some_and(|status| status == "RUNNING" || status == "QUEUED");
+            ensure!(fine, "the first status should be RUNNING or QUEUED, and is {first:?}");
+            Ok(said.trim().to_owned())
+        })
+        .await
+}
+
+/// A command, and what must become of it.
+struct CommandCase {
+    name: &'static str,
+    command: &'static str,
+    judge: fn(&Transcript) -> Result<(), CheckFailure>,
+}
+
+fn says(story: &Transcript, expected: &str) -> Result<(), CheckFailure> {
+    story.exited_with(0)?;
+    let said = story.streams.stdout.text();
+    ensure!(
+        said == expected,
+        "the output should be {expected:?}, and is {:?}",
+        said.chars().take(200).collect::<String>()
+    );
+    Ok(())
+}
+
+const N_LINES: usize = 20_000;
+const LONG_LINE: usize = 1_000_000;
+const EMOJI: usize = 50_000;
+
+const CASES: &[CommandCase] = &[
+    CommandCase { name: "arithmetic", command: "echo $((1234 * 5678 - 9))", judge: |story| says(story, "7006643\n") },
+    CommandCase {
+        name: "string reversal",
+        command: r#"python3 -c "print('never odd or even, she said'[::-1])""#,
+        judge: |story| says(story, "dias ehs ,neve ro ddo reven\n"),
+    },
+    CommandCase {
+        name: "JSON",
+        command: r#"python3 -c "import json; print(json.dumps({'quotes': '\"', 'list': [1, 2.5, None], 'tab': '\t'}))""#,
+        judge: |story| {
+            story.exited_with(0)?;
+            let said: Value = serde_json::from_str(&story.streams.stdout.text())
+                .map_err(|error| wrong(format!("the JSON arrived broken: {error}")))?;
+            let expected = json!({ "quotes": "\"", "list": [1, 2.5, null], "tab": "\t" });
+            ensure!(said == expected, "the JSON arrived as {said}");
+            Ok(())
+        },
+    },
+    CommandCase {
+        name: "many lines",
+        command: "seq 1 20000",
+        judge: |story| says(story, &(1..=N_LINES).map(|n| format!("{n}\n")).collect::<String>()),
+    },
+    CommandCase {
+        name: "an error caught",
+        command: "python3 -c \"\ntry:\n    1 / 0\nexcept ZeroDivisionError as error:\n    print('caught:', error)\"",
+        judge: |story| says(story, "caught: division by zero\n"),
+    },
+    CommandCase {
+        name: "a failing command",
+        command: "echo out; echo err >&2; exit 3",
+        judge: |story| {
+            story.exited_with(3)?;
+            let both = (story.streams.stdout.text(), story.streams.stderr.text());
+            ensure!(both == ("out\n".to_owned(), "err\n".to_owned()), "the streams should be apart: {both:?}");
+            Ok(())
+        },
+    },
+    CommandCase {
+        name: "a command ended by a signal",
+        command: "kill -9 $$",
+        judge: |story| {
+            story.ended_as("FAILED", "signal")?;
+            ensure!(story.end["signal"] == "SIGKILL", "the signal should be SIGKILL, and is {}", story.end["signal"]);
+            story.is_whole()
+        },
+    },
+    CommandCase {
+        name: "a program that is not there",
+        command: "no-such-program-anywhere 2>/dev/null",
+        judge: |story| story.exited_with(127),
+    },
+    CommandCase {
+        name: "a long line",
+        command: "python3 -c \"print('x' * 1000000)\"",
+        judge: |story| says(story, &format!("{}\n", "x".repeat(LONG_LINE))),
+    },
+    CommandCase {
+        name: "UTF-8",
+        command: "python3 -c \"print('\\U0001f980é€' * 50000)\"",
+        judge: |story| says(story, &format!("{}\n", "\u{1f980}é€".repeat(EMOJI))),
+    },
+    CommandCase {
+        name: "bytes that are no text",
+        command: r"printf '\377\000\376no newline'",
+        judge: |story| {
+            story.exited_with(0)?;
+            let bytes = &story.streams.stdout.bytes;
+            ensure!(bytes.as_slice() == b"\xff\0\xfeno newline", "the bytes arrived as {bytes:?}");
+            Ok(())
+        },
+    },
+    CommandCase { name: "silence", command: "true", judge: |story| says(story, "") },
+];
+
+/// Commands of many kinds, one after the other in one session.
+pub(super) async fn stress(probe: &Probe) -> Result<String, CheckFailure> {
+    probe
+        .within(async |session| {
+            for case in CASES {
+                probe.doing(case.name);
+                run_case(session, case).await.map_err(|problem| problem.of(case.name))?;
+            }
+            Ok(format!("{} kinds of commands", CASES.len()))
+        })
+        .await
+}
+
+async fn run_case(session: &mut CheckSession<'_>, case: &CommandCase) -> Result<(), CheckFailure> {
+    let story = session.run(json!({ "command": case.command })).await?;
+    (case.judge)(&story)
+}

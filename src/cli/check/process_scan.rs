@@ -1,0 +1,77 @@
+//! Whether processes are really gone: not as the service says, but as a later command sees it in `/proc`.
+
+use serde_json::json;
+use tokio::time::{Instant, sleep};
+use uuid::Uuid;
+
+use super::{
+    failure::{CheckFailure, ensure},
+    probe::Probe,
+    session::{CADENCE, CheckSession},
+};
+
+/// Something by which processes are found: an argument of `sleep` that nobody else has, 1000 seconds and
+/// a fraction. A process's id would not do, the system gives it to another one.
+pub(super) struct ProcessMark {
+    text: String,
+}
+
+/// Half of the mark is enough to know oneself by, and does not make the look find itself. Only bash's own
+/// words are used: no other process comes and goes for it.
+// It ends with `true` because a process may be gone when its file is opened.
+const LOOK: &str = r#"half=HALF; mark=$half'REST'; for f in /proc/[0-9]*/cmdline; do
+while IFS= read -r -d '' a; do case $a in *"$mark"*) echo "${f//[!0-9]/}";; "half=$half"*) echo self;; esac; done 2>/dev/null <$f
+done; true"#;
+
+impl ProcessMark {
+    pub(super) fn new() -> Self {
+        let digits = format!("{:039}", Uuid::new_v4().as_u128());
+        ProcessMark { text: format!("1000.{}", &digits[digits.len() - 16..]) }
+    }
+
+    /// A command, with the mark for each `MARK` in it.
+    pub(super) fn on(&self, command: &str) -> String {
+        command.replace("MARK", &self.text)
+    }
+
+    /// The ids of the processes that have it in their arguments.
+    async fn found(&self, session: &mut CheckSession<'_>) -> Result<Vec<String>, CheckFailure> {
+        let (half, rest) = self.text.split_at(self.text.len() / 2);
+        let command = LOOK.replace("HALF", half).replace("REST", rest);
+        let story = session.run(json!({ "command": command })).await?;
+        story.exited_with(0)?;
+        let mut found: Vec<_> = story.streams.stdout.text().lines().map(str::to_owned).collect();
+        let n_all = found.len();
+        found.retain(|line| line != "self");
+        ensure!(found.len() < n_all, "a command does not see itself in /proc: nothing can be said of others");
+        found.sort_unstable();
+        found.dedup();
+        Ok(found)
+    }
+
+    /// Checks that no process has it, now.
+    pub(super) async fn is_gone(&self, session: &mut CheckSession<'_>) -> Result<(), CheckFailure> {
+        let found = self.found(session).await?;
+        ensure!(found.is_empty(), "{} processes are left: {}", found.len(), found.join(" "));
+        Ok(())
+    }
+
+    /// Waits until no process has it.
+    pub(super) async fn goes(&self, probe: &Probe, session: &mut CheckSession<'_>) -> Result<(), CheckFailure> {
+        let since = Instant::now();
+        loop {
+            let found = self.found(session).await?;
+            if found.is_empty() {
+                return Ok(());
+            }
+            let seconds = probe.quiet().as_secs();
+            ensure!(
+                since.elapsed() < probe.quiet(),
+                "{} processes are left after {seconds} s: {}",
+                found.len(),
+                found.join(" ")
+            );
+            sleep(CADENCE).await;
+        }
+    }
+}

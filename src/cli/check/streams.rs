@@ -1,0 +1,143 @@
+//! Streams: long, slow, silent, and broken off in the middle.
+
+use std::time::Duration;
+
+use cc_executor_actors::protocol::Stream;
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
+
+use super::{
+    failure::{CheckFailure, ensure, wrong},
+    probe::Probe,
+    session::CheckSession,
+    transcript::Transcript,
+};
+
+/// Checks that this is what `seq 1 N` writes.
+fn counts_to(story: &Transcript, n: u64) -> Result<(), CheckFailure> {
+    let mut lines = story.streams.stdout.bytes.split(|byte| *byte == b'\n');
+    for expected in 1..=n {
+        let line = lines.next().unwrap_or_default();
+        ensure!(
+            line == expected.to_string().as_bytes(),
+            "line {expected} is {:?}",
+            String::from_utf8_lossy(&line[..line.len().min(100)])
+        );
+    }
+    let rest: Vec<_> = lines.collect();
+    ensure!(rest == [b""], "something comes after line {n}");
+    Ok(())
+}
+
+/// A client that reads nothing for a while, and slowly then, loses nothing.
+pub(super) async fn slow_client(probe: &Probe) -> Result<String, CheckFailure> {
+    const LINES: u64 = 3_000_000;
+    const NOTHING: Duration = Duration::from_secs(2);
+    const PAUSE: Duration = Duration::from_millis(200);
+    probe
+        .within(async |session| {
+            let mut story = session.execute(json!({ "command": format!("seq 1 {LINES}") })).await?;
+            probe.doing("reads nothing");
+            sleep(NOTHING).await;
+            probe.doing("reads slowly");
+            for pause in 1..=8 {
+                let so_far = pause * 1_000_000;
+                session.follow(&mut story, |story| story.streams.stdout.bytes.len() > so_far).await?;
+                sleep(PAUSE).await;
+            }
+            session.finish(&mut story).await?;
+            story.exited_with(0)?;
+            counts_to(&story, LINES)?;
+            Ok(format!("{} bytes, each counted", story.streams.stdout.bytes.len()))
+        })
+        .await
+}
+
+/// Much output at full speed.
+pub(super) async fn large_output(probe: &Probe) -> Result<String, CheckFailure> {
+    const LINES: u64 = 6_000_000;
+    probe
+        .within(async |session| {
+            let story = session.run(json!({ "command": format!("seq 1 {LINES}") })).await?;
+            story.exited_with(0)?;
+            counts_to(&story, LINES)?;
+            Ok(format!("{} bytes, digest as where it ran", story.streams.stdout.bytes.len()))
+        })
+        .await
+}
+
+/// A command that says nothing for longer than the service waits for a sign of its backend is told to
+/// live, and by a backend that gave such a sign: after three heartbeats without one it would be `silent`.
+pub(super) async fn heartbeat(probe: &Probe) -> Result<String, CheckFailure> {
+    const SILENCE: &str = "sleep 5.5; echo awake";
+    probe
+        .within(async |session| {
+            let story = session.run(json!({ "command": SILENCE, "heartbeatMs": 1_000 })).await?;
+            story.exited_with(0)?;
+            let n_beats = beats(&story)?;
+            Ok(format!("{n_beats} signs of life in 5.5 s of silence"))
+        })
+        .await
+}
+
+/// The bounds leave room for a machine that does much else.
+fn beats(story: &Transcript) -> Result<usize, CheckFailure> {
+    const LONGEST_GAP: Duration = Duration::from_secs(3);
+    let beats: Vec<_> = story.updates.iter().filter(|(_, update)| update["status"] == "RUNNING").collect();
+    ensure!(beats.len() >= 4, "in 5.5 s with a heartbeat a second RUNNING was told {} times", beats.len());
+    let elapsed =
+        |update: &Value| update["elapsedMs"].as_u64().ok_or_else(|| wrong("a heartbeat does not say elapsedMs"));
+    for pair in beats.windows(2) {
+        let [(before_at, before), (at, beat)] = pair else { continue };
+        let gap = at.duration_since(*before_at);
+        ensure!(gap < LONGEST_GAP, "two heartbeats are {:.1} s apart", gap.as_secs_f64());
+        ensure!(elapsed(beat)? > elapsed(before)?, "elapsedMs does not move on");
+        ensure!(beat["backend"] == "alive", "the backend is said to be {}", beat["backend"]);
+    }
+    Ok(beats.len())
+}
+
+/// An execution goes on without its client, and whoever comes back gets the rest: each byte once.
+pub(super) async fn detach(probe: &Probe) -> Result<String, CheckFailure> {
+    const LINES: u64 = 100_000;
+    const ROUNDS: usize = 3;
+    const DETACH_MS: u64 = 60_000;
+    let command = format!("seq 1 {}; sleep 0.5; seq {} {LINES}", LINES / 2, LINES / 2 + 1);
+    let mut session = probe.open().await?;
+    let longest = session.hello["limits"]["detachMs"].as_u64().unwrap_or(DETACH_MS);
+    let params = json!({ "command": command, "onDisconnect": "detach", "detachMs": DETACH_MS.min(longest) });
+    let mut story = session.execute(params).await?;
+    let id = story.id.clone();
+    for round in 1..=ROUNDS {
+        probe.doing(format!("breaks its connection, {round} of {ROUNDS}"));
+        let so_far = round * 80_000;
+        session.follow(&mut story, |story| story.streams.stdout.bytes.len() > so_far).await?;
+        drop(session);
+        session = probe.open().await?;
+        session.ask("attach", json!({ "executionId": id, "offsets": story.offsets() })).await?;
+    }
+    session.finish(&mut story).await?;
+    let whole = story.exited_with(0).and_then(|()| counts_to(&story, LINES));
+    session.located(whole)?;
+    probe.doing("comes once more, after the end");
+    let late = late(&mut session, &story).await;
+    let late = session.located(late)?;
+    session.close().await?;
+    Ok(format!("{ROUNDS} broken connections, {} bytes, each once{late}", story.streams.stdout.bytes.len()))
+}
+
+/// Attaches after the end. How much is kept until then is the service's own affair, if it says so.
+async fn late(session: &mut CheckSession<'_>, story: &Transcript) -> Result<&'static str, CheckFailure> {
+    const UNKNOWN_EXECUTION: i64 = -32006;
+    match session.call("attach", json!({ "executionId": story.id })).await? {
+        Ok(_) => {}
+        Err(error) if error["code"] == UNKNOWN_EXECUTION => return Ok("; nothing is kept after the end"),
+        Err(error) => return Err(wrong(format!("attach after the end is refused: {error}"))),
+    }
+    let mut again = Transcript::of(&story.id, Instant::now());
+    session.finish(&mut again).await?;
+    again.ended_as("COMPLETED", "exit")?;
+    again.adds_up()?;
+    ensure!(again.streams.stdout.is_of(&story.streams.stdout.bytes), "after the end something else comes than before");
+    Ok(if again.n_lost(Stream::Stdout) == 0 { "" } else { "; a part is kept after the end" })
+}

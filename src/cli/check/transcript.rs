@@ -1,0 +1,244 @@
+//! An execution as its client saw it: all that came, whether anything is missing, and when it last got on.
+
+use std::time::Duration;
+
+use cc_executor_actors::protocol::{PerStream, Stream};
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use super::failure::{CheckFailure, ensure, shown, wrong};
+use crate::cli::checksum::{StreamChecksum, decoded};
+
+/// A stream as it was received.
+#[derive(Default)]
+pub(super) struct ReceivedStream {
+    pub(super) bytes: Vec<u8>,
+    /// What was told to be lost: the offsets of the first byte and after the last.
+    gaps: Vec<(u64, u64)>,
+    seen: StreamChecksum,
+}
+
+/// An execution.
+pub(super) struct Transcript {
+    /// Its id.
+    pub(super) id: String,
+    pub(super) streams: PerStream<ReceivedStream>,
+    /// The params of each `statusUpdate`, with when it came.
+    pub(super) updates: Vec<(Instant, Value)>,
+    /// The params of each `error`.
+    pub(super) errors: Vec<Value>,
+    /// The final one, once that has come.
+    pub(super) end: Value,
+    moved_at: Instant,
+}
+
+impl ReceivedStream {
+    /// What was received, as text.
+    pub(super) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.bytes).into_owned()
+    }
+
+    /// Whether this is that stream, but for what was told to be lost.
+    pub(super) fn is_of(&self, whole: &[u8]) -> bool {
+        let (mut at, mut rest) = (0, self.bytes.as_slice());
+        let end = whole.len() as u64;
+        for (from, to) in self.gaps.iter().copied().chain([(end, end)]) {
+            let piece = usize::try_from(from).ok().and_then(|from| whole.get(at..from));
+            let Some(after) = piece.and_then(|piece| rest.strip_prefix(piece)) else { return false };
+            (at, rest) = (usize::try_from(to).unwrap_or(usize::MAX), after);
+        }
+        rest.is_empty()
+    }
+}
+
+impl Transcript {
+    pub(super) fn of(id: &str, now: Instant) -> Self {
+        let (streams, end) = (PerStream::default(), Value::Null);
+        Transcript { id: id.to_owned(), streams, updates: Vec::new(), errors: Vec::new(), end, moved_at: now }
+    }
+
+    /// Where to go on after a broken connection.
+    pub(super) fn offsets(&self) -> Value {
+        json!({ "stdout": self.streams.stdout.seen.end, "stderr": self.streams.stderr.seen.end })
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        !self.end.is_null()
+    }
+
+    /// For how long nothing has changed but the time in its heartbeats.
+    pub(super) fn stuck_for(&self, now: Instant) -> Duration {
+        now.duration_since(self.moved_at)
+    }
+
+    /// Takes the next message. True if it tells of something new.
+    pub(super) fn take(&mut self, message: &Value, now: Instant) -> Result<bool, CheckFailure> {
+        let params = &message["params"];
+        let moved = match message["method"].as_str() {
+            Some("output") => self.on_output(params).map(|()| true),
+            Some("gap") => self.on_gap(params).map(|()| true),
+            Some("statusUpdate") => self.on_status(params, now),
+            Some("error") => {
+                self.errors.push(params.clone());
+                Ok(true)
+            }
+            _ => Err(wrong(format!("an unexpected message: {}", shown(message)))),
+        }?;
+        if moved {
+            self.moved_at = now;
+        }
+        Ok(moved)
+    }
+
+    fn on_status(&mut self, params: &Value, now: Instant) -> Result<bool, CheckFailure> {
+        ensure!(params["executionId"] == self.id.as_str(), "a status of another execution than {}", self.id);
+        let news = |(_, before): &(Instant, Value)| {
+            ["status", "position", "offsets", "reason"].iter().any(|name| before[*name] != params[*name])
+        };
+        let moved = self.updates.last().is_none_or(news);
+        self.updates.push((now, params.clone()));
+        if params.get("reason").is_some() {
+            self.end = params.clone();
+        }
+        Ok(moved)
+    }
+
+    fn stream(&mut self, params: &Value) -> Result<&mut ReceivedStream, CheckFailure> {
+        match params["type"].as_str() {
+            Some("stdout") => Ok(&mut self.streams.stdout),
+            Some("stderr") => Ok(&mut self.streams.stderr),
+            _ => Err(wrong(format!("of neither stream: {}", shown(params)))),
+        }
+    }
+
+    fn on_output(&mut self, params: &Value) -> Result<(), CheckFailure> {
+        let received = self.stream(params)?;
+        let content = (params["content"].as_str(), params["contentBase64"].as_str());
+        let bytes = decoded(content).map_err(|damage| wrong(damage.0))?;
+        received.seen.take(&bytes);
+        received.bytes.extend_from_slice(&bytes);
+        let end = received.seen.end;
+        ensure!(
+            params["end"] == end,
+            "{end} bytes of {} had arrived where the service says {}",
+            params["type"],
+            params["end"]
+        );
+        Ok(())
+    }
+
+    fn on_gap(&mut self, params: &Value) -> Result<(), CheckFailure> {
+        let (from, to) = (params["from"].as_u64(), params["to"].as_u64());
+        let received = self.stream(params)?;
+        match (from, to) {
+            (Some(from), Some(to)) if from == received.seen.end && to > from => {
+                received.seen.end = to;
+                received.seen.lost += to - from;
+                received.gaps.push((from, to));
+                Ok(())
+            }
+            _ => Err(wrong(format!("a gap after {} bytes is told as {}", received.seen.end, shown(params)))),
+        }
+    }
+
+    /// Checks status and reason of the end.
+    pub(super) fn ended_as(&self, status: &str, reason: &str) -> Result<(), CheckFailure> {
+        let end = &self.end;
+        ensure!(
+            end["status"] == status && end["reason"] == reason,
+            "the end should be {status} {reason}, and is {}",
+            shown(end)
+        );
+        Ok(())
+    }
+
+    /// Checks that it exited with this code, and that not a byte is missing.
+    pub(super) fn exited_with(&self, code: i32) -> Result<(), CheckFailure> {
+        self.ended_as(if code == 0 { "COMPLETED" } else { "FAILED" }, "exit")?;
+        ensure!(self.end["exit_code"] == code, "the exit code should be {code}: {}", shown(&self.end));
+        self.is_whole()
+    }
+
+    /// Checks that all has arrived that was written, by count and digest.
+    pub(super) fn is_whole(&self) -> Result<(), CheckFailure> {
+        for stream in Stream::BOTH {
+            let lost = self.n_lost(stream);
+            ensure!(lost == 0, "{lost} bytes of {} are told to be lost", stream.as_str());
+        }
+        self.adds_up()
+    }
+
+    /// Checks that what arrived and what was told to be lost are together what was written.
+    pub(super) fn adds_up(&self) -> Result<(), CheckFailure> {
+        for stream in Stream::BOTH {
+            let name = stream.as_str();
+            let (bytes, sha256) = (self.end["bytes"][name].as_u64(), self.end["sha256"][name].as_str());
+            ensure!(bytes.is_some() && sha256.is_some(), "the end has no count or digest: {}", shown(&self.end));
+            self.streams.get(stream).seen.check(stream, bytes, sha256).map_err(|damage| wrong(damage.0))?;
+        }
+        Ok(())
+    }
+
+    /// How much was told to be lost.
+    pub(super) fn n_lost(&self, stream: Stream) -> u64 {
+        self.streams.get(stream).seen.lost
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn update(params: Value) -> Value {
+        let mut params = params;
+        params["executionId"] = json!("x");
+        json!({ "method": "statusUpdate", "params": params })
+    }
+
+    fn output(content: &str, end: u64) -> Value {
+        json!({ "method": "output", "params": { "type": "stdout", "content": content, "end": end } })
+    }
+
+    #[test]
+    fn only_what_is_new_restarts_the_clock() {
+        let began_at = Instant::now();
+        let after = |seconds| began_at + Duration::from_secs(seconds);
+        let mut story = Transcript::of("x", began_at);
+        let mut clock = |seconds, message| {
+            story.take(&message, after(seconds)).unwrap();
+            story.stuck_for(after(seconds)).as_secs()
+        };
+        assert_eq!(clock(1, update(json!({ "status": "QUEUED", "position": 2 }))), 0);
+        assert_eq!(clock(4, update(json!({ "status": "QUEUED", "position": 2 }))), 3, "a heartbeat is none");
+        assert_eq!(clock(5, update(json!({ "status": "QUEUED", "position": 1 }))), 0);
+        assert_eq!(clock(9, update(json!({ "status": "RUNNING", "elapsedMs": 0, "offsets": { "stdout": 0 } }))), 0);
+        assert_eq!(clock(12, update(json!({ "status": "RUNNING", "elapsedMs": 9, "offsets": { "stdout": 0 } }))), 3);
+        assert_eq!(clock(13, output("x", 1)), 0);
+        assert_eq!(clock(20, update(json!({ "status": "RUNNING", "elapsedMs": 9, "offsets": { "stdout": 1 } }))), 0);
+        assert_eq!(clock(29, update(json!({ "status": "RUNNING", "elapsedMs": 19, "offsets": { "stdout": 1 } }))), 9);
+    }
+
+    #[test]
+    fn a_gap_is_accepted_where_it_fits_and_adds_up() {
+        let now = Instant::now();
+        let gap = |from, to| json!({ "method": "gap", "params": { "type": "stdout", "from": from, "to": to } });
+        let mut story = Transcript::of("x", now);
+        assert!(story.take(&gap(1, 2), now).is_err(), "it begins where nothing has come to");
+        story.take(&gap(0, 2), now).unwrap();
+        story.take(&output("cd", 4), now).unwrap();
+        story.take(&gap(4, 5), now).unwrap();
+        story.take(&output("f", 6), now).unwrap();
+        assert!(story.take(&output("g", 8), now).is_err());
+        let stdout = &story.streams.stdout;
+        assert!(stdout.is_of(b"abcdefg"));
+        assert!(!stdout.is_of(b"abCdefg") && !stdout.is_of(b"abcdef") && !stdout.is_of(b"abcdefgh"));
+        let end = |bytes: u64| {
+            json!({ "bytes": { "stdout": bytes, "stderr": 0 }, "sha256": { "stdout": "of all",
+            "stderr": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855" } })
+        };
+        story.end = end(7);
+        assert_eq!((story.adds_up(), story.is_whole().is_err()), (Ok(()), true));
+        story.end = end(9);
+        assert!(story.adds_up().is_err());
+    }
+}

@@ -1,0 +1,210 @@
+//! One WebSocket connection to a service.
+
+use std::{
+    borrow::Cow,
+    time::{Duration, Instant},
+};
+
+use actix_http::ws::{CloseCode, Codec, Frame, Message, ProtocolError};
+use awc::error::WsClientError;
+use cc_executor_actors::{
+    protocol::{MAX_MESSAGE_TO_CLIENT, SUBPROTOCOL},
+    rpc::ErrorObject,
+};
+use futures_util::{FutureExt, SinkExt, StreamExt};
+use serde::Deserialize;
+use serde_json::{Value, json, value::RawValue};
+use tokio::time::{sleep_until, timeout};
+
+use super::{
+    ClientError, PATIENCE, exit,
+    silence::{Overdue, Silence},
+};
+use crate::config::{self, Environment, TOKEN};
+
+/// How long it may take to say goodbye: the service notices a client that leaves without it.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
+
+/// A session.
+pub(super) struct Connection {
+    frames: actix_codec::Framed<awc::BoxedSocket, Codec>,
+    close_code: Option<u16>,
+    silence: Silence,
+}
+
+/// A message of the service, as far as anything here looks at it.
+#[derive(Deserialize)]
+pub(super) struct ReceivedMessage<'a> {
+    #[serde(default)]
+    pub(super) id: Option<u64>,
+    #[serde(borrow)]
+    pub(super) method: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    pub(super) params: Option<&'a RawValue>,
+    #[serde(borrow)]
+    pub(super) result: Option<&'a RawValue>,
+    pub(super) error: Option<ErrorObject>,
+}
+
+/// What comes over a connection.
+pub(super) enum ConnectionEvent {
+    /// A message.
+    Message(bytes::Bytes),
+    /// Something that says nothing.
+    Nothing,
+    /// The end, and what to say of it.
+    Broken(ClientError),
+}
+
+impl Connection {
+    /// Opens a session.
+    pub(super) async fn open(url: &str) -> Result<Connection, ClientError> {
+        let mut request = awc::Client::builder()
+            .timeout(PATIENCE)
+            .finish()
+            .ws(url)
+            .protocols([SUBPROTOCOL])
+            .max_frame_size(2 * MAX_MESSAGE_TO_CLIENT);
+        if let Some(token) = token()? {
+            request = request.bearer_auth(token);
+        }
+        match request.connect().await {
+            Ok((_, frames)) => Ok(Connection { frames, close_code: None, silence: Silence::new(Instant::now()) }),
+            Err(WsClientError::InvalidResponseStatus(status)) => Err(refused(url, status.as_u16())),
+            Err(error) => Err(unreachable(url, &error)),
+        }
+    }
+
+    /// Calls a method.
+    pub(super) async fn call(&mut self, id: u64, method: &str, params: Value) -> Result<(), ClientError> {
+        self.send(json!({ "jsonrpc": "2.0", "id": id, "method": method, "params": params }).to_string()).await
+    }
+
+    /// Sends a text as it is.
+    pub(super) async fn send(&mut self, text: String) -> Result<(), ClientError> {
+        self.transmit(Message::Text(text.into())).await
+    }
+
+    /// Expects a sign of life at this period.
+    pub(super) fn expect_signs_every(&mut self, period: Duration) {
+        self.silence.expect_every(period, Instant::now());
+    }
+
+    /// Sends a frame. A service that does not read must not stop us for ever.
+    async fn transmit(&mut self, message: Message) -> Result<(), ClientError> {
+        match timeout(PATIENCE, self.frames.send(message)).await {
+            Ok(sent) => sent.map_err(|error| broken(&error)),
+            Err(_) => Err(ClientError::new(
+                exit::UNAVAILABLE,
+                format!("the service reads nothing for {} s", PATIENCE.as_secs()),
+            )),
+        }
+    }
+
+    /// The next frame; the error is a service that gives no sign of life. May be dropped half-way and called again.
+    async fn next_frame(&mut self) -> Result<Option<Result<Frame, ProtocolError>>, ClientError> {
+        loop {
+            tokio::select! {
+                biased;
+                frame = self.frames.next() => {
+                    self.silence.record_life(Instant::now());
+                    return Ok(frame);
+                }
+                () = sleep_until(self.silence.due_at().into()) => self.on_overdue()?,
+            }
+        }
+    }
+
+    /// Asks for a sign of life that did not come. The error is that none came for too long.
+    fn on_overdue(&mut self) -> Result<(), ClientError> {
+        match self.silence.overdue(Instant::now()) {
+            Overdue::Ping => {
+                // Not waited for: where the socket is full, the silence goes on and says enough.
+                let sent = self.frames.send(Message::Ping(bytes::Bytes::new())).now_or_never();
+                sent.unwrap_or(Ok(())).map_err(|error| broken(&error))
+            }
+            Overdue::Broken(silent) => Err(ClientError::new(
+                exit::UNAVAILABLE,
+                format!("the service gives no sign of life: nothing came for {} s", silent.as_secs()),
+            )),
+        }
+    }
+
+    /// The code of the service's close frame, once that has come.
+    pub(super) fn close_code(&self) -> Option<u16> {
+        self.close_code
+    }
+
+    /// The next thing. Pings are answered.
+    pub(super) async fn next(&mut self) -> ConnectionEvent {
+        let frame = match self.next_frame().await {
+            Ok(frame) => frame,
+            Err(error) => return ConnectionEvent::Broken(error),
+        };
+        match frame {
+            Some(Ok(Frame::Text(text))) => ConnectionEvent::Message(text),
+            Some(Ok(Frame::Ping(payload))) => match self.transmit(Message::Pong(payload)).await {
+                Ok(()) => ConnectionEvent::Nothing,
+                Err(error) => ConnectionEvent::Broken(error),
+            },
+            Some(Ok(Frame::Close(reason))) => {
+                self.close_code = reason.as_ref().map(|reason| reason.code.into());
+                let code = match reason.as_ref().map(|reason| reason.code) {
+                    Some(CloseCode::Again | CloseCode::Away | CloseCode::Restart) => exit::TEMPFAIL,
+                    _ => exit::UNAVAILABLE,
+                };
+                let why = reason.and_then(|reason| reason.description).unwrap_or_else(|| "no reason given".to_owned());
+                ConnectionEvent::Broken(ClientError::new(code, format!("the service closed the session: {why}")))
+            }
+            Some(Ok(_)) => ConnectionEvent::Nothing,
+            Some(Err(error)) => ConnectionEvent::Broken(broken(&error)),
+            None => ConnectionEvent::Broken(ClientError::new(
+                exit::UNAVAILABLE,
+                "the connection broke before the service said how the command ended",
+            )),
+        }
+    }
+
+    /// Leaves properly.
+    pub(super) async fn close(&mut self) {
+        // Best effort: the service notices a client that leaves.
+        let _ = timeout(CLOSE_PATIENCE, self.frames.send(Message::Close(Some(CloseCode::Normal.into())))).await;
+    }
+}
+
+/// What the environment says to send as a token.
+pub(super) fn token() -> Result<Option<String>, ClientError> {
+    let token =
+        config::secret(&Environment, TOKEN).map_err(|problems| ClientError::new(exit::USAGE, problems.to_string()))?;
+    Ok(token.map(|token| token.reveal().to_owned()))
+}
+
+/// A service that answers, and not with what was asked for.
+pub(super) fn refused(url: &str, status: u16) -> ClientError {
+    match status {
+        401 => ClientError::new(
+            exit::NOPERM,
+            format!("{url} wants a token: set {TOKEN} or {TOKEN}_FILE to the service's own"),
+        ),
+        403 => ClientError::new(exit::NOPERM, format!("{url} does not answer to that host name without a token")),
+        503 => ClientError::new(exit::TEMPFAIL, format!("{url} is shutting down or not ready: try again in a moment")),
+        _ => ClientError::new(exit::UNAVAILABLE, format!("{url} answers {status}: is it a cc-executor service?")),
+    }
+}
+
+/// A service that does not answer.
+pub(super) fn unreachable(url: &str, error: &impl std::fmt::Display) -> ClientError {
+    ClientError::new(
+        exit::UNAVAILABLE,
+        format!("cannot reach {url}: {error}; start a service with `cc-executor serve`, or name another with --url"),
+    )
+}
+
+/// A message that is none.
+pub(super) fn garbled(error: &serde_json::Error) -> ClientError {
+    ClientError::new(exit::SOFTWARE, format!("the service said something that is not understood: {error}"))
+}
+
+fn broken(error: &ProtocolError) -> ClientError {
+    ClientError::new(exit::UNAVAILABLE, format!("the connection broke: {error}"))
+}

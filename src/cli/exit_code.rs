@@ -1,0 +1,156 @@
+//! From how an execution ended to the exit code of `run`.
+
+use cc_executor_actors::outcome::{Outcome, Reason, Status};
+
+use super::exit;
+use crate::backend::signal;
+
+/// Who wants the command to end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum EndRequest {
+    /// Nobody but the command itself.
+    Its,
+    /// Ctrl-C.
+    Interrupted,
+    /// SIGTERM.
+    Terminated,
+    /// Nobody reads our standard output any more.
+    PipeClosed,
+    /// Our output cannot be written.
+    WriteFailed,
+    /// Asked once more: do not wait for the end.
+    GivenUp(u8),
+}
+
+impl EndRequest {
+    pub(super) const INTERRUPTED: u8 = exit::SIGNALED + 2;
+    pub(super) const TERMINATED: u8 = exit::SIGNALED + 15;
+    const PIPE_CLOSED: u8 = exit::SIGNALED + 13;
+
+    /// Asks for the end. True the first time.
+    pub(super) fn ask(&mut self, wanted: EndRequest) -> bool {
+        if *self == EndRequest::Its {
+            *self = wanted;
+            return true;
+        }
+        *self = EndRequest::GivenUp(wanted.code().unwrap_or(Self::INTERRUPTED));
+        false
+    }
+
+    /// The exit code once the command has been canceled for this.
+    pub(super) fn code(self) -> Option<u8> {
+        match self {
+            EndRequest::Its => None,
+            EndRequest::Interrupted => Some(Self::INTERRUPTED),
+            EndRequest::Terminated => Some(Self::TERMINATED),
+            EndRequest::PipeClosed => Some(Self::PIPE_CLOSED),
+            EndRequest::WriteFailed => Some(exit::IOERR),
+            EndRequest::GivenUp(code) => Some(code),
+        }
+    }
+
+    /// The exit code that goes before the ending's own. Output that was not delivered is no success, however the
+    /// command ended; what it did before our order to end reached it is its own ending.
+    pub(super) fn code_after(self, reason: Reason) -> Option<u8> {
+        match self {
+            EndRequest::PipeClosed | EndRequest::WriteFailed => self.code(),
+            _ => self.code().filter(|_| reason == Reason::Canceled),
+        }
+    }
+
+    /// The exit code if the end is not waited for.
+    pub(super) fn given_up(self) -> Option<u8> {
+        match self {
+            EndRequest::GivenUp(code) => Some(code),
+            _ => None,
+        }
+    }
+}
+
+/// The exit code that says how it ended.
+pub(super) fn exit_code_of(ending: &Outcome) -> u8 {
+    match ending.reason {
+        Reason::Exit if ending.status == Status::Completed => 0,
+        // An exit that failed must not look like a success, whatever its code was.
+        Reason::Exit | Reason::NotStarted | Reason::ClaudeError => {
+            ending.exit_code.and_then(|code| u8::try_from(code).ok()).filter(|code| *code != 0).unwrap_or(1)
+        }
+        Reason::Signal => {
+            let number = ending.signal.as_deref().and_then(signal::number).and_then(|number| u8::try_from(number).ok());
+            exit::SIGNALED.saturating_add(number.unwrap_or(0))
+        }
+        Reason::Timeout | Reason::Stalled => exit::TIMEOUT,
+        Reason::Canceled => EndRequest::TERMINATED,
+        Reason::Drained | Reason::Disconnected => exit::TEMPFAIL,
+        Reason::BackendUnreachable | Reason::BackendRejected | Reason::BackendLost => exit::UNAVAILABLE,
+    }
+}
+
+/// Why an execution ended that somebody else ended. Of each other ending that is not the command's own the service
+/// says why, in an `error` before it.
+pub(super) fn ended_by(ending: &Outcome) -> Option<String> {
+    let message = ending.message.as_deref();
+    match ending.reason {
+        Reason::Canceled => Some("the execution was canceled".to_owned()),
+        Reason::Drained => Some(format!("ended by the service: {}", message.unwrap_or("it shuts down"))),
+        Reason::Disconnected => Some(format!("ended by the service: {}", message.unwrap_or("its client went away"))),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_has_its_code() {
+        let ending = |status, reason, exit_code, signal: Option<&str>| Outcome {
+            exit_code,
+            signal: signal.map(str::to_owned),
+            ..Outcome::without_process(status, reason, None)
+        };
+        for (status, reason, exit_code, signal, code) in [
+            (Status::Completed, Reason::Exit, Some(0), None, 0),
+            (Status::Completed, Reason::Exit, None, None, 0),
+            (Status::Failed, Reason::Exit, Some(3), None, 3),
+            (Status::Failed, Reason::Exit, Some(255), None, 255),
+            (Status::Failed, Reason::Signal, None, Some("SIGKILL"), 137),
+            (Status::Failed, Reason::Signal, None, Some("SIG34"), 162),
+            (Status::Failed, Reason::ClaudeError, Some(0), None, 1),
+            (Status::Failed, Reason::ClaudeError, Some(7), None, 7),
+            (Status::Failed, Reason::NotStarted, Some(127), None, 127),
+            (Status::Failed, Reason::NotStarted, Some(126), None, 126),
+            (Status::Failed, Reason::Timeout, None, Some("SIGTERM"), 124),
+            (Status::Failed, Reason::Stalled, None, Some("SIGKILL"), 124),
+            (Status::Cancelled, Reason::Canceled, Some(0), None, 143),
+            (Status::Cancelled, Reason::Drained, None, None, 75),
+            (Status::Cancelled, Reason::Disconnected, None, Some("SIGTERM"), 75),
+            (Status::Failed, Reason::BackendLost, None, None, 69),
+        ] {
+            assert_eq!(exit_code_of(&ending(status, reason, exit_code, signal)), code, "{reason:?} {exit_code:?}");
+        }
+    }
+
+    #[test]
+    fn output_that_was_not_delivered_is_told_whatever_the_ending() {
+        for (wanted, reason, code) in [
+            (EndRequest::Its, Reason::Exit, None),
+            (EndRequest::Interrupted, Reason::Exit, None),
+            (EndRequest::Interrupted, Reason::Canceled, Some(130)),
+            (EndRequest::PipeClosed, Reason::Exit, Some(141)),
+            (EndRequest::PipeClosed, Reason::Canceled, Some(141)),
+            (EndRequest::WriteFailed, Reason::Exit, Some(74)),
+        ] {
+            assert_eq!(wanted.code_after(reason), code, "{wanted:?} {reason:?}");
+        }
+    }
+
+    #[test]
+    fn asking_twice_does_not_wait() {
+        let mut wanted = EndRequest::Its;
+        assert!(wanted.ask(EndRequest::Interrupted));
+        assert_eq!((wanted.code(), wanted.given_up()), (Some(130), None));
+        assert!(!wanted.ask(EndRequest::Interrupted));
+        assert_eq!(wanted.given_up(), Some(130));
+    }
+}

@@ -1,0 +1,212 @@
+//! `logs`: a service's JSON log lines as a timeline that a person can read.
+//!
+//! A file is read to its end and told in the order of its times, since `docker-compose logs` gives one
+//! container's lines after the other's. Standard input may be a log that goes on: its lines are told as
+//! they come.
+
+mod filter;
+mod format;
+pub(super) mod sorted;
+mod tail;
+
+use std::{
+    fs::File,
+    io::{self, BufRead, BufReader},
+    process::ExitCode,
+};
+
+pub(super) use self::sorted::SortedLines;
+use self::tail::LogTail;
+use super::{ClientError, exit, print_line, report_outcome};
+use crate::console;
+use crate::console::OutputReader;
+
+/// What `logs` was asked for.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct LogsOptions {
+    /// The beginning of a session's id: only what concerns it.
+    pub session: Option<String>,
+    /// The beginning of an execution's id.
+    pub execution: Option<String>,
+    /// The name of an event, or its beginning up to a dot: `session` is `session.opened` and so on.
+    pub event: Option<String>,
+    /// A file, or `-` for standard input.
+    pub file: String,
+}
+
+/// How many lines came, and what of them was of no use.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct LineCounts {
+    lines: usize,
+    /// Lines that are no JSON log lines: text, a panic.
+    foreign: usize,
+    /// Lines that might have been of the session asked for, and were given up.
+    dropped: usize,
+}
+
+impl LineCounts {
+    /// Whether there was a log line at all.
+    pub(super) fn any(&self) -> bool {
+        self.lines > self.foreign
+    }
+}
+
+/// Prints the timeline. Exits with 1 if there was nothing to print.
+pub fn logs(options: &LogsOptions) -> ExitCode {
+    report_outcome(if options.file == "-" { follow(options) } else { read(options) })
+}
+
+fn read(options: &LogsOptions) -> Result<u8, ClientError> {
+    let whole = SortedLines::read(options).map_err(|error| unreadable(&options.file, &error))?;
+    let counts = whole.counts();
+    let mut n_printed = 0;
+    for line in whole.lines() {
+        if print_line(&line)? == OutputReader::Gone {
+            return Ok(0);
+        }
+        n_printed += 1;
+    }
+    summed_up(counts, n_printed, &options.file)
+}
+
+fn follow(options: &LogsOptions) -> Result<u8, ClientError> {
+    let mut live = LogTail::new(options);
+    let mut n_printed = 0;
+    for line in io::stdin().lock().split(b'\n') {
+        let line = line.map_err(|error| unreadable(&options.file, &error))?;
+        for line in live.take(&String::from_utf8_lossy(&line)) {
+            if print_line(&line)? == OutputReader::Gone {
+                return Ok(0);
+            }
+            n_printed += 1;
+        }
+    }
+    summed_up(live.counts(), n_printed, &options.file)
+}
+
+/// Opens a log. A directory is refused here, and not where it is read.
+pub(super) fn open(file: &str) -> io::Result<impl BufRead> {
+    let mut input = BufReader::new(File::open(file)?);
+    input.fill_buf()?;
+    Ok(input)
+}
+
+pub(super) fn unreadable(file: &str, error: &io::Error) -> ClientError {
+    ClientError::new(exit::USAGE, format!("cannot read {file:?}: {error}"))
+}
+
+/// Says on standard error what the timeline does not show.
+fn summed_up(counts: LineCounts, n_printed: usize, file: &str) -> Result<u8, ClientError> {
+    if counts.lines == 0 {
+        let hint = if file == "-" { "; docker writes a container's log to standard error: add 2>&1" } else { "" };
+        console::report(format_args!("not a line came{hint}"));
+        return Ok(1);
+    }
+    if !counts.any() {
+        let advice = "no line of it is a JSON log line: start the service with LOG_FORMAT=json";
+        return Err(ClientError::new(exit::USAGE, advice));
+    }
+    if counts.foreign > 0 {
+        console::report(format_args!("{} lines are no JSON log lines and are not shown", counts.foreign));
+    }
+    if counts.dropped > 0 {
+        console::report(format_args!(
+            "{} lines were given up, of executions that may be of this session: give the log as a file",
+            counts.dropped
+        ));
+    }
+    if n_printed == 0 {
+        console::report(format_args!("none of {} log lines is of what was asked for", counts.lines));
+        return Ok(1);
+    }
+    Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOG: &str = r#"
+claude-api_1 | {"time":"2026-01-02T03:04:05.000Z","level":"INFO","target":"b","event":"process.started","execution_id":"eeeeeeee-1","pid":7,"message":"process started"}
+{"time":"2026-01-02T03:04:05.000Z","level":"INFO","target":"b","event":"process.started","execution_id":"ffffffff-1","pid":8,"message":"process started"}
+{"time":"2026-01-02T03:04:07.500Z","level":"INFO","target":"b","event":"process.finished","execution_id":"eeeeeeee-1","status":"COMPLETED","message":"process finished"}
+{"time":"2026-01-02T03:04:04.900Z","level":"INFO","target":"g","event":"session.opened","session_id":"aaaaaaaa-1","message":"session opened"}
+no log line
+{"time":"2026-01-02T03:04:05.010Z","level":"INFO","target":"g","event":"execution.started","session_id":"aaaaaaaa-1","execution_id":"eeeeeeee-1","message":"execution started"}
+{"time":"2026-01-02T03:04:05.010Z","level":"INFO","target":"g","event":"execution.started","session_id":"bbbbbbbb-1","execution_id":"ffffffff-1","message":"execution started"}
+{"time":"2026-01-02T03:04:06.000Z","level":"WARN","target":"g","event":"client.stalled","session_id":"aaaaaaaa-1","message":"it \u001b[31mreads nothing"}
+{"time":"2026-01-02T03:04:08.000Z","level":"INFO","target":"g","event":"session.closed","session_id":"aaaaaaaa-1","close_code":4408,"message":"session closed: nothing was read for 60 s"}
+"#;
+
+    fn from_file(options: &LogsOptions) -> Vec<String> {
+        SortedLines::of(options, LOG.as_bytes()).unwrap().lines().collect()
+    }
+
+    fn as_they_come(options: &LogsOptions) -> Vec<String> {
+        let mut live = LogTail::new(options);
+        LOG.lines().flat_map(|line| live.take(line)).collect()
+    }
+
+    fn of_session(id: &str) -> LogsOptions {
+        LogsOptions { session: Some(id.to_owned()), ..LogsOptions::default() }
+    }
+
+    const OPENED: &str = "session.opened        session_id=aaaaaaaa-1";
+    const STALLED: &str = "client.stalled        WARN  session_id=aaaaaaaa  it  [31mreads nothing";
+    const CLOSED: &str = "session.closed        session_id=aaaaaaaa  close_code=4408  nothing was read for 60 s";
+
+    #[test]
+    fn a_sessions_life_is_told_from_a_file_in_the_order_of_its_times() {
+        let expected = [
+            format!("03:04:04.900     +0.000  {OPENED}"),
+            "03:04:05.000     +0.100  process.started       execution_id=eeeeeeee-1  pid=7".to_owned(),
+            "03:04:05.010     +0.110  execution.started     session_id=aaaaaaaa  execution_id=eeeeeeee".to_owned(),
+            format!("03:04:06.000     +1.100  {STALLED}"),
+            "03:04:07.500     +2.600  process.finished      execution_id=eeeeeeee  status=COMPLETED".to_owned(),
+            format!("03:04:08.000     +3.100  {CLOSED}"),
+        ];
+        assert_eq!(from_file(&of_session("aaaa")), expected);
+    }
+
+    #[test]
+    fn a_sessions_life_is_told_as_it_comes() {
+        let expected = [
+            format!("03:04:04.900     +0.000  {OPENED}"),
+            // These were kept back until it was told whose they are.
+            "03:04:05.000     +0.100  process.started       execution_id=eeeeeeee-1  pid=7".to_owned(),
+            "03:04:05.010     +0.110  execution.started     session_id=aaaaaaaa  execution_id=eeeeeeee".to_owned(),
+            "03:04:07.500     +2.600  process.finished      execution_id=eeeeeeee  status=COMPLETED".to_owned(),
+            format!("03:04:06.000     +1.100  {STALLED}"),
+            format!("03:04:08.000     +3.100  {CLOSED}"),
+        ];
+        assert_eq!(as_they_come(&of_session("aaaa")), expected);
+    }
+
+    #[test]
+    fn executions_and_events_are_chosen_by_their_beginnings() {
+        // Where all is wanted, a log that goes on is told with the line that is none.
+        for (lines, all) in [(from_file as fn(&LogsOptions) -> _, 8), (as_they_come, 9)] {
+            let of = |execution: Option<&str>, event: Option<&str>| {
+                let (execution, event) = (execution.map(str::to_owned), event.map(str::to_owned));
+                lines(&LogsOptions { execution, event, ..LogsOptions::default() }).len()
+            };
+            assert_eq!(of(None, None), all);
+            assert_eq!(of(Some("ffff"), None), 2);
+            assert_eq!((of(None, Some("process")), of(None, Some("process.started"))), (3, 2));
+            assert_eq!(of(None, Some("proc")), 0);
+        }
+    }
+
+    #[test]
+    fn a_backends_events_of_a_session_are_found_by_their_execution() {
+        for lines in [from_file, as_they_come] {
+            let of = |session: &str, event: &str, execution: Option<&str>| {
+                let (event, execution) = (Some(event.to_owned()), execution.map(str::to_owned));
+                lines(&LogsOptions { event, execution, ..of_session(session) }).len()
+            };
+            assert_eq!(of("aaaa", "process", None), 2);
+            assert_eq!(of("bbbb", "process", None), 1);
+            assert_eq!((of("aaaa", "process", Some("eeee")), of("aaaa", "process", Some("ffff"))), (2, 0));
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! Notices a connection over which nothing comes any more.
+//!
+//! A stopped service, or a network that drops every packet, closes no connection: only the missing signs of life
+//! tell. Each frame is one: a heartbeat, output, or the pong to a ping of our own, which an idle session needs.
+
+use std::time::{Duration, Instant};
+
+/// How often a sign of life is expected where nothing else is known: the service's default heartbeat.
+const DEFAULT_PERIOD: Duration = Duration::from_secs(15);
+
+/// The shortest heartbeat that a service lets a client ask for.
+const SHORTEST_PERIOD: Duration = Duration::from_secs(1);
+
+/// So many missed signs of life in a row mean that the connection is broken.
+const MAX_MISSED: u32 = 3;
+
+/// Counts the signs of life that did not come. Only a client that reads misses any, so whoever reads nothing for
+/// an hour does not take that hour for silence.
+#[derive(Debug)]
+pub(super) struct Silence {
+    period: Duration,
+    missed: u32,
+    due_at: Instant,
+}
+
+/// What to do about a sign of life that did not come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Overdue {
+    /// Ask for one with a ping.
+    Ping,
+    /// Give the connection up: nothing came for so long.
+    Broken(Duration),
+}
+
+impl Silence {
+    pub(super) fn new(now: Instant) -> Self {
+        Silence { period: DEFAULT_PERIOD, missed: 0, due_at: now + DEFAULT_PERIOD }
+    }
+
+    /// Expects signs of life at this period, but never less often than without it, because pings are answered at once.
+    pub(super) fn expect_every(&mut self, period: Duration, now: Instant) {
+        self.period = period.clamp(SHORTEST_PERIOD, DEFAULT_PERIOD);
+        self.record_life(now);
+    }
+
+    /// A frame came.
+    pub(super) fn record_life(&mut self, now: Instant) {
+        self.missed = 0;
+        self.due_at = now + self.period;
+    }
+
+    /// When the next sign of life is overdue.
+    pub(super) fn due_at(&self) -> Instant {
+        self.due_at
+    }
+
+    /// The time has come, and nothing else has.
+    pub(super) fn overdue(&mut self, now: Instant) -> Overdue {
+        self.missed += 1;
+        self.due_at = now + self.period;
+        if self.missed >= MAX_MISSED { Overdue::Broken(self.period * self.missed) } else { Overdue::Ping }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn three_missed_signs_of_life_in_a_row_are_a_broken_connection() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut silence = Silence::new(start);
+        silence.expect_every(Duration::from_secs(2), start);
+        assert_eq!((silence.due_at(), silence.overdue(at(2))), (at(2), Overdue::Ping));
+        assert_eq!((silence.due_at(), silence.overdue(at(4))), (at(4), Overdue::Ping));
+        silence.record_life(at(5));
+        assert_eq!((silence.due_at(), silence.overdue(at(7))), (at(7), Overdue::Ping));
+        // Nothing was read for an hour: what was missed meanwhile counts once.
+        assert_eq!(silence.overdue(at(3_600)), Overdue::Ping);
+        assert_eq!(
+            (silence.due_at(), silence.overdue(at(3_602))),
+            (at(3_602), Overdue::Broken(Duration::from_secs(6)))
+        );
+    }
+
+    #[test]
+    fn a_period_is_between_the_shortest_and_the_default_heartbeat() {
+        let start = Instant::now();
+        let mut silence = Silence::new(start);
+        for (period, expected) in [(0, 1), (1, 1), (5, 5), (60, 15)] {
+            silence.expect_every(Duration::from_secs(period), start);
+            assert_eq!(silence.due_at(), start + Duration::from_secs(expected), "{period} s");
+        }
+    }
+}

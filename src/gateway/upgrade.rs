@@ -1,0 +1,59 @@
+//! Makes a session of an upgraded connection.
+//!
+//! actix-web-actors does the handshake. The session itself is an actor on a plain context: the response
+//! body is the receiving end of its outbox, and what the client sends is a stream to its mailbox.
+
+use actix_web::{
+    Error, HttpRequest, HttpResponse,
+    http::header,
+    web::{self, Bytes, Payload},
+};
+use actix_web_actors::ws;
+use cc_executor_actors::{
+    id::SessionId,
+    protocol::SUBPROTOCOL,
+    rpc::{ErrorObject, code},
+    session::{self, SessionContext},
+    supervisor::GetStats,
+};
+use futures_util::StreamExt;
+
+use super::frame_reader::FrameReader;
+use crate::server::connection::{self, Unflushed};
+
+/// The prefix of an offer that carries a token and is no protocol.
+const BEARER: &str = "bearer.";
+
+/// `GET /ws/mcp`.
+pub async fn upgrade(
+    request: HttpRequest,
+    payload: Payload,
+    around: web::Data<SessionContext>,
+    unflushed: web::Data<Unflushed>,
+) -> Result<HttpResponse, Error> {
+    let offered = offered_protocols(&request);
+    if !offered.is_empty() && !offered.iter().any(|offer| offer == SUBPROTOCOL) {
+        let message =
+            format!("none of the subprotocols {} is spoken here: offer {SUBPROTOCOL}, or none", offered.join(", "));
+        return Ok(HttpResponse::BadRequest().json(ErrorObject::new(code::METHOD, message)));
+    }
+    if around.supervisor.send(GetStats).await.is_ok_and(|census| census.draining) {
+        let error = ErrorObject::new(code::DRAINING, "the service is shutting down: connect again in a moment");
+        return Ok(HttpResponse::ServiceUnavailable().json(error));
+    }
+    let mut response = ws::handshake_with_protocols(&request, &[SUBPROTOCOL])?;
+    let id = SessionId::random();
+    let incoming = FrameReader::new(payload, around.limits.message_bytes).into_stream();
+    let peer = request.peer_addr().map(|peer| peer.ip());
+    let (frames, closed) = session::start(id, peer, SessionContext::clone(&around), incoming).await;
+    unflushed.add(&request);
+    connection::release_after(&request, closed, id);
+    Ok(response.streaming(frames.map(Ok::<Bytes, Error>)))
+}
+
+/// What the client offers to speak, less what carries a token.
+fn offered_protocols(request: &HttpRequest) -> Vec<String> {
+    let headers = request.headers().get_all(header::SEC_WEBSOCKET_PROTOCOL);
+    let offers = headers.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
+    offers.map(str::trim).filter(|offer| !offer.is_empty() && !offer.starts_with(BEARER)).map(str::to_owned).collect()
+}

@@ -1,0 +1,365 @@
+//! Who may speak to this service: one judgement for every route of both roles.
+//!
+//! The service runs commands for whoever reaches it, and any web page can open a WebSocket to localhost
+//! or post a form there. So it looks at the raw `Host`, `Origin`, `Content-Type` and token of every
+//! request, before any handler does. `Forwarded` headers are not believed.
+
+use std::{fmt, net::IpAddr};
+
+use actix_web::{
+    Error, HttpResponse,
+    body::{EitherBody, MessageBody},
+    dev::{ServiceRequest, ServiceResponse},
+    http::{
+        Method, StatusCode,
+        header::{self, HeaderMap, HeaderName},
+    },
+    middleware::Next,
+    web,
+};
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use cc_executor_actors::rpc::{ErrorObject, code};
+use log::warn;
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+
+/// The prefix of the subprotocol that carries a browser's token.
+const BEARER_PROTOCOL: &str = "bearer.";
+
+/// A secret that is never printed.
+#[derive(Clone)]
+pub struct Secret(String);
+
+impl Secret {
+    /// A secret with this text.
+    pub fn new(text: String) -> Self {
+        Secret(text)
+    }
+
+    /// The text, to be sent to whoever must know it.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+
+    /// What proves that somebody knows it.
+    pub fn fingerprint(&self) -> Fingerprint {
+        Fingerprint(Sha256::digest(&self.0).into())
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
+/// The SHA-256 of a secret: enough to know the secret by, and of no use to whoever reads it. Compared in
+/// constant time.
+#[derive(Clone, Debug)]
+pub struct Fingerprint([u8; 32]);
+
+impl Fingerprint {
+    /// One that is written in hexadecimal digits.
+    pub fn from_hex(text: &str) -> Option<Self> {
+        let digits = text.as_bytes();
+        if digits.len() != 64 || !digits.iter().all(u8::is_ascii_hexdigit) {
+            return None;
+        }
+        let mut bytes = [0; 32];
+        for (at, byte) in bytes.iter_mut().enumerate() {
+            *byte = u8::from_str_radix(&text[2 * at..2 * at + 2], 16).ok()?;
+        }
+        Some(Fingerprint(bytes))
+    }
+
+    fn is_of(&self, offered: &[u8]) -> bool {
+        self.0.ct_eq(Sha256::digest(offered).as_slice()).into()
+    }
+}
+
+/// The rules of one role.
+#[derive(Clone, Debug)]
+pub struct Access {
+    /// Of the token that a request must know.
+    pub token: Option<Fingerprint>,
+    /// Names by which this service may be addressed, besides the loopback ones.
+    pub allowed_hosts: Vec<String>,
+    /// Origins of web pages that may speak to it, besides its own.
+    pub allowed_origins: Vec<String>,
+    /// The port it listens on.
+    pub port: u16,
+}
+
+/// Why a request is refused.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Rejection {
+    status: StatusCode,
+    message: String,
+}
+
+impl Access {
+    /// Judges a request.
+    pub fn authorize(&self, method: &Method, path: &str, headers: &HeaderMap) -> Result<(), Rejection> {
+        if self.token.is_none() {
+            self.judge_host(headers)?;
+        }
+        self.judge_origin(headers)?;
+        let open = matches!(path, "/health" | "/healthz" | "/ready" | "/docs");
+        if let Some(token) = &self.token
+            && !open
+            && !offered_tokens(headers).iter().any(|offered| token.is_of(offered))
+        {
+            return Err(deny(
+                StatusCode::UNAUTHORIZED,
+                "a token is needed: send `Authorization: Bearer` and the token",
+            ));
+        }
+        if method == Method::POST && !path.ends_with("/stdin") {
+            judge_content_type(headers)?;
+        }
+        Ok(())
+    }
+
+    /// Without a token only loopback names are believed: a page whose name was made to resolve to this
+    /// machine (DNS rebinding) still sends its own name.
+    fn judge_host(&self, headers: &HeaderMap) -> Result<(), Rejection> {
+        let host = single(headers, &header::HOST)?.ok_or_else(|| forbidden("the request has no Host header"))?;
+        match split_port(host) {
+            Some((name, _)) if self.is_own(name) => Ok(()),
+            _ => Err(forbidden(format!(
+                "this service does not answer to the name {host:?}: use localhost, or add it with CC_EXECUTOR_ALLOWED_HOSTS"
+            ))),
+        }
+    }
+
+    fn judge_origin(&self, headers: &HeaderMap) -> Result<(), Rejection> {
+        let Some(origin) = single(headers, &header::ORIGIN)? else { return Ok(()) };
+        if self.allowed_origins.iter().any(|allowed| allowed.eq_ignore_ascii_case(origin)) || self.is_own_origin(origin)
+        {
+            return Ok(());
+        }
+        Err(forbidden(format!(
+            "pages of the origin {origin:?} may not speak to this service: add it with CC_EXECUTOR_ALLOWED_ORIGINS"
+        )))
+    }
+
+    fn is_own_origin(&self, origin: &str) -> bool {
+        let (authority, default_port) = match origin.split_once("://") {
+            Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => (rest, 80),
+            Some((scheme, rest)) if scheme.eq_ignore_ascii_case("https") => (rest, 443),
+            _ => return false,
+        };
+        matches!(split_port(authority), Some((name, port)) if self.is_own(name) && port.unwrap_or(default_port) == self.port)
+    }
+
+    fn is_own(&self, name: &str) -> bool {
+        is_loopback(name) || self.allowed_hosts.iter().any(|allowed| allowed.eq_ignore_ascii_case(name))
+    }
+}
+
+/// Whether a host name means this machine and nothing else.
+fn is_loopback(name: &str) -> bool {
+    let address = name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(name);
+    name.eq_ignore_ascii_case("localhost") || address.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+/// Splits `name:port` or `[address]:port`. `None` where the rest is not a port or the name is odd.
+fn split_port(authority: &str) -> Option<(&str, Option<u16>)> {
+    let name_end = match authority.strip_prefix('[') {
+        Some(rest) => rest.find(']')? + 2,
+        None => authority.find(':').unwrap_or(authority.len()),
+    };
+    let (name, rest) = authority.split_at(name_end);
+    let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':' | '[' | ']');
+    if name.is_empty() || !name.chars().all(legal) {
+        return None;
+    }
+    match rest.strip_prefix(':') {
+        None => rest.is_empty().then_some((name, None)),
+        Some(port) if port.bytes().all(|b| b.is_ascii_digit()) => port.parse().ok().map(|port| (name, Some(port))),
+        Some(_) => None,
+    }
+}
+
+fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, Rejection> {
+    let mut values = headers.get_all(name);
+    let Some(value) = values.next() else { return Ok(None) };
+    if values.next().is_some() {
+        return Err(forbidden(format!("the request has more than one {name} header")));
+    }
+    value.to_str().map(Some).map_err(|_| forbidden(format!("the {name} header is not text")))
+}
+
+/// Tokens in the `Authorization` header, and among the offered subprotocols: a browser cannot set the
+/// former for a WebSocket.
+fn offered_tokens(headers: &HeaderMap) -> Vec<Vec<u8>> {
+    let bearer = headers.get_all(header::AUTHORIZATION).filter_map(|value| {
+        let (scheme, token) = value.as_bytes().split_at_checked(7)?;
+        scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii().to_vec())
+    });
+    let protocols = headers
+        .get_all(header::SEC_WEBSOCKET_PROTOCOL)
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|offer| {
+            URL_SAFE_NO_PAD.decode(offer.trim().strip_prefix(BEARER_PROTOCOL)?.trim_end_matches('=')).ok()
+        });
+    bearer.chain(protocols).collect()
+}
+
+/// A web page can post a form or plain text unasked, JSON only after a preflight, which is refused.
+fn judge_content_type(headers: &HeaderMap) -> Result<(), Rejection> {
+    let media =
+        single(headers, &header::CONTENT_TYPE)?.unwrap_or_default().split(';').next().unwrap_or_default().trim();
+    if media.eq_ignore_ascii_case("application/json") {
+        return Ok(());
+    }
+    Err(deny(
+        StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        format!("a POST must have the content type application/json, not {media:?}"),
+    ))
+}
+
+fn forbidden(message: impl Into<String>) -> Rejection {
+    deny(StatusCode::FORBIDDEN, message)
+}
+
+fn deny(status: StatusCode, message: impl Into<String>) -> Rejection {
+    Rejection { status, message: message.into() }
+}
+
+/// The middleware that applies the rules before any handler runs.
+pub async fn guard<B: MessageBody>(
+    access: web::Data<Access>,
+    request: ServiceRequest,
+    next: Next<B>,
+) -> Result<ServiceResponse<EitherBody<B>>, Error> {
+    match access.authorize(request.method(), request.path(), request.headers()) {
+        Ok(()) => next.call(request).await.map(ServiceResponse::map_into_left_body),
+        Err(Rejection { status, message }) => {
+            warn!(event = "request.refused", status = status.as_u16(), method = request.method().as_str(),
+                path = request.path(), peer:? = request.peer_addr(); "request refused: {message}");
+            let mut response = HttpResponse::build(status);
+            if status == StatusCode::UNAUTHORIZED {
+                response.insert_header((header::WWW_AUTHENTICATE, "Bearer"));
+            }
+            let response = response.json(ErrorObject::new(code::NOT_AUTHORIZED, message));
+            Ok(request.into_response(response).map_into_right_body())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use actix_web::http::header::HeaderValue;
+
+    use super::*;
+
+    fn access(token: Option<&str>) -> Access {
+        Access {
+            token: token.map(|token| Secret::new(token.to_owned()).fingerprint()),
+            allowed_hosts: vec!["executor.internal".to_owned()],
+            allowed_origins: vec!["https://app.example".to_owned()],
+            port: 8003,
+        }
+    }
+
+    fn judged(access: &Access, method: Method, path: &str, headers: &[(&str, &str)]) -> u16 {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.append(HeaderName::try_from(*name).unwrap(), HeaderValue::from_str(value).unwrap());
+        }
+        access.authorize(&method, path, &map).map_or_else(|denial| denial.status.as_u16(), |()| 200)
+    }
+
+    #[test]
+    fn without_a_token_only_own_names_are_answered_to() {
+        let access = access(None);
+        for (host, status) in [
+            ("localhost:8003", 200),
+            ("LOCALHOST", 200),
+            ("127.0.0.1:8003", 200),
+            ("127.9.9.9", 200),
+            ("[::1]:8003", 200),
+            ("executor.internal:1", 200),
+            ("localhost.evil.example", 403),
+            ("127.0.0.1.evil.example:8003", 403),
+            ("evil.example", 403),
+            ("localhost@evil.example", 403),
+            ("localhost:8003.evil.example", 403),
+            ("localhost:", 403),
+            ("localhost.", 403),
+            ("[::1]x", 403),
+            ("0.0.0.0:8003", 403),
+            ("10.0.0.1", 403),
+            ("2130706433", 403),
+            ("", 403),
+        ] {
+            assert_eq!(judged(&access, Method::GET, "/ws/mcp", &[("host", host)]), status, "{host}");
+        }
+        assert_eq!(judged(&access, Method::GET, "/ws/mcp", &[]), 403);
+        assert_eq!(judged(&access, Method::GET, "/health", &[("host", "localhost"), ("host", "evil.example")]), 403);
+    }
+
+    #[test]
+    fn an_origin_must_be_ours_with_or_without_a_token() {
+        for (origin, status) in [
+            ("http://localhost:8003", 200),
+            ("http://127.0.0.1:8003", 200),
+            ("http://[::1]:8003", 200),
+            ("https://app.example", 200),
+            ("http://localhost:8004", 403),
+            ("http://localhost", 403),
+            ("http://localhost:8003.evil.example", 403),
+            ("http://localhost.evil.example:8003", 403),
+            ("https://app.example.evil.example", 403),
+            ("null", 403),
+            ("file://", 403),
+            ("chrome-extension://localhost:8003", 403),
+            ("http://user@localhost:8003", 403),
+        ] {
+            let headers = [("host", "localhost:8003"), ("origin", origin), ("authorization", "Bearer right")];
+            assert_eq!(judged(&access(None), Method::GET, "/ws/mcp", &headers), status, "{origin}");
+            assert_eq!(judged(&access(Some("right")), Method::GET, "/ws/mcp", &headers), status, "{origin}");
+        }
+    }
+
+    #[test]
+    fn with_a_token_it_is_demanded_everywhere_but_for_the_probes() {
+        let access = access(Some("right"));
+        let protocol = |token: &str| format!("cc-executor.v1, bearer.{}", URL_SAFE_NO_PAD.encode(token));
+        for (headers, status) in [
+            (vec![("authorization", "Bearer right".to_owned())], 200),
+            (vec![("authorization", "bearer right".to_owned())], 200),
+            (vec![("sec-websocket-protocol", protocol("right"))], 200),
+            (vec![("authorization", "Bearer wrong".to_owned())], 401),
+            (vec![("authorization", "Bearer right2".to_owned())], 401),
+            (vec![("authorization", "Bearer ".to_owned())], 401),
+            (vec![("authorization", "Basic right".to_owned())], 401),
+            (vec![("sec-websocket-protocol", protocol("wrong"))], 401),
+            (vec![("sec-websocket-protocol", "bearer.right".to_owned())], 401),
+            (vec![], 401),
+        ] {
+            let headers: Vec<_> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+            assert_eq!(judged(&access, Method::GET, "/ws/mcp", &headers), status, "{headers:?}");
+            assert_eq!(judged(&access, Method::GET, "/health", &headers), 200);
+        }
+    }
+
+    #[test]
+    fn a_form_posted_by_a_web_page_is_refused() {
+        let access = access(None);
+        for (media, status) in [
+            ("application/json", 200),
+            ("application/json; charset=utf-8", 200),
+            ("application/x-www-form-urlencoded", 415),
+            ("multipart/form-data", 415),
+            ("text/plain", 415),
+            ("text/plain; application/json", 415),
+        ] {
+            let headers = [("host", "localhost"), ("content-type", media)];
+            assert_eq!(judged(&access, Method::POST, "/execute/stream", &headers), status, "{media}");
+        }
+        assert_eq!(judged(&access, Method::POST, "/execute/stream", &[("host", "localhost")]), 415);
+    }
+}
