@@ -39,6 +39,7 @@ use super::{
         retained::{self, FIXED_BYTES},
     },
 };
+use crate::syscall::trim_heaps;
 
 /// How many executions are listed at the most.
 const MAX_LISTED: usize = 4_096;
@@ -447,6 +448,7 @@ impl Registry {
 
     /// Forgets what is due for as long as the registry exists, because an idle backend must give memory back, too.
     pub async fn forget_in_time(this: Weak<Registry>) {
+        let mut trimmed_at = None;
         loop {
             tokio::time::sleep(FORGET_CADENCE).await;
             while let Some(registry) = this.upgrade()
@@ -455,8 +457,11 @@ impl Registry {
                 drop(registry);
                 tokio::task::yield_now().await;
             }
-            if this.strong_count() == 0 {
-                return;
+            let Some(idle_at) = this.upgrade().map(|registry| registry.lock().idle_at()) else { return };
+            if idle_at.is_some() && idle_at != trimmed_at {
+                // Not on this thread, because it takes milliseconds to walk large heaps. It does not panic.
+                let _ = tokio::task::spawn_blocking(trim_heaps).await;
+                trimmed_at = idle_at;
             }
         }
     }
@@ -524,6 +529,12 @@ impl RegistryState {
             debug!(event = "execution.forgotten", execution_id:% = id; "execution forgotten");
         }
         forgotten.len()
+    }
+
+    /// How much was used until now, while nothing runs or waits: how many executions there were, and the bytes that
+    /// are kept.
+    fn idle_at(&self) -> Option<(u64, usize)> {
+        (self.running == 0 && self.queue.is_empty()).then(|| self.model.usage())
     }
 
     /// Evicts output until what is kept fits, if that can be: its task ends, and the record stays.

@@ -116,6 +116,11 @@ impl<K: Copy + Ord + Hash, T> RegistryModel<K, T> {
         Ok(())
     }
 
+    /// How many executions were added, and how many bytes are kept of those that have ended.
+    pub fn usage(&self) -> (u64, usize) {
+        (self.next_number, self.held_bytes + self.fetched_bytes)
+    }
+
     /// Adds an execution whose id is unknown, and returns its number.
     pub fn insert(&mut self, id: K, value: T) -> u64 {
         let number = self.next_number;
