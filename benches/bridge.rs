@@ -7,7 +7,7 @@ use std::{borrow::Cow, net::SocketAddr, process::ExitCode};
 use bytes::Bytes;
 use cc_executor_actors::{
     backend_api::multiplex::{Decoder, StreamPart},
-    protocol::Stream,
+    stream::Stream,
 };
 use futures_util::{FutureExt, SinkExt, StreamExt, stream::SplitSink};
 use http_body_util::{BodyExt, Full};

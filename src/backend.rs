@@ -17,7 +17,6 @@ pub mod pty;
 pub mod registry;
 pub mod routes;
 pub mod shim;
-pub mod signal;
 pub mod stream;
 pub mod subreaper;
 

@@ -14,9 +14,10 @@ use actix::{Actor, Addr};
 use cc_executor_actors::{
     agent::claude::progress::EXIT_PATIENCE,
     backend_client::{BackendClient, KnownBackend},
+    close::{CloseCode, CloseReason},
     execution::messages::Cancel,
     id::{ExecutionId, SessionId},
-    outcome::{CancelReason, CloseCode, CloseReason, Status},
+    outcome::{CancelReason, Status},
     protocol::Limits,
     session::{self, SessionContext, outbox::Frames, phase::Incoming},
     supervisor::{CancelExecution, Drain, GetStats, SessionLimits, Stats, Supervisor},

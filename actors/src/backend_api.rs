@@ -8,7 +8,7 @@ use crate::{
     agent::claude::progress::Activity,
     id::{ExecutionId, InstanceId},
     outcome::{Outcome, Scope, Status},
-    protocol::{PerStream, Stream},
+    stream::{Gap, PerStream},
 };
 
 /// Media type of Docker's framing: an 8-byte header `[stream, 0, 0, 0, size: u32 big endian]`, then the bytes.
@@ -179,29 +179,6 @@ impl StatusChange {
         let scope = (status == Status::Paused).then_some(Scope::Process);
         StatusChange { status, scope }
     }
-}
-
-/// Bytes that a consumer will not get.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Gap {
-    /// Of which stream.
-    pub stream: Stream,
-    /// The offset of the first of them.
-    pub from: u64,
-    /// The offset after the last of them.
-    pub to: u64,
-    /// Why they are lost.
-    pub reason: GapReason,
-}
-
-/// Why bytes are lost to a consumer.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum GapReason {
-    /// Newer output took their place, as it does where nobody was to be waited for.
-    Overwritten,
-    /// Nobody took them in time, and the client had asked for `overflow: "drop"`.
-    Dropped,
 }
 
 /// Answer of `GET /executions/{id}`, and one entry of `GET /executions`.

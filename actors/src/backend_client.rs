@@ -33,11 +33,10 @@ use crate::{
     agent::claude,
     id::{ExecutionId, InstanceId, RequestId},
     outcome::CancelReason,
-    protocol::{
-        PerStream,
-        method::{ExecuteParams, ExecutionSpec, InputParams, Signal, TerminalSize},
-    },
+    protocol::method::{ExecuteParams, ExecutionSpec, InputParams, TerminalSize},
     rpc::{ErrorObject, code},
+    signal::Signal,
+    stream::PerStream,
 };
 
 /// How long a connection to the backend may take to be made.

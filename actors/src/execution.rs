@@ -41,8 +41,9 @@ use crate::{
     clock::millis,
     id::{ExecutionId, SessionId},
     outcome::{CancelReason, CancelReport, Outcome, Reason, Status},
-    protocol::{DEFAULT_HEARTBEAT_MS, PerStream},
+    protocol::DEFAULT_HEARTBEAT_MS,
     rpc::{ErrorObject, code},
+    stream::PerStream,
 };
 
 /// How long the backend may take to say its first word.

@@ -5,7 +5,8 @@
 //!
 //! The modules, from the bottom up:
 //!
-//! - [`id`], [`clock`], [`outcome`]: ids, a stopwatch, and how executions and sessions end.
+//! - [`id`], [`clock`], [`stream`], [`signal`]: ids, a stopwatch, the two output streams, the table of signals.
+//! - [`outcome`], [`close`]: how executions end, and how sessions are closed.
 //! - [`rpc`]: JSON-RPC 2.0. [`protocol`]: the methods and notifications of this service.
 //! - [`ws`] and [`output`]: WebSocket frames, and the text in them.
 //! - [`agent`]: what agent CLIs print, and what follows from it.
@@ -20,6 +21,7 @@ pub mod agent;
 pub mod backend_api;
 pub mod backend_client;
 pub mod clock;
+pub mod close;
 pub mod execution;
 pub mod id;
 pub mod outcome;
@@ -27,5 +29,7 @@ pub mod output;
 pub mod protocol;
 pub mod rpc;
 pub mod session;
+pub mod signal;
+pub mod stream;
 pub mod supervisor;
 pub mod ws;

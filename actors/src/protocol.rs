@@ -5,7 +5,7 @@
 pub mod method;
 pub mod notification;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 /// The version of the native dialect, as `connected` states it.
 pub const VERSION: u32 = 1;
@@ -27,63 +27,6 @@ pub const MAX_INPUT_WAITING: usize = 1 << 20;
 
 /// The longest command, in bytes: `MAX_ARG_STRLEN` of execve(2) less the final NUL.
 pub const MAX_COMMAND_BYTES: usize = 131_071;
-
-/// One of the two output streams of a process.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Stream {
-    /// Standard output.
-    Stdout,
-    /// Standard error.
-    Stderr,
-}
-
-impl Stream {
-    /// Both, in the order of their file descriptors.
-    pub const BOTH: [Stream; 2] = [Stream::Stdout, Stream::Stderr];
-
-    /// The name on the wire.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Stream::Stdout => "stdout",
-            Stream::Stderr => "stderr",
-        }
-    }
-}
-
-/// One value for each output stream.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-pub struct PerStream<T> {
-    /// Of standard output.
-    pub stdout: T,
-    /// Of standard error.
-    pub stderr: T,
-}
-
-impl<T> PerStream<T> {
-    /// The value of one stream.
-    pub fn get_mut(&mut self, stream: Stream) -> &mut T {
-        match stream {
-            Stream::Stdout => &mut self.stdout,
-            Stream::Stderr => &mut self.stderr,
-        }
-    }
-
-    /// The value of one stream.
-    pub fn get(&self, stream: Stream) -> &T {
-        match stream {
-            Stream::Stdout => &self.stdout,
-            Stream::Stderr => &self.stderr,
-        }
-    }
-}
-
-impl<T: Copy> PerStream<T> {
-    /// The same, of each value.
-    pub fn map<U>(self, of: impl Fn(T) -> U) -> PerStream<U> {
-        PerStream { stdout: of(self.stdout), stderr: of(self.stderr) }
-    }
-}
 
 /// How output is cut into messages.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

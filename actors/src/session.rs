@@ -30,6 +30,7 @@ use self::{
 };
 use crate::{
     backend_client::{BackendClient, BackendError},
+    close::CloseCode,
     execution::{
         Execution,
         messages::{
@@ -38,7 +39,7 @@ use crate::{
         },
     },
     id::{ExecutionId, SessionId},
-    outcome::{CancelReason, CloseCode, Status},
+    outcome::{CancelReason, Status},
     protocol::{DEFAULT_HEARTBEAT_MS, Limits, notification},
     rpc::{ErrorObject, Id, code},
     supervisor::{Admit, CancelExecution, Drain, ExecutionBegan, ExecutionFinished, Permit, SessionOpened, Supervisor},

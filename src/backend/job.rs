@@ -24,10 +24,11 @@ use cc_executor_actors::{
     id::{ExecutionId, InstanceId},
     outcome::{CancelReason, Outcome, Reason, Scope, Status},
     protocol::{
-        DEFAULT_GRACE_MS, PerStream,
+        DEFAULT_GRACE_MS,
         method::{DetachOptions, TerminalSize},
     },
     rpc::{ErrorObject, code},
+    stream::PerStream,
 };
 use log::{debug, info};
 use tokio::sync::oneshot;

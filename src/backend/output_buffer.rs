@@ -14,9 +14,10 @@ use std::{
 
 use bytes::Bytes;
 use cc_executor_actors::{
-    backend_api::{BackendEvent, Gap, GapReason},
-    protocol::{PerStream, Stream, method::Overflow},
+    backend_api::BackendEvent,
+    protocol::method::Overflow,
     rpc::{ErrorObject, code},
+    stream::{Gap, GapReason, PerStream, Stream},
 };
 use serde_json::json;
 use tokio::sync::{mpsc, oneshot};

@@ -14,10 +14,12 @@ use cc_executor_actors::{
     id::{ExecutionId, InstanceId, RequestId},
     outcome::{CancelReason, CancelReport},
     protocol::{
-        DEFAULT_GRACE_MS, PerStream,
-        method::{ExecutionSpec, Signal, TerminalSize},
+        DEFAULT_GRACE_MS,
+        method::{ExecutionSpec, TerminalSize},
     },
     rpc::{ErrorObject, code, params::Params},
+    signal::Signal,
+    stream::PerStream,
 };
 use futures_util::stream;
 use log::{debug, info};

@@ -18,7 +18,7 @@ use cc_executor_actors::{
     execution::text::Text,
     id::ExecutionId,
     outcome::Status,
-    protocol::PerStream,
+    stream::PerStream,
 };
 use tokio::{
     sync::{mpsc, oneshot},

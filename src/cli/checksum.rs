@@ -3,7 +3,7 @@
 use std::{borrow::Cow, fmt};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use cc_executor_actors::protocol::Stream;
+use cc_executor_actors::stream::Stream;
 use sha2::{Digest, Sha256};
 
 /// So much of a stream has come.

@@ -1,9 +1,11 @@
 //! From how an execution ended to the exit code of `run`.
 
-use cc_executor_actors::outcome::{Outcome, Reason, Status};
+use cc_executor_actors::{
+    outcome::{Outcome, Reason, Status},
+    signal,
+};
 
 use super::exit;
-use crate::backend::signal;
 
 /// Who wants the command to end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

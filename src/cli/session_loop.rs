@@ -11,8 +11,9 @@ use cc_executor_actors::{
     clock::millis,
     id::ExecutionId,
     outcome::Outcome,
-    protocol::{PerStream, Stream, method::TerminalSize},
+    protocol::method::TerminalSize,
     rpc::{ErrorObject, code},
+    stream::{PerStream, Stream},
 };
 use serde::Deserialize;
 use serde_json::{Value, json, value::RawValue};

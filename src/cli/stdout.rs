@@ -2,7 +2,7 @@
 
 use std::io;
 
-use cc_executor_actors::protocol::{PerStream, Stream};
+use cc_executor_actors::stream::{PerStream, Stream};
 use tokio::io::{AsyncWriteExt, Stderr, Stdout};
 
 pub(super) use super::checksum::ChecksumError;

@@ -8,7 +8,7 @@ use actix_http::ws::{Codec, Frame, Item, ProtocolError};
 use actix_web::{error::PayloadError, web::Bytes};
 use bytes::BytesMut;
 use cc_executor_actors::{
-    outcome::{CloseCode, CloseReason},
+    close::{CloseCode, CloseReason},
     session::phase::Incoming,
 };
 use futures_util::{Stream, StreamExt, stream};

@@ -12,9 +12,10 @@ use cc_executor_actors::{
     backend_client::body_end::BodyTracker,
     execution::text::{EventStep, Text},
     id::ExecutionId,
-    protocol::{Framing, Limits, PerStream, Stream, method::Method},
+    protocol::{Framing, Limits, method::Method},
     rpc,
     session::phase::Incoming,
+    stream::{PerStream, Stream},
 };
 use futures_util::{FutureExt, StreamExt, stream};
 use serde_json::Value;

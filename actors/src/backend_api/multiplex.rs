@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 
 use bytes::{Buf, Bytes};
 
-use crate::protocol::Stream;
+use crate::stream::Stream;
 
 /// Length of a frame's header, in bytes.
 pub const HEADER_LEN: usize = 8;
@@ -168,7 +168,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::protocol::PerStream;
+    use crate::stream::PerStream;
 
     /// What a stream carried: both outputs, and the words.
     type Carried = (PerStream<Vec<u8>>, Vec<Vec<u8>>);

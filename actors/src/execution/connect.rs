@@ -15,7 +15,7 @@ use crate::{
     backend_client::{BackendClient, BackendError, BodyEnd, HoldIdentity, OpenedStream, ResponseBody},
     id::ExecutionId,
     outcome::{Outcome, Status},
-    protocol::PerStream,
+    stream::PerStream,
 };
 
 /// How long a stream that broke off is looked for. Below the second within which a lost backend is told.

@@ -16,8 +16,9 @@ use crate::{
     backend_api::StatusChange,
     backend_client::BackendError,
     outcome::{Scope, Status},
-    protocol::{MAX_INPUT_WAITING as MAX_WAITING, PerStream, method::InputParams},
+    protocol::{MAX_INPUT_WAITING as MAX_WAITING, method::InputParams},
     rpc::{ErrorObject, code},
+    stream::PerStream,
 };
 
 /// Input that has not been sent, and who waits for that.

@@ -14,9 +14,9 @@ use crate::{
         ClaudeEvent, EventPart,
         lines::{EventLine, LineSplitter},
     },
-    backend_api::Gap,
     id::ExecutionId,
-    protocol::{Framing, MAX_MESSAGE_TO_CLIENT, Stream},
+    protocol::{Framing, MAX_MESSAGE_TO_CLIENT},
+    stream::{Gap, Stream},
 };
 
 /// What is around an event in its message, and more, in bytes.
@@ -188,9 +188,8 @@ mod tests {
 
     use super::*;
     use crate::{
-        backend_api::GapReason,
         execution::text::{Text, tests::messages},
-        protocol::PerStream,
+        stream::{GapReason, PerStream},
     };
 
     fn text_message(text: &str, parent: Option<&str>) -> String {

@@ -4,14 +4,13 @@ use actix::{Message, Recipient};
 use bytes::Bytes;
 
 use crate::{
-    backend_api::{Gap, Heartbeat, StatusChange, StreamInfo},
+    backend_api::{Heartbeat, StatusChange, StreamInfo},
     id::ExecutionId,
     outcome::{CancelReason, Outcome, Status},
-    protocol::{
-        PerStream,
-        method::{AttachParams, ExecuteParams, InputParams, Signal, TerminalSize},
-    },
+    protocol::method::{AttachParams, ExecuteParams, InputParams, TerminalSize},
     rpc::ErrorObject,
+    signal::Signal,
+    stream::{Gap, PerStream},
 };
 
 /// What an execution is there for.

@@ -23,12 +23,13 @@ use super::{
 };
 use crate::{
     agent::claude::{self, progress::ProgressTracker},
-    backend_api::{BackendEvent, Gap, StatusChange, multiplex::StreamPart},
+    backend_api::{BackendEvent, StatusChange, multiplex::StreamPart},
     backend_client::{BackendClient, BackendError, BodyEnd, HoldIdentity, ResponseBody},
     clock::Stopwatch,
     id::ExecutionId,
     outcome::{Outcome, Reason, Status},
-    protocol::{Framing, PerStream, Stream as OutputStream},
+    protocol::Framing,
+    stream::{Gap, PerStream, Stream as OutputStream},
 };
 
 /// How long an unfinished line waits for its newline while its stream is quiet.

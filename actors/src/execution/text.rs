@@ -10,10 +10,10 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use super::events::EventReader;
 pub use super::events::EventStep;
 use crate::{
-    backend_api::Gap,
     id::ExecutionId,
     output::escape::escape_into,
-    protocol::{Framing, PerStream, Stream},
+    protocol::Framing,
+    stream::{Gap, PerStream, Stream},
     ws::frame::{self, OpenFrame},
 };
 
@@ -402,7 +402,7 @@ pub(super) mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::backend_api::GapReason;
+    use crate::stream::GapReason;
 
     /// Reads frames back as a client would.
     pub fn messages(mut wire: &[u8]) -> Vec<Value> {

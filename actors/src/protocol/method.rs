@@ -7,7 +7,7 @@ use std::{borrow::Cow, collections::BTreeMap};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::{DEFAULT_DETACH_MS, DEFAULT_GRACE_MS, DEFAULT_HEARTBEAT_MS, Framing, Limits, MAX_COMMAND_BYTES, PerStream};
+use super::{DEFAULT_DETACH_MS, DEFAULT_GRACE_MS, DEFAULT_HEARTBEAT_MS, Framing, Limits, MAX_COMMAND_BYTES};
 use crate::rpc::{
     Call, ErrorObject, code,
     params::{Params, ill_typed},
@@ -15,6 +15,8 @@ use crate::rpc::{
 use crate::{
     agent::claude,
     id::{ExecutionId, InstanceId},
+    signal::Signal,
+    stream::PerStream,
 };
 
 /// What a client asks of its session.
@@ -169,51 +171,14 @@ pub enum ControlAction {
     Signal(Signal),
 }
 
-/// The signals a client may send.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Signal(&'static str);
-
 impl Signal {
-    /// Names and numbers on Linux (signal(7)). STOP, TSTP and CONT are missing: they would make an
-    /// execution stand still without anybody saying so, which is what PAUSE is for.
-    const ALL: [(&'static str, i32); 13] = [
-        ("SIGHUP", 1),
-        ("SIGINT", 2),
-        ("SIGQUIT", 3),
-        ("SIGABRT", 6),
-        ("SIGKILL", 9),
-        ("SIGUSR1", 10),
-        ("SIGUSR2", 12),
-        ("SIGPIPE", 13),
-        ("SIGALRM", 14),
-        ("SIGTERM", 15),
-        ("SIGWINCH", 28),
-        ("SIGURG", 23),
-        ("SIGIO", 29),
-    ];
-
-    /// The signal of this name.
-    pub fn named(name: &str) -> Option<Self> {
-        Self::ALL.iter().find(|(known, _)| *known == name).map(|(known, _)| Signal(known))
-    }
-
-    /// The name, such as `SIGINT`.
-    pub fn name(self) -> &'static str {
-        self.0
-    }
-
-    /// The number on Linux.
-    pub fn number(self) -> i32 {
-        Self::ALL.iter().find(|(known, _)| *known == self.0).map_or(0, |(_, number)| *number)
-    }
-
     /// Reads the parameter `signal`.
     pub fn from_fields(fields: &mut Params) -> Result<Self, ErrorObject> {
         let Some(name) = fields.string("signal")? else {
             return Err(ErrorObject::new(code::PARAMS, "signal is missing: name one, such as SIGINT"));
         };
         Signal::named(&name).ok_or_else(|| {
-            let allowed: Vec<_> = Self::ALL.iter().map(|(name, _)| *name).collect();
+            let allowed = Signal::SENDABLE;
             ErrorObject::new(code::PARAMS, format!("signal {name:?} cannot be sent: use one of {}", allowed.join(", ")))
                 .with(json!({ "param": "signal", "asked": name, "allowed": allowed }))
         })

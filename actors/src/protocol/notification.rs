@@ -2,12 +2,12 @@
 
 use serde::{Serialize, Serializer, ser::SerializeStruct};
 
-use super::{Limits, PerStream, Stream};
+use super::Limits;
 use crate::rpc::{ErrorObject, Response};
 use crate::{
-    backend_api::GapReason,
     id::{ExecutionId, InstanceId, SessionId},
     outcome::{Outcome, Scope, Status},
+    stream::{GapReason, PerStream, Stream},
 };
 
 /// One message to the client. Output is not among them: it is encoded where it is cut, see

@@ -10,7 +10,7 @@ use std::{
 
 use bytes::Bytes;
 
-use crate::{id::ExecutionId, protocol::PerStream};
+use crate::{id::ExecutionId, stream::PerStream};
 
 /// How often within the stall time a ping is sent, and how often everything is looked at.
 const PINGS: u32 = 3;

@@ -22,7 +22,7 @@ use futures_util::{Stream, task::AtomicWaker};
 use tokio::sync::{mpsc, oneshot};
 
 use super::phase::{Outgoing, Outlet};
-use crate::{outcome::CloseReason, protocol::notification::ServerMessage, ws::frame};
+use crate::{close::CloseReason, protocol::notification::ServerMessage, ws::frame};
 
 /// Frames, or batches of output frames, on their way to the socket.
 const SLOTS: usize = 4;
@@ -269,7 +269,7 @@ mod tests {
     use futures_util::{FutureExt, StreamExt};
 
     use super::*;
-    use crate::outcome::CloseCode;
+    use crate::close::CloseCode;
 
     fn fill(outbox: &mut Outbox) {
         for _ in 0..SLOTS {

@@ -15,15 +15,16 @@ use self::open::NextStep;
 pub use self::open::Open;
 use crate::{
     backend_client::BackendKind,
+    close::{CloseCode, CloseReason},
     execution::messages::{ControlRequest, ExecutionReport},
     id::{ExecutionId, SessionId},
-    outcome::{CloseCode, CloseReason},
     protocol::{
-        CAPABILITIES, Limits, PerStream, VERSION,
+        CAPABILITIES, Limits, VERSION,
         method::{AttachParams, ExecuteParams, InputParams},
         notification::{Connected, ErrorNotice, ServerInfo, ServerMessage, StatusUpdate},
     },
     rpc::{ErrorObject, Id},
+    stream::PerStream,
 };
 
 /// Whoever carries words to the client.

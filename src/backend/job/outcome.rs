@@ -3,16 +3,14 @@
 use cc_executor_actors::{
     agent::claude::{self, progress::ProgressTracker},
     outcome::{CancelReason, CancelReport, Evidence, Outcome, Reason, Status},
-    protocol::{PerStream, Stream},
+    signal,
+    stream::{PerStream, Stream},
 };
 
 use sha2::{Digest, Sha256};
 
 use super::life::EndReason;
-use crate::backend::{
-    shim::protocol::{LeaderExit, TreeGone},
-    signal,
-};
+use crate::backend::shim::protocol::{LeaderExit, TreeGone};
 
 /// Why the service ended an execution.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -203,6 +201,12 @@ mod tests {
             let was_ended = !matches!(why, None | Some(EndReason::LeftBehind));
             assert_eq!(ending.cancel.is_some(), was_ended, "whenever the service ended it");
         }
+    }
+
+    #[test]
+    fn a_signal_has_the_name_that_the_system_gives_it() {
+        assert_eq!(signal::name(rustix::process::Signal::KILL.as_raw()), "SIGKILL");
+        assert_eq!(signal::name(rustix::process::Signal::SYS.as_raw()), "SIGSYS");
     }
 
     #[test]

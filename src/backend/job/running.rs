@@ -16,8 +16,9 @@ use cc_executor_actors::{
     backend_api::{BackendEvent, Heartbeat, StatusChange},
     clock::{Stopwatch, millis},
     outcome::{Outcome, Status},
-    protocol::{Stream, method::TerminalSize},
+    protocol::method::TerminalSize,
     rpc::{ErrorObject, code},
+    stream::Stream,
 };
 use log::{info, warn};
 

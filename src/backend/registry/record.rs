@@ -8,7 +8,8 @@ use std::sync::Arc;
 use cc_executor_actors::{
     id::RequestId,
     outcome::{Outcome, Reason, Status},
-    protocol::{PerStream, method::ExecutionSpec},
+    protocol::method::ExecutionSpec,
+    stream::PerStream,
 };
 use sha2::{Digest, Sha256};
 

@@ -9,11 +9,10 @@ use cc_executor_actors::{
         ClaudeEvent,
         lines::{EventLine, LineSplitter},
     },
-    backend_api::Gap,
     execution::text::partial_char,
     id::ExecutionId,
     outcome::{Outcome, Status},
-    protocol::{PerStream, Stream},
+    stream::{Gap, PerStream, Stream},
 };
 use serde_json::{Value, json};
 
@@ -119,7 +118,7 @@ fn push(line: Value, out: &mut Vec<u8>) {
 
 #[cfg(test)]
 mod tests {
-    use cc_executor_actors::{agent::claude::MAX_LINE, backend_api::GapReason, outcome::Reason};
+    use cc_executor_actors::{agent::claude::MAX_LINE, outcome::Reason, stream::GapReason};
 
     use super::*;
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cc_executor_actors::protocol::{PerStream, Stream};
+use cc_executor_actors::stream::{PerStream, Stream};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 

@@ -3,17 +3,18 @@
 use std::time::{Duration, Instant};
 
 use crate::{
-    backend_api::{Gap, Heartbeat, StatusChange},
+    backend_api::{Heartbeat, StatusChange},
     clock::millis,
     execution::messages::StreamStart,
     id::{ExecutionId, InstanceId},
     outcome::{Outcome, Scope, Status},
     protocol::{
-        DEFAULT_HEARTBEAT_MS, PerStream,
+        DEFAULT_HEARTBEAT_MS,
         method::{AttachParams, ExecuteParams},
         notification::{BackendHealth, StatusUpdate},
     },
     rpc::Id,
+    stream::{Gap, PerStream},
 };
 
 /// Heartbeats that the backend may miss before it is called silent.

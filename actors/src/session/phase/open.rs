@@ -12,9 +12,10 @@ use super::{
     current::{CurrentExecution, ExecutionStage},
 };
 use crate::{
+    close::{CloseCode, CloseReason},
     execution::messages::{ControlRequest, ExecutionEvent, ExecutionReport, StreamStart},
     id::ExecutionId,
-    outcome::{CloseCode, CloseReason, Outcome, Status},
+    outcome::{Outcome, Status},
     protocol::{
         Limits,
         method::{AttachParams, ControlAction, ControlParams, ExecuteParams, Method},

@@ -11,11 +11,12 @@ use super::{
     *,
 };
 use crate::{
-    backend_api::{Gap, GapReason, Heartbeat, StatusChange, StreamInfo},
+    backend_api::{Heartbeat, StatusChange, StreamInfo},
     execution::messages::{ExecutionEvent, StreamStart},
     outcome::{Outcome, Reason, Status},
-    protocol::{Stream, notification::BackendHealth},
+    protocol::notification::BackendHealth,
     rpc::code,
+    stream::{Gap, GapReason, Stream},
 };
 
 /// Records what is said. Closing turns it into something that cannot speak.
