@@ -242,7 +242,7 @@ fn whatever_a_client_does_wrong_in_whatever_phase_nothing_is_left() {
         assert_eq!(service.wait(PATIENCE).code(), Some(0), "{phase:?} x {fault:?}");
         for line in service.log() {
             let level = line["level"].as_str().unwrap_or("ERROR");
-            let told = line["event"].as_str().is_some_and(|event| event.starts_with("client_"));
+            let told = line["event"].as_str().is_some_and(|event| event.starts_with("client."));
             assert!(level == "INFO" || told, "{phase:?} x {fault:?}: {line}");
         }
     });
