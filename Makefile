@@ -17,25 +17,35 @@ build: ## build the release binary, target/release/cc-executor
 fmt: ## format the code
 	cargo fmt --all
 
-lint: ## formatting and clippy, warnings as errors
+lint: ## formatting, clippy, and the dependencies' licences and sources; warnings as errors
 	cargo fmt --all --check
-	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy --workspace --all-targets --test soak -- -D warnings
+	@if cargo deny --version >/dev/null 2>&1; then \
+		cargo deny --workspace --offline check licenses bans sources; \
+	else \
+		echo "LEFT OUT: licences, bans and sources of the dependencies: there is no cargo-deny (cargo install --locked cargo-deny)" >&2; \
+		[ -z "$$CI" ]; \
+	fi
 
 doc: ## the API documentation, warnings as errors
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
 
+# Two tests a processor, because most of them wait for timers most of the time.
 test: ## all tests, on real processes and sockets
 	@rm -f target/tmp/left-out
-	cargo test --workspace
+	cargo test --workspace -- --test-threads=$$((2 * $$(nproc)))
 	@if [ -s target/tmp/left-out ]; then echo; sort target/tmp/left-out; fi
 
+# The modules that call `scale` of tests/common.rs.
+SCALED = $(filter-out common::,$(patsubst tests/%.rs,%::,$(shell grep -lw scale tests/*.rs)))
+
 stress: ## the tests that repeat, with many more rounds, optimised
-	STRESS=1 cargo test --release --test integration -- hostile:: holds:: guards::
+	STRESS=1 cargo test --release --test integration -- $(SCALED)
 
 claude: ## install Claude Code from npm into target/claude, for the tests that ask it
 	npm install --no-fund --no-audit --prefix target/claude @anthropic-ai/claude-code@$(CLAUDE_CODE)
 
-check: lint doc test ## what CI runs before the deployment
+check: lint doc test ## what to run before a commit; CI runs it first
 
 run: build ## build, then serve on ws://127.0.0.1:8003/ws/mcp; flags in ARGS
 	@LOG_FORMAT=json exec $(BINARY) serve $(ARGS) 2> >(trap '' INT TERM; tee $(LOG) | $(BINARY) logs - >&2)

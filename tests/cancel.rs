@@ -11,13 +11,13 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::common::{
-    PATIENCE, procs,
+    PATIENCE, procs, scale,
     service::{Service, kill},
     wait_until,
 };
 
-/// How often each way is tried.
-const ROUNDS: usize = 100;
+/// How many executions at a time are given up.
+const LANES: usize = 5;
 
 /// A leader, a child, a grandchild, and one in a session of its own.
 fn tree(mark: &str) -> String {
@@ -26,13 +26,13 @@ fn tree(mark: &str) -> String {
 
 const TREE: usize = 4;
 
-/// Tries a way a hundred times, some at once.
-fn hundred_times(way: impl Fn(&str) + Sync) {
+/// Tries a way ten times, in `make stress` a hundred times, some at once.
+fn many_times(way: impl Fn(&str) + Sync) {
     std::thread::scope(|scope| {
-        for lane in 0..5 {
+        for lane in 0..LANES {
             let way = &way;
             scope.spawn(move || {
-                for round in 0..ROUNDS / 5 {
+                for round in 0..scale(10, 100) / LANES {
                     let mark = procs::mark();
                     way(&mark);
                     let at = Instant::now();
@@ -47,7 +47,7 @@ fn hundred_times(way: impl Fn(&str) + Sync) {
 #[test]
 fn cancel_ends_the_tree_and_proves_it() {
     let service = Service::start();
-    hundred_times(|mark| {
+    many_times(|mark| {
         let mut client = service.connect();
         client.execute(json!({ "command": tree(mark) }));
         procs::wait_for(mark, TREE, PATIENCE);
@@ -65,7 +65,7 @@ fn cancel_ends_the_tree_and_proves_it() {
 #[test]
 fn closing_the_socket_ends_the_tree() {
     let service = Service::start();
-    hundred_times(|mark| {
+    many_times(|mark| {
         let mut client = service.connect();
         client.execute(json!({ "command": tree(mark) }));
         procs::wait_for(mark, TREE, PATIENCE);
@@ -76,7 +76,7 @@ fn closing_the_socket_ends_the_tree() {
 #[test]
 fn ctrl_c_in_run_ends_the_tree() {
     let service = Service::start();
-    hundred_times(|mark| {
+    many_times(|mark| {
         let mut run = service.run_command(&["--", &tree(mark)]).stderr(Stdio::null()).spawn().unwrap();
         procs::wait_for(mark, TREE, PATIENCE);
         kill(run.id(), Signal::INT);
@@ -87,7 +87,7 @@ fn ctrl_c_in_run_ends_the_tree() {
 #[test]
 fn killing_the_client_ends_the_tree() {
     let service = Service::start();
-    hundred_times(|mark| {
+    many_times(|mark| {
         let mut run = service.run_command(&["--", &tree(mark)]).stderr(Stdio::null()).spawn().unwrap();
         procs::wait_for(mark, TREE, PATIENCE);
         run.kill().unwrap();
@@ -214,14 +214,14 @@ fn a_command_that_kills_its_own_shim_leaves_nothing_either() {
 
 /// Three levels, one in a session of its own, one that ignores TERM.
 #[test]
-fn cancel_of_a_stubborn_tree_is_verified_soon_after_the_grace_two_hundred_times() {
+fn cancel_of_a_stubborn_tree_is_verified_soon_after_the_grace() {
     const GRACE: Duration = Duration::from_millis(300);
     let service = Service::start();
     std::thread::scope(|scope| {
         for lane in 0..4 {
             let service = &service;
             scope.spawn(move || {
-                for round in 0..50 {
+                for round in 0..scale(3, 50) {
                     let mark = procs::mark();
                     let mut client = service.connect();
                     let stubborn = format!("(trap '' TERM; while :; do sleep {mark}; done)");

@@ -59,7 +59,8 @@ fn where_all_is_well_all_passes_in_less_than_a_minute() {
 
 /// Runs a check and all the quick ones against a service with that fault, which the one must find, and no
 /// other.
-fn is_named(service: &Service, name: &str, meddle: Meddle) -> Value {
+fn is_named(name: &str, meddle: Meddle) -> Value {
+    let service = Service::start();
     let proxy = TamperingProxy::start(service.address, meddle);
     let mut only = QUICK.to_vec();
     only.extend((!QUICK.contains(&name)).then_some(name));
@@ -104,15 +105,18 @@ fn is_end(message: &Value) -> bool {
 }
 
 #[test]
-fn a_wrong_answer_is_named() {
-    let service = Service::start();
-    is_named(&service, "basic", |_, _, message| {
+fn a_wrong_result_is_named() {
+    is_named("basic", |_, _, message| {
         if content(message) == "RESULT:::168\n" {
             message["params"]["content"] = json!("RESULT:::169\n");
         }
         true
     });
-    is_named(&service, "stress", |_, _, message| {
+}
+
+#[test]
+fn a_wrong_message_is_named() {
+    is_named("stress", |_, _, message| {
         if content(message).starts_with("caught: ") {
             message["params"]["content"] = json!("Caught: division by zero\n");
         }
@@ -121,9 +125,13 @@ fn a_wrong_answer_is_named() {
 }
 
 #[test]
+fn a_message_that_is_missing_in_one_of_many_sessions_is_named() {
+    is_named("concurrent", |_, _, message| !content(message).contains("session 7 says 2"));
+}
+
+#[test]
 fn of_many_sessions_the_one_is_named_in_which_it_happened() {
     let service = Service::start();
-    is_named(&service, "concurrent", |_, _, message| !content(message).contains("session 7 says 2"));
     let proxy = TamperingProxy::start(service.address, |_, command, message| {
         if command.contains("session 7 says") && is_end(message) {
             message["params"]["exit_code"] = json!(1);
@@ -143,41 +151,52 @@ fn of_many_sessions_the_one_is_named_in_which_it_happened() {
 #[test]
 fn processes_that_live_on_are_named_whatever_the_service_says() {
     let _strays = EndStrays;
-    let service = Service::start();
-    is_named(&service, "cancel", |way, _, message| {
-        leave_behind(way, message, |asked| asked.ends_with("& echo ready; wait"));
-        true
-    });
-    is_named(&service, "races", |way, _, message| {
-        leave_behind(way, message, |asked| asked.contains("& yes "));
-        true
-    });
-    let failed = is_named(&service, "reconnect", |way, _, message| {
-        leave_behind(way, message, |asked| {
-            asked.starts_with("setsid") && !asked.contains("yes") && !asked.contains("ready")
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            is_named("cancel", |way, _, message| {
+                leave_behind(way, message, |asked| asked.ends_with("& echo ready; wait"));
+                true
+            })
         });
-        true
+        scope.spawn(|| {
+            is_named("races", |way, _, message| {
+                leave_behind(way, message, |asked| asked.contains("& yes "));
+                true
+            })
+        });
+        let failed = is_named("reconnect", |way, _, message| {
+            leave_behind(way, message, |asked| {
+                asked.starts_with("setsid") && !asked.contains("yes") && !asked.contains("ready")
+            });
+            true
+        });
+        assert!(failed["problem"].as_str().unwrap().starts_with("20 processes are left"), "{failed}");
     });
-    assert!(failed["problem"].as_str().unwrap().starts_with("20 processes are left"), "{failed}");
 }
 
 #[test]
-fn what_does_not_end_as_it_should_is_named() {
-    let service = Service::start();
-    is_named(&service, "races", |_, _, message| {
+fn an_end_that_is_not_verified_is_named() {
+    is_named("races", |_, _, message| {
         if message["result"]["reason"] == "disconnected" {
             message["result"]["cancel"]["verified"] = json!(false);
         }
         true
     });
-    is_named(&service, "detach", |way, _, message| {
+}
+
+#[test]
+fn output_that_comes_twice_is_named() {
+    is_named("detach", |way, _, message| {
         if way == Direction::ToService && message["method"] == "attach" {
             message["params"]["offsets"] = json!({});
         }
         true
     });
-    // A time-out that is called a success.
-    is_named(&service, "limits", |_, _, message| {
+}
+
+#[test]
+fn a_time_out_that_is_called_a_success_is_named() {
+    is_named("limits", |_, _, message| {
         if message["params"]["reason"] == "timeout" {
             message["params"]["status"] = json!("COMPLETED");
             message["params"]["reason"] = json!("exit");
@@ -225,13 +244,16 @@ fn a_hang_is_named_with_its_last_message_and_the_log_of_its_session() {
 }
 
 #[test]
-fn a_stream_that_lost_or_changed_something_is_named() {
-    let service = Service::start();
-    is_named(&service, "slow-client", |_, command, message| {
+fn a_stream_that_lost_something_is_named() {
+    is_named("slow-client", |_, command, message| {
         let end = message["params"]["end"].as_u64().unwrap_or_default();
         !(command == "seq 1 3000000" && (5_000_000..5_100_000).contains(&end))
     });
-    is_named(&service, "large-output", |_, command, message| {
+}
+
+#[test]
+fn a_stream_with_another_digest_is_named() {
+    is_named("large-output", |_, command, message| {
         if command == "seq 1 6000000" && is_end(message) {
             message["params"]["sha256"]["stdout"] = json!("0".repeat(64));
         }
@@ -241,12 +263,15 @@ fn a_stream_that_lost_or_changed_something_is_named() {
 
 #[test]
 fn a_silence_is_named() {
-    let service = Service::start();
-    is_named(&service, "heartbeat", |_, command, message| {
+    is_named("heartbeat", |_, command, message| {
         !(command.starts_with("sleep 5.5") && message["params"]["elapsedMs"].as_u64().is_some_and(|ms| ms > 500))
             || is_end(message)
     });
-    is_named(&service, "heartbeat", |_, command, message| {
+}
+
+#[test]
+fn a_backend_that_is_called_silent_is_named() {
+    is_named("heartbeat", |_, command, message| {
         // As a gateway says it that has not heard its backend for three heartbeats.
         if command.starts_with("sleep 5.5") && message["params"]["elapsedMs"].as_u64().is_some_and(|ms| ms > 3_500) {
             message["params"]["backend"] = json!("silent");

@@ -32,7 +32,8 @@ pub fn random(seed: u64) -> impl FnMut(u64) -> u64 {
     }
 }
 
-/// How often something is repeated: a little in `make test`, and a lot in `make stress`.
+/// How often something is repeated, or how much is moved: a little in `make test`, and a lot in `make stress`, which
+/// runs the modules that call this.
 pub fn scale(small: usize, large: usize) -> usize {
     if std::env::var_os("STRESS").is_some() { large } else { small }
 }

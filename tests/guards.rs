@@ -36,6 +36,17 @@ fn in_each_mode(body: impl Fn(Mode)) {
     }
 }
 
+/// The same, in all modes at once, where the body mostly waits.
+fn in_all_modes_at_once(body: impl Fn(Mode) + Sync) {
+    std::thread::scope(|scope| {
+        for mode in Mode::all() {
+            let body = &body;
+            let name = format!("containment {mode:?}");
+            std::thread::Builder::new().name(name).spawn_scoped(scope, move || body(mode)).expect("a thread");
+        }
+    });
+}
+
 /// Starts a command that may be lost, or held up, before anything is said of it.
 fn begin(client: &mut Client, params: Value) {
     let answer = client.call("execute", params).unwrap();
@@ -44,7 +55,7 @@ fn begin(client: &mut Client, params: Value) {
 
 #[test]
 fn a_stopped_shim_does_not_hold_up_a_time_out() {
-    in_each_mode(|mode| {
+    in_all_modes_at_once(|mode| {
         let service = mode.service(&[]);
         let mark = procs::mark();
         let at = Instant::now();
@@ -59,7 +70,7 @@ fn a_stopped_shim_does_not_hold_up_a_time_out() {
 
 #[test]
 fn a_stopped_shim_does_not_hold_up_a_cancellation_nor_its_place() {
-    in_each_mode(|mode| {
+    in_all_modes_at_once(|mode| {
         let service = mode.service(&["--max-executions", "4"]);
         let mut held: Vec<(Client, String)> = (0..4)
             .map(|_| {
@@ -93,7 +104,7 @@ fn is_guard(pid: u32) -> bool {
 
 #[test]
 fn nothing_outlives_the_service_whatever_state_its_shims_are_in() {
-    in_each_mode(|mode| {
+    in_all_modes_at_once(|mode| {
         for signal in [Signal::TERM, Signal::KILL] {
             let mut service = mode.service(&["--drain-ms", "2000"]);
             let mut clients = Vec::new();
@@ -126,7 +137,7 @@ fn nothing_outlives_the_service_whatever_state_its_shims_are_in() {
 /// The shim is stopped before it could say that the command runs.
 #[test]
 fn a_shim_that_is_stopped_at_once_leaves_no_request_unanswered() {
-    in_each_mode(|mode| {
+    in_all_modes_at_once(|mode| {
         let executors = json!({ "stopper": ["dash", "-c", "kill -STOP $PPID; exec sleep $0"] }).to_string();
         let service = mode.service(&["--executors", &executors]);
         std::thread::scope(|scope| {

@@ -202,7 +202,8 @@ fn a_request_whose_connection_died_while_the_backend_restarted_never_runs_twice(
         }
         let mut held = exchange.send(address).expect("it listens");
         held.answered();
-        wait_until("it has run", PATIENCE, || file.exists());
+        // Not only begun: its connection is cut next, and it ends with that.
+        wait_until("it has run", PATIENCE, || fs::read_to_string(&file).is_ok_and(|runs| runs.ends_with('\n')));
         // From now on another backend answers at this address.
         *target.lock().unwrap() = second;
         held.cut();

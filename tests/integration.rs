@@ -3,6 +3,7 @@
 //! They use real processes, real HTTP and real sockets on ports that the system chooses. Nothing waits
 //! for time to pass: each wait is for a fact, with a bound.
 #![forbid(unsafe_code)]
+#![allow(clippy::panic, clippy::unwrap_used, reason = "a test that panics has failed")]
 
 mod common;
 

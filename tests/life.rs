@@ -266,31 +266,38 @@ fn a_clean_up_has_the_whole_grace_whoever_dies_before() {
     let script = directory("clean-up").join("clean_up.py");
     fs::write(&script, clean_up).unwrap();
     let script = script.display();
-    for command in [
+    let commands = [
         format!("python3 {script}; echo after"),
         format!("python3 {script} | cat"),
         format!("bash -c 'bash -c \"python3 {script}; true\"; true'; true"),
-    ] {
-        for by_time_out in [false, true] {
-            let mut client = service.connect();
-            let mut params = json!({ "command": command });
-            if by_time_out {
-                params["timeoutMs"] = json!(1_500);
-            }
-            client.execute(params);
-            client.seen("output");
-            if !by_time_out {
-                client.call("control", json!({ "type": "CANCEL", "graceMs": 10_000 })).unwrap();
-            }
-            let story = client.story();
-            let expected = if by_time_out { "timeout" } else { "canceled" };
-            assert_eq!(story.end["reason"], expected, "{command}: {}", story.end);
-            let said = String::from_utf8_lossy(&story.stderr);
-            assert!(said.contains("29\nclean after 1\n"), "{command}: {said}");
-            let cancel = &story.end["cancel"];
-            assert_eq!((&cancel["escalated"], &cancel["verified"]), (&json!(false), &json!(true)), "{cancel}");
+    ];
+    let ended = |command: &str, by_time_out: bool| {
+        let mut client = service.connect();
+        let mut params = json!({ "command": command });
+        if by_time_out {
+            params["timeoutMs"] = json!(1_500);
         }
-    }
+        client.execute(params);
+        client.seen("output");
+        if !by_time_out {
+            client.call("control", json!({ "type": "CANCEL", "graceMs": 10_000 })).unwrap();
+        }
+        let story = client.story();
+        let expected = if by_time_out { "timeout" } else { "canceled" };
+        assert_eq!(story.end["reason"], expected, "{command}: {}", story.end);
+        let said = String::from_utf8_lossy(&story.stderr);
+        assert!(said.contains("29\nclean after 1\n"), "{command}: {said}");
+        let cancel = &story.end["cancel"];
+        assert_eq!((&cancel["escalated"], &cancel["verified"]), (&json!(false), &json!(true)), "{cancel}");
+    };
+    // At the same time: a clean-up takes three seconds.
+    std::thread::scope(|scope| {
+        for command in &commands {
+            for by_time_out in [false, true] {
+                scope.spawn(move || ended(command, by_time_out));
+            }
+        }
+    });
 }
 
 /// The grace is over before the clean-up is: that KILL is told.

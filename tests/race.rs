@@ -1,5 +1,5 @@
-//! The race that started it all: sessions by the thousand in which output, cancellation, both ends'
-//! closing, a cut to the backend and a drain meet within a few milliseconds.
+//! The race that started it all: sessions by the hundred, in `make stress` by the thousand, in which output,
+//! cancellation, both ends' closing, a cut to the backend and a drain meet within a few milliseconds.
 
 use std::{
     sync::atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -15,12 +15,15 @@ use crate::common::{
     client::{Client, Frame, frame},
     procs,
     proxy::{CutKind, Proxy},
-    random,
+    random, scale,
     service::Service,
     wait_until,
 };
 
-const SESSIONS: usize = 2_000;
+/// The sessions of a round.
+fn n_sessions() -> usize {
+    scale(400, 2_000)
+}
 
 /// Every so many-th session has a gateway that is told to end meanwhile.
 const DRAINED: usize = 10;
@@ -136,6 +139,7 @@ fn session(gateway: &Service, mark: &str, chance: u64, drains: bool, counted: &C
 
 /// All sessions of a round. The same chances in each.
 fn round(gateway: &Service, backend: &str, mark: &str) -> Counted {
+    let n_sessions = n_sessions();
     let counted = Counted::default();
     let next = AtomicU64::new(0);
     thread::scope(|scope| {
@@ -143,7 +147,7 @@ fn round(gateway: &Service, backend: &str, mark: &str) -> Counted {
             scope.spawn(|| {
                 loop {
                     let n = next.fetch_add(1, Ordering::SeqCst);
-                    if n >= (SESSIONS - SESSIONS / DRAINED) as u64 {
+                    if n >= (n_sessions - n_sessions / DRAINED) as u64 {
                         return;
                     }
                     session(gateway, mark, n, false, &counted);
@@ -151,13 +155,14 @@ fn round(gateway: &Service, backend: &str, mark: &str) -> Counted {
             });
         }
         scope.spawn(|| {
-            for n in 0..SESSIONS / DRAINED / 20 {
+            for n in 0..n_sessions / DRAINED / 20 {
                 let mut draining = Service::gateway(backend);
                 draining.wait_for_event("backend.up", 1);
                 thread::scope(|scope| {
                     for lane in 0..20 {
                         let (draining, counted) = (&draining, &counted);
-                        scope.spawn(move || session(draining, mark, (SESSIONS + n * 20 + lane) as u64, true, counted));
+                        scope
+                            .spawn(move || session(draining, mark, (n_sessions + n * 20 + lane) as u64, true, counted));
                     }
                     thread::sleep(Duration::from_micros(random(n as u64 + 1)(8_000)));
                     draining.signal(Signal::TERM);
@@ -187,7 +192,7 @@ fn nobody_is_left(gateway: &Service, mark: &str) {
 }
 
 #[test]
-fn two_thousand_sessions_twice_leave_nothing_and_say_nothing_after_the_close() {
+fn racing_sessions_leave_nothing_and_say_nothing_after_the_close() {
     let env = [
         ("CC_EXECUTOR_RETENTION_MS", "300"),
         ("CC_EXECUTOR_MAX_EXECUTIONS", "100"),

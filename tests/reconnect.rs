@@ -15,7 +15,7 @@ use crate::common::{
     client::{Client, LOST, Recording},
     procs,
     proxy::{CutKind, Proxy},
-    random,
+    random, scale,
     service::Service,
     stub::{Stub, respond},
     wait_until,
@@ -56,17 +56,17 @@ impl Drop for Lines {
 }
 
 #[test]
-fn a_socket_dropped_in_the_middle_of_200_mb_loses_no_byte_fifty_times() {
-    const ROUNDS: u64 = 50;
+fn a_socket_dropped_in_the_middle_of_much_output_loses_no_byte() {
+    let n_bytes = scale(20_000_000, 200_000_000);
     let service = Service::start();
-    let lines = Lines::of(200_000_000, "200mb");
-    let rounds = Mutex::new(0..ROUNDS);
+    let lines = Lines::of(n_bytes, "much");
+    let rounds = Mutex::new(0..scale(4, 50) as u64);
     std::thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
                 while let Some(round) = { rounds.lock().unwrap().next() } {
                     let how = if round % 2 == 0 { CutKind::Reset } else { CutKind::Fin };
-                    let at = random(round + 1)(200_000_000);
+                    let at = random(round + 1)(n_bytes as u64);
                     let proxy = Proxy::start(service.address, move |n| (n == 0).then_some((at + 1, how)));
                     let mut run = crate::common::service::binary();
                     let url = format!("ws://{}", proxy.address);

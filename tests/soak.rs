@@ -4,6 +4,7 @@
 //! that breaks connections; now and then a gateway is killed under them. What every execution wrote is
 //! known here, so a lost byte is counted, not guessed.
 #![forbid(unsafe_code)]
+#![allow(clippy::panic, clippy::unwrap_used, reason = "a soak that panics has failed")]
 #![allow(dead_code, reason = "the integration tests use the rest of what is shared")]
 
 mod common;
@@ -19,9 +20,9 @@ use std::{
 };
 
 use common::{
-    client::{Client, Story},
+    client::{Client, Recording},
     procs,
-    proxy::{Cut, Proxy},
+    proxy::{CutKind, Proxy},
     random,
     service::{Service, binary},
 };
@@ -107,7 +108,7 @@ fn session(gateway: &Service, proxy: &Proxy, mark: &str, random: &mut impl FnMut
             Sums::add(&sums.faults, 1);
             let mut client = gateway.connect();
             client.execute(json!({ "command": format!("{command}; exec sleep {mark}") }));
-            let mut story = Story::default();
+            let mut story = Recording::default();
             client.follow(&mut story, |story| story.stdout.len() > 1_000 || story.stdout.ends_with(b"\n"));
             client.vanish();
         }
@@ -132,7 +133,7 @@ fn session(gateway: &Service, proxy: &Proxy, mark: &str, random: &mut impl FnMut
             Sums::add(&sums.faults, 1);
             let mut client = gateway.connect();
             let id = client.execute(json!({ "command": command, "onDisconnect": "detach" }));
-            let mut story = Story::default();
+            let mut story = Recording::default();
             let so_far = random(100_000) as usize;
             let over = client.follow(&mut story, |story| story.stdout.len() > so_far);
             client.vanish();
@@ -158,7 +159,7 @@ fn killed_gateway(backend: &Service, sums: &Sums) {
     let first = started();
     let mut client: Client = first.connect();
     let id = client.execute(json!({ "command": "seq 400000", "onDisconnect": "detach" }));
-    let mut story = Story::default();
+    let mut story = Recording::default();
     client.follow(&mut story, |story| story.stdout.len() > 100_000);
     first.signal(Signal::KILL);
     let second = started();
@@ -186,7 +187,7 @@ fn main() -> ExitCode {
     gateway.wait_for_event("backend.up", 1);
     let proxy = Proxy::start(gateway.address, |n| {
         let mut random = random(n as u64 + 3);
-        let how = if random(2) == 0 { Cut::Fin } else { Cut::Reset };
+        let how = if random(2) == 0 { CutKind::Fin } else { CutKind::Reset };
         Some((random(700_000) + 1_000, how))
     });
     let (sums, mark, over) = (Sums::default(), procs::mark(), AtomicBool::new(false));

@@ -205,6 +205,32 @@ fn unsafe_is_forbidden_but_in_the_one_file_that_says_why() {
 }
 
 #[test]
+fn every_path_in_the_readme_is_there() {
+    let text = fs::read_to_string(root().join("README.md")).unwrap();
+    let contributing = text.split("## Contributing").nth(1).expect("the README says how to contribute");
+    let paths: Vec<&str> = contributing
+        .split('`')
+        .skip(1)
+        .step_by(2)
+        .filter(|quoted| {
+            ["src/", "actors/", "tests/", "benches/", "deploy/", "."].iter().any(|top| quoted.starts_with(top))
+        })
+        .collect();
+    assert!(paths.len() > 10, "{paths:?}");
+    for path in paths {
+        assert!(root().join(path).exists(), "the README names {path}");
+    }
+}
+
+#[test]
+fn both_packages_have_the_lints_of_the_workspace() {
+    for name in ["Cargo.toml", "actors/Cargo.toml"] {
+        let text = fs::read_to_string(root().join(name)).unwrap();
+        assert!(text.contains("\n[lints]\nworkspace = true\n"), "{name}");
+    }
+}
+
+#[test]
 fn the_top_level_is_as_it_was_fixed() {
     let tracked = Command::new("git").args(["ls-files"]).current_dir(root()).output();
     let names: Vec<String> = match tracked {

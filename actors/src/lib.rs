@@ -14,6 +14,44 @@
 //! - [`execution`]: the actor of one command: it turns the backend's stream into frames.
 //! - [`session`]: the actor of one WebSocket client. Its decisions are in [`session::phase`], on plain values.
 //! - [`supervisor`]: the actor that admits sessions, counts them, and finds the session that a cancellation is for.
+//!
+//! # Example
+//!
+//! A session takes a stream of messages from its client and returns a stream of WebSocket frames for it. Both may be in
+//! memory, because the session knows no socket. Nothing connects to the backend here: `ping` does not need one.
+//!
+//! ```
+//! use actix::Actor;
+//! use cc_executor_actors::{
+//!     agent::claude::progress::EXIT_PATIENCE,
+//!     backend_client::{BackendClient, KnownBackend},
+//!     id::SessionId,
+//!     protocol::Limits,
+//!     session::{self, SessionContext, phase::Incoming},
+//!     supervisor::{SessionLimits, Supervisor},
+//! };
+//! use futures_util::{StreamExt, stream};
+//!
+//! actix::System::new().block_on(async {
+//!     let context = SessionContext {
+//!         supervisor: Supervisor::new(SessionLimits { sessions: 1, per_peer: 1 }).start(),
+//!         backend: BackendClient::new("http://127.0.0.1:8000", None, KnownBackend::default(), EXIT_PATIENCE),
+//!         limits: Limits::default(),
+//!     };
+//!     let ping = r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#;
+//!     let incoming = stream::iter([Incoming::Text(ping.to_owned()), Incoming::Close]);
+//!
+//!     let (frames, closed) = session::start(SessionId::random(), None, context, incoming).await;
+//!     let sent = frames.collect::<Vec<_>>().await.concat();
+//!     closed.wait().await;
+//!
+//!     let text = String::from_utf8_lossy(&sent);
+//!     assert!(text.contains(r#""method":"connected""#), "the greeting comes first: {text}");
+//!     assert!(text.contains(r#"{"jsonrpc":"2.0","id":1,"result":{}}"#), "then the response: {text}");
+//!     let close = sent.iter().rposition(|byte| *byte == 0x88).expect("a close frame comes last");
+//!     assert_eq!(sent[close + 2..close + 4], 1000u16.to_be_bytes(), "its close code: {text}");
+//! });
+//! ```
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
