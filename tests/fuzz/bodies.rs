@@ -12,7 +12,7 @@ use cc_executor_actors::{
     backend_client::body_end::BodyTracker,
     execution::text::{EventStep, Text},
     id::ExecutionId,
-    protocol::{Framing, Limits, method::Method},
+    protocol::{Framing, Limits, Method},
     rpc,
     session::phase::Incoming,
     stream::{PerStream, Stream},

@@ -402,6 +402,7 @@ pub(super) mod tests {
     use serde_json::Value;
 
     use super::*;
+    use crate::protocol::notification::OutputNotice;
     use crate::stream::GapReason;
 
     /// Reads frames back as a client would.
@@ -420,16 +421,20 @@ pub(super) mod tests {
         found
     }
 
+    /// Reads what the encoder has written by hand with the derived type.
     fn content(message: &Value) -> (Stream, Vec<u8>, u64) {
-        let params = &message["params"];
-        let stream = if params["type"] == "stdout" { Stream::Stdout } else { Stream::Stderr };
-        let bytes = match params["content"].as_str() {
-            Some(text) => text.as_bytes().to_vec(),
-            None => STANDARD.decode(params["contentBase64"].as_str().unwrap()).unwrap(),
+        let params = message["params"].to_string();
+        let notice: OutputNotice<'_> = serde_json::from_str(&params).unwrap();
+        assert_eq!(serde_json::to_value(&notice).unwrap(), message["params"], "there is nothing else in it");
+        let OutputNotice { r#type, content, content_base64, end } = notice;
+        let bytes = match (content, content_base64) {
+            (Some(text), None) => text.as_bytes().to_vec(),
+            (None, Some(base64)) => STANDARD.decode(&*base64).unwrap(),
+            both => panic!("one of the two forms: {both:?}"),
         };
         assert!(!bytes.is_empty(), "no empty messages");
         assert!(bytes.len() <= MAX_CONTENT);
-        (stream, bytes, params["end"].as_u64().unwrap())
+        (r#type, bytes, end)
     }
 
     fn run(framing: Framing, pieces: &[(Stream, Vec<u8>)], take_every: usize) -> Vec<Value> {
