@@ -9,11 +9,9 @@
 
 mod connect;
 mod control;
-mod events;
 mod legacy;
 pub mod messages;
 mod relay;
-pub mod text;
 
 use std::{
     collections::VecDeque,

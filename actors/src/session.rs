@@ -33,7 +33,7 @@ use crate::{
     close::CloseCode,
     execution::{
         Execution,
-        messages::{Acknowledge, Control, ExecutionPurpose, ExecutionReport, OutputFrames, Parent, Release},
+        messages::{Acknowledge, Control, EncodedOutput, ExecutionPurpose, ExecutionReport, Parent, Release},
     },
     id::{ExecutionId, SessionId},
     outcome::CancelReason,
@@ -46,6 +46,7 @@ use crate::{
     },
     rpc::{ErrorObject, Id, code},
     supervisor::{Admit, CancelExecution, Drain, ExecutionBegan, ExecutionFinished, Permit, SessionOpened, Supervisor},
+    ws,
 };
 
 /// How long a closed session still reads, so that the client's own close frame can come.
@@ -221,7 +222,11 @@ impl Session {
         ctx: &mut Context<Self>,
     ) {
         self.n_executions += 1;
-        let parent = Parent { output: ctx.address().recipient(), reports: ctx.address().recipient() };
+        let parent = Parent {
+            encoder: ws::encoder::encoder,
+            output: ctx.address().recipient(),
+            reports: ctx.address().recipient(),
+        };
         let execution = Execution::new(id, self.id, purpose, self.backend.clone(), parent).start();
         let supervisor = self.place.as_ref().map(|place| place.supervisor().clone());
         if let Some(supervisor) = &supervisor {
@@ -367,12 +372,12 @@ impl StreamHandler<OutboxReady> for Session {
     fn finished(&mut self, _: &mut Self::Context) {}
 }
 
-impl Handler<OutputFrames> for Session {
+impl Handler<EncodedOutput> for Session {
     type Result = ResponseFuture<()>;
 
     /// The reply is the permission to go on: it waits until the output has found room.
-    fn handle(&mut self, output: OutputFrames, ctx: &mut Self::Context) -> Self::Result {
-        let OutputFrames { execution_id, frames, offsets } = output;
+    fn handle(&mut self, output: EncodedOutput, ctx: &mut Self::Context) -> Self::Result {
+        let EncodedOutput { execution_id, bytes: frames, offsets } = output;
         self.on(SessionEvent::Output { execution_id, frames, offsets }, ctx);
         let credit = match &mut self.phase {
             Some(Phase::Open(_, outbox)) => outbox.credit(),

@@ -5,6 +5,7 @@
 
 pub mod lines;
 pub mod progress;
+pub mod text;
 
 use std::fmt;
 

@@ -7,6 +7,7 @@ use crate::{
     backend_api::{Heartbeat, StatusChange, StreamInfo},
     id::ExecutionId,
     outcome::{Outcome, Status},
+    output::NewEncoder,
     protocol::{
         attach::AttachParams,
         control::{ControlReply, ControlRequest},
@@ -25,14 +26,14 @@ pub enum ExecutionPurpose {
     Follow(AttachParams),
 }
 
-/// Output, encoded as WebSocket frames. The reply is the permission to go on.
+/// Output, encoded by the encoder that the parent has given. The reply is the permission to go on.
 #[derive(Message, Debug)]
 #[rtype(result = "()")]
-pub struct OutputFrames {
+pub struct EncodedOutput {
     /// Whose output.
     pub execution_id: ExecutionId,
-    /// Whole frames.
-    pub frames: Bytes,
+    /// Whole messages.
+    pub bytes: Bytes,
     /// Bytes of each stream up to here.
     pub offsets: PerStream<u64>,
 }
@@ -81,11 +82,13 @@ pub struct StreamStart {
     pub alive: Heartbeat,
 }
 
-/// Whom an execution tells.
+/// Whom an execution tells, and in which form.
 #[derive(Clone, Debug)]
 pub struct Parent {
+    /// Makes the encoder of its output.
+    pub encoder: NewEncoder,
     /// Takes output and gives credit.
-    pub output: Recipient<OutputFrames>,
+    pub output: Recipient<EncodedOutput>,
     /// Takes everything else.
     pub reports: Recipient<ExecutionReport>,
 }

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// One message to the client. Output is not among them: it is encoded where it is cut, see
-/// [`crate::execution::text`].
+/// [`crate::output`].
 #[derive(Clone, PartialEq, Debug)]
 pub enum ServerMessage {
     /// The answer to a request.
@@ -224,7 +224,7 @@ pub enum DetachReason {
     TakenOver,
 }
 
-/// Params of `output`. The server writes them by hand, see [`crate::execution::text`]; a test reads them with this.
+/// Params of `output`. The server writes them by hand, see [`crate::output`]; a test reads them with this.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct OutputNotice<'a> {
     /// Of which stream.
