@@ -15,10 +15,11 @@ use cc_executor_actors::{
     agent::claude::progress::EXIT_PATIENCE,
     backend_client::{BackendClient, KnownBackend},
     close::{CloseCode, CloseReason},
-    execution::messages::Cancel,
+    execution::messages::Control,
     id::{ExecutionId, SessionId},
-    outcome::{CancelReason, Status},
+    outcome::Status,
     protocol::Limits,
+    protocol::control::{ControlReply, ControlRequest},
     session::{self, SessionContext, outbox::Frames, phase::Incoming},
     supervisor::{CancelExecution, Drain, GetStats, SessionLimits, Stats, Supervisor},
 };
@@ -170,9 +171,9 @@ fn the_supervisor_cancels_an_execution_by_its_id() {
         let id = ExecutionId::random();
         peer.call(1, "execute", &json!({ "command": "silence", "executionId": id }));
         peer.notification("statusUpdate").await;
-        let cancel = Cancel { grace_ms: 7, reason: CancelReason::Canceled };
-        let answer = around.supervisor.send(CancelExecution(id, cancel)).await.expect("it lives");
-        assert_eq!(answer, Some(Ok(Status::Cancelling)));
+        let cancel = Control(ControlRequest::cancel(7));
+        let answer = around.supervisor.send(CancelExecution(id, cancel.clone())).await.expect("it lives");
+        assert_eq!(answer, Some(Ok(ControlReply::Status(Status::Cancelling))));
         let asked = stub.requests().into_iter().find(|request| request.method == "DELETE").expect("it was asked for");
         assert_eq!(asked.path, format!("/executions/{id}?grace_ms=7&reason=canceled"));
         let nobody = around.supervisor.send(CancelExecution(ExecutionId::random(), cancel)).await.expect("it lives");

@@ -28,14 +28,19 @@ use futures_util::{Stream, StreamExt};
 use serde_json::{Value, json};
 
 use self::body_end::BodyTracker;
-use crate::backend_api::{Health, MULTIPLEXED, NDJSON, Snapshot};
+use crate::backend_api::{
+    ExecuteRequest, Health, LegacyExecuteRequest, MULTIPLEXED, NDJSON, Snapshot,
+    control::{ControlCall, cancel_query},
+};
 use crate::{
     agent::claude,
     id::{ExecutionId, InstanceId, RequestId},
-    outcome::CancelReason,
-    protocol::method::{ExecuteParams, ExecutionSpec, InputParams, TerminalSize},
+    outcome::{CancelReason, Status},
+    protocol::{
+        control::{ControlReply, ControlRequest},
+        execute::{ExecuteParams, ExecutionSpec},
+    },
     rpc::{ErrorObject, code},
-    signal::Signal,
     stream::PerStream,
 };
 
@@ -319,11 +324,8 @@ impl BackendClient {
         for _ in 0..MAX_RESTARTS {
             let instance = execute.instance.or_else(|| self.known()?.instance());
             holder.instance.set(instance);
-            let mut body = execute.run.to_body(id);
-            if let Some(instance) = instance {
-                body["instance"] = json!(instance);
-                body["requestId"] = json!(holder.request);
-            }
+            let request_id = instance.map(|_| holder.request);
+            let body = ExecuteRequest { instance, request_id, ..ExecuteRequest::new(&execute.run, id) };
             let post = || {
                 let request = self.request(Method::POST, "/execute/stream");
                 request.insert_header((header::ACCEPT, MULTIPLEXED)).send_json(&body)
@@ -374,7 +376,7 @@ impl BackendClient {
         let request = self.authorized(client.post(format!("{}{path}", self.0.url)));
         let answer = request
             .insert_header((header::ACCEPT, media_type))
-            .send_json(&json!({ "question": run.command }))
+            .send_json(&LegacyExecuteRequest { question: run.command.clone() })
             .await
             .map_err(|error| self.unreachable(&error))?;
         if answer.status() != StatusCode::OK {
@@ -437,12 +439,6 @@ impl BackendClient {
         self.post(id, &format!("ack?{}{hold}", query_of(offsets)), &json!({})).await
     }
 
-    /// Asks the backend to end an execution, whichever consumer holds it. Returns once that is accepted: the backend
-    /// sends the response's head then. Its body, which ends when the tree is gone, is not waited for.
-    pub async fn cancel(&self, id: ExecutionId, grace_ms: u64, reason: CancelReason) -> Result<(), BackendError> {
-        self.end(id, grace_ms, reason, "").await
-    }
-
     /// Asks the backend to end an execution whose stream has not begun. A client's cancellation ends it whichever
     /// consumer holds it; a gateway that gives up its own request names its hold.
     ///
@@ -458,7 +454,7 @@ impl BackendClient {
         for_client: bool,
     ) -> Result<WithdrawResult, BackendError> {
         let claim = if for_client { String::new() } else { holder.query() };
-        match self.end(id, grace_ms, reason, &claim).await {
+        match self.delete(id, &format!("{}{claim}", cancel_query(grace_ms, reason))).await {
             Ok(()) => Ok(WithdrawResult::Accepted),
             Err(BackendError::Refused(error)) => match error.code {
                 code::UNKNOWN_EXECUTION if holder.is_gone_with_its_backend(&error) => Err(BackendError::Restarted(
@@ -475,9 +471,33 @@ impl BackendClient {
         }
     }
 
-    async fn end(&self, id: ExecutionId, grace_ms: u64, reason: CancelReason, claim: &str) -> Result<(), BackendError> {
+    /// Has the backend do this to an execution, whichever consumer holds it.
+    ///
+    /// A cancellation returns once it is accepted: the backend sends the response's head then. Its body, which ends
+    /// when the tree is gone, is not waited for. Input returns when all of it is in the pipe, which takes as long as
+    /// the command does not read.
+    ///
+    /// # Errors
+    ///
+    /// The backend refuses, or does not answer.
+    pub async fn control(&self, id: ExecutionId, request: ControlRequest) -> Result<ControlReply, BackendError> {
+        match ControlCall::of(&request) {
+            ControlCall::Delete { query } => self.delete(id, &query).await?,
+            ControlCall::Post { action, body } => self.post(id, action, &body).await?,
+            ControlCall::Write { action, query, data } => self.write(id, action, &query, data).await?,
+        }
+        Ok(match request {
+            ControlRequest::Cancel { .. } => ControlReply::Status(Status::Cancelling),
+            ControlRequest::Pause => ControlReply::Status(Status::Paused),
+            ControlRequest::Resume | ControlRequest::Signal { .. } => ControlReply::Status(Status::Running),
+            ControlRequest::Resize(_) => ControlReply::Done,
+            ControlRequest::Stdin(input) => ControlReply::Accepted(input.data.len()),
+        })
+    }
+
+    async fn delete(&self, id: ExecutionId, query: &str) -> Result<(), BackendError> {
         self.must_know_ids("cancel")?;
-        let path = format!("/executions/{id}?grace_ms={grace_ms}&reason={}{claim}", reason.as_str());
+        let path = format!("/executions/{id}?{query}");
         let answer = self.answer(self.request(Method::DELETE, &path).send()).await?;
         if answer.status() == StatusCode::OK {
             return Ok(());
@@ -486,35 +506,16 @@ impl BackendClient {
         Err(self.refused("DELETE /executions/{id}", status, &body))
     }
 
-    /// Sends a signal to an execution's process group.
-    pub async fn signal(&self, id: ExecutionId, signal: Signal) -> Result<(), BackendError> {
-        self.post(id, "signal", &json!({ "signal": signal.name() })).await
-    }
-
-    /// Lets an execution stand still.
-    pub async fn pause(&self, id: ExecutionId) -> Result<(), BackendError> {
-        self.post(id, "pause", &json!({})).await
-    }
-
-    /// Lets an execution go on.
-    pub async fn resume(&self, id: ExecutionId) -> Result<(), BackendError> {
-        self.post(id, "resume", &json!({})).await
-    }
-
-    /// Tells an execution's terminal its size.
-    pub async fn resize(&self, id: ExecutionId, size: TerminalSize) -> Result<(), BackendError> {
-        self.post(id, "resize", &size.to_json()).await
-    }
-
-    /// Writes to a command's standard input. Returns when all of it is in the pipe, which takes as long
-    /// as the command does not read.
-    pub async fn input(&self, id: ExecutionId, input: InputParams) -> Result<(), BackendError> {
+    async fn write(&self, id: ExecutionId, action: &str, query: &str, data: Bytes) -> Result<(), BackendError> {
         self.must_know_ids("write to")?;
-        let request = self.request(Method::POST, &format!("/executions/{id}/stdin?eof={}", input.eof));
-        let sent = request.content_type("application/octet-stream").send_body(input.data).await;
+        let request = self.request(Method::POST, &format!("/executions/{id}/{action}?{query}"));
+        let sent = request.content_type("application/octet-stream").send_body(data).await;
         let answer = sent.map_err(|error| self.unreachable(&error))?;
         let (status, body) = self.read(answer).await?;
-        if status == StatusCode::OK { Ok(()) } else { Err(self.refused("POST /executions/{id}/stdin", status, &body)) }
+        if status == StatusCode::OK {
+            return Ok(());
+        }
+        Err(self.refused(&format!("POST /executions/{{id}}/{action}"), status, &body))
     }
 
     /// All executions that the backend knows, as it lists them.

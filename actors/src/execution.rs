@@ -9,11 +9,9 @@
 
 mod connect;
 mod control;
-mod events;
 mod legacy;
 pub mod messages;
 mod relay;
-pub mod text;
 
 use std::{
     collections::VecDeque,
@@ -31,9 +29,7 @@ use self::{
     connect::{BackendStream, ConnectError},
     control::{Acknowledger, PendingInput},
     legacy::LegacyClocks,
-    messages::{
-        Cancel, ControlResult, ExecutionEvent, ExecutionPurpose, ExecutionReport, Parent, Release, StreamStart,
-    },
+    messages::{ControlAnswer, ExecutionEvent, ExecutionPurpose, ExecutionReport, Parent, Release, StreamStart},
     relay::{RelayConfig, RelayEnd},
 };
 use crate::{
@@ -41,7 +37,10 @@ use crate::{
     clock::millis,
     id::{ExecutionId, SessionId},
     outcome::{CancelReason, CancelReport, Outcome, Reason, Status},
-    protocol::DEFAULT_HEARTBEAT_MS,
+    protocol::{
+        DEFAULT_HEARTBEAT_MS,
+        control::{ControlReply, ControlRequest},
+    },
     rpc::{ErrorObject, code},
     stream::PerStream,
 };
@@ -81,7 +80,16 @@ pub struct Execution {
     /// Why it was given up here without anybody having asked for that.
     given_up: Option<String>,
     /// What was asked for last, should the backend not have heard it.
-    canceled: Option<Cancel>,
+    canceled: Option<Cancellation>,
+}
+
+/// A cancellation that was asked for.
+#[derive(Clone, Copy)]
+struct Cancellation {
+    /// Milliseconds between TERM and KILL.
+    grace_ms: u64,
+    /// What the ending will say.
+    reason: CancelReason,
 }
 
 /// Where an execution stands. A handle exists only where there is something to stop.
@@ -105,7 +113,7 @@ struct Withdrawal {
     post: Option<SpawnHandle>,
     /// What the backend said to the withdrawal; the error is that it did not say anything.
     answer: Option<Result<WithdrawResult, BackendError>>,
-    cancel: Cancel,
+    cancel: Cancellation,
     /// What is told where nothing becomes known.
     unknown: Outcome,
 }
@@ -140,7 +148,7 @@ impl Execution {
     /// What was asked for, as far as it is known here.
     fn run_heartbeat(&self) -> Option<u64> {
         match &self.purpose {
-            ExecutionPurpose::Run(execute) => Some(execute.run.heartbeat_ms),
+            ExecutionPurpose::Run(execute) => Some(execute.run.heartbeat_ms()),
             ExecutionPurpose::Follow(_) => None,
         }
     }
@@ -193,7 +201,7 @@ impl Execution {
     fn give_up(&mut self, message: String, post: Option<SpawnHandle>, ctx: &mut Context<Self>) {
         let unknown = Outcome::failed(Reason::BackendUnreachable, message.clone());
         self.given_up = Some(message);
-        let cancel = Cancel { grace_ms: 0, reason: CancelReason::Canceled };
+        let cancel = Cancellation { grace_ms: 0, reason: CancelReason::Canceled };
         self.withdraw(Withdrawal { post, answer: None, cancel, unknown }, GIVE_UP_PATIENCE, false, ctx);
     }
 
@@ -201,7 +209,7 @@ impl Execution {
     /// on the stream, should that begin after all, or by the id.
     fn withdraw(&mut self, withdrawal: Withdrawal, patience: Duration, for_client: bool, ctx: &mut Context<Self>) {
         let (backend, id, holder) = (self.backend.clone(), self.id, Rc::clone(&self.holder));
-        let Cancel { grace_ms, reason } = withdrawal.cancel;
+        let Cancellation { grace_ms, reason } = withdrawal.cancel;
         self.state = ExecutionState::Withdrawing(Box::new(withdrawal));
         let (answer, answered) = oneshot::channel();
         // It goes on where this actor does not wait for it any longer.
@@ -319,11 +327,56 @@ impl Execution {
     fn cancel_again(&mut self, ctx: &mut Context<Self>) {
         // It goes on here, or is ended because somebody asked for that.
         self.given_up = None;
-        let Some(Cancel { grace_ms, reason }) = self.canceled else { return };
+        let Some(Cancellation { grace_ms, reason }) = self.canceled else { return };
         let (backend, id) = (self.backend.clone(), self.id);
-        let asked = async move { backend.cancel(id, grace_ms, reason).await };
+        let asked = async move { backend.control(id, ControlRequest::Cancel { grace_ms, reason }).await };
         // One that fails is on a backend that is lost, which its stream shows.
         ctx.spawn(asked.into_actor(self).map(|_, _, _| ()));
+    }
+
+    /// Has it ended. Answered when its backend has accepted that.
+    fn cancel(&mut self, cancel: Cancellation, ctx: &mut Context<Self>) -> ResponseFuture<ControlAnswer> {
+        info!(event = "cancel.requested", session_id:% = self.session, execution_id:% = self.id,
+            grace_ms = cancel.grace_ms, reason = cancel.reason.as_str(); "cancel requested");
+        self.canceled = Some(cancel);
+        self.given_up = None;
+        let outcome = match &self.state {
+            ExecutionState::Starting(post) => {
+                let unknown = Outcome::without_process(
+                    Status::Cancelled,
+                    cancel.reason.into(),
+                    "canceled before the backend had answered".to_owned(),
+                );
+                // What a client cancels is canceled whoever has it. A drain cancels only what is held here.
+                let for_client = cancel.reason == CancelReason::Canceled;
+                let withdrawal = Withdrawal { post: Some(*post), answer: None, cancel, unknown };
+                self.withdraw(withdrawal, WITHDRAW_PATIENCE, for_client, ctx);
+                Ok(Status::Cancelling)
+            }
+            ExecutionState::Withdrawing(_) => {
+                // A shorter grace takes effect.
+                self.cancel_again(ctx);
+                Ok(Status::Cancelling)
+            }
+            ExecutionState::Ended => Err(ended()),
+            ExecutionState::Legacy(legacy, _) => {
+                let message = "canceled by dropping its stream; this backend cannot say what is left of it";
+                let mut ending = Outcome::without_process(Status::Cancelled, cancel.reason.into(), message.to_owned());
+                ending.elapsed_ms = Some(legacy.alive(Instant::now()).elapsed_ms);
+                ending.cancel = Some(unverified(cancel.grace_ms));
+                self.finish(ending, ctx);
+                Ok(Status::Cancelled)
+            }
+            ExecutionState::Native => {
+                let (backend, id) = (self.backend.clone(), self.id);
+                return Box::pin(async move {
+                    let Cancellation { grace_ms, reason } = cancel;
+                    let request = ControlRequest::Cancel { grace_ms, reason };
+                    backend.control(id, request).await.map_err(BackendError::into_error)
+                });
+            }
+        };
+        control::answered(outcome.map(ControlReply::Status))
     }
 
     fn on_stream(&mut self, stream: BackendStream, standing: StreamStart, ctx: &mut Context<Self>) {
@@ -403,7 +456,7 @@ impl Execution {
     fn watch_original(&mut self, ctx: &mut Context<Self>) -> (Rc<LegacyClocks>, Option<Duration>) {
         let (timeout_ms, stall_timeout_ms, heartbeat_ms) = match &self.purpose {
             ExecutionPurpose::Run(execute) => {
-                (execute.run.timeout_ms, execute.run.stall_timeout_ms, execute.run.heartbeat_ms)
+                (execute.run.timeout_ms, execute.run.stall_timeout_ms, execute.run.heartbeat_ms())
             }
             ExecutionPurpose::Follow(_) => (None, None, DEFAULT_HEARTBEAT_MS),
         };
@@ -526,53 +579,6 @@ impl Actor for Execution {
     }
 }
 
-impl Handler<Cancel> for Execution {
-    type Result = ResponseFuture<ControlResult>;
-
-    fn handle(&mut self, cancel: Cancel, ctx: &mut Self::Context) -> Self::Result {
-        info!(event = "cancel.requested", session_id:% = self.session, execution_id:% = self.id,
-            grace_ms = cancel.grace_ms, reason = cancel.reason.as_str(); "cancel requested");
-        self.canceled = Some(cancel);
-        self.given_up = None;
-        let outcome = match &self.state {
-            ExecutionState::Starting(post) => {
-                let unknown = Outcome::without_process(
-                    Status::Cancelled,
-                    cancel.reason.into(),
-                    "canceled before the backend had answered".to_owned(),
-                );
-                // What a client cancels is canceled whoever has it. A drain cancels only what is held here.
-                let for_client = cancel.reason == CancelReason::Canceled;
-                let withdrawal = Withdrawal { post: Some(*post), answer: None, cancel, unknown };
-                self.withdraw(withdrawal, WITHDRAW_PATIENCE, for_client, ctx);
-                Ok(Status::Cancelling)
-            }
-            ExecutionState::Withdrawing(_) => {
-                // A shorter grace takes effect.
-                self.cancel_again(ctx);
-                Ok(Status::Cancelling)
-            }
-            ExecutionState::Ended => Err(ended()),
-            ExecutionState::Legacy(legacy, _) => {
-                let message = "canceled by dropping its stream; this backend cannot say what is left of it";
-                let mut ending = Outcome::without_process(Status::Cancelled, cancel.reason.into(), message.to_owned());
-                ending.elapsed_ms = Some(legacy.alive(Instant::now()).elapsed_ms);
-                ending.cancel = Some(unverified(cancel.grace_ms));
-                self.finish(ending, ctx);
-                Ok(Status::Cancelled)
-            }
-            ExecutionState::Native => {
-                let (backend, id) = (self.backend.clone(), self.id);
-                return Box::pin(async move {
-                    let accepted = backend.cancel(id, cancel.grace_ms, cancel.reason).await;
-                    accepted.map(|()| Status::Cancelling).map_err(BackendError::into_error)
-                });
-            }
-        };
-        Box::pin(std::future::ready(outcome))
-    }
-}
-
 impl Handler<Release> for Execution {
     type Result = ();
 
@@ -587,7 +593,7 @@ impl Handler<Release> for Execution {
                 ctx.cancel_future(*post);
                 self.notice.parent = None;
                 let unknown = Outcome::without_process(Status::Cancelled, Reason::Disconnected, None);
-                let cancel = Cancel { grace_ms: 0, reason: CancelReason::Canceled };
+                let cancel = Cancellation { grace_ms: 0, reason: CancelReason::Canceled };
                 let withdrawal = Withdrawal { post: None, answer: None, cancel, unknown };
                 self.withdraw(withdrawal, WITHDRAW_PATIENCE, false, ctx);
             }

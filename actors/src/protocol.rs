@@ -1,11 +1,37 @@
 //! The wire towards the client: JSON-RPC 2.0 in WebSocket text frames.
 //!
-//! Nothing here knows a socket or an actor; it is values in, values or bytes out.
+//! Nothing here knows a socket or an actor; it is values in, values or bytes out. Each message is one type, which
+//! the server, the client and the tests share. The table of methods is below; [`notification`] has what the server
+//! sends by itself. Handlers are in [`crate::session`].
 
-pub mod method;
+pub mod attach;
+pub mod control;
+pub mod execute;
+pub mod input;
+mod limits;
 pub mod notification;
+pub mod status;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use self::{
+    attach::{AttachParams, AttachResult},
+    control::{ControlParams, ControlResult, ResizeParams},
+    execute::{ExecuteParams, ExecuteResult},
+    input::{InputParams, InputResult},
+    status::{StatusParams, StatusResult},
+};
+pub use self::{
+    execute::Framing,
+    limits::{
+        DEFAULT_DETACH_MS, DEFAULT_GRACE_MS, DEFAULT_HEARTBEAT_MS, Limits, MAX_COMMAND_BYTES, MAX_INPUT_WAITING,
+        MAX_MESSAGE_TO_CLIENT,
+    },
+};
+use crate::{
+    id::ExecutionId,
+    rpc::{Call, ErrorObject, code, params::Params},
+};
 
 /// The version of the native dialect, as `connected` states it.
 pub const VERSION: u32 = 1;
@@ -19,73 +45,96 @@ pub const CAPABILITIES: &[&str] = &[
     "claude", "events",
 ];
 
-/// The largest message to a client, in bytes. Stated by the protocol; what is longer is cut or split.
-pub const MAX_MESSAGE_TO_CLIENT: usize = 1 << 20;
+/// The executor that runs Claude Code: the only one to which `claude` and `events` apply.
+pub const CLAUDE_EXECUTOR: &str = "claude";
 
-/// Input that may wait for a command to read it, in bytes.
-pub const MAX_INPUT_WAITING: usize = 1 << 20;
-
-/// The longest command, in bytes: `MAX_ARG_STRLEN` of execve(2) less the final NUL.
-pub const MAX_COMMAND_BYTES: usize = 131_071;
-
-/// How output is cut into messages.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum Framing {
-    /// What is there goes into one message.
-    #[default]
-    Chunk,
-    /// One line with its newline in each message.
-    Line,
+/// The parameters of a method. They know its name and its response, so that both ends of a call agree.
+pub trait MethodParams: Serialize + DeserializeOwned {
+    /// The method's name.
+    const NAME: &'static str;
+    /// The result of a call that succeeded.
+    type Response: Serialize + DeserializeOwned;
 }
 
-/// The bounds a server puts on what a client may ask for, as `connected` states them.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Limits {
-    /// The longest message from a client, in bytes.
-    pub message_bytes: usize,
-    /// The longest command, in bytes.
-    pub command_bytes: usize,
-    /// Responses that may wait for a client that does not read, before its session is closed.
-    pub unsent_responses: usize,
-    /// The longest total or stall time-out, in milliseconds.
-    pub timeout_ms: u64,
-    /// The longest time without a client, in milliseconds.
-    pub detach_ms: u64,
-    /// Input that may wait for a command to read it, in bytes.
-    pub input_bytes: usize,
-    /// The longest grace between TERM and KILL, in milliseconds.
-    pub grace_ms: u64,
-    /// How long a client may give no sign of life, or accept nothing, in milliseconds.
-    pub client_stall_ms: u64,
-    /// The shortest heartbeat, in milliseconds.
-    pub heartbeat_min_ms: u64,
-    /// The longest heartbeat, in milliseconds.
-    pub heartbeat_max_ms: u64,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Limits {
-            message_bytes: 1 << 20,
-            command_bytes: MAX_COMMAND_BYTES,
-            unsent_responses: 64,
-            timeout_ms: 24 * 60 * 60 * 1000,
-            detach_ms: 60 * 60 * 1000,
-            input_bytes: MAX_INPUT_WAITING,
-            grace_ms: 5 * 60 * 1000,
-            client_stall_ms: 60_000,
-            heartbeat_min_ms: 1_000,
-            heartbeat_max_ms: 60_000,
+/// Declares each method once: its name, its parameters and its response.
+macro_rules! methods {
+    ($($(#[$doc:meta])* $variant:ident = $name:literal ($params:ty) -> $response:ty;)*) => {
+        /// A call that was read.
+        #[derive(Clone, PartialEq, Debug)]
+        #[expect(clippy::large_enum_variant, reason = "a call is read, handled and dropped")]
+        pub enum Method {
+            $($(#[$doc])* $variant($params),)*
         }
+
+        $(impl MethodParams for $params {
+            const NAME: &'static str = $name;
+            type Response = $response;
+        })*
+
+        impl Method {
+            /// The names of all methods.
+            pub const NAMES: &'static [&'static str] = &[$($name),*];
+
+            /// Reads a call.
+            ///
+            /// # Errors
+            ///
+            /// The method is unknown, or a parameter is unknown, ill-typed or out of its bounds: the error names it.
+            pub fn parse(call: Call, limits: &Limits) -> Result<Self, ErrorObject> {
+                let mut fields = Params::new(call.params);
+                let method = match call.method.as_str() {
+                    $($name => Method::$variant(<$params>::from_fields(&mut fields, limits)?),)*
+                    name => return Err(unknown_method(name)),
+                };
+                fields.finish()?;
+                Ok(method)
+            }
+        }
+    };
+}
+
+methods! {
+    /// Run a command.
+    Execute = "execute" (ExecuteParams) -> ExecuteResult;
+    /// Follow an execution that is there already.
+    Attach = "attach" (AttachParams) -> AttachResult;
+    /// Cancel, pause, resume or signal an execution.
+    Control = "control" (ControlParams) -> ControlResult;
+    /// Write to the command's standard input.
+    Input = "input" (InputParams) -> InputResult;
+    /// Tell the command's terminal its size.
+    Resize = "resize" (ResizeParams) -> EmptyResult;
+    /// The newest status.
+    Status = "status" (StatusParams) -> StatusResult;
+    /// Ask whether the service answers.
+    Ping = "ping" (PingParams) -> EmptyResult;
+}
+
+/// Parameters of `ping`: none.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PingParams {}
+
+/// The response of a method that has nothing to tell.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct EmptyResult {}
+
+impl PingParams {
+    fn from_fields(_: &mut Params, _: &Limits) -> Result<Self, ErrorObject> {
+        Ok(PingParams {})
     }
 }
 
-/// How often the newest status is repeated when the client names no cadence, in milliseconds.
-pub const DEFAULT_HEARTBEAT_MS: u64 = 15_000;
+fn unknown_method(name: &str) -> ErrorObject {
+    let name = &name[..name.floor_char_boundary(80)];
+    let (last, others) = Method::NAMES.split_last().expect("there are methods");
+    ErrorObject::new(code::METHOD, format!("unknown method {name:?}: there are {} and {last}", others.join(", ")))
+}
 
-/// How long a process may take to end after TERM when the client names no grace, in milliseconds.
-pub const DEFAULT_GRACE_MS: u64 = 5_000;
+/// Reads the parameter `executionId`.
+fn execution_id(fields: &mut Params) -> Result<Option<ExecutionId>, ErrorObject> {
+    fields.parsed("executionId", "a UUID")
+}
 
-/// How long an execution may go on without a client when the client names no time, in milliseconds.
-pub const DEFAULT_DETACH_MS: u64 = 5 * 60 * 1000;
+#[cfg(test)]
+mod tests;

@@ -5,6 +5,8 @@
 
 pub mod params;
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize, Serializer, ser::SerializeMap};
 use serde_json::{Value, error::Category, value::RawValue};
 
@@ -120,6 +122,39 @@ impl Serialize for Response {
         }
         map.end()
     }
+}
+
+/// A message of the server as a client reads it: a notification has a method, a response a result or an error.
+#[derive(Deserialize, Debug)]
+pub struct ReceivedMessage<'a> {
+    /// The id of the call that is answered. The clients here use numbers.
+    #[serde(default)]
+    pub id: Option<u64>,
+    /// The notification's name.
+    #[serde(borrow, default)]
+    pub method: Option<Cow<'a, str>>,
+    /// The notification's parameters.
+    #[serde(borrow, default)]
+    pub params: Option<&'a RawValue>,
+    /// The result of a call that succeeded.
+    #[serde(borrow, default)]
+    pub result: Option<&'a RawValue>,
+    /// The error of one that failed.
+    #[serde(default)]
+    pub error: Option<ErrorObject>,
+}
+
+/// A call as a client writes it.
+pub fn call_text(id: u64, method: &str, params: &impl Serialize) -> String {
+    #[derive(Serialize)]
+    struct WrittenCall<'a, P> {
+        jsonrpc: &'a str,
+        id: u64,
+        method: &'a str,
+        params: &'a P,
+    }
+    serde_json::to_string(&WrittenCall { jsonrpc: "2.0", id, method, params })
+        .expect("parameters have string keys and writing to memory cannot fail")
 }
 
 /// Reads one message. What cannot be read as a call is answered with the response in `Err`.

@@ -33,16 +33,20 @@ use crate::{
     close::CloseCode,
     execution::{
         Execution,
-        messages::{
-            Acknowledge, Cancel, ControlRequest, ExecutionPurpose, ExecutionReport, OutputFrames, Parent, Release,
-            WriteStdin,
-        },
+        messages::{Acknowledge, Control, EncodedOutput, ExecutionPurpose, ExecutionReport, Parent, Release},
     },
     id::{ExecutionId, SessionId},
-    outcome::{CancelReason, Status},
-    protocol::{DEFAULT_HEARTBEAT_MS, Limits, notification},
+    outcome::CancelReason,
+    protocol::{
+        DEFAULT_HEARTBEAT_MS, EmptyResult, Limits,
+        control::{ControlReply, ControlRequest, ControlResult},
+        input::InputResult,
+        notification::FinalStatus,
+        status::StatusResult,
+    },
     rpc::{ErrorObject, Id, code},
     supervisor::{Admit, CancelExecution, Drain, ExecutionBegan, ExecutionFinished, Permit, SessionOpened, Supervisor},
+    ws,
 };
 
 /// How long a closed session still reads, so that the client's own close frame can come.
@@ -177,7 +181,7 @@ impl Session {
     fn act(&mut self, ask: Effect, ctx: &mut Context<Self>) {
         match ask {
             Effect::Start(id, execute) => {
-                let heartbeat_ms = execute.run.heartbeat_ms;
+                let heartbeat_ms = execute.run.heartbeat_ms();
                 self.start_execution(id, ExecutionPurpose::Run(execute), heartbeat_ms, ctx);
             }
             Effect::Follow(attach) => {
@@ -188,18 +192,7 @@ impl Session {
                 self.child = None;
                 self.heartbeat.take().map(|heartbeat| ctx.cancel_future(heartbeat));
             }
-            Effect::Cancel { id, grace_ms } => {
-                let cancel = Cancel { grace_ms, reason: CancelReason::Canceled };
-                self.ask_child(id, ctx, status_of, |execution| async move { execution.send(cancel).await });
-            }
-            Effect::Steer(id, steer) => {
-                let value = if matches!(steer, ControlRequest::Resize(_)) { nothing_of } else { status_of };
-                self.ask_child(id, ctx, value, move |execution| async move { execution.send(steer).await });
-            }
-            Effect::Feed(id, input) => {
-                let value = |_, accepted| json!({ "accepted": accepted });
-                self.ask_child(id, ctx, value, |execution| async move { execution.send(WriteStdin(input)).await });
-            }
+            Effect::Control(id, request) => self.ask_child(id, request, ctx),
             Effect::Acknowledge(offsets) => {
                 if let Some(child) = &self.child {
                     child.execution.do_send(Acknowledge(offsets));
@@ -212,7 +205,9 @@ impl Session {
             }
             Effect::Drain => {
                 if let Some(child) = &self.child {
-                    child.execution.do_send(Cancel { grace_ms: self.drain_grace_ms, reason: CancelReason::Drained });
+                    let grace_ms = self.drain_grace_ms;
+                    let request = ControlRequest::Cancel { grace_ms, reason: CancelReason::Drained };
+                    child.execution.do_send(Control(request));
                 }
             }
             Effect::Elsewhere(id, execution_id, what) => self.ask_elsewhere(id, execution_id, what, ctx),
@@ -227,7 +222,11 @@ impl Session {
         ctx: &mut Context<Self>,
     ) {
         self.n_executions += 1;
-        let parent = Parent { output: ctx.address().recipient(), reports: ctx.address().recipient() };
+        let parent = Parent {
+            encoder: ws::encoder::encoder,
+            output: ctx.address().recipient(),
+            reports: ctx.address().recipient(),
+        };
         let execution = Execution::new(id, self.id, purpose, self.backend.clone(), parent).start();
         let supervisor = self.place.as_ref().map(|place| place.supervisor().clone());
         if let Some(supervisor) = &supervisor {
@@ -245,23 +244,14 @@ impl Session {
         self.heartbeat.replace(beating).map(|heartbeat| ctx.cancel_future(heartbeat));
     }
 
-    fn ask_child<T, F>(
-        &mut self,
-        id: Option<Id>,
-        ctx: &mut Context<Self>,
-        value: fn(ExecutionId, T) -> Value,
-        ask: impl FnOnce(Addr<Execution>) -> F,
-    ) where
-        T: 'static,
-        F: Future<Output = Result<Result<T, ErrorObject>, actix::MailboxError>> + 'static,
-    {
+    fn ask_child(&mut self, id: Option<Id>, request: ControlRequest, ctx: &mut Context<Self>) {
         // Phase asks only while it holds an execution, and so does this.
         let Some(child) = &self.child else { return };
         let execution_id = child.id;
-        let answer = ask(child.execution.clone());
+        let answer = child.execution.send(Control(request));
         ctx.spawn(answer.into_actor(self).map(move |answer, session, ctx| {
             let outcome = match answer {
-                Ok(answer) => answer.map(|answer| value(execution_id, answer)),
+                Ok(answer) => answer.map(|reply| response_of(execution_id, reply)),
                 Err(_) => Err(ErrorObject::new(code::NOT_RUNNING, "it has just ended")),
             };
             session.on(SessionEvent::Answered(ControlOutcome { id, execution_id, own: true, outcome }), ctx);
@@ -382,12 +372,12 @@ impl StreamHandler<OutboxReady> for Session {
     fn finished(&mut self, _: &mut Self::Context) {}
 }
 
-impl Handler<OutputFrames> for Session {
+impl Handler<EncodedOutput> for Session {
     type Result = ResponseFuture<()>;
 
     /// The reply is the permission to go on: it waits until the output has found room.
-    fn handle(&mut self, output: OutputFrames, ctx: &mut Self::Context) -> Self::Result {
-        let OutputFrames { execution_id, frames, offsets } = output;
+    fn handle(&mut self, output: EncodedOutput, ctx: &mut Self::Context) -> Self::Result {
+        let EncodedOutput { execution_id, bytes: frames, offsets } = output;
         self.on(SessionEvent::Output { execution_id, frames, offsets }, ctx);
         let credit = match &mut self.phase {
             Some(Phase::Open(_, outbox)) => outbox.credit(),
@@ -425,12 +415,13 @@ impl Handler<Drain> for Session {
     }
 }
 
-fn status_of(id: ExecutionId, status: Status) -> Value {
-    json!({ "executionId": id, "status": status })
-}
-
-fn nothing_of(_: ExecutionId, _: Status) -> Value {
-    json!({})
+/// The response of a control request that was carried out.
+fn response_of(execution_id: ExecutionId, reply: ControlReply) -> Value {
+    match reply {
+        ControlReply::Status(status) => json!(ControlResult { execution_id, status }),
+        ControlReply::Accepted(accepted) => json!(InputResult { accepted }),
+        ControlReply::Done => json!(EmptyResult {}),
+    }
 }
 
 /// Asks about an execution that another session may hold: this gateway's own first, then the backend.
@@ -440,26 +431,25 @@ async fn elsewhere(
     id: ExecutionId,
     what: ByIdRequest,
 ) -> Result<Value, ErrorObject> {
-    let status = |status| status_of(id, status);
     match what {
-        ByIdRequest::Cancel { grace_ms } => {
-            let cancel = Cancel { grace_ms, reason: CancelReason::Canceled };
-            if let Some(supervisor) = supervisor
-                && let Ok(Some(answer)) = supervisor.send(CancelExecution(id, cancel)).await
-            {
-                return answer.map(status);
+        ByIdRequest::Control(request) => {
+            if let ControlRequest::Cancel { grace_ms, .. } = request {
+                if let Some(supervisor) = supervisor
+                    && let Ok(Some(answer)) = supervisor.send(CancelExecution(id, Control(request.clone()))).await
+                {
+                    return answer.map(|reply| response_of(id, reply));
+                }
+                info!(event = "cancel.requested", execution_id:% = id, grace_ms = grace_ms; "cancel requested of the backend");
             }
-            info!(event = "cancel.requested", execution_id:% = id, grace_ms = grace_ms; "cancel requested of the backend");
-            backend.cancel(id, grace_ms, CancelReason::Canceled).await.map_err(BackendError::into_error)?;
-            Ok(status(Status::Cancelling))
+            let reply = backend.control(id, request).await.map_err(BackendError::into_error)?;
+            Ok(response_of(id, reply))
         }
-        ByIdRequest::Steer(steer) => steer.ask(&backend, id).await.map(status).map_err(BackendError::into_error),
         ByIdRequest::Status => {
             let snapshot = backend.snapshot(id).await.map_err(BackendError::into_error)?;
-            Ok(match snapshot.ending {
-                Some(ending) => json!(notification::FinalStatus { execution_id: id, ending }),
-                None => json!(snapshot),
-            })
+            Ok(json!(match snapshot.ending {
+                Some(ending) => StatusResult::Ended(FinalStatus { execution_id: id, ending }),
+                None => StatusResult::Other(snapshot),
+            }))
         }
     }
 }

@@ -1,5 +1,7 @@
 //! The signals of Linux (signal(7)): their names and numbers, and those that a client may send.
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
 /// The standard signals; the number of each is its position, counted from 1.
 const NAMES: [&str; 31] = [
     "SIGHUP",
@@ -74,6 +76,20 @@ impl Signal {
     /// The number on Linux.
     pub fn number(self) -> i32 {
         number(self.0).unwrap_or(0)
+    }
+}
+
+// By hand, because derived code would have the name borrow from what is read.
+impl Serialize for Signal {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Signal {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        Signal::named(&name).ok_or_else(|| de::Error::custom(format_args!("signal {name:?} cannot be sent")))
     }
 }
 

@@ -11,7 +11,7 @@ use log::info;
 use tokio::sync::oneshot;
 
 use crate::{
-    execution::messages::{Cancel, ControlResult},
+    execution::messages::{Control, ControlAnswer},
     id::{ExecutionId, SessionId},
     rpc::{ErrorObject, code},
 };
@@ -21,7 +21,7 @@ pub struct Supervisor {
     bounds: SessionLimits,
     sessions: HashMap<SessionId, SessionEntry>,
     per_peer: HashMap<IpAddr, usize>,
-    executions: HashMap<ExecutionId, (SessionId, WeakRecipient<Cancel>)>,
+    executions: HashMap<ExecutionId, (SessionId, WeakRecipient<Control>)>,
     draining: Option<Drain>,
     drained: Vec<oneshot::Sender<()>>,
 }
@@ -174,7 +174,7 @@ pub struct ExecutionBegan {
     /// Who holds it.
     pub session: SessionId,
     /// Where a cancellation goes.
-    pub cancel: WeakRecipient<Cancel>,
+    pub cancel: WeakRecipient<Control>,
 }
 
 impl Handler<ExecutionBegan> for Supervisor {
@@ -208,11 +208,11 @@ impl Handler<ExecutionFinished> for Supervisor {
 
 /// Cancel the execution with this id, whichever session of this gateway holds it. `None`: none does.
 #[derive(Message)]
-#[rtype(result = "Option<ControlResult>")]
-pub struct CancelExecution(pub ExecutionId, pub Cancel);
+#[rtype(result = "Option<ControlAnswer>")]
+pub struct CancelExecution(pub ExecutionId, pub Control);
 
 impl Handler<CancelExecution> for Supervisor {
-    type Result = ResponseFuture<Option<ControlResult>>;
+    type Result = ResponseFuture<Option<ControlAnswer>>;
 
     fn handle(&mut self, CancelExecution(id, cancel): CancelExecution, _: &mut Self::Context) -> Self::Result {
         let execution = self.executions.get(&id).and_then(|(_, cancel)| cancel.upgrade());

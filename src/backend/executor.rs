@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, env};
 use bytes::Bytes;
 use cc_executor_actors::{
     agent::claude::EXECUTOR,
-    protocol::method::ExecutionSpec,
+    protocol::execute::ExecutionSpec,
     rpc::{ErrorObject, code},
 };
 use serde_json::json;

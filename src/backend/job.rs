@@ -22,10 +22,11 @@ use cc_executor_actors::{
     backend_api::{self, BackendEvent, Heartbeat, QueuedEvent, Snapshot, StartedEvent},
     clock::millis,
     id::{ExecutionId, InstanceId},
-    outcome::{CancelReason, Outcome, Reason, Scope, Status},
+    outcome::{Outcome, Reason, Scope, Status},
     protocol::{
         DEFAULT_GRACE_MS,
-        method::{DetachOptions, TerminalSize},
+        control::{ControlRequest, TerminalSize},
+        execute::DetachOptions,
     },
     rpc::{ErrorObject, code},
     stream::PerStream,
@@ -49,41 +50,17 @@ pub type ReplySender = oneshot::Sender<Result<(), ErrorObject>>;
 /// What others ask of an execution.
 #[derive(Debug)]
 pub enum JobRequest {
-    /// End it.
-    Cancel {
-        /// Milliseconds between TERM and KILL.
-        grace_ms: u64,
-        /// Who wanted it.
-        reason: CancelReason,
-    },
+    /// Do this to it. Who wants to know what comes of it is told; a cancellation has nobody who does.
+    Control(ControlRequest, Option<ReplySender>),
     /// End it, if whoever gave the request for it up still has it. Answered when that is decided.
     Withdraw {
         /// Who has it, in the asker's eyes.
         claim: Claim,
-        /// Milliseconds between TERM and KILL.
-        grace_ms: u64,
-        /// Who wanted it.
-        reason: CancelReason,
+        /// The cancellation.
+        cancel: ControlRequest,
         /// Who wants to know.
         answer: ReplySender,
     },
-    /// Send a signal to its process group.
-    Signal(i32, ReplySender),
-    /// Let its whole tree stand still.
-    Pause(ReplySender),
-    /// Let it go on.
-    Resume(ReplySender),
-    /// Write to its standard input; answered when all is in the pipe.
-    Input {
-        /// What to write.
-        bytes: Bytes,
-        /// Whether nothing follows.
-        eof: bool,
-        /// Who wants to know.
-        answer: ReplySender,
-    },
-    /// Tell its terminal its size.
-    Resize(TerminalSize, ReplySender),
     /// Follow it from now on.
     Attach(Box<Consumer>, ReplySender),
     /// The client of this holder has this much.
@@ -97,15 +74,10 @@ impl JobRequest {
     /// same, and a cancellation waits for no answer.
     fn is_abandoned(&self) -> bool {
         match self {
-            JobRequest::Signal(_, answer)
-            | JobRequest::Pause(answer)
-            | JobRequest::Resume(answer)
-            | JobRequest::Input { answer, .. }
-            | JobRequest::Resize(_, answer)
-            | JobRequest::Attach(_, answer)
-            | JobRequest::Withdraw { answer, .. } => answer.is_closed(),
+            JobRequest::Attach(_, answer) | JobRequest::Withdraw { answer, .. } => answer.is_closed(),
+            JobRequest::Control(_, answer) => answer.as_ref().is_some_and(ReplySender::is_closed),
             JobRequest::Describe(answer) => answer.is_closed(),
-            JobRequest::Cancel { .. } | JobRequest::Acknowledge(..) => false,
+            JobRequest::Acknowledge(..) => false,
         }
     }
 }
@@ -270,14 +242,14 @@ impl JobShared {
                     self.output_buffer.holds().check(claim).and_then(|()| self.output_buffer.acknowledge(offsets)),
                 );
             }
-            JobRequest::Withdraw { claim, grace_ms, reason, answer } => {
+            JobRequest::Withdraw { claim, cancel, answer } => {
                 let checked = match ending {
                     Some(_) => Err(ErrorObject::new(code::NOT_RUNNING, "it has ended")),
                     None => self.output_buffer.holds().check(claim),
                 };
                 let accepted = checked.is_ok();
                 let _ = answer.send(checked);
-                return accepted.then_some(JobRequest::Cancel { grace_ms, reason });
+                return accepted.then_some(JobRequest::Control(cancel, None));
             }
             JobRequest::Describe(answer) => {
                 self.asked_at = Instant::now();
@@ -331,18 +303,9 @@ impl JobShared {
 
 /// Refuses an ask that only a process can be asked.
 fn refuse(ask: JobRequest, why: &str) {
-    let error = || Err(ErrorObject::new(code::NOT_RUNNING, why));
-    match ask {
-        JobRequest::Signal(_, answer)
-        | JobRequest::Pause(answer)
-        | JobRequest::Resume(answer)
-        | JobRequest::Resize(_, answer)
-        | JobRequest::Withdraw { answer, .. }
-        | JobRequest::Input { answer, .. } => {
-            // Whoever asked may be gone.
-            let _ = answer.send(error());
-        }
-        JobRequest::Cancel { .. } | JobRequest::Attach(..) | JobRequest::Acknowledge(..) | JobRequest::Describe(_) => {}
+    if let JobRequest::Control(_, Some(answer)) | JobRequest::Withdraw { answer, .. } = ask {
+        // Whoever asked may be gone.
+        let _ = answer.send(Err(ErrorObject::new(code::NOT_RUNNING, why)));
     }
 }
 
@@ -405,7 +368,10 @@ mod tests {
         assert_eq!(body.output_buffer.holds().newest(), 1);
         let (answer, asker) = oneshot::channel();
         drop(asker);
-        assert!(body.common(JobRequest::Pause(answer), running, None).is_none(), "nor is anything else done");
+        assert!(
+            body.common(JobRequest::Control(ControlRequest::Pause, Some(answer)), running, None).is_none(),
+            "nor is anything else done"
+        );
         let (_other, asker) = attach(true, &mut body);
         assert_eq!(feed.dismissed.try_recv(), Ok(DismissReason::TakenOver));
         assert_eq!((asker.unwrap().try_recv(), body.output_buffer.holds().newest()), (Ok(Ok(())), 2));
@@ -416,9 +382,12 @@ mod tests {
         let (mut body, _feed) = body();
         let mut withdraw = |claim: Claim, ending: Option<&Outcome>| {
             let (answer, mut asker) = oneshot::channel();
-            let ask = JobRequest::Withdraw { claim, grace_ms: 7, reason: CancelReason::Canceled, answer };
+            let ask = JobRequest::Withdraw { claim, cancel: ControlRequest::cancel(7), answer };
             let left = body.common(ask, running, ending);
-            (matches!(left, Some(JobRequest::Cancel { grace_ms: 7, .. })), asker.try_recv().unwrap().is_ok())
+            (
+                matches!(left, Some(JobRequest::Control(ControlRequest::Cancel { grace_ms: 7, .. }, None))),
+                asker.try_recv().unwrap().is_ok(),
+            )
         };
         assert_eq!(withdraw(Claim::Number(2), None), (false, false));
         assert_eq!(withdraw(Claim::Number(1), None), (true, true));

@@ -15,7 +15,7 @@ use std::{
 use bytes::Bytes;
 use cc_executor_actors::{
     backend_api::BackendEvent,
-    protocol::method::Overflow,
+    protocol::execute::Overflow,
     rpc::{ErrorObject, code},
     stream::{Gap, GapReason, PerStream, Stream},
 };

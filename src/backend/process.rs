@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cc_executor_actors::protocol::method::TerminalSize;
+use cc_executor_actors::protocol::control::TerminalSize;
 use tokio::{
     io::{AsyncBufReadExt, BufReader, Lines},
     net::{

@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::BytesMut;
-use cc_executor_actors::protocol::method::TerminalSize;
+use cc_executor_actors::protocol::control::TerminalSize;
 use rustix::{
     fs::{Mode, OFlags},
     pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},

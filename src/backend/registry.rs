@@ -20,7 +20,7 @@ use cc_executor_actors::{
     clock::millis,
     id::{ExecutionId, InstanceId},
     outcome::{CancelReason, CancelReport, Outcome, Reason},
-    protocol::{CAPABILITIES, Limits, method::ExecutionSpec, notification::ServerInfo},
+    protocol::{CAPABILITIES, Limits, control::ControlRequest, execute::ExecutionSpec, notification::ServerInfo},
     rpc::{ErrorObject, code},
 };
 use log::debug;
@@ -405,8 +405,8 @@ impl Registry {
     pub fn health(&self) -> Health {
         let counts = self.counts();
         Health {
-            server: ServerInfo::THIS.name.to_owned(),
-            version: ServerInfo::THIS.version.to_owned(),
+            server: ServerInfo::THIS.name.into_owned(),
+            version: ServerInfo::THIS.version.into_owned(),
             instance: Some(self.instance),
             executors: self.config.executors.names(),
             default_executor: self.config.executors.default_name().to_owned(),
@@ -518,7 +518,8 @@ impl RegistryState {
     fn cancel(&mut self, id: ExecutionId, grace_ms: u64, now_ms: u64) {
         if let Some(live) = self.live(id, now_ms) {
             // A task that does not listen any more has failed.
-            let _ = live.task.send(JobRequest::Cancel { grace_ms, reason: CancelReason::Drained });
+            let cancel = ControlRequest::Cancel { grace_ms, reason: CancelReason::Drained };
+            let _ = live.task.send(JobRequest::Control(cancel, None));
         }
     }
 

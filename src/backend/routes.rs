@@ -10,15 +10,11 @@ use actix_web::{
 use bytes::Bytes;
 use cc_executor_actors::{
     agent::claude::{EXECUTOR, MAX_LINE},
-    backend_api::EXECUTION_ID_HEADER,
-    id::{ExecutionId, InstanceId, RequestId},
-    outcome::{CancelReason, CancelReport},
-    protocol::{
-        DEFAULT_GRACE_MS,
-        method::{ExecutionSpec, TerminalSize},
-    },
+    backend_api::{EXECUTION_ID_HEADER, ExecuteRequest, control as control_api},
+    id::{ExecutionId, InstanceId},
+    outcome::CancelReport,
+    protocol::{control::ControlRequest, execute::ExecutionSpec},
     rpc::{ErrorObject, code, params::Params},
-    signal::Signal,
     stream::PerStream,
 };
 use futures_util::stream;
@@ -54,12 +50,18 @@ pub fn configure(service: &mut web::ServiceConfig) {
         .route("/executions/{id}", web::delete().to(cancel))
         .route("/executions/{id}/stream", web::get().to(attach))
         .route("/executions/{id}/ack", web::post().to(acknowledge))
-        .route("/executions/{id}/signal", web::post().to(signal))
-        .route("/executions/{id}/pause", web::post().to(pause))
-        .route("/executions/{id}/resume", web::post().to(resume))
-        .route("/executions/{id}/resize", web::post().to(resize))
-        .route("/executions/{id}/stdin", web::post().to(input))
+        .configure(control_routes)
         .default_service(web::to(nothing_here));
+}
+
+fn control_routes(service: &mut web::ServiceConfig) {
+    for action in control_api::ACTIONS {
+        let route =
+            web::post().to(move |id: web::Path<String>, query: web::Query<Map<String, Value>>, bytes, registry| {
+                control(action, id, query.into_inner(), bytes, registry)
+            });
+        service.route(&format!("/executions/{{id}}/{action}"), route);
+    }
 }
 
 async fn health(registry: web::Data<Registry>) -> HttpResponse {
@@ -80,12 +82,12 @@ async fn nothing_here(request: HttpRequest) -> HttpResponse {
 
 async fn execute(request: HttpRequest, body: Bytes, registry: web::Data<Registry>) -> HttpResponse {
     let format = StreamFormat::of(&request);
-    run_in(&request, format, ExecuteRequest::read(&body, &registry), &registry).await
+    run_in(&request, format, ExecuteRequest::read(&body, &registry.limits()), &registry).await
 }
 
 /// For the original's callers: Claude's events as they come, and how it ended.
 async fn execute_claude(request: HttpRequest, body: Bytes, registry: web::Data<Registry>) -> HttpResponse {
-    let asked = ExecuteRequest::read(&body, &registry).and_then(|asked| match asked.run.executor.as_deref() {
+    let asked = ExecuteRequest::read(&body, &registry.limits()).and_then(|asked| match asked.run.executor.as_deref() {
         None | Some(EXECUTOR) => {
             let run = ExecutionSpec { executor: Some(EXECUTOR.to_owned()), ..asked.run };
             run.check_for(EXECUTOR).map(|()| ExecuteRequest { run, ..asked })
@@ -105,7 +107,7 @@ async fn run_in(
     registry: &web::Data<Registry>,
 ) -> HttpResponse {
     let begun = async {
-        let ExecuteRequest { run, instance, request: named } = asked?;
+        let ExecuteRequest { run, instance, request_id: named } = asked?;
         must_be_this(instance, registry)?;
         let (consumer, feed) = consumer_of(request, registry, format, PerStream::default());
         let subreapers = request.app_data::<web::Data<Subreapers>>().expect("every service of this role has it");
@@ -114,33 +116,6 @@ async fn run_in(
     match begun.await {
         Ok((id, feed)) => stream_of(request, registry, id, format, PerStream::default(), feed),
         Err(error) => refuse_by(registry, error),
-    }
-}
-
-/// What the body of a request for an execution says.
-struct ExecuteRequest {
-    run: ExecutionSpec,
-    /// The process of the backend that is meant.
-    instance: Option<InstanceId>,
-    /// The name of this request: a repetition of it has the same.
-    request: Option<RequestId>,
-}
-
-impl ExecuteRequest {
-    fn read(body: &[u8], registry: &Registry) -> Result<ExecuteRequest, ErrorObject> {
-        let mut map = read_object(body)?;
-        if let Some(command) = map.remove("command") {
-            if map.contains_key("question") {
-                return Err(ErrorObject::new(code::PARAMS, "command and question are two names of the same: send one"));
-            }
-            map.insert("question".to_owned(), command);
-        }
-        let mut fields = Params::new(map);
-        let instance = fields.parsed("instance", "a UUID")?;
-        let request = fields.parsed("requestId", "a UUID")?;
-        let run = ExecutionSpec::from_fields(&mut fields, "question", &registry.limits())?;
-        fields.finish()?;
-        Ok(ExecuteRequest { run, instance, request })
     }
 }
 
@@ -182,7 +157,7 @@ async fn begin(
         executor,
         timeout_ms: run.timeout_ms,
         stall_timeout_ms: run.stall_timeout_ms,
-        heartbeat: Duration::from_millis(run.heartbeat_ms),
+        heartbeat: Duration::from_millis(run.heartbeat_ms()),
         detach: run.detach,
         pty: run.pty,
         consumer_stall: config.consumer_stall,
@@ -341,14 +316,6 @@ async fn answer(registry: &Registry, work: impl Future<Output = Result<(), Error
     }
 }
 
-fn read_object(body: &[u8]) -> Result<Map<String, Value>, ErrorObject> {
-    match serde_json::from_slice(body) {
-        Ok(Value::Object(map)) => Ok(map),
-        Ok(_) => Err(ErrorObject::new(code::PARAMS, "the body must be a JSON object")),
-        Err(error) => Err(ErrorObject::new(code::PARAMS, format!("the body is not JSON: {error}"))),
-    }
-}
-
 async fn list(registry: web::Data<Registry>) -> HttpResponse {
     HttpResponse::Ok().json(json!({ "executions": registry.snapshots().await }))
 }
@@ -389,8 +356,7 @@ async fn cancel(
 
 /// What a cancellation says.
 struct CancelQuery {
-    grace_ms: u64,
-    reason: CancelReason,
+    cancel: ControlRequest,
     /// A gateway that gives its own request up cancels nothing that another one has by now.
     claim: Claim,
 }
@@ -398,23 +364,10 @@ struct CancelQuery {
 impl CancelQuery {
     fn read(query: &Map<String, Value>, registry: &Registry) -> Result<CancelQuery, ErrorObject> {
         let mut fields = Params::new(query.clone());
-        let limit = registry.limits().grace_ms;
-        let grace_ms = match fields.string("grace_ms")? {
-            None => DEFAULT_GRACE_MS,
-            Some(text) => text.parse().ok().filter(|grace_ms| *grace_ms <= limit).ok_or_else(|| {
-                ErrorObject::new(
-                    code::PARAMS,
-                    format!("grace_ms must be a whole number from 0 to {limit}, not {text:?}"),
-                )
-            })?,
-        };
-        let reason = match fields.one_of("reason", &["canceled", "drained"])? {
-            Some(1) => CancelReason::Drained,
-            _ => CancelReason::Canceled,
-        };
+        let cancel = control_api::read_cancel(&mut fields, &registry.limits())?;
         let claim = read_claim(&mut fields)?;
         fields.finish()?;
-        Ok(CancelQuery { grace_ms, reason, claim })
+        Ok(CancelQuery { cancel, claim })
     }
 
     /// Asks it of the execution; tells when the processes are gone.
@@ -423,12 +376,12 @@ impl CancelQuery {
         registry: &Registry,
         id: ExecutionId,
     ) -> Result<watch::Receiver<Option<CancelReport>>, ErrorObject> {
-        let CancelQuery { grace_ms, reason, claim } = *self;
-        if claim == Claim::Request(None) {
-            return registry.ask(id, JobRequest::Cancel { grace_ms, reason });
+        let CancelQuery { cancel, claim } = self;
+        if *claim == Claim::Request(None) {
+            return registry.ask(id, JobRequest::Control(cancel.clone(), None));
         }
         let (answer, answered) = oneshot::channel();
-        let gone = registry.ask(id, JobRequest::Withdraw { claim, grace_ms, reason, answer })?;
+        let gone = registry.ask(id, JobRequest::Withdraw { claim: *claim, cancel: cancel.clone(), answer })?;
         obeyed(id, answered).await.map(|()| gone)
     }
 }
@@ -441,55 +394,31 @@ async fn report(mut gone: watch::Receiver<Option<CancelReport>>) -> Result<Bytes
     Ok(Bytes::from(json!(report).to_string()))
 }
 
-async fn signal(id: web::Path<String>, body: Bytes, registry: web::Data<Registry>) -> HttpResponse {
-    answer(&registry, async {
-        let id = parse_id(&id)?;
-        let mut fields = Params::new(read_object(&body)?);
-        let signal = Signal::from_fields(&mut fields)?;
-        fields.finish()?;
-        asked(&registry, id, false, |answer| JobRequest::Signal(signal.number(), answer)).await?;
-        info!(event = "signal.sent", execution_id:% = id, signal = signal.name(); "signal sent");
-        Ok(())
-    })
-    .await
-}
-
-async fn pause(id: web::Path<String>, registry: web::Data<Registry>) -> HttpResponse {
-    answer(&registry, async { asked(&registry, parse_id(&id)?, false, JobRequest::Pause).await }).await
-}
-
-async fn resume(id: web::Path<String>, registry: web::Data<Registry>) -> HttpResponse {
-    answer(&registry, async { asked(&registry, parse_id(&id)?, false, JobRequest::Resume).await }).await
-}
-
-async fn resize(id: web::Path<String>, body: Bytes, registry: web::Data<Registry>) -> HttpResponse {
-    answer(&registry, async {
-        let id = parse_id(&id)?;
-        let mut fields = Params::new(read_object(&body)?);
-        let size = TerminalSize::from_fields(&mut fields)?;
-        fields.finish()?;
-        asked(&registry, id, false, |answer| JobRequest::Resize(size, answer)).await
-    })
-    .await
-}
-
-/// The answer comes when all is where the command can read it, however long that takes.
-async fn input(
+/// One of [`control_api::ACTIONS`].
+async fn control(
+    action: &'static str,
     id: web::Path<String>,
-    query: web::Query<Map<String, Value>>,
+    query: Map<String, Value>,
     bytes: Bytes,
     registry: web::Data<Registry>,
 ) -> HttpResponse {
     answer(&registry, async {
         let id = parse_id(&id)?;
-        let mut fields = Params::new(query.into_inner());
-        let eof = fields.one_of("eof", &["false", "true"])? == Some(1);
-        fields.finish()?;
-        let (answer, answered) = oneshot::channel();
-        registry.ask(id, JobRequest::Input { bytes, eof, answer })?;
-        answered.await.unwrap_or_else(|_| {
-            Err(ErrorObject::new(code::NOT_RUNNING, format!("execution {id} ended before it had read that")))
-        })
+        let request = control_api::read_action(action, query, bytes)?;
+        if matches!(request, ControlRequest::Stdin(_)) {
+            // The answer comes when all is where the command can read it, however long that takes.
+            let (answer, answered) = oneshot::channel();
+            registry.ask(id, JobRequest::Control(request, Some(answer)))?;
+            return answered.await.unwrap_or_else(|_| {
+                Err(ErrorObject::new(code::NOT_RUNNING, format!("execution {id} ended before it had read that")))
+            });
+        }
+        let signal = if let ControlRequest::Signal { signal } = &request { Some(*signal) } else { None };
+        asked(&registry, id, false, |answer| JobRequest::Control(request, Some(answer))).await?;
+        if let Some(signal) = signal {
+            info!(event = "signal.sent", execution_id:% = id, signal = signal.name(); "signal sent");
+        }
+        Ok(())
     })
     .await
 }

@@ -15,9 +15,13 @@ use actix_web::{HttpRequest, http::header};
 use bytes::Bytes;
 use cc_executor_actors::{
     backend_api::{BackendEvent, MULTIPLEXED, NDJSON, multiplex},
-    execution::text::Text,
     id::ExecutionId,
     outcome::Status,
+    output::{
+        OutputEncoder,
+        json_lines::{self, JsonLines},
+        splitter::Splitter,
+    },
     stream::PerStream,
 };
 use tokio::{
@@ -79,7 +83,7 @@ pub struct StreamBody {
     items: mpsc::Receiver<ConsumerItem>,
     /// Until the consumer's other end has gone, which it does after its last word.
     dismissed: Option<oneshot::Receiver<DismissReason>>,
-    lines: Text,
+    lines: Splitter<JsonLines>,
     events: claude::EventFormatter,
     id: ExecutionId,
     end: Option<StreamEnd>,
@@ -169,7 +173,7 @@ impl StreamBody {
         socket: Option<Rc<ConnectionHandle>>,
         streaming: StreamGuard,
     ) -> Self {
-        let lines = Text::json_lines(offsets);
+        let lines = json_lines::encoder(offsets);
         StreamBody {
             format,
             items,

@@ -1,20 +1,18 @@
 //! One WebSocket connection to a service.
 
-use std::{
-    borrow::Cow,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use actix_http::ws::{CloseCode, Codec, Frame, Message, ProtocolError};
 use awc::error::WsClientError;
 use cc_executor_actors::{
     protocol::{MAX_MESSAGE_TO_CLIENT, SUBPROTOCOL},
-    rpc::ErrorObject,
+    rpc,
 };
 use futures_util::{FutureExt, SinkExt, StreamExt};
-use serde::Deserialize;
-use serde_json::{Value, json, value::RawValue};
+use serde_json::Value;
 use tokio::time::{sleep_until, timeout};
+
+pub(super) use cc_executor_actors::rpc::ReceivedMessage;
 
 use super::{
     ClientError, PATIENCE, exit,
@@ -30,20 +28,6 @@ pub(super) struct Connection {
     frames: actix_codec::Framed<awc::BoxedSocket, Codec>,
     close_code: Option<u16>,
     silence: Silence,
-}
-
-/// A message of the service, as far as anything here looks at it.
-#[derive(Deserialize)]
-pub(super) struct ReceivedMessage<'a> {
-    #[serde(default)]
-    pub(super) id: Option<u64>,
-    #[serde(borrow)]
-    pub(super) method: Option<Cow<'a, str>>,
-    #[serde(borrow)]
-    pub(super) params: Option<&'a RawValue>,
-    #[serde(borrow)]
-    pub(super) result: Option<&'a RawValue>,
-    pub(super) error: Option<ErrorObject>,
 }
 
 /// What comes over a connection.
@@ -77,7 +61,7 @@ impl Connection {
 
     /// Calls a method.
     pub(super) async fn call(&mut self, id: u64, method: &str, params: Value) -> Result<(), ClientError> {
-        self.send(json!({ "jsonrpc": "2.0", "id": id, "method": method, "params": params }).to_string()).await
+        self.send(rpc::call_text(id, method, &params)).await
     }
 
     /// Sends a text as it is.

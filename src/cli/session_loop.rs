@@ -11,7 +11,7 @@ use cc_executor_actors::{
     clock::millis,
     id::ExecutionId,
     outcome::Outcome,
-    protocol::method::TerminalSize,
+    protocol::control::TerminalSize,
     rpc::{ErrorObject, code},
     stream::{PerStream, Stream},
 };

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use cc_executor_actors::protocol::method::TerminalSize;
+use cc_executor_actors::protocol::control::TerminalSize;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use tokio::time::Instant;
 

@@ -7,15 +7,19 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use cc_executor::gateway::frame_reader::FrameReader;
 use cc_executor_actors::{
-    agent::claude::progress::{EXIT_PATIENCE, ProgressTracker},
+    agent::claude::{
+        progress::{EXIT_PATIENCE, ProgressTracker},
+        text::EventReader,
+    },
     backend_api::multiplex::{Decoder, StreamPart},
     backend_client::body_end::BodyTracker,
-    execution::text::{EventStep, Text},
     id::ExecutionId,
-    protocol::{Framing, Limits, method::Method},
+    output::{AgentReader, EventStep, OutputEncoder, OutputOptions, json_lines},
+    protocol::{Framing, Limits, Method},
     rpc,
     session::phase::Incoming,
     stream::{PerStream, Stream},
+    ws,
 };
 use futures_util::{FutureExt, StreamExt, stream};
 use serde_json::Value;
@@ -89,11 +93,16 @@ pub fn body_end(data: &[u8]) {
     assert_eq!(whole.is_complete(), cut.is_complete());
 }
 
+/// The encoder of a WebSocket client that has nothing yet.
+fn encoder_of(framing: Framing, agent: Option<Box<dyn AgentReader>>) -> Box<dyn OutputEncoder> {
+    ws::encoder::encoder(OutputOptions { framing, offsets: PerStream::default(), agent })
+}
+
 /// No byte is lost, added or moved, in either framing.
 pub fn text(data: &[u8]) {
     for framing in [Framing::Chunk, Framing::Line] {
-        let mut text = Text::new(framing, PerStream::default());
-        let sent = feed(&mut text, data);
+        let mut text = encoder_of(framing, None);
+        let sent = feed(&mut *text, data);
         let (wire, offsets) = text.take();
         assert_eq!(offsets, sent.as_lengths());
         let mut got = PerStream::<Vec<u8>>::default();
@@ -106,7 +115,7 @@ pub fn text(data: &[u8]) {
 
 /// The same, as lines.
 pub fn json_lines(data: &[u8]) {
-    let mut text = Text::json_lines(PerStream::default());
+    let mut text = json_lines::encoder(PerStream::default());
     let sent = feed(&mut text, data);
     let (wire, _) = text.take();
     let mut got = PerStream::<Vec<u8>>::default();
@@ -136,9 +145,10 @@ pub fn claude(data: &[u8]) {
 
 /// The texts of all messages, one after the other.
 fn events<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
-    let mut text = Text::of_claude(Framing::Chunk, PerStream::default(), Some(ExecutionId::random()));
+    let reader = EventReader::new(Framing::Chunk, 0, Some(ExecutionId::random()));
+    let mut text = encoder_of(Framing::Chunk, Some(Box::new(reader)));
     let (mut got, mut fed, mut end) = (Vec::new(), 0, 0);
-    let mut step = |text: &mut Text| {
+    let mut step = |text: &mut dyn OutputEncoder| {
         while text.step() == EventStep::Done {}
         let (wire, offsets) = text.take();
         for message in raw_frames(&wire) {
@@ -155,10 +165,10 @@ fn events<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
     for piece in pieces {
         text.feed(Stream::Stdout, piece);
         fed += piece.len() as u64;
-        assert!(step(&mut text) <= fed);
+        assert!(step(&mut *text) <= fed);
     }
     text.finish(true);
-    assert_eq!(step(&mut text), fed);
+    assert_eq!(step(&mut *text), fed);
     got
 }
 
@@ -172,7 +182,7 @@ impl SentBytes {
 }
 
 /// Feeds the input in pieces, now to the one and now to the other stream.
-fn feed(text: &mut Text, data: &[u8]) -> SentBytes {
+fn feed(text: &mut dyn OutputEncoder, data: &[u8]) -> SentBytes {
     let mut sent = PerStream::<Vec<u8>>::default();
     for (n, piece) in pieces(data).enumerate() {
         let stream = if n % 5 == 4 { Stream::Stderr } else { Stream::Stdout };

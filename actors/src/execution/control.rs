@@ -1,5 +1,4 @@
-//! What is asked of an execution while it runs, besides its end: pause, signals, input, and the
-//! acknowledgements of its client.
+//! What is asked of an execution while it runs: control requests, and the acknowledgements of its client.
 
 use std::time::Instant;
 
@@ -9,14 +8,18 @@ use log::info;
 use tokio::sync::oneshot;
 
 use super::{
-    Execution, ExecutionState, ended,
-    messages::{Acknowledge, ControlRequest, ControlResult, ExecutionEvent, WriteStdin},
+    Cancellation, Execution, ExecutionState, ended,
+    messages::{Acknowledge, Control, ControlAnswer, ExecutionEvent},
 };
 use crate::{
     backend_api::StatusChange,
     backend_client::BackendError,
     outcome::{Scope, Status},
-    protocol::{MAX_INPUT_WAITING as MAX_WAITING, method::InputParams},
+    protocol::{
+        MAX_INPUT_WAITING as MAX_WAITING,
+        control::{ControlReply, ControlRequest},
+        input::InputParams,
+    },
     rpc::{ErrorObject, code},
     stream::PerStream,
 };
@@ -24,7 +27,7 @@ use crate::{
 /// Input that has not been sent, and who waits for that.
 pub(super) struct PendingInput {
     input: InputParams,
-    answer: oneshot::Sender<Result<usize, ErrorObject>>,
+    answer: oneshot::Sender<ControlAnswer>,
 }
 
 /// What the client has received, on its way to the backend: one request at a time, the newest next.
@@ -34,77 +37,85 @@ pub(super) struct Acknowledger {
     next: Option<PerStream<u64>>,
 }
 
-impl Handler<ControlRequest> for Execution {
-    type Result = ResponseFuture<ControlResult>;
+impl Handler<Control> for Execution {
+    type Result = ResponseFuture<ControlAnswer>;
 
-    fn handle(&mut self, steer: ControlRequest, ctx: &mut Self::Context) -> Self::Result {
-        match &self.state {
-            ExecutionState::Native => {
-                info!(event = "steer.requested", session_id:% = self.session, execution_id:% = self.id,
-                    what = steer.as_str(); "{} requested", steer.as_str());
-                let (backend, id) = (self.backend.clone(), self.id);
-                Box::pin(async move { steer.ask(&backend, id).await.map_err(BackendError::into_error) })
-            }
-            ExecutionState::Legacy(..) => Box::pin(std::future::ready(self.steer_original(steer, ctx))),
-            ExecutionState::Starting(_) | ExecutionState::Withdrawing(_) | ExecutionState::Ended => {
-                Box::pin(std::future::ready(Err(ended())))
-            }
+    fn handle(&mut self, Control(request): Control, ctx: &mut Self::Context) -> Self::Result {
+        match request {
+            ControlRequest::Cancel { grace_ms, reason } => self.cancel(Cancellation { grace_ms, reason }, ctx),
+            ControlRequest::Stdin(input) => self.write_stdin(input, ctx),
+            request => match &self.state {
+                ExecutionState::Native => {
+                    info!(event = "steer.requested", session_id:% = self.session, execution_id:% = self.id,
+                        what = request.name(); "{} requested", request.name());
+                    let (backend, id) = (self.backend.clone(), self.id);
+                    Box::pin(async move { backend.control(id, request).await.map_err(BackendError::into_error) })
+                }
+                ExecutionState::Legacy(..) => answered(self.control_legacy(&request, ctx)),
+                ExecutionState::Starting(_) | ExecutionState::Withdrawing(_) | ExecutionState::Ended => {
+                    answered(Err(ended()))
+                }
+            },
         }
     }
 }
 
-impl ControlRequest {
-    /// Has the backend do it, and gives the status that follows.
-    pub(crate) async fn ask(
-        self,
-        backend: &crate::backend_client::BackendClient,
-        id: crate::id::ExecutionId,
-    ) -> Result<Status, BackendError> {
-        match self {
-            ControlRequest::Pause => backend.pause(id).await.map(|()| Status::Paused),
-            ControlRequest::Resume => backend.resume(id).await.map(|()| Status::Running),
-            ControlRequest::Signal(signal) => backend.signal(id, signal).await.map(|()| Status::Running),
-            ControlRequest::Resize(size) => backend.resize(id, size).await.map(|()| Status::Running),
-        }
-    }
-
-    fn as_str(self) -> &'static str {
-        match self {
-            ControlRequest::Pause => "PAUSE",
-            ControlRequest::Resume => "RESUME",
-            ControlRequest::Signal(signal) => signal.name(),
-            ControlRequest::Resize(_) => "resize",
-        }
-    }
+/// An answer that is there at once.
+pub(super) fn answered(answer: ControlAnswer) -> ResponseFuture<ControlAnswer> {
+    Box::pin(std::future::ready(answer))
 }
 
 impl Execution {
     /// The legacy's image can hold back its output's delivery, and nothing else.
-    fn steer_original(&mut self, steer: ControlRequest, ctx: &mut Context<Self>) -> ControlResult {
+    fn control_legacy(&mut self, request: &ControlRequest, ctx: &mut Context<Self>) -> ControlAnswer {
         let ExecutionState::Legacy(legacy, _) = &self.state else { return Err(ended()) };
-        let change = match steer {
+        let change = match request {
             ControlRequest::Pause => StatusChange { status: Status::Paused, scope: Some(Scope::Delivery) },
             ControlRequest::Resume => StatusChange::to(Status::Running),
-            ControlRequest::Signal(_) | ControlRequest::Resize(_) => {
+            other => {
                 return Err(ErrorObject::new(
                     code::NOT_ALLOWED,
-                    format!("{}: this backend cannot do that, it can only be canceled", steer.as_str()),
+                    format!("{}: this backend cannot do that, it can only be canceled", other.name()),
                 ));
             }
         };
-        if legacy.pause(steer == ControlRequest::Pause, Instant::now()) {
+        if legacy.pause(change.status == Status::Paused, Instant::now()) {
             self.notice.tell(ExecutionEvent::Status(change));
             self.arm_timeout(ctx);
         }
-        Ok(change.status)
+        Ok(ControlReply::Status(change.status))
+    }
+
+    /// The answer comes when the command has room for all of it. When the execution ends first, the
+    /// waiting inputs end with this actor.
+    fn write_stdin(&mut self, input: InputParams, ctx: &mut Context<Self>) -> ResponseFuture<ControlAnswer> {
+        let refusal = match &self.state {
+            ExecutionState::Native => {
+                let waiting: usize = self.fed.iter().map(|fed| fed.input.data.len()).sum();
+                (waiting + input.data.len() > MAX_WAITING).then(|| too_much(waiting))
+            }
+            ExecutionState::Legacy(..) => {
+                Some(ErrorObject::new(code::NOT_ALLOWED, "input: this backend gives its commands no standard input"))
+            }
+            ExecutionState::Starting(_) | ExecutionState::Withdrawing(_) | ExecutionState::Ended => Some(ended()),
+        };
+        if let Some(error) = refusal {
+            return answered(Err(error));
+        }
+        let (answer, is_answered) = oneshot::channel();
+        self.fed.push_back(PendingInput { input, answer });
+        if self.fed.len() == 1 {
+            self.send_input(ctx);
+        }
+        Box::pin(async move { is_answered.await.unwrap_or_else(|_| Err(ended())) })
     }
 
     /// Sends the first input that waits; the others after it, so that their order is kept.
     fn send_input(&mut self, ctx: &mut Context<Self>) {
         let Some(fed) = self.fed.front() else { return };
         let (backend, id, input) = (self.backend.clone(), self.id, fed.input.clone());
-        let length = input.data.len();
-        let sent = async move { backend.input(id, input).await.map(|()| length).map_err(BackendError::into_error) };
+        let request = ControlRequest::Stdin(input);
+        let sent = async move { backend.control(id, request).await.map_err(BackendError::into_error) };
         ctx.spawn(sent.into_actor(self).map(|outcome, actor, ctx| {
             if let Some(fed) = actor.fed.pop_front() {
                 // A session that is gone needs no answer.
@@ -131,34 +142,6 @@ impl Execution {
             actor.acknowledging.under_way = false;
             actor.send_acknowledgement(ctx);
         }));
-    }
-}
-
-impl Handler<WriteStdin> for Execution {
-    type Result = ResponseFuture<Result<usize, ErrorObject>>;
-
-    /// The answer comes when the command has room for all of it. When the execution ends first, the
-    /// waiting inputs end with this actor.
-    fn handle(&mut self, WriteStdin(input): WriteStdin, ctx: &mut Self::Context) -> Self::Result {
-        let refusal = match &self.state {
-            ExecutionState::Native => {
-                let waiting: usize = self.fed.iter().map(|fed| fed.input.data.len()).sum();
-                (waiting + input.data.len() > MAX_WAITING).then(|| too_much(waiting))
-            }
-            ExecutionState::Legacy(..) => {
-                Some(ErrorObject::new(code::NOT_ALLOWED, "input: this backend gives its commands no standard input"))
-            }
-            ExecutionState::Starting(_) | ExecutionState::Withdrawing(_) | ExecutionState::Ended => Some(ended()),
-        };
-        if let Some(error) = refusal {
-            return Box::pin(std::future::ready(Err(error)));
-        }
-        let (answer, answered) = oneshot::channel();
-        self.fed.push_back(PendingInput { input, answer });
-        if self.fed.len() == 1 {
-            self.send_input(ctx);
-        }
-        Box::pin(async move { answered.await.unwrap_or_else(|_| Err(ended())) })
     }
 }
 

@@ -6,10 +6,14 @@ use bytes::Bytes;
 use crate::{
     backend_api::{Heartbeat, StatusChange, StreamInfo},
     id::ExecutionId,
-    outcome::{CancelReason, Outcome, Status},
-    protocol::method::{AttachParams, ExecuteParams, InputParams, TerminalSize},
+    outcome::{Outcome, Status},
+    output::NewEncoder,
+    protocol::{
+        attach::AttachParams,
+        control::{ControlReply, ControlRequest},
+        execute::ExecuteParams,
+    },
     rpc::ErrorObject,
-    signal::Signal,
     stream::{Gap, PerStream},
 };
 
@@ -22,14 +26,14 @@ pub enum ExecutionPurpose {
     Follow(AttachParams),
 }
 
-/// Output, encoded as WebSocket frames. The reply is the permission to go on.
+/// Output, encoded by the encoder that the parent has given. The reply is the permission to go on.
 #[derive(Message, Debug)]
 #[rtype(result = "()")]
-pub struct OutputFrames {
+pub struct EncodedOutput {
     /// Whose output.
     pub execution_id: ExecutionId,
-    /// Whole frames.
-    pub frames: Bytes,
+    /// Whole messages.
+    pub bytes: Bytes,
     /// Bytes of each stream up to here.
     pub offsets: PerStream<u64>,
 }
@@ -78,46 +82,25 @@ pub struct StreamStart {
     pub alive: Heartbeat,
 }
 
-/// Whom an execution tells.
+/// Whom an execution tells, and in which form.
 #[derive(Clone, Debug)]
 pub struct Parent {
+    /// Makes the encoder of its output.
+    pub encoder: NewEncoder,
     /// Takes output and gives credit.
-    pub output: Recipient<OutputFrames>,
+    pub output: Recipient<EncodedOutput>,
     /// Takes everything else.
     pub reports: Recipient<ExecutionReport>,
 }
 
-/// What becomes of an ask: the status that the execution then has.
-pub type ControlResult = Result<Status, ErrorObject>;
+/// Do this to the execution, or to its processes. Answered when the backend has accepted it; input is answered when
+/// all of it is in the pipe, in the order asked.
+#[derive(Message, Clone, PartialEq, Eq, Debug)]
+#[rtype(result = "ControlAnswer")]
+pub struct Control(pub ControlRequest);
 
-/// End the execution: TERM, then KILL after the grace. Answered when the backend has accepted it.
-#[derive(Message, Clone, Copy, Debug)]
-#[rtype(result = "ControlResult")]
-pub struct Cancel {
-    /// Milliseconds between TERM and KILL.
-    pub grace_ms: u64,
-    /// What the ending will say.
-    pub reason: CancelReason,
-}
-
-/// Do this to the execution's processes.
-#[derive(Message, Clone, Copy, PartialEq, Eq, Debug)]
-#[rtype(result = "ControlResult")]
-pub enum ControlRequest {
-    /// Let them stand still.
-    Pause,
-    /// Let them go on.
-    Resume,
-    /// Send a signal to the process group.
-    Signal(Signal),
-    /// Tell the terminal its size.
-    Resize(TerminalSize),
-}
-
-/// Write this to the command's standard input. Answered when all is in the pipe, in the order asked.
-#[derive(Message, Clone, Debug)]
-#[rtype(result = "Result<usize, ErrorObject>")]
-pub struct WriteStdin(pub InputParams);
+/// What came of a [`Control`].
+pub type ControlAnswer = Result<ControlReply, ErrorObject>;
 
 /// The client has received this much.
 #[derive(Message, Clone, Copy, Debug)]

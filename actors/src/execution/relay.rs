@@ -16,18 +16,17 @@ use tokio::time::{sleep, timeout_at};
 
 use super::{
     connect::{self, ConnectError, EventStream, NextPart},
-    events::EventStep,
     legacy::LegacyClocks,
-    messages::{ExecutionEvent, ExecutionReport, OutputFrames, Parent, StreamStart},
-    text::Text,
+    messages::{EncodedOutput, ExecutionEvent, ExecutionReport, Parent, StreamStart},
 };
 use crate::{
-    agent::claude::{self, progress::ProgressTracker},
+    agent::claude::{self, progress::ProgressTracker, text::EventReader},
     backend_api::{BackendEvent, StatusChange, multiplex::StreamPart},
     backend_client::{BackendClient, BackendError, BodyEnd, HoldIdentity, ResponseBody},
     clock::Stopwatch,
     id::ExecutionId,
     outcome::{Outcome, Reason, Status},
+    output::{AgentReader, EventStep, OutputEncoder, OutputOptions},
     protocol::Framing,
     stream::{Gap, PerStream, Stream as OutputStream},
 };
@@ -209,7 +208,7 @@ fn ending_of(claude: Option<&mut ProgressTracker>) -> Outcome {
 /// Where output goes.
 struct Relay {
     wiring: RelayConfig,
-    text: Text,
+    encoder: Box<dyn OutputEncoder>,
     /// How far each stream has come from the backend.
     fed: PerStream<u64>,
     fed_at: PerStream<Option<Instant>>,
@@ -222,13 +221,14 @@ struct Relay {
 impl Relay {
     fn new(wiring: RelayConfig) -> Self {
         let (framing, offsets) = (wiring.framing, wiring.offsets);
-        let text = match &wiring.claude {
-            None => Text::new(framing, offsets),
-            Some(wanted) => Text::of_claude(framing, offsets, wanted.then_some(wiring.id)),
+        let events_of = |wanted: bool| -> Box<dyn AgentReader> {
+            Box::new(EventReader::new(framing, offsets.stdout, wanted.then_some(wiring.id)))
         };
+        let agent = wiring.claude.map(events_of);
+        let encoder = (wiring.parent.encoder)(OutputOptions { framing, offsets, agent });
         Relay {
             wiring,
-            text,
+            encoder,
             told: offsets,
             fed: offsets,
             fed_at: PerStream::default(),
@@ -310,7 +310,7 @@ impl Relay {
     }
 
     async fn on_gap(&mut self, gap: Gap) -> Result<(), String> {
-        let told = self.text.skip(gap);
+        let told = self.encoder.skip(gap);
         *self.fed.get_mut(gap.stream) = gap.to;
         *self.fed_at.get_mut(gap.stream) = None;
         self.flush().await?;
@@ -338,19 +338,19 @@ impl Relay {
     }
 
     async fn feed(&mut self, stream: OutputStream, bytes: &Bytes) -> Result<(), String> {
-        self.text.feed(stream, bytes);
+        self.encoder.feed(stream, bytes);
         *self.fed.get_mut(stream) += bytes.len() as u64;
-        *self.fed_at.get_mut(stream) = self.text.has_unfinished_line(stream).then(Instant::now);
+        *self.fed_at.get_mut(stream) = self.encoder.has_unfinished_line(stream).then(Instant::now);
         self.step().await?;
-        if self.text.encoded_len() >= BATCH { self.flush().await } else { Ok(()) }
+        if self.encoder.encoded_len() >= BATCH { self.flush().await } else { Ok(()) }
     }
 
     /// Claude's events are encoded in small steps, so that of a long one not all is encoded at a time.
     async fn step(&mut self) -> Result<(), String> {
         loop {
-            match self.text.step() {
+            match self.encoder.step() {
                 EventStep::Dry => return Ok(()),
-                EventStep::Done if self.text.encoded_len() >= BATCH => self.flush().await?,
+                EventStep::Done if self.encoder.encoded_len() >= BATCH => self.flush().await?,
                 EventStep::Done => {}
                 EventStep::Gap(gap) => {
                     self.flush().await?;
@@ -365,12 +365,12 @@ impl Relay {
     /// actor is being stopped then.
     async fn flush(&mut self) -> Result<(), String> {
         // Claude's events move the offsets without a word, and the client is asked what has arrived by these.
-        if self.text.encoded_len() == 0 && self.text.offsets() == self.told {
+        if self.encoder.encoded_len() == 0 && self.encoder.offsets() == self.told {
             return Ok(());
         }
-        let (frames, offsets) = self.text.take();
+        let (bytes, offsets) = self.encoder.take();
         self.told = offsets;
-        let output = OutputFrames { execution_id: self.wiring.id, frames: Bytes::from(frames), offsets };
+        let output = EncodedOutput { execution_id: self.wiring.id, bytes: Bytes::from(bytes), offsets };
         let sent = pin!(self.wiring.parent.output.send(output));
         tokio::select! {
             biased;
@@ -410,7 +410,7 @@ impl Relay {
             let fed_at = self.fed_at.get_mut(stream);
             if fed_at.is_some_and(|at| at + QUIET <= now) {
                 *fed_at = None;
-                self.text.flush_quiet(stream);
+                self.encoder.flush_quiet(stream);
             }
         }
         self.flush().await
@@ -418,7 +418,7 @@ impl Relay {
 
     /// Nothing more will come: the execution has ended, or is followed no further.
     async fn finish(&mut self, ended: bool) -> Result<(), String> {
-        self.text.finish(ended);
+        self.encoder.finish(ended);
         self.step().await?;
         self.flush().await
     }

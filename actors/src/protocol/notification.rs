@@ -1,9 +1,12 @@
 //! What the server says without being asked.
 
-use serde::{Serialize, Serializer, ser::SerializeStruct};
+use std::borrow::Cow;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser::SerializeStruct};
+use serde_json::{Value, value::RawValue};
 
 use super::Limits;
-use crate::rpc::{ErrorObject, Response};
+use crate::rpc::{ErrorObject, Id, Response};
 use crate::{
     id::{ExecutionId, InstanceId, SessionId},
     outcome::{Outcome, Scope, Status},
@@ -11,7 +14,7 @@ use crate::{
 };
 
 /// One message to the client. Output is not among them: it is encoded where it is cut, see
-/// [`crate::execution::text`].
+/// [`crate::output`].
 #[derive(Clone, PartialEq, Debug)]
 pub enum ServerMessage {
     /// The answer to a request.
@@ -44,6 +47,46 @@ impl Serialize for ServerMessage {
     }
 }
 
+impl<'de> Deserialize<'de> for ServerMessage {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let message = RawMessage::deserialize(deserializer)?;
+        let outcome = match (message.method, message.result, message.error) {
+            (Some(method), None, None) => return ServerMessage::of(&method, message.params).map_err(de::Error::custom),
+            (None, Some(result), None) => Ok(result),
+            (None, None, Some(error)) => Err(error),
+            _ => return Err(de::Error::custom("neither a notification nor a response")),
+        };
+        let id = message.id.ok_or_else(|| de::Error::missing_field("id"))?;
+        Ok(ServerMessage::Response(Response { id, outcome }))
+    }
+}
+
+/// A message of the server, before its parameters are read.
+#[derive(Deserialize)]
+struct RawMessage {
+    id: Option<Id>,
+    method: Option<String>,
+    #[serde(default)]
+    params: Value,
+    result: Option<Value>,
+    error: Option<ErrorObject>,
+}
+
+impl ServerMessage {
+    /// Reads a notification. `output` and `event` are not among them, see [`OutputNotice`] and [`EventNotice`].
+    fn of(method: &str, params: Value) -> serde_json::Result<Self> {
+        Ok(match method {
+            "connected" => ServerMessage::Connected(serde_json::from_value(params)?),
+            "statusUpdate" if params.get("reason").is_some() => ServerMessage::Ended(serde_json::from_value(params)?),
+            "statusUpdate" => ServerMessage::Progress(serde_json::from_value(params)?),
+            "gap" => ServerMessage::Gap(serde_json::from_value(params)?),
+            "detached" => ServerMessage::Detached(serde_json::from_value(params)?),
+            "error" => ServerMessage::Error(serde_json::from_value(params)?),
+            other => return Err(de::Error::custom(format_args!("unknown notification {other:?}"))),
+        })
+    }
+}
+
 fn notification<S: Serializer>(serializer: S, method: &str, params: &impl Serialize) -> Result<S::Ok, S::Error> {
     let mut object = serializer.serialize_struct("Notification", 3)?;
     object.serialize_field("jsonrpc", "2.0")?;
@@ -53,7 +96,7 @@ fn notification<S: Serializer>(serializer: S, method: &str, params: &impl Serial
 }
 
 /// Params of `connected`.
-#[derive(Clone, PartialEq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Connected {
     /// The session's id, as it stands in the logs.
@@ -66,7 +109,7 @@ pub struct Connected {
     pub executors: Option<Vec<String>>,
     /// The backend's instance, which a repeated `execute` names. Absent where `executors` is `None`, and with the
     /// original's image.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", default)]
     pub instance: Option<InstanceId>,
     /// What a client may ask for.
     pub limits: Limits,
@@ -75,21 +118,22 @@ pub struct Connected {
 }
 
 /// Name and version of the server.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct ServerInfo {
     /// Always `cc-executor`.
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// The package's version.
-    pub version: &'static str,
+    pub version: Cow<'static, str>,
 }
 
 impl ServerInfo {
     /// This build.
-    pub const THIS: ServerInfo = ServerInfo { name: "cc-executor", version: env!("CARGO_PKG_VERSION") };
+    pub const THIS: ServerInfo =
+        ServerInfo { name: Cow::Borrowed("cc-executor"), version: Cow::Borrowed(env!("CARGO_PKG_VERSION")) };
 }
 
 /// Whether the backend was heard lately.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BackendHealth {
     /// It was.
@@ -99,7 +143,7 @@ pub enum BackendHealth {
 }
 
 /// Params of a `statusUpdate` that is not the last.
-#[derive(Clone, PartialEq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct StatusUpdate {
     /// Which execution.
@@ -107,10 +151,10 @@ pub struct StatusUpdate {
     /// Its status.
     pub status: Status,
     /// Its place in the queue, while it is QUEUED.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", default)]
     pub position: Option<u64>,
     /// What stands still, while it is PAUSED.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", default)]
     pub scope: Option<Scope>,
     /// Milliseconds since RUNNING.
     pub elapsed_ms: u64,
@@ -119,22 +163,22 @@ pub struct StatusUpdate {
     /// Bytes of each stream that were sent to this client.
     pub offsets: PerStream<u64>,
     /// Whether all of its processes are stopped, by whomever.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     pub stopped: bool,
     /// Whether the backend was heard lately.
     pub backend: BackendHealth,
     /// Milliseconds left until the total time-out; `None` without one.
     pub deadline_ms: Option<u64>,
     /// What Claude is doing.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", default)]
     pub activity: Option<String>,
     /// How often Claude's model has answered.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", default)]
     pub turns: Option<u32>,
 }
 
 /// Params of the final `statusUpdate`.
-#[derive(Clone, PartialEq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct FinalStatus {
     /// Which execution.
     #[serde(rename = "executionId")]
@@ -145,7 +189,7 @@ pub struct FinalStatus {
 }
 
 /// Params of `gap`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct GapNotice {
     /// Which execution.
     #[serde(rename = "executionId")]
@@ -161,24 +205,126 @@ pub struct GapNotice {
 }
 
 /// Params of `detached`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DetachedNotice {
     /// Which execution.
     pub execution_id: ExecutionId,
-    /// Why: always `taken_over`.
-    pub reason: &'static str,
+    /// Why.
+    pub reason: DetachReason,
     /// What was sent of each stream to this client, in bytes.
     pub offsets: PerStream<u64>,
 }
 
+/// Why a client follows its execution no further.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DetachReason {
+    /// Another client follows it now.
+    TakenOver,
+}
+
+/// Params of `output`. The server writes them by hand, see [`crate::output`]; a test reads them with this.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct OutputNotice<'a> {
+    /// Of which stream.
+    pub r#type: Stream,
+    /// The bytes, where they are UTF-8.
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    pub content: Option<Cow<'a, str>>,
+    /// The bytes in base64, where they are not.
+    #[serde(borrow, rename = "contentBase64", default, skip_serializing_if = "Option::is_none")]
+    pub content_base64: Option<Cow<'a, str>>,
+    /// The stream's offset after them.
+    pub end: u64,
+}
+
+/// Params of `event`. The server writes them by hand, too.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct EventNotice<'a> {
+    /// Whose event.
+    #[serde(rename = "executionId")]
+    pub execution_id: ExecutionId,
+    /// The agent's event as it came.
+    #[serde(borrow)]
+    pub event: &'a RawValue,
+    /// The offset of standard output after it.
+    #[serde(default)]
+    pub end: u64,
+}
+
 /// Params of `error`.
-#[derive(Clone, PartialEq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct ErrorNotice {
     /// What failed.
     #[serde(flatten)]
     pub error: ErrorObject,
     /// The execution that it concerns, if one.
-    #[serde(rename = "executionId", skip_serializing_if = "Option::is_none")]
+    #[serde(rename = "executionId", skip_serializing_if = "Option::is_none", default)]
     pub execution_id: Option<ExecutionId>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        outcome::{CancelReport, Reason},
+        protocol::{CAPABILITIES, VERSION},
+    };
+
+    #[test]
+    fn a_client_reads_each_message_as_the_server_wrote_it() {
+        let execution_id = ExecutionId::random();
+        let progress = StatusUpdate {
+            execution_id,
+            status: Status::Paused,
+            position: None,
+            scope: Some(Scope::Process),
+            elapsed_ms: 1,
+            since_output_ms: 2,
+            offsets: PerStream { stdout: 3, stderr: 4 },
+            stopped: true,
+            backend: BackendHealth::Silent,
+            deadline_ms: None,
+            activity: Some("tool: Bash".to_owned()),
+            turns: Some(5),
+        };
+        let ending = Outcome {
+            exit_code: Some(3),
+            cancel: Some(CancelReport::unknown(6)),
+            ..Outcome::failed(Reason::Timeout, "the total time-out passed")
+        };
+        let error = ErrorObject::new(-32010, "gone").with(serde_json::json!({ "reason": "backend_lost" }));
+        for message in [
+            ServerMessage::Response(Response { id: 7.into(), outcome: Ok(serde_json::json!({ "accepted": 1 })) }),
+            ServerMessage::Response(Response { id: 8.into(), outcome: Err(error.clone()) }),
+            ServerMessage::Connected(Connected {
+                session_id: SessionId::random(),
+                protocol: VERSION,
+                server: ServerInfo::THIS,
+                executors: Some(vec!["shell".to_owned()]),
+                instance: Some(InstanceId::random()),
+                limits: Limits::default(),
+                capabilities: CAPABILITIES.iter().map(|name| (*name).to_owned()).collect(),
+            }),
+            ServerMessage::Progress(progress),
+            ServerMessage::Ended(FinalStatus { execution_id, ending }),
+            ServerMessage::Gap(GapNotice {
+                execution_id,
+                r#type: Stream::Stderr,
+                from: 1,
+                to: 2,
+                reason: GapReason::Dropped,
+            }),
+            ServerMessage::Detached(DetachedNotice {
+                execution_id,
+                reason: DetachReason::TakenOver,
+                offsets: PerStream::default(),
+            }),
+            ServerMessage::Error(ErrorNotice { error, execution_id: Some(execution_id) }),
+        ] {
+            let text = serde_json::to_string(&message).unwrap();
+            assert_eq!(serde_json::from_str::<ServerMessage>(&text).unwrap(), message, "{text}");
+        }
+    }
 }

@@ -20,6 +20,24 @@ impl Params {
         Params { map }
     }
 
+    /// All fields of the object that a body is.
+    ///
+    /// # Errors
+    ///
+    /// The body is not a JSON object.
+    pub fn of_body(body: &[u8]) -> Result<Self, ErrorObject> {
+        match serde_json::from_slice(body) {
+            Ok(Value::Object(map)) => Ok(Params::new(map)),
+            Ok(_) => Err(ErrorObject::new(code::PARAMS, "the body must be a JSON object")),
+            Err(error) => Err(ErrorObject::new(code::PARAMS, format!("the body is not JSON: {error}"))),
+        }
+    }
+
+    /// Whether there is such a field, be it `null`.
+    pub fn has(&self, name: &str) -> bool {
+        self.map.contains_key(name)
+    }
+
     /// Takes a field. `null` is the same as absent.
     pub fn take(&mut self, name: &str) -> Option<Value> {
         self.map.remove(name).filter(|value| !value.is_null())

@@ -5,6 +5,7 @@
 
 mod current;
 mod open;
+mod requests;
 
 use std::time::Instant;
 
@@ -16,11 +17,13 @@ pub use self::open::Open;
 use crate::{
     backend_client::BackendKind,
     close::{CloseCode, CloseReason},
-    execution::messages::{ControlRequest, ExecutionReport},
+    execution::messages::ExecutionReport,
     id::{ExecutionId, SessionId},
     protocol::{
         CAPABILITIES, Limits, VERSION,
-        method::{AttachParams, ExecuteParams, InputParams},
+        attach::AttachParams,
+        control::ControlRequest,
+        execute::ExecuteParams,
         notification::{Connected, ErrorNotice, ServerInfo, ServerMessage, StatusUpdate},
     },
     rpc::{ErrorObject, Id},
@@ -135,19 +138,10 @@ pub enum Effect {
     Follow(AttachParams),
     /// Repeat the newest status this often, in milliseconds.
     Beat(u64),
-    /// End the session's execution; the answer is owed to this request.
-    Cancel {
-        /// Who asked.
-        id: Option<Id>,
-        /// Milliseconds between TERM and KILL.
-        grace_ms: u64,
-    },
     /// End the session's execution because the service goes away.
     Drain,
-    /// Pause, resume, signal or resize the session's execution.
-    Steer(Option<Id>, ControlRequest),
-    /// Write to its standard input.
-    Feed(Option<Id>, InputParams),
+    /// Ask this of the session's execution; the answer is owed to this request.
+    Control(Option<Id>, ControlRequest),
     /// Say what the client has received.
     Acknowledge(PerStream<u64>),
     /// Say the same of an execution that has ended, in the name of the hold that it had.
@@ -159,15 +153,10 @@ pub enum Effect {
 }
 
 /// What is asked about an execution of somebody else.
-#[derive(Clone, Copy, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub enum ByIdRequest {
-    /// End it.
-    Cancel {
-        /// Milliseconds between TERM and KILL.
-        grace_ms: u64,
-    },
-    /// Pause, resume or signal it.
-    Steer(ControlRequest),
+    /// Do this to it.
+    Control(ControlRequest),
     /// Ask how it is.
     Status,
 }

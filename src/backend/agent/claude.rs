@@ -9,7 +9,7 @@ use std::{
 };
 
 use cc_executor_actors::{
-    protocol::method::{ClaudeOptions, ExecutionSpec},
+    protocol::execute::{ClaudeOptions, ExecutionSpec},
     rpc::{ErrorObject, code},
 };
 use serde_json::json;

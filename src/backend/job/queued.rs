@@ -5,6 +5,7 @@ use std::time::Instant;
 use cc_executor_actors::{
     backend_api::{BackendEvent, Heartbeat},
     outcome::{CancelReport, Outcome, Reason, Status},
+    protocol::control::ControlRequest,
 };
 use log::info;
 
@@ -42,7 +43,9 @@ pub(super) async fn wait_for_turn(body: &mut JobShared, slot: &mut Slot) -> Resu
             biased;
             () = slot.turn_changed() => {}
             ask = body.asks.recv() => match ask.and_then(|ask| body.common(ask, || stand, None)) {
-                Some(JobRequest::Cancel { reason, .. }) => return Err(canceled(reason.into(), slot)),
+                Some(JobRequest::Control(ControlRequest::Cancel { reason, .. }, _)) => {
+                    return Err(canceled(reason.into(), slot));
+                }
                 Some(ask) => refuse(ask, "it still waits in the queue: only CANCEL reaches it"),
                 None => {}
             },

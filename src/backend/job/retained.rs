@@ -10,7 +10,7 @@ use cc_executor_actors::{
     backend_api::{BackendEvent, Heartbeat},
     id::{ExecutionId, InstanceId},
     outcome::Outcome,
-    protocol::method::{DetachOptions, Overflow},
+    protocol::execute::{DetachOptions, Overflow},
 };
 use log::debug;
 

@@ -16,11 +16,15 @@ use cc_executor_actors::{
     backend_api::{BackendEvent, Heartbeat, StatusChange},
     clock::{Stopwatch, millis},
     outcome::{Outcome, Status},
-    protocol::method::TerminalSize,
+    protocol::{
+        control::{ControlRequest, TerminalSize},
+        input::InputParams,
+    },
     rpc::{ErrorObject, code},
     stream::Stream,
 };
 use log::{info, warn};
+use tokio::sync::oneshot;
 
 pub(super) use super::outcome::EndCause;
 use super::{
@@ -420,35 +424,52 @@ impl RunningJob {
         let now = Instant::now();
         let stand = self.stand(&body.terms, now);
         let Some(ask) = body.common(ask, || stand, None) else { return };
-        let is_running = matches!(self.life, Life::Running { .. });
         match ask {
-            JobRequest::Cancel { grace_ms, reason } => self.end(EndCause::Asked(reason), grace_ms, body),
+            JobRequest::Control(ControlRequest::Cancel { grace_ms, reason }, _) => {
+                self.end(EndCause::Asked(reason), grace_ms, body);
+            }
             ask if matches!(self.life, Life::Leftovers { .. }) => refuse(ask, "its command has ended"),
-            ask @ (JobRequest::Signal(..) | JobRequest::Pause(_) | JobRequest::Resume(_))
-                if matches!(self.life, Life::Starting) =>
-            {
-                refuse(ask, "it has not started yet: only CANCEL reaches it");
-            }
-            ask @ (JobRequest::Pause(_) | JobRequest::Resume(_)) if !is_running => refuse(ask, "it is being ended"),
-            ask @ (JobRequest::Signal(..) | JobRequest::Pause(_) | JobRequest::Resume(_))
-                if !self.line.is_listening() =>
-            {
-                refuse(ask, "its shim does not answer: try again in a moment, or cancel it");
-            }
-            JobRequest::Signal(number, answer) => {
-                self.line.order(Order::Signal { number });
-                let _ = answer.send(Ok(()));
-            }
-            JobRequest::Pause(answer) => self.steer(Order::Pause, answer),
-            JobRequest::Resume(answer) => self.steer(Order::Resume, answer),
-            JobRequest::Input { bytes, eof, answer } => self.input.take(self.ended(bytes, eof), eof, answer),
-            JobRequest::Resize(size, answer) => {
-                let _ = answer.send(self.resize(size));
-            }
+            JobRequest::Control(request, answer) => match self.refusal(&request) {
+                Some(why) => refuse(JobRequest::Control(request, answer), why),
+                None => self.control(request, answer.unwrap_or_else(|| oneshot::channel().0)),
+            },
             JobRequest::Attach(..)
             | JobRequest::Acknowledge(..)
             | JobRequest::Describe(_)
             | JobRequest::Withdraw { .. } => {}
+        }
+    }
+
+    /// Why a request cannot be carried out now. What the backend does itself it can do in every state.
+    fn refusal(&self, request: &ControlRequest) -> Option<&'static str> {
+        if matches!(request, ControlRequest::Stdin(_) | ControlRequest::Resize(_)) {
+            return None;
+        }
+        let pauses = matches!(request, ControlRequest::Pause | ControlRequest::Resume);
+        if matches!(self.life, Life::Starting) {
+            return Some("it has not started yet: only CANCEL reaches it");
+        }
+        if pauses && !matches!(self.life, Life::Running { .. }) {
+            return Some("it is being ended");
+        }
+        (!self.line.is_listening()).then_some("its shim does not answer: try again in a moment, or cancel it")
+    }
+
+    fn control(&mut self, request: ControlRequest, answer: ReplySender) {
+        match request {
+            ControlRequest::Stdin(InputParams { data, eof }) => self.input.take(self.ended(data, eof), eof, answer),
+            ControlRequest::Resize(size) => {
+                let _ = answer.send(self.resize(size));
+            }
+            // The shim answers these with a fact.
+            ControlRequest::Pause | ControlRequest::Resume => {
+                self.line.order(Order::Control(request));
+                self.steered.push_back(answer);
+            }
+            request => {
+                self.line.order(Order::Control(request));
+                let _ = answer.send(Ok(()));
+            }
         }
     }
 
@@ -458,12 +479,6 @@ impl RunningJob {
             Some(terminal) if eof => [&bytes[..], &[terminal.end_of_file()]].concat().into(),
             _ => bytes,
         }
-    }
-
-    /// Gives an order that the shim answers with a fact.
-    fn steer(&mut self, order: Order, answer: ReplySender) {
-        self.line.order(order);
-        self.steered.push_back(answer);
     }
 
     fn resize(&self, size: TerminalSize) -> Result<(), ErrorObject> {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use cc_executor_actors::{
     id::RequestId,
     outcome::{Outcome, Reason, Status},
-    protocol::method::ExecutionSpec,
+    protocol::execute::ExecutionSpec,
     stream::PerStream,
 };
 use sha2::{Digest, Sha256};
@@ -173,7 +173,10 @@ fn from_hex(hex: &str) -> Option<Sha> {
 mod tests {
     use cc_executor_actors::{
         outcome::{CancelReport, Evidence},
-        protocol::method::{ClaudeOptions, DetachOptions, Overflow, TerminalSize},
+        protocol::{
+            control::TerminalSize,
+            execute::{ClaudeOptions, DetachOptions, Overflow},
+        },
     };
     use proptest::prelude::*;
 
@@ -192,7 +195,7 @@ mod tests {
             ("pty", |run| run.pty = Some(TerminalSize { rows: 1, cols: 2 })),
             ("timeoutMs", |run| run.timeout_ms = Some(1)),
             ("stallTimeoutMs", |run| run.stall_timeout_ms = Some(1)),
-            ("heartbeatMs", |run| run.heartbeat_ms += 1),
+            ("heartbeatMs", |run| run.heartbeat_ms = Some(1)),
             ("onDisconnect, detachMs or overflow", |run| {
                 run.detach = Some(DetachOptions { detach_ms: 1, overflow: Overflow::Wait });
             }),

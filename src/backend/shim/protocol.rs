@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use cc_executor_actors::outcome::Evidence;
+use cc_executor_actors::{outcome::Evidence, protocol::control::ControlRequest};
 use serde::{Deserialize, Serialize};
 
 /// An order with its number, which the shim's acknowledgement repeats.
@@ -20,15 +20,9 @@ pub struct NumberedOrder {
 pub enum Order {
     /// Start the command. Always the first order.
     Run(Box<JobSpec>),
-    /// Send a signal to the command's process group.
-    Signal {
-        /// Its number.
-        number: i32,
-    },
-    /// Stop the whole tree.
-    Pause,
-    /// Continue it.
-    Resume,
+    /// Carry out PAUSE, RESUME or SIGNAL. The backend itself serves the terminal and standard input, and turns a CANCEL
+    /// into an end.
+    Control(ControlRequest),
     /// Report whether all processes of the tree are stopped.
     Inspect,
     /// End the tree: TERM now, KILL after the grace.

@@ -9,9 +9,9 @@ use cc_executor_actors::{
         ClaudeEvent,
         lines::{EventLine, LineSplitter},
     },
-    execution::text::partial_char,
     id::ExecutionId,
     outcome::{Outcome, Status},
+    output::partial_char,
     stream::{Gap, PerStream, Stream},
 };
 use serde_json::{Value, json};

@@ -1,12 +1,13 @@
 //! Checks that the output of many kinds of commands arrives unchanged.
 
+use cc_executor_actors::outcome::{Reason, Status};
 use serde_json::{Value, json};
 
 use super::{
     failure::{CheckFailure, ensure, wrong},
     probe::Probe,
     session::CheckSession,
-    transcript::Transcript,
+    transcript::{Transcript, status_of},
 };
 
 /// Runs one command whose output can only be known by running it.
@@ -18,9 +19,9 @@ pub(super) async fn basic(probe: &Probe) -> Result<String, CheckFailure> {
             story.exited_with(0)?;
             let said = story.streams.stdout.text();
             ensure!(said == "RESULT:::168\n", "the answer should be RESULT:::168, and is {said:?}");
-            let first = story.updates.first().map(|(_, update)| update["status"].clone());
-            let fine = first.as_ref().is_some_and(|status| status == "RUNNING" || status == "QUEUED");
-            ensure!(fine, "the first status should be RUNNING or QUEUED, and is {first:?}");
+            let first = story.updates.first().and_then(|(_, update)| status_of(update));
+            let fine = matches!(first, Some(Status::Running | Status::Queued));
+            ensure!(fine, "the first status should be RUNNING or QUEUED, and is {:?}", first.map(Status::as_str));
             Ok(said.trim().to_owned())
         })
         .await
@@ -91,7 +92,7 @@ const CASES: &[CommandCase] = &[
         name: "a command ended by a signal",
         command: "kill -9 $$",
         judge: |story| {
-            story.ended_as("FAILED", "signal")?;
+            story.ended_as(Status::Failed, Reason::Signal)?;
             ensure!(story.end["signal"] == "SIGKILL", "the signal should be SIGKILL, and is {}", story.end["signal"]);
             story.is_whole()
         },

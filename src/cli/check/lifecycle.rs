@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use cc_executor_actors::outcome::{Reason, Status};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
@@ -10,7 +11,7 @@ use super::{
     probe::Probe,
     process_scan::ProcessMark,
     session::{CADENCE, CheckSession},
-    transcript::Transcript,
+    transcript::{Transcript, status_of},
 };
 
 const UNKNOWN_EXECUTION: i64 = -32006;
@@ -49,7 +50,7 @@ async fn cancel_one(
     ensure!(answer["executionId"] == story.id.as_str(), "CANCEL is answered with {}", shown(&answer));
     session.finish(&mut story).await?;
     let took = since.elapsed();
-    story.ended_as("CANCELLED", "canceled")?;
+    story.ended_as(Status::Cancelled, Reason::Canceled)?;
     let cancel = &story.end["cancel"];
     ensure!(cancel["verified"] == true, "its processes are not proven gone: {}", shown(&story.end));
     ensure!(cancel["escalated"] == escalated, "escalated should be {escalated}: {}", shown(cancel));
@@ -79,8 +80,8 @@ pub(super) async fn races(probe: &Probe) -> Result<String, CheckFailure> {
                 }
                 let Some(end) = ended(probe, watcher, &story.id).await? else { continue };
                 ensure!(
-                    end["status"] == "CANCELLED"
-                        && end["reason"] == "disconnected"
+                    status_of(&end) == Some(Status::Cancelled)
+                        && end["reason"] == Reason::Disconnected.as_str()
                         && end["cancel"]["verified"] == true,
                     "left after {so_far} bytes, it ended as {}",
                     shown(&end)
@@ -135,7 +136,7 @@ pub(super) async fn limits(probe: &Probe) -> Result<String, CheckFailure> {
         .within(async |session| {
             let n_refused = refuses(probe, session).await?;
             two_at_once(probe, session).await?;
-            for (limit, reason) in [("timeoutMs", "timeout"), ("stallTimeoutMs", "stalled")] {
+            for (limit, reason) in [("timeoutMs", Reason::Timeout), ("stallTimeoutMs", Reason::Stalled)] {
                 probe.doing(limit);
                 let story = session.run(json!({ "command": "sleep 1000", limit: 300 })).await?;
                 timed_out(&story, reason).map_err(|problem| problem.of(limit))?;
@@ -182,11 +183,11 @@ async fn two_at_once(probe: &Probe, session: &mut CheckSession<'_>) -> Result<()
     }
     session.ask("control", json!({ "type": "CANCEL" })).await?;
     session.finish(&mut story).await?;
-    story.ended_as("CANCELLED", "canceled")
+    story.ended_as(Status::Cancelled, Reason::Canceled)
 }
 
-fn timed_out(story: &Transcript, reason: &str) -> Result<(), CheckFailure> {
-    story.ended_as("FAILED", reason)?;
+fn timed_out(story: &Transcript, reason: Reason) -> Result<(), CheckFailure> {
+    story.ended_as(Status::Failed, reason)?;
     ensure!(story.errors.iter().any(|error| error["code"] == -32012), "no error -32012 came before the end");
     Ok(())
 }

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use cc_executor_actors::stream::Stream;
+use cc_executor_actors::{
+    outcome::{Reason, Status},
+    stream::Stream,
+};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
@@ -10,7 +13,7 @@ use super::{
     failure::{CheckFailure, ensure, wrong},
     probe::Probe,
     session::CheckSession,
-    transcript::Transcript,
+    transcript::{Transcript, status_of},
 };
 
 /// Checks that this is what `seq 1 N` writes.
@@ -83,7 +86,7 @@ pub(super) async fn heartbeat(probe: &Probe) -> Result<String, CheckFailure> {
 /// The bounds leave room for a loaded machine.
 fn beats(story: &Transcript) -> Result<usize, CheckFailure> {
     const LONGEST_GAP: Duration = Duration::from_secs(3);
-    let beats: Vec<_> = story.updates.iter().filter(|(_, update)| update["status"] == "RUNNING").collect();
+    let beats: Vec<_> = story.updates.iter().filter(|(_, update)| status_of(update) == Some(Status::Running)).collect();
     ensure!(beats.len() >= 4, "in 5.5 s with a heartbeat a second RUNNING was told {} times", beats.len());
     let elapsed =
         |update: &Value| update["elapsedMs"].as_u64().ok_or_else(|| wrong("a heartbeat does not say elapsedMs"));
@@ -136,7 +139,7 @@ async fn late(session: &mut CheckSession<'_>, story: &Transcript) -> Result<&'st
     }
     let mut again = Transcript::of(&story.id, Instant::now());
     session.finish(&mut again).await?;
-    again.ended_as("COMPLETED", "exit")?;
+    again.ended_as(Status::Completed, Reason::Exit)?;
     again.adds_up()?;
     ensure!(again.streams.stdout.is_of(&story.streams.stdout.bytes), "after the end something else comes than before");
     Ok(if again.n_lost(Stream::Stdout) == 0 { "" } else { "; a part is kept after the end" })

@@ -2,7 +2,12 @@
 
 use std::time::Duration;
 
-use cc_executor_actors::stream::{PerStream, Stream};
+use cc_executor_actors::{
+    outcome::{Reason, Status},
+    protocol::notification::{GapNotice, OutputNotice},
+    stream::{PerStream, Stream},
+};
+use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -103,58 +108,46 @@ impl Transcript {
         Ok(moved)
     }
 
-    fn stream(&mut self, params: &Value) -> Result<&mut ReceivedStream, CheckFailure> {
-        match params["type"].as_str() {
-            Some("stdout") => Ok(&mut self.streams.stdout),
-            Some("stderr") => Ok(&mut self.streams.stderr),
-            _ => Err(wrong(format!("of neither stream: {}", shown(params)))),
-        }
-    }
-
     fn on_output(&mut self, params: &Value) -> Result<(), CheckFailure> {
-        let received = self.stream(params)?;
-        let content = (params["content"].as_str(), params["contentBase64"].as_str());
-        let bytes = decoded(content).map_err(|damage| wrong(damage.0))?;
+        let OutputNotice { r#type, content, content_base64, end: told } =
+            OutputNotice::deserialize(params).map_err(|error| unreadable(params, &error))?;
+        let bytes = decoded((content.as_deref(), content_base64.as_deref())).map_err(|damage| wrong(damage.0))?;
+        let received = self.streams.get_mut(r#type);
         received.seen.take(&bytes);
         received.bytes.extend_from_slice(&bytes);
         let end = received.seen.end;
-        ensure!(
-            params["end"] == end,
-            "{end} bytes of {} had arrived where the service says {}",
-            params["type"],
-            params["end"]
-        );
+        ensure!(told == end, "{end} bytes of {} had arrived where the service says {told}", r#type.as_str());
         Ok(())
     }
 
     fn on_gap(&mut self, params: &Value) -> Result<(), CheckFailure> {
-        let (from, to) = (params["from"].as_u64(), params["to"].as_u64());
-        let received = self.stream(params)?;
-        match (from, to) {
-            (Some(from), Some(to)) if from == received.seen.end && to > from => {
-                received.seen.end = to;
-                received.seen.lost += to - from;
-                received.gaps.push((from, to));
-                Ok(())
-            }
-            _ => Err(wrong(format!("a gap after {} bytes is told as {}", received.seen.end, shown(params)))),
-        }
+        let GapNotice { r#type, from, to, .. } =
+            GapNotice::deserialize(params).map_err(|error| unreadable(params, &error))?;
+        let received = self.streams.get_mut(r#type);
+        let end = received.seen.end;
+        ensure!(from == end && to > from, "a gap after {end} bytes is told as {}", shown(params));
+        received.seen.end = to;
+        received.seen.lost += to - from;
+        received.gaps.push((from, to));
+        Ok(())
     }
 
     /// Checks status and reason of the end.
-    pub(super) fn ended_as(&self, status: &str, reason: &str) -> Result<(), CheckFailure> {
-        let end = &self.end;
+    pub(super) fn ended_as(&self, status: Status, reason: Reason) -> Result<(), CheckFailure> {
+        let end = (status_of(&self.end), Reason::deserialize(&self.end["reason"]).ok());
         ensure!(
-            end["status"] == status && end["reason"] == reason,
-            "the end should be {status} {reason}, and is {}",
-            shown(end)
+            end == (Some(status), Some(reason)),
+            "the end should be {} {}, and is {}",
+            status.as_str(),
+            reason.as_str(),
+            shown(&self.end)
         );
         Ok(())
     }
 
     /// Checks that the command exited with this code and that no byte is missing.
     pub(super) fn exited_with(&self, code: i32) -> Result<(), CheckFailure> {
-        self.ended_as(if code == 0 { "COMPLETED" } else { "FAILED" }, "exit")?;
+        self.ended_as(if code == 0 { Status::Completed } else { Status::Failed }, Reason::Exit)?;
         ensure!(self.end["exit_code"] == code, "the exit code should be {code}: {}", shown(&self.end));
         self.is_whole()
     }
@@ -183,6 +176,15 @@ impl Transcript {
     pub(super) fn n_lost(&self, stream: Stream) -> u64 {
         self.streams.get(stream).seen.lost
     }
+}
+
+fn unreadable(params: &Value, error: &serde_json::Error) -> CheckFailure {
+    wrong(format!("{} is not understood: {error}", shown(params)))
+}
+
+/// The status that an update or an ending states.
+pub(super) fn status_of(update: &Value) -> Option<Status> {
+    Status::deserialize(&update["status"]).ok()
 }
 
 #[cfg(test)]

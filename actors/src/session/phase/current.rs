@@ -10,7 +10,8 @@ use crate::{
     outcome::{Outcome, Scope, Status},
     protocol::{
         DEFAULT_HEARTBEAT_MS,
-        method::{AttachParams, ExecuteParams},
+        attach::AttachParams,
+        execute::ExecuteParams,
         notification::{BackendHealth, StatusUpdate},
     },
     rpc::Id,
@@ -84,7 +85,7 @@ impl CurrentExecution {
             stage: ExecutionStage::Starting { answer, offsets: PerStream::default() },
             n_asked: 0,
             ending: None,
-            heartbeat: Duration::from_millis(execute.run.heartbeat_ms),
+            heartbeat: Duration::from_millis(execute.run.heartbeat_ms()),
             execute: Some(execute),
         }
     }

@@ -1,4 +1,4 @@
-//! An open session: what it owes its client, and what follows from an event.
+//! An open session: what it owes its client, and what follows from an event. Calls are in `requests`.
 
 use std::{
     collections::VecDeque,
@@ -8,20 +8,22 @@ use std::{
 use serde_json::{Value, json};
 
 use super::{
-    ByIdRequest, ControlOutcome, DrainMode, Effect, Incoming, Outgoing, SessionEvent,
+    ControlOutcome, DrainMode, Effect, Incoming, Outgoing, SessionEvent,
     current::{CurrentExecution, ExecutionStage},
+    requests::{accepted, attached},
 };
 use crate::{
     close::{CloseCode, CloseReason},
-    execution::messages::{ControlRequest, ExecutionEvent, ExecutionReport, StreamStart},
+    execution::messages::{ExecutionEvent, ExecutionReport, StreamStart},
     id::ExecutionId,
     outcome::{Outcome, Status},
     protocol::{
         Limits,
-        method::{AttachParams, ControlAction, ControlParams, ExecuteParams, Method},
-        notification::{DetachedNotice, ErrorNotice, FinalStatus, GapNotice, ServerMessage},
+        attach::AttachResult,
+        execute::{Acceptance, ExecuteResult},
+        notification::{DetachReason, DetachedNotice, ErrorNotice, FinalStatus, GapNotice, ServerMessage},
     },
-    rpc::{self, ErrorObject, Id, Response, code},
+    rpc::{ErrorObject, Id, Response, code},
     session::liveness::{Liveness, LivenessAction, MAX_UNANSWERED, SentOffsets},
 };
 
@@ -42,13 +44,13 @@ pub(super) enum NextStep {
 /// An open session.
 #[derive(Debug)]
 pub struct Open {
-    limits: Limits,
+    pub(super) limits: Limits,
     pub(super) hold: Option<CurrentExecution>,
-    newest: Option<FinalStatus>,
+    pub(super) newest: Option<FinalStatus>,
     /// Ended executions that may detach, with the ends of their streams and the numbers of their holds: their last output
     /// may be on the way.
     delivering: VecDeque<(SentOffsets, Option<u64>)>,
-    draining: bool,
+    pub(super) draining: bool,
     liveness: Liveness,
 }
 
@@ -167,127 +169,6 @@ impl Open {
         }
     }
 
-    fn on_text(&mut self, text: &str, now: Instant, said: &mut Effects) {
-        let call = match rpc::parse(text) {
-            Ok(call) => call,
-            Err(response) => return said.say.push(Outgoing::Message(ServerMessage::Response(response))),
-        };
-        let id = call.id.clone();
-        match Method::parse(call, &self.limits) {
-            Err(error) => said.reply(id, None, Err(error)),
-            Ok(Method::Ping) => said.reply(id, None, Ok(json!({}))),
-            Ok(Method::Execute(execute)) => self.on_execute(id, execute, said),
-            Ok(Method::Attach(attach)) => self.on_attach(id, attach, said),
-            Ok(Method::Control(control)) => self.on_control(id, &control, said),
-            Ok(Method::Input(input)) => match self.running() {
-                Ok(hold) => {
-                    hold.n_asked += 1;
-                    said.asks.push(Effect::Feed(id, input));
-                }
-                Err(error) => said.reply(id, None, Err(error)),
-            },
-            Ok(Method::Resize(size)) => match self.running() {
-                Ok(hold) => {
-                    hold.n_asked += 1;
-                    said.asks.push(Effect::Steer(id, ControlRequest::Resize(size)));
-                }
-                Err(error) => said.reply(id, None, Err(error)),
-            },
-            Ok(Method::Status(asked)) => self.on_status(id, asked, now, said),
-        }
-    }
-
-    /// The session's execution, if it has a process that can be asked something.
-    fn running(&mut self) -> Result<&mut CurrentExecution, ErrorObject> {
-        match &mut self.hold {
-            None => Err(nothing_runs()),
-            Some(hold) => match hold.status() {
-                None => Err(ErrorObject::new(code::NOT_RUNNING, "it has not started yet")),
-                Some(Status::Queued) => {
-                    Err(ErrorObject::new(code::NOT_RUNNING, "it still waits in the queue: only CANCEL reaches it"))
-                }
-                Some(_) => Ok(hold),
-            },
-        }
-    }
-
-    fn on_execute(&mut self, id: Option<Id>, execute: Box<ExecuteParams>, said: &mut Effects) {
-        let asked = execute.run.execution_id;
-        if self.draining {
-            return said.reply(id, None, Err(draining()));
-        }
-        if let Some(hold) = &self.hold {
-            let same = asked == Some(hold.id);
-            let difference = hold.execute.as_ref().and_then(|held| held.difference(&execute));
-            let outcome = match (hold.status(), difference) {
-                (_, Some(difference)) if same => Err(ErrorObject::new(
-                    code::PARAMS,
-                    format!("executionId {} is this session's running execution, with another {difference}", hold.id),
-                )
-                .with(json!({ "param": difference }))),
-                (Some(status), None) if same => Ok(accepted(hold, status)),
-                _ => Err(already_running(hold.id)),
-            };
-            return said.reply(id, Some(hold.id), outcome);
-        }
-        let execution_id = asked.unwrap_or_else(ExecutionId::random);
-        said.asks.push(Effect::Start(execution_id, execute.clone()));
-        self.hold = Some(CurrentExecution::started(execution_id, execute, id));
-    }
-
-    fn on_attach(&mut self, id: Option<Id>, attach: AttachParams, said: &mut Effects) {
-        if self.draining {
-            return said.reply(id, None, Err(draining()));
-        }
-        match &self.hold {
-            Some(hold) => {
-                let outcome = match hold.status().filter(|_| hold.id == attach.execution_id) {
-                    Some(status) => Ok(attached(hold, status)),
-                    None => Err(already_running(hold.id)),
-                };
-                said.reply(id, Some(hold.id), outcome);
-            }
-            None => {
-                said.asks.push(Effect::Follow(attach));
-                self.hold = Some(CurrentExecution::followed(&attach, id));
-            }
-        }
-    }
-
-    fn on_control(&mut self, id: Option<Id>, control: &ControlParams, said: &mut Effects) {
-        let asked = control.execution_id;
-        let own = self.hold.as_ref().filter(|hold| asked.is_none_or(|asked| asked == hold.id)).map(|hold| hold.id);
-        match (own, asked) {
-            (Some(own), _) => match steer_of(control.kind) {
-                Err(grace_ms) => {
-                    self.asked();
-                    said.asks.push(Effect::Cancel { id, grace_ms });
-                }
-                Ok(steer) => match self.running() {
-                    Ok(hold) => {
-                        hold.n_asked += 1;
-                        said.asks.push(Effect::Steer(id, steer));
-                    }
-                    Err(error) => said.reply(id, Some(own), Err(error)),
-                },
-            },
-            (None, Some(asked)) => {
-                let what = match steer_of(control.kind) {
-                    Err(grace_ms) => ByIdRequest::Cancel { grace_ms },
-                    Ok(steer) => ByIdRequest::Steer(steer),
-                };
-                said.asks.push(Effect::Elsewhere(id, asked, what));
-            }
-            (None, None) => said.reply(id, None, Err(nothing_runs())),
-        }
-    }
-
-    fn asked(&mut self) {
-        if let Some(hold) = &mut self.hold {
-            hold.n_asked += 1;
-        }
-    }
-
     fn on_answered(&mut self, answered: ControlOutcome, now: Instant, said: &mut Effects) -> Option<NextStep> {
         let ControlOutcome { id, execution_id, own, outcome } = answered;
         said.reply(id, Some(execution_id), outcome);
@@ -298,18 +179,6 @@ impl Open {
         }
         let ending = hold.ending.take()?;
         self.on_exited(ending, now, said)
-    }
-
-    fn on_status(&mut self, id: Option<Id>, asked: Option<ExecutionId>, now: Instant, said: &mut Effects) {
-        let own = self.hold.as_ref().map(|hold| hold.id).or(self.newest.as_ref().map(|ended| ended.execution_id));
-        if let Some(asked) = asked.filter(|asked| Some(*asked) != own) {
-            return said.asks.push(Effect::Elsewhere(id, asked, ByIdRequest::Status));
-        }
-        let newest = match (&self.hold, &self.newest) {
-            (Some(hold), _) => hold.progress(now).map(|progress| json!(progress)),
-            (None, ended) => ended.as_ref().map(|ended| json!(ended)),
-        };
-        said.reply(id, own, newest.ok_or_else(nothing_runs));
     }
 
     fn on_report(&mut self, report: ExecutionReport, now: Instant, said: &mut Effects) -> Option<NextStep> {
@@ -345,7 +214,8 @@ impl Open {
             }
             ExecutionEvent::TakenOver => {
                 let hold = self.hold.take()?;
-                let notice = DetachedNotice { execution_id: hold.id, reason: "taken_over", offsets: hold.offsets() };
+                let notice =
+                    DetachedNotice { execution_id: hold.id, reason: DetachReason::TakenOver, offsets: hold.offsets() };
                 if let ExecutionStage::Starting { answer, .. } = hold.stage {
                     said.reply(answer, Some(hold.id), Err(taken_over()));
                 } else {
@@ -370,9 +240,10 @@ impl Open {
         let delivering = hold.may_detach && hold.live_mut().is_some();
         let sent = (hold.id, hold.offsets());
         if let ExecutionStage::Starting { answer, .. } = hold.stage {
+            let (execution_id, instance, claude) = (hold.id, None, false);
             let result = match &hold.execute {
-                Some(_) => json!({ "executionId": hold.id, "status": "failed" }),
-                None => json!({ "executionId": hold.id, "status": ending.status }),
+                Some(_) => json!(ExecuteResult { execution_id, status: Acceptance::Failed, instance, claude }),
+                None => json!(AttachResult { execution_id, status: ending.status, instance, claude }),
             };
             said.reply(answer, Some(hold.id), Ok(result));
         }
@@ -416,14 +287,19 @@ impl Open {
 
 /// What a step says and asks for.
 #[derive(Default)]
-struct Effects {
-    say: Vec<Outgoing>,
-    asks: Vec<Effect>,
+pub(super) struct Effects {
+    pub(super) say: Vec<Outgoing>,
+    pub(super) asks: Vec<Effect>,
 }
 
 impl Effects {
     /// Answers a call: with a response if one is owed, else with an `error` if it failed.
-    fn reply(&mut self, id: Option<Id>, execution_id: Option<ExecutionId>, outcome: Result<Value, ErrorObject>) {
+    pub(super) fn reply(
+        &mut self,
+        id: Option<Id>,
+        execution_id: Option<ExecutionId>,
+        outcome: Result<Value, ErrorObject>,
+    ) {
         let message = match (id, outcome) {
             (Some(id), outcome) => ServerMessage::Response(Response { id, outcome }),
             (None, Err(error)) => ServerMessage::Error(ErrorNotice { error, execution_id }),
@@ -443,58 +319,8 @@ impl Effects {
     }
 }
 
-/// What `control` asks for, or the grace of a cancellation.
-fn steer_of(kind: ControlAction) -> Result<ControlRequest, u64> {
-    match kind {
-        ControlAction::Cancel { grace_ms } => Err(grace_ms),
-        ControlAction::Pause => Ok(ControlRequest::Pause),
-        ControlAction::Resume => Ok(ControlRequest::Resume),
-        ControlAction::Signal(signal) => Ok(ControlRequest::Signal(signal)),
-    }
-}
-
-fn accepted(hold: &CurrentExecution, status: Status) -> Value {
-    let status = if status == Status::Queued { "queued" } else { "started" };
-    described(hold, json!({ "executionId": hold.id, "status": status }))
-}
-
-fn attached(hold: &CurrentExecution, status: Status) -> Value {
-    described(hold, json!({ "executionId": hold.id, "status": status }))
-}
-
-/// A client counts the bytes of a stream, except where they are Claude's events: so it is told first. By
-/// the backend's instance it can tell later whether the execution ended with a backend that was restarted.
-fn described(hold: &CurrentExecution, mut result: Value) -> Value {
-    if let Some(instance) = hold.instance {
-        result["instance"] = json!(instance);
-    }
-    if hold.is_claude {
-        result["claude"] = json!(true);
-    }
-    result
-}
-
-fn already_running(id: ExecutionId) -> ErrorObject {
-    ErrorObject::new(
-        code::ALREADY_RUNNING,
-        format!("this session holds execution {id} already: wait for its end, cancel it, or open another session"),
-    )
-    .with(json!({ "executionId": id }))
-}
-
-fn nothing_runs() -> ErrorObject {
-    ErrorObject::new(
-        code::NOT_RUNNING,
-        "nothing is running in this session: send execute first, or name an executionId",
-    )
-}
-
 fn taken_over() -> ErrorObject {
     ErrorObject::new(code::NOT_RUNNING, "another consumer took it over at once")
-}
-
-fn draining() -> ErrorObject {
-    ErrorObject::new(code::DRAINING, "the service is shutting down: connect again in a moment")
 }
 
 fn going_away() -> CloseReason {

@@ -14,7 +14,7 @@ use crate::{
     backend_api::{Heartbeat, StatusChange, StreamInfo},
     execution::messages::{ExecutionEvent, StreamStart},
     outcome::{Outcome, Reason, Status},
-    protocol::notification::BackendHealth,
+    protocol::notification::{BackendHealth, DetachReason},
     rpc::code,
     stream::{Gap, GapReason, Stream},
 };
@@ -219,7 +219,7 @@ impl Driven {
                     *self.started.entry(attach.execution_id).or_default() += 1;
                 }
                 // The shell answers these in its own time.
-                Effect::Cancel { id, .. } | Effect::Steer(id, _) | Effect::Feed(id, _) => {
+                Effect::Control(id, _) => {
                     self.asked.push((id, self.current, true));
                 }
                 Effect::Elsewhere(id, execution_id, _) => self.asked.push((id, execution_id, false)),
@@ -569,7 +569,7 @@ fn what_is_taken_over_is_let_go_and_the_session_lives() {
     driven.drive(&Move::Output { own: true }, Instant::now());
     driven.drive(&Move::Fact { own: true, fact: MoveFact::TakenOver }, Instant::now());
     let Outgoing::Message(ServerMessage::Detached(detached)) = last(&driven) else { panic!("detached") };
-    assert_eq!((detached.reason, detached.offsets.stdout), ("taken_over", 6));
+    assert_eq!((detached.reason, detached.offsets.stdout), (DetachReason::TakenOver, 6));
     start(&mut driven);
     assert!(matches!(last(&driven), Outgoing::Message(ServerMessage::Progress(_))));
 }

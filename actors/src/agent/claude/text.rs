@@ -8,22 +8,22 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-use super::text::{Encoder, MAX_CONTENT, cut_before_char};
+use super::{
+    ClaudeEvent, EventPart,
+    lines::{EventLine, LineSplitter},
+};
 use crate::{
-    agent::claude::{
-        ClaudeEvent, EventPart,
-        lines::{EventLine, LineSplitter},
-    },
     id::ExecutionId,
+    output::{AgentReader, EventSink, EventStep, MAX_CONTENT, cut_before_char},
     protocol::{Framing, MAX_MESSAGE_TO_CLIENT},
-    stream::{Gap, Stream},
+    stream::Gap,
 };
 
 /// What is around an event in its message, and more, in bytes.
 const AROUND: usize = 1_024;
 
 /// One execution's events, from the backend's bytes to messages.
-pub(super) struct EventReader {
+pub struct EventReader {
     lines: LineSplitter,
     framing: Framing,
     /// Whose events are told, if they are wanted.
@@ -41,19 +41,9 @@ pub(super) struct EventReader {
     ended: bool,
 }
 
-/// What came of a step.
-#[derive(PartialEq, Eq, Debug)]
-pub enum EventStep {
-    /// Nothing is left to do until more comes.
-    Dry,
-    /// Something was encoded, or passed over.
-    Done,
-    /// Here the client misses something.
-    Gap(Gap),
-}
-
 impl EventReader {
-    pub(super) fn new(framing: Framing, start: u64, wanted: Option<ExecutionId>) -> Self {
+    /// Nothing of the stream before `start` comes; its events are told under this id, if they are wanted.
+    pub fn new(framing: Framing, start: u64, wanted: Option<ExecutionId>) -> Self {
         EventReader {
             lines: LineSplitter::default(),
             framing,
@@ -67,62 +57,25 @@ impl EventReader {
         }
     }
 
-    pub(super) fn feed(&mut self, bytes: &[u8]) {
-        self.lines.push(bytes);
-    }
-
-    /// The bytes of a gap are lost. It begins for the client where the event began that it cut off, and
-    /// ends where the next event begins.
-    pub(super) fn skip(&mut self, gap: Gap) {
-        self.lines.rest();
-        let from = self.gap.map_or(self.taken, |before| before.from);
-        self.gap = Some(Gap { from, ..gap });
-        self.taken = gap.to;
-    }
-
-    /// Nothing more will come. If the execution itself has ended, a last line without a newline counts;
-    /// else it is left to whoever attaches.
-    pub(super) fn finish(&mut self, ended: bool) {
-        if ended {
-            self.ended = true;
-        } else {
-            self.lines.rest();
-        }
-    }
-
-    /// Encodes a little more. Small steps, so that nothing long is encoded whole before it is sent.
-    pub(super) fn step(&mut self, encoder: &mut Encoder) -> EventStep {
-        if let Some(text) = self.texts.pop_front() {
-            self.encode_text(text, encoder);
-            return EventStep::Done;
-        }
-        let rest = |lines: &mut LineSplitter, ended| if ended { lines.rest() } else { None };
-        match self.held.take().or_else(|| self.lines.pop()).or_else(|| rest(&mut self.lines, self.ended)) {
-            Some(line) => self.take(line, encoder),
-            None if self.ended => self.gap.take().map_or(EventStep::Dry, EventStep::Gap),
-            None => EventStep::Dry,
-        }
-    }
-
-    fn take(&mut self, line: EventLine, encoder: &mut Encoder) -> EventStep {
+    fn take(&mut self, line: EventLine, sink: &mut dyn EventSink) -> EventStep {
         let (EventLine::Whole(bytes) | EventLine::Piece(bytes)) = &line;
         let event = if matches!(line, EventLine::Whole(_)) { ClaudeEvent::parse(bytes) } else { None };
         if let Some(gap) = self.gap.take() {
             if event.is_some() {
                 drop(event);
                 self.held = Some(line);
-                return EventStep::Gap(self.missed(gap, encoder));
+                return EventStep::Gap(self.missed(gap, sink));
             }
             // The rest of a line that was cut off is of no use.
             self.taken += bytes.len() as u64;
-            return EventStep::Gap(self.missed(Gap { to: self.taken, ..gap }, encoder));
+            return EventStep::Gap(self.missed(Gap { to: self.taken, ..gap }, sink));
         }
         self.taken += bytes.len() as u64;
         match &event {
             None => self.texts.push_back(bytes.clone()),
             Some(event) => {
                 if let Some(id) = self.wanted {
-                    tell(event, id, self.taken, encoder);
+                    tell(event, id, self.taken, sink);
                 }
                 if !event.is_of_subagent() {
                     self.texts.extend(event.parts().into_iter().filter_map(text_of));
@@ -130,19 +83,19 @@ impl EventReader {
             }
         }
         if self.texts.is_empty() {
-            *encoder.end(Stream::Stdout) = self.taken;
+            sink.advance(self.taken);
         }
         EventStep::Done
     }
 
-    fn missed(&mut self, gap: Gap, encoder: &mut Encoder) -> Gap {
-        *encoder.end(Stream::Stdout) = gap.to;
+    fn missed(&mut self, gap: Gap, sink: &mut dyn EventSink) -> Gap {
+        sink.advance(gap.to);
         self.said = gap.to;
         gap
     }
 
     /// Encodes the first piece of a text; the rest of it is next.
-    fn encode_text(&mut self, mut text: Bytes, encoder: &mut Encoder) {
+    fn encode_text(&mut self, mut text: Bytes, sink: &mut dyn EventSink) {
         let line_end = || memchr::memchr(b'\n', &text).map_or(text.len(), |at| at + 1);
         let end = if self.framing == Framing::Line { line_end() } else { text.len() };
         let end = if end > MAX_CONTENT { cut_before_char(&text, MAX_CONTENT) } else { end };
@@ -151,10 +104,44 @@ impl EventReader {
             self.texts.push_front(text);
         }
         if self.texts.is_empty() {
-            *encoder.end(Stream::Stdout) = self.taken;
+            sink.advance(self.taken);
             self.said = self.taken;
         }
-        encoder.piece(Stream::Stdout, &piece, self.said);
+        sink.text(&piece, self.said);
+    }
+}
+
+impl AgentReader for EventReader {
+    fn feed(&mut self, bytes: &[u8]) {
+        self.lines.push(bytes);
+    }
+
+    fn skip(&mut self, gap: Gap) {
+        self.lines.rest();
+        let from = self.gap.map_or(self.taken, |before| before.from);
+        self.gap = Some(Gap { from, ..gap });
+        self.taken = gap.to;
+    }
+
+    fn finish(&mut self, ended: bool) {
+        if ended {
+            self.ended = true;
+        } else {
+            self.lines.rest();
+        }
+    }
+
+    fn step(&mut self, sink: &mut dyn EventSink) -> EventStep {
+        if let Some(text) = self.texts.pop_front() {
+            self.encode_text(text, sink);
+            return EventStep::Done;
+        }
+        let rest = |lines: &mut LineSplitter, ended| if ended { lines.rest() } else { None };
+        match self.held.take().or_else(|| self.lines.pop()).or_else(|| rest(&mut self.lines, self.ended)) {
+            Some(line) => self.take(line, sink),
+            None if self.ended => self.gap.take().map_or(EventStep::Dry, EventStep::Gap),
+            None => EventStep::Dry,
+        }
     }
 }
 
@@ -171,15 +158,15 @@ fn text_of(part: EventPart) -> Option<Bytes> {
 }
 
 /// Tells an event as it came, or what it was where it is too long for a message.
-fn tell(event: &ClaudeEvent<'_>, id: ExecutionId, end: u64, encoder: &mut Encoder) {
+fn tell(event: &ClaudeEvent<'_>, id: ExecutionId, end: u64, sink: &mut dyn EventSink) {
     let json = event.json();
     if json.len() + AROUND <= MAX_MESSAGE_TO_CLIENT {
-        return encoder.event(id, json, end);
+        return sink.event(id, json, end);
     }
     let brief = |text: &str| text[..text.floor_char_boundary(80)].to_owned();
     let (kind, subtype) = (brief(&event.kind), event.subtype().map(|subtype| brief(&subtype)));
     let omitted = serde_json::json!({ "type": kind, "subtype": subtype, "omitted": json.len() });
-    encoder.event(id, &omitted.to_string(), end);
+    sink.event(id, &omitted.to_string(), end);
 }
 
 #[cfg(test)]
@@ -188,9 +175,15 @@ mod tests {
 
     use super::*;
     use crate::{
-        execution::text::{Text, tests::messages},
-        stream::{GapReason, PerStream},
+        output::{OutputEncoder, OutputOptions},
+        stream::{GapReason, PerStream, Stream},
+        ws::encoder::{encoder, tests::messages},
     };
+
+    fn of_claude(framing: Framing, offsets: PerStream<u64>, wanted: Option<ExecutionId>) -> Box<dyn OutputEncoder> {
+        let agent: Box<dyn AgentReader> = Box::new(EventReader::new(framing, offsets.stdout, wanted));
+        encoder(OutputOptions { framing, offsets, agent: Some(agent) })
+    }
 
     fn text_message(text: &str, parent: Option<&str>) -> String {
         let content = json!([{ "type": "text", "text": text }]);
@@ -203,7 +196,7 @@ mod tests {
     }
 
     /// Everything that can be said now: the messages' params, and the gaps.
-    fn all(text: &mut Text) -> (Vec<Value>, Vec<Gap>) {
+    fn all(text: &mut Box<dyn OutputEncoder>) -> (Vec<Value>, Vec<Gap>) {
         let mut gaps = Vec::new();
         loop {
             match text.step() {
@@ -224,7 +217,7 @@ mod tests {
     fn the_offset_moves_with_the_last_piece_of_an_event() {
         let long = "é".repeat(MAX_CONTENT);
         for (framing, text) in [(Framing::Line, "a\nb\nc"), (Framing::Chunk, long.as_str())] {
-            let mut events = Text::of_claude(framing, PerStream::default(), None);
+            let mut events = of_claude(framing, PerStream::default(), None);
             let event = text_message(text, None);
             events.feed(Stream::Stdout, event.as_bytes());
             let mut ends = Vec::new();
@@ -244,7 +237,7 @@ mod tests {
         let tool = json!({ "type": "assistant", "message": { "content": [{ "type": "tool_use", "id": "1", "name": "Bash" }] } });
         let answer = json!({ "type": "user", "message": { "content": [{ "type": "tool_result", "tool_use_id": "1", "content": "a\nb" }] } });
         let (first, tool, answer) = (text_message("look", None), format!("{tool}\n"), format!("{answer}\n"));
-        let mut events = Text::of_claude(Framing::Line, PerStream::default(), None);
+        let mut events = of_claude(Framing::Line, PerStream::default(), None);
         events.feed(Stream::Stdout, format!("{first}{tool}").as_bytes());
         let (said, _) = all(&mut events);
         let ends = |said: &[Value]| said.iter().map(|params| params["end"].as_u64().unwrap()).collect::<Vec<_>>();
@@ -259,7 +252,7 @@ mod tests {
     #[test]
     fn after_a_gap_the_first_piece_stands_where_the_gap_ends() {
         let two_lines = text_message("a\nb", None);
-        let mut events = Text::of_claude(Framing::Line, PerStream::default(), None);
+        let mut events = of_claude(Framing::Line, PerStream::default(), None);
         events.skip(gap(0, 50));
         events.feed(Stream::Stdout, two_lines.as_bytes());
         let (said, gaps) = all(&mut events);
@@ -277,7 +270,7 @@ mod tests {
         let at = second.len() - 20;
         let from = cut as u64;
         let to = (first.len() + at) as u64;
-        let mut events = Text::of_claude(Framing::Chunk, PerStream::default(), Some(ExecutionId::random()));
+        let mut events = of_claude(Framing::Chunk, PerStream::default(), Some(ExecutionId::random()));
         events.feed(Stream::Stdout, &first.as_bytes()[..cut]);
         assert_eq!(all(&mut events), (vec![], vec![]));
         assert!(events.skip(gap(from, to)).is_none());
@@ -293,7 +286,7 @@ mod tests {
     #[test]
     fn what_subagents_say_is_an_event_and_no_output() {
         let (own, of_subagent) = (text_message("mine", None), text_message("its own", Some("toolu_1")));
-        let mut events = Text::of_claude(Framing::Chunk, PerStream::default(), Some(ExecutionId::random()));
+        let mut events = of_claude(Framing::Chunk, PerStream::default(), Some(ExecutionId::random()));
         events.feed(Stream::Stdout, format!("{of_subagent}{own}").as_bytes());
         let (said, _) = all(&mut events);
         assert_eq!(contents(&said), ["mine\n"]);
@@ -305,7 +298,7 @@ mod tests {
         let content = json!([{ "type": "text", "text": "[Request interrupted by user for tool use]" }]);
         for content in [json!("as a string"), content] {
             let event = json!({ "type": "user", "message": { "role": "user", "content": content } });
-            let mut events = Text::of_claude(Framing::Chunk, PerStream::default(), None);
+            let mut events = of_claude(Framing::Chunk, PerStream::default(), None);
             events.feed(Stream::Stdout, format!("{event}\n").as_bytes());
             assert_eq!(all(&mut events).0, Vec::<Value>::new());
         }
@@ -315,7 +308,7 @@ mod tests {
     fn a_last_line_without_newline_counts_only_where_the_execution_ended() {
         let event = text_message("the end", None);
         for (ended, expected) in [(true, vec!["the end\n"]), (false, vec![])] {
-            let mut events = Text::of_claude(Framing::Chunk, PerStream::default(), None);
+            let mut events = of_claude(Framing::Chunk, PerStream::default(), None);
             events.feed(Stream::Stdout, event.trim_end().as_bytes());
             events.finish(ended);
             let (said, _) = all(&mut events);

@@ -1,0 +1,69 @@
+//! The body of `POST /execute/stream`: what a gateway asks its backend to run.
+
+use serde::{Deserialize, Serialize, Serializer};
+use serde_json::Value;
+
+use crate::{
+    id::{ExecutionId, InstanceId, RequestId},
+    protocol::{Limits, execute::ExecutionSpec},
+    rpc::{ErrorObject, code, params::Params},
+};
+
+/// What a gateway asks its backend to run, and under which names.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ExecuteRequest {
+    /// What runs. Its command is called `question` here, because the original's image knows no other name.
+    #[serde(flatten, serialize_with = "with_question")]
+    pub run: ExecutionSpec,
+    /// The process of the backend that is meant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<InstanceId>,
+    /// The name of this request: a repetition of it has the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<RequestId>,
+}
+
+/// The body that the original's image understands.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct LegacyExecuteRequest {
+    /// The command.
+    pub question: String,
+}
+
+fn with_question<S: Serializer>(run: &ExecutionSpec, serializer: S) -> Result<S::Ok, S::Error> {
+    let mut body = serde_json::to_value(run).map_err(serde::ser::Error::custom)?;
+    if let Value::Object(map) = &mut body
+        && let Some(command) = map.remove("command")
+    {
+        map.insert("question".to_owned(), command);
+    }
+    body.serialize(serializer)
+}
+
+impl ExecuteRequest {
+    /// A request to run this under this id, for whichever process of the backend answers.
+    pub fn new(run: &ExecutionSpec, id: ExecutionId) -> Self {
+        let heartbeat_ms = Some(run.heartbeat_ms());
+        let run = ExecutionSpec { execution_id: Some(id), heartbeat_ms, ..run.clone() };
+        ExecuteRequest { run, instance: None, request_id: None }
+    }
+
+    /// Reads a body. `command` is accepted beside `question`.
+    ///
+    /// # Errors
+    ///
+    /// The body is not a JSON object, or a parameter is unknown, ill-typed or out of its bounds: the error names it.
+    pub fn read(body: &[u8], limits: &Limits) -> Result<Self, ErrorObject> {
+        let mut fields = Params::of_body(body)?;
+        let command = if fields.has("command") { "command" } else { "question" };
+        if command == "command" && fields.has("question") {
+            return Err(ErrorObject::new(code::PARAMS, "command and question are two names of the same: send one"));
+        }
+        let instance = fields.parsed("instance", "a UUID")?;
+        let request_id = fields.parsed("requestId", "a UUID")?;
+        let run = ExecutionSpec::from_fields(&mut fields, command, limits)?;
+        fields.finish()?;
+        Ok(ExecuteRequest { run, instance, request_id })
+    }
+}

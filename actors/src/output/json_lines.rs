@@ -1,0 +1,45 @@
+//! Each message a line of JSON: the backend's stream of that form.
+
+use super::{
+    message::{MessageFormat, push_end},
+    splitter::Splitter,
+};
+use crate::{
+    protocol::Framing,
+    stream::{PerStream, Stream},
+};
+
+/// A JSON object and a newline.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct JsonLines;
+
+/// Both streams in chunks, from these offsets.
+pub fn encoder(offsets: PerStream<u64>) -> Splitter<JsonLines> {
+    Splitter::new(JsonLines, Framing::Chunk, offsets)
+}
+
+impl MessageFormat for JsonLines {
+    type Open = ();
+
+    #[inline]
+    fn begin_text(&self, out: &mut Vec<u8>, stream: Stream, _: usize) {
+        out.extend_from_slice(match stream {
+            Stream::Stdout => br#"{"output":{"type":"stdout","content":""#,
+            Stream::Stderr => br#"{"output":{"type":"stderr","content":""#,
+        });
+    }
+
+    #[inline]
+    fn begin_base64(&self, out: &mut Vec<u8>, stream: Stream, _: usize) {
+        out.extend_from_slice(match stream {
+            Stream::Stdout => br#"{"output":{"type":"stdout","contentBase64":""#,
+            Stream::Stderr => br#"{"output":{"type":"stderr","contentBase64":""#,
+        });
+    }
+
+    #[inline]
+    fn end(&self, out: &mut Vec<u8>, (): (), end: u64) {
+        push_end(out, end);
+        out.push(b'\n');
+    }
+}
