@@ -1,17 +1,21 @@
 //! The commands of a person or a script: `run`, `attach`, `ps`, `cancel`, `check`, `logs` and `healthcheck`.
 //!
-//! `session_loop` is the life of a command as its caller sees it, over one connection or several;
-//! `connection` makes those, `silence` notices one that is dead, `checksum` counts what comes over them; `ps` is what one question answers, and
-//! `check` asks everything.
+//! `run` and `attach` start a `session_loop`, which follows one execution over one connection or several; start reading
+//! there. `connection` makes those, `silence` notices one that is dead, `reconnect` decides for how long another one is
+//! tried, and `output_view` shows what comes over them. `ps` is what one question answers, and `check` asks everything.
 
 mod agent_view;
 pub mod args;
+mod attach;
 mod check;
 mod checksum;
 mod connection;
 mod exit_code;
 mod logs;
+mod output_view;
 mod ps;
+mod reconnect;
+mod run;
 mod session_loop;
 mod silence;
 mod stdin;
@@ -24,10 +28,11 @@ use cc_executor_actors::{id::ExecutionId, rpc::code};
 use serde_json::Value;
 
 pub use self::{
+    attach::attach,
     check::{CheckOptions, check},
     logs::{LogsOptions, logs},
     ps::{AskOptions, CancelOptions, cancel, healthcheck, ps},
-    session_loop::{attach, run},
+    run::run,
 };
 use crate::{
     config::{Environment, Source},

@@ -10,8 +10,8 @@ use super::exit;
 /// Who wants the command to end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum EndRequest {
-    /// Nobody but the command itself.
-    Its,
+    /// Nobody: the command ends by itself.
+    NotMade,
     /// Ctrl-C.
     Interrupted,
     /// SIGTERM.
@@ -31,7 +31,7 @@ impl EndRequest {
 
     /// Asks for the end. True the first time.
     pub(super) fn ask(&mut self, wanted: EndRequest) -> bool {
-        if *self == EndRequest::Its {
+        if *self == EndRequest::NotMade {
             *self = wanted;
             return true;
         }
@@ -42,7 +42,7 @@ impl EndRequest {
     /// The exit code once the command has been canceled for this.
     pub(super) fn code(self) -> Option<u8> {
         match self {
-            EndRequest::Its => None,
+            EndRequest::NotMade => None,
             EndRequest::Interrupted => Some(Self::INTERRUPTED),
             EndRequest::Terminated => Some(Self::TERMINATED),
             EndRequest::PipeClosed => Some(Self::PIPE_CLOSED),
@@ -57,14 +57,6 @@ impl EndRequest {
         match self {
             EndRequest::PipeClosed | EndRequest::WriteFailed => self.code(),
             _ => self.code().filter(|_| reason == Reason::Canceled),
-        }
-    }
-
-    /// The exit code if the end is not waited for.
-    pub(super) fn given_up(self) -> Option<u8> {
-        match self {
-            EndRequest::GivenUp(code) => Some(code),
-            _ => None,
         }
     }
 }
@@ -136,7 +128,7 @@ mod tests {
     #[test]
     fn output_that_was_not_delivered_is_told_whatever_the_ending() {
         for (wanted, reason, code) in [
-            (EndRequest::Its, Reason::Exit, None),
+            (EndRequest::NotMade, Reason::Exit, None),
             (EndRequest::Interrupted, Reason::Exit, None),
             (EndRequest::Interrupted, Reason::Canceled, Some(130)),
             (EndRequest::PipeClosed, Reason::Exit, Some(141)),
@@ -149,10 +141,10 @@ mod tests {
 
     #[test]
     fn asking_twice_does_not_wait() {
-        let mut wanted = EndRequest::Its;
+        let mut wanted = EndRequest::NotMade;
         assert!(wanted.ask(EndRequest::Interrupted));
-        assert_eq!((wanted.code(), wanted.given_up()), (Some(130), None));
+        assert_eq!((wanted, wanted.code()), (EndRequest::Interrupted, Some(130)));
         assert!(!wanted.ask(EndRequest::Interrupted));
-        assert_eq!(wanted.given_up(), Some(130));
+        assert_eq!((wanted, wanted.code()), (EndRequest::GivenUp(130), Some(130)));
     }
 }

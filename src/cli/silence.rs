@@ -62,9 +62,72 @@ impl Silence {
     }
 }
 
+/// Two updates that follow one another faster are no heartbeats: a second is the shortest, give or take a delay.
+const SHORTEST_OBSERVED: Duration = Duration::from_millis(900);
+
+/// The period of the service's heartbeats, as far as it is known.
+#[derive(Debug)]
+pub(super) enum HeartbeatEstimate {
+    /// This client asked for it; `None` where it asked for the service's default.
+    AskedFor(Option<Duration>),
+    /// Another client asked for it. It is the longest time between two updates, because others than heartbeats come
+    /// between these.
+    Observed {
+        /// The longest time so far, over all connections.
+        longest: Option<Duration>,
+        /// When the newest update came over this connection.
+        updated_at: Option<Instant>,
+    },
+}
+
+impl HeartbeatEstimate {
+    pub(super) fn asked_for(period: Option<Duration>) -> Self {
+        HeartbeatEstimate::AskedFor(period)
+    }
+
+    pub(super) fn observed() -> Self {
+        HeartbeatEstimate::Observed { longest: None, updated_at: None }
+    }
+
+    /// A connection begins. Returns the period to expect on it, if one is known.
+    pub(super) fn begin_connection(&mut self) -> Option<Duration> {
+        match self {
+            HeartbeatEstimate::AskedFor(period) => *period,
+            HeartbeatEstimate::Observed { longest, updated_at } => {
+                *updated_at = None;
+                *longest
+            }
+        }
+    }
+
+    /// A status update came. Returns the period to expect from now on, if that changes.
+    pub(super) fn record_update(&mut self, now: Instant) -> Option<Duration> {
+        let HeartbeatEstimate::Observed { longest, updated_at } = self else { return None };
+        let since = now - updated_at.replace(now)?;
+        let is_longest = longest.is_none_or(|known| since > known);
+        (since >= SHORTEST_OBSERVED && is_longest).then(|| *longest.insert(since))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_longest_time_between_two_updates_is_the_heartbeat_of_an_attached_client() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let mut heartbeat = HeartbeatEstimate::observed();
+        assert_eq!(heartbeat.begin_connection(), None);
+        for (now, expected) in [(0, None), (500, None), (2_500, Some(2_000)), (4_000, None), (7_000, Some(3_000))] {
+            assert_eq!(heartbeat.record_update(at(now)), expected.map(Duration::from_millis), "{now} ms");
+        }
+        assert_eq!(heartbeat.begin_connection(), Some(Duration::from_secs(3)));
+        assert_eq!(heartbeat.record_update(at(60_000)), None, "the time between two connections is no heartbeat");
+        let mut heartbeat = HeartbeatEstimate::asked_for(Some(Duration::from_secs(5)));
+        assert_eq!(heartbeat.begin_connection(), Some(Duration::from_secs(5)));
+        assert_eq!([heartbeat.record_update(at(0)), heartbeat.record_update(at(9_000))], [None, None]);
+    }
 
     #[test]
     fn three_missed_signs_of_life_in_a_row_are_a_broken_connection() {

@@ -7,10 +7,23 @@ use tokio::sync::mpsc;
 /// The most that is sent in one message, in bytes.
 const PIECE: usize = 32 * 1024;
 
-/// Reads standard input on a thread of its own: a read cannot be given up, and a process that ends does
-/// not wait for this one.
+/// Standard input on its way to the command: one piece at a time, the next one after the service's answer.
+///
+/// It is read on a thread of its own, because a read cannot be given up, and a process that ends does not wait for
+/// that thread.
 pub(super) struct StdinReader {
-    pieces: Option<mpsc::Receiver<Vec<u8>>>,
+    state: StdinState,
+    /// How many pieces were sent.
+    n_sent: u64,
+}
+
+enum StdinState {
+    /// Nothing is read: nothing was asked for, the end was sent, or the command takes no more.
+    Closed,
+    /// The next piece is read.
+    Reading(mpsc::Receiver<Vec<u8>>),
+    /// A piece was sent, and the service has not answered it.
+    AwaitingAnswer(mpsc::Receiver<Vec<u8>>),
 }
 
 /// What comes from standard input.
@@ -24,8 +37,8 @@ pub(super) enum StdinPiece {
 
 impl StdinReader {
     /// Nothing is read.
-    pub(super) fn none() -> Self {
-        StdinReader { pieces: None }
+    pub(super) fn closed() -> Self {
+        StdinReader { state: StdinState::Closed, n_sent: 0 }
     }
 
     /// Begins to read.
@@ -40,23 +53,30 @@ impl StdinReader {
                 }
             }
         });
-        StdinReader { pieces: Some(pieces) }
+        StdinReader { state: StdinState::Reading(pieces), n_sent: 0 }
     }
 
-    /// Nothing more is wanted.
-    pub(super) fn stop(&mut self) {
-        self.pieces = None;
+    /// The service has answered the newest piece: with an error it takes no more.
+    pub(super) fn answered(&mut self, accepted: bool) {
+        self.state = match std::mem::replace(&mut self.state, StdinState::Closed) {
+            StdinState::Reading(pieces) | StdinState::AwaitingAnswer(pieces) if accepted => StdinState::Reading(pieces),
+            _ => StdinState::Closed,
+        };
     }
 
-    /// What comes next. Never, after the end.
-    pub(super) async fn next(&mut self) -> StdinPiece {
-        let Some(pieces) = &mut self.pieces else { return std::future::pending().await };
-        match pieces.recv().await {
-            Some(piece) => StdinPiece::Piece(piece),
-            None => {
-                self.pieces = None;
-                StdinPiece::End
+    /// The next piece to send, and its number. Waits for ever while the piece before it is not answered, and after the
+    /// end.
+    pub(super) async fn next(&mut self) -> (u64, StdinPiece) {
+        let StdinState::Reading(pieces) = &mut self.state else { return std::future::pending().await };
+        let read = pieces.recv().await;
+        self.n_sent += 1;
+        let state = std::mem::replace(&mut self.state, StdinState::Closed);
+        match (state, read) {
+            (StdinState::Reading(pieces), Some(piece)) => {
+                self.state = StdinState::AwaitingAnswer(pieces);
+                (self.n_sent, StdinPiece::Piece(piece))
             }
+            _ => (self.n_sent, StdinPiece::End),
         }
     }
 }

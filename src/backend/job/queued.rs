@@ -9,22 +9,22 @@ use cc_executor_actors::{
 };
 use log::info;
 
-use super::{JobRequest, JobShared, JobSnapshot, at, outcome, refuse};
+use super::{JobRequest, JobShared, JobSnapshot, at, outcome, request::refuse};
 use crate::backend::{
     output_buffer::ConsumerChange,
     registry::{QueueTurn, Slot},
 };
 
 /// Waits until the execution may run. The error is how it ended before that.
-pub(super) async fn wait_for_turn(body: &mut JobShared, slot: &mut Slot) -> Result<(), Outcome> {
-    let mut heartbeat_at = Instant::now() + body.terms.heartbeat;
+pub(super) async fn wait_for_turn(shared: &mut JobShared, slot: &mut Slot) -> Result<(), Outcome> {
+    let mut heartbeat_at = Instant::now() + shared.context.heartbeat;
     let mut said = None;
     loop {
         let position = match slot.turn() {
             QueueTurn::Now => return Ok(()),
             QueueTurn::Position(position) => position,
         };
-        let stand = JobSnapshot {
+        let snapshot = JobSnapshot {
             is_told: true,
             status: Status::Queued,
             position: Some(position),
@@ -32,30 +32,30 @@ pub(super) async fn wait_for_turn(body: &mut JobShared, slot: &mut Slot) -> Resu
         };
         if said != Some(position) {
             if said.is_none() {
-                info!(event = "execution.queued", execution_id:% = body.terms.id, position = position; "execution queued");
+                info!(event = "execution.queued", execution_id:% = shared.context.id, position = position; "execution queued");
             }
             said = Some(position);
-            body.output_buffer.send_event(stand.first_word(&body.terms));
+            shared.output_buffer.send_event(snapshot.first_event(&shared.context));
         }
-        body.output_buffer.deliver();
-        let detached_until = body.detached_until();
+        shared.output_buffer.deliver();
+        let detached_until = shared.detached_until();
         tokio::select! {
             biased;
             () = slot.turn_changed() => {}
-            ask = body.asks.recv() => match ask.and_then(|ask| body.common(ask, || stand, None)) {
+            request = shared.requests.recv() => match request.and_then(|request| shared.answer_common(request, || snapshot, None)) {
                 Some(JobRequest::Control(ControlRequest::Cancel { reason, .. }, _)) => {
                     return Err(canceled(reason.into(), slot));
                 }
-                Some(ask) => refuse(ask, "it still waits in the queue: only CANCEL reaches it"),
+                Some(request) => refuse(request, "it still waits in the queue: only CANCEL reaches it"),
                 None => {}
             },
             () = at(Some(heartbeat_at)) => {
-                heartbeat_at = Instant::now() + body.terms.heartbeat;
-                body.look_after_consumer();
-                body.output_buffer.mention(BackendEvent::Alive(stand.alive));
+                heartbeat_at = Instant::now() + shared.context.heartbeat;
+                shared.look_after_consumer(Instant::now());
+                shared.output_buffer.mention(BackendEvent::Alive(snapshot.alive));
             }
-            moved = body.output_buffer.moved(body.terms.consumer_stall, body.asked_at) => {
-                if moved != ConsumerChange::Room && body.left(moved) {
+            change = shared.output_buffer.moved(shared.context.consumer_stall, shared.consumer_clock.asked_at()) => {
+                if change != ConsumerChange::Room && shared.must_end_without_consumer(change) {
                     return Err(canceled(Reason::Disconnected, slot));
                 }
             }

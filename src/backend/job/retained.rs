@@ -1,6 +1,6 @@
 //! An execution that has ended: consumers that come back get its output and its ending.
 //!
-//! A task keeps the output, while there is any or a consumer reads it. After that [`answer`] takes each ask, from the
+//! A task keeps the output, while there is any or a consumer reads it. After that [`answer`] answers each request, from the
 //! registry's record.
 
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use cc_executor_actors::{
 };
 use log::debug;
 
-use super::{JobContext, JobRequest, JobShared, JobSnapshot, refuse};
+use super::{JobContext, JobRequest, JobShared, JobSnapshot, clocks::ConsumerClock, request::refuse};
 use crate::backend::{
     BackendConfig,
     holds::Holds,
@@ -27,60 +27,60 @@ use crate::backend::{
 pub const FIXED_BYTES: usize = 8 * 1024;
 
 /// Gives up the execution's place, and has its output kept.
-pub(super) fn end(mut body: JobShared, ending: Outcome, slot: Slot) {
-    body.output_buffer.end();
+pub(super) fn end(mut shared: JobShared, ending: Outcome, slot: Slot) {
+    shared.output_buffer.end();
     // A prompt can be as long as a message, and only that there was one is told any more.
-    body.terms.prompt = body.terms.prompt.map(|_| Bytes::new());
-    let JobContext { executor, heartbeat, detach, prompt, .. } = &body.terms;
+    shared.context.prompt = shared.context.prompt.map(|_| Bytes::new());
+    let JobContext { executor, heartbeat, detach, prompt, .. } = &shared.context;
     let heartbeat_ms = cc_executor_actors::clock::millis(*heartbeat);
     let mut record = Record::new(executor.as_str().into(), heartbeat_ms, detach.is_some(), prompt.is_some(), &ending);
-    record.set_newest_hold(body.output_buffer.holds().remembered());
-    let kept = slot.end(record, body.output_buffer.kept(FIXED_BYTES), body.asks.n_attaches());
+    record.set_newest_hold(shared.output_buffer.holds().remembered());
+    let kept = slot.end(record, shared.output_buffer.kept(FIXED_BYTES), shared.requests.n_attaches());
     // A task of its own, because one that has run a command is larger than one that keeps its output.
-    actix_web::rt::spawn(keep(Box::new(body), ending, kept));
+    actix_web::rt::spawn(keep(Box::new(shared), ending, kept));
 }
 
 /// Delivers the rest and the last word, to the consumer that follows it now and to those that come, until the registry
 /// releases it: its retention is over, its output is evicted, or nothing is left to keep.
-async fn keep(mut body: Box<JobShared>, ending: Outcome, mut kept: Retained) {
-    let stand = JobSnapshot::ended(&ending);
+async fn keep(mut shared: Box<JobShared>, ending: Outcome, mut kept: Retained) {
+    let snapshot = JobSnapshot::ended(&ending);
     let mut is_kept = true;
     loop {
-        body.output_buffer.deliver_last(|| BackendEvent::Exit(ending.clone()));
+        shared.output_buffer.deliver_last(|| BackendEvent::Exit(ending.clone()));
         kept.report(
-            body.output_buffer.kept(FIXED_BYTES),
-            body.output_buffer.holds().remembered(),
-            body.asks.n_attaches(),
+            shared.output_buffer.kept(FIXED_BYTES),
+            shared.output_buffer.holds().remembered(),
+            shared.requests.n_attaches(),
         );
         // A consumer is served to the end, even if the registry has released the task.
-        if !is_kept && !body.output_buffer.is_attached() {
+        if !is_kept && !shared.output_buffer.is_attached() {
             break;
         }
         tokio::select! {
             biased;
-            ask = body.asks.recv(), if is_kept => match ask {
+            request = shared.requests.recv(), if is_kept => match request {
                 None => is_kept = false,
-                Some(ask) => {
-                    if let Some(ask) = body.common(ask, || stand.clone(), Some(&ending)) {
-                        refuse(ask, "it has ended");
+                Some(request) => {
+                    if let Some(request) = shared.answer_common(request, || snapshot.clone(), Some(&ending)) {
+                        refuse(request, "it has ended");
                     }
                 }
             },
-            moved = body.output_buffer.moved(body.terms.consumer_stall, body.asked_at) => {
-                if moved != ConsumerChange::Room {
-                    body.output_buffer.dismiss(DismissReason::Vanished);
+            change = shared.output_buffer.moved(shared.context.consumer_stall, shared.consumer_clock.asked_at()) => {
+                if change != ConsumerChange::Room {
+                    shared.output_buffer.dismiss(DismissReason::Vanished);
                 }
             }
         }
     }
-    debug!(event = "execution.output_released", execution_id:% = body.terms.id; "output released");
+    debug!(event = "execution.output_released", execution_id:% = shared.context.id; "output released");
 }
 
-/// Answers an ask of an execution whose output is gone: with its ending, and with a gap for what is missing. It may make
+/// Answers a request to an execution whose output is gone: with its ending, and with a gap for what is missing. It may make
 /// a new hold.
-pub fn answer(record: &mut Record, id: ExecutionId, instance: InstanceId, config: &BackendConfig, ask: JobRequest) {
+pub fn answer(record: &mut Record, id: ExecutionId, instance: InstanceId, config: &BackendConfig, request: JobRequest) {
     let ending = record.ending();
-    let terms = JobContext {
+    let context = JobContext {
         id,
         instance,
         executor: record.executor.to_string(),
@@ -95,13 +95,18 @@ pub fn answer(record: &mut Record, id: ExecutionId, instance: InstanceId, config
         prompt: record.claude.then(Bytes::new),
     };
     let output_buffer = OutputBuffer::without_output(record.written(), Holds::since(record.newest_hold()));
-    let mut body = JobShared { terms, asks: JobInbox::none(), output_buffer, left_at: None, asked_at: Instant::now() };
-    if let Some(ask) = body.common(ask, || JobSnapshot::ended(&ending), Some(&ending)) {
-        refuse(ask, "it has ended");
+    let mut shared = JobShared {
+        context,
+        requests: JobInbox::none(),
+        output_buffer,
+        consumer_clock: ConsumerClock::attached(Instant::now()),
+    };
+    if let Some(request) = shared.answer_common(request, || JobSnapshot::ended(&ending), Some(&ending)) {
+        refuse(request, "it has ended");
     }
-    body.output_buffer.deliver_last(|| BackendEvent::Exit(ending));
-    record.set_newest_hold(body.output_buffer.holds().remembered());
-    debug_assert!(!body.output_buffer.is_attached(), "all that is said of it fits in a consumer's slots");
+    shared.output_buffer.deliver_last(|| BackendEvent::Exit(ending));
+    record.set_newest_hold(shared.output_buffer.holds().remembered());
+    debug_assert!(!shared.output_buffer.is_attached(), "all that is said of it fits in a consumer's slots");
 }
 
 impl JobSnapshot {

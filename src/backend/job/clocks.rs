@@ -1,0 +1,397 @@
+//! The clocks of a job: its time-outs, the quiet time of what it left behind, its heartbeat, and how long it may be
+//! without a consumer. Each stands still while it would say something untrue.
+//!
+//! It waits for nothing and looks at no clock: time is a parameter. [`JobClocks::due`] says what comes next.
+
+use std::time::{Duration, Instant};
+
+use cc_executor_actors::clock::{Stopwatch, millis};
+
+use super::{
+    GRACE_MS,
+    life::{Life, LifeEvent},
+    outcome::EndCause,
+};
+
+/// How long a command may take to be executed before its consumer is told that it is not yet: longer than it takes to
+/// wake a stopped shim, and less than a gateway waits for the first message.
+const START_PATIENCE: Duration = Duration::from_secs(2);
+
+/// After the command's own exit: how long what it left behind may be quiet before it is ended.
+const QUIET: Duration = Duration::from_secs(2);
+
+/// After the command's own exit: how long what it left behind may write at all.
+const LEFTOVERS_CAP: Duration = Duration::from_secs(10);
+
+/// How much time a job has.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct JobLimits {
+    /// Since its start, without pauses.
+    pub(super) timeout: Option<Duration>,
+    /// Since its newest output.
+    pub(super) stall: Option<Duration>,
+    /// Between two heartbeats.
+    pub(super) heartbeat: Duration,
+}
+
+/// The clocks of a command that was started.
+#[derive(Debug)]
+pub(super) struct JobClocks {
+    limits: JobLimits,
+    started_at: Instant,
+    output_at: Instant,
+    heartbeat_at: Instant,
+    start_report_at: Instant,
+    /// Stands still while paused.
+    total: Stopwatch,
+    /// Since the last output; stands still while paused, and while reading is held back.
+    quiet: Stopwatch,
+    /// Since the command's own exit; stands still while reading is held back.
+    leftovers: Stopwatch,
+}
+
+/// What only others know, of what may be due.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct OtherDeadlines {
+    /// When the job has been without a consumer for too long.
+    pub(super) detached_until: Option<Instant>,
+    /// Whether a consumer still waits to be told that the command has not been executed yet.
+    pub(super) start_is_unreported: bool,
+    /// What its events tell of its exit, where the command is an agent.
+    pub(super) agent_exit: AgentExit,
+}
+
+/// What an agent's events tell of its exit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum AgentExit {
+    /// It works, or the command is no agent.
+    NotExpected,
+    /// It has said how it ended, so its time-outs are over, and it must exit by this time. `None` while that stands
+    /// still.
+    ExpectedBy(Option<Instant>),
+}
+
+/// What a clock says when its time has come.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum ClockEvent {
+    /// Something for the life of the processes.
+    Life(LifeEvent),
+    /// The command has not been executed for long enough to tell that.
+    StartReport,
+    /// A heartbeat.
+    Heartbeat,
+}
+
+/// What is due next.
+#[derive(PartialEq, Eq, Debug)]
+pub(super) struct NextDeadlines {
+    /// This must not starve behind a busy pipe.
+    pub(super) urgent: (Instant, ClockEvent),
+    /// This is only true while nothing is there to be read.
+    pub(super) when_quiet: Option<(Instant, LifeEvent)>,
+}
+
+impl JobClocks {
+    pub(super) fn started(limits: JobLimits, now: Instant) -> Self {
+        JobClocks {
+            limits,
+            started_at: now,
+            output_at: now,
+            heartbeat_at: now + limits.heartbeat,
+            start_report_at: now + START_PATIENCE,
+            total: Stopwatch::started(now),
+            quiet: Stopwatch::started(now),
+            leftovers: Stopwatch::started(now),
+        }
+    }
+
+    /// The command was executed. The total goes on: a shim may have been kept from telling this at once.
+    pub(super) fn record_execution(&mut self, now: Instant) {
+        (self.started_at, self.output_at) = (now, now);
+        (self.quiet, self.leftovers) = (Stopwatch::started(now), Stopwatch::started(now));
+    }
+
+    /// The command wrote something.
+    pub(super) fn record_output(&mut self, now: Instant) {
+        self.output_at = now;
+        self.quiet.reset(now);
+    }
+
+    /// The command itself has exited: the time of what it left behind begins.
+    pub(super) fn record_exit(&mut self, now: Instant) {
+        self.quiet.reset(now);
+        self.leftovers.reset(now);
+    }
+
+    /// A heartbeat is sent.
+    pub(super) fn record_heartbeat(&mut self, now: Instant) {
+        self.heartbeat_at = now + self.limits.heartbeat;
+    }
+
+    /// Lets each clock run exactly while its time counts. Reading is held back while a pipe is not read because of a
+    /// slow consumer.
+    pub(super) fn run(&mut self, is_paused: bool, is_held_back: bool, now: Instant) {
+        self.total.run(!is_paused, now);
+        self.quiet.run(!is_paused && !is_held_back, now);
+        self.leftovers.run(!is_held_back, now);
+    }
+
+    /// Lets the total run, or stand still, from this moment on.
+    pub(super) fn run_total(&mut self, runs: bool, now: Instant) {
+        self.total.run(runs, now);
+    }
+
+    /// Since when the command runs.
+    pub(super) fn started_at(&self) -> Instant {
+        self.started_at
+    }
+
+    /// When it wrote something last, or was started.
+    pub(super) fn output_at(&self) -> Instant {
+        self.output_at
+    }
+
+    /// How many milliseconds of the total time-out are left; `None` without one.
+    pub(super) fn deadline_ms(&self, now: Instant) -> Option<u64> {
+        Some(millis(self.limits.timeout?).saturating_sub(millis(self.total.elapsed(now))))
+    }
+
+    /// When the total time-out passes; `None` while it stands still.
+    pub(super) fn timeout_at(&self) -> Option<Instant> {
+        self.total.due_at(self.limits.timeout?)
+    }
+
+    fn stalled_at(&self) -> Option<Instant> {
+        self.quiet.due_at(self.limits.stall?)
+    }
+
+    fn leftovers_quiet_at(&self) -> Option<Instant> {
+        let quiet = self.quiet.due_at(QUIET)?;
+        Some(quiet.min(self.leftovers.due_at(LEFTOVERS_CAP)?))
+    }
+
+    /// What is due next, and when.
+    pub(super) fn due(&self, life: &Life, other: OtherDeadlines) -> NextDeadlines {
+        let wanted = |cause| LifeEvent::Wanted { cause, grace_ms: GRACE_MS };
+        let (mut timeout, mut stalled, mut when_quiet) = (None, None, None);
+        match (life, other.agent_exit) {
+            (Life::Starting, _) => timeout = self.timeout_at(),
+            (Life::Running { .. }, AgentExit::NotExpected) => {
+                (timeout, stalled) = (self.timeout_at(), self.stalled_at());
+            }
+            (Life::Running { .. }, AgentExit::ExpectedBy(at)) => {
+                when_quiet = at.map(|at| (at, wanted(EndCause::Done)));
+            }
+            (Life::Leftovers { .. }, _) => {
+                when_quiet = self.leftovers_quiet_at().map(|at| (at, LifeEvent::LeftoversQuiet));
+            }
+            (Life::Ending { .. } | Life::Gone { .. } | Life::NotStarted { .. }, _) => {}
+        }
+        let is_disconnected = life.cause() == Some(EndCause::Disconnected);
+        let detached = other.detached_until.filter(|_| !is_disconnected);
+        let reports_start = matches!(life, Life::Starting) && other.start_is_unreported;
+        // In the order in which they are told where several are due at once.
+        let others = [
+            timeout.map(|at| (at, ClockEvent::Life(wanted(EndCause::Timeout)))),
+            stalled.map(|at| (at, ClockEvent::Life(wanted(EndCause::Stalled)))),
+            detached.map(|at| (at, ClockEvent::Life(wanted(EndCause::Disconnected)))),
+            life.deadline().map(|at| (at, ClockEvent::Life(LifeEvent::Overdue))),
+            reports_start.then_some((self.start_report_at, ClockEvent::StartReport)),
+        ];
+        let heartbeat = (self.heartbeat_at, ClockEvent::Heartbeat);
+        let first = others.into_iter().flatten().min_by_key(|(at, _)| *at);
+        let urgent = match first {
+            Some(first) if first.0 <= heartbeat.0 => first,
+            _ => heartbeat,
+        };
+        NextDeadlines { urgent, when_quiet }
+    }
+}
+
+/// How long a job has been without a consumer, and without a question about it.
+#[derive(Debug)]
+pub(super) struct ConsumerClock {
+    presence: Presence,
+    asked_at: Instant,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Presence {
+    /// A consumer follows the job, or none is waited for.
+    Attached,
+    /// The consumer went away at this time.
+    LeftAt(Instant),
+}
+
+impl ConsumerClock {
+    /// A consumer follows the job.
+    pub(super) fn attached(now: Instant) -> Self {
+        ConsumerClock { presence: Presence::Attached, asked_at: now }
+    }
+
+    /// The consumer went away.
+    pub(super) fn record_leave(&mut self, now: Instant) {
+        self.presence = Presence::LeftAt(now);
+    }
+
+    /// Somebody asked how the job is.
+    pub(super) fn record_question(&mut self, now: Instant) {
+        self.asked_at = now;
+    }
+
+    /// No consumer is waited for any more.
+    pub(super) fn stop_waiting(&mut self) {
+        self.presence = Presence::Attached;
+    }
+
+    /// When somebody last asked how the job is.
+    pub(super) fn asked_at(&self) -> Instant {
+        self.asked_at
+    }
+
+    /// When a job that may be detached for so long is ended; `None` while a consumer follows it.
+    pub(super) fn detached_until(&self, limit: Option<Duration>) -> Option<Instant> {
+        match self.presence {
+            Presence::Attached => None,
+            Presence::LeftAt(at) => Some(at + limit?),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cc_executor_actors::outcome::CancelReason;
+
+    use super::*;
+    use crate::backend::shim::protocol::LeaderExit;
+
+    const NOTHING: OtherDeadlines =
+        OtherDeadlines { detached_until: None, start_is_unreported: false, agent_exit: AgentExit::NotExpected };
+
+    fn secs(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    fn wanted(cause: EndCause) -> LifeEvent {
+        LifeEvent::Wanted { cause, grace_ms: GRACE_MS }
+    }
+
+    fn ends(cause: EndCause) -> ClockEvent {
+        ClockEvent::Life(wanted(cause))
+    }
+
+    /// Clocks with a total time-out of 10 s, a stall time-out of 4 s and a heartbeat every 60 s.
+    fn clocks(start: Instant) -> JobClocks {
+        JobClocks::started(JobLimits { timeout: Some(secs(10)), stall: Some(secs(4)), heartbeat: secs(60) }, start)
+    }
+
+    #[test]
+    fn each_state_has_its_deadlines() {
+        let start = Instant::now();
+        let at = |seconds| start + secs(seconds);
+        let running = Life::Running { paused: false };
+        let leftovers = Life::Leftovers { exit: LeaderExit::Code(0) };
+        let ending = |cause, seconds| {
+            let mut life = running.clone();
+            life.on(wanted(cause), start);
+            let Life::Ending { deadline, .. } = &mut life else { unreachable!("it is being ended") };
+            *deadline = at(seconds);
+            life
+        };
+        let canceled = ending(EndCause::Asked(CancelReason::Canceled), 30);
+        let detached = OtherDeadlines { detached_until: Some(at(3)), ..NOTHING };
+        let unreported = OtherDeadlines { start_is_unreported: true, ..NOTHING };
+        let exits = |by: Option<u64>| OtherDeadlines { agent_exit: AgentExit::ExpectedBy(by.map(at)), ..NOTHING };
+        for (what, life, other, urgent, when_quiet) in [
+            ("starting", Life::Starting, NOTHING, (10, ends(EndCause::Timeout)), None),
+            ("starting in silence", Life::Starting, unreported, (2, ClockEvent::StartReport), None),
+            ("running", running.clone(), NOTHING, (4, ends(EndCause::Stalled)), None),
+            ("running has been reported", running.clone(), unreported, (4, ends(EndCause::Stalled)), None),
+            ("detached", running.clone(), detached, (3, ends(EndCause::Disconnected)), None),
+            (
+                "the agent must exit",
+                running.clone(),
+                exits(Some(8)),
+                (60, ClockEvent::Heartbeat),
+                Some((8, wanted(EndCause::Done))),
+            ),
+            ("the agent's time stands still", running.clone(), exits(None), (60, ClockEvent::Heartbeat), None),
+            ("left behind", leftovers, NOTHING, (60, ClockEvent::Heartbeat), Some((2, LifeEvent::LeftoversQuiet))),
+            ("being ended", canceled.clone(), NOTHING, (30, ClockEvent::Life(LifeEvent::Overdue)), None),
+            ("detached while being ended", canceled, detached, (3, ends(EndCause::Disconnected)), None),
+            (
+                "being ended because it is detached",
+                ending(EndCause::Disconnected, 30),
+                detached,
+                (30, ClockEvent::Life(LifeEvent::Overdue)),
+                None,
+            ),
+        ] {
+            let due = clocks(start).due(&life, other);
+            let expected = NextDeadlines {
+                urgent: (at(urgent.0), urgent.1),
+                when_quiet: when_quiet.map(|(seconds, event)| (at(seconds), event)),
+            };
+            assert_eq!(due, expected, "{what}");
+        }
+    }
+
+    #[test]
+    fn a_pause_stops_the_time_outs_and_a_slow_consumer_only_the_stall() {
+        let start = Instant::now();
+        let at = |seconds| start + secs(seconds);
+        let running = Life::Running { paused: false };
+        let mut paused = clocks(start);
+        paused.run(true, false, at(1));
+        assert_eq!((paused.timeout_at(), paused.stalled_at()), (None, None));
+        assert_eq!(paused.due(&running, NOTHING).urgent, (at(60), ClockEvent::Heartbeat));
+        assert_eq!(paused.deadline_ms(at(50)), Some(9_000));
+        paused.run(false, false, at(51));
+        assert_eq!((paused.timeout_at(), paused.stalled_at()), (Some(at(60)), Some(at(54))));
+        let mut held_back = clocks(start);
+        held_back.run(false, true, at(1));
+        assert_eq!((held_back.timeout_at(), held_back.stalled_at()), (Some(at(10)), None));
+    }
+
+    #[test]
+    fn what_was_left_behind_has_ten_seconds_however_much_it_writes() {
+        let start = Instant::now();
+        let at = |seconds| start + secs(seconds);
+        let mut clocks = clocks(start);
+        clocks.record_exit(at(5));
+        assert_eq!(clocks.leftovers_quiet_at(), Some(at(7)));
+        clocks.record_output(at(12));
+        assert_eq!(clocks.leftovers_quiet_at(), Some(at(14)));
+        clocks.record_output(at(14));
+        assert_eq!(clocks.leftovers_quiet_at(), Some(at(15)));
+        clocks.run(false, true, at(14));
+        assert_eq!(clocks.leftovers_quiet_at(), None, "nobody reads it");
+    }
+
+    #[test]
+    fn the_total_counts_from_the_order_to_start_and_the_rest_from_the_execution() {
+        let start = Instant::now();
+        let at = |seconds| start + secs(seconds);
+        let mut clocks = clocks(start);
+        clocks.record_execution(at(3));
+        assert_eq!((clocks.started_at(), clocks.output_at()), (at(3), at(3)));
+        assert_eq!((clocks.timeout_at(), clocks.stalled_at()), (Some(at(10)), Some(at(7))));
+        assert_eq!(clocks.due(&Life::NotStarted { exit_code: 127, message: String::new() }, NOTHING).urgent.0, at(60));
+        clocks.record_heartbeat(at(61));
+        assert_eq!(clocks.heartbeat_at, at(121));
+    }
+
+    #[test]
+    fn a_job_is_detached_from_its_consumers_leave_to_the_next_one() {
+        let start = Instant::now();
+        let mut clock = ConsumerClock::attached(start);
+        assert_eq!(clock.detached_until(Some(secs(5))), None);
+        clock.record_leave(start + secs(1));
+        assert_eq!(clock.detached_until(Some(secs(5))), Some(start + secs(6)));
+        assert_eq!(clock.detached_until(None), None, "it may not go on without a consumer");
+        clock.record_question(start + secs(2));
+        assert_eq!((clock.asked_at(), clock.detached_until(Some(secs(5)))), (start + secs(2), Some(start + secs(6))));
+        clock.stop_waiting();
+        assert_eq!(clock.detached_until(Some(secs(5))), None);
+    }
+}

@@ -1,0 +1,77 @@
+//! What a running command reports of itself: to a consumer that comes, with each heartbeat, and at its end.
+
+use std::time::Instant;
+
+use cc_executor_actors::{
+    backend_api::Heartbeat,
+    clock::millis,
+    outcome::{Outcome, Status},
+};
+
+use super::{RunningJob, StartReport};
+use crate::backend::{
+    agent::claude,
+    job::{JobShared, JobSnapshot, life::Life, outcome},
+};
+
+/// The exit code of a program that does not exist, as in shells.
+const NOT_FOUND: i32 = 127;
+
+impl RunningJob {
+    /// Sends the first event of the stream, or the one that follows `queued`.
+    pub(super) fn report_start(&self, shared: &mut JobShared, now: Instant) {
+        let event = self.snapshot(now).first_event(&shared.context);
+        shared.output_buffer.send_event(event);
+    }
+
+    /// Sends that the command runs, where its output is the only sign of that.
+    pub(super) fn report_running(&self, shared: &mut JobShared, now: Instant) {
+        let alive = self.heartbeat(now);
+        let snapshot = JobSnapshot { is_told: true, status: Status::Running, position: None, alive };
+        shared.output_buffer.send_event(snapshot.first_event(&shared.context));
+    }
+
+    pub(super) fn snapshot(&self, now: Instant) -> JobSnapshot {
+        let (status, position) = match &self.life {
+            // Its turn has come: no execution is before it.
+            Life::Starting => (Status::Queued, Some(0)),
+            Life::Running { paused: true } => (Status::Paused, None),
+            life if life.is_canceling() => (Status::Cancelling, None),
+            _ => (Status::Running, None),
+        };
+        let is_told = self.life != Life::Starting || self.start != StartReport::Pending;
+        JobSnapshot { is_told, status, position, alive: self.heartbeat(now) }
+    }
+
+    pub(super) fn heartbeat(&self, now: Instant) -> Heartbeat {
+        let heartbeat = Heartbeat {
+            elapsed_ms: millis(now.saturating_duration_since(self.clocks.started_at())),
+            since_output_ms: millis(now.saturating_duration_since(self.clocks.output_at())),
+            deadline_ms: self.clocks.deadline_ms(now),
+            stopped: self.is_stopped,
+            ..Heartbeat::default()
+        };
+        match &self.claude {
+            Some(claude) => heartbeat.doing(claude.doing()),
+            None => heartbeat,
+        }
+    }
+
+    /// How it ended, once it is over.
+    pub(super) fn into_outcome(mut self, program: &str) -> Outcome {
+        self.finish_claude();
+        let mut ending = match &self.life {
+            Life::NotStarted { exit_code: NOT_FOUND, .. } if self.claude.is_some() => {
+                outcome::not_started(NOT_FOUND, claude::not_found(program))
+            }
+            Life::NotStarted { exit_code, message } => outcome::not_started(*exit_code, message.clone()),
+            Life::Gone { why, exit, gone } => outcome::ending(*why, *exit, *gone, self.claude.as_ref()),
+            Life::Starting | Life::Running { .. } | Life::Leftovers { .. } | Life::Ending { .. } => {
+                unreachable!("it is followed until it is over")
+            }
+        };
+        ending.elapsed_ms = self.has_run().then(|| millis(self.clocks.started_at().elapsed()));
+        self.digests.into_ending(&mut ending);
+        ending
+    }
+}

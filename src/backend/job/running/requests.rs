@@ -1,0 +1,97 @@
+//! The requests to a running command, each allowed or refused by the state of its life.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+use cc_executor_actors::{
+    protocol::{
+        control::{ControlRequest, TerminalSize},
+        input::InputParams,
+    },
+    rpc::{ErrorObject, code},
+};
+
+use tokio::sync::oneshot;
+
+use super::RunningJob;
+use crate::backend::{
+    job::{JobRequest, JobShared, ReplySender, life::Life, outcome::EndCause, request::refuse},
+    shim::protocol::Order,
+};
+
+impl RunningJob {
+    pub(super) fn on_request(&mut self, request: JobRequest, shared: &mut JobShared) {
+        let snapshot = self.snapshot(Instant::now());
+        let Some(request) = shared.answer_common(request, || snapshot, None) else { return };
+        match request {
+            JobRequest::Control(ControlRequest::Cancel { grace_ms, reason }, _) => {
+                self.end(EndCause::Asked(reason), grace_ms, shared);
+            }
+            request if matches!(self.life, Life::Leftovers { .. }) => refuse(request, "its command has ended"),
+            JobRequest::Control(request, reply) => match self.refusal(&request) {
+                Some(why) => refuse(JobRequest::Control(request, reply), why),
+                None => self.carry_out(request, reply.unwrap_or_else(|| oneshot::channel().0)),
+            },
+            JobRequest::Attach(..)
+            | JobRequest::Acknowledge(..)
+            | JobRequest::Describe(_)
+            | JobRequest::Withdraw { .. } => {}
+        }
+    }
+
+    /// Why a request cannot be carried out now. What the backend does itself it can do in every state.
+    fn refusal(&self, request: &ControlRequest) -> Option<&'static str> {
+        if matches!(request, ControlRequest::Stdin(_) | ControlRequest::Resize(_)) {
+            return None;
+        }
+        let pauses = matches!(request, ControlRequest::Pause | ControlRequest::Resume);
+        if matches!(self.life, Life::Starting) {
+            return Some("it has not started yet: only CANCEL reaches it");
+        }
+        if pauses && !matches!(self.life, Life::Running { .. }) {
+            return Some("it is being ended");
+        }
+        (!self.line.is_listening()).then_some("its shim does not answer: try again in a moment, or cancel it")
+    }
+
+    fn carry_out(&mut self, request: ControlRequest, reply: ReplySender) {
+        match request {
+            ControlRequest::Stdin(InputParams { data, eof }) => {
+                self.input.take(self.with_end_of_file(data, eof), eof, reply);
+            }
+            ControlRequest::Resize(size) => {
+                let _ = reply.send(self.resize(size));
+            }
+            // The shim answers these with an event, which is the reply.
+            ControlRequest::Pause | ControlRequest::Resume => {
+                self.line.order(Order::Control(request));
+                self.pause_replies.push_back(reply);
+            }
+            request => {
+                self.line.order(Order::Control(request));
+                // The client that asked may be gone.
+                let _ = reply.send(Ok(()));
+            }
+        }
+    }
+
+    /// On a terminal a character ends the input.
+    fn with_end_of_file(&self, bytes: Bytes, eof: bool) -> Bytes {
+        match &self.terminal {
+            Some(terminal) if eof => [&bytes[..], &[terminal.end_of_file()]].concat().into(),
+            _ => bytes,
+        }
+    }
+
+    fn resize(&self, size: TerminalSize) -> Result<(), ErrorObject> {
+        let Some(terminal) = &self.terminal else {
+            return Err(ErrorObject::new(
+                code::NOT_ALLOWED,
+                "this command runs on no terminal: ask for one with pty in execute",
+            ));
+        };
+        terminal
+            .resize(size)
+            .map_err(|error| ErrorObject::new(code::INTERNAL, format!("cannot resize the terminal: {error}")))
+    }
+}

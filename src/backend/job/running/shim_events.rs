@@ -1,0 +1,88 @@
+//! What the shim tells of a running command.
+
+use std::time::Instant;
+
+use cc_executor_actors::{
+    backend_api::{BackendEvent, StatusChange},
+    outcome::Status,
+    rpc::{ErrorObject, code},
+};
+use log::{info, warn};
+
+use super::{RunningJob, StartReport};
+use crate::backend::{
+    job::{JobShared, life::LifeEvent},
+    process::LinkMessage,
+    shim::protocol::ShimEvent,
+};
+
+impl RunningJob {
+    pub(super) fn on_link_message(&mut self, message: LinkMessage, shared: &mut JobShared) {
+        match message {
+            LinkMessage::NotForked(message) => {
+                let message = format!("the backend cannot start another process: {message}");
+                self.on_life_event(LifeEvent::NotStarted { exit_code: 126, message }, shared);
+            }
+            LinkMessage::Lost => {
+                warn!(event = "shim.lost", execution_id:% = shared.context.id;
+                    "the shim of this execution was ended by somebody else: the processes are ended without it");
+                self.pause_replies.clear();
+                self.on_life_event(LifeEvent::Lost, shared);
+            }
+            LinkMessage::Fact(event) => self.on_shim_event(event, shared),
+        }
+    }
+
+    fn on_shim_event(&mut self, event: ShimEvent, shared: &mut JobShared) {
+        let now = Instant::now();
+        match event {
+            ShimEvent::Started { pid } => {
+                info!(event = "process.started", execution_id:% = shared.context.id, executor = shared.context.executor.as_str(), pid = pid; "process started");
+                self.start = StartReport::Executed;
+                self.clocks.record_execution(now);
+                self.on_life_event(LifeEvent::Started, shared);
+                self.report_start(shared, now);
+            }
+            ShimEvent::NotStarted { exit_code, message } => {
+                self.on_life_event(LifeEvent::NotStarted { exit_code, message }, shared);
+            }
+            ShimEvent::Exited(exit) => {
+                self.clocks.record_exit(now);
+                self.input.close();
+                self.pause_replies.clear();
+                self.on_life_event(LifeEvent::Exited(exit), shared);
+            }
+            ShimEvent::Paused => self.on_paused(true, Ok(()), shared),
+            ShimEvent::Resumed => self.on_paused(false, Ok(()), shared),
+            ShimEvent::NotPaused => {
+                let error =
+                    ErrorObject::new(code::NOT_RUNNING, "a process cannot be stopped now: try again, or cancel it");
+                self.on_paused(false, Err(error), shared);
+            }
+            ShimEvent::Inspected { stopped } => self.is_stopped = stopped,
+            ShimEvent::Unguarded => self.on_life_event(LifeEvent::Unguarded, shared),
+            ShimEvent::Gone(gone) => self.on_life_event(LifeEvent::Gone(gone), shared),
+            ShimEvent::Accepted { .. } => {}
+        }
+    }
+
+    /// The shim has stopped the tree, or continued it.
+    fn on_paused(&mut self, paused: bool, outcome: Result<(), ErrorObject>, shared: &mut JobShared) {
+        if let Some(reply) = self.pause_replies.pop_front() {
+            // The client that asked may be gone.
+            let _ = reply.send(outcome);
+        }
+        let before = self.life.clone();
+        self.on_life_event(LifeEvent::Paused(paused), shared);
+        // A cancellation may have overtaken it: a pause that is over is not told.
+        if self.life != before {
+            self.is_stopped = paused;
+            // The total stands still from this moment, whatever else happens in this turn.
+            self.clocks.run_total(!paused, Instant::now());
+            let status = if paused { Status::Paused } else { Status::Running };
+            info!(event = "process.steered", execution_id:% = shared.context.id, status = status.as_str(); "the process tree is {}",
+                status.as_str());
+            shared.output_buffer.send_event(BackendEvent::Status(StatusChange::to(status)));
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! What every part of a job's life needs: its inbox, its output and its consumer, and the requests that are answered in
+//! the same way in every part.
+
+use std::time::{Duration, Instant};
+
+use cc_executor_actors::{
+    backend_api::{self, BackendEvent, Heartbeat, QueuedEvent, Snapshot, StartedEvent},
+    clock::millis,
+    outcome::{Outcome, Scope, Status},
+    protocol::execute::DetachOptions,
+    rpc::{ErrorObject, code},
+};
+use log::{debug, info};
+
+use super::{JobContext, JobRequest, clocks::ConsumerClock};
+use crate::backend::{
+    holds::ClaimResult,
+    output_buffer::{ConsumerChange, DismissReason, OutputBuffer},
+    registry::JobInbox,
+};
+
+/// How often a ring's content is acknowledged while it fills.
+const ACKNOWLEDGEMENTS_A_RING: u64 = 4;
+
+/// What every part of a job's life needs.
+pub(super) struct JobShared {
+    pub(super) context: JobContext,
+    pub(super) requests: JobInbox,
+    pub(super) output_buffer: OutputBuffer,
+    pub(super) consumer_clock: ConsumerClock,
+}
+
+/// The state of a job at one moment, for a consumer that comes or asks.
+#[derive(Clone)]
+pub(super) struct JobSnapshot {
+    /// Whether a consumer that comes now is told at once. One that comes while the command is being started waits with
+    /// those before it, for a moment.
+    pub(super) is_told: bool,
+    pub(super) status: Status,
+    pub(super) position: Option<u64>,
+    pub(super) alive: Heartbeat,
+}
+
+impl JobSnapshot {
+    /// The first event of a consumer's stream.
+    pub(super) fn first_event(&self, context: &JobContext) -> BackendEvent {
+        let info = backend_api::StreamInfo {
+            heartbeat_ms: Some(millis(context.heartbeat)),
+            may_detach: context.detach.is_some(),
+            acknowledge_bytes: context.detach.map(|_| context.ring_bytes as u64 / ACKNOWLEDGEMENTS_A_RING),
+            claude: context.prompt.is_some(),
+            instance: Some(context.instance),
+            // The output_buffer knows it.
+            hold: None,
+        };
+        match self.position {
+            Some(position) => BackendEvent::Queued(QueuedEvent { position, terms: info }),
+            None => BackendEvent::Started(StartedEvent {
+                execution_id: context.id,
+                executor: context.executor.clone(),
+                status: self.status,
+                terms: info,
+                alive: self.alive.clone(),
+            }),
+        }
+    }
+}
+
+impl JobShared {
+    /// Answers a request that means the same in every part of a job's life. Returns any other. A request whose client is
+    /// gone does nothing: an attach that waited here too long must not throw the holder out.
+    pub(super) fn answer_common(
+        &mut self,
+        request: JobRequest,
+        snapshot: impl FnOnce() -> JobSnapshot,
+        ending: Option<&Outcome>,
+    ) -> Option<JobRequest> {
+        if request.is_abandoned() {
+            debug!(event = "ask.abandoned", execution_id:% = self.context.id; "whoever asked is gone");
+            return None;
+        }
+        match request {
+            JobRequest::Attach(consumer, answer) => {
+                let snapshot = snapshot();
+                // One that ended before it ran has its end as its first word.
+                let never_ran = ending.is_some_and(|ending| ending.elapsed_ms.is_none());
+                let first = (snapshot.is_told && !never_ran).then(|| snapshot.first_event(&self.context));
+                let attached = self.output_buffer.attach(*consumer, first);
+                if let Ok(ClaimResult::New | ClaimResult::Same) = attached {
+                    self.consumer_clock = ConsumerClock::attached(Instant::now());
+                    info!(event = "execution.attached", execution_id:% = self.context.id, status = snapshot.status.as_str(),
+                        hold = self.output_buffer.holds().newest(); "a consumer attached");
+                }
+                // Whoever asked may have gone in this moment: then its consumer has, too.
+                let _ = answer.send(attached.map(drop));
+            }
+            JobRequest::Acknowledge((offsets, claim), answer) => {
+                let _ = answer.send(
+                    self.output_buffer.holds().check(claim).and_then(|()| self.output_buffer.acknowledge(offsets)),
+                );
+            }
+            JobRequest::Withdraw { claim, cancel, answer } => {
+                let checked = match ending {
+                    Some(_) => Err(ErrorObject::new(code::NOT_RUNNING, "it has ended")),
+                    None => self.output_buffer.holds().check(claim),
+                };
+                let accepted = checked.is_ok();
+                let _ = answer.send(checked);
+                return accepted.then_some(JobRequest::Control(cancel, None));
+            }
+            JobRequest::Describe(answer) => {
+                self.consumer_clock.record_question(Instant::now());
+                self.output_buffer.is_known_to_live(true);
+                let _ = answer.send(self.describe(snapshot(), ending));
+            }
+            other => return Some(other),
+        }
+        None
+    }
+
+    fn describe(&self, snapshot: JobSnapshot, ending: Option<&Outcome>) -> Snapshot {
+        Snapshot {
+            execution_id: self.context.id,
+            executor: self.context.executor.clone(),
+            status: snapshot.status,
+            position: snapshot.position,
+            scope: (snapshot.status == Status::Paused).then_some(Scope::Process),
+            attached: self.output_buffer.is_attached(),
+            hold: Some(self.output_buffer.holds().newest()),
+            instance: Some(self.context.instance),
+            alive: snapshot.alive,
+            offsets: self.output_buffer.written(),
+            ending: ending.cloned(),
+        }
+    }
+
+    /// Its consumer is gone. Returns whether the job must be ended for that.
+    pub(super) fn must_end_without_consumer(&mut self, change: ConsumerChange) -> bool {
+        let why = if change == ConsumerChange::Vanished { "vanished" } else { "gone" };
+        self.output_buffer.dismiss(DismissReason::Vanished);
+        let Some(DetachOptions { detach_ms, .. }) = self.context.detach else { return true };
+        self.consumer_clock.record_leave(Instant::now());
+        info!(event = "execution.detached", execution_id:% = self.context.id, detach_ms = detach_ms;
+            "the consumer is {why}: it goes on without one");
+        false
+    }
+
+    /// Its heartbeat: a gateway that has not asked for long must show by its connection that it lives.
+    pub(super) fn look_after_consumer(&mut self, now: Instant) {
+        if now.saturating_duration_since(self.consumer_clock.asked_at()) > self.context.consumer_stall {
+            self.output_buffer.is_known_to_live(false);
+        }
+    }
+
+    /// When it has been without a consumer for too long.
+    pub(super) fn detached_until(&self) -> Option<Instant> {
+        let limit = self.context.detach.map(|DetachOptions { detach_ms, .. }| Duration::from_millis(detach_ms));
+        self.consumer_clock.detached_until(limit)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cc_executor_actors::{
+        id::{ExecutionId, InstanceId},
+        outcome::Reason,
+        protocol::control::ControlRequest,
+        stream::PerStream,
+    };
+    use tokio::sync::oneshot;
+
+    use super::{super::outcome, *};
+    use crate::backend::{
+        holds::Claim,
+        output_buffer::{Consumer, ConsumerFeed, UnreadPolicy},
+    };
+
+    fn shared() -> (JobShared, ConsumerFeed) {
+        let (consumer, feed) = Consumer::new(PerStream::default(), true);
+        let context = JobContext {
+            id: ExecutionId::random(),
+            instance: InstanceId::random(),
+            executor: "shell".to_owned(),
+            timeout_ms: None,
+            stall_timeout_ms: None,
+            heartbeat: Duration::from_secs(15),
+            detach: None,
+            pty: None,
+            consumer_stall: Duration::from_secs(90),
+            claude_exit: Duration::from_secs(45),
+            ring_bytes: 100,
+            prompt: None,
+        };
+        let output_buffer =
+            OutputBuffer::new(UnreadPolicy::Overwrite, PerStream { stdout: 100, stderr: 100 }, consumer);
+        let requests = JobInbox::none();
+        (JobShared { context, requests, output_buffer, consumer_clock: ConsumerClock::attached(Instant::now()) }, feed)
+    }
+
+    fn running() -> JobSnapshot {
+        JobSnapshot { is_told: true, status: Status::Running, position: None, alive: Heartbeat::default() }
+    }
+
+    #[test]
+    fn a_request_whose_client_is_gone_does_nothing() {
+        let (mut shared, mut feed) = shared();
+        let attach = |asker_stays: bool, shared: &mut JobShared| {
+            let (consumer, other) = Consumer::new(PerStream::default(), true);
+            let (answer, asker) = oneshot::channel();
+            let asker = asker_stays.then_some(asker);
+            assert!(shared.answer_common(JobRequest::Attach(Box::new(consumer), answer), running, None).is_none());
+            (other, asker)
+        };
+        attach(false, &mut shared);
+        assert!(feed.dismissed.try_recv().is_err(), "the holder stays");
+        assert_eq!(shared.output_buffer.holds().newest(), 1);
+        let (answer, asker) = oneshot::channel();
+        drop(asker);
+        let pause = JobRequest::Control(ControlRequest::Pause, Some(answer));
+        assert!(shared.answer_common(pause, running, None).is_none(), "nor is anything else done");
+        let (_other, asker) = attach(true, &mut shared);
+        assert_eq!(feed.dismissed.try_recv(), Ok(DismissReason::TakenOver));
+        assert_eq!((asker.unwrap().try_recv(), shared.output_buffer.holds().newest()), (Ok(Ok(())), 2));
+    }
+
+    #[test]
+    fn a_withdrawal_ends_only_what_its_holder_still_has() {
+        let (mut shared, _feed) = shared();
+        let mut withdraw = |claim: Claim, ending: Option<&Outcome>| {
+            let (answer, mut asker) = oneshot::channel();
+            let request = JobRequest::Withdraw { claim, cancel: ControlRequest::cancel(7), answer };
+            let left = shared.answer_common(request, running, ending);
+            let is_canceled =
+                matches!(left, Some(JobRequest::Control(ControlRequest::Cancel { grace_ms: 7, .. }, None)));
+            (is_canceled, asker.try_recv().unwrap().is_ok())
+        };
+        assert_eq!(withdraw(Claim::Number(2), None), (false, false));
+        assert_eq!(withdraw(Claim::Number(1), None), (true, true));
+        let ending = outcome::never_ran(Status::Cancelled, Reason::Canceled, "it was canceled");
+        assert_eq!(withdraw(Claim::Number(1), Some(&ending)), (false, false), "its ending stands");
+    }
+}

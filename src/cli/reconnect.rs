@@ -1,0 +1,89 @@
+//! How a client comes back after its connection broke: for how long, after which pauses, and what it reports when it
+//! gives up. No I/O and no clock: time is a parameter.
+
+use std::time::{Duration, Instant};
+
+use cc_executor_actors::{clock::millis, id::ExecutionId};
+
+use super::ClientError;
+
+/// How long to wait before a connection is tried again: the first time, and at the most.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// The time without an execution that answers: since the connection broke, until the execution is followed again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Absence {
+    patience: Duration,
+    until: Instant,
+    pause: Duration,
+}
+
+/// The next try to connect.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct ConnectAttempt {
+    /// How long to wait before it.
+    pub(super) after: Duration,
+    /// When it has failed; `None` leaves that to the connection's own limits.
+    pub(super) until: Option<Instant>,
+}
+
+impl ConnectAttempt {
+    /// The first connection of a client: at once, and only once.
+    pub(super) const FIRST: ConnectAttempt = ConnectAttempt { after: Duration::ZERO, until: None };
+}
+
+impl Absence {
+    pub(super) fn begin(patience: Duration, now: Instant) -> Self {
+        Absence { patience, until: now + patience, pause: FIRST_PAUSE }
+    }
+
+    /// When it is given up.
+    pub(super) fn until(&self) -> Instant {
+        self.until
+    }
+
+    /// The next try, after a longer pause than the one before. The error is that the time is over; `last` is why the
+    /// try before failed.
+    pub(super) fn next_attempt(
+        &mut self,
+        last: ClientError,
+        id: Option<ExecutionId>,
+        now: Instant,
+    ) -> Result<ConnectAttempt, ClientError> {
+        if now > self.until {
+            let id = id.map(|id| id.to_string()).unwrap_or_default();
+            let gone_for = millis(self.patience) / 1_000;
+            let message =
+                format!("{}; gave up after {gone_for} s; it may still run: cc-executor attach {id}", last.message);
+            return Err(ClientError::new(last.code, message));
+        }
+        let after = self.pause;
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        Ok(ConnectAttempt { after, until: Some(self.until) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::exit;
+
+    #[test]
+    fn pauses_double_up_to_a_second_until_the_time_is_over() {
+        let start = Instant::now();
+        let mut absence = Absence::begin(Duration::from_secs(4), start);
+        let error = || ClientError::new(exit::UNAVAILABLE, "it is away");
+        let mut now = start;
+        for pause in [50, 100, 200, 400, 800, 1_000, 1_000] {
+            let attempt = absence.next_attempt(error(), None, now).unwrap();
+            let until = Some(start + Duration::from_secs(4));
+            assert_eq!(attempt, ConnectAttempt { after: Duration::from_millis(pause), until });
+            now += attempt.after;
+        }
+        let id = ExecutionId::random();
+        let gave_up = absence.next_attempt(error(), Some(id), start + Duration::from_millis(4_001)).unwrap_err();
+        let message = format!("cc-executor: it is away; gave up after 4 s; it may still run: cc-executor attach {id}");
+        assert_eq!((gave_up.exit_code(), gave_up.to_string()), (exit::UNAVAILABLE, message));
+    }
+}

@@ -1,0 +1,310 @@
+//! What a client does next: [`LoopState::step`] takes an event and returns actions, or the error to leave with.
+//! No I/O and no clock: time is a parameter.
+//!
+//! Two enums: the phase of the connection, and what is known of the execution, which outlives connections.
+
+mod ending;
+
+use std::time::{Duration, Instant};
+
+use cc_executor_actors::{
+    id::ExecutionId,
+    rpc::{ErrorObject, code},
+};
+
+use super::{
+    action::LoopAction,
+    event::{AcceptedResult, LoopEvent},
+};
+use crate::cli::{
+    ClientError, DisconnectAction, exit, exit_code::EndRequest, exit_code_of_refusal, reconnect::Absence,
+    silence::HeartbeatEstimate,
+};
+
+/// How long a service may take to answer `execute` or `attach`. It waits 10 s for its backend itself.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(30);
+
+/// What the caller wants of the execution.
+#[derive(Debug)]
+pub(in crate::cli) enum LoopPurpose {
+    /// Have it run. Its id is known beforehand where it may outlive the connection.
+    Run { id: Option<ExecutionId>, on_disconnect: DisconnectAction },
+    /// Follow it, and come back for so long when the connection breaks.
+    Attach { id: ExecutionId, reconnect: Option<Duration> },
+}
+
+/// The phase of the connection.
+#[derive(Debug)]
+enum LoopPhase {
+    /// The first connection is being opened.
+    Connecting,
+    /// The answer to `execute` or `attach` is awaited. After a broken connection the absence goes on until then.
+    Asking { answer_by: Instant, absence: Option<Absence> },
+    /// The execution is followed.
+    Following,
+    /// The connection broke, and another one is being opened.
+    Away(Absence),
+    /// The last status has come; the rest of the output is written.
+    Ending,
+}
+
+/// What is known of the execution, over all connections.
+#[derive(Debug)]
+enum RequestState {
+    /// `execute` was not sent yet.
+    NotSent { id: Option<ExecutionId> },
+    /// `execute` was sent to this backend, if the service states which: the command may have been started.
+    Sent { id: Option<ExecutionId>, instance: Option<String> },
+    /// This backend has it.
+    Accepted { id: ExecutionId, instance: Option<String> },
+}
+
+impl RequestState {
+    fn id(&self) -> Option<ExecutionId> {
+        match self {
+            RequestState::NotSent { id } | RequestState::Sent { id, .. } => *id,
+            RequestState::Accepted { id, .. } => Some(*id),
+        }
+    }
+
+    fn instance(&self) -> Option<&str> {
+        match self {
+            RequestState::NotSent { .. } => None,
+            RequestState::Sent { instance, .. } | RequestState::Accepted { instance, .. } => instance.as_deref(),
+        }
+    }
+}
+
+type Step = Result<Vec<LoopAction>, ClientError>;
+
+/// A client's state between two events.
+#[derive(Debug)]
+pub(super) struct LoopState {
+    purpose: LoopPurpose,
+    phase: LoopPhase,
+    request: RequestState,
+    heartbeat: HeartbeatEstimate,
+    end_request: EndRequest,
+}
+
+impl LoopState {
+    /// The first connection is to be opened.
+    pub(super) fn new(purpose: LoopPurpose, heartbeat: HeartbeatEstimate) -> Self {
+        let request = match purpose {
+            LoopPurpose::Run { id, .. } => RequestState::NotSent { id },
+            LoopPurpose::Attach { id, .. } => RequestState::Accepted { id, instance: None },
+        };
+        LoopState { purpose, phase: LoopPhase::Connecting, request, heartbeat, end_request: EndRequest::NotMade }
+    }
+
+    /// When [`LoopEvent::AnswerOverdue`] is due.
+    pub(super) fn answer_by(&self) -> Option<Instant> {
+        match self.phase {
+            LoopPhase::Asking { answer_by, .. } => Some(answer_by),
+            _ => None,
+        }
+    }
+
+    /// Whether `execute` is sent when `connected` has come, because that states the backend's instance, and the longest
+    /// time for which `--detach` may ask.
+    pub(super) fn awaits_connected(&self) -> bool {
+        let is_accepted = matches!(self.request, RequestState::Accepted { .. });
+        !is_accepted && !matches!(self.purpose, LoopPurpose::Run { on_disconnect: DisconnectAction::Ends, .. })
+    }
+
+    fn is_attached(&self) -> bool {
+        matches!(self.purpose, LoopPurpose::Attach { .. })
+    }
+
+    /// Takes an event. The error ends the client.
+    pub(super) fn step(&mut self, event: LoopEvent, now: Instant) -> Step {
+        match event {
+            LoopEvent::Opened => Ok(self.on_opened(now)),
+            LoopEvent::OpenFailed(error) => self.on_open_failed(error, now),
+            LoopEvent::Broken(why) => self.come_back(why, now),
+            LoopEvent::AnswerOverdue => {
+                self.come_back(ClientError::new(exit::UNAVAILABLE, "the service does not answer"), now)
+            }
+            LoopEvent::EndRequested(request) => self.on_end_requested(request, now),
+            LoopEvent::OutputLost(loss) => Ok(self.on_output_lost(loss)),
+            LoopEvent::Connected { instance, longest_detach_ms } => self.on_connected(instance, longest_detach_ms),
+            LoopEvent::Accepted(accepted) => Ok(self.on_accepted(accepted)),
+            LoopEvent::Refused(error) => self.on_refused(&error, now),
+            LoopEvent::IdPrinted(Ok(())) => Ok(vec![LoopAction::Exit(0)]),
+            LoopEvent::IdPrinted(Err(loss)) => {
+                // Nobody can follow or end an execution whose id is not known.
+                let mut actions = self.record_loss(loss);
+                actions.push(LoopAction::Cancel);
+                Ok(actions)
+            }
+            LoopEvent::InputAnswered(answer) => Ok(on_input_answered(answer)),
+            LoopEvent::StatusUpdated { activity } => {
+                let period = self.heartbeat.record_update(now).map(LoopAction::ExpectSignsEvery);
+                Ok(period.into_iter().chain([LoopAction::ShowActivity(activity)]).collect())
+            }
+            LoopEvent::Ended(outcome) => {
+                self.phase = LoopPhase::Ending;
+                Ok(vec![LoopAction::FinishOutput(outcome)])
+            }
+            LoopEvent::OutputFinished { outcome, written, lost } => {
+                Ok(self.on_output_finished(&outcome, written, &lost))
+            }
+            LoopEvent::Detached => Err(self.ended_early(ClientError::new(
+                exit::UNAVAILABLE,
+                "another client follows the execution now; it goes on",
+            ))),
+            LoopEvent::ServiceError(error) if error.code == code::SESSION_LIMIT => {
+                self.come_back(ClientError::new(exit::TEMPFAIL, error.message), now)
+            }
+            LoopEvent::ServiceError(error) => Ok(vec![LoopAction::Report(error.message)]),
+        }
+    }
+
+    /// Asks for the execution: to run it, or to go on where its output was.
+    fn on_opened(&mut self, now: Instant) -> Vec<LoopAction> {
+        let absence = match self.phase {
+            LoopPhase::Away(absence) => Some(absence),
+            _ => None,
+        };
+        let answer_by = now + ANSWER_PATIENCE;
+        let answer_by = absence.map_or(answer_by, |absence| absence.until().min(answer_by));
+        self.phase = LoopPhase::Asking { answer_by, absence };
+        let mut actions = Vec::new();
+        actions.extend(self.heartbeat.begin_connection().map(LoopAction::ExpectSignsEvery));
+        if let RequestState::Accepted { id, .. } = self.request {
+            actions.push(LoopAction::Attach(id));
+        } else if !self.awaits_connected() {
+            let id = self.request.id();
+            self.request = RequestState::Sent { id, instance: None };
+            actions.push(LoopAction::Execute { id, longest_detach_ms: None, instance: None });
+        }
+        // What was asked for while there was no connection.
+        if self.end_request != EndRequest::NotMade {
+            actions.push(LoopAction::Cancel);
+        }
+        actions
+    }
+
+    fn on_connected(&mut self, instance: Option<String>, longest_detach_ms: Option<u64>) -> Step {
+        if !self.awaits_connected() {
+            return Ok(Vec::new());
+        }
+        let id = self.request.id();
+        if let RequestState::NotSent { .. } = self.request {
+            self.request = RequestState::Sent { id, instance };
+            return Ok(vec![LoopAction::Execute { id, longest_detach_ms, instance: None }]);
+        }
+        // The command may have been started: only the backend that was asked for it may take the same request again.
+        let Some(before) = self.request.instance().map(str::to_owned) else {
+            let message = "the connection broke before the service answered, and the service does not state its instance: the command may have run, so it is not requested again";
+            return Err(self.ended_early(ClientError::new(exit::UNAVAILABLE, message)));
+        };
+        Ok(vec![LoopAction::Execute { id, longest_detach_ms, instance: Some(before) }])
+    }
+
+    fn on_accepted(&mut self, accepted: AcceptedResult) -> Vec<LoopAction> {
+        let AcceptedResult { execution_id: id, status, claude, instance } = accepted;
+        let is_first = !matches!(self.request, RequestState::Accepted { .. });
+        let instance = instance.or_else(|| self.request.instance().map(str::to_owned));
+        self.request = RequestState::Accepted { id, instance };
+        self.phase = LoopPhase::Following;
+        let mut actions = Vec::new();
+        if claude {
+            actions.push(LoopAction::ResumeAgentOutput);
+        }
+        match self.purpose {
+            LoopPurpose::Run { on_disconnect: DisconnectAction::GoesOn, .. } if status != "failed" => {
+                actions.push(LoopAction::PrintId(id));
+            }
+            LoopPurpose::Run { .. } if is_first => actions.push(LoopAction::StartInput),
+            LoopPurpose::Run { .. } | LoopPurpose::Attach { .. } => {}
+        }
+        actions
+    }
+
+    fn on_refused(&mut self, error: &ErrorObject, now: Instant) -> Step {
+        let refusal = self.refusal(error);
+        let passes = matches!(error.code, code::BACKEND | code::DRAINING | code::SESSION_LIMIT);
+        match self.phase {
+            LoopPhase::Asking { absence: Some(_), .. } if passes => self.come_back(refusal, now),
+            _ => Err(self.ended_early(refusal)),
+        }
+    }
+
+    /// Why the service refuses to run or to attach. A backend without the execution that is not the one that had it
+    /// was started since, and the end of the one before was the end of all that it ran.
+    fn refusal(&self, error: &ErrorObject) -> ClientError {
+        let code = exit_code_of_refusal(error.code);
+        let instance = error.data.as_ref().and_then(|data| data["instance"].as_str());
+        match (error.code, self.request.instance(), instance) {
+            (code::UNKNOWN_EXECUTION, Some(before), Some(now)) if before != now => {
+                ClientError::new(code, "the service was restarted; the execution ended with it")
+            }
+            (code::OTHER_INSTANCE, ..) => ClientError::new(
+                code,
+                "the service was restarted before it answered; if it had started the command, that ended with it",
+            ),
+            _ => ClientError::new(code, error.message.clone()),
+        }
+    }
+
+    /// The connection is of no more use: opens another one, if the execution goes on without it.
+    fn come_back(&mut self, why: ClientError, now: Instant) -> Step {
+        let reconnect = match self.purpose {
+            LoopPurpose::Run { on_disconnect: DisconnectAction::Returns(patience), .. } => Some(patience),
+            LoopPurpose::Run { .. } => None,
+            LoopPurpose::Attach { reconnect, .. } => reconnect,
+        };
+        let Some(patience) = reconnect else {
+            let why = match self.request.id().filter(|_| !self.is_attached()) {
+                // With --detach: it may have been started.
+                Some(id) => ClientError::new(why.code, format!("{}; it may run: cc-executor cancel {id}", why.message)),
+                None => why,
+            };
+            return Err(self.ended_early(why));
+        };
+        let mut actions = Vec::new();
+        let absence = match self.phase {
+            LoopPhase::Asking { absence: Some(absence), .. } | LoopPhase::Away(absence) => absence,
+            _ => {
+                let message = format!("{}; trying to come back for {} s", why.message, patience.as_secs());
+                actions.push(LoopAction::Report(message));
+                Absence::begin(patience, now)
+            }
+        };
+        actions.push(self.try_again(absence, why, now)?);
+        Ok(actions)
+    }
+
+    fn try_again(&mut self, mut absence: Absence, last: ClientError, now: Instant) -> Result<LoopAction, ClientError> {
+        let attempt = absence.next_attempt(last, self.request.id(), now);
+        let attempt = attempt.map_err(|error| self.ended_early(error))?;
+        self.phase = LoopPhase::Away(absence);
+        Ok(LoopAction::Connect(attempt))
+    }
+
+    fn on_open_failed(&mut self, error: ClientError, now: Instant) -> Step {
+        match self.phase {
+            LoopPhase::Away(_) if matches!(error.code, exit::NOPERM | exit::USAGE) => Err(self.ended_early(error)),
+            LoopPhase::Away(absence) => Ok(vec![self.try_again(absence, error, now)?]),
+            _ => Err(error),
+        }
+    }
+
+    /// The error to leave with: its code is that of the request to end, if there is one.
+    fn ended_early(&self, error: ClientError) -> ClientError {
+        ClientError { code: self.end_request.code().unwrap_or(error.code), ..error }
+    }
+}
+
+/// What comes too late is no error: the end is on its way.
+fn on_input_answered(answer: Result<(), ErrorObject>) -> Vec<LoopAction> {
+    match answer {
+        Ok(()) => vec![LoopAction::ContinueInput],
+        Err(error) if error.code == code::NOT_RUNNING => vec![LoopAction::StopInput],
+        Err(error) => vec![LoopAction::StopInput, LoopAction::Report(error.message)],
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,92 @@
+//! How a client leaves: because of a signal, because its own output cannot be written, or because the execution ended.
+
+use std::time::Instant;
+
+use cc_executor_actors::{outcome::Outcome, stream::PerStream};
+
+use super::{LoopAction, LoopPhase, LoopState, Step};
+use crate::cli::{
+    ClientError, exit,
+    exit_code::{EndRequest, ended_by, exit_code_of},
+    session_loop::event::OutputLoss,
+};
+
+impl LoopState {
+    /// Ctrl-C or SIGTERM. The first one cancels the command, the second one does not wait for its end. A client that
+    /// only follows leaves.
+    pub(super) fn on_end_requested(&mut self, request: EndRequest, now: Instant) -> Step {
+        let code = request.code().unwrap_or(EndRequest::INTERRUPTED);
+        match self.phase {
+            LoopPhase::Connecting => Ok(vec![LoopAction::ExitAtOnce(code)]),
+            LoopPhase::Away(absence) => {
+                if !self.end_request.ask(request) {
+                    return Ok(vec![LoopAction::ExitAtOnce(self.end_request.code().unwrap_or(code))]);
+                }
+                // The command is canceled as soon as there is a connection again.
+                let last = ClientError::new(exit::UNAVAILABLE, "interrupted while there was no connection");
+                Ok(vec![self.try_again(absence, last, now)?])
+            }
+            _ if self.is_attached() => {
+                let message = "left; an execution that may detach goes on".to_owned();
+                Ok(vec![LoopAction::Report(message), LoopAction::Exit(code)])
+            }
+            _ if self.end_request.ask(request) => {
+                Ok(vec![LoopAction::Report("canceling; once more to leave at once".to_owned()), LoopAction::Cancel])
+            }
+            _ => Ok(vec![LoopAction::ExitAtOnce(self.end_request.code().unwrap_or(code))]),
+        }
+    }
+
+    /// The reader of our output is gone, as in `run … | head`, or the disk is full: the command is not wanted any more.
+    pub(super) fn on_output_lost(&mut self, loss: OutputLoss) -> Vec<LoopAction> {
+        let mut actions = self.record_loss(loss);
+        actions.push(match self.is_attached() {
+            true => LoopAction::Exit(self.end_request.code().unwrap_or(exit::IOERR)),
+            false => LoopAction::Cancel,
+        });
+        actions
+    }
+
+    /// Takes note that output was not written, whatever the reason. Nothing more is, then.
+    pub(super) fn record_loss(&mut self, loss: OutputLoss) -> Vec<LoopAction> {
+        let mut actions = vec![LoopAction::DiscardOutput];
+        let request = match loss {
+            OutputLoss::ReaderGone => EndRequest::PipeClosed,
+            OutputLoss::WriteFailed(message) => {
+                actions.push(LoopAction::Report(message));
+                EndRequest::WriteFailed
+            }
+        };
+        // It is no second request of the user: the end is waited for.
+        if self.end_request == EndRequest::NotMade {
+            self.end_request.ask(request);
+        }
+        actions
+    }
+
+    pub(super) fn on_output_finished(
+        &mut self,
+        outcome: &Outcome,
+        written: Result<(), OutputLoss>,
+        lost: &PerStream<u64>,
+    ) -> Vec<LoopAction> {
+        let mut actions = written.err().map(|loss| self.record_loss(loss)).unwrap_or_default();
+        if let Some(code) = self.end_request.code_after(outcome.reason) {
+            actions.push(LoopAction::Exit(code));
+            return actions;
+        }
+        actions.extend(ended_by(outcome).map(LoopAction::Report));
+        let code = exit_code_of(outcome);
+        let PerStream { stdout, stderr } = lost;
+        if stdout + stderr == 0 {
+            actions.push(LoopAction::Exit(code));
+        } else {
+            // The code that the loss hides is told.
+            let message = format!(
+                "the output is incomplete: {stdout} bytes of stdout and {stderr} of stderr are lost; without that the exit code would be {code}"
+            );
+            actions.extend([LoopAction::Report(message), LoopAction::Exit(exit::SOFTWARE)]);
+        }
+        actions
+    }
+}

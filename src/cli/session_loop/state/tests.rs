@@ -1,0 +1,276 @@
+//! Scripts of events, with the actions that each asks for.
+
+use cc_executor_actors::{
+    outcome::{Outcome, Reason, Status},
+    stream::PerStream,
+};
+use serde_json::json;
+
+use super::*;
+use crate::cli::{reconnect::ConnectAttempt, session_loop::event::OutputLoss};
+
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A client, and its time.
+struct Script {
+    state: LoopState,
+    start: Instant,
+    id: ExecutionId,
+}
+
+impl Script {
+    fn run(on_disconnect: DisconnectAction) -> Script {
+        let id = ExecutionId::random();
+        let purpose = LoopPurpose::Run { id: (on_disconnect != DisconnectAction::Ends).then_some(id), on_disconnect };
+        Script { state: LoopState::new(purpose, HeartbeatEstimate::asked_for(None)), start: Instant::now(), id }
+    }
+
+    fn attach(reconnect: Option<Duration>) -> Script {
+        let id = ExecutionId::random();
+        let state = LoopState::new(LoopPurpose::Attach { id, reconnect }, HeartbeatEstimate::observed());
+        Script { state, start: Instant::now(), id }
+    }
+
+    /// Plays an event at so many milliseconds. Returns the actions, or the error's text and code.
+    fn play(&mut self, ms: u64, event: LoopEvent) -> Result<Vec<LoopAction>, (String, u8)> {
+        let step = self.state.step(event, self.start + Duration::from_millis(ms));
+        step.map_err(|error| (error.message, error.code))
+    }
+
+    fn accepted(&self, status: &str, instance: Option<&str>) -> LoopEvent {
+        let (status, instance) = (status.to_owned(), instance.map(str::to_owned));
+        LoopEvent::Accepted(AcceptedResult { execution_id: self.id, status, claude: false, instance })
+    }
+
+    fn execute(&self, longest_detach_ms: Option<u64>, instance: Option<&str>) -> LoopAction {
+        LoopAction::Execute { id: Some(self.id), longest_detach_ms, instance: instance.map(str::to_owned) }
+    }
+
+    fn connect(&self, after_ms: u64, until: Duration) -> LoopAction {
+        let after = Duration::from_millis(after_ms);
+        LoopAction::Connect(ConnectAttempt { after, until: Some(self.start + until) })
+    }
+}
+
+fn connected(instance: Option<&str>) -> LoopEvent {
+    LoopEvent::Connected { instance: instance.map(str::to_owned), longest_detach_ms: Some(7) }
+}
+
+fn broken() -> ClientError {
+    ClientError::new(exit::UNAVAILABLE, "it broke")
+}
+
+fn report(text: &str) -> LoopAction {
+    LoopAction::Report(text.to_owned())
+}
+
+fn finished(reason: Reason, code: i32, written: Result<(), OutputLoss>, lost: u64) -> LoopEvent {
+    let status = if code == 0 { Status::Completed } else { Status::Failed };
+    let outcome = Outcome { exit_code: Some(code), ..Outcome::without_process(status, reason, None) };
+    LoopEvent::OutputFinished { outcome: Box::new(outcome), written, lost: PerStream { stdout: lost, stderr: 0 } }
+}
+
+const CTRL_C: LoopEvent = LoopEvent::EndRequested(EndRequest::Interrupted);
+const TERM: LoopEvent = LoopEvent::EndRequested(EndRequest::Terminated);
+
+#[test]
+fn a_command_that_ends_with_its_client_is_requested_at_once_and_never_again() {
+    let mut script = Script::run(DisconnectAction::Ends);
+    let execute = LoopAction::Execute { id: None, longest_detach_ms: None, instance: None };
+    assert_eq!(script.play(0, LoopEvent::Opened), Ok(vec![execute]));
+    assert!(!script.state.awaits_connected());
+    assert_eq!(script.state.answer_by(), Some(script.start + ANSWER_PATIENCE));
+    let accepted = script.accepted("running", None);
+    assert_eq!(script.play(1, accepted), Ok(vec![LoopAction::StartInput]));
+    assert_eq!(script.state.answer_by(), None);
+    let message = format!("it broke; it may run: cc-executor cancel {}", script.id);
+    assert_eq!(script.play(2, LoopEvent::Broken(broken())), Err((message, exit::UNAVAILABLE)));
+    let mut script = Script::run(DisconnectAction::Ends);
+    script.play(0, LoopEvent::Opened).unwrap();
+    let silent = ("the service does not answer".to_owned(), exit::UNAVAILABLE);
+    assert_eq!(script.play(30_000, LoopEvent::AnswerOverdue), Err(silent), "it has no id that could be named");
+}
+
+#[test]
+fn a_client_that_comes_back_asks_the_same_backend() {
+    let mut script = Script::run(DisconnectAction::Returns(PATIENCE));
+    assert_eq!(script.play(0, LoopEvent::Opened), Ok(vec![]), "`connected` is awaited");
+    assert_eq!(script.play(0, connected(Some("one"))), Ok(vec![script.execute(Some(7), None)]));
+    let coming_back = report("it broke; trying to come back for 5 s");
+    let until = Duration::from_millis(1_000) + PATIENCE;
+    assert_eq!(script.play(1_000, LoopEvent::Broken(broken())), Ok(vec![coming_back, script.connect(50, until)]));
+    assert_eq!(script.play(1_050, LoopEvent::OpenFailed(broken())), Ok(vec![script.connect(100, until)]));
+    assert_eq!(script.play(1_150, LoopEvent::Opened), Ok(vec![]));
+    assert_eq!(script.state.answer_by(), Some(script.start + until), "the absence bounds the answer, too");
+    assert_eq!(script.play(1_150, connected(Some("two"))), Ok(vec![script.execute(Some(7), Some("one"))]));
+    assert_eq!(
+        script.play(1_160, LoopEvent::Broken(broken())),
+        Ok(vec![script.connect(200, until)]),
+        "it is told once"
+    );
+    script.play(1_360, LoopEvent::Opened).unwrap();
+    let accepted = script.accepted("running", Some("one"));
+    assert_eq!(script.play(1_361, accepted), Ok(vec![LoopAction::StartInput]));
+    // The next absence has a time of its own, and the execution is attached to.
+    let until = Duration::from_secs(60) + PATIENCE;
+    let actions = script.play(60_000, LoopEvent::Broken(broken())).unwrap();
+    assert_eq!(actions[1], script.connect(50, until));
+    assert_eq!(script.play(60_050, LoopEvent::Opened), Ok(vec![LoopAction::Attach(script.id)]));
+    let error =
+        ErrorObject { data: Some(json!({ "instance": "two" })), ..ErrorObject::new(code::UNKNOWN_EXECUTION, "?") };
+    let restarted = "the service was restarted; the execution ended with it".to_owned();
+    assert_eq!(script.play(60_060, LoopEvent::Refused(error)), Err((restarted, exit::UNAVAILABLE)));
+}
+
+#[test]
+fn a_command_that_may_have_run_is_not_requested_of_a_service_without_instances() {
+    let mut script = Script::run(DisconnectAction::Returns(PATIENCE));
+    script.play(0, LoopEvent::Opened).unwrap();
+    script.play(0, connected(None)).unwrap();
+    script.play(0, LoopEvent::Broken(broken())).unwrap();
+    script.play(50, LoopEvent::Opened).unwrap();
+    let (message, code) = script.play(50, connected(None)).unwrap_err();
+    assert!(message.ends_with("it is not requested again") && code == exit::UNAVAILABLE, "{message}");
+}
+
+#[test]
+fn an_absence_ends_with_its_time_or_with_an_error_that_does_not_pass() {
+    let away = || {
+        let mut script = Script::run(DisconnectAction::Returns(PATIENCE));
+        script.play(0, LoopEvent::Opened).unwrap();
+        script.play(0, connected(Some("one"))).unwrap();
+        script.play(0, LoopEvent::Broken(broken())).unwrap();
+        script
+    };
+    let mut script = away();
+    let message = format!("it broke; gave up after 5 s; it may still run: cc-executor attach {}", script.id);
+    assert_eq!(script.play(5_001, LoopEvent::OpenFailed(broken())), Err((message, exit::UNAVAILABLE)));
+    let denied = ClientError::new(exit::NOPERM, "no");
+    assert_eq!(away().play(10, LoopEvent::OpenFailed(denied)), Err(("no".to_owned(), exit::NOPERM)));
+    for (code, passes) in
+        [(code::DRAINING, true), (code::BACKEND, true), (code::SESSION_LIMIT, true), (code::FULL, false)]
+    {
+        let mut script = away();
+        script.play(50, LoopEvent::Opened).unwrap();
+        let step = script.play(60, LoopEvent::Refused(ErrorObject::new(code, "no")));
+        assert_eq!(step.is_ok(), passes, "{code}");
+    }
+    let mut script = Script::run(DisconnectAction::Returns(PATIENCE));
+    script.play(0, LoopEvent::Opened).unwrap();
+    let refused = LoopEvent::Refused(ErrorObject::new(code::DRAINING, "no"));
+    assert_eq!(script.play(1, refused), Err(("no".to_owned(), exit::TEMPFAIL)), "the first refusal is told at once");
+}
+
+#[test]
+fn interrupts_cancel_first_and_then_leave() {
+    let canceling = || vec![report("canceling; once more to leave at once"), LoopAction::Cancel];
+    let mut script = Script::run(DisconnectAction::Ends);
+    assert_eq!(script.play(0, CTRL_C), Ok(vec![LoopAction::ExitAtOnce(130)]), "nothing was asked for yet");
+    for (first, second, code) in [(CTRL_C, CTRL_C, 130), (CTRL_C, TERM, 143), (TERM, TERM, 143)] {
+        let mut script = Script::run(DisconnectAction::Ends);
+        script.play(0, LoopEvent::Opened).unwrap();
+        assert_eq!(script.play(1, first), Ok(canceling()));
+        assert_eq!(script.play(2, second), Ok(vec![LoopAction::ExitAtOnce(code)]));
+    }
+    let mut script = Script::run(DisconnectAction::Returns(PATIENCE));
+    script.play(0, LoopEvent::Opened).unwrap();
+    script.play(0, connected(Some("one"))).unwrap();
+    script.play(0, LoopEvent::Broken(broken())).unwrap();
+    assert_eq!(script.play(10, CTRL_C), Ok(vec![script.connect(100, PATIENCE)]), "it is tried again");
+    assert_eq!(script.play(20, LoopEvent::Opened), Ok(vec![LoopAction::Cancel]));
+    script.play(30, LoopEvent::Broken(broken())).unwrap();
+    assert_eq!(script.play(40, CTRL_C), Ok(vec![LoopAction::ExitAtOnce(130)]));
+    let mut script = Script::attach(None);
+    assert_eq!(script.play(0, LoopEvent::Opened), Ok(vec![LoopAction::Attach(script.id)]));
+    let left = report("left; an execution that may detach goes on");
+    assert_eq!(script.play(1, TERM), Ok(vec![left, LoopAction::Exit(143)]));
+}
+
+#[test]
+fn a_detached_command_is_left_with_its_id_or_canceled() {
+    for (loss, actions) in [
+        (None, vec![LoopAction::Exit(0)]),
+        (Some(OutputLoss::ReaderGone), vec![LoopAction::DiscardOutput, LoopAction::Cancel]),
+    ] {
+        let mut script = Script::run(DisconnectAction::GoesOn);
+        script.play(0, LoopEvent::Opened).unwrap();
+        script.play(0, connected(Some("one"))).unwrap();
+        let accepted = script.accepted("running", Some("one"));
+        assert_eq!(script.play(1, accepted), Ok(vec![LoopAction::PrintId(script.id)]));
+        assert_eq!(script.play(1, LoopEvent::IdPrinted(loss.map_or(Ok(()), Err))), Ok(actions));
+    }
+    let mut script = Script::run(DisconnectAction::GoesOn);
+    script.play(0, LoopEvent::Opened).unwrap();
+    let failed = script.accepted("failed", None);
+    assert_eq!(script.play(1, failed), Ok(vec![LoopAction::StartInput]), "its end is followed");
+}
+
+#[test]
+fn the_exit_code_is_the_commands_own_unless_something_else_decided() {
+    let incomplete =
+        "the output is incomplete: 9 bytes of stdout and 0 of stderr are lost; without that the exit code would be 3";
+    let canceled = "the execution was canceled";
+    for (request, event, actions) in [
+        (None, finished(Reason::Exit, 0, Ok(()), 0), vec![LoopAction::Exit(0)]),
+        (None, finished(Reason::Exit, 3, Ok(()), 9), vec![report(incomplete), LoopAction::Exit(exit::SOFTWARE)]),
+        (None, finished(Reason::Canceled, 0, Ok(()), 0), vec![report(canceled), LoopAction::Exit(143)]),
+        (Some(CTRL_C), finished(Reason::Canceled, 0, Ok(()), 0), vec![LoopAction::Exit(130)]),
+        (Some(CTRL_C), finished(Reason::Exit, 4, Ok(()), 0), vec![LoopAction::Exit(4)]),
+        (
+            None,
+            finished(Reason::Exit, 0, Err(OutputLoss::WriteFailed("full".to_owned())), 0),
+            vec![LoopAction::DiscardOutput, report("full"), LoopAction::Exit(exit::IOERR)],
+        ),
+        (
+            Some(LoopEvent::OutputLost(OutputLoss::ReaderGone)),
+            finished(Reason::Exit, 0, Ok(()), 0),
+            vec![LoopAction::Exit(141)],
+        ),
+    ] {
+        let mut script = Script::run(DisconnectAction::Ends);
+        script.play(0, LoopEvent::Opened).unwrap();
+        let accepted = script.accepted("running", None);
+        script.play(1, accepted).unwrap();
+        let what = format!("{request:?} {event:?}");
+        if let Some(request) = request {
+            script.play(2, request).unwrap();
+        }
+        assert_eq!(script.play(3, event), Ok(actions), "{what}");
+    }
+}
+
+#[test]
+fn a_client_that_only_follows_leaves_when_nobody_reads_it() {
+    let mut script = Script::attach(None);
+    script.play(0, LoopEvent::Opened).unwrap();
+    let accepted = script.accepted("running", None);
+    assert_eq!(script.play(1, accepted), Ok(vec![]));
+    let lost = LoopEvent::OutputLost(OutputLoss::ReaderGone);
+    assert_eq!(script.play(2, lost), Ok(vec![LoopAction::DiscardOutput, LoopAction::Exit(141)]));
+}
+
+#[test]
+fn late_input_is_no_error() {
+    for (answer, actions) in [
+        (Ok(()), vec![LoopAction::ContinueInput]),
+        (Err(ErrorObject::new(code::NOT_RUNNING, "over")), vec![LoopAction::StopInput]),
+        (Err(ErrorObject::new(code::INTERNAL, "no")), vec![LoopAction::StopInput, report("no")]),
+    ] {
+        let mut script = Script::run(DisconnectAction::Ends);
+        script.play(0, LoopEvent::Opened).unwrap();
+        assert_eq!(script.play(1, LoopEvent::InputAnswered(answer)), Ok(actions));
+    }
+}
+
+#[test]
+fn a_session_that_the_service_has_no_room_for_is_a_broken_connection() {
+    let full = || LoopEvent::ServiceError(ErrorObject::new(code::SESSION_LIMIT, "full"));
+    let mut script = Script::attach(None);
+    script.play(0, LoopEvent::Opened).unwrap();
+    assert_eq!(script.play(1, full()), Err(("full".to_owned(), exit::TEMPFAIL)));
+    let mut script = Script::attach(Some(PATIENCE));
+    script.play(0, LoopEvent::Opened).unwrap();
+    let until = Duration::from_millis(1) + PATIENCE;
+    let coming_back = report("full; trying to come back for 5 s");
+    assert_eq!(script.play(1, full()), Ok(vec![coming_back, script.connect(50, until)]));
+}
