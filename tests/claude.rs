@@ -581,7 +581,7 @@ fn its_arguments_are_a_list_its_prompt_is_none_and_its_environment_is_its_own() 
     let story = client.ask_claude(json!({
         "command": command,
         "claude": {
-            "model": "$(touch;/tmp/never)", "permissionMode": "bypassPermissions", "maxTurns": 3,
+            "model": "$(touch;/tmp/never-by-claude)", "permissionMode": "bypassPermissions", "maxTurns": 3,
             "allowedTools": ["Bash(git log:*)", "Read"], "resume": "s-1",
         },
     }));
@@ -595,7 +595,7 @@ fn its_arguments_are_a_list_its_prompt_is_none_and_its_environment_is_its_own() 
             "--output-format",
             "stream-json",
             "--verbose",
-            "--model=$(touch;/tmp/never)",
+            "--model=$(touch;/tmp/never-by-claude)",
             "--permission-mode=bypassPermissions",
             "--max-turns=3",
             "--resume=s-1",
@@ -604,7 +604,7 @@ fn its_arguments_are_a_list_its_prompt_is_none_and_its_environment_is_its_own() 
             "Read",
         ]
     );
-    assert!(!Path::new("/tmp/never").exists());
+    assert!(!Path::new("/tmp/never-by-claude").exists());
     for (name, there) in [
         ("ANTHROPIC_BASE_URL=http://127.0.0.1:1", true),
         ("ANTHROPIC_API_KEY", false),

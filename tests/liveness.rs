@@ -166,7 +166,7 @@ fn frames_byte_by_byte_and_pings_without_end_are_borne() {
 const VANISHING: &str = r#"
 set -eu
 unshare -n sleep 60 >/dev/null 2>&1 & far=$!  # what outlives this must not hold its output open
-trap 'kill $far $backend 2>/dev/null' EXIT
+trap 'kill $(jobs -p) 2>/dev/null' EXIT
 until [ "$(readlink /proc/$far/ns/net)" != "$(readlink /proc/$$/ns/net)" ]; do :; done
 ip link set lo up
 ip link add near type veth peer name far netns $far
