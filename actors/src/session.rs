@@ -58,21 +58,44 @@ const FLUSH_PATIENCE: Duration = Duration::from_secs(5);
 /// One client.
 pub struct Session {
     id: SessionId,
-    phase: Option<Phase<Outbox>>,
-    child: Option<ExecutionHandle>,
+    phase: Phase<Outbox>,
+    stage: ConnectionStage,
+    current: Option<ExecutionHandle>,
     backend: BackendClient,
-    place: Option<Permit>,
+    admission: Admission,
     limits: Limits,
-    heartbeat: Option<SpawnHandle>,
     room: Rc<RoomSignal>,
-    linger: Option<Linger>,
-    /// Whether the client has had its time for a close frame of its own.
-    lingered: bool,
     opened_at: Instant,
     n_executions: u64,
     drain_grace_ms: u64,
-    /// Dropped when the close frame has been said.
-    open: Option<oneshot::Sender<()>>,
+    /// The response does not end before this is dropped.
+    _linger: Linger,
+}
+
+/// Whether the supervisor let the session in.
+enum Admission {
+    Admitted(Permit),
+    /// It is told why and closed. It begins no execution, and is not counted or logged.
+    Refused,
+}
+
+impl Admission {
+    fn supervisor(&self) -> Option<&Addr<Supervisor>> {
+        match self {
+            Admission::Admitted(permit) => Some(permit.supervisor()),
+            Admission::Refused => None,
+        }
+    }
+}
+
+/// What the connection is still needed for.
+enum ConnectionStage {
+    /// Messages in both directions. The sender is dropped with the close frame, which [`ClosedSignal`] tells.
+    Open { _closed: oneshot::Sender<()> },
+    /// The close frame was sent; the client has time for its own.
+    Lingering,
+    /// The client has had its time: the session stops as soon as its frames are written.
+    Lingered,
 }
 
 /// What a session needs from its gateway.
@@ -98,9 +121,12 @@ pub async fn start(
     let (outbox, frames, linger) = Outbox::new();
     let room = outbox.room();
     let now = Instant::now();
-    let (phase, place) = match admitted {
-        Ok(place) => (Phase::open(id, around.backend.known().as_ref(), around.limits, outbox, now), Some(place)),
-        Err(error) => (Phase::refused(error, outbox), None),
+    let (phase, admission) = match admitted {
+        Ok(permit) => {
+            let phase = Phase::open(id, around.backend.known().as_ref(), around.limits, outbox, now);
+            (phase, Admission::Admitted(permit))
+        }
+        Err(error) => (Phase::refused(error, outbox), Admission::Refused),
     };
     let (open, closed) = oneshot::channel();
     Session::create(|ctx| {
@@ -111,19 +137,17 @@ pub async fn start(
         }));
         Session {
             id,
-            phase: Some(phase),
-            child: None,
+            phase,
+            stage: ConnectionStage::Open { _closed: open },
+            current: None,
             backend: around.backend,
-            place,
+            admission,
             limits: around.limits,
-            heartbeat: None,
             room,
-            linger: Some(linger),
-            lingered: false,
             opened_at: now,
             n_executions: 0,
             drain_grace_ms: 0,
-            open: Some(open),
+            _linger: linger,
         }
     });
     (frames, ClosedSignal(closed))
@@ -149,6 +173,8 @@ struct ExecutionHandle {
     session: SessionId,
     execution: Addr<Execution>,
     supervisor: Option<Addr<Supervisor>>,
+    /// Repeats the newest status.
+    heartbeat: SpawnHandle,
 }
 
 impl Drop for ExecutionHandle {
@@ -162,19 +188,20 @@ impl Drop for ExecutionHandle {
 
 impl Session {
     fn on(&mut self, event: SessionEvent, ctx: &mut Context<Self>) {
-        let Some(phase) = self.phase.take() else { return };
+        // The phase is moved through its own function; nothing sees what stands here meanwhile.
+        let phase = std::mem::replace(&mut self.phase, Phase::Closed(None, CloseCause::Gone));
         let was_open = matches!(phase, Phase::Open(..));
         let (phase, asks) = phase.on(event, Instant::now());
-        self.phase = Some(phase);
+        self.phase = phase;
         for ask in asks {
             self.act(ask, ctx);
         }
-        match self.phase.as_ref() {
-            Some(Phase::Open(_, outbox)) if outbox.unsent_responses() > self.limits.unsent_responses => {
+        match &self.phase {
+            Phase::Open(_, outbox) if outbox.unsent_responses() > self.limits.unsent_responses => {
                 self.on(SessionEvent::Flooded, ctx);
             }
-            Some(Phase::Closed(..)) if was_open => self.closed(ctx),
-            _ => {}
+            Phase::Closed(..) if was_open => self.closed(ctx),
+            Phase::Open(..) | Phase::Closed(..) => {}
         }
     }
 
@@ -187,15 +214,17 @@ impl Session {
             Effect::Follow(attach) => {
                 self.start_execution(attach.execution_id, ExecutionPurpose::Follow(attach), DEFAULT_HEARTBEAT_MS, ctx);
             }
-            Effect::Beat(heartbeat_ms) => self.beat(heartbeat_ms, ctx),
-            Effect::Release => {
-                self.child = None;
-                self.heartbeat.take().map(|heartbeat| ctx.cancel_future(heartbeat));
+            Effect::Beat(heartbeat_ms) => {
+                if let Some(current) = &mut self.current {
+                    let before = std::mem::replace(&mut current.heartbeat, beat(heartbeat_ms, ctx));
+                    ctx.cancel_future(before);
+                }
             }
             Effect::Control(id, request) => self.ask_child(id, request, ctx),
+            Effect::Release => self.release_current(ctx),
             Effect::Acknowledge(offsets) => {
-                if let Some(child) = &self.child {
-                    child.execution.do_send(Acknowledge(offsets));
+                if let Some(current) = &self.current {
+                    current.execution.do_send(Acknowledge(offsets));
                 }
             }
             Effect::Delivered(id, offsets, hold) => {
@@ -204,10 +233,10 @@ impl Session {
                 actix_rt::spawn(async move { backend.acknowledge(id, offsets, hold).await.map(drop) });
             }
             Effect::Drain => {
-                if let Some(child) = &self.child {
+                if let Some(current) = &self.current {
                     let grace_ms = self.drain_grace_ms;
                     let request = ControlRequest::Cancel { grace_ms, reason: CancelReason::Drained };
-                    child.execution.do_send(Control(request));
+                    current.execution.do_send(Control(request));
                 }
             }
             Effect::Elsewhere(id, execution_id, what) => self.ask_elsewhere(id, execution_id, what, ctx),
@@ -228,27 +257,27 @@ impl Session {
             reports: ctx.address().recipient(),
         };
         let execution = Execution::new(id, self.id, purpose, self.backend.clone(), parent).start();
-        let supervisor = self.place.as_ref().map(|place| place.supervisor().clone());
+        let supervisor = self.admission.supervisor().cloned();
         if let Some(supervisor) = &supervisor {
             let cancel = execution.downgrade().recipient();
             supervisor.do_send(ExecutionBegan { execution: id, session: self.id, cancel });
         }
-        self.child = Some(ExecutionHandle { id, session: self.id, execution, supervisor });
-        self.beat(heartbeat_ms, ctx);
+        self.release_current(ctx);
+        let heartbeat = beat(heartbeat_ms, ctx);
+        self.current = Some(ExecutionHandle { id, session: self.id, execution, supervisor, heartbeat });
     }
 
-    /// Repeats the newest status this often from now on.
-    fn beat(&mut self, heartbeat_ms: u64, ctx: &mut Context<Self>) {
-        let interval = Duration::from_millis(heartbeat_ms);
-        let beating = ctx.run_interval(interval, |session, ctx| session.on(SessionEvent::Heartbeat, ctx));
-        self.heartbeat.replace(beating).map(|heartbeat| ctx.cancel_future(heartbeat));
+    fn release_current(&mut self, ctx: &mut Context<Self>) {
+        if let Some(current) = self.current.take() {
+            ctx.cancel_future(current.heartbeat);
+        }
     }
 
     fn ask_child(&mut self, id: Option<Id>, request: ControlRequest, ctx: &mut Context<Self>) {
         // Phase asks only while it holds an execution, and so does this.
-        let Some(child) = &self.child else { return };
-        let execution_id = child.id;
-        let answer = child.execution.send(Control(request));
+        let Some(current) = &self.current else { return };
+        let execution_id = current.id;
+        let answer = current.execution.send(Control(request));
         ctx.spawn(answer.into_actor(self).map(move |answer, session, ctx| {
             let outcome = match answer {
                 Ok(answer) => answer.map(|reply| response_of(execution_id, reply)),
@@ -259,7 +288,7 @@ impl Session {
     }
 
     fn ask_elsewhere(&mut self, id: Option<Id>, execution_id: ExecutionId, what: ByIdRequest, ctx: &mut Context<Self>) {
-        let supervisor = self.place.as_ref().map(|place| place.supervisor().clone());
+        let supervisor = self.admission.supervisor().cloned();
         let answer = elsewhere(self.backend.clone(), supervisor, execution_id, what);
         ctx.spawn(answer.into_actor(self).map(move |outcome, session, ctx| {
             session.on(SessionEvent::Answered(ControlOutcome { id, execution_id, own: false, outcome }), ctx);
@@ -268,38 +297,37 @@ impl Session {
 
     /// After the close frame: let go of everything but the socket, which is read a little longer.
     fn closed(&mut self, ctx: &mut Context<Self>) {
-        self.open = None;
-        self.child = None;
-        self.heartbeat.take().map(|heartbeat| ctx.cancel_future(heartbeat));
-        match &self.phase {
-            Some(Phase::Closed(Some(_), closure)) => {
-                // A client that asked for the close has nothing more to send.
-                self.lingered = matches!(closure, CloseCause::Said(reason) if reason.code == CloseCode::Normal);
-                ctx.run_later(LINGER, |session, ctx| {
-                    session.lingered = true;
-                    session.stop_when_flushed(ctx);
-                });
-                ctx.run_later(FLUSH_PATIENCE, |_, ctx| ctx.stop());
-                self.stop_when_flushed(ctx);
-            }
-            _ => ctx.stop(),
+        self.release_current(ctx);
+        // A client that asked for the close has nothing more to send.
+        self.stage = match &self.phase {
+            Phase::Closed(_, CloseCause::Said(reason)) if reason.code == CloseCode::Normal => ConnectionStage::Lingered,
+            _ => ConnectionStage::Lingering,
+        };
+        if !matches!(self.phase, Phase::Closed(Some(_), _)) {
+            return ctx.stop();
         }
+        ctx.run_later(LINGER, |session, ctx| {
+            session.stage = ConnectionStage::Lingered;
+            session.stop_when_flushed(ctx);
+        });
+        ctx.run_later(FLUSH_PATIENCE, |_, ctx| ctx.stop());
+        self.stop_when_flushed(ctx);
     }
 
     fn stop_when_flushed(&mut self, ctx: &mut Context<Self>) {
-        if let Some(Phase::Closed(Some(closing), _)) = &mut self.phase
+        if let Phase::Closed(Some(closing), _) = &mut self.phase
             && closing.flush()
-            && self.lingered
+            && matches!(self.stage, ConnectionStage::Lingered)
         {
             ctx.stop();
         }
     }
 
     fn tick(&mut self, ctx: &mut Context<Self>) {
-        let blocked = matches!(&self.phase, Some(Phase::Open(_, outbox)) if outbox.is_blocked());
-        let was_open = matches!(self.phase, Some(Phase::Open(..)));
+        let blocked = matches!(&self.phase, Phase::Open(_, outbox) if outbox.is_blocked());
+        let was_open = matches!(self.phase, Phase::Open(..));
         self.on(SessionEvent::Look { taken: self.room.taken(), blocked }, ctx);
-        if was_open && matches!(self.phase, Some(Phase::Closed(..))) {
+        if was_open && matches!(self.phase, Phase::Closed(..)) {
             let event = if blocked { "client.stalled" } else { "client.unresponsive" };
             warn!(event = event, session_id:% = self.id, patience_ms = self.limits.client_stall_ms;
                 "the client {}", if blocked { "accepts nothing" } else { "gives no sign of life" });
@@ -308,9 +336,9 @@ impl Session {
 
     fn log_closed(&self) {
         let (close_code, why) = match &self.phase {
-            Some(Phase::Closed(_, CloseCause::Said(reason))) => (Some(u16::from(reason.code)), reason.text.as_str()),
-            Some(Phase::Closed(_, CloseCause::Gone)) => (None, "the client is gone"),
-            Some(Phase::Open(..)) | None => (None, "the service stopped"),
+            Phase::Closed(_, CloseCause::Said(reason)) => (Some(u16::from(reason.code)), reason.text.as_str()),
+            Phase::Closed(_, CloseCause::Gone) => (None, "the client is gone"),
+            Phase::Open(..) => (None, "the service stopped"),
         };
         info!(event = "session.closed", session_id:% = self.id, close_code:serde = close_code, executions = self.n_executions,
             ms = u64::try_from(self.opened_at.elapsed().as_millis()).unwrap_or(u64::MAX); "session closed: {why}");
@@ -321,21 +349,20 @@ impl Actor for Session {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        let Some(place) = &self.place else {
+        let Some(supervisor) = self.admission.supervisor() else {
             return self.closed(ctx);
         };
         info!(event = "session.opened", session_id:% = self.id; "session opened");
-        place.supervisor().do_send(SessionOpened(self.id, ctx.address().downgrade().recipient()));
+        supervisor.do_send(SessionOpened(self.id, ctx.address().downgrade().recipient()));
         let cadence = Liveness::cadence(Duration::from_millis(self.limits.client_stall_ms));
         ctx.run_interval(cadence, Session::tick);
     }
 
     fn stopped(&mut self, _: &mut Self::Context) {
-        self.child = None;
-        if self.place.is_some() {
+        self.current = None;
+        if let Admission::Admitted(_) = self.admission {
             self.log_closed();
         }
-        self.linger = None;
     }
 }
 
@@ -343,15 +370,15 @@ impl StreamHandler<Incoming> for Session {
     fn handle(&mut self, incoming: Incoming, ctx: &mut Self::Context) {
         match &self.phase {
             // Nothing that comes after our close frame is looked at, but for the end of it.
-            Some(Phase::Closed(..)) if matches!(incoming, Incoming::Close | Incoming::Gone) => ctx.stop(),
-            Some(Phase::Closed(..)) => {}
+            Phase::Closed(..) if matches!(incoming, Incoming::Close | Incoming::Gone) => ctx.stop(),
+            Phase::Closed(..) => {}
             _ => self.on(SessionEvent::Incoming(incoming), ctx),
         }
     }
 
     fn finished(&mut self, ctx: &mut Self::Context) {
         match &self.phase {
-            Some(Phase::Open(..)) => self.on(SessionEvent::Incoming(Incoming::Gone), ctx),
+            Phase::Open(..) => self.on(SessionEvent::Incoming(Incoming::Gone), ctx),
             _ => ctx.stop(),
         }
     }
@@ -360,7 +387,7 @@ impl StreamHandler<Incoming> for Session {
 impl StreamHandler<OutboxReady> for Session {
     fn handle(&mut self, _: OutboxReady, ctx: &mut Self::Context) {
         match &mut self.phase {
-            Some(Phase::Open(_, outbox)) => {
+            Phase::Open(_, outbox) => {
                 if !outbox.flush() {
                     self.on(SessionEvent::Incoming(Incoming::Gone), ctx);
                 }
@@ -380,7 +407,7 @@ impl Handler<EncodedOutput> for Session {
         let EncodedOutput { execution_id, bytes: frames, offsets } = output;
         self.on(SessionEvent::Output { execution_id, frames, offsets }, ctx);
         let credit = match &mut self.phase {
-            Some(Phase::Open(_, outbox)) => outbox.credit(),
+            Phase::Open(_, outbox) => outbox.credit(),
             _ => None,
         };
         match credit {
@@ -422,6 +449,12 @@ fn response_of(execution_id: ExecutionId, reply: ControlReply) -> Value {
         ControlReply::Accepted(accepted) => json!(InputResult { accepted }),
         ControlReply::Done => json!(EmptyResult {}),
     }
+}
+
+/// Repeats the newest status this often from now on.
+fn beat(heartbeat_ms: u64, ctx: &mut Context<Session>) -> SpawnHandle {
+    let interval = Duration::from_millis(heartbeat_ms);
+    ctx.run_interval(interval, |session, ctx| session.on(SessionEvent::Heartbeat, ctx))
 }
 
 /// Asks about an execution that another session may hold: this gateway's own first, then the backend.

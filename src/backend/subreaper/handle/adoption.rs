@@ -1,0 +1,101 @@
+//! Ends and reaps what a lost subreaper has left to this process.
+
+use std::{
+    io,
+    process::{Child, Command},
+    sync::{Arc, Mutex, Weak},
+    thread,
+};
+
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, set_child_subreaper, waitpid};
+
+use super::{ADOPTED_CADENCE, Shared, lock};
+use crate::backend::shim::procfs::{pid, stat_of};
+
+/// What becomes of the children of a subreaper that was lost. They come to this process, if it is a subreaper
+/// itself; and it is one only where it had no children when it started: the descendants of these could not be told
+/// from orphans.
+#[derive(Debug)]
+pub(super) struct Adoption {
+    is_subreaper: bool,
+    subreapers: Mutex<Vec<Weak<Shared>>>,
+    own: Mutex<Vec<Pid>>,
+}
+
+impl Adoption {
+    /// To be called before this process has any other children.
+    pub(super) fn prepare() -> io::Result<Adoption> {
+        let is_subreaper = own_children()?.is_empty();
+        if is_subreaper {
+            set_child_subreaper(Some(Pid::INIT))?;
+        }
+        Ok(Adoption { is_subreaper, subreapers: Mutex::default(), own: Mutex::default() })
+    }
+
+    pub(super) fn spawn(&self, command: &mut Command, shared: &Arc<Shared>) -> io::Result<(Child, Pid)> {
+        // One lock around both: a subreaper that is not listed would be taken for an orphan.
+        let mut own = lock(&self.own);
+        let child = command.spawn()?;
+        let pid = Pid::from_child(&child);
+        own.push(pid);
+        lock(&self.subreapers).push(Arc::downgrade(shared));
+        Ok((child, pid))
+    }
+
+    pub(super) fn forget(&self, pid: Pid) {
+        lock(&self.own).retain(|own| *own != pid);
+    }
+
+    /// Ends the orphans that a lost subreaper has left to this process, and reaps its shims, until nobody holds
+    /// that subreaper any more.
+    pub(super) fn look_after(&self, shared: &Arc<Shared>) {
+        while Arc::strong_count(shared) > 1 {
+            if !self.is_subreaper {
+                return;
+            }
+            if self.end_orphans().is_ok_and(|n| n == 0) {
+                lock(&shared.state).n_clean += 1;
+            }
+            let is_waited_for = !lock(&shared.state).shims.is_empty();
+            thread::sleep(if is_waited_for { ADOPTED_CADENCE } else { ADOPTED_CADENCE * 10 });
+        }
+    }
+
+    /// Ends every child that is neither a subreaper nor a living shim. Gives how many there were.
+    fn end_orphans(&self) -> io::Result<usize> {
+        // Held while looking: no subreaper can come to be in between.
+        let own = lock(&self.own);
+        let mut children = own_children()?;
+        children.retain(|child| !own.contains(child));
+        drop(own);
+        let shims: Vec<Pid> = {
+            let mut subreapers = lock(&self.subreapers);
+            subreapers.retain(|shared| shared.strong_count() > 0);
+            let shared: Vec<_> = subreapers.iter().filter_map(Weak::upgrade).collect();
+            shared.iter().flat_map(|shared| lock(&shared.state).shims.values().copied().collect::<Vec<_>>()).collect()
+        };
+        let mut n_orphans = 0;
+        for child in children {
+            if !shims.contains(&child) {
+                n_orphans += 1;
+                let _ = kill_process(child, Signal::KILL);
+            }
+            // A shim that has ended its tree has exited.
+            let _ = waitpid(Some(child), WaitOptions::NOHANG);
+        }
+        Ok(n_orphans)
+    }
+}
+
+/// The children of this process, of all its threads.
+fn own_children() -> io::Result<Vec<Pid>> {
+    let me = rustix::process::getpid().as_raw_nonzero().get();
+    let mut children = Vec::new();
+    for entry in std::fs::read_dir("/proc")? {
+        let Some(process) = entry?.file_name().to_str().and_then(pid) else { continue };
+        if stat_of(process).is_some_and(|stat| stat.parent == me) {
+            children.push(process);
+        }
+    }
+    Ok(children)
+}
