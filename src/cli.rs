@@ -1,15 +1,18 @@
 //! The commands of a person or a script: `run`, `attach`, `ps`, `cancel`, `check`, `logs` and `healthcheck`.
 //!
 //! `session_loop` is the life of a command as its caller sees it, over one connection or several;
-//! `connection` makes those, `silence` notices one that is dead, `checksum` counts what comes over them; `ps` is what one question answers, and
-//! `check` asks everything.
+//! `connection` makes those, `silence` notices one that is dead, `checksum` counts what comes over them. `ps`, `cancel`
+//! and `healthcheck` make one request each, and `check` tries everything that the service promises.
 
 mod agent_view;
 pub mod args;
+mod cancel;
 mod check;
 mod checksum;
 mod connection;
 mod exit_code;
+mod healthcheck;
+mod http;
 mod logs;
 mod ps;
 mod session_loop;
@@ -24,9 +27,11 @@ use cc_executor_actors::{id::ExecutionId, rpc::code};
 use serde_json::Value;
 
 pub use self::{
+    cancel::{CancelOptions, cancel},
     check::{CheckOptions, check},
+    healthcheck::healthcheck,
     logs::{LogsOptions, logs},
-    ps::{AskOptions, CancelOptions, cancel, healthcheck, ps},
+    ps::{PsOptions, ps},
     session_loop::{attach, run},
 };
 use crate::{

@@ -26,7 +26,7 @@ pub enum Invocation {
     /// Follow an execution.
     Attach(cli::AttachOptions),
     /// List executions.
-    Ps(cli::AskOptions),
+    Ps(cli::PsOptions),
     /// Cancel an execution.
     Cancel(cli::CancelOptions),
     /// Ask whether a service is ready.
@@ -49,7 +49,7 @@ pub fn parse(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Result<
         Some(("run", found)) => run_options(found).map(Invocation::Run).map_err(usage_error),
         Some(("attach", found)) => attach_options(found).map(Invocation::Attach).map_err(usage_error),
         Some(("ps", found)) => url(found)
-            .map(|url| Invocation::Ps(cli::AskOptions { url, json: found.get_flag("json") }))
+            .map(|url| Invocation::Ps(cli::PsOptions { url, json: found.get_flag("json") }))
             .map_err(usage_error),
         Some(("cancel", found)) => cancel_options(found).map(Invocation::Cancel).map_err(usage_error),
         Some(("check", found)) => check_options(found).map(Invocation::Check).map_err(usage_error),
