@@ -34,5 +34,6 @@ mod reconnect;
 mod replay;
 mod retention;
 mod run;
+mod settings;
 mod slow_client;
 mod tidy;
