@@ -1,16 +1,20 @@
 //! The commands of a person or a script: `run`, `attach`, `ps`, `cancel`, `check`, `logs` and `healthcheck`.
 //!
 //! `run` and `attach` start a `session_loop`, which follows one execution over one connection or several; start reading
-//! there. `connection` makes those, `silence` notices one that is dead, `reconnect` decides for how long another one is
-//! tried, and `output_view` shows what comes over them. `ps` is what one question answers, and `check` asks everything.
+//! there. `connection` makes the connections, `silence` notices a dead one, `reconnect` decides for how long another one
+//! is tried, and `output_view` shows what arrives. `ps`, `cancel` and `healthcheck` make one request each, and `check`
+//! tests everything that the service promises.
 
 mod agent_view;
 pub mod args;
 mod attach;
+mod cancel;
 mod check;
 mod checksum;
 mod connection;
 mod exit_code;
+mod healthcheck;
+mod http;
 mod logs;
 mod output_view;
 mod ps;
@@ -29,15 +33,14 @@ use serde_json::Value;
 
 pub use self::{
     attach::attach,
+    cancel::{CancelOptions, cancel},
     check::{CheckOptions, check},
+    healthcheck::healthcheck,
     logs::{LogsOptions, logs},
-    ps::{AskOptions, CancelOptions, cancel, healthcheck, ps},
+    ps::{PsOptions, ps},
     run::run,
 };
-use crate::{
-    config::{Environment, Source},
-    console::{self, OutputReader},
-};
+use crate::console::{self, OutputReader};
 
 /// Where a service is asked whether it is ready, by default.
 pub const DEFAULT_READY_URL: &str = "http://127.0.0.1:8003/ready";
@@ -157,37 +160,10 @@ fn print_line(line: &str) -> Result<OutputReader, ClientError> {
     console::print_line(line).map_err(|error| ClientError::new(exit::IOERR, error.to_string()))
 }
 
-/// The session's URL of a service: as given, as the environment says, or the default.
-pub fn websocket_url(given: Option<&str>) -> Result<String, ClientError> {
-    let given = given.map(str::to_owned).or_else(|| Environment.get("CC_EXECUTOR_URL"));
-    let Some(url) = given else { return Ok(DEFAULT_URL.to_owned()) };
-    let rest = url.strip_prefix("ws://").or_else(|| url.strip_prefix("http://"));
-    match rest.map(|rest| rest.split_once('/').unwrap_or((rest, ""))) {
-        Some((authority, path)) if !authority.is_empty() && !authority.contains('@') => {
-            let path = if path.is_empty() { SESSION_PATH.to_owned() } else { format!("/{path}") };
-            Ok(format!("ws://{authority}{path}"))
-        }
-        _ => Err(ClientError::new(exit::USAGE, format!("the URL must be like ws://host:8003, not {url:?}"))),
-    }
-}
-
 /// Where a service answers HTTP beside its sessions.
 fn http_url(session_url: &str, path: &str) -> String {
     let base = session_url.strip_suffix(SESSION_PATH).unwrap_or(session_url);
     format!("{}{path}", base.replacen("ws://", "http://", 1))
-}
-
-/// Reads a time in seconds, which the flag of this name was given.
-pub fn seconds(flag: &str, text: &str) -> Result<Duration, ClientError> {
-    match text.trim_end_matches('s').parse::<f64>() {
-        Ok(number) if number > 0.0 && number < 1e9 => Ok(Duration::from_secs_f64(number).max(Duration::from_millis(1))),
-        _ => Err(ClientError::new(exit::USAGE, format!("--{flag} takes seconds, such as 30 or 0.5, not {text:?}"))),
-    }
-}
-
-/// Reads an execution's id.
-pub fn execution_id(text: &str) -> Result<ExecutionId, ClientError> {
-    text.parse().map_err(|_| ClientError::new(exit::USAGE, format!("an execution's id is a UUID, not {text:?}")))
 }
 
 fn exit_code_of_refusal(error: i64) -> u8 {
@@ -197,34 +173,5 @@ fn exit_code_of_refusal(error: i64) -> u8 {
         code::NOT_AUTHORIZED => exit::NOPERM,
         code::INTERNAL => exit::SOFTWARE,
         _ => exit::UNAVAILABLE,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_service_may_be_named_by_its_host_alone() {
-        for (given, url) in [
-            ("ws://h:1/ws/mcp", "ws://h:1/ws/mcp"),
-            ("ws://h:1", "ws://h:1/ws/mcp"),
-            ("http://h:1/", "ws://h:1/ws/mcp"),
-            ("ws://h/prefix/ws", "ws://h/prefix/ws"),
-        ] {
-            assert_eq!(websocket_url(Some(given)).unwrap(), url);
-        }
-        for wrong in ["wss://h", "h:1", "ws://", "ws://secret@h"] {
-            assert_eq!(websocket_url(Some(wrong)).unwrap_err().exit_code(), exit::USAGE, "{wrong}");
-        }
-    }
-
-    #[test]
-    fn a_time_is_in_seconds() {
-        assert_eq!(seconds("timeout", "30"), Ok(Duration::from_secs(30)));
-        assert_eq!(seconds("timeout", "0.25s"), Ok(Duration::from_millis(250)));
-        for wrong in ["", "0", "-1", "soon", "nan", "inf"] {
-            assert!(seconds("timeout", wrong).unwrap_err().to_string().contains("--timeout"), "{wrong}");
-        }
     }
 }

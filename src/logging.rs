@@ -17,6 +17,9 @@ use log::{
 };
 use serde_json::{Map, Value as Json};
 
+/// The filter without `RUST_LOG`: the service's own lines from `info` up, others' from `warn` up.
+pub const DEFAULT_FILTER: &str = "warn,cc_executor=info,cc_executor_actors=info";
+
 /// The log target of actix's acceptor. It logs an error for a connection that arrives while the server stops.
 const ACCEPTOR: &str = "actix_server::accept";
 
@@ -39,6 +42,9 @@ pub enum Format {
 }
 
 impl Format {
+    /// The names of all formats.
+    pub const NAMES: [&str; 2] = ["text", "json"];
+
     /// The format with this name.
     pub fn named(name: &str) -> Option<Format> {
         match name {
@@ -49,8 +55,7 @@ impl Format {
     }
 }
 
-/// Starts logging to standard error. Without `RUST_LOG` the service's own lines from `info` up are
-/// written, and others' from `warn` up.
+/// Starts logging to standard error, filtered by `RUST_LOG` or [`DEFAULT_FILTER`].
 pub fn init(format: Format) {
     let logger = builder(format).build();
     log::set_max_level(logger.filter());
@@ -59,8 +64,7 @@ pub fn init(format: Format) {
 }
 
 fn builder(format: Format) -> Builder {
-    let mut builder =
-        Builder::from_env(Env::default().default_filter_or("warn,cc_executor=info,cc_executor_actors=info"));
+    let mut builder = Builder::from_env(Env::default().default_filter_or(DEFAULT_FILTER));
     builder.target(env_logger::Target::Stderr).format(move |out, record| {
         if record.target() == ACCEPTOR && STOPPING.load(Ordering::Relaxed) {
             return Ok(());

@@ -1,27 +1,18 @@
 //! `cc-executor`: the one binary, all roles.
 #![forbid(unsafe_code)]
 
-use std::{collections::BTreeMap, env, ffi::OsStr, io, net::TcpListener, process::ExitCode, time::Duration};
+mod roles;
 
-use actix_web::dev::ServerHandle;
+use std::{env, ffi::OsStr, process::ExitCode};
+
 use cc_executor::{
-    backend::{self, registry::Registry, subreaper},
+    backend::subreaper,
     cli::{
         self,
         args::{self, Invocation},
     },
-    config::{self, BackendLocation, Environment, Layered, Problems},
     console,
-    drain::Draining,
-    gateway::{self, Gateway, GatewayConfig},
-    logging,
-    server::{
-        auth::{Access, Secret},
-        shutdown::{self, Shutdown},
-    },
 };
-use log::{info, warn};
-use uuid::Uuid;
 
 fn main() -> ExitCode {
     // Before anything else: a subreaper is small and has no runtime.
@@ -29,26 +20,38 @@ fn main() -> ExitCode {
         return subreaper::main(env::args_os().nth(2).as_deref().and_then(OsStr::to_str));
     }
     match args::parse(env::args_os()) {
-        Ok(Invocation::Serve(flags)) => start(flags, config::serve, serve),
-        Ok(Invocation::Backend(flags)) => start(flags, config::backend, backend),
-        Ok(Invocation::Run(options)) => run_system(cli::run(options)),
-        Ok(Invocation::Attach(options)) => run_system(cli::attach(options)),
-        Ok(Invocation::Ps(options)) => run_system(cli::ps(options)),
-        Ok(Invocation::Cancel(options)) => run_system(cli::cancel(options)),
-        Ok(Invocation::Healthcheck(url)) => run_system(cli::healthcheck(url)),
-        Ok(Invocation::Check(options)) => run_system(cli::check(options)),
-        Ok(Invocation::Logs(options)) => cli::logs(&options),
-        Err((text, 0)) => match console::print(&text) {
+        Ok(invocation) => dispatch(invocation),
+        Err(problems) => {
+            console::report_line(&problems);
+            ExitCode::from(args::EX_USAGE)
+        }
+    }
+}
+
+fn dispatch(invocation: Invocation) -> ExitCode {
+    match invocation {
+        Invocation::Serve(settings) => {
+            let log_format = settings.log_format;
+            roles::run(roles::serve(*settings), log_format)
+        }
+        Invocation::Backend(settings) => {
+            let log_format = settings.log_format;
+            roles::run(roles::backend(*settings), log_format)
+        }
+        Invocation::Run(options) => run_system(cli::run(options)),
+        Invocation::Attach(options) => run_system(cli::attach(options)),
+        Invocation::Ps(options) => run_system(cli::ps(options)),
+        Invocation::Cancel(options) => run_system(cli::cancel(options)),
+        Invocation::Healthcheck(url) => run_system(cli::healthcheck(url)),
+        Invocation::Check(options) => run_system(cli::check(options)),
+        Invocation::Logs(options) => cli::logs(&options),
+        Invocation::Print(text) => match console::print(&text) {
             Ok(_) => ExitCode::SUCCESS,
             Err(error) => {
                 console::report(error);
                 ExitCode::from(console::EX_IOERR)
             }
         },
-        Err((text, code)) => {
-            console::report_line(text.trim_end());
-            ExitCode::from(code)
-        }
     }
 }
 
@@ -58,169 +61,4 @@ fn run_system(future: impl Future<Output = ExitCode>) -> ExitCode {
     // Not dropped, because that waits for a write to standard output, which lasts for as long as nobody reads it.
     std::mem::forget(system);
     code
-}
-
-type Settings = Layered<BTreeMap<String, String>, Environment>;
-
-/// Reads the settings of a role and runs it.
-fn start<C, F>(
-    flags: BTreeMap<String, String>,
-    read: impl Fn(&Settings) -> Result<C, Problems>,
-    role: impl Fn(C) -> F,
-) -> ExitCode
-where
-    F: Future<Output = io::Result<()>>,
-{
-    // Whoever started the service may have blocked or ignored what it is to hear, and commands would inherit that.
-    shutdown::reset();
-    let source = Layered(flags, Environment);
-    let (config, format) = match (read(&source), config::log_format(&source)) {
-        (Ok(config), Ok(format)) => (config, format),
-        (config, format) => {
-            let problems = [config.err(), format.err()];
-            for Problems(lines) in problems.into_iter().flatten() {
-                for line in lines {
-                    console::report(line);
-                }
-            }
-            return ExitCode::from(args::EX_USAGE);
-        }
-    };
-    logging::init(format);
-    // Commands run as the same user: they must not read our environment or memory from /proc.
-    if let Err(error) = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable) {
-        console::report(format_args!("cannot make itself non-dumpable, so commands could read its secrets: {error}"));
-        return ExitCode::FAILURE;
-    }
-    raise_descriptor_limit();
-    match run_to_end(role(config)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            console::report(error);
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn run_to_end(role: impl Future<Output = io::Result<()>>) -> io::Result<()> {
-    actix::System::new().block_on(role)
-}
-
-/// Each session takes two descriptors: the soft limit of 1024 that many systems start with is too few.
-fn raise_descriptor_limit() {
-    use rustix::process::{Resource, getrlimit, setrlimit};
-    let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    // Where it may not be raised, what there is must do.
-    let _ = setrlimit(Resource::Nofile, limit);
-}
-
-fn bind(address: std::net::SocketAddr, access: &Access) -> io::Result<TcpListener> {
-    if access.token.is_none() && !address.ip().is_loopback() {
-        warn!(event = "service.insecure", address:% = address; "no token: whoever reaches {address} can run commands here");
-    }
-    TcpListener::bind(address).map_err(|error| {
-        io::Error::new(
-            error.kind(),
-            format!("cannot listen on {address}: {error}; stop what listens there, or choose another with --bind"),
-        )
-    })
-}
-
-async fn serve(config: config::GatewaySettings) -> io::Result<()> {
-    let mut shutdown = Shutdown::listen()?;
-    let listener = bind(config.bind, &config.access)?;
-    let address = listener.local_addr()?;
-    let (backend, backend_url, backend_token) = match config.backend {
-        BackendLocation::Remote(url, token) => (None, url, token),
-        BackendLocation::Embedded(backend) => {
-            let (url, token, running) = embed(*backend)?;
-            (Some(running), url, Some(token))
-        }
-    };
-    info!(event = "service.listening", role = "gateway", address:% = address, backend = backend_url.as_str(),
-        embedded = backend.is_some(), containment:serde = backend.as_ref().map(|backend| backend.contained), version = env!("CARGO_PKG_VERSION"); "listening on ws://{address}/ws/mcp");
-    let gateway = GatewayConfig {
-        backend_url,
-        backend_token,
-        sessions: config.sessions,
-        limits: config.limits,
-        claude_exit: config.claude_exit,
-    };
-    let access = Access { port: address.port(), ..config.access };
-    let Gateway { server, supervisor, unflushed } = gateway::serve(listener, gateway, access)?;
-    let mut servers = vec![server.handle()];
-    let serving = actix_web::rt::spawn(server);
-    let mut draining = Draining { gateway: Some((supervisor, unflushed)), registry: None };
-    if let Some(EmbeddedBackend { handle, registry, .. }) = backend {
-        servers.push(handle);
-        draining.registry = Some(registry);
-    }
-    stop(&mut shutdown, "gateway", draining, config.drain, servers).await;
-    drop(serving);
-    Ok(())
-}
-
-async fn backend(config: config::BackendSettings) -> io::Result<()> {
-    let mut shutdown = Shutdown::listen()?;
-    let listener = bind(config.bind, &config.access)?;
-    let address = listener.local_addr()?;
-    let access = Access { port: address.port(), ..config.access };
-    let executors = config.backend.executors.names();
-    let EmbeddedBackend { handle, registry, contained } = EmbeddedBackend::start(listener, config.backend, access)?;
-    info!(event = "service.listening", role = "backend", address:% = address, executors:serde = executors,
-        containment = contained, version = env!("CARGO_PKG_VERSION"); "listening on http://{address}");
-    let draining = Draining { gateway: None, registry: Some(registry) };
-    stop(&mut shutdown, "backend", draining, config.drain, vec![handle]).await;
-    Ok(())
-}
-
-/// A backend in this process.
-struct EmbeddedBackend {
-    handle: ServerHandle,
-    registry: actix_web::web::Data<Registry>,
-    contained: &'static str,
-}
-
-/// Starts a backend on a loopback port of its own, behind a token that only this process knows.
-fn embed(config: backend::BackendConfig) -> io::Result<(String, Secret, EmbeddedBackend)> {
-    let listener = TcpListener::bind("127.0.0.1:0")?;
-    let address = listener.local_addr()?;
-    let token = Secret::new(format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple()));
-    let access = Access {
-        token: Some(token.fingerprint()),
-        allowed_hosts: Vec::new(),
-        allowed_origins: Vec::new(),
-        port: address.port(),
-    };
-    let running = EmbeddedBackend::start(listener, config, access)?;
-    Ok((format!("http://{address}"), token, running))
-}
-
-impl EmbeddedBackend {
-    fn start(listener: TcpListener, config: backend::BackendConfig, access: Access) -> io::Result<Self> {
-        let backend::Serving { server, registry, contained } = backend::serve(listener, config, access)?;
-        let handle = server.handle();
-        actix_web::rt::spawn(server);
-        Ok(EmbeddedBackend { handle, registry, contained })
-    }
-}
-
-/// Waits for the signal to end, and ends in order. A second signal does not wait: the subreaper and its shims end
-/// their trees when this process is gone.
-async fn stop(shutdown: &mut Shutdown, role: &str, draining: Draining, patience: Duration, servers: Vec<ServerHandle>) {
-    let signal = shutdown.next().await;
-    info!(event = "service.stopping", role = role, signal = signal; "stopping on {signal}");
-    tokio::select! {
-        () = draining.run(patience) => {}
-        signal = shutdown.next() => {
-            warn!(event = "drain.cut", role = role, signal = signal; "a second signal, {signal}: ending at once");
-        }
-    }
-    logging::stopping();
-    for server in servers {
-        // Graceful would wait for every keep-alive connection; what mattered has been waited for.
-        server.stop(false).await;
-    }
-    info!(event = "service.stopped", role = role; "stopped");
 }

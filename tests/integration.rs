@@ -36,5 +36,6 @@ mod reference;
 mod replay;
 mod retention;
 mod run;
+mod settings;
 mod slow_client;
 mod tidy;

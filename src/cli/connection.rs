@@ -18,7 +18,7 @@ use super::{
     ClientError, PATIENCE, exit,
     silence::{Overdue, Silence},
 };
-use crate::config::{self, Environment, TOKEN};
+use crate::config::{self, TOKEN, variables};
 
 /// How long it may take to say goodbye: the service notices a client that leaves without it.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
@@ -158,8 +158,8 @@ impl Connection {
 
 /// What the environment says to send as a token.
 pub(super) fn token() -> Result<Option<String>, ClientError> {
-    let token =
-        config::secret(&Environment, TOKEN).map_err(|problems| ClientError::new(exit::USAGE, problems.to_string()))?;
+    let token = config::client_token(&variables::read())
+        .map_err(|problems| ClientError::new(exit::USAGE, problems.to_string()))?;
     Ok(token.map(|token| token.reveal().to_owned()))
 }
 

@@ -1,106 +1,255 @@
-//! The table of settings: flags, environment and help are made of it.
+//! The settings of both roles, as clap declares them: flags, environment variables, defaults, ranges and help.
+//!
+//! Values are only declared here; `validate` judges them. The table of the README is made of this definition, too: a
+//! test compares them.
 
-use crate::backend::executor::OWN_PREFIX;
+use std::{collections::BTreeMap, net::SocketAddr};
 
-/// One setting.
-#[derive(Clone, Copy, Debug)]
-pub struct Setting {
-    /// Its name in the environment; the flag is made of it.
-    pub name: &'static str,
-    /// What stands for its value in the help; `None` for a flag without value.
-    pub value: Option<&'static str>,
-    /// What it does.
-    pub help: &'static str,
-    /// Whether only `serve` has it.
-    pub gateway_only: bool,
+use cc_executor_actors::{
+    agent::claude::progress::EXIT_PATIENCE,
+    clock::millis,
+    protocol::{Limits, MAX_MESSAGE_TO_CLIENT},
+};
+use clap::{Arg, ArgAction, ArgMatches, Args, Command, parser::ValueSource};
+
+use super::{
+    validate::{address, backend_url, executors},
+    value::{Checked, CommaSeparated, RangeExt, any_text, comma_separated, one_of, setting, switch, variable},
+};
+use crate::backend::shim::containment::Containment;
+
+/// The longest time that can be set, in milliseconds: 35 years.
+const MAX_MS: u64 = 1 << 40;
+
+/// The most executions that a backend knows. One that has ended takes about 250 bytes besides its output.
+const MAX_ENDED: u64 = 1_000_000;
+
+/// Settings of the role `serve`.
+#[derive(Args, Clone, Debug)]
+pub struct ServeArgs {
+    /// Address and port to listen on
+    #[arg(long, env = "CC_EXECUTOR_BIND", value_name = "ADDRESS", default_value = "127.0.0.1:8003")]
+    #[arg(value_parser = setting(address), help_heading = "Listening")]
+    pub(super) bind: Checked<SocketAddr>,
+
+    #[command(flatten)]
+    pub(super) access: AccessArgs,
+
+    /// URL of the execution backend; without it, one runs inside this process
+    #[arg(long, env = "CLAUDE_API_URL", value_name = "URL", value_parser = setting(backend_url))]
+    #[arg(help_heading = "Executions")]
+    pub(super) claude_api_url: Option<Checked<String>>,
+
+    #[command(flatten)]
+    pub(super) backend: BackendOnlyArgs,
+
+    #[command(flatten)]
+    pub(super) shared: SharedArgs,
+
+    #[command(flatten)]
+    pub(super) sessions: SessionArgs,
 }
 
-impl Setting {
-    /// The flag's name: `CC_EXECUTOR_MAX_SESSIONS` is `max-sessions`, `CLAUDE_API_URL` is `claude-api-url`.
-    pub fn flag(&self) -> String {
-        self.name.strip_prefix(OWN_PREFIX).unwrap_or(self.name).to_lowercase().replace('_', "-")
-    }
+/// Settings of the role `backend`.
+#[derive(Args, Clone, Debug)]
+pub struct BackendArgs {
+    /// Address and port to listen on
+    #[arg(long, env = "CC_EXECUTOR_BIND", value_name = "ADDRESS", default_value = "127.0.0.1:8000")]
+    #[arg(value_parser = setting(address), help_heading = "Listening")]
+    pub(super) bind: Checked<SocketAddr>,
+
+    #[command(flatten)]
+    pub(super) access: AccessArgs,
+
+    #[command(flatten)]
+    pub(super) backend: BackendOnlyArgs,
+
+    #[command(flatten)]
+    pub(super) shared: SharedArgs,
 }
 
-const fn setting(name: &'static str, value: &'static str, help: &'static str) -> Setting {
-    Setting { name, value: Some(value), help, gateway_only: false }
+/// Who may call the service.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Listening")]
+pub(super) struct AccessArgs {
+    /// Host names, separated by commas, that may be used without a token besides loopback names
+    #[arg(long, env = "CC_EXECUTOR_ALLOWED_HOSTS", value_name = "NAMES", value_parser = setting(comma_separated))]
+    pub(super) allowed_hosts: Option<Checked<CommaSeparated>>,
+
+    /// Origins of web pages, separated by commas, that may call the service besides its own
+    #[arg(long, env = "CC_EXECUTOR_ALLOWED_ORIGINS", value_name = "ORIGINS", value_parser = setting(comma_separated))]
+    pub(super) allowed_origins: Option<Checked<CommaSeparated>>,
+
+    /// Listen beyond loopback without a token: whoever reaches the port can run commands
+    #[arg(long, env = "CC_EXECUTOR_INSECURE_NO_AUTH", action = ArgAction::SetTrue, value_parser = setting(switch))]
+    pub(super) insecure_no_auth: Checked<bool>,
 }
 
-const fn of_gateway(name: &'static str, value: &'static str, help: &'static str) -> Setting {
-    Setting { name, value: Some(value), help, gateway_only: true }
+/// Sessions, which only a gateway has.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Sessions")]
+pub(super) struct SessionArgs {
+    /// Sessions at a time
+    #[arg(long, env = "CC_EXECUTOR_MAX_SESSIONS", value_name = "N", default_value = "1024", range = 1..=1_000_000)]
+    pub(super) max_sessions: Checked<u64>,
+
+    /// Sessions at a time from one client address
+    #[arg(long, env = "CC_EXECUTOR_MAX_SESSIONS_PER_ADDRESS", value_name = "N", default_value = "512")]
+    #[arg(range = 1..=1_000_000)]
+    pub(super) max_sessions_per_address: Checked<u64>,
+
+    /// Close a client that does not read, or does not answer pings, for MS milliseconds
+    #[arg(long, env = "CC_EXECUTOR_CLIENT_STALL_MS", value_name = "MS", range = 100..=MAX_MS)]
+    #[arg(default_value = Limits::default().client_stall_ms.to_string())]
+    pub(super) client_stall_ms: Checked<u64>,
+
+    /// Responses that a client may leave unread
+    #[arg(long, env = "CC_EXECUTOR_MAX_UNSENT_RESPONSES", value_name = "N", range = 1..=65_536)]
+    #[arg(default_value = Limits::default().unsent_responses.to_string())]
+    pub(super) max_unsent_responses: Checked<u64>,
 }
 
-/// All settings that have a flag.
-pub const SETTINGS: &[Setting] = &[
-    setting(
-        "CC_EXECUTOR_BIND",
-        "ADDRESS",
-        "address and port to listen on (serve: 127.0.0.1:8003, backend: 127.0.0.1:8000)",
-    ),
-    of_gateway("CLAUDE_API_URL", "URL", "the execution backend; without it one is started inside this process"),
-    setting("CC_EXECUTOR_DEFAULT_EXECUTOR", "NAME", "what runs a command that names no executor (shell)"),
-    setting("CC_EXECUTOR_EXECUTORS", "JSON", "more executors, such as {\"node\":[\"node\",\"-e\",\"{command}\"]}"),
-    setting(
-        "CC_EXECUTOR_PASS_ENV",
-        "NAMES",
-        "variables that commands inherit besides PATH, HOME, LANG and the like, with commas",
-    ),
-    setting("CC_EXECUTOR_CLAUDE_MODELS", "NAMES", "models that clients may name, the first is the default (any)"),
-    setting(
-        "CC_EXECUTOR_CLAUDE_PERMISSION_MODES",
-        "NAMES",
-        "permission modes that clients may name, the first is the default (any)",
-    ),
-    setting("CC_EXECUTOR_CLAUDE_TOOLS", "NAMES", "tools that clients may allow Claude, with commas (any)"),
-    setting("CC_EXECUTOR_CLAUDE_MAX_TURNS", "N", "how often Claude's model may answer in one execution (0: any)"),
-    setting(
-        "CC_EXECUTOR_CLAUDE_DIRECTORIES",
-        "PATHS",
-        "directories in which Claude may work, the first is the default (any)",
-    ),
-    setting(
-        "CC_EXECUTOR_CONTAINMENT",
-        "NAME",
-        "what holds a command's processes together: auto (a cgroup where one can be made), none, cgroup, pid-namespace (auto)",
-    ),
-    setting(
-        "CC_EXECUTOR_CLAUDE_EXIT_MS",
-        "MS",
-        "how long Claude may take to exit after its last event, with no task of its own left (45000)",
-    ),
-    setting("CC_EXECUTOR_MAX_EXECUTIONS", "N", "executions that run at a time (64)"),
-    setting("CC_EXECUTOR_MAX_QUEUED", "N", "executions that may wait for a place (256)"),
-    setting("CC_EXECUTOR_MAX_TIMEOUT_MS", "MS", "the longest total or stall time-out a client may ask for (86400000)"),
-    setting("CC_EXECUTOR_MAX_DETACH_MS", "MS", "the longest time without a client that one may ask for (3600000)"),
-    setting("CC_EXECUTOR_RING_BYTES", "BYTES", "how much of each output stream is kept for whoever attaches (4194304)"),
-    setting("CC_EXECUTOR_RETENTION_MS", "MS", "how long output and ending of an ended execution are kept (600000)"),
-    setting("CC_EXECUTOR_MAX_KEPT_BYTES", "BYTES", "how much output of ended executions is kept in all (268435456)"),
-    setting(
-        "CC_EXECUTOR_MAX_ENDED",
-        "N",
-        "executions whose ids and endings are known, then new ones are refused (1000000)",
-    ),
-    setting("CC_EXECUTOR_CONSUMER_STALL_MS", "MS", "how long a gateway may take nothing and ask nothing (90000)"),
-    setting("CC_EXECUTOR_DRAIN_MS", "MS", "how long a shutdown may take (8000)"),
-    setting("CC_EXECUTOR_MAX_MESSAGE_BYTES", "BYTES", "the longest message from a client (1048576)"),
-    of_gateway("CC_EXECUTOR_MAX_SESSIONS", "N", "sessions at a time (1024)"),
-    of_gateway("CC_EXECUTOR_MAX_SESSIONS_PER_ADDRESS", "N", "sessions of one client address at a time (512)"),
-    of_gateway(
-        "CC_EXECUTOR_CLIENT_STALL_MS",
-        "MS",
-        "how long a client may give no sign of life, or read nothing (60000)",
-    ),
-    of_gateway("CC_EXECUTOR_MAX_UNSENT_RESPONSES", "N", "responses that a client may leave unread (64)"),
-    setting(
-        "CC_EXECUTOR_ALLOWED_HOSTS",
-        "NAMES",
-        "names by which the service may be addressed without a token, with commas",
-    ),
-    setting("CC_EXECUTOR_ALLOWED_ORIGINS", "ORIGINS", "origins of web pages that may speak to it, with commas"),
-    Setting {
-        name: "CC_EXECUTOR_INSECURE_NO_AUTH",
-        value: None,
-        help: "listen beyond loopback without a token: whoever reaches the port can run commands",
-        gateway_only: false,
-    },
-];
+/// Settings that a gateway needs, too, where its backend is another process.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Limits")]
+pub(super) struct SharedArgs {
+    /// Longest total or stall time-out that a client may ask for, in milliseconds
+    #[arg(long, env = "CC_EXECUTOR_MAX_TIMEOUT_MS", value_name = "MS", range = 1..=MAX_MS)]
+    #[arg(default_value = Limits::default().timeout_ms.to_string())]
+    pub(super) max_timeout_ms: Checked<u64>,
+
+    /// Longest time that a client may let a command go on without it, in milliseconds
+    #[arg(long, env = "CC_EXECUTOR_MAX_DETACH_MS", value_name = "MS", range = 1..=MAX_MS)]
+    #[arg(default_value = Limits::default().detach_ms.to_string())]
+    pub(super) max_detach_ms: Checked<u64>,
+
+    /// Longest message from a client, in bytes
+    #[arg(long, env = "CC_EXECUTOR_MAX_MESSAGE_BYTES", value_name = "BYTES", default_value = "1048576")]
+    #[arg(range = 1_024..=16 * MAX_MESSAGE_TO_CLIENT as u64)]
+    pub(super) max_message_bytes: Checked<u64>,
+
+    /// Kill Claude MS milliseconds after its last event if it has no task open and has not exited
+    #[arg(long, env = "CC_EXECUTOR_CLAUDE_EXIT_MS", value_name = "MS", range = 100..=1 << 32)]
+    #[arg(default_value = millis(EXIT_PATIENCE).to_string(), help_heading = "Claude")]
+    pub(super) claude_exit_ms: Checked<u64>,
+
+    /// Executions remembered, running or ended; more are refused
+    // Not among those of the backend alone: beside CLAUDE_API_URL it is ignored, not refused.
+    #[arg(long, env = "CC_EXECUTOR_MAX_ENDED", value_name = "N", range = 1..=MAX_ENDED)]
+    #[arg(default_value = MAX_ENDED.to_string(), help_heading = "Retained output")]
+    pub(super) max_ended: Checked<u64>,
+
+    /// Longest duration of a shutdown, in milliseconds
+    #[arg(long, env = "CC_EXECUTOR_DRAIN_MS", value_name = "MS", default_value = "8000", range = 100..=1 << 32)]
+    pub(super) drain_ms: Checked<u64>,
+}
+
+/// Settings that mean nothing to a gateway whose backend is another process.
+#[derive(Args, Clone, Debug)]
+pub(super) struct BackendOnlyArgs {
+    #[command(flatten)]
+    pub(super) executions: ExecutionArgs,
+
+    #[command(flatten)]
+    pub(super) claude: ClaudeArgs,
+
+    #[command(flatten)]
+    pub(super) output: OutputArgs,
+}
+
+/// How commands run.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Executions")]
+pub(super) struct ExecutionArgs {
+    /// Executor of commands that name none
+    #[arg(long, env = "CC_EXECUTOR_DEFAULT_EXECUTOR", value_name = "NAME", default_value = "shell")]
+    #[arg(value_parser = setting(any_text))]
+    pub(super) default_executor: Checked<String>,
+
+    /// More executors as a JSON object, such as {"node":["node","-e","{command}"]}
+    #[arg(long, env = "CC_EXECUTOR_EXECUTORS", value_name = "JSON", value_parser = setting(executors))]
+    pub(super) executors: Option<Checked<BTreeMap<String, Vec<String>>>>,
+
+    /// Variables, separated by commas, that commands inherit besides PATH, HOME and the like
+    #[arg(long, env = "CC_EXECUTOR_PASS_ENV", value_name = "NAMES", value_parser = setting(comma_separated))]
+    pub(super) pass_env: Option<Checked<CommaSeparated>>,
+
+    /// What holds the processes of a command together; auto is a cgroup if one can be made, else none
+    #[arg(long, env = "CC_EXECUTOR_CONTAINMENT", value_name = "NAME", default_value = "auto")]
+    #[arg(value_parser = one_of(&Containment::NAMES, Containment::named))]
+    pub(super) containment: Checked<Containment>,
+
+    /// Executions that run at a time
+    #[arg(long, env = "CC_EXECUTOR_MAX_EXECUTIONS", value_name = "N", default_value = "64", range = 1..=100_000)]
+    pub(super) max_executions: Checked<u64>,
+
+    /// Executions that may wait until they can run
+    #[arg(long, env = "CC_EXECUTOR_MAX_QUEUED", value_name = "N", default_value = "256", range = 0..=100_000)]
+    pub(super) max_queued: Checked<u64>,
+}
+
+/// What clients may ask of Claude.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Claude")]
+pub(super) struct ClaudeArgs {
+    /// Models, separated by commas, that clients may name; the first is the default (unset: any)
+    #[arg(long, env = "CC_EXECUTOR_CLAUDE_MODELS", value_name = "NAMES", value_parser = setting(comma_separated))]
+    pub(super) claude_models: Option<Checked<CommaSeparated>>,
+
+    /// Permission modes, separated by commas, that clients may name; the first is the default (unset: any)
+    #[arg(long, env = "CC_EXECUTOR_CLAUDE_PERMISSION_MODES", value_name = "NAMES")]
+    #[arg(value_parser = setting(comma_separated))]
+    pub(super) claude_permission_modes: Option<Checked<CommaSeparated>>,
+
+    /// Tools, separated by commas, that clients may allow (unset: any)
+    #[arg(long, env = "CC_EXECUTOR_CLAUDE_TOOLS", value_name = "NAMES", value_parser = setting(comma_separated))]
+    pub(super) claude_tools: Option<Checked<CommaSeparated>>,
+
+    /// Answers of the model in one execution, any number if 0
+    #[arg(long, env = "CC_EXECUTOR_CLAUDE_MAX_TURNS", value_name = "N", default_value = "0", range = 0..=1_000_000)]
+    pub(super) claude_max_turns: Checked<u64>,
+
+    /// Directories, separated by commas, in which Claude may work; the first is the default (unset: any)
+    #[arg(long, env = "CC_EXECUTOR_CLAUDE_DIRECTORIES", value_name = "PATHS", value_parser = setting(comma_separated))]
+    pub(super) claude_directories: Option<Checked<CommaSeparated>>,
+}
+
+/// The output that a backend keeps.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Retained output")]
+pub(super) struct OutputArgs {
+    /// Bytes that are kept of each output stream for clients that attach
+    #[arg(long, env = "CC_EXECUTOR_RING_BYTES", value_name = "BYTES", default_value = "4194304")]
+    #[arg(range = 64 << 10..=1 << 30)]
+    pub(super) ring_bytes: Checked<u64>,
+
+    /// Keep the ending and the output of an ended execution for MS milliseconds
+    #[arg(long, env = "CC_EXECUTOR_RETENTION_MS", value_name = "MS", default_value = "600000", range = 0..=MAX_MS)]
+    pub(super) retention_ms: Checked<u64>,
+
+    /// Memory for the output of ended executions, in bytes
+    #[arg(long, env = "CC_EXECUTOR_MAX_KEPT_BYTES", value_name = "BYTES", default_value = "268435456")]
+    #[arg(range = 0..=1 << 40)]
+    pub(super) max_kept_bytes: Checked<u64>,
+
+    /// Drop a gateway that neither reads nor polls for MS milliseconds
+    #[arg(long, env = "CC_EXECUTOR_CONSUMER_STALL_MS", value_name = "MS", default_value = "90000")]
+    #[arg(range = 100..=MAX_MS)]
+    pub(super) consumer_stall_ms: Checked<u64>,
+}
+
+/// The names of the settings of a backend that a command line or the environment sets. Values do not say it.
+pub fn given(matches: &ArgMatches) -> Vec<String> {
+    let definition = BackendOnlyArgs::augment_args(Command::new("backend"));
+    let is_given = |arg: &&Arg| match matches.value_source(arg.get_id().as_str()) {
+        Some(ValueSource::DefaultValue) | None => false,
+        Some(ValueSource::CommandLine) if !is_empty(matches, arg) => true,
+        Some(_) => variable(arg).is_some(),
+    };
+    let names = definition.get_arguments().filter(is_given).filter_map(|arg| arg.get_env());
+    names.map(|name| name.to_string_lossy().into_owned()).collect()
+}
+
+fn is_empty(matches: &ArgMatches, arg: &Arg) -> bool {
+    matches.get_raw(arg.get_id().as_str()).is_some_and(|mut values| values.all(|value| value.is_empty()))
+}

@@ -1,0 +1,27 @@
+//! HTTP requests of the client, each bounded as a whole.
+
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use super::{ClientError, PATIENCE, exit};
+
+/// The time-out that awc gets. It is longer than [`PATIENCE`], so that [`within`] ends a request first: it also bounds
+/// the reading of the body.
+const OUTER_PATIENCE: Duration = Duration::from_secs(60);
+
+/// A client for requests that [`within`] bounds.
+pub fn client() -> awc::Client {
+    awc::Client::builder().timeout(OUTER_PATIENCE).finish()
+}
+
+/// Bounds a request from connecting to the end of the response's body, because each part of it may hang.
+///
+/// # Errors
+/// The request's own error, or one that names the URL after [`PATIENCE`].
+pub async fn within<T>(url: &str, request: impl Future<Output = Result<T, ClientError>>) -> Result<T, ClientError> {
+    timeout(PATIENCE, request).await.unwrap_or_else(|_| {
+        let seconds = PATIENCE.as_secs();
+        Err(ClientError::new(exit::UNAVAILABLE, format!("{url} does not answer within {seconds} s: is it stopped?")))
+    })
+}

@@ -1,0 +1,414 @@
+//! Judges declared settings: reports all problems together, and makes a role's configuration of valid ones.
+
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    fs,
+    net::{SocketAddr, ToSocketAddrs},
+    path::PathBuf,
+    time::Duration,
+};
+
+use cc_executor_actors::{protocol::Limits, supervisor::SessionLimits};
+
+use super::{
+    BackendLocation, BackendSettings, GatewaySettings, Problems,
+    settings::{AccessArgs, BackendArgs, BackendOnlyArgs, ClaudeArgs, ServeArgs, SharedArgs},
+    value::{Checked, CommaSeparated},
+    variables::{BACKEND_TOKEN, ClientVariables, RoleVariables, TOKEN},
+};
+use crate::{
+    backend::{
+        BackendConfig,
+        agent::claude::{self, ClaudePolicy},
+        executor::{Executors, OWN_PREFIX, inherited, service_environment},
+        shim::containment::Containment,
+    },
+    server::auth::{Access, Fingerprint, Secret},
+};
+
+/// Judges the settings of `serve`. `given` names the settings of a backend that are set, see [`super::given`].
+///
+/// # Errors
+/// Everything that is wrong, one line each.
+pub fn serve(args: ServeArgs, given: Vec<String>, variables: RoleVariables) -> Result<GatewaySettings, Problems> {
+    let mut problems = Problems::default();
+    let ServeArgs { bind, access, claude_api_url, backend, shared, sessions } = args;
+    let token = problems.demanded(TOKEN, &variables.client, variables.token_sha256);
+    let (bind, access) = problems.listen_and_auth(bind, access, token);
+    let shared = problems.shared(shared);
+    let limits = Limits {
+        message_bytes: shared.message_bytes,
+        unsent_responses: problems.size(sessions.max_unsent_responses),
+        timeout_ms: shared.timeout_ms,
+        detach_ms: shared.detach_ms,
+        client_stall_ms: problems.valid(sessions.client_stall_ms),
+        ..Limits::default()
+    };
+    let sessions = SessionLimits {
+        sessions: problems.size(sessions.max_sessions),
+        per_peer: problems.size(sessions.max_sessions_per_address),
+    };
+    let backend = match claude_api_url {
+        Some(url) if url.0 != Ok(String::new()) => {
+            // Ignoring these would hide that the backend does not have them.
+            for name in given {
+                problems.add(&name, "belongs to the backend: set it there, not beside CLAUDE_API_URL");
+            }
+            let token = ClientVariables { token: variables.backend_token, token_file: variables.backend_token_file };
+            BackendLocation::Remote(problems.valid(url), problems.secret(BACKEND_TOKEN, &token))
+        }
+        _ => BackendLocation::Embedded(Box::new(problems.backend(backend, &shared))),
+    };
+    let log_format = problems.valid(variables.log_format);
+    let (drain, claude_exit) = (shared.drain, shared.claude_exit);
+    problems.finish(GatewaySettings { bind, access, sessions, drain, limits, claude_exit, backend, log_format })
+}
+
+/// Judges the settings of `backend`.
+///
+/// # Errors
+/// Everything that is wrong, one line each.
+pub fn backend(args: BackendArgs, variables: RoleVariables) -> Result<BackendSettings, Problems> {
+    let mut problems = Problems::default();
+    let BackendArgs { bind, access, backend, shared } = args;
+    let own = problems.demanded(TOKEN, &variables.client, variables.token_sha256);
+    let token = ClientVariables { token: variables.backend_token, token_file: variables.backend_token_file };
+    let token = problems.demanded(BACKEND_TOKEN, &token, variables.backend_token_sha256).or(own);
+    let (bind, access) = problems.listen_and_auth(bind, access, token);
+    let shared = problems.shared(shared);
+    let backend = problems.backend(backend, &shared);
+    let log_format = problems.valid(variables.log_format);
+    problems.finish(BackendSettings { bind, access, backend, drain: shared.drain, log_format })
+}
+
+/// The token that a client sends: from the environment, or from the file that it names.
+///
+/// # Errors
+/// Both are set, the file cannot be read, or the token is not one word.
+pub fn client_token(variables: &ClientVariables) -> Result<Option<Secret>, Problems> {
+    let mut problems = Problems::default();
+    let secret = problems.secret(TOKEN, variables);
+    problems.finish(secret)
+}
+
+/// What gateway and backend are both told.
+struct Shared {
+    timeout_ms: u64,
+    detach_ms: u64,
+    message_bytes: usize,
+    claude_exit: Duration,
+    max_ended: usize,
+    drain: Duration,
+}
+
+impl Problems {
+    fn size(&mut self, checked: Checked<u64>) -> usize {
+        usize::try_from(self.valid(checked)).unwrap_or(usize::MAX)
+    }
+
+    fn time(&mut self, checked: Checked<u64>) -> Duration {
+        Duration::from_millis(self.valid(checked))
+    }
+
+    fn items(&mut self, checked: Option<Checked<CommaSeparated>>) -> Vec<String> {
+        checked.map(|checked| self.valid(checked)).unwrap_or_default().0
+    }
+
+    fn listen_and_auth(
+        &mut self,
+        bind: Checked<SocketAddr>,
+        args: AccessArgs,
+        token: Option<Fingerprint>,
+    ) -> (SocketAddr, Access) {
+        let bind = self.valid_or(SocketAddr::from(([127, 0, 0, 1], 0)), bind);
+        let insecure = self.valid(args.insecure_no_auth);
+        if !bind.ip().is_loopback() && token.is_none() && !insecure {
+            self.add(
+                "CC_EXECUTOR_BIND",
+                format!("is {bind}, which others can reach, and there is no token: set {TOKEN} or {TOKEN}_FILE, or pass --insecure-no-auth"),
+            );
+        }
+        let access = Access {
+            token,
+            allowed_hosts: self.items(args.allowed_hosts),
+            allowed_origins: self.items(args.allowed_origins),
+            port: bind.port(),
+        };
+        (bind, access)
+    }
+
+    fn shared(&mut self, args: SharedArgs) -> Shared {
+        Shared {
+            timeout_ms: self.valid(args.max_timeout_ms),
+            detach_ms: self.valid(args.max_detach_ms),
+            message_bytes: self.size(args.max_message_bytes),
+            claude_exit: self.time(args.claude_exit_ms),
+            max_ended: self.size(args.max_ended),
+            drain: self.time(args.drain_ms),
+        }
+    }
+
+    fn backend(&mut self, args: BackendOnlyArgs, shared: &Shared) -> BackendConfig {
+        let BackendOnlyArgs { executions, claude, output } = args;
+        let added = executions.executors.map(|checked| self.valid(checked)).unwrap_or_default();
+        for (executor, _) in added.iter().filter(|(_, argv)| argv.first().is_none_or(String::is_empty)) {
+            self.add("CC_EXECUTOR_EXECUTORS", format!("gives the executor {executor:?} no program"));
+        }
+        let default = self.valid(executions.default_executor);
+        let pass = self.items(executions.pass_env);
+        if let Some(own) = pass.iter().find(|name| name.starts_with(OWN_PREFIX)) {
+            self.add("CC_EXECUTOR_PASS_ENV", format!("names {own}: a command never gets the service's own settings"));
+        }
+        let inherited = inherited(service_environment(), &pass);
+        let claude = self.claude(claude);
+        let executors = Executors::new(added, &default, inherited.clone(), claude.clone()).or_else(|problem| {
+            self.add("CC_EXECUTOR_DEFAULT_EXECUTOR", format!("is {default:?}, but {problem}"));
+            Executors::new(BTreeMap::new(), "shell", inherited, claude)
+        });
+        BackendConfig {
+            executors: executors.expect("there is always a shell"),
+            max_executions: self.size(executions.max_executions),
+            max_queued: self.size(executions.max_queued),
+            max_timeout_ms: shared.timeout_ms,
+            max_detach_ms: shared.detach_ms,
+            ring_bytes: self.size(output.ring_bytes),
+            max_kept_bytes: self.size(output.max_kept_bytes),
+            max_ended: shared.max_ended,
+            retention: self.time(output.retention_ms),
+            consumer_stall: self.time(output.consumer_stall_ms),
+            claude_exit: shared.claude_exit,
+            max_message_bytes: shared.message_bytes,
+            containment: self.valid::<Containment>(executions.containment),
+            descriptor_limit: rustix::process::getrlimit(rustix::process::Resource::Nofile).current,
+        }
+    }
+
+    fn claude(&mut self, args: ClaudeArgs) -> ClaudePolicy {
+        let max_turns = self.valid(args.claude_max_turns);
+        ClaudePolicy {
+            models: self.items(args.claude_models),
+            permission_modes: self.items(args.claude_permission_modes),
+            tools: self.items(args.claude_tools),
+            max_turns: (max_turns > 0).then_some(max_turns),
+            directories: self.items(args.claude_directories).into_iter().map(PathBuf::from).collect(),
+            inherited: claude::inherited(service_environment()),
+        }
+    }
+
+    /// Reads a secret from its variable, or from the file that `…_FILE` names.
+    fn secret(&mut self, name: &str, variables: &ClientVariables) -> Option<Secret> {
+        let file = format!("{name}_FILE");
+        let text = match (set(variables.token.as_ref()), set(variables.token_file.as_ref())) {
+            (Some(_), Some(_)) => {
+                self.add(name, format!("and {file} are both set: which one is meant?"));
+                return None;
+            }
+            (Some(text), None) => text.to_owned(),
+            (None, Some(path)) => match fs::read_to_string(path) {
+                Ok(text) => text.trim_end_matches(['\r', '\n']).to_owned(),
+                Err(error) => {
+                    self.add(&file, format!("names {path:?}, which cannot be read: {error}"));
+                    return None;
+                }
+            },
+            (None, None) => return None,
+        };
+        if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+            self.add(name, "must be printable ASCII without spaces, and not empty");
+            return None;
+        }
+        Some(Secret::new(text))
+    }
+
+    /// Reads what a role demands: a secret, or its SHA-256, which is not secret. A command can read the environment
+    /// that the service was started with where another process of its user has it, such as a container's init.
+    fn demanded(&mut self, name: &str, variables: &ClientVariables, sha256: Option<OsString>) -> Option<Fingerprint> {
+        let hashed = format!("{name}_SHA256");
+        let secret = self.secret(name, variables);
+        match (secret, set(sha256.as_ref())) {
+            (Some(_), Some(_)) => {
+                self.add(name, format!("and {hashed} are both set: which one is meant?"));
+                None
+            }
+            (secret, None) => secret.map(|secret| secret.fingerprint()),
+            (None, Some(text)) => {
+                let fingerprint = Fingerprint::from_hex(text);
+                if fingerprint.is_none() {
+                    self.add(&hashed, "must be the SHA-256 of a token, in 64 hexadecimal digits");
+                }
+                fingerprint
+            }
+        }
+    }
+}
+
+/// A variable's value, unless it is empty or is not text.
+fn set(value: Option<&OsString>) -> Option<&str> {
+    value?.to_str().filter(|text| !text.is_empty())
+}
+
+/// Resolves the address to listen on.
+pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
+    let found = text.to_socket_addrs().ok().and_then(|mut found| found.next());
+    found.ok_or_else(|| format!("must be an address and a port such as 127.0.0.1:8003, not {text:?}"))
+}
+
+/// Reads the URL of a backend, without the slash at its end.
+pub(super) fn backend_url(text: &str) -> Result<String, String> {
+    let url = text.trim_end_matches('/');
+    let is_plain = |authority: &str| !authority.is_empty() && !authority.contains(['/', '@', '?', '#', ' ']);
+    match url.strip_prefix("http://") {
+        Some(authority) if is_plain(authority) => Ok(url.to_owned()),
+        None if text.is_empty() => Ok(String::new()),
+        _ => Err(format!("must be like http://claude-api:8000, not {text:?}")),
+    }
+}
+
+/// Reads executors that the operator adds.
+pub(super) fn executors(text: &str) -> Result<BTreeMap<String, Vec<String>>, String> {
+    if text.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    serde_json::from_str(text).map_err(|error| format!("must be a JSON object of argument lists: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{Args, Command, FromArgMatches};
+
+    use super::*;
+    use crate::config::{
+        settings::given,
+        variables::{self, without_environment},
+    };
+
+    type Pairs<'a> = &'a [(&'a str, &'a str)];
+
+    /// The flags for settings that are named by their variables, in as far as the definition has them.
+    fn words(definition: &Command, pairs: Pairs<'_>) -> Vec<OsString> {
+        let flag = |(name, value): &(&str, &str)| {
+            let arg = definition.get_arguments().find(|arg| arg.get_env().is_some_and(|env| env == *name))?;
+            let long = arg.get_long()?;
+            let is_switch = !arg.get_action().takes_values();
+            Some(if is_switch { format!("--{long}") } else { format!("--{long}={value}") }.into())
+        };
+        pairs.iter().filter_map(flag).collect()
+    }
+
+    fn variables(pairs: Pairs<'_>) -> RoleVariables {
+        let definition = variables::definition::<RoleVariables>();
+        let words = words(&definition, pairs);
+        variables::parse(without_environment(definition), words)
+    }
+
+    fn serve(pairs: Pairs<'_>) -> Result<GatewaySettings, Problems> {
+        let definition = ServeArgs::augment_args(Command::new("serve").no_binary_name(true));
+        let words = words(&definition, pairs);
+        let matches = without_environment(definition).try_get_matches_from(words).unwrap();
+        super::serve(ServeArgs::from_arg_matches(&matches).unwrap(), given(&matches), variables(pairs))
+    }
+
+    fn backend(pairs: Pairs<'_>) -> Result<BackendSettings, Problems> {
+        let definition = BackendArgs::augment_args(Command::new("backend").no_binary_name(true));
+        let words = words(&definition, pairs);
+        let matches = without_environment(definition).try_get_matches_from(words).unwrap();
+        super::backend(BackendArgs::from_arg_matches(&matches).unwrap(), variables(pairs))
+    }
+
+    #[test]
+    fn nothing_set_is_a_loopback_service_with_its_own_backend() {
+        let serve = serve(&[]).unwrap();
+        assert_eq!(serve.bind.to_string(), "127.0.0.1:8003");
+        assert!(serve.access.token.is_none() && matches!(serve.backend, BackendLocation::Embedded(_)));
+        assert_eq!(backend(&[]).unwrap().bind.to_string(), "127.0.0.1:8000");
+    }
+
+    #[test]
+    fn all_problems_are_reported_together() {
+        let Problems(problems) = serve(&[
+            ("CC_EXECUTOR_BIND", "0.0.0.0:8003"),
+            ("CC_EXECUTOR_MAX_SESSIONS", "many"),
+            ("CC_EXECUTOR_EXECUTORS", "{\"x\":[]}"),
+            ("CC_EXECUTOR_DEFAULT_EXECUTOR", "y"),
+            ("CC_EXECUTOR_PASS_ENV", "A,CC_EXECUTOR_TOKEN"),
+        ])
+        .unwrap_err();
+        assert_eq!(problems.len(), 5, "{problems:#?}");
+        for (problem, name) in
+            problems.iter().zip(["BIND", "--max-sessions", "EXECUTORS", "PASS_ENV", "DEFAULT_EXECUTOR"])
+        {
+            assert!(problem.contains(name), "{problem}");
+        }
+    }
+
+    #[test]
+    fn beyond_loopback_a_token_or_the_insecure_switch_is_needed() {
+        let open = ("CC_EXECUTOR_BIND", "0.0.0.0:1");
+        assert!(serve(&[open]).is_err());
+        assert!(backend(&[open]).is_err());
+        assert!(serve(&[open, (TOKEN, "t")]).is_ok());
+        assert!(backend(&[open, (BACKEND_TOKEN, "t")]).is_ok());
+        assert!(serve(&[open, ("CC_EXECUTOR_INSECURE_NO_AUTH", "true")]).is_ok());
+        assert!(serve(&[("CC_EXECUTOR_BIND", "[::1]:1")]).is_ok());
+    }
+
+    #[test]
+    fn a_token_is_one_word_and_is_not_printed() {
+        for bad in ["a b", "\u{e9}", "a\nb"] {
+            assert!(serve(&[(TOKEN, bad)]).is_err(), "{bad:?}");
+        }
+        let hashed = "CC_EXECUTOR_TOKEN_SHA256";
+        let digest = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824";
+        assert!(serve(&[("CC_EXECUTOR_BIND", "0.0.0.0:1"), (hashed, digest)]).is_ok());
+        for (pairs, part) in [
+            ([(hashed, &digest[1..]), ("RUST_LOG", "")], "64 hexadecimal digits"),
+            ([(hashed, &*digest.replace('2', "\u{e9}")), ("RUST_LOG", "")], "64 hexadecimal digits"),
+            ([(hashed, digest), (TOKEN, "hello")], "both set"),
+        ] {
+            let Problems(problems) = serve(&pairs).unwrap_err();
+            assert!(problems.len() == 1 && problems[0].contains(part), "{problems:?}");
+        }
+        let printed = format!("{:?}", serve(&[(TOKEN, "hush")]).unwrap());
+        assert!(!printed.contains("hush"));
+    }
+
+    #[test]
+    fn a_backend_url_is_a_plain_one() {
+        for (url, fine) in [
+            ("http://claude-api:8000", true),
+            ("http://127.0.0.1:1/", true),
+            ("https://claude-api", false),
+            ("claude-api:8000", false),
+            ("http://", false),
+            ("http://user:secret@host", false),
+            ("http://host/path", false),
+        ] {
+            assert_eq!(serve(&[("CLAUDE_API_URL", url)]).is_ok(), fine, "{url}");
+        }
+    }
+
+    #[test]
+    fn settings_of_a_backend_are_refused_beside_the_url_of_another() {
+        let remote = ("CLAUDE_API_URL", "http://claude-api:8000");
+        let definition = BackendOnlyArgs::augment_args(Command::new("backend"));
+        let names: Vec<_> = definition.get_arguments().filter_map(|arg| arg.get_env()?.to_str()).collect();
+        assert_eq!(names.len(), 15);
+        for name in names {
+            let Problems(problems) = serve(&[remote, (name, "1")]).unwrap_err();
+            assert!(problems.iter().any(|problem| problem.starts_with(name) && problem.contains("there")), "{name}");
+            assert!(serve(&[remote, (name, "")]).is_ok(), "{name} is empty");
+        }
+        assert!(serve(&[remote, ("CC_EXECUTOR_MAX_ENDED", "5"), ("CC_EXECUTOR_DRAIN_MS", "500")]).is_ok());
+    }
+
+    #[test]
+    fn an_empty_flag_is_not_given() {
+        let definition = ServeArgs::augment_args(Command::new("serve"));
+        for name in definition.get_arguments().filter(|arg| arg.get_action().takes_values()) {
+            let name = name.get_env().unwrap().to_str().unwrap();
+            let settings = serve(&[(name, "")]).unwrap();
+            assert_eq!(format!("{settings:?}"), format!("{:?}", serve(&[]).unwrap()), "{name}");
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! Environment variables that have no flag: secrets, and what is written to the log.
+//!
+//! They are declared as clap arguments, but of a command of their own that is parsed from no words. So they cannot be
+//! typed: flags can be read by every user of the machine.
+
+use std::ffi::OsString;
+
+use clap::{Args, Command};
+
+use super::value::{Checked, one_of};
+use crate::logging::{DEFAULT_FILTER, Format};
+
+/// The secret that each role demands of its callers, and that a client sends.
+pub const TOKEN: &str = "CC_EXECUTOR_TOKEN";
+
+/// The secret that a gateway sends to its backend, and that the backend then demands.
+pub const BACKEND_TOKEN: &str = "CC_EXECUTOR_BACKEND_TOKEN";
+
+/// Variables of the client's commands.
+#[derive(Args, Clone, Debug)]
+pub struct ClientVariables {
+    /// Token that callers of the service must send
+    #[arg(long, env = "CC_EXECUTOR_TOKEN", hide_env_values = true)]
+    pub token: Option<OsString>,
+
+    /// File that contains this token
+    #[arg(long, env = "CC_EXECUTOR_TOKEN_FILE")]
+    pub token_file: Option<OsString>,
+}
+
+/// Variables of the roles.
+#[derive(Args, Clone, Debug)]
+pub struct RoleVariables {
+    #[command(flatten)]
+    pub(super) client: ClientVariables,
+
+    /// SHA-256 of this token, instead of it
+    #[arg(long, env = "CC_EXECUTOR_TOKEN_SHA256")]
+    pub token_sha256: Option<OsString>,
+
+    /// Token that gateways must send to a backend
+    #[arg(long, env = "CC_EXECUTOR_BACKEND_TOKEN", hide_env_values = true)]
+    pub backend_token: Option<OsString>,
+
+    /// File that contains this token
+    #[arg(long, env = "CC_EXECUTOR_BACKEND_TOKEN_FILE")]
+    pub backend_token_file: Option<OsString>,
+
+    /// SHA-256 of this token, for `backend` only
+    #[arg(long, env = "CC_EXECUTOR_BACKEND_TOKEN_SHA256")]
+    pub backend_token_sha256: Option<OsString>,
+
+    /// Form of log lines: text (default) or json
+    #[arg(long, env = "LOG_FORMAT", default_value = "text", value_parser = one_of(&Format::NAMES, Format::named))]
+    pub log_format: Checked<Format>,
+
+    /// Filter of log lines, as of env_logger
+    #[arg(long, env = "RUST_LOG", default_value = DEFAULT_FILTER)]
+    pub rust_log: OsString,
+}
+
+/// Reads variables from the environment of this process.
+pub fn read<V: Args>() -> V {
+    parse(definition::<V>(), Vec::new())
+}
+
+/// The definition of variables, for help texts.
+pub fn definition<V: Args>() -> Command {
+    V::augment_args(Command::new("environment").no_binary_name(true))
+}
+
+/// Parses variables as flags, of which there are none outside of tests.
+pub fn parse<V: Args>(definition: Command, words: Vec<OsString>) -> V {
+    let variables = definition.try_get_matches_from(words).and_then(|matches| V::from_arg_matches(&matches));
+    variables.expect("none is required, and every value is accepted")
+}
+
+/// A definition that reads no environment, so that tests do not depend on it.
+#[cfg(test)]
+pub fn without_environment(definition: Command) -> Command {
+    definition.mut_args(|arg| arg.env(None::<&str>))
+}

@@ -1,0 +1,165 @@
+//! The two roles from their start to their end. `serve` starts a backend in the same process unless it is given another.
+
+use std::{
+    io,
+    net::{SocketAddr, TcpListener},
+    process::ExitCode,
+    time::Duration,
+};
+
+use actix_web::dev::ServerHandle;
+use cc_executor::{
+    backend::{self, registry::Registry},
+    config::{BackendLocation, BackendSettings, GatewaySettings},
+    console,
+    drain::Draining,
+    gateway::{self, Gateway, GatewayConfig},
+    logging,
+    server::{
+        auth::{Access, Secret},
+        shutdown::{self, Shutdown},
+    },
+};
+use log::{info, warn};
+use uuid::Uuid;
+
+/// Prepares this process for a role, and runs the role to its end.
+pub fn run(role: impl Future<Output = io::Result<()>>, log_format: logging::Format) -> ExitCode {
+    // The parent may have blocked or ignored signals that the service needs, and commands would inherit that.
+    shutdown::reset();
+    logging::init(log_format);
+    // Commands run as the same user: they must not read our environment or memory from /proc.
+    if let Err(error) = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable) {
+        console::report(format_args!("cannot make itself non-dumpable, so commands could read its secrets: {error}"));
+        return ExitCode::FAILURE;
+    }
+    raise_descriptor_limit();
+    match actix::System::new().block_on(role) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            console::report(error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Each session takes two descriptors: the soft limit of 1024 that many systems start with is too few.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    // Where it may not be raised, the service runs with the limit that it has.
+    let _ = setrlimit(Resource::Nofile, limit);
+}
+
+fn bind(address: SocketAddr, access: &Access) -> io::Result<TcpListener> {
+    if access.token.is_none() && !address.ip().is_loopback() {
+        warn!(event = "service.insecure", address:% = address; "no token: whoever reaches {address} can run commands here");
+    }
+    TcpListener::bind(address).map_err(|error| {
+        io::Error::new(
+            error.kind(),
+            format!("cannot listen on {address}: {error}; stop what listens there, or choose another with --bind"),
+        )
+    })
+}
+
+/// Runs the role `serve` until it is told to stop.
+pub async fn serve(config: GatewaySettings) -> io::Result<()> {
+    let mut shutdown = Shutdown::listen()?;
+    let listener = bind(config.bind, &config.access)?;
+    let address = listener.local_addr()?;
+    let (backend, backend_url, backend_token) = match config.backend {
+        BackendLocation::Remote(url, token) => (None, url, token),
+        BackendLocation::Embedded(backend) => {
+            let (url, token, running) = embed(*backend)?;
+            (Some(running), url, Some(token))
+        }
+    };
+    info!(event = "service.listening", role = "gateway", address:% = address, backend = backend_url.as_str(),
+        embedded = backend.is_some(), containment:serde = backend.as_ref().map(|backend| backend.contained), version = env!("CARGO_PKG_VERSION"); "listening on ws://{address}/ws/mcp");
+    let gateway = GatewayConfig {
+        backend_url,
+        backend_token,
+        sessions: config.sessions,
+        limits: config.limits,
+        claude_exit: config.claude_exit,
+    };
+    let access = Access { port: address.port(), ..config.access };
+    let Gateway { server, supervisor, unflushed } = gateway::serve(listener, gateway, access)?;
+    let mut servers = vec![server.handle()];
+    let serving = actix_web::rt::spawn(server);
+    let mut draining = Draining { gateway: Some((supervisor, unflushed)), registry: None };
+    if let Some(EmbeddedBackend { handle, registry, .. }) = backend {
+        servers.push(handle);
+        draining.registry = Some(registry);
+    }
+    stop(&mut shutdown, "gateway", draining, config.drain, servers).await;
+    drop(serving);
+    Ok(())
+}
+
+/// Runs the role `backend` until it is told to stop.
+pub async fn backend(config: BackendSettings) -> io::Result<()> {
+    let mut shutdown = Shutdown::listen()?;
+    let listener = bind(config.bind, &config.access)?;
+    let address = listener.local_addr()?;
+    let access = Access { port: address.port(), ..config.access };
+    let executors = config.backend.executors.names();
+    let EmbeddedBackend { handle, registry, contained } = EmbeddedBackend::start(listener, config.backend, access)?;
+    info!(event = "service.listening", role = "backend", address:% = address, executors:serde = executors,
+        containment = contained, version = env!("CARGO_PKG_VERSION"); "listening on http://{address}");
+    let draining = Draining { gateway: None, registry: Some(registry) };
+    stop(&mut shutdown, "backend", draining, config.drain, vec![handle]).await;
+    Ok(())
+}
+
+/// A backend in this process.
+struct EmbeddedBackend {
+    handle: ServerHandle,
+    registry: actix_web::web::Data<Registry>,
+    contained: &'static str,
+}
+
+/// Starts a backend on a loopback port of its own, behind a token that only this process knows.
+fn embed(config: backend::BackendConfig) -> io::Result<(String, Secret, EmbeddedBackend)> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let address = listener.local_addr()?;
+    let token = Secret::new(format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple()));
+    let access = Access {
+        token: Some(token.fingerprint()),
+        allowed_hosts: Vec::new(),
+        allowed_origins: Vec::new(),
+        port: address.port(),
+    };
+    let running = EmbeddedBackend::start(listener, config, access)?;
+    Ok((format!("http://{address}"), token, running))
+}
+
+impl EmbeddedBackend {
+    fn start(listener: TcpListener, config: backend::BackendConfig, access: Access) -> io::Result<Self> {
+        let backend::Serving { server, registry, contained } = backend::serve(listener, config, access)?;
+        let handle = server.handle();
+        actix_web::rt::spawn(server);
+        Ok(EmbeddedBackend { handle, registry, contained })
+    }
+}
+
+/// Waits for the signal to end, and ends in order. A second signal does not wait: the subreaper and its shims end
+/// their trees when this process is gone.
+async fn stop(shutdown: &mut Shutdown, role: &str, draining: Draining, patience: Duration, servers: Vec<ServerHandle>) {
+    let signal = shutdown.next().await;
+    info!(event = "service.stopping", role = role, signal = signal; "stopping on {signal}");
+    tokio::select! {
+        () = draining.run(patience) => {}
+        signal = shutdown.next() => {
+            warn!(event = "drain.cut", role = role, signal = signal; "a second signal, {signal}: ending at once");
+        }
+    }
+    logging::stopping();
+    for server in servers {
+        // Graceful would wait for every keep-alive connection; what mattered has been waited for.
+        server.stop(false).await;
+    }
+    info!(event = "service.stopped", role = role; "stopped");
+}
