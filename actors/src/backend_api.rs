@@ -5,7 +5,7 @@ pub mod multiplex;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    agent::claude::progress::Activity,
+    activity::Activity,
     id::{ExecutionId, InstanceId},
     outcome::{Outcome, Scope, Status},
     stream::{Gap, PerStream},

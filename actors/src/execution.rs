@@ -9,6 +9,7 @@
 
 mod connect;
 mod control;
+mod encoder;
 mod events;
 mod legacy;
 pub mod messages;

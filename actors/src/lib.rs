@@ -6,7 +6,7 @@
 //! The modules, from the bottom up:
 //!
 //! - [`id`], [`clock`], [`stream`], [`signal`]: ids, a stopwatch, the two output streams, the table of signals.
-//! - [`outcome`], [`close`]: how executions end, and how sessions are closed.
+//! - [`outcome`], [`close`], [`activity`]: how executions end, how sessions are closed, what an agent is doing.
 //! - [`rpc`]: JSON-RPC 2.0. [`protocol`]: the methods and notifications of this service.
 //! - [`ws`] and [`output`]: WebSocket frames, and the text in them.
 //! - [`agent`]: what agent CLIs print, and what follows from it.
@@ -17,6 +17,7 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+pub mod activity;
 pub mod agent;
 pub mod backend_api;
 pub mod backend_client;

@@ -1,8 +1,9 @@
 //! How an execution ended, in one vocabulary for the backend, the gateway and the client.
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Number, Value};
 
-use crate::{agent::claude::ClaudeResult, stream::PerStream};
+use crate::stream::PerStream;
 
 /// Why an execution ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -231,6 +232,31 @@ pub struct Outcome {
     /// How Claude says it ended.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub result: Option<Box<ClaudeResult>>,
+}
+
+/// How Claude says that it ended: the `result` of a final status.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ClaudeResult {
+    /// Its last words.
+    pub text: String,
+    /// Present where the text was too long to be told whole.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub truncated: bool,
+    /// Whether it failed. Where Claude does not say, it did.
+    pub is_error: bool,
+    /// How often the model answered.
+    pub num_turns: Option<u64>,
+    /// Its own measure of its run, in milliseconds.
+    pub duration_ms: Option<u64>,
+    /// What that cost, in US dollars.
+    pub total_cost_usd: Option<Number>,
+    /// Tokens, as the API counts them.
+    pub usage: Option<Value>,
+    /// What `resume` takes to go on from here.
+    pub session_id: Option<String>,
+    /// The API's HTTP status, where that was the error.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub api_error_status: Option<u64>,
 }
 
 impl Outcome {

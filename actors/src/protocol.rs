@@ -19,6 +19,9 @@ pub const CAPABILITIES: &[&str] = &[
     "claude", "events",
 ];
 
+/// The executor that runs Claude Code: the only one to which `claude` and `events` apply.
+pub const CLAUDE_EXECUTOR: &str = "claude";
+
 /// The largest message to a client, in bytes. Stated by the protocol; what is longer is cut or split.
 pub const MAX_MESSAGE_TO_CLIENT: usize = 1 << 20;
 

@@ -6,7 +6,10 @@ use std::{
     io::{IsTerminal, stderr},
 };
 
-use cc_executor_actors::agent::claude::{self, ClaudeEvent, ClaudeResult, EventPart};
+use cc_executor_actors::{
+    agent::claude::{self, ClaudeEvent, EventPart},
+    outcome::ClaudeResult,
+};
 use serde_json::value::RawValue;
 
 /// The longest line about a tool, in characters.

@@ -8,13 +8,16 @@ pub mod progress;
 
 use std::fmt;
 
-use serde::{Deserialize, Deserializer, Serialize, de};
-use serde_json::{Number, Value, value::RawValue};
+use serde::{Deserialize, Deserializer, de};
+use serde_json::{Value, value::RawValue};
 
-use crate::outcome::{Reason, Status};
+use crate::{
+    outcome::{ClaudeResult, Reason, Status},
+    protocol::CLAUDE_EXECUTOR,
+};
 
 /// The name of the executor that runs Claude Code.
-pub const EXECUTOR: &str = "claude";
+pub const EXECUTOR: &str = CLAUDE_EXECUTOR;
 
 /// The longest line that is taken for an event, in bytes.
 pub const MAX_LINE: usize = 16 << 20;
@@ -303,31 +306,6 @@ fn text_of_content(raw: &RawValue) -> String {
 /// A string of JSON as text; `None` if it is something else. Half a character in it becomes U+FFFD.
 pub fn string(raw: &RawValue) -> Option<String> {
     serde_json::from_str::<LossyString>(raw.get()).ok().map(|text| text.0)
-}
-
-/// How Claude says that it ended: the `result` of a final status.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct ClaudeResult {
-    /// Its last words.
-    pub text: String,
-    /// Present where the text was too long to be told whole.
-    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
-    pub truncated: bool,
-    /// Whether it failed. Where Claude does not say, it did.
-    pub is_error: bool,
-    /// How often the model answered.
-    pub num_turns: Option<u64>,
-    /// Its own measure of its run, in milliseconds.
-    pub duration_ms: Option<u64>,
-    /// What that cost, in US dollars.
-    pub total_cost_usd: Option<Number>,
-    /// Tokens, as the API counts them.
-    pub usage: Option<Value>,
-    /// What `resume` takes to go on from here.
-    pub session_id: Option<String>,
-    /// The API's HTTP status, where that was the error.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub api_error_status: Option<u64>,
 }
 
 /// What a `result` event may have. Each value is read by itself, so that one of an unexpected shape costs

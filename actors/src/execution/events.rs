@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-use super::text::{Encoder, MAX_CONTENT, cut_before_char};
+use super::encoder::{Encoder, MAX_CONTENT, cut_before_char};
 use crate::{
     agent::claude::{
         ClaudeEvent, EventPart,

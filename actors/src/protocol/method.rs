@@ -7,13 +7,14 @@ use std::{borrow::Cow, collections::BTreeMap};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::{DEFAULT_DETACH_MS, DEFAULT_GRACE_MS, DEFAULT_HEARTBEAT_MS, Framing, Limits, MAX_COMMAND_BYTES};
+use super::{
+    CLAUDE_EXECUTOR, DEFAULT_DETACH_MS, DEFAULT_GRACE_MS, DEFAULT_HEARTBEAT_MS, Framing, Limits, MAX_COMMAND_BYTES,
+};
 use crate::rpc::{
     Call, ErrorObject, code,
     params::{Params, ill_typed},
 };
 use crate::{
-    agent::claude,
     id::{ExecutionId, InstanceId},
     signal::Signal,
     stream::PerStream,
@@ -218,7 +219,7 @@ impl ExecuteParams {
         let run = ExecutionSpec::from_fields(fields, "command", limits)?;
         let framing = framing(fields)?;
         let events = fields.boolean("events")?.unwrap_or(false);
-        if let Some(other) = run.executor.as_deref().filter(|name| events && *name != claude::EXECUTOR) {
+        if let Some(other) = run.executor.as_deref().filter(|name| events && *name != CLAUDE_EXECUTOR) {
             let message = format!("events come from the executor claude alone, not from {other:?}: leave them out");
             return Err(ErrorObject::new(code::PARAMS, message).with(json!({ "param": "events" })));
         }
@@ -294,7 +295,7 @@ impl ExecutionSpec {
     pub fn check_for(&self, executor: &str) -> Result<(), ErrorObject> {
         let refused =
             |param: &str, message: String| Err(ErrorObject::new(code::PARAMS, message).with(json!({ "param": param })));
-        if executor == claude::EXECUTOR {
+        if executor == CLAUDE_EXECUTOR {
             // Its prompt goes through standard input, and may be as long as a message.
             return match (self.stdin, self.pty) {
                 (true, _) => refused("stdin", "claude reads its prompt there: leave stdin out".to_owned()),

@@ -13,10 +13,10 @@ use std::{
 use serde::de::IgnoredAny;
 
 use super::{
-    ClaudeEvent, ClaudeResult, EventPart, TaskChange,
+    ClaudeEvent, EventPart, TaskChange,
     lines::{EventLine, LineSplitter},
 };
-use crate::clock::Stopwatch;
+use crate::{activity::Activity, clock::Stopwatch, outcome::ClaudeResult};
 
 /// How long Claude may take to exit after its last result, unless a setting says otherwise. Some releases
 /// never do; others wait for something that they print no event of.
@@ -67,15 +67,6 @@ struct ExitWait {
     expected_since: Option<Instant>,
     /// Its standard output has ended.
     is_silent: bool,
-}
-
-/// What Claude is doing, as a status tells it.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Activity {
-    /// `thinking`, or `tool: Bash`; nothing when it has said how it ended.
-    pub activity: Option<String>,
-    /// How often the model has answered.
-    pub turns: u32,
 }
 
 impl ProgressTracker {
