@@ -6,10 +6,7 @@ use indicatif::ProgressBar;
 use serde_json::Value;
 use tokio::time::Instant;
 
-use super::{
-    failure::{CheckFailure, wrong},
-    session::CheckSession,
-};
+use super::failure::{CheckFailure, wrong};
 use crate::cli::{connection::Connection, http_url};
 
 /// Of one check.
@@ -48,23 +45,6 @@ impl Probe {
     /// A connection of which nothing has been read.
     pub(super) async fn connect(&self) -> Result<Connection, CheckFailure> {
         Connection::open(&self.url).await.map_err(|error| wrong(error.message))
-    }
-
-    /// A session.
-    pub(super) async fn open(&self) -> Result<CheckSession<'_>, CheckFailure> {
-        CheckSession::on(self.connect().await?, self).await
-    }
-
-    /// Does something in a session of its own, to which belongs whatever turns out wrong.
-    pub(super) async fn within<T>(
-        &self,
-        work: impl AsyncFnOnce(&mut CheckSession<'_>) -> Result<T, CheckFailure>,
-    ) -> Result<T, CheckFailure> {
-        let mut session = self.open().await?;
-        let done = work(&mut session).await;
-        let done = session.located(done)?;
-        session.close().await?;
-        Ok(done)
     }
 
     /// How many sessions the service has, if it tells that.

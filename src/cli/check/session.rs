@@ -43,6 +43,25 @@ pub(super) struct CheckSession<'a> {
     passed_by: VecDeque<Value>,
 }
 
+impl Probe {
+    /// A session.
+    pub(super) async fn open(&self) -> Result<CheckSession<'_>, CheckFailure> {
+        CheckSession::on(self.connect().await?, self).await
+    }
+
+    /// Does something in a session of its own, to which belongs whatever turns out wrong.
+    pub(super) async fn within<T>(
+        &self,
+        work: impl AsyncFnOnce(&mut CheckSession<'_>) -> Result<T, CheckFailure>,
+    ) -> Result<T, CheckFailure> {
+        let mut session = self.open().await?;
+        let done = work(&mut session).await;
+        let done = session.located(done)?;
+        session.close().await?;
+        Ok(done)
+    }
+}
+
 impl<'a> CheckSession<'a> {
     /// A session that has said who it is.
     pub(super) async fn on(connection: Connection, probe: &'a Probe) -> Result<CheckSession<'a>, CheckFailure> {
