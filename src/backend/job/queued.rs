@@ -8,8 +8,12 @@ use cc_executor_actors::{
 };
 use log::info;
 
-use super::{JobRequest, JobShared, JobSnapshot, at, outcome, refuse};
+use super::{
+    context::{JobShared, JobSnapshot, at},
+    outcome,
+};
 use crate::backend::{
+    job_request::{JobRequest, refuse},
     output_buffer::ConsumerChange,
     registry::{QueueTurn, Slot},
 };

@@ -17,30 +17,25 @@ use cc_executor_actors::{
     clock::{Stopwatch, millis},
     outcome::{Outcome, Status},
     protocol::method::TerminalSize,
-    rpc::{ErrorObject, code},
     stream::Stream,
 };
 use log::{info, warn};
 
-pub(super) use super::outcome::EndCause;
 use super::{
-    GRACE_MS, JobContext, JobRequest, JobShared, JobSnapshot, ReplySender, at,
-    life::{Life, LifeAction, LifeEvent},
+    context::{GRACE_MS, JobContext, JobShared, JobSnapshot, at},
+    life::{EndCause, Life, LifeAction, LifeEvent},
     outcome::{self, OutputDigests},
-    refuse,
     stdin::StdinWriter,
 };
 use crate::backend::{
     agent::claude,
-    output_buffer::ConsumerChange,
+    job_request::{JobError, JobRequest, ReplySender, refuse},
+    output_buffer::{ConsumerChange, READ},
     process::{LinkMessage, Process, ShimLink},
     pty::{OutputSource, Terminal},
     registry::Slot,
     shim::protocol::{Order, ShimEvent, TreeGone},
 };
-
-/// The most that is read from a pipe at a time, in bytes.
-pub const READ: usize = 64 * 1024;
 
 /// Reads smaller than this are copied out, so that a few bytes do not hold a whole buffer.
 const SMALL: usize = 8 * 1024;
@@ -386,8 +381,7 @@ impl RunningJob {
             ShimEvent::Paused => self.paused(true, Ok(()), body),
             ShimEvent::Resumed => self.paused(false, Ok(()), body),
             ShimEvent::NotPaused => {
-                let error =
-                    ErrorObject::new(code::NOT_RUNNING, "a process cannot be stopped now: try again, or cancel it");
+                let error = JobError::NotNow("a process cannot be stopped now: try again, or cancel it");
                 self.paused(false, Err(error), body);
             }
             ShimEvent::Inspected { stopped } => self.is_stopped = stopped,
@@ -398,7 +392,7 @@ impl RunningJob {
     }
 
     /// The shim has done what was ordered.
-    fn paused(&mut self, paused: bool, outcome: Result<(), ErrorObject>, body: &mut JobShared) {
+    fn paused(&mut self, paused: bool, outcome: Result<(), JobError>, body: &mut JobShared) {
         if let Some(answer) = self.steered.pop_front() {
             let _ = answer.send(outcome);
         }
@@ -466,16 +460,9 @@ impl RunningJob {
         self.steered.push_back(answer);
     }
 
-    fn resize(&self, size: TerminalSize) -> Result<(), ErrorObject> {
-        let Some(terminal) = &self.terminal else {
-            return Err(ErrorObject::new(
-                code::NOT_ALLOWED,
-                "this command runs on no terminal: ask for one with pty in execute",
-            ));
-        };
-        terminal
-            .resize(size)
-            .map_err(|error| ErrorObject::new(code::INTERNAL, format!("cannot resize the terminal: {error}")))
+    fn resize(&self, size: TerminalSize) -> Result<(), JobError> {
+        let Some(terminal) = &self.terminal else { return Err(JobError::NoTerminal) };
+        terminal.resize(size).map_err(|error| JobError::Resize(error.to_string()))
     }
 
     /// Has everything ended, for this cause.
