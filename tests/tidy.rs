@@ -12,26 +12,30 @@ const PURE: &[&str] = &[
     "actors/src/id.rs",
     "actors/src/protocol.rs",
     "actors/src/protocol/",
-    "actors/src/terminate.rs",
+    "actors/src/rpc.rs",
+    "actors/src/rpc/",
+    "actors/src/ws/",
+    "actors/src/output/",
+    "actors/src/outcome.rs",
     "actors/src/session/liveness.rs",
     "actors/src/session/phase.rs",
-    "actors/src/session/phase/hold.rs",
+    "actors/src/session/phase/current.rs",
     "actors/src/session/phase/open.rs",
     "actors/src/execution/text.rs",
-    "actors/src/backend/api.rs",
-    "actors/src/backend/framing.rs",
-    "actors/src/backend/multiplex.rs",
-    "src/backend/execution/last.rs",
-    "src/backend/execution/life.rs",
-    "src/backend/process/watch.rs",
+    "actors/src/backend_api.rs",
+    "actors/src/backend_client/body_end.rs",
+    "actors/src/backend_api/multiplex.rs",
+    "src/backend/job/outcome.rs",
+    "src/backend/job/life.rs",
+    "src/backend/deadlines.rs",
     "src/backend/shim/protocol.rs",
     "src/backend/subreaper/protocol.rs",
-    "src/backend/record.rs",
-    "src/backend/registry.rs",
+    "src/backend/registry/record.rs",
+    "src/backend/registry/retention.rs",
     "src/backend/holds.rs",
-    "src/backend/ring.rs",
-    "src/client/ending.rs",
-    "src/client/silence.rs",
+    "src/backend/output_buffer/ring.rs",
+    "src/cli/exit_code.rs",
+    "src/cli/silence.rs",
 ];
 
 /// What may stand at the top, besides dot files and lock files.
@@ -89,7 +93,7 @@ fn only_the_console_prints() {
     let handles = [
         ("src/console.rs", ["io::stdout()", "io::stderr()"].as_slice()),
         // The size of our terminal.
-        ("src/client/terminal.rs", &["tcgetwinsize(stdout())"]),
+        ("src/cli/terminal.rs", &["tcgetwinsize(stdout())"]),
         // Descriptors of a process that is not the client's.
         ("src/backend/", &["io::stdout().as_fd()"]),
     ];
@@ -178,7 +182,7 @@ fn the_supervisor_knows_no_session_and_no_output() {
     for line in code(&text) {
         assert!(!line.contains("session::") && !line.contains("Output") && !line.contains("Addr<Session>"), "{line}");
     }
-    for name in ["actors/src/execution.rs", "actors/src/execution/pump.rs"] {
+    for name in ["actors/src/execution.rs", "actors/src/execution/relay.rs"] {
         let text = fs::read_to_string(root().join(name)).unwrap();
         assert!(
             code(&text).all(|line| !line.contains("session::") && !line.contains("supervisor::")),
