@@ -15,13 +15,15 @@ use cc_executor_actors::{
     backend_client::{BackendClient, KnownBackend},
     protocol::Limits,
     session::SessionContext,
-    supervisor::{SessionLimits, Supervisor},
+    supervisor::{Drain, SessionLimits, Supervisor},
 };
+use futures_util::future::LocalBoxFuture;
 use log::{info, warn};
 
 use crate::server::{
     auth::{Access, Secret, guard},
     connection::{self, Unflushed},
+    drain::Drainable,
 };
 
 /// How often the backend is asked how it is.
@@ -63,6 +65,38 @@ pub struct Gateway {
     pub supervisor: Addr<Supervisor>,
     /// Connections of sessions that may not have been told everything.
     pub unflushed: Unflushed,
+}
+
+/// The end of a gateway.
+pub struct GatewayDrain {
+    supervisor: Addr<Supervisor>,
+    unflushed: Unflushed,
+    executions_live_on: bool,
+}
+
+impl Gateway {
+    /// What ends this gateway in order. `executions_live_on` says whether its backend is another process.
+    pub fn drain(&self, executions_live_on: bool) -> GatewayDrain {
+        GatewayDrain { supervisor: self.supervisor.clone(), unflushed: self.unflushed.clone(), executions_live_on }
+    }
+}
+
+impl Drainable for GatewayDrain {
+    /// The supervisor refuses new sessions as soon as it is asked to drain.
+    fn refuse_new(&self) {}
+
+    fn drained(&self, grace_ms: u64) -> LocalBoxFuture<'_, ()> {
+        Box::pin(async move {
+            let begin = Drain::Begin { executions_live_on: self.executions_live_on, grace_ms };
+            // A supervisor that is gone has no sessions either.
+            let _ = self.supervisor.send(begin).await;
+            self.unflushed.none().await;
+        })
+    }
+
+    fn cancel_rest(&self, grace_ms: u64) {
+        self.supervisor.do_send(Drain::Hurry { grace_ms });
+    }
 }
 
 /// Serves on a bound listener until stopped. Must be called inside an actix system.

@@ -5,10 +5,9 @@
 //!
 //! - [`config`], [`logging`]: settings and log lines. [`console`]: everything that is printed.
 //! - `syscall`: the one file with `unsafe`, and why.
-//! - [`server`]: what both roles need of a listener: authorization, connections, shutdown signals.
+//! - [`server`]: what both roles need of a listener: authorization, connections, shutdown signals, the drain.
 //! - [`gateway`]: the role `serve`, WebSocket sessions in front of a backend.
 //! - [`backend`]: the role `backend`, which runs commands and owns their processes.
-//! - [`drain`]: how either role ends.
 //! - [`protocol`]: the reference of the WebSocket protocol, for client authors.
 //! - [`cli`]: the command line, and the commands for people and scripts: `run`, `check`, `logs` and the like.
 #![deny(unsafe_code)]
@@ -18,7 +17,6 @@ pub mod backend;
 pub mod cli;
 pub mod config;
 pub mod console;
-pub mod drain;
 pub mod gateway;
 pub mod logging;
 pub mod server;

@@ -12,11 +12,11 @@ use cc_executor::{
     backend::{self, registry::Registry},
     config::{BackendLocation, BackendSettings, GatewaySettings},
     console,
-    drain::Draining,
-    gateway::{self, Gateway, GatewayConfig},
+    gateway::{self, GatewayConfig},
     logging,
     server::{
         auth::{Access, Secret},
+        drain::{Drainable, drain},
         shutdown::{self, Shutdown},
     },
 };
@@ -86,15 +86,15 @@ pub async fn serve(config: GatewaySettings) -> io::Result<()> {
         claude_exit: config.claude_exit,
     };
     let access = Access { port: address.port(), ..config.access };
-    let Gateway { server, supervisor, unflushed } = gateway::serve(listener, gateway, access)?;
-    let mut servers = vec![server.handle()];
-    let serving = actix_web::rt::spawn(server);
-    let mut draining = Draining { gateway: Some((supervisor, unflushed)), registry: None };
+    let gateway = gateway::serve(listener, gateway, access)?;
+    let mut roles: Vec<Box<dyn Drainable>> = vec![Box::new(gateway.drain(backend.is_none()))];
+    let mut servers = vec![gateway.server.handle()];
+    let serving = actix_web::rt::spawn(gateway.server);
     if let Some(EmbeddedBackend { handle, registry, .. }) = backend {
         servers.push(handle);
-        draining.registry = Some(registry);
+        roles.push(Box::new(registry.into_inner()));
     }
-    stop(&mut shutdown, "gateway", draining, config.drain, servers).await;
+    stop(&mut shutdown, "gateway", roles, config.drain, servers).await;
     drop(serving);
     Ok(())
 }
@@ -109,8 +109,8 @@ pub async fn backend(config: BackendSettings) -> io::Result<()> {
     let EmbeddedBackend { handle, registry, contained } = EmbeddedBackend::start(listener, config.backend, access)?;
     info!(event = "service.listening", role = "backend", address:% = address, executors:serde = executors,
         containment = contained, version = env!("CARGO_PKG_VERSION"); "listening on http://{address}");
-    let draining = Draining { gateway: None, registry: Some(registry) };
-    stop(&mut shutdown, "backend", draining, config.drain, vec![handle]).await;
+    let roles: Vec<Box<dyn Drainable>> = vec![Box::new(registry.into_inner())];
+    stop(&mut shutdown, "backend", roles, config.drain, vec![handle]).await;
     Ok(())
 }
 
@@ -147,11 +147,17 @@ impl EmbeddedBackend {
 
 /// Waits for the signal to end, and ends in order. A second signal does not wait: the subreaper and its shims end
 /// their trees when this process is gone.
-async fn stop(shutdown: &mut Shutdown, role: &str, draining: Draining, patience: Duration, servers: Vec<ServerHandle>) {
+async fn stop(
+    shutdown: &mut Shutdown,
+    role: &str,
+    roles: Vec<Box<dyn Drainable>>,
+    patience: Duration,
+    servers: Vec<ServerHandle>,
+) {
     let signal = shutdown.next().await;
     info!(event = "service.stopping", role = role, signal = signal; "stopping on {signal}");
     tokio::select! {
-        () = draining.run(patience) => {}
+        () = drain(roles, patience) => {}
         signal = shutdown.next() => {
             warn!(event = "drain.cut", role = role, signal = signal; "a second signal, {signal}: ending at once");
         }

@@ -25,6 +25,7 @@ mod guards;
 mod holds;
 mod hostile;
 mod input;
+mod layers;
 mod legacy_backend;
 mod life;
 mod liveness;

@@ -11,7 +11,7 @@ pub mod body_end;
 mod tracked_connector;
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::Cell,
     pin::Pin,
     rc::Rc,
     sync::{Arc, RwLock},
@@ -27,16 +27,16 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use serde_json::{Value, json};
 
-use self::body_end::BodyTracker;
+pub use self::body_end::BodyEnd;
 use crate::backend_api::{
     ExecuteRequest, Health, LegacyExecuteRequest, MULTIPLEXED, NDJSON, Snapshot,
     control::{ControlCall, cancel_query},
 };
 use crate::{
-    agent::claude,
     id::{ExecutionId, InstanceId, RequestId},
     outcome::{CancelReason, Status},
     protocol::{
+        CLAUDE_EXECUTOR,
         control::{ControlReply, ControlRequest},
         execute::{ExecuteParams, ExecutionSpec},
     },
@@ -195,17 +195,6 @@ pub enum OpenedStream {
     Native(ResponseBody),
     /// From the original's image: standard output alone; whether it ended properly is seen below awc.
     Legacy(ResponseBody, BodyEnd),
-}
-
-/// Tells whether the body of one response ended properly.
-#[derive(Clone, Default)]
-pub struct BodyEnd(Rc<RefCell<BodyTracker>>);
-
-impl BodyEnd {
-    /// Whether the last byte of the body has been seen.
-    pub fn is_complete(&self) -> bool {
-        self.0.borrow().is_complete()
-    }
 }
 
 /// The backend of this gateway. Cheap to clone; stays on its thread.
@@ -370,7 +359,7 @@ impl BackendClient {
             .disable_redirects()
             .finish();
         let (path, media_type) = match run.executor.as_deref() {
-            Some(claude::EXECUTOR) => ("/execute/claude-stream", NDJSON),
+            Some(CLAUDE_EXECUTOR) => ("/execute/claude-stream", NDJSON),
             _ => ("/execute/stream", "text/plain"),
         };
         let request = self.authorized(client.post(format!("{}{path}", self.0.url)));
@@ -660,7 +649,7 @@ fn refuse_unsupported_by_legacy(run: &ExecutionSpec) -> Result<(), BackendError>
         "env"
     } else if run.claude.is_some() {
         "claude"
-    } else if run.executor.as_deref().is_some_and(|name| !["default", claude::EXECUTOR].contains(&name)) {
+    } else if run.executor.as_deref().is_some_and(|name| !["default", CLAUDE_EXECUTOR].contains(&name)) {
         "executor"
     } else {
         return Ok(());

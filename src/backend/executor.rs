@@ -3,15 +3,10 @@
 use std::{collections::BTreeMap, env};
 
 use bytes::Bytes;
-use cc_executor_actors::{
-    agent::claude::EXECUTOR,
-    protocol::execute::ExecutionSpec,
-    rpc::{ErrorObject, code},
-};
-use serde_json::json;
+use cc_executor_actors::{agent::claude::EXECUTOR, protocol::execute::ExecutionSpec, rpc::ErrorObject};
 
 use super::{
-    agent::claude::{ClaudeLaunch, ClaudePolicy},
+    agent::claude::{ClaudeLaunch, ClaudePolicy, PolicyError},
     shim::protocol::{JobSpec, Stdin},
 };
 
@@ -44,15 +39,38 @@ pub struct ResolvedCommand {
     pub prompt: Option<Bytes>,
 }
 
+/// Why no executor runs a command.
+#[derive(Clone, PartialEq, Debug, thiserror::Error)]
+pub enum ExecutorError {
+    /// No executor has this name.
+    #[error("there is no executor {asked:?}: there are {}", .known.join(", "))]
+    Unknown {
+        /// The name.
+        asked: String,
+        /// The names that there are.
+        known: Vec<String>,
+    },
+    /// The options are not for this executor; the protocol says which one, and why.
+    #[error(transparent)]
+    Spec(#[from] ErrorObject),
+    /// The operator does not allow what was asked of Claude.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+}
+
 impl Executors {
     /// `shell`, `python`, `claude`, and what the operator adds or replaces. `inherited` is what every command's
-    /// environment starts with, see [`inherited`]. The error names the executors that there are.
+    /// environment starts with, see [`inherited`].
+    ///
+    /// # Errors
+    ///
+    /// There is no executor `default`.
     pub fn new(
         added: BTreeMap<String, Vec<String>>,
         default: &str,
         inherited: BTreeMap<String, String>,
         claude: ClaudePolicy,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, ExecutorError> {
         let template = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
         let mut templates = BTreeMap::from([
             ("shell".to_owned(), template(&["bash", "-c"])),
@@ -61,8 +79,7 @@ impl Executors {
         ]);
         templates.extend(added);
         if !templates.contains_key(default) {
-            let names: Vec<_> = templates.keys().map(String::as_str).collect();
-            return Err(format!("there is no executor {default:?}: there are {}", names.join(", ")));
+            return Err(ExecutorError::Unknown { asked: default.to_owned(), known: templates.into_keys().collect() });
         }
         Ok(Executors { templates, default: default.to_owned(), inherited, claude })
     }
@@ -78,15 +95,14 @@ impl Executors {
     }
 
     /// What this is run by, and how.
-    pub fn resolve(&self, run: &ExecutionSpec) -> Result<ResolvedCommand, ErrorObject> {
+    ///
+    /// # Errors
+    ///
+    /// There is no such executor, its options are for another one, or the operator does not allow them.
+    pub fn resolve(&self, run: &ExecutionSpec) -> Result<ResolvedCommand, ExecutorError> {
         let name = run.executor.as_deref().unwrap_or(&self.default);
         let Some(template) = self.templates.get(name) else {
-            let names = self.names();
-            return Err(ErrorObject::new(
-                code::NOT_ALLOWED,
-                format!("there is no executor {name:?}: there are {}", names.join(", ")),
-            )
-            .with(json!({ "param": "executor", "asked": name, "allowed": names })));
+            return Err(ExecutorError::Unknown { asked: name.to_owned(), known: self.names() });
         };
         run.check_for(name)?;
         if name == EXECUTOR {
@@ -177,8 +193,9 @@ mod tests {
         );
         assert!(!started.argv.contains(&"echo".to_owned()), "a prompt is no argument");
         run.executor = Some("perl".into());
-        assert_eq!(executors.resolve(&run).unwrap_err().code, code::NOT_ALLOWED);
+        let known = vec!["claude".to_owned(), "env".into(), "python".into(), "shell".into()];
+        assert_eq!(executors.resolve(&run), Err(ExecutorError::Unknown { asked: "perl".into(), known }));
         let error = Executors::new(BTreeMap::new(), "perl", BTreeMap::new(), ClaudePolicy::default()).unwrap_err();
-        assert!(error.contains("claude, python, shell"), "{error}");
+        assert!(error.to_string().contains("claude, python, shell"), "{error}");
     }
 }

@@ -6,11 +6,7 @@
 
 use std::collections::VecDeque;
 
-use cc_executor_actors::{
-    id::RequestId,
-    rpc::{ErrorObject, code},
-};
-use serde_json::json;
+use cc_executor_actors::id::RequestId;
 
 /// The number of requests that are remembered. Enough, because a request is repeated within seconds.
 const REMEMBERED: usize = 16;
@@ -39,6 +35,25 @@ pub enum ClaimResult {
 
 /// The number of the newest hold, and the request that made it where that was named.
 pub type NewestHold = (u64, Option<RequestId>);
+
+/// Why a claim does not count.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum HoldError {
+    /// It names a number that was never given.
+    #[error("hold {asked} was never given: the newest is {newest}")]
+    NeverGiven {
+        /// The number.
+        asked: u64,
+        /// The newest that was given.
+        newest: u64,
+    },
+    /// Another consumer has had the execution since.
+    #[error("another consumer holds the execution now: its hold is {newest}")]
+    TakenOver {
+        /// The number of that hold.
+        newest: u64,
+    },
+}
 
 /// The holds of one execution.
 #[derive(Debug)]
@@ -75,13 +90,11 @@ impl Holds {
     ///
     /// # Errors
     ///
-    /// A number that was never given (-32602).
-    pub fn claim(&mut self, claim: Claim) -> Result<ClaimResult, ErrorObject> {
+    /// The claim names a number that was never given.
+    pub fn claim(&mut self, claim: Claim) -> Result<ClaimResult, HoldError> {
         let named = match claim {
             Claim::Number(number) if number == 0 || number > self.newest => {
-                let message = format!("hold {number} was never given: the newest is {}", self.newest);
-                return Err(ErrorObject::new(code::PARAMS, message)
-                    .with(json!({ "param": "hold", "asked": number, "max": self.newest })));
+                return Err(HoldError::NeverGiven { asked: number, newest: self.newest });
             }
             Claim::Number(number) => Some(number),
             Claim::Request(request) => request.and_then(|request| self.number_of(request)),
@@ -102,8 +115,8 @@ impl Holds {
     ///
     /// # Errors
     ///
-    /// The execution has been taken over (-32003, with the reason in `data`).
-    pub fn check(&self, claim: Claim) -> Result<(), ErrorObject> {
+    /// Another consumer has taken the execution over since.
+    pub fn check(&self, claim: Claim) -> Result<(), HoldError> {
         let number = match claim {
             Claim::Request(None) => return Ok(()),
             Claim::Number(number) => number,
@@ -112,8 +125,7 @@ impl Holds {
         if number == self.newest {
             return Ok(());
         }
-        let message = format!("another consumer holds the execution now: its hold is {}", self.newest);
-        Err(ErrorObject::new(code::NOT_RUNNING, message).with(json!({ "reason": "taken_over", "hold": self.newest })))
+        Err(HoldError::TakenOver { newest: self.newest })
     }
 
     fn number_of(&self, request: RequestId) -> Option<u64> {
@@ -157,7 +169,7 @@ mod tests {
             assert_eq!((holds.claim(claim).unwrap(), holds.newest()), (claimed, newest), "{claim:?}");
         }
         for number in [0, 5] {
-            assert_eq!(holds.claim(Claim::Number(number)).unwrap_err().code, code::PARAMS);
+            assert_eq!(holds.claim(Claim::Number(number)), Err(HoldError::NeverGiven { asked: number, newest: 4 }));
         }
     }
 
@@ -169,7 +181,7 @@ mod tests {
         assert_eq!(holds.check(Claim::Request(Some(creator))), Ok(()));
         holds.claim(Claim::Request(Some(second))).unwrap();
         for old in [Claim::Number(1), Claim::Request(Some(creator)), Claim::Back(creator)] {
-            assert_eq!(holds.check(old).unwrap_err().code, code::NOT_RUNNING, "{old:?}");
+            assert_eq!(holds.check(old), Err(HoldError::TakenOver { newest: 2 }), "{old:?}");
         }
         for allowed in [Claim::Number(2), Claim::Request(Some(second)), Claim::Request(None)] {
             assert_eq!(holds.check(allowed), Ok(()), "{allowed:?}");

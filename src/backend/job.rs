@@ -10,7 +10,6 @@ mod life;
 mod outcome;
 mod pipes;
 mod queued;
-mod request;
 pub mod retained;
 pub(super) mod running;
 mod shared;
@@ -21,22 +20,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use cc_executor_actors::{
-    id::{ExecutionId, InstanceId},
     outcome::{Outcome, Reason},
-    protocol::{DEFAULT_GRACE_MS, control::TerminalSize, execute::DetachOptions},
+    protocol::execute::DetachOptions,
 };
 use log::info;
 
-use self::{
-    clocks::{ConsumerClock, JobLimits},
-    shared::{JobShared, JobSnapshot},
-};
-pub use self::{
-    request::{JobRequest, ReplySender},
-    running::READ,
-};
+pub use self::shared::JobContext;
+use self::{clocks::ConsumerClock, shared::JobShared};
 use super::{
     output_buffer::OutputBuffer,
     process::Process,
@@ -44,45 +35,6 @@ use super::{
     shim::protocol::JobSpec,
     subreaper::handle::Subreapers,
 };
-
-/// What an execution needs to know of itself.
-#[derive(Clone, Debug)]
-pub struct JobContext {
-    /// Its id.
-    pub id: ExecutionId,
-    /// The backend's process that has it.
-    pub instance: InstanceId,
-    /// What runs it.
-    pub executor: String,
-    /// Total time-out, in milliseconds.
-    pub timeout_ms: Option<u64>,
-    /// The longest time without output, in milliseconds.
-    pub stall_timeout_ms: Option<u64>,
-    /// How often a sign of life is sent.
-    pub heartbeat: Duration,
-    /// How it goes on without a consumer; it is ended if absent.
-    pub detach: Option<DetachOptions>,
-    /// The size of its terminal, if it runs on one.
-    pub pty: Option<TerminalSize>,
-    /// How long a consumer may take nothing while nobody asks for it.
-    pub consumer_stall: Duration,
-    /// How long Claude may take to exit after its last event.
-    pub claude_exit: Duration,
-    /// How much of each stream is kept, in bytes.
-    pub ring_bytes: usize,
-    /// What is written to its standard input, and nothing else: a prompt, and its output is Claude's events.
-    pub prompt: Option<Bytes>,
-}
-
-impl JobContext {
-    fn limits(&self) -> JobLimits {
-        JobLimits {
-            timeout: self.timeout_ms.map(Duration::from_millis),
-            stall: self.stall_timeout_ms.map(Duration::from_millis),
-            heartbeat: self.heartbeat,
-        }
-    }
-}
 
 /// Lives through one execution to its end. A task of its own then keeps the output, as long as there is any.
 pub async fn live(
@@ -132,14 +84,4 @@ fn no_shim(context: &JobContext, error: &std::io::Error) -> Outcome {
     let ending = outcome::not_started(126, format!("the backend cannot start another process: {error}"));
     debug_assert_eq!(ending.reason, Reason::NotStarted);
     ending
-}
-
-/// The grace of an execution that is ended without anybody having named one.
-const GRACE_MS: u64 = DEFAULT_GRACE_MS;
-
-async fn at(time: Option<Instant>) {
-    match time {
-        Some(time) => tokio::time::sleep_until(time.into()).await,
-        None => std::future::pending().await,
-    }
 }

@@ -5,7 +5,9 @@
 //! go on without a consumer keeps what nobody has acknowledged; any other overwrites, and waits for
 //! its consumer alone.
 
-pub mod ring;
+mod consumer;
+mod retention;
+mod ring;
 
 use std::{
     collections::VecDeque,
@@ -16,134 +18,43 @@ use bytes::Bytes;
 use cc_executor_actors::{
     backend_api::BackendEvent,
     protocol::execute::Overflow,
-    rpc::{ErrorObject, code},
-    stream::{Gap, GapReason, PerStream, Stream},
+    stream::{PerStream, Stream},
 };
-use serde_json::json;
-use tokio::sync::{mpsc, oneshot};
 
 use self::ring::Ring;
-use super::{
-    holds::{Claim, ClaimResult, Holds},
-    registry::model::RetainedOutput,
+pub use self::{
+    consumer::{Consumer, ConsumerChange, ConsumerFeed, ConsumerItem, DismissReason, SLOTS},
+    retention::{RetainedOutput, UnreadPolicy},
 };
-use crate::server::connection::PeerTimeout;
+use super::holds::{Claim, ClaimResult, HoldError, Holds};
 
-/// Pieces of output, or words, that wait for a consumer beside the rings. All that is said of an execution whose output
-/// is gone fits in here: how it stands, a gap in each stream, and its ending.
-pub const SLOTS: usize = 4;
-
-/// The most that is handed over at a time, in bytes.
-const PIECE: usize = 64 * 1024;
+/// The most that is read from a pipe at a time, in bytes.
+pub const READ: usize = 64 * 1024;
 
 /// A stream whose ring is not full is read once more: as much as one read takes.
-const SLACK: usize = crate::backend::job::running::READ;
+const SLACK: usize = READ;
 
-/// What a consumer is given.
-#[derive(Debug)]
-pub enum ConsumerItem {
-    /// Output.
-    Output {
-        /// Which stream.
-        stream: Stream,
-        /// The bytes.
-        bytes: Bytes,
-    },
-    /// A word of the backend. `Exit` is the last item.
-    Word(BackendEvent),
+/// Offsets that the output of an execution does not have.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("offset {asked} of {} is beyond its {end} bytes", .stream.as_str())]
+pub struct OffsetError {
+    /// The stream.
+    pub stream: Stream,
+    /// The offset.
+    pub asked: u64,
+    /// How much was written to the stream so far.
+    pub end: u64,
 }
 
-/// Why a consumer is sent away.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum DismissReason {
-    /// Another one has come.
-    TakenOver,
-    /// It took nothing, and nobody asked for it.
-    Vanished,
-    /// Its gateway has come back for it over another connection.
-    Replaced,
-}
-
-/// Whoever follows an execution.
-#[derive(Debug)]
-pub struct Consumer {
-    items: mpsc::Sender<ConsumerItem>,
-    /// To the body, which says it, and to whoever makes sure that its socket comes back.
-    dismiss: (oneshot::Sender<DismissReason>, oneshot::Sender<DismissReason>),
-    /// A gateway: it acknowledges, and asks how the execution is while it does not read.
-    is_gateway: bool,
-    /// Looks after its connection, where it is a gateway's.
-    watch: Option<PeerTimeout>,
-    /// How it asks for the execution.
-    claim: Claim,
-    cursor: PerStream<u64>,
-    /// What comes before the cursor has arrived where it was to go. A gateway that comes back for itself
-    /// knows only that it has read it.
-    has_arrived: bool,
-    /// Since when there was no room for it, as of the last delivery.
-    blocked_since: Option<Instant>,
-}
-
-/// The consumer's end.
-#[derive(Debug)]
-pub struct ConsumerFeed {
-    /// What it is given.
-    pub items: mpsc::Receiver<ConsumerItem>,
-    /// Fires when it is sent away.
-    pub dismissed: oneshot::Receiver<DismissReason>,
-    /// The same, for whoever watches its socket.
-    pub released: oneshot::Receiver<DismissReason>,
-}
-
-impl Consumer {
-    /// A consumer that has so much of each stream already.
-    pub fn new(offsets: PerStream<u64>, is_gateway: bool) -> (Consumer, ConsumerFeed) {
-        let (items, receiver) = mpsc::channel(SLOTS);
-        let (dismiss, dismissed) = oneshot::channel();
-        let (release, released) = oneshot::channel();
-        let consumer = Consumer {
-            items,
-            dismiss: (dismiss, release),
-            is_gateway,
-            watch: None,
-            claim: Claim::Request(None),
-            cursor: offsets,
-            has_arrived: true,
-            blocked_since: None,
-        };
-        (consumer, ConsumerFeed { items: receiver, dismissed, released })
-    }
-
-    /// The same, with somebody who looks after its connection.
-    pub fn watched(self, watch: Option<PeerTimeout>) -> Consumer {
-        Consumer { watch, ..self }
-    }
-
-    /// The same, of which only acknowledgements say what has arrived.
-    pub fn arrived(self, has_arrived: bool) -> Consumer {
-        Consumer { has_arrived, ..self }
-    }
-
-    /// The same, under this name.
-    pub fn claiming(self, claim: Claim) -> Consumer {
-        Consumer { claim, ..self }
-    }
-
-    fn dismiss(self, why: DismissReason) {
-        let (body, watch) = self.dismiss;
-        // Either may be gone already.
-        let _ = body.send(why);
-        let _ = watch.send(why);
-    }
-}
-
-/// What becomes of output that nobody has taken.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum UnreadPolicy {
-    /// It is overwritten: the execution does not outlive its consumer.
-    Overwrite,
-    /// It is kept, or not, for an execution that may.
-    Detach(Overflow),
+/// Why a consumer does not get the output.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum AttachError {
+    /// It claims to have more than was written.
+    #[error(transparent)]
+    Offset(#[from] OffsetError),
+    /// Its claim does not count.
+    #[error(transparent)]
+    Hold(#[from] HoldError),
 }
 
 /// The output of one execution.
@@ -163,19 +74,8 @@ pub struct OutputBuffer {
     first: usize,
 }
 
-/// What happened to the consumer.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum ConsumerChange {
-    /// It has made room.
-    Room,
-    /// It is gone.
-    Gone,
-    /// It has taken nothing for too long, and nobody asked for it.
-    Vanished,
-}
-
 impl OutputBuffer {
-    /// A output_buffer with rings of so many bytes.
+    /// A buffer with rings of so many bytes.
     pub fn new(policy: UnreadPolicy, ring_bytes: PerStream<usize>, consumer: Consumer) -> Self {
         let ring = |bytes: usize| Ring::new(bytes + SLACK);
         let holds = Holds::first(match consumer.claim {
@@ -195,7 +95,7 @@ impl OutputBuffer {
         }
     }
 
-    /// The output_buffer of an execution that has ended, and of whose output nothing is kept.
+    /// The buffer of an execution that has ended, and of whose output nothing is kept.
     pub fn without_output(written: PerStream<u64>, holds: Holds) -> Self {
         OutputBuffer {
             holds,
@@ -329,7 +229,7 @@ impl OutputBuffer {
             consumer.blocked_since = None;
             let item = match self.unsaid.pop_front() {
                 Some(word) => ConsumerItem::Word(word),
-                None => match next(&self.rings, &mut self.first, consumer, self.policy, &self.acknowledged) {
+                None => match consumer.next_item(&self.rings, &mut self.first, self.policy, &self.acknowledged) {
                     Some(item) => item,
                     None => return true,
                 },
@@ -376,7 +276,11 @@ impl OutputBuffer {
     }
 
     /// Takes note of what a client has received.
-    pub fn acknowledge(&mut self, offsets: PerStream<u64>) -> Result<(), ErrorObject> {
+    ///
+    /// # Errors
+    ///
+    /// Offsets beyond the end: nothing has changed then.
+    pub fn acknowledge(&mut self, offsets: PerStream<u64>) -> Result<(), OffsetError> {
         self.check_offsets(offsets)?;
         for stream in Stream::BOTH {
             let acknowledged = self.acknowledged.get_mut(stream);
@@ -392,7 +296,7 @@ impl OutputBuffer {
     /// # Errors
     ///
     /// Offsets beyond the end, or a hold that was never given: nothing has changed then.
-    pub fn attach(&mut self, consumer: Consumer, first: Option<BackendEvent>) -> Result<ClaimResult, ErrorObject> {
+    pub fn attach(&mut self, consumer: Consumer, first: Option<BackendEvent>) -> Result<ClaimResult, AttachError> {
         self.check_offsets(consumer.cursor)?;
         let claimed = self.holds.claim(consumer.claim)?;
         let why = match claimed {
@@ -421,13 +325,11 @@ impl OutputBuffer {
         }
     }
 
-    fn check_offsets(&self, offsets: PerStream<u64>) -> Result<(), ErrorObject> {
+    fn check_offsets(&self, offsets: PerStream<u64>) -> Result<(), OffsetError> {
         for stream in Stream::BOTH {
             let (asked, end) = (*offsets.get(stream), self.rings.get(stream).end());
             if asked > end {
-                let message = format!("offset {asked} of {} is beyond its {end} bytes", stream.as_str());
-                return Err(ErrorObject::new(code::PARAMS, message)
-                    .with(json!({ "param": stream.as_str(), "asked": asked, "max": end })));
+                return Err(OffsetError { stream, asked, end });
             }
         }
         Ok(())
@@ -444,54 +346,8 @@ impl OutputBuffer {
     /// its gateway did not ask for it since `asked_at` either.
     pub async fn moved(&self, patience: Duration, asked_at: Instant) -> ConsumerChange {
         let Some(consumer) = &self.consumer else { return std::future::pending().await };
-        // What the last delivery found, not what is there now: the consumer may have made room since.
-        let Some(blocked_since) = consumer.blocked_since else {
-            consumer.items.closed().await;
-            return ConsumerChange::Gone;
-        };
-        // Only a gateway asks for its client's sake.
-        let since = if consumer.is_gateway { blocked_since.max(asked_at) } else { blocked_since };
-        let vanished = async {
-            if consumer.is_gateway || self.finished {
-                tokio::time::sleep_until((since + patience).into()).await;
-            } else {
-                std::future::pending().await
-            }
-        };
-        tokio::select! {
-            biased;
-            room = consumer.items.reserve() => if room.is_ok() { ConsumerChange::Room } else { ConsumerChange::Gone },
-            () = vanished => ConsumerChange::Vanished,
-        }
+        consumer.changed(patience, asked_at, self.finished).await
     }
-}
-
-/// The next piece that a consumer has not had, or the gap before it.
-fn next(
-    rings: &PerStream<Ring>,
-    first: &mut usize,
-    consumer: &mut Consumer,
-    policy: UnreadPolicy,
-    acknowledged: &PerStream<u64>,
-) -> Option<ConsumerItem> {
-    for _ in 0..Stream::BOTH.len() {
-        let stream = Stream::BOTH[*first];
-        *first = (*first + 1) % Stream::BOTH.len();
-        let (ring, cursor) = (rings.get(stream), consumer.cursor.get_mut(stream));
-        if *cursor < ring.start() {
-            let dropped = policy == UnreadPolicy::Detach(Overflow::Drop) && *cursor >= *acknowledged.get(stream);
-            let reason = if dropped { GapReason::Dropped } else { GapReason::Overwritten };
-            let gap = Gap { stream, from: *cursor, to: ring.start(), reason };
-            *cursor = gap.to;
-            return Some(ConsumerItem::Word(BackendEvent::Gap(gap)));
-        }
-        let piece = ring.piece(*cursor, PIECE);
-        if !piece.is_empty() {
-            *cursor += piece.len() as u64;
-            return Some(ConsumerItem::Output { stream, bytes: Bytes::copy_from_slice(piece) });
-        }
-    }
-    None
 }
 
 #[cfg(test)]
@@ -499,6 +355,7 @@ mod tests {
     use cc_executor_actors::{
         backend_api::StatusChange,
         outcome::{Outcome, Reason, Status},
+        stream::GapReason,
     };
     use futures_util::FutureExt;
     use proptest::prelude::*;
@@ -578,9 +435,10 @@ mod tests {
         output_buffer.acknowledge(at(50)).unwrap();
         output_buffer.acknowledge(at(20)).unwrap();
         assert!(output_buffer.may_read(Stream::Stdout));
-        assert_eq!(output_buffer.acknowledge(at(written as u64 + 8)).unwrap_err().code, code::PARAMS);
-        let beyond = Consumer::new(at(written as u64 + 8), true).0;
-        assert_eq!(output_buffer.attach(beyond, None).unwrap_err().code, code::PARAMS);
+        let beyond = OffsetError { stream: Stream::Stdout, asked: written as u64 + 8, end: written as u64 + 7 };
+        assert_eq!(output_buffer.acknowledge(at(written as u64 + 8)), Err(beyond));
+        let consumer = Consumer::new(at(written as u64 + 8), true).0;
+        assert_eq!(output_buffer.attach(consumer, None), Err(AttachError::Offset(beyond)));
         assert!(output_buffer.is_attached(), "the one before stays");
     }
 
@@ -653,7 +511,8 @@ mod tests {
             (&words[0], &words[3]),
             (ConsumerItem::Word(BackendEvent::Status(_)), ConsumerItem::Word(BackendEvent::Exit(_)))
         ));
-        assert_eq!(output_buffer.attach(Consumer::new(at(10), true).0, None).unwrap_err().code, code::PARAMS);
+        let beyond = OffsetError { stream: Stream::Stdout, asked: 10, end: 9 };
+        assert_eq!(output_buffer.attach(Consumer::new(at(10), true).0, None), Err(beyond.into()));
     }
 
     #[test]

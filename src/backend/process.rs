@@ -3,8 +3,6 @@
 //! Dropping it closes the line, and the shim then ends the whole tree: an execution that is given up
 //! in whatever way leaves nothing behind.
 
-pub mod deadlines;
-
 use std::{
     collections::VecDeque,
     io,
@@ -23,8 +21,8 @@ use tokio::{
     sync::oneshot,
 };
 
-use self::deadlines::{COMPLETE_AFTER, OrderWatch, WatchAction};
 use super::{
+    deadlines::{COMPLETE_AFTER, OrderWatch, WatchAction},
     pty::{OutputSource, Terminal},
     shim::protocol::{JobSpec, NumberedOrder, Order, ShimEvent, Stdin, TreeGone},
     subreaper::{

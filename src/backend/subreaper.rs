@@ -33,7 +33,8 @@ use rustix::{
     stdio::{dup2_stderr, dup2_stdin, dup2_stdout},
 };
 
-use self::protocol::{MAX_REQUEST, NumberedRequest, SubreaperRequest, SubreaperResponse, Ticket};
+pub use self::protocol::ARGUMENT;
+use self::protocol::{MAX_PASSED, MAX_REQUEST, NumberedRequest, SubreaperRequest, SubreaperResponse, Ticket};
 use super::shim::{
     self, ShimInheritance,
     cgroup::kill_cgroup,
@@ -45,9 +46,6 @@ use super::shim::{
 };
 use crate::syscall::{ForkTarget, SingleThread, block_signals, close_inherited_from};
 
-/// The first argument that makes the binary a subreaper. The second is the containment, as JSON.
-pub const ARGUMENT: &str = "subreaper";
-
 /// How long KILL is repeated before the remaining orphans count as survivors. It goes on after that.
 const SWEEP_PATIENCE: Duration = Duration::from_secs(4);
 
@@ -56,9 +54,6 @@ const SWEEP_CADENCE: [Duration; 2] = [Duration::from_millis(1), Duration::from_m
 
 /// The longest time for all processes to end after the backend is gone.
 const LAST_PATIENCE: Duration = Duration::from_secs(30);
-
-/// Descriptors that come with a request to fork: the shim's socket and the command's ends.
-const MAX_PASSED: usize = 4;
 
 /// Runs until the backend is gone, and nothing is left.
 pub fn main(contained: Option<&str>) -> ExitCode {

@@ -15,7 +15,7 @@ use cc_executor_actors::{
 use serde_json::json;
 
 use super::upgrade;
-use crate::backend::routes::refuse;
+use crate::server::refusal::refuse;
 
 /// Adds the routes to a service.
 pub fn configure(service: &mut web::ServiceConfig) {

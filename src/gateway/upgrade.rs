@@ -17,9 +17,10 @@ use cc_executor_actors::{
     supervisor::GetStats,
 };
 use futures_util::StreamExt;
+use log::info;
 
 use super::frame_reader::FrameReader;
-use crate::server::connection::{self, Unflushed};
+use crate::server::connection::{self, DRAIN_PATIENCE, Unflushed};
 
 /// The prefix of an offered subprotocol that carries a token.
 const BEARER: &str = "bearer.";
@@ -47,7 +48,14 @@ pub async fn upgrade(
     let peer = request.peer_addr().map(|peer| peer.ip());
     let (frames, closed) = session::start(id, peer, SessionContext::clone(&around), incoming).await;
     unflushed.add(&request);
-    connection::release_after(&request, closed, id);
+    let lingered = async move {
+        closed.wait().await;
+        actix_web::rt::time::sleep(DRAIN_PATIENCE).await;
+        true
+    };
+    connection::shut_down_when(&request, lingered, move || {
+        info!(event = "socket.shut_down", session_id:% = id; "a closed session's client does not read: its connection is cut");
+    });
     Ok(response.streaming(frames.map(Ok::<Bytes, Error>)))
 }
 

@@ -17,21 +17,14 @@ use std::{
 };
 
 use actix_web::{HttpRequest, dev::Extensions, rt::net::TcpStream};
-use cc_executor_actors::{
-    id::{ExecutionId, SessionId},
-    session::ClosedSignal,
-};
-use log::info;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     net::sockopt,
 };
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 
-use crate::backend::output_buffer::DismissReason;
-
-/// How long what was said last may take to be read after the close.
-const DRAIN_PATIENCE: Duration = Duration::from_secs(5);
+/// How long the peer may take to read what was sent last, before its connection is shut down.
+pub const DRAIN_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Unanswered keepalive probes after which a quiet peer is gone.
 const KEEPALIVE_PROBES: u32 = 6;
@@ -140,35 +133,16 @@ impl Drop for Flushing {
     }
 }
 
-/// Shuts the connection of this request down a while after its session has closed, if it is still there.
-pub fn release_after(request: &HttpRequest, closed: ClosedSignal, id: SessionId) {
-    let Some(socket) = of(request).as_ref().map(Rc::downgrade) else { return };
-    actix_web::rt::spawn(async move {
-        closed.wait().await;
-        actix_web::rt::time::sleep(DRAIN_PATIENCE).await;
-        if shut_down(&socket) {
-            info!(event = "socket.shut_down", session_id:% = id; "a closed session's client does not read: its connection is cut");
-        }
-    });
-}
-
-/// Shuts the connection of this request down a while after its consumer was sent away, if it has not
-/// even taken that.
-pub fn release_dismissed(
+/// Shuts the connection of this request down when `is_due` says so, if it is still there then, and calls `log`.
+pub fn shut_down_when(
     request: &HttpRequest,
-    dismissed: oneshot::Receiver<DismissReason>,
-    body: Weak<()>,
-    id: ExecutionId,
+    is_due: impl Future<Output = bool> + 'static,
+    log: impl FnOnce() + 'static,
 ) {
     let Some(socket) = of(request).as_ref().map(Rc::downgrade) else { return };
     actix_web::rt::spawn(async move {
-        // A consumer that goes after its last word is not sent away.
-        let Ok(why) = dismissed.await else { return };
-        if why == DismissReason::TakenOver {
-            actix_web::rt::time::sleep(DRAIN_PATIENCE).await;
-        }
-        if body.strong_count() > 0 && shut_down(&socket) {
-            info!(event = "socket.shut_down", execution_id:% = id; "a consumer that was sent away does not read: its connection is cut");
+        if is_due.await && shut_down(&socket) {
+            log();
         }
     });
 }

@@ -4,6 +4,8 @@
 //! word of its own, so the last chunk, or the last byte of a stated length, must be seen below awc.
 //! This is only a follower: awc still does the parsing that counts.
 
+use std::{cell::RefCell, rc::Rc};
+
 /// How far the response has come.
 #[derive(Debug, Default)]
 pub struct BodyTracker {
@@ -223,6 +225,17 @@ fn after_chunk_size(line: &[u8]) -> TrackerState {
         Ok(0) => TrackerState::Trailer { empty: true },
         Ok(left) => TrackerState::Chunk { left },
         Err(_) => TrackerState::Unknowable,
+    }
+}
+
+/// Tells whether the body of one response ended properly.
+#[derive(Clone, Default)]
+pub struct BodyEnd(pub(super) Rc<RefCell<BodyTracker>>);
+
+impl BodyEnd {
+    /// Whether the last byte of the body has been seen.
+    pub fn is_complete(&self) -> bool {
+        self.0.borrow().is_complete()
     }
 }
 

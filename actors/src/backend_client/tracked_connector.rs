@@ -16,7 +16,7 @@ use awc::{Connector, http::Uri};
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::{BodyEnd, body_end::HeadGate};
+use super::body_end::{BodyEnd, HeadGate};
 
 /// A connector whose connections report to `end`, where there is one.
 pub fn connector(

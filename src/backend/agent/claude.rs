@@ -8,11 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use cc_executor_actors::{
-    protocol::execute::{ClaudeOptions, ExecutionSpec},
-    rpc::{ErrorObject, code},
-};
-use serde_json::json;
+use cc_executor_actors::protocol::execute::{ClaudeOptions, ExecutionSpec};
 
 /// What Claude is always told: one answer, told as events.
 const ARGUMENTS: &[&str] = &["-p", "--output-format", "stream-json", "--verbose"];
@@ -68,6 +64,40 @@ pub struct ClaudePolicy {
     pub inherited: BTreeMap<String, String>,
 }
 
+/// Why Claude is not started as a client wishes.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum PolicyError {
+    /// The operator allows other values only.
+    #[error("{param} {asked:?} is not allowed here: use {}", .allowed.join(", "))]
+    NotAllowed {
+        /// The parameter.
+        param: &'static str,
+        /// Its value.
+        asked: String,
+        /// The values that are allowed.
+        allowed: Vec<String>,
+    },
+    /// The model may not answer so often.
+    #[error("maxTurns must be at most {max}, not {asked}")]
+    TooManyTurns {
+        /// How often was asked for.
+        asked: u64,
+        /// How often it may.
+        max: u64,
+    },
+    /// The variable is the operator's.
+    #[error("env.{name} is the operator's with claude: set it where the backend runs")]
+    Reserved {
+        /// The variable's name.
+        name: String,
+    },
+    /// Claude itself refuses this mode.
+    #[error(
+        "permissionMode {BYPASS}: claude refuses it as root; run the backend as another user, or in a sandbox and with {SANDBOX}=1"
+    )]
+    BypassAsRoot,
+}
+
 /// What of a client's wishes Claude is started with.
 #[derive(PartialEq, Eq, Debug)]
 pub struct ClaudeLaunch {
@@ -90,7 +120,11 @@ pub fn inherited(vars: impl Iterator<Item = (String, String)>) -> BTreeMap<Strin
 
 impl ClaudePolicy {
     /// Puts a client's wishes together with what is allowed. `common` is the environment of every command.
-    pub fn start(&self, run: &ExecutionSpec, common: &BTreeMap<String, String>) -> Result<ClaudeLaunch, ErrorObject> {
+    ///
+    /// # Errors
+    ///
+    /// The operator does not allow a wish, or Claude would refuse it.
+    pub fn start(&self, run: &ExecutionSpec, common: &BTreeMap<String, String>) -> Result<ClaudeLaunch, PolicyError> {
         let none = ClaudeOptions::default();
         let asked = run.claude.as_ref().unwrap_or(&none);
         let model = one_of("model", asked.model.as_deref(), &self.models)?;
@@ -110,10 +144,7 @@ impl ClaudePolicy {
             && rustix::process::geteuid().is_root()
             && env.get(SANDBOX).is_none_or(|value| value != "1")
         {
-            let message = format!(
-                "permissionMode {BYPASS}: claude refuses it as root; run the backend as another user, or in a sandbox and with {SANDBOX}=1"
-            );
-            return Err(ErrorObject::new(code::NOT_ALLOWED, message).with(json!({ "param": "permissionMode" })));
+            return Err(PolicyError::BypassAsRoot);
         }
         let mut arguments: Vec<String> = ARGUMENTS.iter().map(|word| (*word).to_owned()).collect();
         let mut option = |name: &str, value: Option<String>| {
@@ -131,18 +162,14 @@ impl ClaudePolicy {
         Ok(ClaudeLaunch { arguments, cwd: self.judge_directory(run.cwd.as_deref())?, env })
     }
 
-    fn judge_turns(&self, asked: Option<u64>) -> Result<Option<u64>, ErrorObject> {
+    fn judge_turns(&self, asked: Option<u64>) -> Result<Option<u64>, PolicyError> {
         match (asked, self.max_turns) {
-            (Some(asked), Some(max)) if asked > max => {
-                let message = format!("maxTurns must be at most {max}, not {asked}");
-                Err(ErrorObject::new(code::PARAMS, message)
-                    .with(json!({ "param": "maxTurns", "asked": asked, "max": max })))
-            }
+            (Some(asked), Some(max)) if asked > max => Err(PolicyError::TooManyTurns { asked, max }),
             (asked, max) => Ok(asked.or(max)),
         }
     }
 
-    fn judge_tools(&self, asked: &[String]) -> Result<(), ErrorObject> {
+    fn judge_tools(&self, asked: &[String]) -> Result<(), PolicyError> {
         let allowed = |tool: &String| {
             let name = name_of_tool(tool);
             self.tools.is_empty()
@@ -154,7 +181,7 @@ impl ClaudePolicy {
         }
     }
 
-    fn judge_directory(&self, asked: Option<&str>) -> Result<Option<String>, ErrorObject> {
+    fn judge_directory(&self, asked: Option<&str>) -> Result<Option<String>, PolicyError> {
         let Some(first) = self.directories.first() else { return Ok(asked.map(str::to_owned)) };
         let Some(asked) = asked else { return Ok(Some(first.to_string_lossy().into_owned())) };
         // Links and dots lead where they lead.
@@ -184,7 +211,7 @@ fn name_of_tool(tool: &str) -> Option<&str> {
 
 /// A client may add to the environment, but not change what Claude is or whom it trusts. It may do without the
 /// operator's key.
-fn judge_env(asked: &BTreeMap<String, String>) -> Result<(), ErrorObject> {
+fn judge_env(asked: &BTreeMap<String, String>) -> Result<(), PolicyError> {
     let listed = |name: &str| {
         let mut prefixes = INHERITED_PREFIXES.iter().chain(RESERVED_PREFIXES);
         INHERITED.contains(&name) || RESERVED.contains(&name) || prefixes.any(|prefix| name.starts_with(prefix))
@@ -192,10 +219,7 @@ fn judge_env(asked: &BTreeMap<String, String>) -> Result<(), ErrorObject> {
     let reserved = |(name, value): &(&String, &String)| listed(name) && !(*name == API_KEY && value.is_empty());
     match asked.iter().find(reserved) {
         None => Ok(()),
-        Some((name, _)) => {
-            let message = format!("env.{name} is the operator's with claude: set it where the backend runs");
-            Err(ErrorObject::new(code::NOT_ALLOWED, message).with(json!({ "param": "env", "asked": name })))
-        }
+        Some((name, _)) => Err(PolicyError::Reserved { name: name.clone() }),
     }
 }
 
@@ -208,7 +232,11 @@ pub fn not_found(program: &str) -> String {
 }
 
 /// The value asked for, if it is allowed; the first that is allowed if none was asked for.
-fn one_of<'a>(param: &str, asked: Option<&'a str>, allowed: &'a [String]) -> Result<Option<&'a str>, ErrorObject> {
+fn one_of<'a>(
+    param: &'static str,
+    asked: Option<&'a str>,
+    allowed: &'a [String],
+) -> Result<Option<&'a str>, PolicyError> {
     match asked {
         Some(asked) if !allowed.is_empty() && !allowed.iter().any(|allowed| allowed == asked) => {
             Err(not_allowed(param, asked, allowed))
@@ -218,13 +246,14 @@ fn one_of<'a>(param: &str, asked: Option<&'a str>, allowed: &'a [String]) -> Res
     }
 }
 
-fn not_allowed(param: &str, asked: &str, allowed: &[String]) -> ErrorObject {
-    let message = format!("{param} {asked:?} is not allowed here: use {}", allowed.join(", "));
-    ErrorObject::new(code::NOT_ALLOWED, message).with(json!({ "param": param, "asked": asked, "allowed": allowed }))
+fn not_allowed(param: &'static str, asked: &str, allowed: &[String]) -> PolicyError {
+    PolicyError::NotAllowed { param, asked: asked.to_owned(), allowed: allowed.to_vec() }
 }
 
 #[cfg(test)]
 mod tests {
+    use cc_executor_actors::rpc::{ErrorObject, code};
+
     use super::*;
 
     fn run(claude: ClaudeOptions) -> ExecutionSpec {
@@ -317,7 +346,11 @@ mod tests {
         ];
         for (claude, cwd, code) in refused {
             let run = ExecutionSpec { cwd: cwd.map(str::to_owned), ..run(claude.clone()) };
-            assert_eq!(policy.start(&run, &BTreeMap::new()).unwrap_err().code, code, "{claude:?} {cwd:?}");
+            assert_eq!(
+                ErrorObject::from(policy.start(&run, &BTreeMap::new()).unwrap_err()).code,
+                code,
+                "{claude:?} {cwd:?}"
+            );
         }
         let asked = ClaudeOptions {
             model: Some("sonnet".into()),
@@ -381,7 +414,7 @@ mod tests {
             "https_proxy",
             "ALL_PROXY",
         ] {
-            let error = policy.start(&with(name, "1"), &BTreeMap::new()).unwrap_err();
+            let error = ErrorObject::from(policy.start(&with(name, "1"), &BTreeMap::new()).unwrap_err());
             assert_eq!(error.code, code::NOT_ALLOWED, "{name}");
             assert!(error.message.contains(name), "{}", error.message);
         }

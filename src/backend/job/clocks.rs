@@ -5,13 +5,15 @@
 
 use std::time::{Duration, Instant};
 
-use cc_executor_actors::clock::{Stopwatch, millis};
-
-use super::{
-    GRACE_MS,
-    life::{Life, LifeEvent},
-    outcome::EndCause,
+use cc_executor_actors::{
+    clock::{Stopwatch, millis},
+    protocol::DEFAULT_GRACE_MS,
 };
+
+use super::life::{EndCause, Life, LifeEvent};
+
+/// The grace of an execution that is ended without anybody having named one.
+pub(super) const GRACE_MS: u64 = DEFAULT_GRACE_MS;
 
 /// How long a command may take to be executed before its consumer is told that it is not yet: longer than it takes to
 /// wake a stopped shim, and less than a gateway waits for the first message.

@@ -5,16 +5,15 @@
 
 use std::time::{Duration, Instant};
 
-use cc_executor_actors::outcome::Evidence;
+use cc_executor_actors::outcome::{CancelReason, Evidence};
 
-use super::outcome::EndCause;
 use crate::backend::{
-    process::deadlines::COMPLETE_AFTER,
+    deadlines::COMPLETE_AFTER,
     shim::protocol::{LeaderExit, TreeGone},
 };
 
 /// How long a shim may take to report the end beyond its grace, before nothing more is waited for. Its line has it
-/// killed long before; see [`crate::backend::process::deadlines`].
+/// killed long before; see [`crate::backend::deadlines`].
 const SHIM_BOUND: Duration = Duration::from_secs(8);
 
 /// How long the sweep after a lost shim may take: the subreaper's own patience, and a second one where that is lost, too.
@@ -62,6 +61,33 @@ pub(super) enum Life {
         /// What failed.
         message: String,
     },
+}
+
+/// Why the service ended an execution.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum EndCause {
+    /// Somebody asked.
+    Asked(CancelReason),
+    /// The total time-out passed.
+    Timeout,
+    /// Nothing was written for the stall time-out.
+    Stalled,
+    /// Its consumer went away.
+    Disconnected,
+    /// Claude has said how it ended, and did not exit.
+    Done,
+}
+
+impl EndCause {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            EndCause::Asked(reason) => reason.as_str(),
+            EndCause::Timeout => "timeout",
+            EndCause::Stalled => "stalled",
+            EndCause::Disconnected => "disconnected",
+            EndCause::Done => "done",
+        }
+    }
 }
 
 /// Why the service ends processes.

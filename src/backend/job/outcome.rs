@@ -2,42 +2,17 @@
 
 use cc_executor_actors::{
     agent::claude::{self, progress::ProgressTracker},
-    outcome::{CancelReason, CancelReport, Evidence, Outcome, Reason, Status},
+    outcome::{CancelReport, Evidence, Outcome, Reason, Status},
     signal,
     stream::{PerStream, Stream},
 };
 
 use sha2::{Digest, Sha256};
 
-use super::life::EndReason;
+use super::life::{EndCause, EndReason};
 use crate::backend::shim::protocol::{LeaderExit, TreeGone};
 
-/// Why the service ended an execution.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum EndCause {
-    /// Somebody asked.
-    Asked(CancelReason),
-    /// The total time-out passed.
-    Timeout,
-    /// Nothing was written for the stall time-out.
-    Stalled,
-    /// Its consumer went away.
-    Disconnected,
-    /// Claude has said how it ended, and did not exit.
-    Done,
-}
-
 impl EndCause {
-    pub(super) fn as_str(self) -> &'static str {
-        match self {
-            EndCause::Asked(reason) => reason.as_str(),
-            EndCause::Timeout => "timeout",
-            EndCause::Stalled => "stalled",
-            EndCause::Disconnected => "disconnected",
-            EndCause::Done => "done",
-        }
-    }
-
     fn verdict(self) -> (Status, Reason, Option<&'static str>) {
         match self {
             EndCause::Asked(reason) => (Status::Cancelled, reason.into(), None),
@@ -167,6 +142,8 @@ impl StreamDigest {
 
 #[cfg(test)]
 mod tests {
+    use cc_executor_actors::outcome::CancelReason;
+
     use super::*;
 
     #[test]

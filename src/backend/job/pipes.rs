@@ -5,10 +5,7 @@ use std::io;
 use bytes::{Bytes, BytesMut};
 use cc_executor_actors::stream::Stream;
 
-use crate::backend::pty::OutputSource;
-
-/// The most that is read from a pipe at a time, in bytes.
-pub const READ: usize = 64 * 1024;
+use crate::backend::{output_buffer::READ, pty::OutputSource};
 
 /// Reads smaller than this are copied out, so that a few bytes do not hold a whole buffer.
 const SMALL: usize = 8 * 1024;

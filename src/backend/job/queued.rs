@@ -9,8 +9,12 @@ use cc_executor_actors::{
 };
 use log::info;
 
-use super::{JobRequest, JobShared, JobSnapshot, at, outcome, request::refuse};
+use super::{
+    outcome,
+    shared::{JobShared, JobSnapshot, at},
+};
 use crate::backend::{
+    job_request::{JobRequest, refuse},
     output_buffer::ConsumerChange,
     registry::{QueueTurn, Slot},
 };

@@ -14,17 +14,17 @@ use cc_executor_actors::{
 };
 use log::debug;
 
-use super::{JobContext, JobRequest, JobShared, JobSnapshot, clocks::ConsumerClock, request::refuse};
-use crate::backend::{
-    BackendConfig,
-    holds::Holds,
-    output_buffer::{ConsumerChange, DismissReason, OutputBuffer},
-    registry::{JobInbox, Retained, Slot, record::Record},
+use super::{
+    clocks::ConsumerClock,
+    shared::{JobContext, JobShared, JobSnapshot},
 };
-
-/// Memory that a kept execution takes besides its output, in bytes: its task, its channel, and what they hold.
-/// Measured at 7 200 bytes each, over 2 000 executions of `echo x`.
-pub const FIXED_BYTES: usize = 8 * 1024;
+use crate::backend::{
+    config::BackendConfig,
+    holds::Holds,
+    job_request::{JobRequest, refuse},
+    output_buffer::{ConsumerChange, DismissReason, OutputBuffer},
+    registry::{FIXED_BYTES, JobInbox, Retained, Slot, record::Record},
+};
 
 /// Gives up the execution's place, and has its output kept.
 pub(super) fn end(mut shared: JobShared, ending: Outcome, slot: Slot) {

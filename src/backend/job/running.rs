@@ -20,17 +20,16 @@ use cc_executor_actors::{
 };
 use log::info;
 
-pub(super) use super::outcome::EndCause;
-pub use super::pipes::READ;
 use super::{
-    GRACE_MS, JobRequest, JobShared, ReplySender, at,
-    clocks::{AgentExit, ClockEvent, JobClocks, OtherDeadlines},
-    life::{Life, LifeAction, LifeEvent},
+    clocks::{AgentExit, ClockEvent, GRACE_MS, JobClocks, OtherDeadlines},
+    life::{EndCause, Life, LifeAction, LifeEvent},
     outcome::{self, OutputDigests},
     pipes::OutputPipe,
+    shared::{JobShared, at},
     stdin::StdinWriter,
 };
 use crate::backend::{
+    job_request::{JobRequest, ReplySender},
     output_buffer::ConsumerChange,
     process::{LinkMessage, Process, ShimLink},
     pty::Terminal,

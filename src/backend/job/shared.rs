@@ -3,24 +3,65 @@
 
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use cc_executor_actors::{
     backend_api::{self, BackendEvent, Heartbeat, QueuedEvent, Snapshot, StartedEvent},
     clock::millis,
+    id::{ExecutionId, InstanceId},
     outcome::{Outcome, Scope, Status},
-    protocol::execute::DetachOptions,
-    rpc::{ErrorObject, code},
+    protocol::{control::TerminalSize, execute::DetachOptions},
 };
 use log::{debug, info};
 
-use super::{JobContext, JobRequest, clocks::ConsumerClock};
+use super::clocks::{ConsumerClock, JobLimits};
 use crate::backend::{
     holds::ClaimResult,
+    job_request::{JobError, JobRequest},
     output_buffer::{ConsumerChange, DismissReason, OutputBuffer},
     registry::JobInbox,
 };
 
 /// How often a ring's content is acknowledged while it fills.
 const ACKNOWLEDGEMENTS_A_RING: u64 = 4;
+
+/// What an execution needs to know of itself.
+#[derive(Clone, Debug)]
+pub struct JobContext {
+    /// Its id.
+    pub id: ExecutionId,
+    /// The backend's process that has it.
+    pub instance: InstanceId,
+    /// What runs it.
+    pub executor: String,
+    /// Total time-out, in milliseconds.
+    pub timeout_ms: Option<u64>,
+    /// The longest time without output, in milliseconds.
+    pub stall_timeout_ms: Option<u64>,
+    /// How often a sign of life is sent.
+    pub heartbeat: Duration,
+    /// How it goes on without a consumer; it is ended if absent.
+    pub detach: Option<DetachOptions>,
+    /// The size of its terminal, if it runs on one.
+    pub pty: Option<TerminalSize>,
+    /// How long a consumer may take nothing while nobody asks for it.
+    pub consumer_stall: Duration,
+    /// How long Claude may take to exit after its last event.
+    pub claude_exit: Duration,
+    /// How much of each stream is kept, in bytes.
+    pub ring_bytes: usize,
+    /// What is written to its standard input, and nothing else: a prompt, and its output is Claude's events.
+    pub prompt: Option<Bytes>,
+}
+
+impl JobContext {
+    pub(super) fn limits(&self) -> JobLimits {
+        JobLimits {
+            timeout: self.timeout_ms.map(Duration::from_millis),
+            stall: self.stall_timeout_ms.map(Duration::from_millis),
+            heartbeat: self.heartbeat,
+        }
+    }
+}
 
 /// What every part of a job's life needs.
 pub(super) struct JobShared {
@@ -92,17 +133,16 @@ impl JobShared {
                         hold = self.output_buffer.holds().newest(); "a consumer attached");
                 }
                 // Whoever asked may have gone in this moment: then its consumer has, too.
-                let _ = answer.send(attached.map(drop));
+                let _ = answer.send(attached.map(drop).map_err(JobError::from));
             }
             JobRequest::Acknowledge((offsets, claim), answer) => {
-                let _ = answer.send(
-                    self.output_buffer.holds().check(claim).and_then(|()| self.output_buffer.acknowledge(offsets)),
-                );
+                let checked = self.output_buffer.holds().check(claim).map_err(JobError::from);
+                let _ = answer.send(checked.and_then(|()| Ok(self.output_buffer.acknowledge(offsets)?)));
             }
             JobRequest::Withdraw { claim, cancel, answer } => {
                 let checked = match ending {
-                    Some(_) => Err(ErrorObject::new(code::NOT_RUNNING, "it has ended")),
-                    None => self.output_buffer.holds().check(claim),
+                    Some(_) => Err(JobError::NotNow("it has ended")),
+                    None => self.output_buffer.holds().check(claim).map_err(JobError::from),
                 };
                 let accepted = checked.is_ok();
                 let _ = answer.send(checked);
@@ -159,14 +199,17 @@ impl JobShared {
     }
 }
 
+/// Waits until this time, for ever if there is none.
+pub(super) async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use cc_executor_actors::{
-        id::{ExecutionId, InstanceId},
-        outcome::Reason,
-        protocol::control::ControlRequest,
-        stream::PerStream,
-    };
+    use cc_executor_actors::{outcome::Reason, protocol::control::ControlRequest, stream::PerStream};
     use tokio::sync::oneshot;
 
     use super::{super::outcome, *};

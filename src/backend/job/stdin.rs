@@ -3,14 +3,10 @@
 use std::collections::VecDeque;
 
 use bytes::{Buf, Bytes};
-use cc_executor_actors::{
-    protocol::MAX_INPUT_WAITING,
-    rpc::{ErrorObject, code},
-};
-
+use cc_executor_actors::protocol::MAX_INPUT_WAITING;
 use tokio::{io::AsyncWriteExt, net::unix::pipe, sync::oneshot};
 
-use super::ReplySender;
+use crate::backend::job_request::{JobError, ReplySender};
 
 /// The input of one command, in the order in which it was asked for.
 pub(super) struct StdinWriter {
@@ -54,24 +50,15 @@ impl StdinWriter {
         self.waiting.push_back(PendingWrite { bytes, eof, answer });
     }
 
-    fn check_length(&self, length: usize) -> Result<(), ErrorObject> {
+    fn check_length(&self, length: usize) -> Result<(), JobError> {
         if !self.wanted {
-            return Err(ErrorObject::new(
-                code::NOT_ALLOWED,
-                "this command has no standard input: ask for it with stdin or pty in execute",
-            ));
+            return Err(JobError::NoStdin);
         }
         if self.sink.is_none() || self.waiting.back().is_some_and(|last| last.eof && !self.is_terminal) {
-            return Err(closed());
+            return Err(JobError::StdinClosed);
         }
         if self.n_waiting + length > MAX_INPUT_WAITING {
-            return Err(ErrorObject::new(
-                code::FULL,
-                format!(
-                    "{} bytes of input wait already, and at most {MAX_INPUT_WAITING} may: wait for the answers",
-                    self.n_waiting
-                ),
-            ));
+            return Err(JobError::StdinFull { waiting: self.n_waiting });
         }
         Ok(())
     }
@@ -108,11 +95,7 @@ impl StdinWriter {
         self.sink = None;
         self.n_waiting = 0;
         for PendingWrite { answer, .. } in self.waiting.drain(..) {
-            let _ = answer.send(Err(closed()));
+            let _ = answer.send(Err(JobError::StdinClosed));
         }
     }
-}
-
-fn closed() -> ErrorObject {
-    ErrorObject::new(code::NOT_RUNNING, "the command's standard input is closed: nothing more can be written to it")
 }

@@ -34,12 +34,9 @@ use rustix::{
 use tokio::sync::oneshot;
 
 use self::adoption::Adoption;
-use super::{
-    ARGUMENT,
-    protocol::{NumberedRequest, SubreaperRequest, SubreaperResponse, Ticket},
-};
+use super::protocol::{ARGUMENT, MAX_PASSED, NumberedRequest, SubreaperRequest, SubreaperResponse, Ticket};
 use crate::backend::{
-    process::deadlines::OrderWatch,
+    deadlines::OrderWatch,
     shim::{
         cgroup::{kill_cgroup, remove_base},
         containment::{Contained, Containment},
@@ -196,7 +193,7 @@ impl SubreaperHandle {
     ) -> io::Result<oneshot::Receiver<SubreaperResponse>> {
         let number = self.shared.next.fetch_add(1, Ordering::Relaxed);
         let message = serde_json::to_vec(&NumberedRequest { number, message: request })?;
-        let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(super::MAX_PASSED))];
+        let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_PASSED))];
         let mut passed = SendAncillaryBuffer::new(&mut space);
         let borrowed: Vec<_> = descriptors.iter().map(|descriptor| descriptor.as_fd()).collect();
         if !borrowed.is_empty() && !passed.push(SendAncillaryMessage::ScmRights(&borrowed)) {

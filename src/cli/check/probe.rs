@@ -6,10 +6,7 @@ use indicatif::ProgressBar;
 use serde_json::Value;
 use tokio::time::Instant;
 
-use super::{
-    failure::{CheckFailure, wrong},
-    session::CheckSession,
-};
+use super::failure::{CheckFailure, wrong};
 use crate::cli::{connection::Connection, http_url};
 
 /// The context of one check.
@@ -48,23 +45,6 @@ impl Probe {
     /// Opens a connection and reads nothing from it.
     pub(super) async fn connect(&self) -> Result<Connection, CheckFailure> {
         Connection::open(&self.url).await.map_err(|error| wrong(error.message))
-    }
-
-    /// Opens a session.
-    pub(super) async fn open(&self) -> Result<CheckSession<'_>, CheckFailure> {
-        CheckSession::on(self.connect().await?, self).await
-    }
-
-    /// Runs a part of a check in a session of its own; a failure is attributed to that session.
-    pub(super) async fn within<T>(
-        &self,
-        work: impl AsyncFnOnce(&mut CheckSession<'_>) -> Result<T, CheckFailure>,
-    ) -> Result<T, CheckFailure> {
-        let mut session = self.open().await?;
-        let done = work(&mut session).await;
-        let done = session.located(done)?;
-        session.close().await?;
-        Ok(done)
     }
 
     /// The number of sessions that the service reports, if it reports one.

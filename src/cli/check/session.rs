@@ -42,6 +42,25 @@ pub(super) struct CheckSession<'a> {
     passed_by: VecDeque<Value>,
 }
 
+impl Probe {
+    /// Opens a session.
+    pub(super) async fn open(&self) -> Result<CheckSession<'_>, CheckFailure> {
+        CheckSession::on(self.connect().await?, self).await
+    }
+
+    /// Runs a part of a check in a session of its own; a failure is attributed to that session.
+    pub(super) async fn within<T>(
+        &self,
+        work: impl AsyncFnOnce(&mut CheckSession<'_>) -> Result<T, CheckFailure>,
+    ) -> Result<T, CheckFailure> {
+        let mut session = self.open().await?;
+        let done = work(&mut session).await;
+        let done = session.located(done)?;
+        session.close().await?;
+        Ok(done)
+    }
+}
+
 impl<'a> CheckSession<'a> {
     /// Opens a session and reads `connected`.
     pub(super) async fn on(connection: Connection, probe: &'a Probe) -> Result<CheckSession<'a>, CheckFailure> {

@@ -11,7 +11,11 @@ use cc_executor_actors::{
 use super::{RunningJob, StartReport};
 use crate::backend::{
     agent::claude,
-    job::{JobShared, JobSnapshot, life::Life, outcome},
+    job::{
+        life::Life,
+        outcome,
+        shared::{JobShared, JobSnapshot},
+    },
 };
 
 /// The exit code of a program that does not exist, as in shells.

@@ -3,19 +3,19 @@
 use std::time::Instant;
 
 use bytes::Bytes;
-use cc_executor_actors::{
-    protocol::{
-        control::{ControlRequest, TerminalSize},
-        input::InputParams,
-    },
-    rpc::{ErrorObject, code},
+use cc_executor_actors::protocol::{
+    control::{ControlRequest, TerminalSize},
+    input::InputParams,
 };
-
 use tokio::sync::oneshot;
 
 use super::RunningJob;
 use crate::backend::{
-    job::{JobRequest, JobShared, ReplySender, life::Life, outcome::EndCause, request::refuse},
+    job::{
+        life::{EndCause, Life},
+        shared::JobShared,
+    },
+    job_request::{JobError, JobRequest, ReplySender, refuse},
     shim::protocol::Order,
 };
 
@@ -83,15 +83,8 @@ impl RunningJob {
         }
     }
 
-    fn resize(&self, size: TerminalSize) -> Result<(), ErrorObject> {
-        let Some(terminal) = &self.terminal else {
-            return Err(ErrorObject::new(
-                code::NOT_ALLOWED,
-                "this command runs on no terminal: ask for one with pty in execute",
-            ));
-        };
-        terminal
-            .resize(size)
-            .map_err(|error| ErrorObject::new(code::INTERNAL, format!("cannot resize the terminal: {error}")))
+    fn resize(&self, size: TerminalSize) -> Result<(), JobError> {
+        let Some(terminal) = &self.terminal else { return Err(JobError::NoTerminal) };
+        terminal.resize(size).map_err(|error| JobError::Resize(error.to_string()))
     }
 }

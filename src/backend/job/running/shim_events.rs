@@ -5,13 +5,13 @@ use std::time::Instant;
 use cc_executor_actors::{
     backend_api::{BackendEvent, StatusChange},
     outcome::Status,
-    rpc::{ErrorObject, code},
 };
 use log::{info, warn};
 
 use super::{RunningJob, StartReport};
 use crate::backend::{
-    job::{JobShared, life::LifeEvent},
+    job::{life::LifeEvent, shared::JobShared},
+    job_request::JobError,
     process::LinkMessage,
     shim::protocol::ShimEvent,
 };
@@ -55,8 +55,7 @@ impl RunningJob {
             ShimEvent::Paused => self.on_paused(true, Ok(()), shared),
             ShimEvent::Resumed => self.on_paused(false, Ok(()), shared),
             ShimEvent::NotPaused => {
-                let error =
-                    ErrorObject::new(code::NOT_RUNNING, "a process cannot be stopped now: try again, or cancel it");
+                let error = JobError::NotNow("a process cannot be stopped now: try again, or cancel it");
                 self.on_paused(false, Err(error), shared);
             }
             ShimEvent::Inspected { stopped } => self.is_stopped = stopped,
@@ -67,7 +66,7 @@ impl RunningJob {
     }
 
     /// The shim has stopped the tree, or continued it.
-    fn on_paused(&mut self, paused: bool, outcome: Result<(), ErrorObject>, shared: &mut JobShared) {
+    fn on_paused(&mut self, paused: bool, outcome: Result<(), JobError>, shared: &mut JobShared) {
         if let Some(reply) = self.pause_replies.pop_front() {
             // The client that asked may be gone.
             let _ = reply.send(outcome);

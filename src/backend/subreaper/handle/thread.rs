@@ -11,7 +11,7 @@ use rustix::{
 
 use super::{PendingRequest, Shared, adoption::Adoption, lock};
 use crate::backend::{
-    process::deadlines::WatchAction,
+    deadlines::WatchAction,
     shim::procfs::stat_of,
     subreaper::protocol::{MAX_REQUEST, NumberedRequest, SubreaperRequest, SubreaperResponse},
 };

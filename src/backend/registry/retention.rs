@@ -12,6 +12,8 @@ use std::{
     hash::Hash,
 };
 
+use crate::backend::output_buffer::RetainedOutput;
+
 /// What a registry may remember.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RegistryLimits {
@@ -23,28 +25,17 @@ pub struct RegistryLimits {
     pub max_kept_bytes: usize,
 }
 
-/// What is kept of the output of an execution that has ended, with the memory that this takes in bytes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum RetainedOutput {
-    /// Nothing.
-    Nothing,
-    /// A consumer follows it: it is neither evicted nor forgotten.
-    Followed(usize),
-    /// Its client may come back for it: it is kept for the whole retention.
-    Unfetched(usize),
-    /// Its client has it, or will not come back: it is evicted when memory is short.
-    Fetched(usize),
-}
-
 /// Why another execution is not admitted.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum AdmissionError {
     /// The limit of entries is reached. The oldest ended one is forgotten after so long.
+    #[error("the limit of entries is reached")]
     Entries {
         /// Milliseconds.
         next_in_ms: Option<u64>,
     },
     /// Output that may not be evicted takes more memory than the limit.
+    #[error("unfetched output takes {held} bytes, more than the limit")]
     Memory {
         /// How much, in bytes.
         held: usize,

@@ -1,0 +1,205 @@
+//! What the registry knows, behind one lock: the executions, the queue of those that wait, and the counts.
+
+use std::{
+    collections::{BTreeSet, VecDeque},
+    sync::{Arc, Mutex, MutexGuard},
+    time::Instant,
+};
+
+use cc_executor_actors::{
+    clock::millis,
+    id::ExecutionId,
+    outcome::{CancelReason, CancelReport},
+    protocol::control::ControlRequest,
+};
+use log::debug;
+use tokio::sync::watch;
+
+use super::{
+    inbox::TaskHandle,
+    record::{Record, RequestDigest},
+    retention::{RegistryEntry, RegistryLimits, RegistryModel, WithdrawnIds},
+};
+use crate::backend::{job_request::JobRequest, output_buffer::RetainedOutput};
+
+/// How many executions are forgotten under one lock, so that an execute never waits long for it.
+pub(super) const FORGOTTEN_AT_A_TIME: usize = 256;
+
+/// How long an id that was canceled before its request came is refused, in milliseconds.
+const WITHDRAWN_MS: u64 = 60_000;
+
+/// The state, shared by the registry and the places of its executions.
+pub(super) struct RegistryShared {
+    max_executions: usize,
+    /// The registry's times count from here.
+    began_at: Instant,
+    state: Mutex<RegistryState>,
+    pub(super) counts: watch::Sender<ExecutionCounts>,
+}
+
+/// What there is at the moment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ExecutionCounts {
+    /// Executions that run.
+    pub running: usize,
+    /// Executions that wait.
+    pub queued: usize,
+    /// Streams whose consumers have not had everything.
+    pub streams: usize,
+}
+
+/// What the lock guards.
+pub(super) struct RegistryState {
+    pub(super) model: RegistryModel<ExecutionId, KnownExecution>,
+    pub(super) queue: VecDeque<ExecutionId>,
+    pub(super) withdrawn: WithdrawnIds<ExecutionId>,
+    /// The names that records share.
+    pub(super) executors: BTreeSet<Arc<str>>,
+    pub(super) running: usize,
+    pub(super) draining: bool,
+}
+
+/// What is known of an execution.
+pub(super) struct KnownExecution {
+    pub(super) request: RequestDigest,
+    pub(super) stage: JobStage,
+}
+
+/// Whether an execution has ended.
+pub(super) enum JobStage {
+    /// It waits or runs.
+    Live(Box<LiveJob>),
+    /// It has ended. While output is kept or a consumer is served there is a task for that.
+    Ended(Record, Option<TaskHandle>),
+}
+
+/// An execution that waits or runs.
+pub(super) struct LiveJob {
+    pub(super) task: TaskHandle,
+    pub(super) turn: watch::Sender<QueueTurn>,
+    pub(super) gone: watch::Receiver<Option<CancelReport>>,
+}
+
+/// When an execution may run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum QueueTurn {
+    /// At once.
+    Now,
+    /// When so many others have had their turn; 1 is the next.
+    Position(u64),
+}
+
+impl RegistryShared {
+    pub(super) fn new(limits: RegistryLimits, max_executions: usize) -> Self {
+        let state = RegistryState {
+            model: RegistryModel::new(limits),
+            queue: VecDeque::new(),
+            withdrawn: WithdrawnIds::new(WITHDRAWN_MS),
+            executors: BTreeSet::new(),
+            running: 0,
+            draining: false,
+        };
+        let counts = watch::Sender::default();
+        RegistryShared { max_executions, began_at: Instant::now(), state: Mutex::new(state), counts }
+    }
+
+    /// A critical section never panics half-way: a poisoned lock still guards whole entries.
+    pub(super) fn lock(&self) -> MutexGuard<'_, RegistryState> {
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    pub(super) fn now_ms(&self) -> u64 {
+        millis(self.began_at.elapsed())
+    }
+
+    pub(super) fn count(&self, inner: &RegistryState) {
+        let (running, queued) = (inner.running, inner.queue.len());
+        self.counts.send_modify(|counts| *counts = ExecutionCounts { running, queued, ..*counts });
+    }
+
+    /// Gives a free place to the next in the queue, and tells the others where they stand now.
+    pub(super) fn promote(&self, inner: &mut RegistryState, now_ms: u64) {
+        while !inner.draining
+            && inner.running < self.max_executions
+            && let Some(id) = inner.queue.pop_front()
+        {
+            inner.running += 1;
+            if let Some(live) = inner.live(id, now_ms) {
+                live.turn.send_replace(QueueTurn::Now);
+            }
+        }
+        for at in 0..inner.queue.len() {
+            if let Some(live) = inner.live(inner.queue[at], now_ms) {
+                let turn = QueueTurn::Position(at as u64 + 1);
+                live.turn.send_if_modified(|stood| std::mem::replace(stood, turn) != turn);
+            }
+        }
+        self.count(inner);
+    }
+}
+
+impl RegistryState {
+    pub(super) fn entry(&mut self, id: ExecutionId, now_ms: u64) -> Option<&mut RegistryEntry<KnownExecution>> {
+        self.model.get_mut(id, now_ms)
+    }
+
+    pub(super) fn known(&mut self, id: ExecutionId, now_ms: u64) -> Option<&mut KnownExecution> {
+        self.entry(id, now_ms).map(|entry| &mut entry.value)
+    }
+
+    pub(super) fn live(&mut self, id: ExecutionId, now_ms: u64) -> Option<&mut LiveJob> {
+        match &mut self.known(id, now_ms)?.stage {
+            JobStage::Live(live) => Some(live),
+            JobStage::Ended(..) => None,
+        }
+    }
+
+    /// Ends what still waits or runs, for the shutdown.
+    pub(super) fn cancel(&mut self, id: ExecutionId, grace_ms: u64, now_ms: u64) {
+        if let Some(live) = self.live(id, now_ms) {
+            // A task that does not listen any more has failed.
+            let cancel = ControlRequest::Cancel { grace_ms, reason: CancelReason::Drained };
+            let _ = live.task.send(JobRequest::Control(cancel, None));
+        }
+    }
+
+    /// Forgets what is due, a part of it at a time. Gives how much it was.
+    pub(super) fn forget(&mut self, now_ms: u64) -> usize {
+        let forgotten = self.model.forget(FORGOTTEN_AT_A_TIME, now_ms);
+        for (id, _) in &forgotten {
+            debug!(event = "execution.forgotten", execution_id:% = id; "execution forgotten");
+        }
+        forgotten.len()
+    }
+
+    /// How much was used until now, while nothing runs or waits: how many executions there were, and the bytes that
+    /// are kept.
+    pub(super) fn idle_at(&self) -> Option<(u64, usize)> {
+        (self.running == 0 && self.queue.is_empty()).then(|| self.model.usage())
+    }
+
+    /// Evicts output until what is kept fits, if that can be: its task ends, and the record stays.
+    pub(super) fn evict(&mut self, now_ms: u64) {
+        for id in self.model.evict() {
+            debug!(event = "execution.evicted", execution_id:% = id; "memory is short: output evicted");
+            if let Some(KnownExecution { stage: JobStage::Ended(_, task), .. }) = self.known(id, now_ms) {
+                *task = None;
+            }
+        }
+    }
+
+    /// Takes a task's report of what it keeps. It counts only if the task has received every attach: else a consumer
+    /// that is on its way could lose the output to an eviction.
+    pub(super) fn keep(&mut self, id: ExecutionId, number: u64, output: RetainedOutput, n_attaches: u64, now_ms: u64) {
+        let Some(entry) = self.entry(id, now_ms).filter(|entry| entry.number == number) else { return };
+        let JobStage::Ended(_, task) = &mut entry.value.stage else { return };
+        if task.as_ref().is_none_or(|task| task.n_attaches != n_attaches) {
+            return;
+        }
+        if output == RetainedOutput::Nothing {
+            *task = None;
+        }
+        self.model.keep(id, output, now_ms);
+        self.evict(now_ms);
+    }
+}

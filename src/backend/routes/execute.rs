@@ -1,0 +1,212 @@
+//! Runs a command, or attaches to one that is there, and streams what it writes.
+
+use std::{rc::Weak, time::Duration};
+
+use actix_web::{HttpRequest, HttpResponse, http::header, web};
+use bytes::Bytes;
+use cc_executor_actors::{
+    agent::claude::{EXECUTOR, MAX_LINE},
+    backend_api::{EXECUTION_ID_HEADER, ExecuteRequest},
+    id::{ExecutionId, InstanceId},
+    protocol::execute::ExecutionSpec,
+    rpc::{ErrorObject, code, params::Params},
+    stream::PerStream,
+};
+use log::{debug, info};
+use serde_json::{Map, Value, json};
+use tokio::sync::oneshot;
+
+use super::{
+    control::send_request,
+    params::{has_arrived, parse_id, read_claim, read_offsets},
+};
+use crate::{
+    backend::{
+        error::refuse_by,
+        executor::ResolvedCommand,
+        holds::Claim,
+        job::{self, JobContext},
+        job_request::JobRequest,
+        output_buffer::{Consumer, ConsumerFeed, DismissReason, OutputBuffer, UnreadPolicy},
+        registry::{Admission, Registry},
+        stream::{StreamBody, StreamFormat},
+        subreaper::handle::Subreapers,
+    },
+    server::connection::{self, DRAIN_PATIENCE, PeerTimeout},
+};
+
+pub(super) async fn execute(request: HttpRequest, body: Bytes, registry: web::Data<Registry>) -> HttpResponse {
+    let format = StreamFormat::of(&request);
+    run_in(&request, format, ExecuteRequest::read(&body, &registry.limits()), &registry).await
+}
+
+/// For the original's callers: Claude's events as they come, and how it ended.
+pub(super) async fn execute_claude(request: HttpRequest, body: Bytes, registry: web::Data<Registry>) -> HttpResponse {
+    let asked = ExecuteRequest::read(&body, &registry.limits()).and_then(|asked| match asked.run.executor.as_deref() {
+        None | Some(EXECUTOR) => {
+            let run = ExecutionSpec { executor: Some(EXECUTOR.to_owned()), ..asked.run };
+            run.check_for(EXECUTOR).map(|()| ExecuteRequest { run, ..asked })
+        }
+        Some(other) => {
+            let message = format!("executor must be claude here, not {other:?}: leave it out, or POST /execute/stream");
+            Err(ErrorObject::new(code::PARAMS, message).with(json!({ "param": "executor" })))
+        }
+    });
+    run_in(&request, StreamFormat::Claude, asked, &registry).await
+}
+
+async fn run_in(
+    request: &HttpRequest,
+    format: StreamFormat,
+    asked: Result<ExecuteRequest, ErrorObject>,
+    registry: &Registry,
+) -> HttpResponse {
+    let begun = async {
+        let ExecuteRequest { run, instance, request_id: named } = asked?;
+        must_be_this(instance, registry)?;
+        let (consumer, feed) = consumer_of(request, registry, format, PerStream::default());
+        let subreapers = request.app_data::<web::Data<Subreapers>>().expect("every service of this role has it");
+        Ok::<_, ErrorObject>((begin(run, registry, subreapers, consumer.claiming(Claim::Request(named))).await?, feed))
+    };
+    match begun.await {
+        Ok((id, feed)) => stream_of(request, registry, id, format, PerStream::default(), feed),
+        Err(error) => refuse_by(registry, error),
+    }
+}
+
+/// A request that was meant for a process of the backend before this one may have run there: it must not
+/// run again here.
+fn must_be_this(instance: Option<InstanceId>, registry: &Registry) -> Result<(), ErrorObject> {
+    match instance.filter(|instance| *instance != registry.instance()) {
+        None => Ok(()),
+        Some(instance) => {
+            let message = format!("instance {instance} of the backend is gone: this one was started after it");
+            Err(ErrorObject::new(code::OTHER_INSTANCE, message).with(json!({ "instance": registry.instance() })))
+        }
+    }
+}
+
+/// Takes a place, and starts the execution's task; one that is there already is
+/// followed from its beginning.
+async fn begin(
+    mut run: ExecutionSpec,
+    registry: &Registry,
+    subreapers: &web::Data<Subreapers>,
+    consumer: Consumer,
+) -> Result<ExecutionId, ErrorObject> {
+    let ResolvedCommand { name: executor, run: mut to_start, prompt } = registry.config().executors.resolve(&run)?;
+    to_start.descriptor_limit = registry.config().descriptor_limit;
+    run.executor = Some(executor.clone());
+    let id = run.execution_id.unwrap_or_else(ExecutionId::random);
+    let (slot, asks) = match registry.admit(id, &run)? {
+        Admission::New(slot, asks) => (slot, asks),
+        Admission::Existing => return follow(registry, id, consumer).await.map(|()| id),
+    };
+    // What a variable holds may be a secret.
+    let names: Vec<_> = to_start.env.keys().collect();
+    debug!(event = "process.command", execution_id:% = id, argv:serde = to_start.argv, env:serde = names; "execution asked for");
+    let config = registry.config();
+    let terms = JobContext {
+        id,
+        instance: registry.instance(),
+        executor,
+        timeout_ms: run.timeout_ms,
+        stall_timeout_ms: run.stall_timeout_ms,
+        heartbeat: Duration::from_millis(run.heartbeat_ms()),
+        detach: run.detach,
+        pty: run.pty,
+        consumer_stall: config.consumer_stall,
+        claude_exit: config.claude_exit,
+        ring_bytes: config.ring_bytes,
+        prompt,
+    };
+    // Claude's events are delivered whole, so the longest of them must have room.
+    let events = if terms.prompt.is_some() { MAX_LINE } else { 0 };
+    let rings = PerStream { stdout: events + config.ring_bytes, stderr: config.ring_bytes };
+    let policy = run.detach.map_or(UnreadPolicy::Overwrite, |detach| UnreadPolicy::Detach(detach.overflow));
+    let output_buffer = OutputBuffer::new(policy, rings, consumer);
+    let subreapers = subreapers.clone().into_inner();
+    actix_web::rt::spawn(job::live(terms, asks, output_buffer, slot, subreapers, to_start));
+    Ok(id)
+}
+
+async fn follow(registry: &Registry, id: ExecutionId, consumer: Consumer) -> Result<(), ErrorObject> {
+    send_request(registry, id, true, |answer| JobRequest::Attach(Box::new(consumer), answer)).await
+}
+
+/// A consumer on the connection of this request. Only a gateway's is watched: a person may well stop
+/// reading for a while.
+fn consumer_of(
+    request: &HttpRequest,
+    registry: &Registry,
+    format: StreamFormat,
+    offsets: PerStream<u64>,
+) -> (Consumer, ConsumerFeed) {
+    let is_gateway = format == StreamFormat::Multiplexed;
+    let (consumer, feed) = Consumer::new(offsets, is_gateway);
+    let watch = is_gateway.then(|| PeerTimeout::over(request, registry.config().consumer_stall)).flatten();
+    (consumer.watched(watch), feed)
+}
+
+/// The response that carries what a consumer is fed.
+fn stream_of(
+    request: &HttpRequest,
+    registry: &Registry,
+    id: ExecutionId,
+    format: StreamFormat,
+    offsets: PerStream<u64>,
+    ConsumerFeed { items, dismissed, released }: ConsumerFeed,
+) -> HttpResponse {
+    let body = StreamBody::new(format, id, offsets, (items, dismissed), connection::of(request), registry.streaming());
+    release_dismissed(request, released, body.is_alive(), id);
+    HttpResponse::Ok()
+        .insert_header((header::CONTENT_TYPE, format.content_type()))
+        .insert_header((EXECUTION_ID_HEADER, id.to_string()))
+        .streaming(body)
+}
+
+pub(super) async fn attach(
+    request: HttpRequest,
+    id: web::Path<String>,
+    query: web::Query<Map<String, Value>>,
+    registry: web::Data<Registry>,
+) -> HttpResponse {
+    let format = StreamFormat::of(&request);
+    let attached = async {
+        let mut fields = Params::new(query.into_inner());
+        let (id, offsets, has_arrived) = (parse_id(&id)?, read_offsets(&mut fields)?, has_arrived(&mut fields)?);
+        let claim = match read_claim(&mut fields)? {
+            // What it has read may not have arrived: it comes back for itself.
+            Claim::Request(Some(request)) if !has_arrived => Claim::Back(request),
+            claim => claim,
+        };
+        fields.finish()?;
+        let (consumer, feed) = consumer_of(&request, &registry, format, offsets);
+        follow(&registry, id, consumer.arrived(has_arrived).claiming(claim)).await?;
+        Ok::<_, ErrorObject>((id, offsets, feed))
+    };
+    match attached.await {
+        Ok((id, offsets, feed)) => stream_of(&request, &registry, id, format, offsets, feed),
+        Err(error) => refuse_by(&registry, error),
+    }
+}
+
+/// Shuts the connection of this request down a while after its consumer was sent away, if it has not even taken that.
+fn release_dismissed(
+    request: &HttpRequest,
+    dismissed: oneshot::Receiver<DismissReason>,
+    body: Weak<()>,
+    id: ExecutionId,
+) {
+    let is_due = async move {
+        // A consumer that goes after its last word is not sent away.
+        let Ok(why) = dismissed.await else { return false };
+        if why == DismissReason::TakenOver {
+            actix_web::rt::time::sleep(DRAIN_PATIENCE).await;
+        }
+        body.strong_count() > 0
+    };
+    connection::shut_down_when(request, is_due, move || {
+        info!(event = "socket.shut_down", execution_id:% = id; "a consumer that was sent away does not read: its connection is cut");
+    });
+}

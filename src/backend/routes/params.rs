@@ -1,0 +1,59 @@
+//! The parameters of the backend's routes in paths and queries. Bodies are read by the types of `backend_api`.
+
+use cc_executor_actors::{
+    backend_api::control::read_cancel,
+    id::ExecutionId,
+    protocol::control::ControlRequest,
+    rpc::{ErrorObject, code, params::Params},
+    stream::PerStream,
+};
+use serde_json::{Map, Value};
+
+use crate::backend::{holds::Claim, registry::Registry};
+
+/// What a cancellation says.
+pub(super) struct CancelQuery {
+    pub(super) cancel: ControlRequest,
+    /// A gateway that gives its own request up cancels nothing that another one has by now.
+    pub(super) claim: Claim,
+}
+
+impl CancelQuery {
+    pub(super) fn read(query: &Map<String, Value>, registry: &Registry) -> Result<CancelQuery, ErrorObject> {
+        let mut fields = Params::new(query.clone());
+        let cancel = read_cancel(&mut fields, &registry.limits())?;
+        let claim = read_claim(&mut fields)?;
+        fields.finish()?;
+        Ok(CancelQuery { cancel, claim })
+    }
+}
+
+pub(super) fn read_offsets(fields: &mut Params) -> Result<PerStream<u64>, ErrorObject> {
+    let mut offset = |name: &str| match fields.string(name)? {
+        None => Ok(0),
+        Some(text) => text
+            .parse()
+            .map_err(|_| ErrorObject::new(code::PARAMS, format!("{name} must be an offset in bytes, not {text:?}"))),
+    };
+    Ok(PerStream { stdout: offset("stdout")?, stderr: offset("stderr")? })
+}
+
+/// In whose name somebody acts: of a numbered hold, of a request, or of nobody in particular.
+pub(super) fn read_claim(fields: &mut Params) -> Result<Claim, ErrorObject> {
+    let hold = fields.parsed("hold", "the number of a hold")?;
+    let request = fields.parsed("request_id", "a UUID")?;
+    Ok(hold.map_or(Claim::Request(request), Claim::Number))
+}
+
+/// Whether who attaches says by it that everything before its offsets has arrived.
+pub(super) fn has_arrived(fields: &mut Params) -> Result<bool, ErrorObject> {
+    match fields.string("arrived")?.as_deref() {
+        None | Some("true") => Ok(true),
+        Some("false") => Ok(false),
+        Some(other) => Err(ErrorObject::new(code::PARAMS, format!("arrived must be true or false, not {other:?}"))),
+    }
+}
+
+pub(super) fn parse_id(text: &str) -> Result<ExecutionId, ErrorObject> {
+    text.parse().map_err(|_| ErrorObject::new(code::PARAMS, format!("an execution's id is a UUID, not {text:?}")))
+}

@@ -1,0 +1,87 @@
+//! The end of a service: what runs may finish for three quarters of the time, then it is canceled, and what was sent
+//! last is delivered.
+
+use std::{rc::Rc, time::Duration};
+
+use cc_executor_actors::clock::millis;
+use futures_util::future::LocalBoxFuture;
+use log::error;
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+/// The longest grace of a command that still runs when its time is over.
+const MAX_GRACE: Duration = Duration::from_secs(1);
+
+/// What part of the whole that grace is at the most: the rest of the last quarter is for ending what did
+/// not obey, and for clients that are slow to close.
+const GRACE_PART: u32 = 16;
+
+/// A role of this process, as far as its end goes.
+pub trait Drainable {
+    /// Accepts nothing new from now on.
+    fn refuse_new(&self);
+
+    /// Waits until everything has ended by itself and has been delivered. `grace_ms` is the time between TERM and KILL
+    /// of what is canceled meanwhile.
+    fn drained(&self, grace_ms: u64) -> LocalBoxFuture<'_, ()>;
+
+    /// Cancels what still runs, with this time between TERM and KILL.
+    fn cancel_rest(&self, grace_ms: u64);
+}
+
+/// When what happens.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Plan {
+    /// How long what runs may go on.
+    finish: Duration,
+    /// Between TERM and KILL for what then still runs.
+    grace: Duration,
+}
+
+impl Plan {
+    fn of(whole: Duration) -> Self {
+        Plan { finish: whole * 3 / 4, grace: MAX_GRACE.min(whole / GRACE_PART) }
+    }
+}
+
+/// Ends these roles in order, within this time. They are waited for one after the other, so the role in front of another
+/// one comes first.
+pub async fn drain(roles: Vec<Box<dyn Drainable>>, whole: Duration) {
+    let plan = Plan::of(whole);
+    let grace_ms = millis(plan.grace);
+    let begun_at = Instant::now();
+    let roles = Rc::new(roles);
+    roles.iter().for_each(|role| role.refuse_new());
+    let hurrying = {
+        let roles = Rc::clone(&roles);
+        async move {
+            sleep_until(begun_at + plan.finish).await;
+            roles.iter().for_each(|role| role.cancel_rest(grace_ms));
+        }
+    };
+    let ended = async {
+        for role in roles.iter() {
+            role.drained(grace_ms).await;
+        }
+    };
+    let hurrying = actix_web::rt::spawn(hurrying);
+    if timeout_at(begun_at + whole, ended).await.is_err() {
+        error!(event = "drain.incomplete"; "not everything had ended after {} ms", millis(whole));
+    }
+    hurrying.abort();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn three_quarters_are_for_what_runs_and_the_grace_fits_into_the_rest() {
+        let plan = Plan::of(Duration::from_secs(8));
+        assert_eq!(plan, Plan { finish: Duration::from_secs(6), grace: Duration::from_millis(500) });
+        for ms in [100, 1_000, 30_000] {
+            let whole = Duration::from_millis(ms);
+            let plan = Plan::of(whole);
+            assert!(plan.finish + plan.grace < whole && plan.grace <= MAX_GRACE);
+        }
+    }
+}
