@@ -1,6 +1,6 @@
 //! Settings of both roles.
 //!
-//! `settings` and `variables` declare them with clap, `value` parses them, `validate` judges them all and reports every
+//! `settings` and `variables` declare them with clap, `value` parses them, `validate` checks all and reports every
 //! problem together. Secrets come from the environment or from a file, never from a flag.
 
 mod settings;

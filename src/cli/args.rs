@@ -1,6 +1,6 @@
 //! The command line: one clap definition of all commands, and what it means.
 //!
-//! clap declares and parses; values are judged afterwards, so that all problems are reported together. The flags of the
+//! clap declares and parses; values are validated afterwards, so that all problems are reported together. The flags of the
 //! roles are declared in [`config`].
 
 mod client;

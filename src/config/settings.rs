@@ -1,7 +1,6 @@
 //! The settings of both roles, as clap declares them: flags, environment variables, defaults, ranges and help.
 //!
-//! Values are only declared here; `validate` judges them. The table of the README is made of this definition, too: a
-//! test compares them.
+//! Values are only declared here; `validate` validates them. A test compares the README's table with this definition.
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
@@ -238,7 +237,7 @@ pub(super) struct OutputArgs {
     pub(super) consumer_stall_ms: Checked<u64>,
 }
 
-/// The names of the settings of a backend that a command line or the environment sets. Values do not say it.
+/// The names of the settings of a backend that a command line or the environment sets. A value does not tell where it came from.
 pub fn given(matches: &ArgMatches) -> Vec<String> {
     let definition = BackendOnlyArgs::augment_args(Command::new("backend"));
     let is_given = |arg: &&Arg| match matches.value_source(arg.get_id().as_str()) {

@@ -1,4 +1,4 @@
-//! Judges declared settings: reports all problems together, and makes a role's configuration of valid ones.
+//! Validates declared settings: reports all problems together, or makes the configuration of a role.
 
 use std::{
     collections::BTreeMap,
@@ -27,7 +27,7 @@ use crate::{
     server::auth::{Access, Fingerprint, Secret},
 };
 
-/// Judges the settings of `serve`. `given` names the settings of a backend that are set, see [`super::given`].
+/// Validates the settings of `serve`. `given` names the settings of a backend that are set, see [`super::given`].
 ///
 /// # Errors
 /// Everything that is wrong, one line each.
@@ -65,7 +65,7 @@ pub fn serve(args: ServeArgs, given: Vec<String>, variables: RoleVariables) -> R
     problems.finish(GatewaySettings { bind, access, sessions, drain, limits, claude_exit, backend, log_format })
 }
 
-/// Judges the settings of `backend`.
+/// Validates the settings of `backend`.
 ///
 /// # Errors
 /// Everything that is wrong, one line each.

@@ -1,7 +1,7 @@
-//! Values that clap reads and nobody has judged yet.
+//! Value parsers for clap that never fail.
 //!
-//! clap stops at the first value that its parser refuses. The parsers here never refuse one: they store what is wrong
-//! as the value, so that all problems can be reported together. Start reading at [`Checker`].
+//! clap stops at the first value that its parser refuses. The parsers here refuse none: they store the problem in place
+//! of the value, so that `validate` can report all problems together. Start reading at [`Checker`].
 
 use std::{env, ffi::OsStr, ops::RangeInclusive, sync::Arc};
 
@@ -16,12 +16,12 @@ use clap::{
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Checked<T>(pub Result<T, String>);
 
-/// From here up a bound is so far away that help texts leave it out.
+/// Help texts leave out bounds from here up, because no sensible value comes near them.
 const UNBOUNDED: u64 = 1 << 32;
 
 type CheckText<T> = Arc<dyn Fn(&str) -> Result<T, String> + Send + Sync>;
 
-/// A value parser of clap that accepts every text and judges it.
+/// A value parser that accepts every text and checks it.
 #[derive(Clone)]
 pub struct Checker<T> {
     check: CheckText<T>,
@@ -35,7 +35,8 @@ pub fn setting<T>(check: impl Fn(&str) -> Result<T, String> + Send + Sync + 'sta
     Checker { check: Arc::new(check), possible: &[], empty_flag_is_unset: true }
 }
 
-/// The parser of a client's flag: one that is empty is wrong, or means the empty text.
+/// The parser of a client's flag: an empty one is not ignored, because a script that loses a URL must not reach
+/// another service.
 pub fn checked<T>(check: impl Fn(&str) -> Result<T, String> + Send + Sync + 'static) -> Checker<T> {
     Checker { empty_flag_is_unset: false, ..setting(check) }
 }

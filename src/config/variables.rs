@@ -55,6 +55,7 @@ pub struct RoleVariables {
     pub log_format: Checked<Format>,
 
     /// Filter of log lines, as of env_logger
+    // env_logger reads it by itself; it is declared for the help text and the README.
     #[arg(long, env = "RUST_LOG", default_value = DEFAULT_FILTER)]
     pub rust_log: OsString,
 }

@@ -217,6 +217,6 @@ fn variables_table() -> String {
 #[test]
 fn the_readme_has_the_tables_of_the_definition() {
     for table in [settings_table(), variables_table()] {
-        assert!(README.contains(&table), "the README needs this table:\n{table}");
+        assert!(README.contains(&format!("\n\n{table}\n")), "the README needs this table:\n{table}");
     }
 }
