@@ -33,10 +33,10 @@ use crate::backend_api::{
     control::{ControlCall, cancel_query},
 };
 use crate::{
-    agent::claude,
     id::{ExecutionId, InstanceId, RequestId},
     outcome::{CancelReason, Status},
     protocol::{
+        CLAUDE_EXECUTOR,
         control::{ControlReply, ControlRequest},
         execute::{ExecuteParams, ExecutionSpec},
     },
@@ -370,7 +370,7 @@ impl BackendClient {
             .disable_redirects()
             .finish();
         let (path, media_type) = match run.executor.as_deref() {
-            Some(claude::EXECUTOR) => ("/execute/claude-stream", NDJSON),
+            Some(CLAUDE_EXECUTOR) => ("/execute/claude-stream", NDJSON),
             _ => ("/execute/stream", "text/plain"),
         };
         let request = self.authorized(client.post(format!("{}{path}", self.0.url)));
@@ -660,7 +660,7 @@ fn refuse_unsupported_by_legacy(run: &ExecutionSpec) -> Result<(), BackendError>
         "env"
     } else if run.claude.is_some() {
         "claude"
-    } else if run.executor.as_deref().is_some_and(|name| !["default", claude::EXECUTOR].contains(&name)) {
+    } else if run.executor.as_deref().is_some_and(|name| !["default", CLAUDE_EXECUTOR].contains(&name)) {
         "executor"
     } else {
         return Ok(());

@@ -17,7 +17,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use cc_executor_actors::{
     backend_api::{self, BackendEvent, Heartbeat, QueuedEvent, Snapshot, StartedEvent},
     clock::millis,
@@ -36,6 +35,7 @@ use tokio::sync::oneshot;
 
 pub use self::running::READ;
 use super::{
+    agent::AgentJob,
     holds::{Claim, ClaimResult},
     output_buffer::{Consumer, ConsumerChange, DismissReason, OutputBuffer},
     process::Process,
@@ -103,12 +103,12 @@ pub struct JobContext {
     pub pty: Option<TerminalSize>,
     /// How long a consumer may take nothing while nobody asks for it.
     pub consumer_stall: Duration,
-    /// How long Claude may take to exit after its last event.
+    /// How long an agent may take to exit after its last event.
     pub claude_exit: Duration,
     /// How much of each stream is kept, in bytes.
     pub ring_bytes: usize,
-    /// What is written to its standard input, and nothing else: a prompt, and its output is Claude's events.
-    pub prompt: Option<Bytes>,
+    /// The agent that it is, if it is one.
+    pub agent: Option<AgentJob>,
 }
 
 /// What every part of an execution's life needs.
@@ -190,7 +190,7 @@ impl JobSnapshot {
             heartbeat_ms: Some(millis(terms.heartbeat)),
             may_detach: terms.detach.is_some(),
             acknowledge_bytes: terms.detach.map(|_| terms.ring_bytes as u64 / ACKNOWLEDGEMENTS_A_RING),
-            claude: terms.prompt.is_some(),
+            claude: terms.agent.is_some(),
             instance: Some(terms.instance),
             // The output_buffer knows it.
             hold: None,
@@ -341,7 +341,7 @@ mod tests {
             consumer_stall: Duration::from_secs(90),
             claude_exit: Duration::from_secs(45),
             ring_bytes: 100,
-            prompt: None,
+            agent: None,
         };
         let output_buffer =
             OutputBuffer::new(UnreadPolicy::Overwrite, PerStream { stdout: 100, stderr: 100 }, consumer);

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use cc_executor_actors::{
+    agent,
     backend_api::{BackendEvent, Heartbeat},
     id::{ExecutionId, InstanceId},
     outcome::Outcome,
@@ -17,6 +18,7 @@ use log::debug;
 use super::{JobContext, JobRequest, JobShared, JobSnapshot, refuse};
 use crate::backend::{
     BackendConfig,
+    agent::AgentJob,
     holds::Holds,
     output_buffer::{ConsumerChange, DismissReason, OutputBuffer},
     registry::{JobInbox, Retained, Slot, record::Record},
@@ -29,11 +31,13 @@ pub const FIXED_BYTES: usize = 8 * 1024;
 /// Gives up the execution's place, and has its output kept.
 pub(super) fn end(mut body: JobShared, ending: Outcome, slot: Slot) {
     body.output_buffer.end();
-    // A prompt can be as long as a message, and only that there was one is told any more.
-    body.terms.prompt = body.terms.prompt.map(|_| Bytes::new());
-    let JobContext { executor, heartbeat, detach, prompt, .. } = &body.terms;
+    if let Some(job) = &mut body.terms.agent {
+        // A prompt can be as long as a message, and nobody needs it any more.
+        job.prompt = Bytes::new();
+    }
+    let JobContext { executor, heartbeat, detach, agent, .. } = &body.terms;
     let heartbeat_ms = cc_executor_actors::clock::millis(*heartbeat);
-    let mut record = Record::new(executor.as_str().into(), heartbeat_ms, detach.is_some(), prompt.is_some(), &ending);
+    let mut record = Record::new(executor.as_str().into(), heartbeat_ms, detach.is_some(), agent.is_some(), &ending);
     record.set_newest_hold(body.output_buffer.holds().remembered());
     let kept = slot.end(record, body.output_buffer.kept(FIXED_BYTES), body.asks.n_attaches());
     // A task of its own, because one that has run a command is larger than one that keeps its output.
@@ -92,7 +96,7 @@ pub fn answer(record: &mut Record, id: ExecutionId, instance: InstanceId, config
         consumer_stall: config.consumer_stall,
         claude_exit: config.claude_exit,
         ring_bytes: config.ring_bytes,
-        prompt: record.claude.then(Bytes::new),
+        agent: agent::of_stream(record.has_events).map(|agent| AgentJob { agent, prompt: Bytes::new() }),
     };
     let output_buffer = OutputBuffer::without_output(record.written(), Holds::since(record.newest_hold()));
     let mut body = JobShared { terms, asks: JobInbox::none(), output_buffer, left_at: None, asked_at: Instant::now() };

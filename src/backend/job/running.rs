@@ -12,7 +12,7 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use cc_executor_actors::{
-    agent::claude::progress::ProgressTracker,
+    agent::{Agent, AgentProgress},
     backend_api::{BackendEvent, Heartbeat, StatusChange},
     clock::{Stopwatch, millis},
     outcome::{Outcome, Status},
@@ -35,7 +35,6 @@ use super::{
     stdin::StdinWriter,
 };
 use crate::backend::{
-    agent::claude,
     output_buffer::ConsumerChange,
     process::{LinkMessage, Process, ShimLink},
     pty::{OutputSource, Terminal},
@@ -71,9 +70,13 @@ pub(super) async fn follow(process: Process, program: &str, body: &mut JobShared
         life: Life::Starting,
         sweep: None,
         outputs,
-        claude: body.terms.prompt.is_some().then(|| ProgressTracker::new(body.terms.claude_exit, now)),
-        input: match &body.terms.prompt {
-            Some(prompt) => StdinWriter::given(stdin, prompt.clone()),
+        agent: body
+            .terms
+            .agent
+            .as_ref()
+            .map(|job| RunningAgent { agent: job.agent, progress: job.agent.progress(body.terms.claude_exit, now) }),
+        input: match &body.terms.agent {
+            Some(job) => StdinWriter::given(stdin, job.prompt.clone()),
             None => StdinWriter::new(stdin, terminal.is_some()),
         },
         terminal,
@@ -97,8 +100,8 @@ struct RunningJob {
     outputs: [Option<OutputSource>; 2],
     terminal: Option<Terminal>,
     input: StdinWriter,
-    /// Where the command is Claude: what its events say.
-    claude: Option<ProgressTracker>,
+    /// Where the command is an agent: which one, and what its events say.
+    agent: Option<RunningAgent>,
     counted: OutputDigests,
     clocks: JobClocks,
     /// Whether the command was executed.
@@ -109,6 +112,12 @@ struct RunningJob {
     said_starting: bool,
     /// Who waits for the tree to be stopped, or continued, in the order of the orders.
     steered: VecDeque<ReplySender>,
+}
+
+/// An agent at work.
+struct RunningAgent {
+    agent: &'static dyn Agent,
+    progress: Box<dyn AgentProgress>,
 }
 
 /// The clocks of a command. Each stands still while it would say something untrue.
@@ -216,7 +225,7 @@ impl RunningJob {
                 Wake::Read(at, _) => {
                     self.outputs[at] = None;
                     if Stream::BOTH[at] == Stream::Stdout {
-                        self.claude_is_silent();
+                        self.agent_is_silent();
                     }
                 }
                 Wake::Moved(moved) => {
@@ -236,7 +245,7 @@ impl RunningJob {
 
     fn on_output(&mut self, stream: Stream, bytes: Bytes, body: &mut JobShared) {
         self.counted.add(stream, &bytes);
-        let changed = self.watch_claude(stream, &bytes);
+        let changed = self.watch_agent(stream, &bytes);
         body.output_buffer.push(stream, bytes);
         let now = Instant::now();
         if changed {
@@ -272,20 +281,20 @@ impl RunningJob {
         }
     }
 
-    /// Reads along in Claude's events. True if it does something else now.
-    fn watch_claude(&mut self, stream: Stream, bytes: &[u8]) -> bool {
-        let Some(claude) = &mut self.claude else { return false };
+    /// Reads along in the agent's events. True if it does something else now.
+    fn watch_agent(&mut self, stream: Stream, bytes: &[u8]) -> bool {
+        let Some(RunningAgent { progress, .. }) = &mut self.agent else { return false };
         if stream == Stream::Stderr {
-            claude.push_stderr(bytes);
+            progress.push_stderr(bytes);
             return false;
         }
-        claude.feed(bytes, Instant::now())
+        progress.feed(bytes, Instant::now())
     }
 
-    /// Claude can say nothing more: it has said how it ended by now, or never will.
-    fn claude_is_silent(&mut self) {
-        if let Some(claude) = &mut self.claude {
-            claude.finish(Instant::now());
+    /// The agent can say nothing more: it has said how it ended by now, or never will.
+    fn agent_is_silent(&mut self) {
+        if let Some(agent) = &mut self.agent {
+            agent.progress.finish(Instant::now());
         }
     }
 
@@ -296,8 +305,8 @@ impl RunningJob {
         self.clocks.total.run(!is_paused, now);
         self.clocks.quiet.run(!is_paused && !held_back, now);
         self.clocks.leftovers.run(!held_back, now);
-        if let Some(claude) = &mut self.claude {
-            claude.run_clock(!is_paused && !held_back, now);
+        if let Some(agent) = &mut self.agent {
+            agent.progress.run_clock(!is_paused && !held_back, now);
         }
     }
 
@@ -311,9 +320,9 @@ impl RunningJob {
         let (mut quiet, mut exit) = (None, None);
         match &self.life {
             Life::Starting => causes.extend(timeout.map(|at| (at, EndCause::Timeout))),
-            Life::Running { .. } => match &self.claude {
+            Life::Running { .. } => match &self.agent {
                 // Its time-outs are over with its last word.
-                Some(claude) if claude.expects_exit() => exit = claude.exit_due(timeout),
+                Some(agent) if agent.progress.expects_exit() => exit = agent.progress.exit_due(timeout),
                 _ => {
                     causes.extend(timeout.map(|at| (at, EndCause::Timeout)));
                     causes.extend(stall.map(|at| (at, EndCause::Stalled)));
@@ -528,22 +537,26 @@ impl RunningJob {
             stopped: self.is_stopped,
             ..Heartbeat::default()
         };
-        match &self.claude {
-            Some(claude) => alive.doing(claude.doing()),
+        match &self.agent {
+            Some(agent) => alive.doing(agent.progress.doing()),
             None => alive,
         }
     }
 
     fn ending(mut self, program: &str) -> Outcome {
-        if let Some(claude) = &mut self.claude {
-            claude.finish(Instant::now());
+        if let Some(agent) = &mut self.agent {
+            agent.progress.finish(Instant::now());
         }
         let mut ending = match &self.life {
-            Life::NotStarted { exit_code: NOT_FOUND, .. } if self.claude.is_some() => {
-                outcome::not_started(NOT_FOUND, claude::not_found(program))
+            Life::NotStarted { exit_code, message } => {
+                let agent = self.agent.as_ref().filter(|_| *exit_code == NOT_FOUND);
+                let advice = agent.map(|running| running.agent.advice_if_missing(program));
+                outcome::not_started(*exit_code, advice.unwrap_or_else(|| message.clone()))
             }
-            Life::NotStarted { exit_code, message } => outcome::not_started(*exit_code, message.clone()),
-            Life::Gone { why, exit, gone } => outcome::ending(*why, *exit, *gone, self.claude.as_ref()),
+            Life::Gone { why, exit, gone } => {
+                let progress = self.agent.as_ref().map(|running| &*running.progress);
+                outcome::ending(*why, *exit, *gone, progress)
+            }
             Life::Starting | Life::Running { .. } | Life::Leftovers { .. } | Life::Ending { .. } => {
                 unreachable!("it is followed until it is over")
             }
@@ -560,7 +573,7 @@ struct NextDeadline {
     event: Option<(Instant, LifeEvent)>,
     /// What is left behind has been quiet for long enough.
     quiet: Option<Instant>,
-    /// Claude must have exited.
+    /// The agent must have exited.
     exit: Option<Instant>,
 }
 
