@@ -33,6 +33,7 @@ use self::{
     relay::{RelayConfig, RelayEnd},
 };
 use crate::{
+    agent::{self, Agent},
     backend_client::{BackendClient, BackendError, HoldIdentity, WithdrawResult},
     clock::millis,
     id::{ExecutionId, SessionId},
@@ -73,8 +74,8 @@ pub struct Execution {
     asked_at: Instant,
     /// Whether it goes on in its backend without a client, as far as that is known.
     may_detach: bool,
-    /// Whether its standard output is Claude's events.
-    is_claude: bool,
+    /// The agent whose events its standard output is.
+    agent: Option<&'static dyn Agent>,
     fed: VecDeque<PendingInput>,
     acknowledging: Acknowledger,
     /// Why it was given up here without anybody having asked for that.
@@ -137,7 +138,7 @@ impl Execution {
             state: ExecutionState::Ended,
             notice: ExitNotice { id, parent: Some(parent) },
             asked_at: Instant::now(),
-            is_claude: false,
+            agent: None,
             fed: VecDeque::new(),
             acknowledging: Acknowledger::default(),
             given_up: None,
@@ -391,7 +392,7 @@ impl Execution {
             ExecutionPurpose::Follow(attach) => (attach.framing, attach.offsets, attach.events),
         };
         self.may_detach |= standing.terms.may_detach;
-        self.is_claude = standing.terms.claude;
+        self.agent = agent::of_stream(standing.terms.claude);
         let wiring = RelayConfig {
             id: self.id,
             backend: self.backend.clone(),
@@ -399,7 +400,8 @@ impl Execution {
             has_id: matches!(stream, BackendStream::Native(_)),
             parent,
             framing,
-            claude: self.is_claude.then_some(events),
+            agent: self.agent,
+            events,
             offsets,
             heartbeat: Duration::from_millis(heartbeat),
             may_detach: self.may_detach,
@@ -522,7 +524,7 @@ impl Execution {
     }
 
     fn finish(&mut self, mut ending: Outcome, ctx: &mut Context<Self>) {
-        if self.is_claude {
+        if self.agent.is_some() {
             // It is of the events, which the client does not have.
             ending.sha256.stdout = None;
         }

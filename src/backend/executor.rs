@@ -2,11 +2,13 @@
 
 use std::{collections::BTreeMap, env};
 
-use bytes::Bytes;
 use cc_executor_actors::{agent::claude::EXECUTOR, protocol::execute::ExecutionSpec, rpc::ErrorObject};
 
 use super::{
-    agent::claude::{ClaudeLaunch, ClaudePolicy, PolicyError},
+    agent::{
+        AgentJob, AgentLaunch, AgentLauncher,
+        claude::{ClaudePolicy, PolicyError},
+    },
     shim::protocol::{JobSpec, Stdin},
 };
 
@@ -29,14 +31,14 @@ pub struct Executors {
 }
 
 /// How an execution is started.
-#[derive(PartialEq, Eq, Debug)]
+#[derive(Debug)]
 pub struct ResolvedCommand {
     /// The executor's name.
     pub name: String,
     /// What the shim is to start.
     pub run: JobSpec,
-    /// What is written to its standard input, and nothing else: a prompt for Claude.
-    pub prompt: Option<Bytes>,
+    /// The agent that it is, with its prompt.
+    pub agent: Option<AgentJob>,
 }
 
 /// Why no executor runs a command.
@@ -94,6 +96,12 @@ impl Executors {
         &self.default
     }
 
+    /// What starts the agent that this executor runs, if it runs one.
+    fn launcher(&self, name: &str) -> Option<&dyn AgentLauncher> {
+        let launchers: [&dyn AgentLauncher; 1] = [&self.claude];
+        launchers.into_iter().find(|launcher| launcher.agent().executor() == name)
+    }
+
     /// What this is run by, and how.
     ///
     /// # Errors
@@ -105,15 +113,12 @@ impl Executors {
             return Err(ExecutorError::Unknown { asked: name.to_owned(), known: self.names() });
         };
         run.check_for(name)?;
-        if name == EXECUTOR {
-            let ClaudeLaunch { arguments, cwd, env } = self.claude.start(run, &self.inherited)?;
+        if let Some(launcher) = self.launcher(name) {
+            let AgentLaunch { arguments, cwd, env } = launcher.launch(run, &self.inherited)?;
             let argv = template.iter().cloned().chain(arguments).collect();
             let run_it = JobSpec { argv, cwd, env, descriptor_limit: None, stdin: Stdin::Pipe };
-            return Ok(ResolvedCommand {
-                name: name.to_owned(),
-                run: run_it,
-                prompt: Some(run.command.clone().into()),
-            });
+            let agent = AgentJob { agent: launcher.agent(), prompt: run.command.clone().into() };
+            return Ok(ResolvedCommand { name: name.to_owned(), run: run_it, agent: Some(agent) });
         }
         let mut argv = template.clone();
         if argv.iter().any(|word| word == COMMAND) {
@@ -131,7 +136,7 @@ impl Executors {
             _ => Stdin::Null,
         };
         let run = JobSpec { argv, cwd: run.cwd.clone(), env, descriptor_limit: None, stdin };
-        Ok(ResolvedCommand { name: name.to_owned(), run, prompt: None })
+        Ok(ResolvedCommand { name: name.to_owned(), run, agent: None })
     }
 }
 
@@ -180,21 +185,22 @@ mod tests {
         let inherited = vars(&[("A", "service"), ("B", "service")]);
         let executors = Executors::new(added, "shell", inherited, ClaudePolicy::default()).unwrap();
         let mut run = ExecutionSpec { env: vars(&[("A", "client")]), ..ExecutionSpec::of("echo") };
-        let ResolvedCommand { name, run: started, prompt } = executors.resolve(&run).unwrap();
+        let ResolvedCommand { name, run: started, agent } = executors.resolve(&run).unwrap();
         assert_eq!((name.as_str(), started.argv), ("shell", vec!["bash".to_owned(), "-c".into(), "echo".into()]));
-        assert_eq!((started.env, prompt), (vars(&[("A", "client"), ("B", "service")]), None));
+        assert_eq!(started.env, vars(&[("A", "client"), ("B", "service")]));
+        assert!(agent.is_none());
         run.executor = Some("env".into());
         assert_eq!(executors.resolve(&run).unwrap().run.argv, ["env", "-S", "echo", "end"]);
         run.executor = Some(EXECUTOR.into());
-        let ResolvedCommand { run: started, prompt, .. } = executors.resolve(&run).unwrap();
+        let ResolvedCommand { run: started, agent, .. } = executors.resolve(&run).unwrap();
         assert_eq!(
-            (started.argv[0].as_str(), started.stdin, prompt),
-            ("claude", Stdin::Pipe, Some(Bytes::from("echo")))
+            (started.argv[0].as_str(), started.stdin, agent.map(|agent| agent.prompt)),
+            ("claude", Stdin::Pipe, Some("echo".into()))
         );
         assert!(!started.argv.contains(&"echo".to_owned()), "a prompt is no argument");
         run.executor = Some("perl".into());
         let known = vec!["claude".to_owned(), "env".into(), "python".into(), "shell".into()];
-        assert_eq!(executors.resolve(&run), Err(ExecutorError::Unknown { asked: "perl".into(), known }));
+        assert_eq!(executors.resolve(&run).unwrap_err(), ExecutorError::Unknown { asked: "perl".into(), known });
         let error = Executors::new(BTreeMap::new(), "perl", BTreeMap::new(), ClaudePolicy::default()).unwrap_err();
         assert!(error.to_string().contains("claude, python, shell"), "{error}");
     }

@@ -7,9 +7,12 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use cc_executor::gateway::frame_reader::FrameReader;
 use cc_executor_actors::{
-    agent::claude::{
-        progress::{EXIT_PATIENCE, ProgressTracker},
-        text::EventReader,
+    agent::{
+        AgentProgress, ReaderOptions,
+        claude::{
+            progress::{EXIT_PATIENCE, ProgressTracker},
+            text::EventReader,
+        },
     },
     backend_api::multiplex::{Decoder, StreamPart},
     backend_client::body_end::BodyTracker,
@@ -145,7 +148,8 @@ pub fn claude(data: &[u8]) {
 
 /// The texts of all messages, one after the other.
 fn events<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
-    let reader = EventReader::new(Framing::Chunk, 0, Some(ExecutionId::random()));
+    let told_as = Some(ExecutionId::random());
+    let reader = EventReader::new(ReaderOptions { framing: Framing::Chunk, start: 0, told_as }, None);
     let mut text = encoder_of(Framing::Chunk, Some(Box::new(reader)));
     let (mut got, mut fed, mut end) = (Vec::new(), 0, 0);
     let mut step = |text: &mut dyn OutputEncoder| {

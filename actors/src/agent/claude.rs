@@ -7,15 +7,63 @@ pub mod lines;
 pub mod progress;
 pub mod text;
 
-use std::fmt;
+use std::{
+    cell::RefCell,
+    fmt,
+    path::Path,
+    rc::Rc,
+    time::{Duration, Instant},
+};
 
 use serde::{Deserialize, Deserializer, de};
 use serde_json::{Value, value::RawValue};
 
+use self::{progress::ProgressTracker, text::EventReader};
+use super::{Agent, AgentProgress, ReaderOptions, SharedProgress};
 use crate::{
     outcome::{ClaudeResult, Reason, Status},
+    output::AgentReader,
     protocol::CLAUDE_EXECUTOR,
 };
+
+/// Claude Code.
+#[derive(Clone, Copy, Debug)]
+pub struct Claude;
+
+impl Agent for Claude {
+    fn executor(&self) -> &'static str {
+        EXECUTOR
+    }
+
+    fn max_event_bytes(&self) -> usize {
+        MAX_LINE
+    }
+
+    fn advice_if_missing(&self, program: &str) -> String {
+        let name = Path::new(program).display();
+        format!(
+            "{name} is not there: install Claude Code (npm install -g @anthropic-ai/claude-code) where the backend runs, or name its path in CC_EXECUTOR_EXECUTORS"
+        )
+    }
+
+    fn progress(&self, exit_patience: Duration, now: Instant) -> Box<dyn AgentProgress> {
+        Box::new(ProgressTracker::new(exit_patience, now))
+    }
+
+    fn reader(&self, options: ReaderOptions) -> Box<dyn AgentReader> {
+        Box::new(EventReader::new(options, None))
+    }
+
+    fn watched_reader(
+        &self,
+        options: ReaderOptions,
+        exit_patience: Duration,
+        now: Instant,
+    ) -> (Box<dyn AgentReader>, SharedProgress) {
+        let progress = Rc::new(RefCell::new(ProgressTracker::new(exit_patience, now)));
+        (Box::new(EventReader::new(options, Some(Rc::clone(&progress)))), progress)
+    }
+}
 
 /// The name of the executor that runs Claude Code.
 pub const EXECUTOR: &str = CLAUDE_EXECUTOR;

@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::messages::{ExecutionPurpose, StreamStart};
 use crate::{
-    agent::claude,
+    agent,
     backend_api::{
         BackendEvent, Heartbeat, StreamInfo,
         multiplex::{Decoder, StreamPart},
@@ -104,7 +104,7 @@ pub(super) async fn open(
         ExecutionPurpose::Run(execute) => {
             match backend.execute(id, execute, holder).await.map_err(ConnectError::Backend)? {
                 OpenedStream::Legacy(body, end) => {
-                    let claude = execute.run.executor.as_deref() == Some(claude::EXECUTOR);
+                    let claude = execute.run.executor.as_deref().and_then(agent::named).is_some();
                     let standing = StreamStart::running();
                     let terms = StreamInfo { claude, ..standing.terms };
                     Ok((BackendStream::Legacy(body, end), StreamStart { terms, ..standing }))

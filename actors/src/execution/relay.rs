@@ -20,7 +20,7 @@ use super::{
     messages::{EncodedOutput, ExecutionEvent, ExecutionReport, Parent, StreamStart},
 };
 use crate::{
-    agent::claude::{self, progress::ProgressTracker, text::EventReader},
+    agent::{Agent, ReaderOptions, SharedProgress},
     backend_api::{BackendEvent, StatusChange, multiplex::StreamPart},
     backend_client::{BackendClient, BackendError, BodyEnd, HoldIdentity, ResponseBody},
     clock::Stopwatch,
@@ -49,13 +49,21 @@ pub(super) struct RelayConfig {
     pub(super) has_id: bool,
     pub(super) parent: Parent,
     pub(super) framing: Framing,
-    /// Where standard output is Claude's events: whether the client wants these.
-    pub(super) claude: Option<bool>,
+    /// The agent whose events standard output is.
+    pub(super) agent: Option<&'static dyn Agent>,
+    /// Whether the client wants these events.
+    pub(super) events: bool,
     /// What the client has already.
     pub(super) offsets: PerStream<u64>,
     pub(super) heartbeat: Duration,
     /// Whether it runs on in its backend when its stream breaks off.
     pub(super) may_detach: bool,
+}
+
+impl RelayConfig {
+    fn reader_options(&self) -> ReaderOptions {
+        ReaderOptions { framing: self.framing, start: self.offsets.stdout, told_as: self.events.then_some(self.id) }
+    }
 }
 
 /// How the pumping ended.
@@ -129,20 +137,27 @@ pub(super) async fn plain(
     legacy: Rc<LegacyClocks>,
     stall: Option<Duration>,
 ) -> Outcome {
-    let mut claude = wiring.claude.map(|_| ProgressTracker::new(wiring.backend.claude_exit(), Instant::now()));
-    let mut tap = Relay::new(wiring);
+    let (reader, progress) = match wiring.agent {
+        Some(agent) => {
+            let patience = wiring.backend.claude_exit();
+            let (reader, progress) = agent.watched_reader(wiring.reader_options(), patience, Instant::now());
+            (Some(reader), Some(progress))
+        }
+        None => (None, None),
+    };
+    let mut tap = Relay::with(wiring, reader);
     let mut stalled = Stopwatch::started(Instant::now());
     loop {
         legacy.is_open().await;
         stalled.run(true, Instant::now());
-        run_clock(&mut claude, true);
+        run_clock(progress.as_ref(), true);
         let chunk = match body.next().now_or_never() {
             Some(chunk) => Some(chunk),
             None => {
                 // A parent that asks nobody for life never fails.
                 let _ = tap.flush().await;
                 let stall_at = stall.and_then(|stall| stalled.due_at(stall));
-                let exit_due = claude.as_ref().and_then(|claude| claude.exit_due(None));
+                let exit_due = progress.as_ref().and_then(|progress| progress.borrow().exit_due(None));
                 tokio::select! {
                     biased;
                     chunk = body.next() => Some(chunk),
@@ -151,14 +166,14 @@ pub(super) async fn plain(
                     // It has said how it ended, and this stream never ends by itself.
                     () = at(exit_due) => {
                         let _ = tap.finish(true).await;
-                        return ending_of(claude.as_mut());
+                        return ending_of(progress.as_ref());
                     }
                     () = at(stall_at) => return tap.stalled(stalled.elapsed(Instant::now())).await,
                 }
             }
         };
         stalled.run(false, Instant::now());
-        run_clock(&mut claude, false);
+        run_clock(progress.as_ref(), false);
         match chunk {
             None => {
                 let _ = tap.flush_quiet().await;
@@ -166,17 +181,19 @@ pub(super) async fn plain(
             Some(Some(Ok(chunk))) => {
                 stalled.reset(Instant::now());
                 legacy.output(Instant::now());
-                if let Some(claude) = &mut claude
-                    && claude.feed(&chunk, Instant::now())
-                {
-                    tap.tell(ExecutionEvent::Alive(legacy.alive(Instant::now()).doing(claude.doing())));
+                if let Some(progress) = &progress {
+                    progress.borrow_mut().arrived(Instant::now());
                 }
                 let _ = tap.feed(OutputStream::Stdout, &chunk).await;
+                if let Some(progress) = progress.as_ref().filter(|progress| progress.borrow_mut().take_change()) {
+                    let doing = progress.borrow().doing();
+                    tap.tell(ExecutionEvent::Alive(legacy.alive(Instant::now()).doing(doing)));
+                }
             }
             // awc reports a cut as a clean end: what was seen below it decides.
             Some(None) if end.is_complete() => {
                 let _ = tap.finish(true).await;
-                return ending_of(claude.as_mut());
+                return ending_of(progress.as_ref());
             }
             Some(None) => return tap.lost("the backend's stream was cut off".to_owned()).await,
             Some(Some(Err(error))) => return tap.lost(format!("the backend's stream broke off: {error}")).await,
@@ -184,24 +201,24 @@ pub(super) async fn plain(
     }
 }
 
-fn run_clock(claude: &mut Option<ProgressTracker>, runs: bool) {
-    if let Some(claude) = claude {
-        claude.run_clock(runs, Instant::now());
+fn run_clock(progress: Option<&SharedProgress>, runs: bool) {
+    if let Some(progress) = progress {
+        progress.borrow_mut().run_clock(runs, Instant::now());
     }
 }
 
 /// How an execution of the legacy's image ended whose stream ended properly: with success as far as is
-/// known, unless Claude said otherwise.
-fn ending_of(claude: Option<&mut ProgressTracker>) -> Outcome {
+/// known, unless its agent said otherwise.
+fn ending_of(progress: Option<&SharedProgress>) -> Outcome {
     let ended = |status, reason| Outcome::without_process(status, reason, None);
-    let Some(claude) = claude else { return ended(Status::Completed, Reason::Exit) };
-    claude.finish(Instant::now());
-    let verdict = claude::verdict(claude.outcome(), true, &claude.last_words());
-    let mut ending = verdict.map_or_else(
+    let Some(progress) = progress else { return ended(Status::Completed, Reason::Exit) };
+    let mut progress = progress.borrow_mut();
+    progress.finish(Instant::now());
+    let mut ending = progress.verdict(true).map_or_else(
         || ended(Status::Completed, Reason::Exit),
         |(status, reason, message)| Outcome::without_process(status, reason, (!message.is_empty()).then_some(message)),
     );
-    ending.result = claude.outcome().cloned().map(Box::new);
+    ending.result = progress.result().cloned().map(Box::new);
     ending
 }
 
@@ -220,11 +237,12 @@ struct Relay {
 
 impl Relay {
     fn new(wiring: RelayConfig) -> Self {
+        let reader = wiring.agent.map(|agent| agent.reader(wiring.reader_options()));
+        Relay::with(wiring, reader)
+    }
+
+    fn with(wiring: RelayConfig, agent: Option<Box<dyn AgentReader>>) -> Self {
         let (framing, offsets) = (wiring.framing, wiring.offsets);
-        let events_of = |wanted: bool| -> Box<dyn AgentReader> {
-            Box::new(EventReader::new(framing, offsets.stdout, wanted.then_some(wiring.id)))
-        };
-        let agent = wiring.claude.map(events_of);
         let encoder = (wiring.parent.encoder)(OutputOptions { framing, offsets, agent });
         Relay {
             wiring,
@@ -345,7 +363,7 @@ impl Relay {
         if self.encoder.encoded_len() >= BATCH { self.flush().await } else { Ok(()) }
     }
 
-    /// Claude's events are encoded in small steps, so that of a long one not all is encoded at a time.
+    /// An agent's events are encoded in small steps, so that of a long one not all is encoded at a time.
     async fn step(&mut self) -> Result<(), String> {
         loop {
             match self.encoder.step() {
@@ -364,7 +382,7 @@ impl Relay {
     /// for signs of life; the error is that it gave none. A parent that is gone cannot be told; this
     /// actor is being stopped then.
     async fn flush(&mut self) -> Result<(), String> {
-        // Claude's events move the offsets without a word, and the client is asked what has arrived by these.
+        // An agent's events move the offsets without a word, and the client is asked what has arrived by these.
         if self.encoder.encoded_len() == 0 && self.encoder.offsets() == self.told {
             return Ok(());
         }

@@ -2,13 +2,14 @@
 //!
 //! The arguments are a list and never seen by a shell; the prompt goes through standard input.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    path::{Path, PathBuf},
+use std::{collections::BTreeMap, fs, path::PathBuf};
+
+use cc_executor_actors::{
+    agent::{Agent, claude::Claude},
+    protocol::execute::{ClaudeOptions, ExecutionSpec},
 };
 
-use cc_executor_actors::protocol::execute::{ClaudeOptions, ExecutionSpec};
+use super::{AgentLaunch, AgentLauncher};
 
 /// What Claude is always told: one answer, told as events.
 const ARGUMENTS: &[&str] = &["-p", "--output-format", "stream-json", "--verbose"];
@@ -98,17 +99,6 @@ pub enum PolicyError {
     BypassAsRoot,
 }
 
-/// What of a client's wishes Claude is started with.
-#[derive(PartialEq, Eq, Debug)]
-pub struct ClaudeLaunch {
-    /// Arguments after the program's own.
-    pub arguments: Vec<String>,
-    /// The working directory, if one was asked for or is prescribed.
-    pub cwd: Option<String>,
-    /// The whole environment.
-    pub env: BTreeMap<String, String>,
-}
-
 /// The part of the service's own environment that Claude inherits beside what every command does.
 pub fn inherited(vars: impl Iterator<Item = (String, String)>) -> BTreeMap<String, String> {
     vars.filter(|(name, _)| {
@@ -118,13 +108,12 @@ pub fn inherited(vars: impl Iterator<Item = (String, String)>) -> BTreeMap<Strin
     .collect()
 }
 
-impl ClaudePolicy {
-    /// Puts a client's wishes together with what is allowed. `common` is the environment of every command.
-    ///
-    /// # Errors
-    ///
-    /// The operator does not allow a wish, or Claude would refuse it.
-    pub fn start(&self, run: &ExecutionSpec, common: &BTreeMap<String, String>) -> Result<ClaudeLaunch, PolicyError> {
+impl AgentLauncher for ClaudePolicy {
+    fn agent(&self) -> &'static dyn Agent {
+        &Claude
+    }
+
+    fn launch(&self, run: &ExecutionSpec, common: &BTreeMap<String, String>) -> Result<AgentLaunch, PolicyError> {
         let none = ClaudeOptions::default();
         let asked = run.claude.as_ref().unwrap_or(&none);
         let model = one_of("model", asked.model.as_deref(), &self.models)?;
@@ -159,9 +148,11 @@ impl ClaudePolicy {
             arguments.push("--allowedTools".to_owned());
             arguments.extend(asked.allowed_tools.iter().cloned());
         }
-        Ok(ClaudeLaunch { arguments, cwd: self.judge_directory(run.cwd.as_deref())?, env })
+        Ok(AgentLaunch { arguments, cwd: self.judge_directory(run.cwd.as_deref())?, env })
     }
+}
 
+impl ClaudePolicy {
     fn judge_turns(&self, asked: Option<u64>) -> Result<Option<u64>, PolicyError> {
         match (asked, self.max_turns) {
             (Some(asked), Some(max)) if asked > max => Err(PolicyError::TooManyTurns { asked, max }),
@@ -223,14 +214,6 @@ fn judge_env(asked: &BTreeMap<String, String>) -> Result<(), PolicyError> {
     }
 }
 
-/// What Claude's own program is, as a name for a person.
-pub fn not_found(program: &str) -> String {
-    let name = Path::new(program).display();
-    format!(
-        "{name} is not there: install Claude Code (npm install -g @anthropic-ai/claude-code) where the backend runs, or name its path in CC_EXECUTOR_EXECUTORS"
-    )
-}
-
 /// The value asked for, if it is allowed; the first that is allowed if none was asked for.
 fn one_of<'a>(
     param: &'static str,
@@ -273,7 +256,7 @@ mod tests {
             max_turns: Some(3),
             resume: Some("1-2".into()),
         };
-        let start = ClaudePolicy::default().start(&run(asked), &BTreeMap::new()).unwrap();
+        let start = ClaudePolicy::default().launch(&run(asked), &BTreeMap::new()).unwrap();
         assert_eq!(start.arguments[..ARGUMENTS.len()], words(ARGUMENTS));
         assert_eq!(
             start.arguments[ARGUMENTS.len()..],
@@ -299,7 +282,7 @@ mod tests {
             directories: vec![PathBuf::from("/usr"), PathBuf::from("/tmp")],
             inherited: BTreeMap::new(),
         };
-        let start = policy.start(&run(ClaudeOptions::default()), &BTreeMap::new()).unwrap();
+        let start = policy.launch(&run(ClaudeOptions::default()), &BTreeMap::new()).unwrap();
         assert_eq!(
             start.arguments[ARGUMENTS.len()..],
             words(&["--model=haiku", "--permission-mode=plan", "--max-turns=5"])
@@ -347,7 +330,7 @@ mod tests {
         for (claude, cwd, code) in refused {
             let run = ExecutionSpec { cwd: cwd.map(str::to_owned), ..run(claude.clone()) };
             assert_eq!(
-                ErrorObject::from(policy.start(&run, &BTreeMap::new()).unwrap_err()).code,
+                ErrorObject::from(policy.launch(&run, &BTreeMap::new()).unwrap_err()).code,
                 code,
                 "{claude:?} {cwd:?}"
             );
@@ -358,7 +341,7 @@ mod tests {
             ..ClaudeOptions::default()
         };
         let run = ExecutionSpec { cwd: Some("/usr/bin".into()), ..run(asked) };
-        assert_eq!(policy.start(&run, &BTreeMap::new()).unwrap().cwd.as_deref(), Some("/usr/bin"));
+        assert_eq!(policy.launch(&run, &BTreeMap::new()).unwrap().cwd.as_deref(), Some("/usr/bin"));
     }
 
     #[test]
@@ -376,7 +359,7 @@ mod tests {
             ("NO_PROXY", "z"),
         ]);
         let policy = ClaudePolicy { inherited: inherited(service.into_iter()), ..ClaudePolicy::default() };
-        let start = policy.start(&run(ClaudeOptions::default()), &vars(&[("PATH", "/bin")])).unwrap();
+        let start = policy.launch(&run(ClaudeOptions::default()), &vars(&[("PATH", "/bin")])).unwrap();
         assert_eq!(
             start.env,
             vars(&[
@@ -414,14 +397,14 @@ mod tests {
             "https_proxy",
             "ALL_PROXY",
         ] {
-            let error = ErrorObject::from(policy.start(&with(name, "1"), &BTreeMap::new()).unwrap_err());
+            let error = ErrorObject::from(policy.launch(&with(name, "1"), &BTreeMap::new()).unwrap_err());
             assert_eq!(error.code, code::NOT_ALLOWED, "{name}");
             assert!(error.message.contains(name), "{}", error.message);
         }
-        let start = policy.start(&with("MY_SETTING", "1"), &BTreeMap::new()).unwrap();
+        let start = policy.launch(&with("MY_SETTING", "1"), &BTreeMap::new()).unwrap();
         assert_eq!(start.env.get("MY_SETTING").map(String::as_str), Some("1"));
         let policy = ClaudePolicy { inherited: operators(API_KEY, "key").inherited, ..ClaudePolicy::default() };
         let asked = ExecutionSpec { claude: None, ..with(API_KEY, "") };
-        assert_eq!(policy.start(&asked, &BTreeMap::new()).unwrap().env.get(API_KEY), None, "empty means the login");
+        assert_eq!(policy.launch(&asked, &BTreeMap::new()).unwrap().env.get(API_KEY), None, "empty means the login");
     }
 }

@@ -1,7 +1,7 @@
 //! The backend's last word: made from how the command's process ended and from who ended it.
 
 use cc_executor_actors::{
-    agent::claude::{self, progress::ProgressTracker},
+    agent::AgentProgress,
     outcome::{CancelReport, Evidence, Outcome, Reason, Status},
     signal,
     stream::{PerStream, Stream},
@@ -30,7 +30,7 @@ pub(super) fn ending(
     why: Option<EndReason>,
     exit: Option<LeaderExit>,
     gone: TreeGone,
-    claude: Option<&ProgressTracker>,
+    agent: Option<&dyn AgentProgress>,
 ) -> Outcome {
     let cause = match why {
         Some(EndReason::Wanted { cause, .. }) => Some(cause),
@@ -46,15 +46,15 @@ pub(super) fn ending(
         (None, None) => (Status::Failed, Reason::BackendLost, Some(lost(gone))),
     };
     let mut ending = Outcome::without_process(status, reason, message.map(str::to_owned));
-    if let Some(claude) = claude.filter(|_| exit.is_some() || cause.is_some()) {
+    if let Some(agent) = agent.filter(|_| exit.is_some() || cause.is_some()) {
         let exited_with_0 = exit == Some(LeaderExit::Code(0)) || cause == Some(EndCause::Done);
-        let verdict = claude::verdict(claude.outcome(), exited_with_0, &claude.last_words());
+        let verdict = agent.verdict(exited_with_0);
         if let Some((status, reason, message)) = verdict.filter(|_| matches!(cause, None | Some(EndCause::Done))) {
             ending.status = status;
             ending.reason = reason;
             ending.message = (!message.is_empty()).then_some(message);
         }
-        ending.result = claude.outcome().cloned().map(Box::new);
+        ending.result = agent.result().cloned().map(Box::new);
     }
     match exit.filter(|_| cause != Some(EndCause::Done)) {
         Some(LeaderExit::Code(code)) => ending.exit_code = Some(code),

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use cc_executor_actors::{
+    agent,
     backend_api::{BackendEvent, Heartbeat},
     id::{ExecutionId, InstanceId},
     outcome::Outcome,
@@ -19,6 +20,7 @@ use super::{
     shared::{JobContext, JobShared, JobSnapshot},
 };
 use crate::backend::{
+    agent::AgentJob,
     config::BackendConfig,
     holds::Holds,
     job_request::{JobRequest, refuse},
@@ -29,11 +31,13 @@ use crate::backend::{
 /// Gives up the execution's place, and has its output kept.
 pub(super) fn end(mut shared: JobShared, ending: Outcome, slot: Slot) {
     shared.output_buffer.end();
-    // A prompt can be as long as a message, and only that there was one is told any more.
-    shared.context.prompt = shared.context.prompt.map(|_| Bytes::new());
-    let JobContext { executor, heartbeat, detach, prompt, .. } = &shared.context;
+    if let Some(job) = &mut shared.context.agent {
+        // Freed, because a prompt can be as long as a message, and is not needed any more.
+        job.prompt = Bytes::new();
+    }
+    let JobContext { executor, heartbeat, detach, agent, .. } = &shared.context;
     let heartbeat_ms = cc_executor_actors::clock::millis(*heartbeat);
-    let mut record = Record::new(executor.as_str().into(), heartbeat_ms, detach.is_some(), prompt.is_some(), &ending);
+    let mut record = Record::new(executor.as_str().into(), heartbeat_ms, detach.is_some(), agent.is_some(), &ending);
     record.set_newest_hold(shared.output_buffer.holds().remembered());
     let kept = slot.end(record, shared.output_buffer.kept(FIXED_BYTES), shared.requests.n_attaches());
     // A task of its own, because one that has run a command is larger than one that keeps its output.
@@ -92,7 +96,7 @@ pub fn answer(record: &mut Record, id: ExecutionId, instance: InstanceId, config
         consumer_stall: config.consumer_stall,
         claude_exit: config.claude_exit,
         ring_bytes: config.ring_bytes,
-        prompt: record.claude.then(Bytes::new),
+        agent: agent::of_stream(record.has_events).map(|agent| AgentJob { agent, prompt: Bytes::new() }),
     };
     let output_buffer = OutputBuffer::without_output(record.written(), Holds::since(record.newest_hold()));
     let mut shared = JobShared {

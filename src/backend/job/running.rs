@@ -13,7 +13,7 @@ use std::{collections::VecDeque, io, pin::Pin, time::Instant};
 
 use bytes::Bytes;
 use cc_executor_actors::{
-    agent::claude::progress::ProgressTracker,
+    agent::{Agent, AgentProgress},
     backend_api::{BackendEvent, StatusChange},
     outcome::{Outcome, Status},
     stream::Stream,
@@ -54,14 +54,20 @@ struct RunningJob {
     pipes: [OutputPipe; 2],
     terminal: Option<Terminal>,
     input: StdinWriter,
-    /// Where the command is Claude: what its events say.
-    claude: Option<ProgressTracker>,
+    /// The agent, if the command is one, and what its events tell.
+    agent: Option<RunningAgent>,
     digests: OutputDigests,
     clocks: JobClocks,
     /// Whether all of its processes are stopped, by whomever, as of the shim's last answer.
     is_stopped: bool,
     /// Where the answers go when the tree is stopped, or continued, in the order of the requests.
     pause_replies: VecDeque<ReplySender>,
+}
+
+/// An agent at work.
+struct RunningAgent {
+    agent: &'static dyn Agent,
+    progress: Box<dyn AgentProgress>,
 }
 
 /// What the consumer knows of the command's start.
@@ -100,9 +106,12 @@ impl RunningJob {
             start: StartReport::Pending,
             sweep: None,
             pipes: OutputPipe::both(outputs),
-            claude: context.prompt.is_some().then(|| ProgressTracker::new(context.claude_exit, now)),
-            input: match &context.prompt {
-                Some(prompt) => StdinWriter::given(stdin, prompt.clone()),
+            agent: context
+                .agent
+                .as_ref()
+                .map(|job| RunningAgent { agent: job.agent, progress: job.agent.progress(context.claude_exit, now) }),
+            input: match &context.agent {
+                Some(job) => StdinWriter::given(stdin, job.prompt.clone()),
                 None => StdinWriter::new(stdin, terminal.is_some()),
             },
             terminal,
@@ -211,7 +220,7 @@ impl RunningJob {
 
     fn on_output(&mut self, stream: Stream, bytes: Bytes, shared: &mut JobShared) {
         self.digests.add(stream, &bytes);
-        let activity_changed = self.watch_claude(stream, &bytes);
+        let activity_changed = self.watch_agent(stream, &bytes);
         shared.output_buffer.push(stream, bytes);
         let now = Instant::now();
         if activity_changed {
@@ -223,7 +232,7 @@ impl RunningJob {
     fn on_end_of_output(&mut self, at: usize) {
         self.pipes[at].close();
         if self.pipes[at].stream() == Stream::Stdout {
-            self.finish_claude();
+            self.finish_agent();
         }
     }
 
@@ -249,20 +258,20 @@ impl RunningJob {
         self.start == StartReport::Executed
     }
 
-    /// Reads along in Claude's events. True if it does something else now.
-    fn watch_claude(&mut self, stream: Stream, bytes: &[u8]) -> bool {
-        let Some(claude) = &mut self.claude else { return false };
+    /// Reads along in the agent's events. Returns whether its activity has changed.
+    fn watch_agent(&mut self, stream: Stream, bytes: &[u8]) -> bool {
+        let Some(RunningAgent { progress, .. }) = &mut self.agent else { return false };
         if stream == Stream::Stderr {
-            claude.push_stderr(bytes);
+            progress.push_stderr(bytes);
             return false;
         }
-        claude.feed(bytes, Instant::now())
+        progress.feed(bytes, Instant::now())
     }
 
-    /// Claude can say nothing more: it has said how it ended by now, or never will.
-    fn finish_claude(&mut self) {
-        if let Some(claude) = &mut self.claude {
-            claude.finish(Instant::now());
+    /// Tells the agent's progress that no event follows.
+    fn finish_agent(&mut self) {
+        if let Some(agent) = &mut self.agent {
+            agent.progress.finish(Instant::now());
         }
     }
 
@@ -270,14 +279,16 @@ impl RunningJob {
     fn run_clocks(&mut self, is_held_back: bool, now: Instant) {
         let is_paused = self.life == (Life::Running { paused: true });
         self.clocks.run(is_paused, is_held_back, now);
-        if let Some(claude) = &mut self.claude {
-            claude.run_clock(!is_paused && !is_held_back, now);
+        if let Some(agent) = &mut self.agent {
+            agent.progress.run_clock(!is_paused && !is_held_back, now);
         }
     }
 
     fn other_deadlines(&self, shared: &JobShared) -> OtherDeadlines {
-        let agent_exit = match &self.claude {
-            Some(claude) if claude.expects_exit() => AgentExit::ExpectedBy(claude.exit_due(self.clocks.timeout_at())),
+        let agent_exit = match &self.agent {
+            Some(RunningAgent { progress, .. }) if progress.expects_exit() => {
+                AgentExit::ExpectedBy(progress.exit_due(self.clocks.timeout_at()))
+            }
             _ => AgentExit::NotExpected,
         };
         OtherDeadlines {

@@ -3,7 +3,6 @@
 
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use cc_executor_actors::{
     backend_api::{self, BackendEvent, Heartbeat, QueuedEvent, Snapshot, StartedEvent},
     clock::millis,
@@ -15,6 +14,7 @@ use log::{debug, info};
 
 use super::clocks::{ConsumerClock, JobLimits};
 use crate::backend::{
+    agent::AgentJob,
     holds::ClaimResult,
     job_request::{JobError, JobRequest},
     output_buffer::{ConsumerChange, DismissReason, OutputBuffer},
@@ -49,8 +49,8 @@ pub struct JobContext {
     pub claude_exit: Duration,
     /// How much of each stream is kept, in bytes.
     pub ring_bytes: usize,
-    /// What is written to its standard input, and nothing else: a prompt, and its output is Claude's events.
-    pub prompt: Option<Bytes>,
+    /// The agent that it is, if it is one.
+    pub agent: Option<AgentJob>,
 }
 
 impl JobContext {
@@ -89,7 +89,7 @@ impl JobSnapshot {
             heartbeat_ms: Some(millis(context.heartbeat)),
             may_detach: context.detach.is_some(),
             acknowledge_bytes: context.detach.map(|_| context.ring_bytes as u64 / ACKNOWLEDGEMENTS_A_RING),
-            claude: context.prompt.is_some(),
+            claude: context.agent.is_some(),
             instance: Some(context.instance),
             // The output_buffer knows it.
             hold: None,
@@ -232,7 +232,7 @@ mod tests {
             consumer_stall: Duration::from_secs(90),
             claude_exit: Duration::from_secs(45),
             ring_bytes: 100,
-            prompt: None,
+            agent: None,
         };
         let output_buffer =
             OutputBuffer::new(UnreadPolicy::Overwrite, PerStream { stdout: 100, stderr: 100 }, consumer);

@@ -55,8 +55,8 @@ pub struct Record {
     pub heartbeat_ms: u32,
     /// Whether it could go on without a consumer.
     pub may_detach: bool,
-    /// Whether its standard output was Claude's events.
-    pub claude: bool,
+    /// Whether its standard output was an agent's events.
+    pub has_events: bool,
     /// The number of its newest hold.
     hold: u32,
     /// The request that made that hold, where it was named: a gateway may come back for itself after the end, too.
@@ -79,7 +79,7 @@ struct WrittenBytes {
 
 impl Record {
     /// The record of an execution that ended like this.
-    pub fn new(executor: Arc<str>, heartbeat_ms: u64, may_detach: bool, claude: bool, ending: &Outcome) -> Self {
+    pub fn new(executor: Arc<str>, heartbeat_ms: u64, may_detach: bool, has_events: bool, ending: &Outcome) -> Self {
         let wrote = WrittenBytes { bytes: ending.bytes, sha256: each(&ending.sha256, |hex| from_hex(hex)) };
         let rare = Outcome {
             signal: ending.signal.clone(),
@@ -93,7 +93,7 @@ impl Record {
             executor,
             heartbeat_ms: u32::try_from(heartbeat_ms).unwrap_or(u32::MAX),
             may_detach,
-            claude,
+            has_events,
             hold: 1,
             request: None,
             status: ending.status,

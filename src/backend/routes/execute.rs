@@ -5,7 +5,7 @@ use std::{rc::Weak, time::Duration};
 use actix_web::{HttpRequest, HttpResponse, http::header, web};
 use bytes::Bytes;
 use cc_executor_actors::{
-    agent::claude::{EXECUTOR, MAX_LINE},
+    agent::claude::EXECUTOR,
     backend_api::{EXECUTION_ID_HEADER, ExecuteRequest},
     id::{ExecutionId, InstanceId},
     protocol::execute::ExecutionSpec,
@@ -94,7 +94,7 @@ async fn begin(
     subreapers: &web::Data<Subreapers>,
     consumer: Consumer,
 ) -> Result<ExecutionId, ErrorObject> {
-    let ResolvedCommand { name: executor, run: mut to_start, prompt } = registry.config().executors.resolve(&run)?;
+    let ResolvedCommand { name: executor, run: mut to_start, agent } = registry.config().executors.resolve(&run)?;
     to_start.descriptor_limit = registry.config().descriptor_limit;
     run.executor = Some(executor.clone());
     let id = run.execution_id.unwrap_or_else(ExecutionId::random);
@@ -118,10 +118,10 @@ async fn begin(
         consumer_stall: config.consumer_stall,
         claude_exit: config.claude_exit,
         ring_bytes: config.ring_bytes,
-        prompt,
+        agent,
     };
-    // Claude's events are delivered whole, so the longest of them must have room.
-    let events = if terms.prompt.is_some() { MAX_LINE } else { 0 };
+    // An agent's events are delivered whole, so the longest of them must have room.
+    let events = terms.agent.as_ref().map_or(0, |job| job.agent.max_event_bytes());
     let rings = PerStream { stdout: events + config.ring_bytes, stderr: config.ring_bytes };
     let policy = run.detach.map_or(UnreadPolicy::Overwrite, |detach| UnreadPolicy::Detach(detach.overflow));
     let output_buffer = OutputBuffer::new(policy, rings, consumer);

@@ -15,8 +15,14 @@ use serde::de::IgnoredAny;
 use super::{
     ClaudeEvent, EventPart, TaskChange,
     lines::{EventLine, LineSplitter},
+    verdict,
 };
-use crate::{activity::Activity, clock::Stopwatch, outcome::ClaudeResult};
+use crate::{
+    activity::Activity,
+    agent::AgentProgress,
+    clock::Stopwatch,
+    outcome::{ClaudeResult, Reason, Status},
+};
 
 /// How long Claude may take to exit after its last result, unless a setting says otherwise. Some releases
 /// never do; others wait for something that they print no event of.
@@ -44,6 +50,10 @@ pub struct ProgressTracker {
     said: ReportedEnd,
     last_words: VecDeque<u8>,
     exit: ExitWait,
+    /// When what is read now arrived.
+    arrived_at: Instant,
+    /// Whether something has changed since that was last asked.
+    changed: bool,
 }
 
 /// What Claude has said of how it ended.
@@ -81,68 +91,15 @@ impl ProgressTracker {
             said: ReportedEnd::Nothing,
             last_words: VecDeque::new(),
             exit: ExitWait { patience, quiet: Stopwatch::started(now), expected_since: None, is_silent: false },
+            arrived_at: now,
+            changed: false,
         }
     }
 
-    /// Takes more of its standard output. True if what it does, or how it ended, is another now.
-    pub fn feed(&mut self, bytes: &[u8], now: Instant) -> bool {
-        self.lines.push(bytes);
-        let mut changed = false;
-        while let Some(line) = self.lines.pop() {
-            changed |= self.on_line(&line, now);
-        }
-        changed
-    }
-
-    /// Its standard output has ended: a last line without a newline counts, and nothing more will be said.
-    pub fn finish(&mut self, now: Instant) {
-        if let Some(line) = self.lines.rest() {
-            self.on_line(&line, now);
-        }
-        if !self.exit.is_silent {
-            self.exit.is_silent = true;
-            self.exit.quiet.reset(now);
-            self.note_exit(now);
-        }
-    }
-
-    /// Lets the time for its exit run, or stand still: while it is paused, or its output is not read, silence
-    /// says nothing.
-    pub fn run_clock(&mut self, runs: bool, now: Instant) {
-        self.exit.quiet.run(runs, now);
-    }
-
-    /// Whether it has nothing left to do, as far as its events tell.
-    pub fn expects_exit(&self) -> bool {
-        self.exit.expected_since.is_some()
-    }
-
-    /// When it must have exited. `None` while it may still work, and while the time stands still.
-    ///
-    /// The time starts anew with each event. Since events that never end must not keep it for ever, it is over
-    /// with the total time-out at the latest, but never before the first `patience` has passed.
-    pub fn exit_due(&self, total: Option<Instant>) -> Option<Instant> {
-        let first = self.exit.expected_since? + self.exit.patience;
-        let due = self.exit.quiet.due_at(self.exit.patience)?;
-        Some(total.map_or(due, |total| due.min(total.max(first))))
-    }
-
-    /// Takes note of what it wrote to its standard error: where it fails early, that is all there is.
-    pub fn push_stderr(&mut self, bytes: &[u8]) {
-        let kept = &bytes[bytes.len().saturating_sub(MAX_LAST_WORDS)..];
-        self.last_words.extend(kept);
-        let surplus = self.last_words.len().saturating_sub(MAX_LAST_WORDS);
-        self.last_words.drain(..surplus);
-    }
-
-    /// What it does now.
-    pub fn doing(&self) -> Activity {
-        let activity = match (self.outcome(), self.tools.back()) {
-            (Some(_), _) => None,
-            (None, Some((_, name))) => Some(format!("tool: {name}")),
-            (None, None) => Some("thinking".to_owned()),
-        };
-        Activity { activity, turns: self.turns }
+    /// The newest of what it wrote that is no event.
+    pub fn last_words(&self) -> String {
+        let (front, back) = self.last_words.as_slices();
+        String::from_utf8_lossy(&[front, back].concat()).trim().to_owned()
     }
 
     /// How it says it ended: the result of its last turn, with the sums of all turns. `None` if it began another
@@ -154,15 +111,16 @@ impl ProgressTracker {
         }
     }
 
-    /// The newest of what it wrote that is no event.
-    pub fn last_words(&self) -> String {
-        let (front, back) = self.last_words.as_slices();
-        String::from_utf8_lossy(&[front, back].concat()).trim().to_owned()
+    fn parse(&mut self, line: &EventLine, now: Instant) {
+        let event = if let EventLine::Whole(bytes) = line { ClaudeEvent::parse(bytes) } else { None };
+        self.arrived_at = now;
+        self.on_line(line, event.as_ref());
     }
 
-    fn on_line(&mut self, line: &EventLine, now: Instant) -> bool {
+    /// Takes a line, and the event that it is.
+    pub(super) fn on_line(&mut self, line: &EventLine, event: Option<&ClaudeEvent<'_>>) {
         let (EventLine::Whole(bytes) | EventLine::Piece(bytes)) = line;
-        let event = if matches!(line, EventLine::Whole(_)) { ClaudeEvent::parse(bytes) } else { None };
+        let now = self.arrived_at;
         let Some(event) = event else {
             self.push_stderr(bytes);
             // Results of several turns come one after the other: a line that was cut off may have been the last.
@@ -171,12 +129,12 @@ impl ProgressTracker {
                 self.take_back();
                 self.note_exit(now);
             }
-            return self.doing() != before;
+            self.changed |= self.doing() != before;
+            return;
         };
-        let changed = self.on_event(&event);
+        self.changed |= self.on_event(event);
         self.exit.quiet.reset(now);
         self.note_exit(now);
-        changed
     }
 
     fn on_event(&mut self, event: &ClaudeEvent<'_>) -> bool {
@@ -245,6 +203,75 @@ impl ProgressTracker {
         } else {
             self.exit.expected_since = None;
         }
+    }
+}
+
+impl AgentProgress for ProgressTracker {
+    fn feed(&mut self, bytes: &[u8], now: Instant) -> bool {
+        self.lines.push(bytes);
+        while let Some(line) = self.lines.pop() {
+            self.parse(&line, now);
+        }
+        self.take_change()
+    }
+
+    fn arrived(&mut self, now: Instant) {
+        self.arrived_at = now;
+    }
+
+    fn take_change(&mut self) -> bool {
+        std::mem::take(&mut self.changed)
+    }
+
+    fn push_stderr(&mut self, bytes: &[u8]) {
+        let kept = &bytes[bytes.len().saturating_sub(MAX_LAST_WORDS)..];
+        self.last_words.extend(kept);
+        let surplus = self.last_words.len().saturating_sub(MAX_LAST_WORDS);
+        self.last_words.drain(..surplus);
+    }
+
+    fn finish(&mut self, now: Instant) {
+        if let Some(line) = self.lines.rest() {
+            self.parse(&line, now);
+        }
+        if !self.exit.is_silent {
+            self.exit.is_silent = true;
+            self.exit.quiet.reset(now);
+            self.note_exit(now);
+        }
+    }
+
+    fn run_clock(&mut self, runs: bool, now: Instant) {
+        self.exit.quiet.run(runs, now);
+    }
+
+    fn expects_exit(&self) -> bool {
+        self.exit.expected_since.is_some()
+    }
+
+    /// The time starts anew with each event. Since events that never end must not keep it for ever, it is over
+    /// with the total time-out at the latest, but never before the first `patience` has passed.
+    fn exit_due(&self, total: Option<Instant>) -> Option<Instant> {
+        let first = self.exit.expected_since? + self.exit.patience;
+        let due = self.exit.quiet.due_at(self.exit.patience)?;
+        Some(total.map_or(due, |total| due.min(total.max(first))))
+    }
+
+    fn doing(&self) -> Activity {
+        let activity = match (self.outcome(), self.tools.back()) {
+            (Some(_), _) => None,
+            (None, Some((_, name))) => Some(format!("tool: {name}")),
+            (None, None) => Some("thinking".to_owned()),
+        };
+        Activity { activity, turns: self.turns }
+    }
+
+    fn result(&self) -> Option<&ClaudeResult> {
+        self.outcome()
+    }
+
+    fn verdict(&self, exited_with_0: bool) -> Option<(Status, Reason, String)> {
+        verdict(self.outcome(), exited_with_0, &self.last_words())
     }
 }
 

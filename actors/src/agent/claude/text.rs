@@ -4,15 +4,17 @@
 //! The offsets of this stream count the events, not the texts: a message's `end` moves only with the last
 //! piece of an event's text. So whoever attaches again gets each event whole.
 
-use std::collections::VecDeque;
+use std::{cell::RefCell, collections::VecDeque, rc::Rc};
 
 use bytes::Bytes;
 
 use super::{
     ClaudeEvent, EventPart,
     lines::{EventLine, LineSplitter},
+    progress::ProgressTracker,
 };
 use crate::{
+    agent::ReaderOptions,
     id::ExecutionId,
     output::{AgentReader, EventSink, EventStep, MAX_CONTENT, cut_before_char},
     protocol::{Framing, MAX_MESSAGE_TO_CLIENT},
@@ -28,6 +30,8 @@ pub struct EventReader {
     framing: Framing,
     /// Whose events are told, if they are wanted.
     wanted: Option<ExecutionId>,
+    /// What follows the events, where that is done in this process and nowhere else.
+    progress: Option<Rc<RefCell<ProgressTracker>>>,
     /// The offset after the newest line that was taken.
     taken: u64,
     /// The `end` that the client has been told. Lines without text move `taken`, and what is asked about by
@@ -42,12 +46,14 @@ pub struct EventReader {
 }
 
 impl EventReader {
-    /// Nothing of the stream before `start` comes; its events are told under this id, if they are wanted.
-    pub fn new(framing: Framing, start: u64, wanted: Option<ExecutionId>) -> Self {
+    /// Reads what comes after `start`. What it reads is told to this progress, too.
+    pub fn new(options: ReaderOptions, progress: Option<Rc<RefCell<ProgressTracker>>>) -> Self {
+        let ReaderOptions { framing, start, told_as } = options;
         EventReader {
             lines: LineSplitter::default(),
             framing,
-            wanted,
+            wanted: told_as,
+            progress,
             taken: start,
             said: start,
             held: None,
@@ -69,6 +75,9 @@ impl EventReader {
             // The rest of a line that was cut off is of no use.
             self.taken += bytes.len() as u64;
             return EventStep::Gap(self.missed(Gap { to: self.taken, ..gap }, sink));
+        }
+        if let Some(progress) = &self.progress {
+            progress.borrow_mut().on_line(&line, event.as_ref());
         }
         self.taken += bytes.len() as u64;
         match &event {
@@ -181,7 +190,10 @@ mod tests {
     };
 
     fn of_claude(framing: Framing, offsets: PerStream<u64>, wanted: Option<ExecutionId>) -> Box<dyn OutputEncoder> {
-        let agent: Box<dyn AgentReader> = Box::new(EventReader::new(framing, offsets.stdout, wanted));
+        let agent: Box<dyn AgentReader> = {
+            let options = ReaderOptions { framing, start: offsets.stdout, told_as: wanted };
+            Box::new(EventReader::new(options, None))
+        };
         encoder(OutputOptions { framing, offsets, agent: Some(agent) })
     }
 

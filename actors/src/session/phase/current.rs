@@ -31,8 +31,8 @@ pub(super) struct CurrentExecution {
     /// What was asked for, if it was asked for here.
     pub(super) execute: Option<Box<ExecuteParams>>,
     pub(super) may_detach: bool,
-    /// Whether its standard output is Claude's events.
-    pub(super) is_claude: bool,
+    /// Whether its standard output is an agent's events.
+    pub(super) has_events: bool,
     /// The process of the backend that has it, and the number of this hold, where the backend says so.
     pub(super) instance: Option<InstanceId>,
     pub(super) number: Option<u64>,
@@ -79,7 +79,7 @@ impl CurrentExecution {
         CurrentExecution {
             id,
             may_detach: execute.run.detach.is_some(),
-            is_claude: false,
+            has_events: false,
             instance: None,
             number: None,
             stage: ExecutionStage::Starting { answer, offsets: PerStream::default() },
@@ -95,7 +95,7 @@ impl CurrentExecution {
         CurrentExecution {
             id: attach.execution_id,
             may_detach: false,
-            is_claude: false,
+            has_events: false,
             instance: None,
             number: None,
             stage: ExecutionStage::Starting { answer, offsets: attach.offsets },
@@ -109,7 +109,7 @@ impl CurrentExecution {
     /// The backend has said its first word. Gives the request that is to be answered.
     pub(super) fn live(&mut self, standing: &StreamStart, now: Instant) -> Option<Id> {
         self.may_detach |= standing.terms.may_detach;
-        self.is_claude = standing.terms.claude;
+        self.has_events = standing.terms.claude;
         self.instance = standing.terms.instance;
         self.number = standing.terms.hold;
         if let Some(ms) = standing.terms.heartbeat_ms.filter(|_| self.execute.is_none()) {

@@ -150,12 +150,12 @@ impl Open {
 /// the backend's instance it can tell later whether the execution ended with a backend that was restarted.
 pub(super) fn accepted(hold: &CurrentExecution, status: Status) -> Value {
     let status = if status == Status::Queued { Acceptance::Queued } else { Acceptance::Started };
-    json!(ExecuteResult { execution_id: hold.id, status, instance: hold.instance, claude: hold.is_claude })
+    json!(ExecuteResult { execution_id: hold.id, status, instance: hold.instance, claude: hold.has_events })
 }
 
 /// The same for one that was there already.
 pub(super) fn attached(hold: &CurrentExecution, status: Status) -> Value {
-    json!(AttachResult { execution_id: hold.id, status, instance: hold.instance, claude: hold.is_claude })
+    json!(AttachResult { execution_id: hold.id, status, instance: hold.instance, claude: hold.has_events })
 }
 
 fn already_running(id: ExecutionId) -> ErrorObject {

@@ -9,13 +9,10 @@ use cc_executor_actors::{
 };
 
 use super::{RunningJob, StartReport};
-use crate::backend::{
-    agent::claude,
-    job::{
-        life::Life,
-        outcome,
-        shared::{JobShared, JobSnapshot},
-    },
+use crate::backend::job::{
+    life::Life,
+    outcome,
+    shared::{JobShared, JobSnapshot},
 };
 
 /// The exit code of a program that does not exist, as in shells.
@@ -55,21 +52,25 @@ impl RunningJob {
             stopped: self.is_stopped,
             ..Heartbeat::default()
         };
-        match &self.claude {
-            Some(claude) => heartbeat.doing(claude.doing()),
+        match &self.agent {
+            Some(agent) => heartbeat.doing(agent.progress.doing()),
             None => heartbeat,
         }
     }
 
     /// How it ended, once it is over.
     pub(super) fn into_outcome(mut self, program: &str) -> Outcome {
-        self.finish_claude();
+        self.finish_agent();
         let mut ending = match &self.life {
-            Life::NotStarted { exit_code: NOT_FOUND, .. } if self.claude.is_some() => {
-                outcome::not_started(NOT_FOUND, claude::not_found(program))
+            Life::NotStarted { exit_code, message } => {
+                let agent = self.agent.as_ref().filter(|_| *exit_code == NOT_FOUND);
+                let advice = agent.map(|running| running.agent.advice_if_missing(program));
+                outcome::not_started(*exit_code, advice.unwrap_or_else(|| message.clone()))
             }
-            Life::NotStarted { exit_code, message } => outcome::not_started(*exit_code, message.clone()),
-            Life::Gone { why, exit, gone } => outcome::ending(*why, *exit, *gone, self.claude.as_ref()),
+            Life::Gone { why, exit, gone } => {
+                let progress = self.agent.as_ref().map(|running| &*running.progress);
+                outcome::ending(*why, *exit, *gone, progress)
+            }
             Life::Starting | Life::Running { .. } | Life::Leftovers { .. } | Life::Ending { .. } => {
                 unreachable!("it is followed until it is over")
             }
