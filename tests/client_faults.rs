@@ -247,6 +247,7 @@ fn a_reader_that_leaves_is_no_error_and_a_full_disk_is_one_of_every_command() {
         &["help", "run"],
         &["run", "--help"],
         &["serve", "--help"],
+        &["completions", "bash"],
         &["check", "--list"],
     ] {
         for (kind, stdout) in bad_outputs() {
