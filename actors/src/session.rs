@@ -62,7 +62,7 @@ pub struct Session {
     stage: ConnectionStage,
     current: Option<ExecutionHandle>,
     backend: BackendClient,
-    admission: Admission,
+    admission: SessionAdmission,
     limits: Limits,
     room: Rc<RoomSignal>,
     opened_at: Instant,
@@ -73,17 +73,17 @@ pub struct Session {
 }
 
 /// Whether the supervisor let the session in.
-enum Admission {
+enum SessionAdmission {
     Admitted(Permit),
     /// It is told why and closed. It begins no execution, and is not counted or logged.
     Refused,
 }
 
-impl Admission {
+impl SessionAdmission {
     fn supervisor(&self) -> Option<&Addr<Supervisor>> {
         match self {
-            Admission::Admitted(permit) => Some(permit.supervisor()),
-            Admission::Refused => None,
+            SessionAdmission::Admitted(permit) => Some(permit.supervisor()),
+            SessionAdmission::Refused => None,
         }
     }
 }
@@ -124,9 +124,9 @@ pub async fn start(
     let (phase, admission) = match admitted {
         Ok(permit) => {
             let phase = Phase::open(id, around.backend.known().as_ref(), around.limits, outbox, now);
-            (phase, Admission::Admitted(permit))
+            (phase, SessionAdmission::Admitted(permit))
         }
-        Err(error) => (Phase::refused(error, outbox), Admission::Refused),
+        Err(error) => (Phase::refused(error, outbox), SessionAdmission::Refused),
     };
     let (open, closed) = oneshot::channel();
     Session::create(|ctx| {
@@ -360,7 +360,7 @@ impl Actor for Session {
 
     fn stopped(&mut self, _: &mut Self::Context) {
         self.current = None;
-        if let Admission::Admitted(_) = self.admission {
+        if let SessionAdmission::Admitted(_) = self.admission {
             self.log_closed();
         }
     }
