@@ -13,6 +13,7 @@ mod connection;
 mod exit_code;
 mod logs;
 mod output_view;
+mod params;
 mod ps;
 mod reconnect;
 mod run;

@@ -5,7 +5,7 @@ use std::{borrow::Cow, collections::BTreeMap};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::ClaudeOptions;
+use super::claude::ClaudeOptions;
 use crate::{
     id::ExecutionId,
     protocol::{
