@@ -40,7 +40,7 @@ const PURE: &[&str] = &[
     "src/cli/exit_code.rs",
     "src/cli/silence.rs",
     "src/cli/session_loop/state.rs",
-    "src/cli/session_loop/state/",
+    "src/cli/session_loop/state/ending.rs",
 ];
 
 /// What may stand at the top, besides dot files and lock files.

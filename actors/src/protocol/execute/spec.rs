@@ -236,7 +236,7 @@ fn default_detach_ms() -> u64 {
 mod on_disconnect {
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-    use super::DetachOptions;
+    use crate::protocol::execute::spec::DetachOptions;
 
     #[derive(Serialize, Deserialize)]
     #[serde(tag = "onDisconnect", rename_all = "lowercase")]
