@@ -17,6 +17,7 @@ mod healthcheck;
 mod http;
 mod logs;
 mod output_view;
+mod params;
 mod ps;
 mod reconnect;
 mod run;

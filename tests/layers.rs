@@ -30,8 +30,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("actors::stream", &[]),
     ("actors::rpc", &[]),
     ("actors::protocol", &["actors::rpc"]),
-    ("actors::agent", &["actors::protocol", "actors::rpc"]),
-    ("actors::output", &["actors::agent", "actors::protocol", "actors::rpc"]),
+    ("actors::output", &["actors::protocol"]),
+    ("actors::agent", &["actors::output", "actors::protocol"]),
     ("actors::ws", &["actors::output", "actors::protocol", "actors::rpc"]),
     ("actors::backend_api", &["actors::protocol", "actors::rpc"]),
     ("actors::backend_client", &["actors::backend_api", "actors::protocol", "actors::rpc"]),
@@ -111,19 +111,19 @@ const LAYERS: &[(&str, &[&str])] = &[
 ];
 
 /// Directions that the table above does not allow, each with its reason.
-const EXCEPTIONS: &[(&str, &str, &str)] = &[
-    ("actors::execution", "actors::ws", "execution::encoder writes WebSocket frames itself"),
-    ("src::backend", "actors::execution", "the JSON lines of a stream are written by execution::text"),
-];
+const EXCEPTIONS: &[(&str, &str, &str)] = &[];
 
 /// Parents whose items their own submodules use, each with its reason. Everywhere else a parent uses its children only.
 const USED_BY_CHILDREN: &[(&str, &str)] = &[
     ("actors::agent::claude", "the splitter of lines and the progress are made of the events that the parent reads"),
     ("actors::execution", "control holds a part of the handlers of the actor Execution"),
+    ("actors::output", "the splitter and its messages implement the traits that the parent declares"),
     ("actors::protocol", "the limits and defaults bound the parameters of the methods"),
     ("actors::rpc", "a parameter that cannot be read is answered with an ErrorObject"),
     ("actors::session::phase", "Open is the largest state of Phase, and takes its events and gives its effects"),
+    ("src::backend::job::running", "its three submodules hold parts of the handlers of RunningJob"),
     ("src::cli", "all commands share ClientError, the exit codes and the options"),
+    ("src::cli::session_loop::state", "ending holds a part of the transitions of LoopState"),
     ("src::cli::logs", "the options and counts are those of all ways to read a log"),
 ];
 
@@ -245,6 +245,13 @@ fn paths<'a>(tokens: &[&'a str]) -> Vec<Vec<&'a str>> {
     let mut found = Vec::new();
     let mut at = 0;
     while at < tokens.len() {
+        if tokens[at..].starts_with(&["pub", "(", "in"]) {
+            // The path says who may use the item, not what the item uses.
+            while at < tokens.len() && tokens[at] != ")" {
+                at += 1;
+            }
+            continue;
+        }
         if tokens[at] == "use" {
             at += 1;
             use_tree(tokens, &mut at, &[], &mut found);
@@ -464,8 +471,13 @@ fn no_module_is_part_of_a_cycle() {
 
 #[test]
 fn every_module_uses_only_the_layers_below_it() {
-    let wrong = ModuleGraph::read(&read_sources(&["src", "actors/src"])).wrong_directions();
+    let graph = ModuleGraph::read(&read_sources(&["src", "actors/src"]));
+    let wrong = graph.wrong_directions();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    for (from, to, _) in EXCEPTIONS {
+        let uses = graph.siblings.get(&Vec::new()).and_then(|edges| edges.get(*from));
+        assert!(uses.is_some_and(|uses| uses.contains_key(*to)), "{from} does not use {to}: it need not be listed");
+    }
 }
 
 #[test]
@@ -518,6 +530,7 @@ fn a_cycle_a_wrong_direction_and_an_upward_use_are_found() {
         source("src/backend.rs", "pub mod job; use self::job::Job;"),
         source("src/backend/job.rs", "mod life; use super::{BackendConfig, registry::Slot};"),
         source("src/backend/job/life.rs", "use super::super::registry::Slot; use crate::backend::job::Job;"),
+        source("src/backend/job/outcome.rs", "pub(in crate::backend::job) const NOT_FOUND: i32 = 127;"),
         source("src/backend/registry.rs", "const TEXT: &str = r#\"\"#; use crate::backend::job::{life::Life};"),
     ]);
     assert_eq!(

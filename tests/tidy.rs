@@ -8,6 +8,8 @@ use std::{
 
 /// Files that decide on values: no actor, no runtime, no I/O in them.
 const PURE: &[&str] = &[
+    "actors/src/activity.rs",
+    "actors/src/agent/",
     "actors/src/clock.rs",
     "actors/src/id.rs",
     "actors/src/protocol.rs",
@@ -21,12 +23,13 @@ const PURE: &[&str] = &[
     "actors/src/session/phase.rs",
     "actors/src/session/phase/current.rs",
     "actors/src/session/phase/open.rs",
-    "actors/src/execution/text.rs",
+    "actors/src/session/phase/requests.rs",
     "actors/src/backend_api.rs",
     "actors/src/backend_client/body_end.rs",
-    "actors/src/backend_api/multiplex.rs",
+    "actors/src/backend_api/",
     "src/backend/job/outcome.rs",
     "src/backend/job/life.rs",
+    "src/backend/job/clocks.rs",
     "src/backend/deadlines.rs",
     "src/backend/shim/protocol.rs",
     "src/backend/subreaper/protocol.rs",
@@ -36,6 +39,8 @@ const PURE: &[&str] = &[
     "src/backend/output_buffer/ring.rs",
     "src/cli/exit_code.rs",
     "src/cli/silence.rs",
+    "src/cli/session_loop/state.rs",
+    "src/cli/session_loop/state/ending.rs",
 ];
 
 /// What may stand at the top, besides dot files and lock files.

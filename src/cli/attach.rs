@@ -2,9 +2,6 @@
 
 use std::process::ExitCode;
 
-use cc_executor_actors::{id::ExecutionId, stream::PerStream};
-use serde_json::{Value, json};
-
 use super::{
     AttachOptions, report_outcome,
     session_loop::{LoopOptions, LoopPurpose, SessionLoop},
@@ -18,10 +15,4 @@ pub async fn attach(options: AttachOptions) -> ExitCode {
     // Another client has asked for the execution, and for its heartbeat.
     let heartbeat = HeartbeatEstimate::observed();
     report_outcome(SessionLoop::new(loop_options, LoopPurpose::Attach { id, reconnect }, heartbeat).run().await)
-}
-
-/// The parameters of `attach`: the output goes on at these offsets.
-pub(super) fn attach_params(id: ExecutionId, offsets: &PerStream<u64>) -> Value {
-    let PerStream { stdout, stderr } = offsets;
-    json!({ "executionId": id, "offsets": { "stdout": stdout, "stderr": stderr }, "events": true })
 }

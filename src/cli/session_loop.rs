@@ -26,13 +26,12 @@ use self::{
 };
 use super::{
     ClientError, RunOptions,
-    attach::attach_params,
     connection::{Connection, ConnectionEvent, ReceivedMessage, garbled},
     exit,
     exit_code::EndRequest,
     output_view::OutputView,
+    params::{attach_params, execute_params},
     reconnect::ConnectAttempt,
-    run::execute_params,
     silence::HeartbeatEstimate,
     stdin::{StdinPiece, StdinReader},
     terminal::{RawMode, size},

@@ -1,3 +1,5 @@
+//! Tables of parameters, of what is wrong with them, and of what both ends read of one message.
+
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};

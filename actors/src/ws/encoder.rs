@@ -13,14 +13,14 @@ use crate::{
 
 /// A notification in a WebSocket frame.
 #[derive(Clone, Copy, Debug, Default)]
-struct Frames;
+struct FrameFormat;
 
 /// The encoder of a WebSocket client.
 pub fn encoder(options: OutputOptions) -> Box<dyn OutputEncoder> {
-    Box::new(Splitter::with(Frames, options))
+    Box::new(Splitter::with(FrameFormat, options))
 }
 
-impl Frames {
+impl FrameFormat {
     /// Begins a frame with this prefix and about `len` bytes of content.
     #[inline]
     fn begin(out: &mut Vec<u8>, prefix: &[u8], len: usize) -> OpenFrame {
@@ -31,7 +31,7 @@ impl Frames {
     }
 }
 
-impl MessageFormat for Frames {
+impl MessageFormat for FrameFormat {
     type Open = OpenFrame;
 
     #[inline]
@@ -40,7 +40,7 @@ impl MessageFormat for Frames {
             Stream::Stdout => br#"{"jsonrpc":"2.0","method":"output","params":{"type":"stdout","content":""#,
             Stream::Stderr => br#"{"jsonrpc":"2.0","method":"output","params":{"type":"stderr","content":""#,
         };
-        Frames::begin(out, prefix, len)
+        FrameFormat::begin(out, prefix, len)
     }
 
     #[inline]
@@ -49,7 +49,7 @@ impl MessageFormat for Frames {
             Stream::Stdout => br#"{"jsonrpc":"2.0","method":"output","params":{"type":"stdout","contentBase64":""#,
             Stream::Stderr => br#"{"jsonrpc":"2.0","method":"output","params":{"type":"stderr","contentBase64":""#,
         };
-        Frames::begin(out, prefix, len * 4 / 3)
+        FrameFormat::begin(out, prefix, len * 4 / 3)
     }
 
     #[inline]

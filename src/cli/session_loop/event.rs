@@ -111,7 +111,7 @@ struct DetachLimit {
 }
 
 #[derive(Deserialize)]
-struct StatusParams<'a> {
+struct StatusSummary<'a> {
     #[serde(borrow)]
     status: Cow<'a, str>,
     #[serde(default)]
@@ -140,7 +140,7 @@ impl LoopEvent {
 }
 
 fn status_event(params: &RawValue) -> Result<LoopEvent, ClientError> {
-    let StatusParams { status, activity } = read(params)?;
+    let StatusSummary { status, activity } = read(params)?;
     match status.as_ref() {
         "COMPLETED" | "CANCELLED" | "FAILED" => Ok(LoopEvent::Ended(read(params)?)),
         _ => Ok(LoopEvent::StatusUpdated { activity }),

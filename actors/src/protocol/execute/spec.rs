@@ -5,7 +5,7 @@ use std::{borrow::Cow, collections::BTreeMap};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::ClaudeOptions;
+use super::claude::ClaudeOptions;
 use crate::{
     id::ExecutionId,
     protocol::{
@@ -236,7 +236,7 @@ fn default_detach_ms() -> u64 {
 mod on_disconnect {
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-    use super::DetachOptions;
+    use crate::protocol::execute::spec::DetachOptions;
 
     #[derive(Serialize, Deserialize)]
     #[serde(tag = "onDisconnect", rename_all = "lowercase")]

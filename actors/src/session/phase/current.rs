@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use serde_json::{Value, json};
+
 use crate::{
     backend_api::{Heartbeat, StatusChange},
     clock::millis,
@@ -10,8 +12,8 @@ use crate::{
     outcome::{Outcome, Scope, Status},
     protocol::{
         DEFAULT_HEARTBEAT_MS,
-        attach::AttachParams,
-        execute::ExecuteParams,
+        attach::{AttachParams, AttachResult},
+        execute::{Acceptance, ExecuteParams, ExecuteResult},
         notification::{BackendHealth, StatusUpdate},
     },
     rpc::Id,
@@ -257,4 +259,16 @@ impl HeldExecution {
     pub(super) fn gap(&mut self, gap: Gap) {
         *self.offsets.get_mut(gap.stream) = gap.to;
     }
+}
+
+/// A client counts the bytes of a stream, except where they are Claude's events: so it is told first. By
+/// the backend's instance it can tell later whether the execution ended with a backend that was restarted.
+pub(super) fn accepted(hold: &CurrentExecution, status: Status) -> Value {
+    let status = if status == Status::Queued { Acceptance::Queued } else { Acceptance::Started };
+    json!(ExecuteResult { execution_id: hold.id, status, instance: hold.instance, claude: hold.has_events })
+}
+
+/// The same for one that was there already.
+pub(super) fn attached(hold: &CurrentExecution, status: Status) -> Value {
+    json!(AttachResult { execution_id: hold.id, status, instance: hold.instance, claude: hold.has_events })
 }

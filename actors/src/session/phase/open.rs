@@ -9,8 +9,7 @@ use serde_json::{Value, json};
 
 use super::{
     ControlOutcome, DrainMode, Effect, Incoming, Outgoing, SessionEvent,
-    current::{CurrentExecution, ExecutionStage},
-    requests::{accepted, attached},
+    current::{CurrentExecution, ExecutionStage, accepted, attached},
 };
 use crate::{
     close::{CloseCode, CloseReason},

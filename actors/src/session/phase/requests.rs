@@ -2,11 +2,11 @@
 
 use std::time::Instant;
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{
     ByIdRequest, Effect, Outgoing,
-    current::CurrentExecution,
+    current::{CurrentExecution, accepted, attached},
     open::{Effects, Open},
 };
 use crate::{
@@ -14,9 +14,9 @@ use crate::{
     outcome::Status,
     protocol::{
         EmptyResult, Method,
-        attach::{AttachParams, AttachResult},
+        attach::AttachParams,
         control::{ControlParams, ControlRequest, ResizeParams},
-        execute::{Acceptance, ExecuteParams, ExecuteResult},
+        execute::ExecuteParams,
         notification::ServerMessage,
         status::{StatusParams, StatusResult},
     },
@@ -144,18 +144,6 @@ impl Open {
         };
         said.reply(id, own, newest.map(|newest| json!(newest)).ok_or_else(nothing_runs));
     }
-}
-
-/// A client counts the bytes of a stream, except where they are Claude's events: so it is told first. By
-/// the backend's instance it can tell later whether the execution ended with a backend that was restarted.
-pub(super) fn accepted(hold: &CurrentExecution, status: Status) -> Value {
-    let status = if status == Status::Queued { Acceptance::Queued } else { Acceptance::Started };
-    json!(ExecuteResult { execution_id: hold.id, status, instance: hold.instance, claude: hold.has_events })
-}
-
-/// The same for one that was there already.
-pub(super) fn attached(hold: &CurrentExecution, status: Status) -> Value {
-    json!(AttachResult { execution_id: hold.id, status, instance: hold.instance, claude: hold.has_events })
 }
 
 fn already_running(id: ExecutionId) -> ErrorObject {
