@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use crate::common::{
     PATIENCE,
     client::Client,
-    hostile::{Mode, parent, shim_of, wait_for_no_child_of},
+    hostile::{Mode, directory, parent, shim_of, wait_for_no_child_of},
     procs, scale,
     service::{Service, binary, kill},
     wait_until,
@@ -304,13 +304,27 @@ fn a_subreaper_that_may_open_nothing_is_replaced_before_anybody_notices() {
         for _ in 0..3 {
             assert_eq!(service.connect().run(json!({ "command": "echo served" })).text(), "served\n");
         }
+        let mut other = service.connect();
+        let file = directory("replaced").join("end");
+        other
+            .execute(json!({ "command": format!("until [ -e {} ]; do sleep 0.05; done; echo whole", file.display()) }));
         // The first one still looks after what it had.
         kill(shim_of(procs::wait_for(&mark, 2, PATIENCE)[0]), Signal::KILL);
         let end = client.story().end;
         assert_eq!(end["reason"], "backend_lost", "{end}");
         assert_verified(&end, &["swept"]);
         assert!(procs::with_argument(&mark).is_empty(), "gone before it is said");
+        // It ends with its last execution, and takes none of its successor's with it.
+        let subreapers = || procs::below(service.pid()).into_iter().filter(|pid| is_subreaper(*pid)).count();
+        wait_until("the replaced one has ended", PATIENCE, || subreapers() == 1);
+        fs::write(file, "").unwrap();
+        let story = other.story();
+        assert_eq!((story.text().as_str(), &story.end["status"]), ("whole\n", &json!("COMPLETED")), "{}", story.end);
     }
+}
+
+fn is_subreaper(pid: u32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "cc-subreaper")
 }
 
 /// The same watch holds for the subreaper.

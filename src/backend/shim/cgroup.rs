@@ -8,6 +8,7 @@ use std::{
         unix::fs::FileExt,
     },
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
 
@@ -68,16 +69,33 @@ fn start_time(pid: i32) -> Option<String> {
     Some(stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.to_owned())
 }
 
-/// Ends the processes that are left in a backend's cgroups, and removes the cgroups.
+/// Makes a directory below the backend's for the executions of one subreaper. A subreaper that is replaced, and ends,
+/// must not reach the executions of the others.
+///
+/// # Errors
+///
+/// The directory cannot be made.
+pub fn make_subreaper_base(base: &Path) -> io::Result<PathBuf> {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    let directory = base.join(format!("subreaper-{}", NEXT.fetch_add(1, Ordering::Relaxed)));
+    fs::create_dir(&directory)?;
+    Ok(directory)
+}
+
+/// Ends the processes that are left in a cgroup and those below it, and removes the cgroups.
 pub fn remove_base(base: &Path) {
-    // A cgroup that still has processes cannot be removed and is left for the next start.
     let _ = fs::write(base.join("cgroup.kill"), "1");
-    for entry in fs::read_dir(base).into_iter().flatten().flatten() {
+    remove_tree(base);
+}
+
+/// A cgroup that still has processes cannot be removed and is left for the next start.
+fn remove_tree(directory: &Path) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         if entry.path().is_dir() {
-            let _ = fs::remove_dir(entry.path());
+            remove_tree(&entry.path());
         }
     }
-    let _ = fs::remove_dir(base);
+    let _ = fs::remove_dir(directory);
 }
 
 /// Ends the processes that are left in one execution's cgroup. Returns true if it was seen empty in time.

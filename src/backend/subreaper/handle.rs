@@ -38,7 +38,7 @@ use super::protocol::{ARGUMENT, MAX_PASSED, NumberedRequest, SubreaperRequest, S
 use crate::backend::{
     deadlines::OrderWatch,
     shim::{
-        cgroup::{kill_cgroup, remove_base},
+        cgroup::{kill_cgroup, make_subreaper_base, remove_base},
         containment::{Contained, Containment},
         protocol::TreeGone,
     },
@@ -130,6 +130,10 @@ impl Subreapers {
     }
 
     fn start_another(&self) -> io::Result<SubreaperHandle> {
+        let contained = match &self.contained {
+            Contained::Cgroup(base) => Contained::Cgroup(make_subreaper_base(base)?),
+            other => other.clone(),
+        };
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         let shared = Arc::new(Shared {
             socket: ours,
@@ -140,7 +144,7 @@ impl Subreapers {
         let mut command = Command::new(&self.binary);
         command
             .arg(ARGUMENT)
-            .arg(serde_json::to_string(&self.contained)?)
+            .arg(serde_json::to_string(&contained)?)
             .env_clear()
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::null())
@@ -160,7 +164,7 @@ impl Subreapers {
             }
         })?;
         is_started.recv().map_err(io::Error::other)??;
-        Ok(SubreaperHandle { shared, contained: self.contained.clone() })
+        Ok(SubreaperHandle { shared, contained })
     }
 }
 
