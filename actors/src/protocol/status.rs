@@ -26,7 +26,6 @@ pub struct StatusParams {
 /// Response of `status`: the newest status of an execution of this session, or what the backend knows of another.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(untagged)]
-#[expect(clippy::large_enum_variant, reason = "it is made, written and dropped")]
 pub enum StatusResult {
     /// It has ended.
     Ended(FinalStatus),
