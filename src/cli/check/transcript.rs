@@ -223,7 +223,10 @@ mod tests {
     #[test]
     fn a_gap_is_accepted_where_it_fits_and_adds_up() {
         let now = Instant::now();
-        let gap = |from, to| json!({ "method": "gap", "params": { "type": "stdout", "from": from, "to": to } });
+        let id = "00000000-0000-4000-8000-000000000001";
+        let params =
+            |from, to| json!({ "executionId": id, "type": "stdout", "from": from, "to": to, "reason": "overwritten" });
+        let gap = |from, to| json!({ "method": "gap", "params": params(from, to) });
         let mut story = Transcript::of("x", now);
         assert!(story.take(&gap(1, 2), now).is_err(), "it begins where nothing has come to");
         story.take(&gap(0, 2), now).unwrap();
