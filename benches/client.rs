@@ -83,7 +83,7 @@ impl BenchSession {
 
     /// Reads to the end, and checks that all lines came, once and in order.
     pub fn check_lines(&mut self, n_lines: u64) {
-        let mut checker = Checker { next: 0, line: Vec::with_capacity(2 * LINE) };
+        let mut checker = LineChecker { next: 0, line: Vec::with_capacity(2 * LINE) };
         loop {
             let message = self.message();
             match content(message) {
@@ -154,12 +154,12 @@ fn content(message: &[u8]) -> Option<&[u8]> {
 }
 
 /// Checks numbered lines that come in pieces.
-struct Checker {
+struct LineChecker {
     next: u64,
     line: Vec<u8>,
 }
 
-impl Checker {
+impl LineChecker {
     fn take(&mut self, mut content: &[u8]) {
         while let Some(at) = memchr::memchr(b'\\', content) {
             assert_eq!(content[at + 1], b'n', "nothing but newlines is escaped");

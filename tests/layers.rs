@@ -104,10 +104,8 @@ const LAYERS: &[(&str, &[&str])] = &[
         "src::cli",
         &["src::config", "src::console", "actors::agent", "actors::backend_api", "actors::protocol", "actors::rpc"],
     ),
-    (
-        "src::main",
-        &["src::cli", "src::config", "src::gateway", "src::backend", "src::server", "src::logging", "src::console"],
-    ),
+    ("src::roles", &["src::config", "src::gateway", "src::backend", "src::server", "src::logging", "src::console"]),
+    ("src::main", &["src::roles", "src::cli", "src::config", "src::backend", "src::console"]),
 ];
 
 /// Directions that the table above does not allow, each with its reason.
@@ -115,16 +113,23 @@ const EXCEPTIONS: &[(&str, &str, &str)] = &[];
 
 /// Parents whose items their own submodules use, each with its reason. Everywhere else a parent uses its children only.
 const USED_BY_CHILDREN: &[(&str, &str)] = &[
+    ("actors::agent", "each agent implements the traits that the parent declares"),
     ("actors::agent::claude", "the splitter of lines and the progress are made of the events that the parent reads"),
     ("actors::execution", "control holds a part of the handlers of the actor Execution"),
     ("actors::output", "the splitter and its messages implement the traits that the parent declares"),
     ("actors::protocol", "the limits and defaults bound the parameters of the methods"),
     ("actors::rpc", "a parameter that cannot be read is answered with an ErrorObject"),
     ("actors::session::phase", "Open is the largest state of Phase, and takes its events and gives its effects"),
+    ("src::backend::agent", "each launcher implements the trait that the parent declares"),
     ("src::backend::job::running", "its three submodules hold parts of the handlers of RunningJob"),
+    (
+        "src::backend::subreaper::handle",
+        "the thread and the adoption of a lost subreaper's children share the state of the handle",
+    ),
     ("src::cli", "all commands share ClientError, the exit codes and the options"),
     ("src::cli::session_loop::state", "ending holds a part of the transitions of LoopState"),
     ("src::cli::logs", "the options and counts are those of all ways to read a log"),
+    ("src::config", "validate makes the settings of both roles, and reports the problems that the parent declares"),
 ];
 
 /// Type names that exist more than once, each with its reason.

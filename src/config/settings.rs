@@ -11,9 +11,9 @@ use cc_executor_actors::{
 };
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, parser::ValueSource};
 
-use super::{
-    validate::{address, backend_url, executors},
-    value::{Checked, CommaSeparated, RangeExt, any_text, comma_separated, one_of, setting, switch, variable},
+use super::value::{
+    Checked, CommaSeparated, RangeExt, address, any_text, backend_url, comma_separated, executors, one_of, setting,
+    switch, variable,
 };
 use crate::backend::shim::containment::Containment;
 

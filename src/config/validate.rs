@@ -1,13 +1,6 @@
 //! Validates declared settings: reports all problems together, or makes the configuration of a role.
 
-use std::{
-    collections::BTreeMap,
-    ffi::OsString,
-    fs,
-    net::{SocketAddr, ToSocketAddrs},
-    path::PathBuf,
-    time::Duration,
-};
+use std::{collections::BTreeMap, ffi::OsString, fs, net::SocketAddr, path::PathBuf, time::Duration};
 
 use cc_executor_actors::{protocol::Limits, supervisor::SessionLimits};
 
@@ -246,31 +239,6 @@ impl Problems {
 /// A variable's value, unless it is empty or is not text.
 fn set(value: Option<&OsString>) -> Option<&str> {
     value?.to_str().filter(|text| !text.is_empty())
-}
-
-/// Resolves the address to listen on.
-pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
-    let found = text.to_socket_addrs().ok().and_then(|mut found| found.next());
-    found.ok_or_else(|| format!("must be an address and a port such as 127.0.0.1:8003, not {text:?}"))
-}
-
-/// Reads the URL of a backend, without the slash at its end.
-pub(super) fn backend_url(text: &str) -> Result<String, String> {
-    let url = text.trim_end_matches('/');
-    let is_plain = |authority: &str| !authority.is_empty() && !authority.contains(['/', '@', '?', '#', ' ']);
-    match url.strip_prefix("http://") {
-        Some(authority) if is_plain(authority) => Ok(url.to_owned()),
-        None if text.is_empty() => Ok(String::new()),
-        _ => Err(format!("must be like http://claude-api:8000, not {text:?}")),
-    }
-}
-
-/// Reads executors that the operator adds.
-pub(super) fn executors(text: &str) -> Result<BTreeMap<String, Vec<String>>, String> {
-    if text.is_empty() {
-        return Ok(BTreeMap::new());
-    }
-    serde_json::from_str(text).map_err(|error| format!("must be a JSON object of argument lists: {error}"))
 }
 
 #[cfg(test)]

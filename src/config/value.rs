@@ -3,7 +3,14 @@
 //! clap stops at the first value that its parser refuses. The parsers here refuse none: they store the problem in place
 //! of the value, so that `validate` can report all problems together. Start reading at [`Checker`].
 
-use std::{env, ffi::OsStr, ops::RangeInclusive, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    env,
+    ffi::OsStr,
+    net::{SocketAddr, ToSocketAddrs},
+    ops::RangeInclusive,
+    sync::Arc,
+};
 
 use clap::{
     Arg, Command,
@@ -160,4 +167,29 @@ pub fn comma_separated(text: &str) -> Result<CommaSeparated, String> {
 /// None.
 pub fn any_text(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
+}
+
+/// Resolves the address to listen on.
+pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
+    let found = text.to_socket_addrs().ok().and_then(|mut found| found.next());
+    found.ok_or_else(|| format!("must be an address and a port such as 127.0.0.1:8003, not {text:?}"))
+}
+
+/// Reads the URL of a backend, without the slash at its end.
+pub(super) fn backend_url(text: &str) -> Result<String, String> {
+    let url = text.trim_end_matches('/');
+    let is_plain = |authority: &str| !authority.is_empty() && !authority.contains(['/', '@', '?', '#', ' ']);
+    match url.strip_prefix("http://") {
+        Some(authority) if is_plain(authority) => Ok(url.to_owned()),
+        None if text.is_empty() => Ok(String::new()),
+        _ => Err(format!("must be like http://claude-api:8000, not {text:?}")),
+    }
+}
+
+/// Reads executors that the operator adds.
+pub(super) fn executors(text: &str) -> Result<BTreeMap<String, Vec<String>>, String> {
+    if text.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    serde_json::from_str(text).map_err(|error| format!("must be a JSON object of argument lists: {error}"))
 }

@@ -62,13 +62,13 @@ pub struct Subreapers {
 /// A running subreaper. It ends when the last one who holds this is gone.
 #[derive(Debug)]
 pub struct SubreaperHandle {
-    shared: Arc<Shared>,
+    shared: Arc<SharedHandle>,
     contained: Contained,
 }
 
 /// What its thread shares with those who ask.
 #[derive(Debug)]
-struct Shared {
+struct SharedHandle {
     socket: OwnedFd,
     /// Wakes the thread where it waits without a deadline.
     wake: OwnedFd,
@@ -135,7 +135,7 @@ impl Subreapers {
             other => other.clone(),
         };
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(SharedHandle {
             socket: ours,
             wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             state: Mutex::default(),

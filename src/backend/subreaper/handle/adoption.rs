@@ -9,7 +9,7 @@ use std::{
 
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, set_child_subreaper, waitpid};
 
-use super::{ADOPTED_CADENCE, Shared, lock};
+use super::{ADOPTED_CADENCE, SharedHandle, lock};
 use crate::backend::shim::procfs::{pid, stat_of};
 
 /// What becomes of the children of a subreaper that was lost. They come to this process, if it is a subreaper
@@ -18,7 +18,7 @@ use crate::backend::shim::procfs::{pid, stat_of};
 #[derive(Debug)]
 pub(super) struct Adoption {
     is_subreaper: bool,
-    subreapers: Mutex<Vec<Weak<Shared>>>,
+    subreapers: Mutex<Vec<Weak<SharedHandle>>>,
     own: Mutex<Vec<Pid>>,
 }
 
@@ -32,7 +32,7 @@ impl Adoption {
         Ok(Adoption { is_subreaper, subreapers: Mutex::default(), own: Mutex::default() })
     }
 
-    pub(super) fn spawn(&self, command: &mut Command, shared: &Arc<Shared>) -> io::Result<(Child, Pid)> {
+    pub(super) fn spawn(&self, command: &mut Command, shared: &Arc<SharedHandle>) -> io::Result<(Child, Pid)> {
         // One lock around both: a subreaper that is not listed would be taken for an orphan.
         let mut own = lock(&self.own);
         let child = command.spawn()?;
@@ -48,7 +48,7 @@ impl Adoption {
 
     /// Ends the orphans that a lost subreaper has left to this process, and reaps its shims, until nobody holds
     /// that subreaper any more.
-    pub(super) fn look_after(&self, shared: &Arc<Shared>) {
+    pub(super) fn look_after(&self, shared: &Arc<SharedHandle>) {
         while Arc::strong_count(shared) > 1 {
             if !self.is_subreaper {
                 return;

@@ -9,7 +9,7 @@ use rustix::{
     process::{Pid, Signal, kill_process},
 };
 
-use super::{PendingRequest, Shared, adoption::Adoption, lock};
+use super::{PendingRequest, SharedHandle, adoption::Adoption, lock};
 use crate::backend::{
     deadlines::WatchAction,
     shim::procfs::stat_of,
@@ -17,7 +17,7 @@ use crate::backend::{
 };
 
 /// Reads answers and keeps deadlines until the subreaper is gone, then looks after what it left.
-pub(super) fn look_after(shared: &Arc<Shared>, mut child: Child, pid: Pid, adoption: &Adoption) {
+pub(super) fn look_after(shared: &Arc<SharedHandle>, mut child: Child, pid: Pid, adoption: &Adoption) {
     while step(shared, pid) {}
     let was_given_up = {
         let mut state = lock(&shared.state);
@@ -38,7 +38,7 @@ pub(super) fn look_after(shared: &Arc<Shared>, mut child: Child, pid: Pid, adopt
 }
 
 /// Waits once. False when the subreaper is gone.
-fn step(shared: &Shared, pid: Pid) -> bool {
+fn step(shared: &SharedHandle, pid: Pid) -> bool {
     let due = lock(&shared.state).watch.due();
     let timeout = due.map(|due| due.saturating_duration_since(Instant::now()));
     let timeout = timeout.and_then(|left| Timespec::try_from(left).ok());
@@ -76,7 +76,7 @@ fn signal(pid: Pid, signal: Signal) {
     let _ = kill_process(pid, signal);
 }
 
-fn read_answer(shared: &Shared) -> bool {
+fn read_answer(shared: &SharedHandle) -> bool {
     let mut bytes = [0; MAX_REQUEST];
     let n = match recv(&shared.socket, &mut bytes[..], RecvFlags::DONTWAIT) {
         Ok((0, _)) => return false,
