@@ -393,13 +393,11 @@ fn attach_says_that_nobody_attached_in_time() {
     assert_eq!((err.as_str(), code), ("cc-executor: the execution was canceled\n", 143));
 }
 
-/// Kills a service under `run --reconnect`, and starts it again where clients find it: behind `front`.
-fn restarted_under_reconnect(front: impl Fn(&Service) -> String) -> (String, i32) {
-    let mut service = Service::start();
-    let (address, url) = (service.address.to_string(), front(&service));
-    let mut run = binary();
-    run.args(["run", "--reconnect=20", "--url", &url, "--", "echo ready; exec sleep 100"]);
-    let mut run = Running::start(&mut run);
+/// Runs a command under `run --reconnect` through this URL, kills the service once the command says `ready`, starts the
+/// service again at the same address, and returns the standard error and the exit code of `run`.
+fn restarted_under(mut service: Service, url: &str, command: &str) -> (String, i32) {
+    let address = service.address.to_string();
+    let mut run = Running::start(binary().args(["run", "--reconnect=20", "--url", url, "--", command]));
     run.expect("ready\n");
     service.signal(Signal::KILL);
     service.wait(PATIENCE);
@@ -408,6 +406,13 @@ fn restarted_under_reconnect(front: impl Fn(&Service) -> String) -> (String, i32
     let _again = Service::spawn(again);
     let (_, err, code) = run.end(PATIENCE);
     (err, code)
+}
+
+/// The same for a command that only waits, behind `front`.
+fn restarted_under_reconnect(front: impl Fn(&Service) -> String) -> (String, i32) {
+    let service = Service::start();
+    let url = front(&service);
+    restarted_under(service, &url, "echo ready; exec sleep 100")
 }
 
 #[test]
@@ -441,8 +446,7 @@ fn another_instance_without_the_execution_is_a_restart() {
 
 /// A service that takes a command, is killed before its answer arrives, and is started again.
 fn killed_before_its_answer(states_its_instance: bool) -> (String, i32, String) {
-    let mut service = Service::start();
-    let address = service.address.to_string();
+    let service = Service::start();
     let proxy = TamperingProxy::start(
         service.address,
         if states_its_instance {
@@ -458,14 +462,7 @@ fn killed_before_its_answer(states_its_instance: bool) -> (String, i32, String) 
     let _ = fs::remove_file(&runs);
     let command = format!("echo run >> {}; echo ready; exec sleep 100", runs.display());
     let url = format!("ws://{}", proxy.address);
-    let mut run = Running::start(binary().args(["run", "--reconnect=20", "--url", &url, "--", &command]));
-    run.expect("ready\n");
-    service.signal(Signal::KILL);
-    service.wait(PATIENCE);
-    let mut again = binary();
-    again.args(["serve", "--bind", &address]);
-    let _again = Service::spawn(again);
-    let (_, err, code) = run.end(PATIENCE);
+    let (err, code) = restarted_under(service, &url, &command);
     let n_runs = fs::read_to_string(&runs).unwrap();
     let _ = fs::remove_file(runs);
     (err, code, n_runs)
@@ -478,7 +475,33 @@ fn a_command_whose_start_was_not_answered_never_runs_at_a_restarted_service() {
     assert!(err.contains("restarted before it answered; if it had started the command, that ended with it\n"), "{err}");
     let (err, code, runs) = killed_before_its_answer(false);
     assert_eq!((code, runs.as_str()), (69, "run\n"), "{err}");
-    assert!(err.contains("does not state its instance: the command may have run"), "{err}");
+    assert!(err.contains("the service has no such execution: the command was not started, or ended when"), "{err}");
+}
+
+/// Ctrl-C while there is no connection, and before the answer to the first request has come: the command may run.
+#[test]
+fn a_command_whose_start_was_not_answered_is_canceled_when_its_client_comes_back() {
+    let backend = Service::backend();
+    let mut gateway = Service::gateway(&backend.url());
+    gateway.wait_for_event("backend.up", 1);
+    let proxy = TamperingProxy::start(gateway.address, |_, _, message: &mut Value| {
+        !message["result"]["executionId"].is_string()
+    });
+    let (mark, url) = (procs::mark(), format!("ws://{}", proxy.address));
+    let command = format!("exec sleep {mark}");
+    let run = Running::start(binary().args(["run", "--reconnect=20", "--url", &url, "--", &command]));
+    procs::wait_for(&mark, 1, PATIENCE);
+    let address = gateway.address.to_string();
+    gateway.signal(Signal::KILL);
+    gateway.wait(PATIENCE);
+    run.says("trying to come back for 20 s\n");
+    kill(run.child.id(), Signal::INT);
+    let mut again = binary();
+    again.args(["serve", "--bind", &address, "--claude-api-url", &backend.url()]);
+    let _again = Service::spawn(again);
+    procs::wait_for(&mark, 0, PATIENCE);
+    let (_, err, code) = run.end(PATIENCE);
+    assert_eq!(code, 130, "{err}");
 }
 
 #[test]

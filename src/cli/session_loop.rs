@@ -128,7 +128,9 @@ impl SessionLoop {
 
     async fn wait_for_connection(&self, attempt: ConnectAttempt, signals: &mut TerminalSignals) -> LoopWake {
         let open = async {
-            sleep(attempt.after).await;
+            if !attempt.after.is_zero() {
+                sleep(attempt.after).await;
+            }
             let open = Connection::open(&self.options.url);
             let Some(until) = attempt.until else { return open.await };
             // A service that is stopped may take a connection and never answer on it.
@@ -167,8 +169,9 @@ impl SessionLoop {
                 LoopEvent::EndRequested(request)
             }
             LoopWake::Opened(Ok(connection)) => {
-                self.link = Link::Open(connection);
-                LoopEvent::Opened
+                // The broken connection is closed when the request was sent on the new one, see `Link::Opening`.
+                let _before = std::mem::replace(&mut self.link, Link::Open(connection));
+                return self.on_event(LoopEvent::Opened).await;
             }
             LoopWake::Opened(Err(error)) => LoopEvent::OpenFailed(error),
             LoopWake::Received(ConnectionEvent::Broken(error)) => LoopEvent::Broken(error),

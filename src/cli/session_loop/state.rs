@@ -38,7 +38,10 @@ pub(in crate::cli) enum LoopPurpose {
 enum LoopPhase {
     /// The first connection is being opened.
     Connecting,
-    /// The answer to `execute` or `attach` is awaited. After a broken connection the absence goes on until then.
+    /// The connection is open, and `execute` is sent when `connected` has come: that states the backend's instance, and the
+    /// longest time for which `--detach` may ask. After a broken connection the absence goes on until the answer.
+    AwaitingConnected { answer_by: Instant, absence: Option<Absence> },
+    /// The answer to `execute` or `attach` is awaited.
     Asking { answer_by: Instant, absence: Option<Absence> },
     /// The execution is followed.
     Following,
@@ -100,16 +103,21 @@ impl LoopState {
     /// When [`LoopEvent::AnswerOverdue`] is due.
     pub(super) fn answer_by(&self) -> Option<Instant> {
         match self.phase {
-            LoopPhase::Asking { answer_by, .. } => Some(answer_by),
+            LoopPhase::AwaitingConnected { answer_by, .. } | LoopPhase::Asking { answer_by, .. } => Some(answer_by),
             _ => None,
         }
     }
 
-    /// Whether `execute` is sent when `connected` has come, because that states the backend's instance, and the longest
-    /// time for which `--detach` may ask.
+    /// Whether `connected` is acted on.
     pub(super) fn awaits_connected(&self) -> bool {
-        let is_accepted = matches!(self.request, RequestState::Accepted { .. });
-        !is_accepted && !matches!(self.purpose, LoopPurpose::Run { on_disconnect: DisconnectAction::Ends, .. })
+        matches!(self.phase, LoopPhase::AwaitingConnected { .. })
+    }
+
+    /// The cancellation to send now, if the end was asked for. While no request was sent on this connection there is
+    /// none: a session without an execution would refuse it, so it follows the request.
+    fn cancel(&self) -> Option<LoopAction> {
+        let is_possible = matches!(self.phase, LoopPhase::Asking { .. } | LoopPhase::Following | LoopPhase::Ending);
+        (is_possible && self.end_request != EndRequest::NotMade).then_some(LoopAction::Cancel)
     }
 
     fn is_attached(&self) -> bool {
@@ -127,7 +135,7 @@ impl LoopState {
             }
             LoopEvent::EndRequested(request) => self.on_end_requested(request, now),
             LoopEvent::OutputLost(loss) => Ok(self.on_output_lost(loss)),
-            LoopEvent::Connected { instance, longest_detach_ms } => self.on_connected(instance, longest_detach_ms),
+            LoopEvent::Connected { instance, longest_detach_ms } => Ok(self.on_connected(instance, longest_detach_ms)),
             LoopEvent::Accepted(accepted) => Ok(self.on_accepted(accepted)),
             LoopEvent::Refused(error) => self.on_refused(&error, now),
             LoopEvent::IdPrinted(Ok(())) => Ok(vec![LoopAction::Exit(0)]),
@@ -168,38 +176,47 @@ impl LoopState {
         };
         let answer_by = now + ANSWER_PATIENCE;
         let answer_by = absence.map_or(answer_by, |absence| absence.until().min(answer_by));
-        self.phase = LoopPhase::Asking { answer_by, absence };
         let mut actions = Vec::new();
         actions.extend(self.heartbeat.begin_connection().map(LoopAction::ExpectSignsEvery));
-        if let RequestState::Accepted { id, .. } = self.request {
-            actions.push(LoopAction::Attach(id));
-        } else if !self.awaits_connected() {
-            let id = self.request.id();
-            self.request = RequestState::Sent { id, instance: None };
-            actions.push(LoopAction::Execute { id, longest_detach_ms: None, instance: None });
-        }
-        // What was asked for while there was no connection.
-        if self.end_request != EndRequest::NotMade {
-            actions.push(LoopAction::Cancel);
-        }
+        let ends_with_client = matches!(self.purpose, LoopPurpose::Run { on_disconnect: DisconnectAction::Ends, .. });
+        self.phase = match self.request {
+            RequestState::Accepted { id, .. } => {
+                actions.push(LoopAction::Attach(id));
+                LoopPhase::Asking { answer_by, absence }
+            }
+            RequestState::NotSent { id } | RequestState::Sent { id, .. } if ends_with_client => {
+                self.request = RequestState::Sent { id, instance: None };
+                actions.push(LoopAction::Execute { id, longest_detach_ms: None, instance: None });
+                LoopPhase::Asking { answer_by, absence }
+            }
+            RequestState::NotSent { .. } | RequestState::Sent { .. } => {
+                LoopPhase::AwaitingConnected { answer_by, absence }
+            }
+        };
+        actions.extend(self.cancel());
         actions
     }
 
-    fn on_connected(&mut self, instance: Option<String>, longest_detach_ms: Option<u64>) -> Step {
-        if !self.awaits_connected() {
-            return Ok(Vec::new());
-        }
-        let id = self.request.id();
-        if let RequestState::NotSent { .. } = self.request {
-            self.request = RequestState::Sent { id, instance };
-            return Ok(vec![LoopAction::Execute { id, longest_detach_ms, instance: None }]);
-        }
-        // The command may have been started: only the backend that was asked for it may take the same request again.
-        let Some(before) = self.request.instance().map(str::to_owned) else {
-            let message = "the connection broke before the service answered, and the service does not state its instance: the command may have run, so it is not requested again";
-            return Err(self.ended_early(ClientError::new(exit::UNAVAILABLE, message)));
+    fn on_connected(&mut self, instance: Option<String>, longest_detach_ms: Option<u64>) -> Vec<LoopAction> {
+        let LoopPhase::AwaitingConnected { answer_by, absence } = self.phase else { return Vec::new() };
+        self.phase = LoopPhase::Asking { answer_by, absence };
+        let request = match &self.request {
+            RequestState::NotSent { id } => {
+                let id = *id;
+                self.request = RequestState::Sent { id, instance };
+                LoopAction::Execute { id, longest_detach_ms, instance: None }
+            }
+            // The command may have been started. Only the instance that was asked for it may take the request again.
+            RequestState::Sent { id, instance: Some(before) } => {
+                LoopAction::Execute { id: *id, longest_detach_ms, instance: Some(before.clone()) }
+            }
+            // Nobody knows which instance was asked, and attaching starts nothing.
+            RequestState::Sent { id: Some(id), instance: None } | RequestState::Accepted { id, .. } => {
+                LoopAction::Attach(*id)
+            }
+            RequestState::Sent { id: None, instance: None } => return Vec::new(),
         };
-        Ok(vec![LoopAction::Execute { id, longest_detach_ms, instance: Some(before) }])
+        [Some(request), self.cancel()].into_iter().flatten().collect()
     }
 
     fn on_accepted(&mut self, accepted: AcceptedResult) -> Vec<LoopAction> {
@@ -226,7 +243,11 @@ impl LoopState {
         let refusal = self.refusal(error);
         let passes = matches!(error.code, code::BACKEND | code::DRAINING | code::SESSION_LIMIT);
         match self.phase {
-            LoopPhase::Asking { absence: Some(_), .. } if passes => self.come_back(refusal, now),
+            LoopPhase::AwaitingConnected { absence: Some(_), .. } | LoopPhase::Asking { absence: Some(_), .. }
+                if passes =>
+            {
+                self.come_back(refusal, now)
+            }
             _ => Err(self.ended_early(refusal)),
         }
     }
@@ -243,6 +264,10 @@ impl LoopState {
             (code::OTHER_INSTANCE, ..) => ClientError::new(
                 code,
                 "the service was restarted before it answered; if it had started the command, that ended with it",
+            ),
+            (code::UNKNOWN_EXECUTION, ..) if matches!(self.request, RequestState::Sent { .. }) => ClientError::new(
+                code,
+                "the service has no such execution: the command was not started, or ended when the service was restarted",
             ),
             _ => ClientError::new(code, error.message.clone()),
         }
@@ -265,7 +290,9 @@ impl LoopState {
         };
         let mut actions = Vec::new();
         let absence = match self.phase {
-            LoopPhase::Asking { absence: Some(absence), .. } | LoopPhase::Away(absence) => absence,
+            LoopPhase::AwaitingConnected { absence: Some(absence), .. }
+            | LoopPhase::Asking { absence: Some(absence), .. }
+            | LoopPhase::Away(absence) => absence,
             _ => {
                 let message = format!("{}; trying to come back for {} s", why.message, patience.as_secs());
                 actions.push(LoopAction::Report(message));

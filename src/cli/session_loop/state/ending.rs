@@ -4,12 +4,15 @@ use std::time::Instant;
 
 use cc_executor_actors::{outcome::Outcome, stream::PerStream};
 
-use super::{LoopAction, LoopPhase, LoopState, Step};
+use super::{LoopAction, LoopPhase, LoopState, RequestState, Step};
 use crate::cli::{
     ClientError, exit,
     exit_code::{EndRequest, ended_by, exit_code_of},
     session_loop::event::OutputLoss,
 };
+
+/// What a client reports that stops following an execution.
+const LEFT: &str = "left; an execution that may detach goes on";
 
 impl LoopState {
     /// Ctrl-C or SIGTERM. The first one cancels the command, the second one does not wait for its end. A client that
@@ -18,6 +21,15 @@ impl LoopState {
         let code = request.code().unwrap_or(EndRequest::INTERRUPTED);
         match self.phase {
             LoopPhase::Connecting => Ok(vec![LoopAction::ExitAtOnce(code)]),
+            LoopPhase::Away(_) | LoopPhase::AwaitingConnected { .. }
+                if matches!(self.request, RequestState::NotSent { .. }) =>
+            {
+                // Nothing was requested, so there is nothing to cancel.
+                Ok(vec![LoopAction::ExitAtOnce(code)])
+            }
+            LoopPhase::Away(_) if self.is_attached() => {
+                Ok(vec![LoopAction::Report(LEFT.to_owned()), LoopAction::ExitAtOnce(code)])
+            }
             LoopPhase::Away(absence) => {
                 if !self.end_request.ask(request) {
                     return Ok(vec![LoopAction::ExitAtOnce(self.end_request.code().unwrap_or(code))]);
@@ -26,12 +38,10 @@ impl LoopState {
                 let last = ClientError::new(exit::UNAVAILABLE, "interrupted while there was no connection");
                 Ok(vec![self.try_again(absence, last, now)?])
             }
-            _ if self.is_attached() => {
-                let message = "left; an execution that may detach goes on".to_owned();
-                Ok(vec![LoopAction::Report(message), LoopAction::Exit(code)])
-            }
+            _ if self.is_attached() => Ok(vec![LoopAction::Report(LEFT.to_owned()), LoopAction::Exit(code)]),
             _ if self.end_request.ask(request) => {
-                Ok(vec![LoopAction::Report("canceling; once more to leave at once".to_owned()), LoopAction::Cancel])
+                let report = LoopAction::Report("canceling; once more to leave at once".to_owned());
+                Ok([Some(report), self.cancel()].into_iter().flatten().collect())
             }
             _ => Ok(vec![LoopAction::ExitAtOnce(self.end_request.code().unwrap_or(code))]),
         }
@@ -40,10 +50,11 @@ impl LoopState {
     /// The reader of our output is gone, as in `run … | head`, or the disk is full: the command is not wanted any more.
     pub(super) fn on_output_lost(&mut self, loss: OutputLoss) -> Vec<LoopAction> {
         let mut actions = self.record_loss(loss);
-        actions.push(match self.is_attached() {
-            true => LoopAction::Exit(self.end_request.code().unwrap_or(exit::IOERR)),
-            false => LoopAction::Cancel,
-        });
+        if self.is_attached() {
+            actions.push(LoopAction::Exit(self.end_request.code().unwrap_or(exit::IOERR)));
+        } else {
+            actions.extend(self.cancel());
+        }
         actions
     }
 

@@ -123,14 +123,42 @@ fn a_client_that_comes_back_asks_the_same_backend() {
 }
 
 #[test]
-fn a_command_that_may_have_run_is_not_requested_of_a_service_without_instances() {
+fn a_command_that_may_have_run_is_attached_to_at_a_service_without_instances() {
     let mut script = Script::run(DisconnectAction::Returns(PATIENCE));
     script.play(0, LoopEvent::Opened).unwrap();
     script.play(0, connected(None)).unwrap();
     script.play(0, LoopEvent::Broken(broken())).unwrap();
     script.play(50, LoopEvent::Opened).unwrap();
-    let (message, code) = script.play(50, connected(None)).unwrap_err();
-    assert!(message.ends_with("it is not requested again") && code == exit::UNAVAILABLE, "{message}");
+    assert_eq!(script.play(50, connected(None)), Ok(vec![LoopAction::Attach(script.id)]), "it never runs twice");
+    let unknown = LoopEvent::Refused(ErrorObject::new(code::UNKNOWN_EXECUTION, "?"));
+    let (message, code) = script.play(60, unknown).unwrap_err();
+    assert!(message.starts_with("the service has no such execution") && code == exit::UNAVAILABLE, "{message}");
+}
+
+#[test]
+fn an_interrupt_before_the_request_leaves_and_one_after_it_is_never_lost() {
+    let mut script = Script::run(DisconnectAction::Returns(PATIENCE));
+    script.play(0, LoopEvent::Opened).unwrap();
+    assert_eq!(script.play(1, CTRL_C), Ok(vec![LoopAction::ExitAtOnce(130)]), "nothing was requested");
+    let mut script = Script::run(DisconnectAction::Returns(PATIENCE));
+    script.play(0, LoopEvent::Opened).unwrap();
+    script.play(0, LoopEvent::Broken(broken())).unwrap();
+    assert_eq!(script.play(1, CTRL_C), Ok(vec![LoopAction::ExitAtOnce(130)]), "nothing was requested");
+    // The request was sent, and is to be repeated: the cancellation follows it.
+    let mut script = Script::run(DisconnectAction::Returns(PATIENCE));
+    script.play(0, LoopEvent::Opened).unwrap();
+    script.play(0, connected(Some("one"))).unwrap();
+    script.play(1, LoopEvent::Broken(broken())).unwrap();
+    script.play(60, LoopEvent::Opened).unwrap();
+    assert_eq!(script.play(61, CTRL_C), Ok(vec![report("canceling; once more to leave at once")]));
+    assert_eq!(script.play(62, connected(Some("one"))).unwrap()[1], LoopAction::Cancel);
+    let mut script = Script::attach(Some(PATIENCE));
+    script.play(0, LoopEvent::Opened).unwrap();
+    let accepted = script.accepted("running", None);
+    script.play(1, accepted).unwrap();
+    script.play(2, LoopEvent::Broken(broken())).unwrap();
+    let left = report("left; an execution that may detach goes on");
+    assert_eq!(script.play(3, CTRL_C), Ok(vec![left, LoopAction::ExitAtOnce(130)]), "a follower cancels nothing");
 }
 
 #[test]
@@ -177,7 +205,11 @@ fn interrupts_cancel_first_and_then_leave() {
     script.play(0, connected(Some("one"))).unwrap();
     script.play(0, LoopEvent::Broken(broken())).unwrap();
     assert_eq!(script.play(10, CTRL_C), Ok(vec![script.connect(100, PATIENCE)]), "it is tried again");
-    assert_eq!(script.play(20, LoopEvent::Opened), Ok(vec![LoopAction::Cancel]));
+    assert_eq!(script.play(20, LoopEvent::Opened), Ok(vec![]), "a session without an execution would refuse CANCEL");
+    assert_eq!(
+        script.play(20, connected(Some("one"))),
+        Ok(vec![script.execute(Some(7), Some("one")), LoopAction::Cancel])
+    );
     script.play(30, LoopEvent::Broken(broken())).unwrap();
     assert_eq!(script.play(40, CTRL_C), Ok(vec![LoopAction::ExitAtOnce(130)]));
     let mut script = Script::attach(None);
