@@ -813,3 +813,33 @@ fn the_originals_image_has_its_claude_too() {
         }
     }
 }
+
+/// A backend that knows no ids sends no heartbeat. However long its Claude works, what it says then is delivered whole.
+#[test]
+fn a_long_run_of_the_originals_claude_keeps_its_result_and_its_output() {
+    const TEXT: usize = 1 << 20;
+    let (go_on, waits) = std::sync::mpsc::channel::<()>();
+    let waits = std::sync::Mutex::new(waits);
+    let stub = Stub::start(move |request, stream| match request.path.as_str() {
+        "/health" => respond(stream, 200, r#"{"status":"ok"}"#),
+        "/execute/claude-stream" => {
+            let _ = stream.write_all(&chunked_head("application/x-ndjson"));
+            let _ = stream.write_all(&chunk(format!("{INIT}\n").as_bytes()));
+            let _ = waits.lock().unwrap().recv();
+            let events = [said(&"x".repeat(TEXT)), DONE.to_owned()].map(|event| chunk(format!("{event}\n").as_bytes()));
+            let _ = stream.write_all(&[events.concat(), chunk(b"")].concat());
+        }
+        path => panic!("{path}"),
+    });
+    let service = Service::gateway(&stub.url());
+    service.wait_for_event("backend.up", 1);
+    let mut client = service.connect();
+    client.execute(json!({ "command": "works long", "executor": "claude", "heartbeatMs": 1_000 }));
+    let mut story = Recording::of_claude();
+    // More heartbeats of the gateway than a backend that knows ids may miss.
+    assert!(!client.follow(&mut story, |story| story.updates.len() > 8));
+    go_on.send(()).unwrap();
+    client.follow(&mut story, |_| false);
+    assert_eq!(status_and_reason(&story), ("COMPLETED", "exit"), "{}", story.end);
+    assert_eq!((story.stdout.len(), &story.end["result"]["text"]), (TEXT + 1, &json!("done")));
+}

@@ -1,7 +1,7 @@
-//! The agent CLIs: programs that are given a prompt and print what they do as events.
+//! Agent CLIs: programs that take a prompt and print what they do as events.
 //!
-//! An [`Agent`] is what follows from the events of one such program: pure, without files and processes. How it is
-//! started is the backend's half. Nobody else asks which agent it is: an agent is found by the name of its executor.
+//! An [`Agent`] interprets the events of one such program. It is pure: no files, no processes. How the program is
+//! started is in the backend. An agent is found by the name of its executor; no other module asks which agent runs.
 
 pub mod claude;
 
@@ -23,18 +23,18 @@ use crate::{
 /// All agents.
 const AGENTS: &[&dyn Agent] = &[&claude::Claude];
 
-/// The agent that the executor of this name runs, if it runs one.
+/// The agent that the executor with this name runs, or `None` if it runs commands.
 pub fn named(executor: &str) -> Option<&'static dyn Agent> {
     AGENTS.iter().copied().find(|agent| agent.executor() == executor)
 }
 
-/// The agent whose events a backend's stream has: [`StreamInfo::claude`](crate::backend_api::StreamInfo::claude) is
-/// the wire's word for them.
+/// The agent whose events a backend's stream carries, from the wire's flag
+/// [`StreamInfo::claude`](crate::backend_api::StreamInfo::claude).
 pub fn of_stream(claude: bool) -> Option<&'static dyn Agent> {
     claude.then_some(&claude::Claude)
 }
 
-/// What is special about one agent CLI.
+/// The interpretation of one agent CLI.
 pub trait Agent: Sync + fmt::Debug {
     /// The name of the executor that runs it.
     fn executor(&self) -> &'static str;
@@ -42,16 +42,16 @@ pub trait Agent: Sync + fmt::Debug {
     /// The longest event, in bytes. Events are delivered whole, so an output buffer must have room for one.
     fn max_event_bytes(&self) -> usize;
 
-    /// What a person should do where its program, which has this path, is not there.
+    /// The message for people when its program, which has this path, is missing.
     fn advice_if_missing(&self, program: &str) -> String;
 
-    /// Follows what it does. `exit_patience` is how long it may take to exit after its last event.
+    /// Starts to track its progress. `exit_patience` is the longest time from its last event to its exit.
     fn progress(&self, exit_patience: Duration, now: Instant) -> Box<dyn AgentProgress>;
 
-    /// Reads its events for a client.
+    /// Starts to read its events for a client.
     fn reader(&self, options: ReaderOptions) -> Box<dyn AgentReader>;
 
-    /// The same, and follows what it does without parsing the events once more.
+    /// A reader that also updates a progress, so that the events are parsed once.
     fn watched_reader(
         &self,
         options: ReaderOptions,
@@ -60,54 +60,54 @@ pub trait Agent: Sync + fmt::Debug {
     ) -> (Box<dyn AgentReader>, SharedProgress);
 }
 
-/// What a client has and wants of an agent's events.
+/// How an agent's events are read for one client.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ReaderOptions {
     /// How texts are cut into messages.
     pub framing: Framing,
     /// What the client has already of standard output, in bytes.
     pub start: u64,
-    /// The id under which events are told, if they are wanted.
+    /// The execution's id for `event` notifications, if the client wants them.
     pub told_as: Option<ExecutionId>,
 }
 
-/// A progress that is fed by whoever reads the events.
+/// A progress that a reader of the events updates.
 pub type SharedProgress = Rc<RefCell<dyn AgentProgress>>;
 
-/// What is known of one run of an agent. Decided without a look at a clock: every call is given the time.
+/// The state of one run of an agent, as its events tell it. It reads no clock: time is a parameter.
 pub trait AgentProgress {
-    /// Takes more of its standard output. True if what it does, or how it ended, is another now.
+    /// Takes more of its standard output. Returns true if its activity or its result has changed.
     fn feed(&mut self, bytes: &[u8], now: Instant) -> bool;
 
-    /// Of one that is fed by a reader: what is read from now on has arrived at this time.
+    /// Sets the arrival time of the events that a reader passes on from now on. Only for a [`SharedProgress`].
     fn arrived(&mut self, now: Instant);
 
-    /// Whether what it does, or how it ended, is another than at the last call.
+    /// Whether its activity or its result has changed since the last call.
     fn take_change(&mut self) -> bool;
 
-    /// Takes note of what it wrote to its standard error: where it fails early, that is all there is.
+    /// Keeps the end of its standard error, which explains a failure before the first event.
     fn push_stderr(&mut self, bytes: &[u8]);
 
-    /// Its standard output has ended: a last line without a newline counts, and nothing more will be said.
+    /// Takes the end of its standard output. A last line without a newline counts.
     fn finish(&mut self, now: Instant);
 
-    /// Lets the time for its exit run, or stand still: while it is paused, or its output is not read, silence
-    /// says nothing.
+    /// Runs or stops the clock of its exit. The clock must stand still while the agent is paused or its output is not
+    /// read, because silence means nothing then.
     fn run_clock(&mut self, runs: bool, now: Instant);
 
-    /// Whether it has nothing left to do, as far as its events tell.
+    /// Whether its events say that it has nothing left to do.
     fn expects_exit(&self) -> bool;
 
-    /// When it must have exited. `None` while it may still work, and while the time stands still.
+    /// The time by which it must exit. `None` while it may still work, and while the clock stands still.
     fn exit_due(&self, total: Option<Instant>) -> Option<Instant>;
 
-    /// What it does now.
+    /// Its current activity.
     fn doing(&self) -> Activity;
 
-    /// How it says it ended.
+    /// The result that it reported.
     fn result(&self) -> Option<&ClaudeResult>;
 
-    /// How an execution ended that nobody ended, from the agent's own words and its process's end, with what a person
-    /// should know. `None` leaves it to the process's end alone.
+    /// The ending of an execution that exited by itself, from the agent's result and its exit code: status, reason and
+    /// a message for people. `None` if the exit code alone decides.
     fn verdict(&self, exited_with_0: bool) -> Option<(Status, Reason, String)>;
 }

@@ -3,7 +3,7 @@
 //! This module knows HTTP and nothing of sessions. It belongs to executions; one client serves a
 //! whole worker thread, since `awc::Client` is bound to one.
 //!
-//! Two kinds of backend are understood: our own, and the original's image, which knows only `/health`
+//! Two kinds of backend are understood: our own, and the legacy image, which knows only `/health`
 //! and a plain-text `/execute/stream`. Which one answers is learnt from `/health`, at the start: our own never
 //! becomes the other kind because of a later answer. An execution belongs to the kind that it was started with.
 
@@ -69,7 +69,7 @@ pub struct KnownBackend(Arc<RwLock<Option<BackendKind>>>);
 pub enum BackendKind {
     /// Our own.
     Native(Arc<Health>),
-    /// The original's image.
+    /// The legacy image.
     Legacy,
 }
 
@@ -193,7 +193,7 @@ pub type ResponseBody = Pin<Box<dyn Stream<Item = Result<Bytes, PayloadError>>>>
 pub enum OpenedStream {
     /// From our own backend: multiplexed, with a last word.
     Native(ResponseBody),
-    /// From the original's image: standard output alone; whether it ended properly is seen below awc.
+    /// From the legacy image: standard output alone; whether it ended properly is seen below awc.
     Legacy(ResponseBody, BodyEnd),
 }
 
@@ -211,7 +211,7 @@ struct ClientState {
 
 impl BackendClient {
     /// The backend at this URL, without a final slash. The token is sent with every request. `claude_exit` is how
-    /// long Claude may take to exit after its last event, where the backend is the original's image.
+    /// long Claude may take to exit after its last event, where the backend is the legacy image.
     pub fn new(url: &str, token: Option<String>, known: KnownBackend, claude_exit: Duration) -> Self {
         let connector = tracked_connector::connector(None, CONNECT_PATIENCE).conn_keep_alive(IDLE_CONNECTION);
         let client = awc::Client::builder().connector(connector).disable_timeout().disable_redirects().finish();
@@ -246,7 +246,7 @@ impl BackendClient {
         Ok(kind)
     }
 
-    /// Whether the backend answers `GET /health`, of whichever kind it is. The original's image gives no other sign of life.
+    /// Whether the backend answers `GET /health`, of whichever kind it is. The legacy image gives no other sign of life.
     pub async fn answers(&self) -> bool {
         self.ask_health().await.is_ok()
     }
@@ -265,7 +265,7 @@ impl BackendClient {
                     self.0.url
                 ))),
             },
-            // What the original's image answers: {"status": "healthy", …}.
+            // What the legacy image answers: {"status": "healthy", …}.
             Ok(Value::Object(map)) if map.get("status").is_some_and(Value::is_string) => Ok(BackendKind::Legacy),
             _ => Err(self.rejected("GET /health", status, &body)),
         }
@@ -298,6 +298,10 @@ impl BackendClient {
         };
         match kind {
             BackendKind::Native(_) => self.execute_native(id, execute, holder).await,
+            BackendKind::Legacy if execute.instance.is_some() => Err(BackendError::Refused(ErrorObject::new(
+                code::OTHER_INSTANCE,
+                "instance: this backend has none, so it cannot say whether the command has run: leave instance out to run it",
+            ))),
             BackendKind::Legacy => self.execute_legacy(&execute.run).await,
         }
     }

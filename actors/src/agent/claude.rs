@@ -479,7 +479,7 @@ fn sum_of_json(newer: Value, older: &Value) -> Value {
     }
 }
 
-/// How an execution of Claude ended that nobody ended, from its own words and its process's end. The exit
+/// The ending of a run of Claude that exited by itself, from its result and its exit code. The exit
 /// code and `is_error` decide, whatever else is said. `None` leaves it to the process's end alone.
 pub fn verdict(
     outcome: Option<&ClaudeResult>,

@@ -1,4 +1,4 @@
-//! From the request to the backend's first word, and back to a stream that broke off.
+//! Opens the backend's stream of an execution, and reopens a stream that broke off.
 
 use std::time::Duration;
 
@@ -7,7 +7,6 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::messages::{ExecutionPurpose, StreamStart};
 use crate::{
-    agent,
     backend_api::{
         BackendEvent, Heartbeat, StreamInfo,
         multiplex::{Decoder, StreamPart},
@@ -15,34 +14,35 @@ use crate::{
     backend_client::{BackendClient, BackendError, BodyEnd, HoldIdentity, OpenedStream, ResponseBody},
     id::ExecutionId,
     outcome::{Outcome, Status},
+    protocol::CLAUDE_EXECUTOR,
     stream::PerStream,
 };
 
-/// How long a stream that broke off is looked for. Below the second within which a lost backend is told.
+/// The longest time to reopen a stream that broke off. Below a second, because a lost backend is reported within one.
 const AGAIN_PATIENCE: Duration = Duration::from_millis(900);
 
-/// How often, while the backend does not answer.
+/// The interval between two attempts, while the backend does not answer.
 const AGAIN_CADENCE: Duration = Duration::from_millis(50);
 
-/// The stream of an execution that the backend has.
+/// The open stream of an execution.
 pub(super) enum BackendStream {
     /// From our own backend.
     Native(EventStream),
-    /// From the legacy's image.
+    /// From the legacy image.
     Legacy(ResponseBody, BodyEnd),
 }
 
-/// Why there is no stream.
+/// Why no stream was opened.
 pub(super) enum ConnectError {
     /// The backend's answer was not an execution.
     Backend(BackendError),
     /// The backend did not say anything in time.
     Silent(String),
-    /// The stream ended before its first word, or began with something else.
+    /// The stream ended before its first event, or began with something else.
     Lost(String),
-    /// Somebody else came for it in the same moment.
+    /// Another consumer attached at the same time.
     TakenOver,
-    /// The first word was the last.
+    /// The first event was the execution's ending.
     Ended(Outcome),
 }
 
@@ -104,7 +104,8 @@ pub(super) async fn open(
         ExecutionPurpose::Run(execute) => {
             match backend.execute(id, execute, holder).await.map_err(ConnectError::Backend)? {
                 OpenedStream::Legacy(body, end) => {
-                    let claude = execute.run.executor.as_deref().and_then(agent::named).is_some();
+                    // The flag names Claude's events alone.
+                    let claude = execute.run.executor.as_deref() == Some(CLAUDE_EXECUTOR);
                     let standing = StreamStart::running();
                     let terms = StreamInfo { claude, ..standing.terms };
                     Ok((BackendStream::Legacy(body, end), StreamStart { terms, ..standing }))

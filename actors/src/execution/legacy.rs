@@ -1,4 +1,4 @@
-//! What a gateway does itself where the backend is the legacy's image: clocks, and a pause that can
+//! What a gateway does itself where the backend is the legacy image: clocks, and a pause that can
 //! only hold back the delivery.
 
 use std::{

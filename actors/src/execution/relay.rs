@@ -123,13 +123,13 @@ impl ConnectError {
         match self {
             ConnectError::Backend(error) => error.to_string(),
             ConnectError::Silent(message) | ConnectError::Lost(message) => message.clone(),
-            ConnectError::TakenOver => "somebody else has it now".to_owned(),
+            ConnectError::TakenOver => "another consumer holds the execution now".to_owned(),
             ConnectError::Ended(ending) => ending.reason.as_str().to_owned(),
         }
     }
 }
 
-/// Reads the plain stream of the legacy's image to its end, and says how the execution ended.
+/// Reads the plain stream of the legacy image to its end, and says how the execution ended.
 pub(super) async fn plain(
     mut body: ResponseBody,
     end: BodyEnd,
@@ -154,8 +154,9 @@ pub(super) async fn plain(
         let chunk = match body.next().now_or_never() {
             Some(chunk) => Some(chunk),
             None => {
-                // A parent that asks nobody for life never fails.
-                let _ = tap.flush().await;
+                if let Err(why) = tap.flush().await {
+                    return tap.lost(why).await;
+                }
                 let stall_at = stall.and_then(|stall| stalled.due_at(stall));
                 let exit_due = progress.as_ref().and_then(|progress| progress.borrow().exit_due(None));
                 tokio::select! {
@@ -164,10 +165,7 @@ pub(super) async fn plain(
                     () = at(tap.quiet_at()) => None,
                     () = legacy.is_paused() => None,
                     // It has said how it ended, and this stream never ends by itself.
-                    () = at(exit_due) => {
-                        let _ = tap.finish(true).await;
-                        return ending_of(progress.as_ref());
-                    }
+                    () = at(exit_due) => return tap.finished(progress.as_ref()).await,
                     () = at(stall_at) => return tap.stalled(stalled.elapsed(Instant::now())).await,
                 }
             }
@@ -176,7 +174,9 @@ pub(super) async fn plain(
         run_clock(progress.as_ref(), false);
         match chunk {
             None => {
-                let _ = tap.flush_quiet().await;
+                if let Err(why) = tap.flush_quiet().await {
+                    return tap.lost(why).await;
+                }
             }
             Some(Some(Ok(chunk))) => {
                 stalled.reset(Instant::now());
@@ -184,17 +184,16 @@ pub(super) async fn plain(
                 if let Some(progress) = &progress {
                     progress.borrow_mut().arrived(Instant::now());
                 }
-                let _ = tap.feed(OutputStream::Stdout, &chunk).await;
+                if let Err(why) = tap.feed(OutputStream::Stdout, &chunk).await {
+                    return tap.lost(why).await;
+                }
                 if let Some(progress) = progress.as_ref().filter(|progress| progress.borrow_mut().take_change()) {
                     let doing = progress.borrow().doing();
                     tap.tell(ExecutionEvent::Alive(legacy.alive(Instant::now()).doing(doing)));
                 }
             }
             // awc reports a cut as a clean end: what was seen below it decides.
-            Some(None) if end.is_complete() => {
-                let _ = tap.finish(true).await;
-                return ending_of(progress.as_ref());
-            }
+            Some(None) if end.is_complete() => return tap.finished(progress.as_ref()).await,
             Some(None) => return tap.lost("the backend's stream was cut off".to_owned()).await,
             Some(Some(Err(error))) => return tap.lost(format!("the backend's stream broke off: {error}")).await,
         }
@@ -207,8 +206,8 @@ fn run_clock(progress: Option<&SharedProgress>, runs: bool) {
     }
 }
 
-/// How an execution of the legacy's image ended whose stream ended properly: with success as far as is
-/// known, unless its agent said otherwise.
+/// The ending of an execution of the legacy image whose stream ended properly: COMPLETED, unless its agent reported
+/// otherwise.
 fn ending_of(progress: Option<&SharedProgress>) -> Outcome {
     let ended = |status, reason| Outcome::without_process(status, reason, None);
     let Some(progress) = progress else { return ended(Status::Completed, Reason::Exit) };
@@ -400,15 +399,15 @@ impl Relay {
         }
     }
 
-    /// Asks how the execution is, once a heartbeat, and ends when that was not answered for too long.
+    /// Asks how the execution is, once a heartbeat, and returns when that was not answered for too long. Never returns for
+    /// the legacy image, which the execution's actor watches by its health.
     async fn no_life(&self) {
         let RelayConfig { id, backend, heartbeat, has_id, .. } = &self.wiring;
+        if !has_id {
+            return std::future::pending().await;
+        }
         while self.heard_at.get().elapsed() < *heartbeat * MISSED_HEARTBEATS {
             sleep(*heartbeat).await;
-            if !has_id {
-                // Its actor asks for its health.
-                return std::future::pending().await;
-            }
             if let Ok(snapshot) = backend.snapshot(*id).await {
                 self.heard_at.set(Instant::now());
                 self.tell(ExecutionEvent::Alive(snapshot.alive));
@@ -439,6 +438,14 @@ impl Relay {
         self.encoder.finish(ended);
         self.step().await?;
         self.flush().await
+    }
+
+    /// The proper end of the legacy image's stream. The ending counts only if all output was handed on.
+    async fn finished(&mut self, progress: Option<&SharedProgress>) -> Outcome {
+        match self.finish(true).await {
+            Ok(()) => ending_of(progress),
+            Err(why) => Outcome::failed(Reason::BackendLost, why),
+        }
     }
 
     /// The end of a stream that broke off: what came before is still handed on.

@@ -46,7 +46,7 @@ pub struct EventReader {
 }
 
 impl EventReader {
-    /// Reads what comes after `start`. What it reads is told to this progress, too.
+    /// A reader of the events after offset `start`, which also updates this progress.
     pub fn new(options: ReaderOptions, progress: Option<Rc<RefCell<ProgressTracker>>>) -> Self {
         let ReaderOptions { framing, start, told_as } = options;
         EventReader {
