@@ -59,11 +59,8 @@ pub struct Serving {
 }
 
 impl Drainable for Arc<Registry> {
-    fn refuse_new(&self) {
-        Registry::drain(self);
-    }
-
     fn drained(&self, _grace_ms: u64) -> LocalBoxFuture<'_, ()> {
+        self.drain();
         Box::pin(self.idle())
     }
 

@@ -75,7 +75,7 @@ pub struct GatewaySettings {
     pub drain: Duration,
     /// What clients may ask for.
     pub limits: Limits,
-    /// How long Claude may take to exit after its last event, where the backend is the original's image.
+    /// How long Claude may take to exit after its last event, where the backend is the legacy image.
     pub claude_exit: Duration,
     /// Where commands run.
     pub backend: BackendLocation,

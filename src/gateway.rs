@@ -46,7 +46,7 @@ pub struct GatewayConfig {
     pub sessions: SessionLimits,
     /// What clients may ask for.
     pub limits: Limits,
-    /// How long Claude may take to exit after its last event, where the backend is the original's image.
+    /// How long Claude may take to exit after its last event, where the backend is the legacy image.
     pub claude_exit: Duration,
 }
 
@@ -82,14 +82,12 @@ impl Gateway {
 }
 
 impl Drainable for GatewayDrain {
-    /// The supervisor refuses new sessions as soon as it is asked to drain.
-    fn refuse_new(&self) {}
-
     fn drained(&self, grace_ms: u64) -> LocalBoxFuture<'_, ()> {
+        let begin = Drain::Begin { executions_live_on: self.executions_live_on, grace_ms };
+        let begun = self.supervisor.send(begin);
         Box::pin(async move {
-            let begin = Drain::Begin { executions_live_on: self.executions_live_on, grace_ms };
             // A supervisor that is gone has no sessions either.
-            let _ = self.supervisor.send(begin).await;
+            let _ = begun.await;
             self.unflushed.none().await;
         })
     }

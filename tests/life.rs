@@ -275,7 +275,7 @@ fn a_clean_up_has_the_whole_grace_whoever_dies_before() {
         let mut client = service.connect();
         let mut params = json!({ "command": command });
         if by_time_out {
-            params["timeoutMs"] = json!(1_500);
+            params["timeoutMs"] = json!(6_000);
         }
         client.execute(params);
         client.seen("output");

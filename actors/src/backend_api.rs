@@ -24,7 +24,7 @@ pub const NDJSON: &str = "application/x-ndjson";
 /// Response header with the execution's id.
 pub const EXECUTION_ID_HEADER: &str = "x-execution-id";
 
-/// Answer of `GET /health`. Without `server` it is the original's image that answered.
+/// Answer of `GET /health`. Without `server` it is the legacy image that answered.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Health {

@@ -58,7 +58,7 @@ const GIVE_UP_PATIENCE: Duration = Duration::from_secs(1);
 /// How long an answer that is under way when the execution ends may take to come.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
 
-/// Heartbeats of the legacy's image that may be missed before it is given up.
+/// Heartbeats of the legacy image that may be missed before it is given up.
 const MISSED_HEARTBEATS: u32 = 6;
 
 /// One execution of one session.
@@ -99,7 +99,7 @@ enum ExecutionState {
     Starting(SpawnHandle),
     /// Our own backend streams; it says the last word itself.
     Native,
-    /// The legacy's image streams; time-outs and cancellation are done from here.
+    /// The legacy image streams; time-outs and cancellation are done from here.
     Legacy(Rc<LegacyClocks>, Option<SpawnHandle>),
     /// The backend was asked to end it before it had said a word.
     Withdrawing(Box<Withdrawal>),
@@ -348,7 +348,8 @@ impl Execution {
                     cancel.reason.into(),
                     "canceled before the backend had answered".to_owned(),
                 );
-                // What a client cancels is canceled whoever has it. A drain cancels only what is held here.
+                // A client's CANCEL applies whichever consumer holds the execution. A drain cancels only executions that
+                // this gateway holds.
                 let for_client = cancel.reason == CancelReason::Canceled;
                 let withdrawal = Withdrawal { post: Some(*post), answer: None, cancel, unknown };
                 self.withdraw(withdrawal, WITHDRAW_PATIENCE, for_client, ctx);
@@ -454,7 +455,7 @@ impl Execution {
         }
     }
 
-    /// The legacy's image has no clock of its own: its time-outs and its signs of life are made here.
+    /// The legacy image has no clock of its own: its time-outs and its signs of life are made here.
     fn watch_original(&mut self, ctx: &mut Context<Self>) -> (Rc<LegacyClocks>, Option<Duration>) {
         let (timeout_ms, stall_timeout_ms, heartbeat_ms) = match &self.purpose {
             ExecutionPurpose::Run(execute) => {
@@ -486,7 +487,7 @@ impl Execution {
         (legacy, stall_timeout_ms.map(Duration::from_millis))
     }
 
-    /// Sets the total time-out of the legacy's image, or takes it back while it stands still.
+    /// Sets the total time-out of the legacy image, or takes it back while it stands still.
     fn arm_timeout(&mut self, ctx: &mut Context<Self>) {
         let ExecutionState::Legacy(legacy, armed) = &mut self.state else { return };
         if let Some(armed) = armed.take() {

@@ -1,9 +1,9 @@
-//! From the bytes of a process to what its client is sent.
+//! Encodes the output of a process for its client.
 //!
-//! [`OutputEncoder`] is all that an execution knows of this. [`splitter::Splitter`] implements it for every form in
-//! which each message carries a piece of a stream; a [`message::MessageFormat`] writes one such message: WebSocket
-//! frames in [`crate::ws::encoder`], JSON lines in [`json_lines`]. Nothing here knows a clock: the caller says when a
-//! stream has been quiet, and when it has ended.
+//! An execution knows the trait [`OutputEncoder`] only. [`splitter::Splitter`] implements it for all formats in which a
+//! message carries a piece of a stream; a [`message::MessageFormat`] writes one such message: WebSocket frames in
+//! [`crate::ws::encoder`], JSON lines in [`json_lines`]. No clock is read here: the caller reports that a stream is
+//! quiet, or has ended.
 
 pub mod escape;
 pub mod json_lines;
@@ -22,15 +22,15 @@ use crate::{
 /// far below the limit of a message.
 pub const MAX_CONTENT: usize = 64 * 1024;
 
-/// Turns both streams of one execution into what one client is sent.
+/// Encodes both streams of one execution for one client.
 ///
 /// Output is buffered until it is taken. The caller takes it when it has reached a size or when nothing more is ready,
 /// and reads no more of the streams until the client has room: that is where back-pressure is applied.
 pub trait OutputEncoder {
-    /// Takes bytes of a stream. Of an agent's events nothing is encoded yet: see [`OutputEncoder::step`].
+    /// Takes bytes of a stream. An agent's events are encoded by [`OutputEncoder::step`] only.
     fn feed(&mut self, stream: Stream, bytes: &[u8]);
 
-    /// Encodes a little more of an agent's events, so that of a long one not all is encoded at a time.
+    /// Encodes a part of an agent's events, so that a long event is encoded in several steps.
     fn step(&mut self) -> EventStep;
 
     /// Whether an unfinished line of this stream waits, which [`OutputEncoder::flush_quiet`] would release.
@@ -39,57 +39,57 @@ pub trait OutputEncoder {
     /// Releases an unfinished line; an incomplete character still waits.
     fn flush_quiet(&mut self, stream: Stream);
 
-    /// Goes on where the gap ends: its bytes are lost. What waited is released first. Gives the gap that
-    /// is to be told now; one in an agent's events is told where the next of them begins.
+    /// Skips the lost bytes of a gap, after releasing what waits. Returns the gap if it must be reported now; a gap in
+    /// an agent's events is reported by the [`OutputEncoder::step`] that reaches the next event.
     fn skip(&mut self, gap: Gap) -> Option<Gap>;
 
-    /// Releases everything: nothing more will come, because the execution has ended or because it is
-    /// followed no further. An agent's last event may still need its steps.
+    /// Releases everything, because the execution has ended (`ended`) or this client does not follow it any more. An
+    /// agent's last event may still need steps.
     fn finish(&mut self, ended: bool);
 
-    /// How far each stream has come with what is encoded.
+    /// The offset of each stream after the encoded bytes.
     fn offsets(&self) -> PerStream<u64>;
 
     /// Bytes encoded and not yet taken.
     fn encoded_len(&self) -> usize;
 
-    /// Takes what is encoded so far, and how far each stream has come with it.
+    /// Takes the encoded bytes, and the offset of each stream after them.
     fn take(&mut self) -> (Vec<u8>, PerStream<u64>);
 }
 
-/// Makes the encoder of one execution, once it is known what its client has and wants.
+/// Makes the encoder of one execution, once the backend has accepted it.
 pub type NewEncoder = fn(OutputOptions) -> Box<dyn OutputEncoder>;
 
-/// What an encoder begins with.
+/// How output is encoded for one client.
 pub struct OutputOptions {
     /// How output is cut into messages.
     pub framing: Framing,
-    /// What the client has already of each stream, in bytes.
+    /// The bytes of each stream that the client has already.
     pub offsets: PerStream<u64>,
-    /// Reads standard output where it is an agent's events.
+    /// The reader of standard output, if that is an agent's events.
     pub agent: Option<Box<dyn AgentReader>>,
 }
 
-/// Reads an agent's events from its standard output, and tells what of them is output.
+/// Reads an agent's events from its standard output, and passes their texts to a sink.
 pub trait AgentReader {
     /// Takes more of the stream.
     fn feed(&mut self, bytes: &[u8]);
 
-    /// The bytes of a gap are lost. It begins for the client where the event began that it cut off, and
-    /// ends where the next event begins.
+    /// Skips the lost bytes of a gap. For the client the gap begins with the event that it cuts off, and ends where the
+    /// next event begins.
     fn skip(&mut self, gap: Gap);
 
-    /// Nothing more will come. If the execution itself has ended, a last line without a newline counts;
-    /// else it is left to whoever attaches.
+    /// Takes the end of the stream. If the execution has ended, a last line without a newline counts; otherwise the
+    /// next client that attaches gets it.
     fn finish(&mut self, ended: bool);
 
-    /// Tells a little more.
+    /// Passes on a part of what was read.
     fn step(&mut self, sink: &mut dyn EventSink) -> EventStep;
 }
 
-/// Takes what an agent's events say. Their offsets count the events, not the texts.
+/// Receives the texts and events of an agent. Offsets count the event stream, not the texts.
 pub trait EventSink {
-    /// The stream has come so far, without a message.
+    /// Moves the offset without a message.
     fn advance(&mut self, end: u64);
 
     /// A text of at most [`MAX_CONTENT`] bytes, with this `end`.
@@ -99,13 +99,13 @@ pub trait EventSink {
     fn event(&mut self, id: ExecutionId, json: &str, end: u64);
 }
 
-/// What came of a step.
+/// The result of a step.
 #[derive(PartialEq, Eq, Debug)]
 pub enum EventStep {
-    /// Nothing is left to do until more comes.
+    /// Nothing is left to do until more bytes arrive.
     Dry,
     /// Something was encoded, or passed over.
     Done,
-    /// Here the client misses something.
+    /// A gap must be reported here.
     Gap(Gap),
 }

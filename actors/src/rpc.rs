@@ -29,7 +29,7 @@ pub mod code {
     pub const BACKEND: i64 = -32010;
     pub const NOT_STARTED: i64 = -32011;
     pub const LIMIT: i64 = -32012;
-    // -32013 is Claude's own failure.
+    pub const CLAUDE: i64 = -32013;
     pub const OTHER_INSTANCE: i64 = -32014;
 }
 
@@ -212,7 +212,7 @@ pub fn parse(text: &str) -> Result<Call, Response> {
 }
 
 /// `"id": null` is an id; only an absent one makes a notification.
-fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Id>, D::Error> {
+pub(crate) fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Id>, D::Error> {
     Id::deserialize(deserializer).map(Some)
 }
 

@@ -468,7 +468,7 @@ async fn elsewhere(
         ByIdRequest::Control(request) => {
             if let ControlRequest::Cancel { grace_ms, .. } = request {
                 if let Some(supervisor) = supervisor
-                    && let Ok(Some(answer)) = supervisor.send(CancelExecution(id, Control(request.clone()))).await
+                    && let Ok(Some(answer)) = supervisor.send(CancelExecution { execution_id: id, grace_ms }).await
                 {
                     return answer.map(|reply| response_of(id, reply));
                 }

@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 use crate::{
     execution::messages::{Control, ControlAnswer},
     id::{ExecutionId, SessionId},
+    protocol::control::ControlRequest,
     rpc::{ErrorObject, code},
 };
 
@@ -206,17 +207,26 @@ impl Handler<ExecutionFinished> for Supervisor {
     }
 }
 
-/// Cancel the execution with this id, whichever session of this gateway holds it. `None`: none does.
+/// Cancel an execution for a client, whichever session of this gateway holds it. `None` if no session does.
 #[derive(Message)]
 #[rtype(result = "Option<ControlAnswer>")]
-pub struct CancelExecution(pub ExecutionId, pub Control);
+pub struct CancelExecution {
+    /// Which execution.
+    pub execution_id: ExecutionId,
+    /// Milliseconds between TERM and KILL.
+    pub grace_ms: u64,
+}
 
 impl Handler<CancelExecution> for Supervisor {
     type Result = ResponseFuture<Option<ControlAnswer>>;
 
-    fn handle(&mut self, CancelExecution(id, cancel): CancelExecution, _: &mut Self::Context) -> Self::Result {
-        let execution = self.executions.get(&id).and_then(|(_, cancel)| cancel.upgrade());
-        Box::pin(async move { execution?.send(cancel).await.ok() })
+    fn handle(
+        &mut self,
+        CancelExecution { execution_id, grace_ms }: CancelExecution,
+        _: &mut Self::Context,
+    ) -> Self::Result {
+        let execution = self.executions.get(&execution_id).and_then(|(_, cancel)| cancel.upgrade());
+        Box::pin(async move { execution?.send(Control(ControlRequest::cancel(grace_ms))).await.ok() })
     }
 }
 

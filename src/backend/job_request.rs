@@ -3,6 +3,7 @@
 use cc_executor_actors::{
     backend_api::Snapshot,
     id::ExecutionId,
+    outcome::CancelReason,
     protocol::{MAX_INPUT_WAITING, control::ControlRequest},
     stream::PerStream,
 };
@@ -16,17 +17,19 @@ use super::{
 /// Where the answer to a request goes.
 pub type ReplySender = oneshot::Sender<Result<(), JobError>>;
 
-/// What others want of a job.
+/// A request to a job.
 #[derive(Debug)]
 pub enum JobRequest {
-    /// Carry this out. The reply says whether it was; a cancellation has nobody who waits for one.
-    Control(ControlRequest, Option<ReplySender>),
-    /// End it, if the holder that gave the request for it up still has it. Answered when that is decided.
+    /// End it. There is no answer, because a job can be canceled in every state.
+    Cancel(CancelOrder),
+    /// Carry this out, and answer whether it was.
+    Control(ControlRequest, ReplySender),
+    /// End it if this claim still holds it, for a gateway that gives up its own request. Answered when that is decided.
     Withdraw {
-        /// The holder, in the asker's eyes.
+        /// The claim of the gateway.
         claim: Claim,
-        /// The cancellation.
-        cancel: ControlRequest,
+        /// How to end it.
+        cancel: CancelOrder,
         /// Where the answer goes.
         answer: ReplySender,
     },
@@ -39,27 +42,37 @@ pub enum JobRequest {
 }
 
 impl JobRequest {
-    /// Whether nobody waits for the answer any more. Acknowledgements stay true all the same, and a cancellation waits for
-    /// no answer.
+    /// Whether the client that sent it has gone. A cancellation has no answer to wait for, and an acknowledgement stays
+    /// true without its client.
     pub fn is_abandoned(&self) -> bool {
         match self {
-            JobRequest::Attach(_, answer) | JobRequest::Withdraw { answer, .. } => answer.is_closed(),
-            JobRequest::Control(_, answer) => answer.as_ref().is_some_and(ReplySender::is_closed),
+            JobRequest::Control(_, answer) | JobRequest::Attach(_, answer) | JobRequest::Withdraw { answer, .. } => {
+                answer.is_closed()
+            }
             JobRequest::Describe(answer) => answer.is_closed(),
-            JobRequest::Acknowledge(..) => false,
+            JobRequest::Cancel(_) | JobRequest::Acknowledge(..) => false,
         }
     }
 }
 
+/// How to end a job.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CancelOrder {
+    /// Milliseconds between TERM and KILL.
+    pub grace_ms: u64,
+    /// Who wants it ended.
+    pub reason: CancelReason,
+}
+
 /// Refuses a request that only a running process can carry out.
 pub fn refuse(request: JobRequest, why: &'static str) {
-    if let JobRequest::Control(_, Some(answer)) | JobRequest::Withdraw { answer, .. } = request {
+    if let JobRequest::Control(_, answer) | JobRequest::Withdraw { answer, .. } = request {
         // The client that asked may be gone.
         let _ = answer.send(Err(JobError::NotNow(why)));
     }
 }
 
-/// Why an execution does not do what it was asked to.
+/// Why a job refuses or fails a request.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum JobError {
     /// It is in a state in which it cannot.

@@ -314,7 +314,7 @@ impl Registry {
 }
 
 async fn forget_in_time(this: Weak<RegistryShared>) {
-    let mut trimmed_at = None;
+    let (mut trimmed_at, mut seen_at) = (None, None);
     loop {
         tokio::time::sleep(FORGET_CADENCE).await;
         while let Some(shared) = this.upgrade()
@@ -324,11 +324,13 @@ async fn forget_in_time(this: Weak<RegistryShared>) {
             tokio::task::yield_now().await;
         }
         let Some(idle_at) = this.upgrade().map(|shared| shared.lock().idle_at()) else { return };
-        if idle_at.is_some() && idle_at != trimmed_at {
+        // Only when nothing has changed since the last look, because a backend with short executions needs the memory again.
+        if idle_at.is_some() && idle_at == seen_at && idle_at != trimmed_at {
             // Not on this thread, because it takes milliseconds to walk large heaps. It does not panic.
             let _ = tokio::task::spawn_blocking(trim_heaps).await;
             trimmed_at = idle_at;
         }
+        seen_at = idle_at;
     }
 }
 
@@ -373,7 +375,7 @@ mod tests {
     }
 
     fn record() -> Record {
-        Record::new("shell".into(), 15_000, true, false, &Outcome::failed(Reason::Exit, "as it was"))
+        Record::new("shell".into(), 15_000, true, &Outcome::failed(Reason::Exit, "as it was"))
     }
 
     fn has_task(registry: &Registry, id: ExecutionId) -> bool {

@@ -25,7 +25,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cc_executor_actors::{outcome::Evidence, protocol::control::ControlRequest};
+use cc_executor_actors::outcome::Evidence;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     process::{Pid, Signal, set_child_subreaper, set_parent_process_death_signal},
@@ -269,21 +269,6 @@ impl Shim {
         if from_backend { self.on_orders() } else { Ok(()) }
     }
 
-    fn control(&mut self, request: &ControlRequest) {
-        match request {
-            ControlRequest::Signal { signal } => self.tree.signal_group(signal.number()),
-            ControlRequest::Pause => self.begin_pause(),
-            ControlRequest::Resume => {
-                self.end_pause();
-                // Also processes that others stopped, because a client has no other way to continue them.
-                pause::continue_all(&self.procfs);
-                self.tell(&ShimEvent::Resumed);
-            }
-            // The backend carries these out itself.
-            ControlRequest::Cancel { .. } | ControlRequest::Resize(_) | ControlRequest::Stdin(_) => {}
-        }
-    }
-
     fn on_orders(&mut self) -> io::Result<()> {
         let Some(channel) = &mut self.channel else { return Ok(()) };
         if !channel.read()? {
@@ -295,7 +280,14 @@ impl Shim {
         while let Some(NumberedOrder { order, .. }) = self.channel.as_mut().and_then(Channel::next) {
             match order {
                 Order::Run(_) => {}
-                Order::Control(request) => self.control(&request),
+                Order::Signal { signal } => self.tree.signal_group(signal.number()),
+                Order::Pause => self.begin_pause(),
+                Order::Resume => {
+                    self.end_pause();
+                    // Also processes that others stopped, because a client has no other way to continue them.
+                    pause::continue_all(&self.procfs);
+                    self.tell(&ShimEvent::Resumed);
+                }
                 Order::Inspect => {
                     let stopped = pause::is_stopped(self.tree.leader(), &self.procfs);
                     self.tell(&ShimEvent::Inspected { stopped });

@@ -37,7 +37,7 @@ pub use self::protocol::ARGUMENT;
 use self::protocol::{MAX_PASSED, MAX_REQUEST, NumberedRequest, SubreaperRequest, SubreaperResponse, Ticket};
 use super::shim::{
     self, ShimInheritance,
-    cgroup::kill_cgroup,
+    cgroup::end_cgroup,
     containment::Contained,
     procfs::Procfs,
     protocol::TreeGone,
@@ -239,7 +239,7 @@ impl SubreaperLoop {
     fn clean_cgroup(&self, ticket: Ticket) {
         if let Contained::Cgroup(base) = &self.contained {
             // An empty cgroup is the proof even for processes that have moved to another parent.
-            kill_cgroup(base, &ticket.to_string(), Duration::ZERO);
+            end_cgroup(&base.join(ticket.to_string()), Duration::ZERO);
         }
     }
 

@@ -1,5 +1,5 @@
-//! The end of a service: what runs may finish for three quarters of the time, then it is canceled, and what was sent
-//! last is delivered.
+//! The end of a service: executions may finish for three quarters of the time, then they are canceled, and their last
+//! output is delivered.
 
 use std::{rc::Rc, time::Duration};
 
@@ -15,13 +15,10 @@ const MAX_GRACE: Duration = Duration::from_secs(1);
 /// not obey, and for clients that are slow to close.
 const GRACE_PART: u32 = 16;
 
-/// A role of this process, as far as its end goes.
+/// A role of this process that can be drained.
 pub trait Drainable {
-    /// Accepts nothing new from now on.
-    fn refuse_new(&self);
-
-    /// Waits until everything has ended by itself and has been delivered. `grace_ms` is the time between TERM and KILL
-    /// of what is canceled meanwhile.
+    /// Refuses new work from now on, and returns a future that waits until all work has ended by itself and has been
+    /// delivered. `grace_ms` is the time between TERM and KILL of executions that are canceled meanwhile.
     fn drained(&self, grace_ms: u64) -> LocalBoxFuture<'_, ()>;
 
     /// Cancels what still runs, with this time between TERM and KILL.
@@ -43,14 +40,12 @@ impl Plan {
     }
 }
 
-/// Ends these roles in order, within this time. They are waited for one after the other, so the role in front of another
-/// one comes first.
+/// Drains these roles within this time. They are awaited in order: list a gateway before its backend.
 pub async fn drain(roles: Vec<Box<dyn Drainable>>, whole: Duration) {
     let plan = Plan::of(whole);
     let grace_ms = millis(plan.grace);
     let begun_at = Instant::now();
     let roles = Rc::new(roles);
-    roles.iter().for_each(|role| role.refuse_new());
     let hurrying = {
         let roles = Rc::clone(&roles);
         async move {
@@ -58,9 +53,11 @@ pub async fn drain(roles: Vec<Box<dyn Drainable>>, whole: Duration) {
             roles.iter().for_each(|role| role.cancel_rest(grace_ms));
         }
     };
+    // All roles refuse new work before the first one is awaited.
+    let draining: Vec<_> = roles.iter().map(|role| role.drained(grace_ms)).collect();
     let ended = async {
-        for role in roles.iter() {
-            role.drained(grace_ms).await;
+        for drained in draining {
+            drained.await;
         }
     };
     let hurrying = actix_web::rt::spawn(hurrying);

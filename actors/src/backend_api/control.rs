@@ -78,7 +78,7 @@ pub fn cancel_query(grace_ms: u64, reason: CancelReason) -> String {
 /// # Errors
 ///
 /// A parameter is ill-typed or out of its bounds: the error names it.
-pub fn read_cancel(query: &mut Params, limits: &Limits) -> Result<ControlRequest, ErrorObject> {
+pub fn read_cancel(query: &mut Params, limits: &Limits) -> Result<(u64, CancelReason), ErrorObject> {
     let limit = limits.grace_ms;
     let grace_ms = match query.string("grace_ms")? {
         None => DEFAULT_GRACE_MS,
@@ -90,7 +90,7 @@ pub fn read_cancel(query: &mut Params, limits: &Limits) -> Result<ControlRequest
         Some(1) => CancelReason::Drained,
         _ => CancelReason::Canceled,
     };
-    Ok(ControlRequest::Cancel { grace_ms, reason })
+    Ok((grace_ms, reason))
 }
 
 /// Reads a `POST` of one of [`ACTIONS`].
@@ -143,7 +143,9 @@ mod tests {
         ] {
             let read = match ControlCall::of(&request) {
                 ControlCall::Delete { query } => {
-                    read_cancel(&mut Params::new(query_of(&query)), &Limits::default()).unwrap()
+                    let (grace_ms, reason) =
+                        read_cancel(&mut Params::new(query_of(&query)), &Limits::default()).unwrap();
+                    ControlRequest::Cancel { grace_ms, reason }
                 }
                 ControlCall::Post { action, body } => {
                     assert!(ACTIONS.contains(&action));

@@ -13,7 +13,7 @@ use crate::{
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ExecuteRequest {
-    /// What runs. Its command is called `question` here, because the original's image knows no other name.
+    /// What runs. Its command is called `question` here, because the legacy image knows no other name.
     #[serde(flatten, serialize_with = "with_question")]
     pub run: ExecutionSpec,
     /// The process of the backend that is meant.
@@ -24,7 +24,7 @@ pub struct ExecuteRequest {
     pub request_id: Option<RequestId>,
 }
 
-/// The body that the original's image understands.
+/// The body that the legacy image understands.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct LegacyExecuteRequest {
     /// The command.

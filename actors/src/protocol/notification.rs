@@ -6,7 +6,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser::Serialize
 use serde_json::{Value, value::RawValue};
 
 use super::Limits;
-use crate::rpc::{ErrorObject, Id, Response};
+use crate::rpc::{ErrorObject, Id, Response, present};
 use crate::{
     id::{ExecutionId, InstanceId, SessionId},
     outcome::{Outcome, Scope, Status},
@@ -64,6 +64,7 @@ impl<'de> Deserialize<'de> for ServerMessage {
 /// A message of the server, before its parameters are read.
 #[derive(Deserialize)]
 struct RawMessage {
+    #[serde(default, deserialize_with = "present")]
     id: Option<Id>,
     method: Option<String>,
     #[serde(default)]

@@ -131,18 +131,6 @@ impl Params {
         }
     }
 
-    /// Refuses a field that a later version will understand, unless it asks for what happens anyway.
-    pub fn not_yet(&mut self, name: &str, harmless: Option<Value>) -> Result<(), ErrorObject> {
-        match self.take(name) {
-            None => Ok(()),
-            Some(value) if harmless.as_ref() == Some(&value) => Ok(()),
-            Some(value) => {
-                Err(ErrorObject::new(code::PARAMS, format!("{name} is not supported by this version: leave it out"))
-                    .with(json!({ "param": name, "asked": value, "allowed": harmless })))
-            }
-        }
-    }
-
     /// Refuses whatever has not been read.
     pub fn finish(self) -> Result<(), ErrorObject> {
         match self.map.keys().next() {

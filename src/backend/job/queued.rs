@@ -5,7 +5,6 @@ use std::time::Instant;
 use cc_executor_actors::{
     backend_api::{BackendEvent, Heartbeat},
     outcome::{CancelReport, Outcome, Reason, Status},
-    protocol::control::ControlRequest,
 };
 use log::info;
 
@@ -14,7 +13,7 @@ use super::{
     shared::{JobShared, JobSnapshot, at},
 };
 use crate::backend::{
-    job_request::{JobRequest, refuse},
+    job_request::{CancelOrder, JobRequest, refuse},
     output_buffer::ConsumerChange,
     registry::{QueueTurn, Slot},
 };
@@ -47,9 +46,7 @@ pub(super) async fn wait_for_turn(shared: &mut JobShared, slot: &mut Slot) -> Re
             biased;
             () = slot.turn_changed() => {}
             request = shared.requests.recv() => match request.and_then(|request| shared.answer_common(request, || snapshot, None)) {
-                Some(JobRequest::Control(ControlRequest::Cancel { reason, .. }, _)) => {
-                    return Err(canceled(reason.into(), slot));
-                }
+                Some(JobRequest::Cancel(CancelOrder { reason, .. })) => return Err(canceled(reason.into(), slot)),
                 Some(request) => refuse(request, "it still waits in the queue: only CANCEL reaches it"),
                 None => {}
             },

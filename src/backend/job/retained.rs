@@ -35,9 +35,9 @@ pub(super) fn end(mut shared: JobShared, ending: Outcome, slot: Slot) {
         // Freed, because a prompt can be as long as a message, and is not needed any more.
         job.prompt = Bytes::new();
     }
-    let JobContext { executor, heartbeat, detach, agent, .. } = &shared.context;
+    let JobContext { executor, heartbeat, detach, .. } = &shared.context;
     let heartbeat_ms = cc_executor_actors::clock::millis(*heartbeat);
-    let mut record = Record::new(executor.as_str().into(), heartbeat_ms, detach.is_some(), agent.is_some(), &ending);
+    let mut record = Record::new(executor.as_str().into(), heartbeat_ms, detach.is_some(), &ending);
     record.set_newest_hold(shared.output_buffer.holds().remembered());
     let kept = slot.end(record, shared.output_buffer.kept(FIXED_BYTES), shared.requests.n_attaches());
     // A task of its own, because one that has run a command is larger than one that keeps its output.
@@ -96,7 +96,7 @@ pub fn answer(record: &mut Record, id: ExecutionId, instance: InstanceId, config
         consumer_stall: config.consumer_stall,
         claude_exit: config.claude_exit,
         ring_bytes: config.ring_bytes,
-        agent: agent::of_stream(record.has_events).map(|agent| AgentJob { agent, prompt: Bytes::new() }),
+        agent: agent::named(&record.executor).map(|agent| AgentJob { agent, prompt: Bytes::new() }),
     };
     let output_buffer = OutputBuffer::without_output(record.written(), Holds::since(record.newest_hold()));
     let mut shared = JobShared {

@@ -245,7 +245,7 @@ impl RunningJob {
             if !pieces.is_empty() && !self.has_run() {
                 // Its shim was lost before it could tell.
                 self.start = StartReport::Executed;
-                self.report_running(shared, Instant::now());
+                self.report_start(shared, Instant::now());
             }
             for piece in pieces {
                 self.on_output(stream, piece, shared);

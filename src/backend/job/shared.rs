@@ -91,7 +91,7 @@ impl JobSnapshot {
             acknowledge_bytes: context.detach.map(|_| context.ring_bytes as u64 / ACKNOWLEDGEMENTS_A_RING),
             claude: context.agent.is_some(),
             instance: Some(context.instance),
-            // The output_buffer knows it.
+            // Set by `OutputBuffer`, which numbers the holds.
             hold: None,
         };
         match self.position {
@@ -123,7 +123,7 @@ impl JobShared {
         match request {
             JobRequest::Attach(consumer, answer) => {
                 let snapshot = snapshot();
-                // One that ended before it ran has its end as its first word.
+                // A job that never ran sends only its outcome.
                 let never_ran = ending.is_some_and(|ending| ending.elapsed_ms.is_none());
                 let first = (snapshot.is_told && !never_ran).then(|| snapshot.first_event(&self.context));
                 let attached = self.output_buffer.attach(*consumer, first);
@@ -146,7 +146,7 @@ impl JobShared {
                 };
                 let accepted = checked.is_ok();
                 let _ = answer.send(checked);
-                return accepted.then_some(JobRequest::Control(cancel, None));
+                return accepted.then_some(JobRequest::Cancel(cancel));
             }
             JobRequest::Describe(answer) => {
                 self.consumer_clock.record_question(Instant::now());
@@ -209,12 +209,17 @@ pub(super) async fn at(time: Option<Instant>) {
 
 #[cfg(test)]
 mod tests {
-    use cc_executor_actors::{outcome::Reason, protocol::control::ControlRequest, stream::PerStream};
+    use cc_executor_actors::{
+        outcome::{CancelReason, Reason},
+        protocol::control::ControlRequest,
+        stream::PerStream,
+    };
     use tokio::sync::oneshot;
 
     use super::{super::outcome, *};
     use crate::backend::{
         holds::Claim,
+        job_request::CancelOrder,
         output_buffer::{Consumer, ConsumerFeed, UnreadPolicy},
     };
 
@@ -259,7 +264,7 @@ mod tests {
         assert_eq!(shared.output_buffer.holds().newest(), 1);
         let (answer, asker) = oneshot::channel();
         drop(asker);
-        let pause = JobRequest::Control(ControlRequest::Pause, Some(answer));
+        let pause = JobRequest::Control(ControlRequest::Pause, answer);
         assert!(shared.answer_common(pause, running, None).is_none(), "nor is anything else done");
         let (_other, asker) = attach(true, &mut shared);
         assert_eq!(feed.dismissed.try_recv(), Ok(DismissReason::TakenOver));
@@ -271,10 +276,13 @@ mod tests {
         let (mut shared, _feed) = shared();
         let mut withdraw = |claim: Claim, ending: Option<&Outcome>| {
             let (answer, mut asker) = oneshot::channel();
-            let request = JobRequest::Withdraw { claim, cancel: ControlRequest::cancel(7), answer };
+            let request = JobRequest::Withdraw {
+                claim,
+                cancel: CancelOrder { grace_ms: 7, reason: CancelReason::Canceled },
+                answer,
+            };
             let left = shared.answer_common(request, running, ending);
-            let is_canceled =
-                matches!(left, Some(JobRequest::Control(ControlRequest::Cancel { grace_ms: 7, .. }, None)));
+            let is_canceled = matches!(left, Some(JobRequest::Cancel(CancelOrder { grace_ms: 7, .. })));
             (is_canceled, asker.try_recv().unwrap().is_ok())
         };
         assert_eq!(withdraw(Claim::Number(2), None), (false, false));

@@ -55,8 +55,6 @@ pub struct Record {
     pub heartbeat_ms: u32,
     /// Whether it could go on without a consumer.
     pub may_detach: bool,
-    /// Whether its standard output was an agent's events.
-    pub has_events: bool,
     /// The number of its newest hold.
     hold: u32,
     /// The request that made that hold, where it was named: a gateway may come back for itself after the end, too.
@@ -79,7 +77,7 @@ struct WrittenBytes {
 
 impl Record {
     /// The record of an execution that ended like this.
-    pub fn new(executor: Arc<str>, heartbeat_ms: u64, may_detach: bool, has_events: bool, ending: &Outcome) -> Self {
+    pub fn new(executor: Arc<str>, heartbeat_ms: u64, may_detach: bool, ending: &Outcome) -> Self {
         let wrote = WrittenBytes { bytes: ending.bytes, sha256: each(&ending.sha256, |hex| from_hex(hex)) };
         let rare = Outcome {
             signal: ending.signal.clone(),
@@ -93,7 +91,6 @@ impl Record {
             executor,
             heartbeat_ms: u32::try_from(heartbeat_ms).unwrap_or(u32::MAX),
             may_detach,
-            has_events,
             hold: 1,
             request: None,
             status: ending.status,
@@ -244,7 +241,7 @@ mod tests {
     proptest! {
         #[test]
         fn an_ending_is_remembered_as_it_was(ending in endings()) {
-            let record = Record::new("shell".into(), 15_000, true, false, &ending);
+            let record = Record::new("shell".into(), 15_000, true, &ending);
             prop_assert_eq!(record.ending(), ending);
         }
     }
@@ -257,7 +254,7 @@ mod tests {
         ending.elapsed_ms = Some(5);
         ending.bytes = PerStream { stdout: Some(0), stderr: Some(0) };
         ending.sha256 = PerStream { stdout: Some(empty.clone()), stderr: Some(empty) };
-        let record = Record::new("shell".into(), 15_000, false, false, &ending);
+        let record = Record::new("shell".into(), 15_000, false, &ending);
         assert!(record.wrote.is_none() && record.rare.is_none(), "{record:?}");
         assert_eq!(record.ending(), ending);
         assert!(size_of::<Record>() <= 88 && size_of::<RequestDigest>() <= 54, "{}", size_of::<Record>());

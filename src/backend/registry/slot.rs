@@ -121,7 +121,7 @@ impl Drop for Slot {
             // Its task has failed, or the whole service ends.
             let message = "the backend's task of this execution failed: what it ran may still run";
             let ending = Outcome::failed(Reason::BackendLost, message);
-            self.leave(Record::new("".into(), 0, false, false, &ending), None);
+            self.leave(Record::new("".into(), 0, false, &ending), None);
         }
     }
 }

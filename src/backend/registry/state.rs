@@ -10,7 +10,6 @@ use cc_executor_actors::{
     clock::millis,
     id::ExecutionId,
     outcome::{CancelReason, CancelReport},
-    protocol::control::ControlRequest,
 };
 use log::debug;
 use tokio::sync::watch;
@@ -20,7 +19,10 @@ use super::{
     record::{Record, RequestDigest},
     retention::{RegistryEntry, RegistryLimits, RegistryModel, WithdrawnIds},
 };
-use crate::backend::{job_request::JobRequest, output_buffer::RetainedOutput};
+use crate::backend::{
+    job_request::{CancelOrder, JobRequest},
+    output_buffer::RetainedOutput,
+};
 
 /// How many executions are forgotten under one lock, so that an execute never waits long for it.
 pub(super) const FORGOTTEN_AT_A_TIME: usize = 256;
@@ -158,8 +160,7 @@ impl RegistryState {
     pub(super) fn cancel(&mut self, id: ExecutionId, grace_ms: u64, now_ms: u64) {
         if let Some(live) = self.live(id, now_ms) {
             // A task that does not listen any more has failed.
-            let cancel = ControlRequest::Cancel { grace_ms, reason: CancelReason::Drained };
-            let _ = live.task.send(JobRequest::Control(cancel, None));
+            let _ = live.task.send(JobRequest::Cancel(CancelOrder { grace_ms, reason: CancelReason::Drained }));
         }
     }
 

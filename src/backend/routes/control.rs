@@ -108,10 +108,10 @@ async fn send_cancel(
 ) -> Result<watch::Receiver<Option<CancelReport>>, ErrorObject> {
     let CancelQuery { cancel, claim } = cancel;
     if *claim == Claim::Request(None) {
-        return Ok(registry.ask(id, JobRequest::Control(cancel.clone(), None))?);
+        return Ok(registry.ask(id, JobRequest::Cancel(*cancel))?);
     }
     let (answer, answered) = oneshot::channel();
-    let gone = registry.ask(id, JobRequest::Withdraw { claim: *claim, cancel: cancel.clone(), answer })?;
+    let gone = registry.ask(id, JobRequest::Withdraw { claim: *claim, cancel: *cancel, answer })?;
     obeyed(id, answered).await?;
     Ok(gone)
 }
@@ -138,11 +138,11 @@ pub(super) async fn control(
         if matches!(request, ControlRequest::Stdin(_)) {
             // The answer comes when all is where the command can read it, however long that takes.
             let (answer, answered) = oneshot::channel();
-            registry.ask(id, JobRequest::Control(request, Some(answer)))?;
+            registry.ask(id, JobRequest::Control(request, answer))?;
             return Ok(answered.await.unwrap_or(Err(JobError::EndedUnread(id)))?);
         }
         let signal = if let ControlRequest::Signal { signal } = &request { Some(*signal) } else { None };
-        send_request(&registry, id, false, |answer| JobRequest::Control(request, Some(answer))).await?;
+        send_request(&registry, id, false, |answer| JobRequest::Control(request, answer)).await?;
         if let Some(signal) = signal {
             info!(event = "signal.sent", execution_id:% = id, signal = signal.name(); "signal sent");
         }

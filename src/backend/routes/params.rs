@@ -3,17 +3,16 @@
 use cc_executor_actors::{
     backend_api::control::read_cancel,
     id::ExecutionId,
-    protocol::control::ControlRequest,
     rpc::{ErrorObject, code, params::Params},
     stream::PerStream,
 };
 use serde_json::{Map, Value};
 
-use crate::backend::{holds::Claim, registry::Registry};
+use crate::backend::{holds::Claim, job_request::CancelOrder, registry::Registry};
 
 /// What a cancellation says.
 pub(super) struct CancelQuery {
-    pub(super) cancel: ControlRequest,
+    pub(super) cancel: CancelOrder,
     /// A gateway that gives its own request up cancels nothing that another one has by now.
     pub(super) claim: Claim,
 }
@@ -21,10 +20,10 @@ pub(super) struct CancelQuery {
 impl CancelQuery {
     pub(super) fn read(query: &Map<String, Value>, registry: &Registry) -> Result<CancelQuery, ErrorObject> {
         let mut fields = Params::new(query.clone());
-        let cancel = read_cancel(&mut fields, &registry.limits())?;
+        let (grace_ms, reason) = read_cancel(&mut fields, &registry.limits())?;
         let claim = read_claim(&mut fields)?;
         fields.finish()?;
-        Ok(CancelQuery { cancel, claim })
+        Ok(CancelQuery { cancel: CancelOrder { grace_ms, reason }, claim })
     }
 }
 
@@ -38,14 +37,14 @@ pub(super) fn read_offsets(fields: &mut Params) -> Result<PerStream<u64>, ErrorO
     Ok(PerStream { stdout: offset("stdout")?, stderr: offset("stderr")? })
 }
 
-/// In whose name somebody acts: of a numbered hold, of a request, or of nobody in particular.
+/// The claim in the query: `hold`, `request_id`, or none.
 pub(super) fn read_claim(fields: &mut Params) -> Result<Claim, ErrorObject> {
     let hold = fields.parsed("hold", "the number of a hold")?;
     let request = fields.parsed("request_id", "a UUID")?;
     Ok(hold.map_or(Claim::Request(request), Claim::Number))
 }
 
-/// Whether who attaches says by it that everything before its offsets has arrived.
+/// Whether the client that attaches has received everything before its offsets.
 pub(super) fn has_arrived(fields: &mut Params) -> Result<bool, ErrorObject> {
     match fields.string("arrived")?.as_deref() {
         None | Some("true") => Ok(true),

@@ -98,17 +98,17 @@ fn remove_tree(directory: &Path) {
     let _ = fs::remove_dir(directory);
 }
 
-/// Ends the processes that are left in one execution's cgroup. Returns true if it was seen empty in time.
-pub fn kill_cgroup(base: &Path, name: &str, patience: Duration) -> bool {
-    let directory = base.join(name);
+/// Ends the processes that are left in a cgroup and those below it, and removes the cgroups. Returns true if they were
+/// seen empty in time, or are gone while their parent is there.
+pub fn end_cgroup(directory: &Path, patience: Duration) -> bool {
     let until = Instant::now() + patience;
     loop {
         if fs::write(directory.join("cgroup.kill"), "1").is_err() {
-            return !directory.exists() && base.exists();
+            return !directory.exists() && directory.parent().is_some_and(Path::exists);
         }
         let events = fs::read_to_string(directory.join("cgroup.events")).unwrap_or_default();
         if events.contains("populated 0") {
-            let _ = fs::remove_dir(&directory);
+            remove_tree(directory);
             return true;
         }
         if Instant::now() > until {

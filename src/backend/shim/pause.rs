@@ -54,7 +54,7 @@ impl PauseState {
     /// Lists the tree once, and sends STOP to the processes whose parents have stopped.
     pub(super) fn step(&mut self, procfs: &Procfs) -> PauseStep {
         let PauseState::Stopping { told, until } = self else { return PauseStep::Done };
-        let Ok(tree) = procfs.descendants() else { return PauseStep::Failed };
+        let Ok(tree) = procfs.descendants(usize::MAX) else { return PauseStep::Failed };
         let mut running = HashSet::new();
         let mut all_still = true;
         for (process, stat) in tree {
@@ -85,7 +85,7 @@ impl PauseState {
 
 /// Continues everything below this process, whoever stopped it, children first.
 pub(super) fn continue_all(procfs: &Procfs) {
-    for (process, stat) in procfs.descendants().unwrap_or_default().into_iter().rev() {
+    for (process, stat) in procfs.descendants(usize::MAX).unwrap_or_default().into_iter().rev() {
         send(process, stat, Signal::CONT);
     }
 }
@@ -94,7 +94,7 @@ pub(super) fn continue_all(procfs: &Procfs) {
 pub(super) fn is_stopped(leader: Option<Pid>, procfs: &Procfs) -> bool {
     // The tree is listed only if the leader is stopped, because this is asked once a heartbeat.
     let leader_is_still = leader.is_none_or(|leader| procfs.stat(leader).is_ok_and(Stat::is_still));
-    leader_is_still && procfs.descendants().is_ok_and(|tree| tree.iter().all(|(_, stat)| stat.is_still()))
+    leader_is_still && procfs.descendants(usize::MAX).is_ok_and(|tree| tree.iter().all(|(_, stat)| stat.is_still()))
 }
 
 /// Signals a process if it still is the child that was listed, because its id may have been reused.

@@ -76,7 +76,12 @@ impl Procfs {
 
     /// All processes below this one, parents first. If the kernel lists children, only this tree is read, because
     /// reading all processes takes too long when many executions end at the same time.
-    pub fn descendants(&self) -> io::Result<Vec<(Pid, Stat)>> {
+    ///
+    /// # Errors
+    ///
+    /// /proc cannot be read, or there are more than `most` processes. Without a limit a tree that goes on forking may keep
+    /// this busy for as long as it forks.
+    pub fn descendants(&self, most: usize) -> io::Result<Vec<(Pid, Stat)>> {
         if self.children.is_none() {
             return self.descendants_of_all();
         }
@@ -92,6 +97,9 @@ impl Procfs {
                     Err(error) => return Err(error),
                 }
                 below.extend(self.children_of(process)?);
+                if found.len() > most {
+                    return Err(io::Error::other("too many processes"));
+                }
             }
             next = below;
         }

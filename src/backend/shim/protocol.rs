@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use cc_executor_actors::{outcome::Evidence, protocol::control::ControlRequest};
+use cc_executor_actors::{outcome::Evidence, signal::Signal};
 use serde::{Deserialize, Serialize};
 
 /// An order with its number, which the shim's acknowledgement repeats.
@@ -20,9 +20,15 @@ pub struct NumberedOrder {
 pub enum Order {
     /// Start the command. Always the first order.
     Run(Box<JobSpec>),
-    /// Carry out PAUSE, RESUME or SIGNAL. The backend itself serves the terminal and standard input, and turns a CANCEL
-    /// into an end.
-    Control(ControlRequest),
+    /// Send a signal to the command's process group.
+    Signal {
+        /// The signal.
+        signal: Signal,
+    },
+    /// Stop the whole tree.
+    Pause,
+    /// Continue the whole tree.
+    Resume,
     /// Report whether all processes of the tree are stopped.
     Inspect,
     /// End the tree: TERM now, KILL after the grace.

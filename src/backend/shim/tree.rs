@@ -11,13 +11,18 @@ use std::{
 
 use rustix::{
     io::Errno,
+    param::clock_ticks_per_second,
     process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, kill_process_group, wait},
+    time::{ClockId, clock_gettime},
 };
 
 use super::{procfs::Procfs, protocol::LeaderExit};
 
 /// `__WALL`: also children that are threads of another kind (clone without SIGCHLD), see waitpid(2).
 const WALL: u32 = 0x4000_0000;
+
+/// The most processes that are listed to send TERM once only.
+const MAX_LISTED: usize = 4_096;
 
 /// The children of this process.
 pub struct ProcessTree {
@@ -86,22 +91,23 @@ impl ProcessTree {
         }
     }
 
-    /// TERM to the group, and to each child outside it.
+    /// Sends TERM to the group, and to each child outside it.
     pub fn terminate(&mut self, procfs: &Procfs) {
-        let before = self.group_members(procfs);
+        let before = now_in_ticks();
+        // Before anything is listed, because a tree that goes on forking can make that slow.
         self.signal_group(Signal::TERM.as_raw());
-        // A process that left the group, or joined it, at the same time may not have got the signal.
-        self.asked_as_group = self.group_members(procfs);
-        self.asked_as_group.retain(|process, started| before.get(process) == Some(started));
+        self.asked_as_group = self.group_members(before, procfs);
         self.asked.extend(self.leader);
         self.terminate_new_children(procfs);
     }
 
-    /// The processes of the tree that are in the leader's group. None where the tree cannot be listed.
-    fn group_members(&self, procfs: &Procfs) -> HashMap<Pid, u64> {
+    /// The processes in the leader's group that were started before this time, with their times of start. Empty if the tree
+    /// cannot be listed or is too large: then a process may get TERM twice.
+    fn group_members(&self, before: u64, procfs: &Procfs) -> HashMap<Pid, u64> {
         let Some(leader) = self.leader.map(|leader| leader.as_raw_nonzero().get()) else { return HashMap::new() };
-        let tree = procfs.descendants().unwrap_or_default().into_iter();
-        tree.filter(|(_, stat)| stat.group == leader).map(|(process, stat)| (process, stat.started)).collect()
+        let tree = procfs.descendants(MAX_LISTED).unwrap_or_default().into_iter();
+        let members = tree.filter(|(_, stat)| stat.group == leader && stat.started < before);
+        members.map(|(process, stat)| (process, stat.started)).collect()
     }
 
     /// Sends TERM, and CONT after it, to each child that has not had it: descendants whose parent has ended since.
@@ -169,6 +175,13 @@ fn leader_exit(status: WaitStatus) -> Option<LeaderExit> {
         return Some(LeaderExit::Code(code));
     }
     status.terminating_signal().map(LeaderExit::Signal)
+}
+
+/// The time since boot in clock ticks, as [`Stat::started`](super::procfs::Stat::started) counts it.
+fn now_in_ticks() -> u64 {
+    let now = clock_gettime(ClockId::Boottime);
+    let hertz = clock_ticks_per_second();
+    now.tv_sec.unsigned_abs() * hertz + now.tv_nsec.unsigned_abs() * hertz / 1_000_000_000
 }
 
 /// A count that fits on the wire.

@@ -38,7 +38,7 @@ use super::protocol::{ARGUMENT, MAX_PASSED, NumberedRequest, SubreaperRequest, S
 use crate::backend::{
     deadlines::OrderWatch,
     shim::{
-        cgroup::{kill_cgroup, make_subreaper_base, remove_base},
+        cgroup::{end_cgroup, make_subreaper_base, remove_base},
         containment::{Contained, Containment},
         protocol::TreeGone,
     },
@@ -63,7 +63,6 @@ pub struct Subreapers {
 #[derive(Debug)]
 pub struct SubreaperHandle {
     shared: Arc<SharedHandle>,
-    contained: Contained,
 }
 
 /// What its thread shares with those who ask.
@@ -74,6 +73,19 @@ struct SharedHandle {
     wake: OwnedFd,
     state: Mutex<HandleState>,
     next: AtomicU64,
+    /// Whether its children come to this process when it is lost.
+    adopts: bool,
+    /// The containment of its executions. A cgroup directory belongs to it alone.
+    contained: Contained,
+}
+
+impl Drop for SharedHandle {
+    /// The subreaper and its executions are over, or it was never started: its cgroups go. The last owner is its thread.
+    fn drop(&mut self) {
+        if let Contained::Cgroup(base) = &self.contained {
+            end_cgroup(base, ADOPTED_PATIENCE);
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -130,21 +142,24 @@ impl Subreapers {
     }
 
     fn start_another(&self) -> io::Result<SubreaperHandle> {
+        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let contained = match &self.contained {
             Contained::Cgroup(base) => Contained::Cgroup(make_subreaper_base(base)?),
             other => other.clone(),
         };
-        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         let shared = Arc::new(SharedHandle {
             socket: ours,
-            wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            wake,
             state: Mutex::default(),
             next: AtomicU64::new(1),
+            adopts: self.adoption.adopts(),
+            contained,
         });
         let mut command = Command::new(&self.binary);
         command
             .arg(ARGUMENT)
-            .arg(serde_json::to_string(&contained)?)
+            .arg(serde_json::to_string(&shared.contained)?)
             .env_clear()
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::null())
@@ -164,7 +179,7 @@ impl Subreapers {
             }
         })?;
         is_started.recv().map_err(io::Error::other)??;
-        Ok(SubreaperHandle { shared, contained })
+        Ok(SubreaperHandle { shared })
     }
 }
 
@@ -239,11 +254,14 @@ impl SubreaperHandle {
     }
 
     fn sweep_without(&self, ticket: Ticket) -> TreeGone {
-        if let Contained::Cgroup(base) = &self.contained
-            && kill_cgroup(base, &ticket.to_string(), ADOPTED_PATIENCE)
-        {
-            return TreeGone::proven(Evidence::CgroupEmpty);
+        let is_cgroup_empty = match &self.shared.contained {
+            Contained::Cgroup(base) => end_cgroup(&base.join(ticket.to_string()), ADOPTED_PATIENCE),
+            Contained::Tree | Contained::PidNamespace => false,
+        };
+        if !self.shared.adopts {
+            return if is_cgroup_empty { TreeGone::proven(Evidence::CgroupEmpty) } else { TreeGone::UNKNOWN };
         }
+        // Also with an empty cgroup, because a command that runs as root can have left it.
         let until = Instant::now() + ADOPTED_PATIENCE;
         // The look that is under way may have begun before this shim was given up: the one after it counts.
         let wanted = lock(&self.shared.state).n_clean + 2;

@@ -1,4 +1,4 @@
-//! What runs, and within which bounds: the part of `execute` that the backend is told.
+//! The part of `execute` that goes to the backend: the command, its environment and its limits.
 
 use std::{borrow::Cow, collections::BTreeMap};
 
@@ -18,7 +18,7 @@ use crate::{
     },
 };
 
-/// What runs, and within which bounds: the part of `execute` that the backend is told.
+/// The command, its environment and its limits: the part of `execute` that goes to the backend.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ExecutionSpec {
@@ -49,13 +49,13 @@ pub struct ExecutionSpec {
     /// The longest time without output, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stall_timeout_ms: Option<u64>,
-    /// How often a sign of life is sent, in milliseconds; [`DEFAULT_HEARTBEAT_MS`] if absent.
+    /// The heartbeat period in milliseconds; [`DEFAULT_HEARTBEAT_MS`] if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub heartbeat_ms: Option<u64>,
-    /// What becomes of it when nobody follows it any more; it is ended if absent.
+    /// How it goes on when no client follows it; it is ended if absent.
     #[serde(flatten, with = "on_disconnect")]
     pub detach: Option<DetachOptions>,
-    /// What Claude is told beside its prompt.
+    /// Claude's options.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub claude: Option<ClaudeOptions>,
 }

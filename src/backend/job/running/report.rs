@@ -25,13 +25,6 @@ impl RunningJob {
         shared.output_buffer.send_event(event);
     }
 
-    /// Sends that the command runs, where its output is the only sign of that.
-    pub(super) fn report_running(&self, shared: &mut JobShared, now: Instant) {
-        let alive = self.heartbeat(now);
-        let snapshot = JobSnapshot { is_told: true, status: Status::Running, position: None, alive };
-        shared.output_buffer.send_event(snapshot.first_event(&shared.context));
-    }
-
     pub(super) fn snapshot(&self, now: Instant) -> JobSnapshot {
         let (status, position) = match &self.life {
             // Its turn has come: no execution is before it.

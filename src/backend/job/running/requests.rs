@@ -2,21 +2,19 @@
 
 use std::time::Instant;
 
-use bytes::Bytes;
-use cc_executor_actors::protocol::{
-    control::{ControlRequest, TerminalSize},
-    input::InputParams,
-};
-use tokio::sync::oneshot;
-
 use super::RunningJob;
 use crate::backend::{
     job::{
         life::{EndCause, Life},
         shared::JobShared,
     },
-    job_request::{JobError, JobRequest, ReplySender, refuse},
+    job_request::{CancelOrder, JobError, JobRequest, ReplySender, refuse},
     shim::protocol::Order,
+};
+use bytes::Bytes;
+use cc_executor_actors::protocol::{
+    control::{ControlRequest, TerminalSize},
+    input::InputParams,
 };
 
 impl RunningJob {
@@ -24,13 +22,13 @@ impl RunningJob {
         let snapshot = self.snapshot(Instant::now());
         let Some(request) = shared.answer_common(request, || snapshot, None) else { return };
         match request {
-            JobRequest::Control(ControlRequest::Cancel { grace_ms, reason }, _) => {
+            JobRequest::Cancel(CancelOrder { grace_ms, reason }) => {
                 self.end(EndCause::Asked(reason), grace_ms, shared);
             }
             request if matches!(self.life, Life::Leftovers { .. }) => refuse(request, "its command has ended"),
             JobRequest::Control(request, reply) => match self.refusal(&request) {
                 Some(why) => refuse(JobRequest::Control(request, reply), why),
-                None => self.carry_out(request, reply.unwrap_or_else(|| oneshot::channel().0)),
+                None => self.carry_out(request, reply, shared),
             },
             JobRequest::Attach(..)
             | JobRequest::Acknowledge(..)
@@ -54,25 +52,32 @@ impl RunningJob {
         (!self.line.is_listening()).then_some("its shim does not answer: try again in a moment, or cancel it")
     }
 
-    fn carry_out(&mut self, request: ControlRequest, reply: ReplySender) {
+    fn carry_out(&mut self, request: ControlRequest, reply: ReplySender, shared: &mut JobShared) {
         match request {
+            ControlRequest::Cancel { grace_ms, reason } => {
+                self.end(EndCause::Asked(reason), grace_ms, shared);
+                // Here and below: the client that asked may be gone.
+                let _ = reply.send(Ok(()));
+            }
             ControlRequest::Stdin(InputParams { data, eof }) => {
                 self.input.take(self.with_end_of_file(data, eof), eof, reply);
             }
             ControlRequest::Resize(size) => {
                 let _ = reply.send(self.resize(size));
             }
-            // The shim answers these with an event, which is the reply.
-            ControlRequest::Pause | ControlRequest::Resume => {
-                self.line.order(Order::Control(request));
-                self.pause_replies.push_back(reply);
-            }
-            request => {
-                self.line.order(Order::Control(request));
-                // The client that asked may be gone.
+            ControlRequest::Pause => self.order_pause(Order::Pause, reply),
+            ControlRequest::Resume => self.order_pause(Order::Resume, reply),
+            ControlRequest::Signal { signal } => {
+                self.line.order(Order::Signal { signal });
                 let _ = reply.send(Ok(()));
             }
         }
+    }
+
+    /// Gives an order that the shim answers with an event, which becomes the reply.
+    fn order_pause(&mut self, order: Order, reply: ReplySender) {
+        self.line.order(order);
+        self.pause_replies.push_back(reply);
     }
 
     /// On a terminal a character ends the input.

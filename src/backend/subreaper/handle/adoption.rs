@@ -12,9 +12,8 @@ use rustix::process::{Pid, Signal, WaitOptions, kill_process, set_child_subreape
 use super::{ADOPTED_CADENCE, SharedHandle, lock};
 use crate::backend::shim::procfs::{pid, stat_of};
 
-/// What becomes of the children of a subreaper that was lost. They come to this process, if it is a subreaper
-/// itself; and it is one only where it had no children when it started: the descendants of these could not be told
-/// from orphans.
+/// Takes over the children of a lost subreaper. The kernel gives them to this process if it is a subreaper itself,
+/// which it is only if it had no children when it started, because their descendants could not be told from orphans.
 #[derive(Debug)]
 pub(super) struct Adoption {
     is_subreaper: bool,
@@ -38,22 +37,26 @@ impl Adoption {
         let child = command.spawn()?;
         let pid = Pid::from_child(&child);
         own.push(pid);
-        lock(&self.subreapers).push(Arc::downgrade(shared));
+        let mut subreapers = lock(&self.subreapers);
+        subreapers.retain(|shared| shared.strong_count() > 0);
+        subreapers.push(Arc::downgrade(shared));
         Ok((child, pid))
+    }
+
+    /// Whether the children of a lost subreaper come to this process.
+    pub(super) fn adopts(&self) -> bool {
+        self.is_subreaper
     }
 
     pub(super) fn forget(&self, pid: Pid) {
         lock(&self.own).retain(|own| *own != pid);
     }
 
-    /// Ends the orphans that a lost subreaper has left to this process, and reaps its shims, until nobody holds
-    /// that subreaper any more.
+    /// Ends the orphans that a lost subreaper has left to this process, and reaps its shims. Returns when no execution
+    /// holds that subreaper any more.
     pub(super) fn look_after(&self, shared: &Arc<SharedHandle>) {
         while Arc::strong_count(shared) > 1 {
-            if !self.is_subreaper {
-                return;
-            }
-            if self.end_orphans().is_ok_and(|n| n == 0) {
+            if self.is_subreaper && self.end_orphans().is_ok_and(|n| n == 0) {
                 lock(&shared.state).n_clean += 1;
             }
             let is_waited_for = !lock(&shared.state).shims.is_empty();
