@@ -15,11 +15,10 @@ use cc_executor_actors::{
     agent::claude::progress::EXIT_PATIENCE,
     backend_client::{BackendClient, KnownBackend},
     close::{CloseCode, CloseReason},
-    execution::messages::Control,
     id::{ExecutionId, SessionId},
     outcome::Status,
     protocol::Limits,
-    protocol::control::{ControlReply, ControlRequest},
+    protocol::control::ControlReply,
     session::{self, SessionContext, outbox::Frames, phase::Incoming},
     supervisor::{CancelExecution, Drain, GetStats, SessionLimits, Stats, Supervisor},
 };
@@ -171,12 +170,15 @@ fn the_supervisor_cancels_an_execution_by_its_id() {
         let id = ExecutionId::random();
         peer.call(1, "execute", &json!({ "command": "silence", "executionId": id }));
         peer.notification("statusUpdate").await;
-        let cancel = Control(ControlRequest::cancel(7));
-        let answer = around.supervisor.send(CancelExecution(id, cancel.clone())).await.expect("it lives");
+        let answer = around.supervisor.send(CancelExecution { execution_id: id, grace_ms: 7 }).await.expect("it lives");
         assert_eq!(answer, Some(Ok(ControlReply::Status(Status::Cancelling))));
         let asked = stub.requests().into_iter().find(|request| request.method == "DELETE").expect("it was asked for");
         assert_eq!(asked.path, format!("/executions/{id}?grace_ms=7&reason=canceled"));
-        let nobody = around.supervisor.send(CancelExecution(ExecutionId::random(), cancel)).await.expect("it lives");
+        let nobody = around
+            .supervisor
+            .send(CancelExecution { execution_id: ExecutionId::random(), grace_ms: 7 })
+            .await
+            .expect("it lives");
         assert_eq!(nobody, None);
         // The client goes: the stream is dropped, and with it the execution.
         peer.incoming.send(Incoming::Gone).expect("the session listens");

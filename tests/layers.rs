@@ -46,7 +46,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "actors::rpc",
         ],
     ),
-    ("actors::supervisor", &["actors::execution", "actors::rpc"]),
+    ("actors::supervisor", &["actors::execution", "actors::protocol", "actors::rpc"]),
     (
         "actors::session",
         &[
