@@ -61,7 +61,7 @@ fn an_empty_or_unreadable_variable_is_unset() {
 }
 
 #[test]
-fn a_variable_sets_what_its_flag_sets() {
+fn a_variable_is_validated_as_its_flag_is() {
     for (name, flag) in variables("backend").iter().map(|name| {
         let long = name.trim_start_matches("CC_EXECUTOR_").to_lowercase().replace('_', "-");
         (name, format!("--{long}=?"))
@@ -79,6 +79,27 @@ fn a_variable_sets_what_its_flag_sets() {
         let spelled = flag.trim_end_matches("=?");
         assert_eq!(of_flag.2.replace(spelled, name), of_variable.2, "{name}");
     }
+}
+
+#[test]
+fn a_wrong_use_exits_with_64_and_help_with_0() {
+    let id = "00000000-0000-4000-8000-000000000000";
+    for words in [
+        [].as_slice(),
+        &["nope"],
+        &["backend", "--max-sessions", "7"],
+        &["run"],
+        &["run", "--timeout", "soon", "x"],
+        &["run", "-i", "--reconnect", "x"],
+        &["run", "--url", "ftp://x", "x"],
+        &["attach", "7"],
+        &["attach", id, "--reconnect=soon"],
+        &["cancel"],
+    ] {
+        let (code, _, err) = outcome(binary().args(words));
+        assert_eq!(code, Some(64), "{words:?}: {err}");
+    }
+    assert_eq!(outcome(binary().arg("--help")).0, Some(0));
 }
 
 #[test]

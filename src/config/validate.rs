@@ -85,13 +85,13 @@ pub fn client_token(variables: &ClientVariables) -> Result<Option<Secret>, Probl
     problems.finish(secret)
 }
 
-/// What gateway and backend are both told.
+/// Settings that gateway and backend share.
 struct Shared {
     timeout_ms: u64,
     detach_ms: u64,
     message_bytes: usize,
     claude_exit: Duration,
-    max_ended: usize,
+    max_ended: Checked<u64>,
     drain: Duration,
 }
 
@@ -137,7 +137,7 @@ impl Problems {
             detach_ms: self.valid(args.max_detach_ms),
             message_bytes: self.size(args.max_message_bytes),
             claude_exit: self.time(args.claude_exit_ms),
-            max_ended: self.size(args.max_ended),
+            max_ended: args.max_ended,
             drain: self.time(args.drain_ms),
         }
     }
@@ -167,7 +167,7 @@ impl Problems {
             max_detach_ms: shared.detach_ms,
             ring_bytes: self.size(output.ring_bytes),
             max_kept_bytes: self.size(output.max_kept_bytes),
-            max_ended: shared.max_ended,
+            max_ended: self.size(shared.max_ended.clone()),
             retention: self.time(output.retention_ms),
             consumer_stall: self.time(output.consumer_stall_ms),
             claude_exit: shared.claude_exit,

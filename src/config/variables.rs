@@ -17,7 +17,7 @@ pub const TOKEN: &str = "CC_EXECUTOR_TOKEN";
 pub const BACKEND_TOKEN: &str = "CC_EXECUTOR_BACKEND_TOKEN";
 
 /// Variables of the client's commands.
-#[derive(Args, Clone, Debug)]
+#[derive(Args, Clone)]
 pub struct ClientVariables {
     /// Token that callers of the service must send
     #[arg(long, env = "CC_EXECUTOR_TOKEN", hide_env_values = true)]
@@ -29,7 +29,7 @@ pub struct ClientVariables {
 }
 
 /// Variables of the roles.
-#[derive(Args, Clone, Debug)]
+#[derive(Args, Clone)]
 pub struct RoleVariables {
     #[command(flatten)]
     pub(super) client: ClientVariables,
