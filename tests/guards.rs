@@ -317,10 +317,27 @@ fn a_subreaper_that_may_open_nothing_is_replaced_before_anybody_notices() {
         // It ends with its last execution, and takes none of its successor's with it.
         let subreapers = || procs::below(service.pid()).into_iter().filter(|pid| is_subreaper(*pid)).count();
         wait_until("the replaced one has ended", PATIENCE, || subreapers() == 1);
+        if mode == Mode::Cgroup {
+            wait_until("its cgroups are gone", PATIENCE, || subreaper_cgroups(service.pid()) == 1);
+        }
         fs::write(file, "").unwrap();
         let story = other.story();
         assert_eq!((story.text().as_str(), &story.end["status"]), ("whole\n", &json!("COMPLETED")), "{}", story.end);
     }
+}
+
+/// How many subreapers of this service have a cgroup directory.
+fn subreaper_cgroups(service: u32) -> usize {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let mount = mounts.lines().find(|line| line.contains(" - cgroup2 ")).unwrap().split(' ').nth(4).unwrap().to_owned();
+    let own = fs::read_to_string("/proc/self/cgroup").unwrap();
+    let own = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap().to_owned();
+    let bases = fs::read_dir(std::path::Path::new(&mount).join(own)).unwrap().flatten();
+    let base = bases.map(|entry| entry.path()).find(|path| {
+        path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&format!("cc-executor.{service}-")))
+    });
+    let inside = fs::read_dir(base.expect("the service has a directory")).unwrap().flatten();
+    inside.filter(|entry| entry.file_name().to_string_lossy().starts_with("subreaper-")).count()
 }
 
 fn is_subreaper(pid: u32) -> bool {

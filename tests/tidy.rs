@@ -39,6 +39,8 @@ const PURE: &[&str] = &[
     "src/backend/output_buffer/ring.rs",
     "src/cli/exit_code.rs",
     "src/cli/silence.rs",
+    "src/cli/reconnect.rs",
+    "src/cli/session_loop/action.rs",
     "src/cli/session_loop/state.rs",
     "src/cli/session_loop/state/ending.rs",
 ];
