@@ -34,7 +34,7 @@ impl Problems {
         self.0.push(format!("{name} {text}"));
     }
 
-    /// The value that was checked. Of a wrong one the problem is added, and a value without meaning is returned.
+    /// Returns the value, or records its problem and returns a placeholder.
     pub fn valid<T: Default>(&mut self, checked: Checked<T>) -> T {
         self.valid_or(T::default(), checked)
     }

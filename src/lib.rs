@@ -1,6 +1,6 @@
 //! cc-executor: runs commands for remote clients over WebSocket sessions.
 //!
-//! The actors and the words they speak are in the member crate `cc-executor-actors`. Here is everything
+//! The actors and their messages are in the member crate `cc-executor-actors`. Here is everything
 //! that has a socket, a process, a terminal, a file or an environment variable:
 //!
 //! - [`config`], [`logging`]: settings and log lines. [`console`]: everything that is printed.

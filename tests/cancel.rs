@@ -26,7 +26,7 @@ fn tree(mark: &str) -> String {
 
 const TREE: usize = 4;
 
-/// Tries a way ten times, in `make stress` a hundred times, some at once.
+/// Runs `way` 10 times (100 in `make stress`), five at a time.
 fn many_times(way: impl Fn(&str) + Sync) {
     std::thread::scope(|scope| {
         for lane in 0..LANES {

@@ -97,7 +97,7 @@ impl KnownBackend {
         self.0.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
     }
 
-    /// Records which kind of backend answered. Returns false, and records nothing, for an answer in the original image's
+    /// Records which kind of backend answered. Returns false, and records nothing, for an answer in the legacy image's
     /// form after our own backend was seen: a proxy, or another program on its port, may give one.
     fn learn(&self, kind: &BackendKind) -> bool {
         let mut known = self.0.write().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -156,16 +156,16 @@ impl HoldIdentity {
 /// Why the backend did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum BackendError {
-    /// No answer.
+    /// The backend did not answer.
     #[error("{0}")]
     Unreachable(String),
-    /// An answer that means nothing here.
+    /// The answer is not one of this protocol.
     #[error("{0}")]
     Rejected(String),
     /// A refusal in the protocol's own terms.
     #[error("{0}")]
     Refused(ErrorObject),
-    /// The connection broke while an execution was asked for: it may have been started.
+    /// The connection broke after an execution was requested, so it may have started.
     #[error("{0}")]
     Unsure(String),
     /// The process of the backend that was asked is gone, and its executions with it.

@@ -95,7 +95,7 @@ struct Cancellation {
 
 /// Where an execution stands. A handle exists only where there is something to stop.
 enum ExecutionState {
-    /// The backend has not said a word.
+    /// No event of the backend has arrived yet.
     Starting(SpawnHandle),
     /// Our own backend streams; it says the last word itself.
     Native,
@@ -414,7 +414,7 @@ impl Execution {
                 ctx.spawn(relay::ours(words, wiring).into_actor(self).map(|last, actor, ctx| actor.on_last(last, ctx)));
             }
             BackendStream::Legacy(body, end) => {
-                let (legacy, stall) = self.watch_original(ctx);
+                let (legacy, stall) = self.start_legacy_clocks(ctx);
                 let pump = relay::plain(body, end, wiring, Rc::clone(&legacy), stall);
                 ctx.spawn(pump.into_actor(self).map(move |mut ending, actor, ctx| {
                     ending.elapsed_ms = Some(legacy.alive(Instant::now()).elapsed_ms);
@@ -456,7 +456,7 @@ impl Execution {
     }
 
     /// The legacy image has no clock of its own: its time-outs and its signs of life are made here.
-    fn watch_original(&mut self, ctx: &mut Context<Self>) -> (Rc<LegacyClocks>, Option<Duration>) {
+    fn start_legacy_clocks(&mut self, ctx: &mut Context<Self>) -> (Rc<LegacyClocks>, Option<Duration>) {
         let (timeout_ms, stall_timeout_ms, heartbeat_ms) = match &self.purpose {
             ExecutionPurpose::Run(execute) => {
                 (execute.run.timeout_ms, execute.run.stall_timeout_ms, execute.run.heartbeat_ms())

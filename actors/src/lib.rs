@@ -1,4 +1,4 @@
-//! The actors of cc-executor, and the words they speak.
+//! The actors of cc-executor, and their messages.
 //!
 //! Everything with a mailbox lives here; everything that binds a socket, starts a process or reads a
 //! file lives in the root package, which depends on this one and never the other way round.

@@ -19,19 +19,19 @@ pub enum Reason {
     Timeout,
     /// Nothing was written for the stall time-out.
     Stalled,
-    /// Somebody canceled it.
+    /// A client canceled it.
     Canceled,
     /// The service was shutting down.
     Drained,
     /// Its client went away and it was not to outlive it.
     Disconnected,
-    /// Claude said that it failed, or did not say how it ended.
+    /// Claude reported a failure, or did not report how it ended.
     ClaudeError,
     /// The backend could not be reached.
     BackendUnreachable,
     /// The backend answered with something else than an execution.
     BackendRejected,
-    /// The backend's stream ended without its last word.
+    /// The backend's stream ended without the execution's ending.
     BackendLost,
 }
 
@@ -75,13 +75,13 @@ pub enum Status {
     Queued,
     /// The process runs.
     Running,
-    /// It stands still until somebody resumes it.
+    /// It is stopped until RESUME.
     Paused,
     /// It is being ended.
     Cancelling,
     /// It exited with code 0.
     Completed,
-    /// Somebody wanted it ended.
+    /// It was canceled, or its session or the service ended.
     Cancelled,
     /// Everything else.
     Failed,

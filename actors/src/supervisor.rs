@@ -281,12 +281,12 @@ impl Supervisor {
     }
 }
 
-/// How many are there?
+/// Asks for the numbers of sessions and executions.
 #[derive(Message)]
 #[rtype(result = "Stats")]
 pub struct GetStats;
 
-/// Who is there.
+/// The numbers of sessions and executions.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Stats {
     /// Sessions admitted.

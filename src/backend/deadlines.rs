@@ -1,4 +1,4 @@
-//! By when an order must be obeyed, and what is done where it is not. Time is a parameter.
+//! Deadlines of orders, and the action when one passes. Pure: time is a parameter.
 //!
 //! A command of the same user can stop whoever guards it. So each order must be acknowledged soon; if it is not, the
 //! receiver is continued, then killed if it is stopped, and killed in any case when it has been silent for so long
@@ -46,7 +46,7 @@ pub struct OrderWatch {
 struct PendingOrder {
     number: u64,
     at: Instant,
-    /// Whether silence alone is a reason to kill. A question whether it lives is none.
+    /// Whether a missing acknowledgement alone leads to KILL. False for an inspection.
     is_firm: bool,
 }
 

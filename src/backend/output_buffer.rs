@@ -118,7 +118,7 @@ impl OutputBuffer {
         PerStream { stdout: self.rings.stdout.end(), stderr: self.rings.stderr.end() }
     }
 
-    /// Who has it, and who has had it.
+    /// The holds of the execution.
     pub fn holds(&self) -> &Holds {
         &self.holds
     }
@@ -161,7 +161,7 @@ impl OutputBuffer {
         }
     }
 
-    /// Makes room for so many more bytes of a stream, without a loss for anybody who is still to have what is kept.
+    /// Makes room for so many more bytes of a stream, without overwriting output that is unacknowledged or unread.
     pub fn make_room(&mut self, stream: Stream, more: usize) {
         let acknowledged = match self.policy {
             UnreadPolicy::Detach(Overflow::Wait) => Some(*self.acknowledged.get(stream)),

@@ -1,5 +1,5 @@
 //! The three forms of a stream: multiplexed, JSON lines, and plain text for people with curl; and one more for
-//! the original's callers of Claude.
+//! the legacy callers of Claude.
 
 mod claude;
 

@@ -31,8 +31,7 @@ pub(super) fn decoded<'a>(content: (Option<&'a str>, Option<&str>)) -> Result<Co
     match content {
         (Some(text), None) => Ok(text.as_bytes().into()),
         (None, Some(base64)) => {
-            let bytes =
-                STANDARD.decode(base64).map_err(|error| ChecksumError(format!("base64 that is none: {error}")))?;
+            let bytes = STANDARD.decode(base64).map_err(|error| ChecksumError(format!("invalid base64: {error}")))?;
             Ok(bytes.into())
         }
         _ => Err(ChecksumError("an output message without content".to_owned())),

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::config::{self, TOKEN, variables};
 
-/// How long it may take to say goodbye: the service notices a client that leaves without it.
+/// The longest wait for the close handshake. The service also notices a client that leaves without one.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// A session.
@@ -30,13 +30,13 @@ pub(super) struct Connection {
     silence: Silence,
 }
 
-/// What comes over a connection.
+/// An event of a connection.
 pub(super) enum ConnectionEvent {
     /// A message.
     Message(bytes::Bytes),
-    /// Something that says nothing.
+    /// A frame without a message, such as a ping.
     Nothing,
-    /// The end, and what to say of it.
+    /// The connection is broken, for this reason.
     Broken(ClientError),
 }
 
@@ -119,7 +119,7 @@ impl Connection {
         self.close_code
     }
 
-    /// The next thing. Pings are answered.
+    /// Waits for the next frame, and answers a ping.
     pub(super) async fn next(&mut self) -> ConnectionEvent {
         let frame = match self.next_frame().await {
             Ok(frame) => frame,
@@ -149,7 +149,7 @@ impl Connection {
         }
     }
 
-    /// Leaves properly.
+    /// Closes the session with a close frame.
     pub(super) async fn close(&mut self) {
         // Best effort: the service notices a client that leaves.
         let _ = timeout(CLOSE_PATIENCE, self.frames.send(Message::Close(Some(CloseCode::Normal.into())))).await;

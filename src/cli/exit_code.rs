@@ -7,10 +7,10 @@ use cc_executor_actors::{
 
 use super::exit;
 
-/// Who wants the command to end.
+/// Why this client wants the command to end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum EndRequest {
-    /// Nobody: the command ends by itself.
+    /// It does not: the command ends by itself.
     NotMade,
     /// Ctrl-C.
     Interrupted,

@@ -12,7 +12,7 @@ use super::{
 /// HEALTHCHECK defines.
 const NOT_READY: u8 = 1;
 
-/// What of an unready service's answer is shown, in bytes.
+/// The longest part of an unready service's answer that is shown, in bytes.
 const SHOWN_BODY: usize = 64 * 1024;
 
 /// Asks whether a service is ready.

@@ -99,7 +99,7 @@ pub(super) fn unreadable(file: &str, error: &io::Error) -> ClientError {
 fn summed_up(counts: LineCounts, n_printed: usize, file: &str) -> Result<u8, ClientError> {
     if counts.lines == 0 {
         let hint = if file == "-" { "; docker writes a container's log to standard error: add 2>&1" } else { "" };
-        console::report(format_args!("not a line came{hint}"));
+        console::report(format_args!("the log has no lines{hint}"));
         return Ok(1);
     }
     if !counts.any() {

@@ -34,8 +34,10 @@ pub async fn upgrade(
 ) -> Result<HttpResponse, Error> {
     let offered = offered_protocols(&request);
     if !offered.is_empty() && !offered.iter().any(|offer| offer == SUBPROTOCOL) {
-        let message =
-            format!("none of the subprotocols {} is spoken here: offer {SUBPROTOCOL}, or none", offered.join(", "));
+        let message = format!(
+            "the subprotocols {} are not supported: offer {SUBPROTOCOL}, or no subprotocol",
+            offered.join(", ")
+        );
         return Ok(HttpResponse::BadRequest().json(ErrorObject::new(code::METHOD, message)));
     }
     if around.supervisor.send(GetStats).await.is_ok_and(|census| census.draining) {

@@ -1,6 +1,6 @@
 //! A duplicate of each connection's descriptor, for what actix does not offer.
 //!
-//! First, that the socket of a closed session comes back.
+//! First, to shut down the socket of a closed session.
 //! When a response body has ended, actix waits for the peer to take what is left, for ever if the peer
 //! does not read. Only shutdown(2) on a duplicate of the descriptor ends that. The duplicate is taken
 //! when the connection is made and belongs to the connection's own data: it goes when the connection

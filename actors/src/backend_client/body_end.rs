@@ -1,6 +1,6 @@
 //! Follows an HTTP/1.1 response as it passes by, to know whether its body really ended.
 //!
-//! awc reports a body that was cut by the peer's FIN as a clean end. The original's image has no last
+//! awc reports a body that was cut by the peer's FIN as a clean end. The legacy image has no last
 //! word of its own, so the last chunk, or the last byte of a stated length, must be seen below awc.
 //! This is only a follower: awc still does the parsing that counts.
 

@@ -51,7 +51,7 @@ pub struct ExecutionReport {
 /// What can happen to an execution. `Refused`, `TakenOver` and `Exited` are its last.
 #[derive(Clone, PartialEq, Debug)]
 pub enum ExecutionEvent {
-    /// It never came to be, or cannot be followed.
+    /// The backend refused it; nothing runs, or it cannot be followed.
     Refused(ErrorObject),
     /// The backend has it: it waits, runs, or has ended and is replayed.
     Held(StreamStart),
@@ -69,7 +69,7 @@ pub enum ExecutionEvent {
     Exited(Outcome),
 }
 
-/// How an execution stands when the backend says its first word.
+/// The state of an execution in the first event of its stream.
 #[derive(Clone, PartialEq, Debug)]
 pub struct StreamStart {
     /// Its status; final if what follows is a replay.

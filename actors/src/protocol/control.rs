@@ -35,7 +35,7 @@ pub enum ControlRequest {
         /// Milliseconds between TERM and KILL.
         #[serde(default = "default_grace_ms")]
         grace_ms: u64,
-        /// On whose behalf. A client cannot say that.
+        /// Who asked. Not on the wire: a client's request is always `Canceled`.
         #[serde(skip)]
         reason: CancelReason,
     },

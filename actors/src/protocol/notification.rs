@@ -109,7 +109,7 @@ pub struct Connected {
     /// What `executor` may name; `None` while the backend has not answered yet.
     pub executors: Option<Vec<String>>,
     /// The backend's instance, which a repeated `execute` names. Absent where `executors` is `None`, and with the
-    /// original's image.
+    /// legacy image.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub instance: Option<InstanceId>,
     /// What a client may ask for.

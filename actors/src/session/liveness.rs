@@ -23,7 +23,7 @@ const BYTES_A_SECOND: u64 = 64 * 1024;
 /// this; one that does not read is closed long before.
 pub const MAX_UNANSWERED: usize = 1_024;
 
-/// What is known of one client's life.
+/// Decides whether a client is still connected and reading.
 #[derive(Debug)]
 pub struct Liveness {
     stall: Duration,
@@ -46,7 +46,7 @@ struct PendingPing {
 /// What had been sent of an execution's streams before a ping.
 pub type SentOffsets = (ExecutionId, PerStream<u64>);
 
-/// What is to be done about a client.
+/// The result of a check.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum LivenessAction {
     /// Nothing.
@@ -111,11 +111,10 @@ impl Liveness {
         self.unanswered.drain(..=at).next_back()?.sent
     }
 
-    /// Looks at the client: `taken` is what its socket has accepted so far, `blocked` whether something
-    /// waits for it.
+    /// Checks the client: `taken` is what its socket has accepted so far, `blocked` whether output waits for it.
     pub fn tick(&mut self, taken: u64, blocked: bool, now: Instant) -> LivenessAction {
-        // What the socket takes says something of the client only where it was full before: the kernel
-        // alone takes megabytes for a client that is gone.
+        // Progress of the socket proves that the client reads only if the socket was full before, because the kernel
+        // buffers megabytes for a client that is gone.
         if std::mem::replace(&mut self.taken, taken) != taken && self.blocked_since.take().is_some() {
             self.sign_at = now;
         }

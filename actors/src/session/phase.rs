@@ -30,9 +30,9 @@ use crate::{
     stream::PerStream,
 };
 
-/// Whoever carries words to the client.
+/// Sends messages to the client.
 pub trait Outlet {
-    /// What is left after the close frame: nothing that can speak.
+    /// The state after the close frame; it cannot send.
     type Closed;
     /// Says one thing, after all that was said before.
     fn send(&mut self, words: Outgoing);
@@ -152,7 +152,7 @@ pub enum Effect {
     Release,
 }
 
-/// What is asked about an execution of somebody else.
+/// A request for an execution that this session does not hold.
 #[derive(Clone, PartialEq, Debug)]
 pub enum ByIdRequest {
     /// Do this to it.

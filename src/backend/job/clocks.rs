@@ -1,7 +1,7 @@
 //! The clocks of a job: its time-outs, the quiet time of what it left behind, its heartbeat, and how long it may be
-//! without a consumer. Each stands still while it would say something untrue.
+//! without a consumer. Each stands still while its time does not count.
 //!
-//! It waits for nothing and looks at no clock: time is a parameter. [`JobClocks::due`] says what comes next.
+//! Pure: time is a parameter. [`JobClocks::due`] returns the next deadlines.
 
 use std::time::{Duration, Instant};
 
@@ -52,7 +52,7 @@ pub(super) struct JobClocks {
     leftovers: Stopwatch,
 }
 
-/// What only others know, of what may be due.
+/// Deadlines that [`JobClocks`] does not keep itself.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct OtherDeadlines {
     /// When the job has been without a consumer for too long.
@@ -63,17 +63,17 @@ pub(super) struct OtherDeadlines {
     pub(super) agent_exit: AgentExit,
 }
 
-/// What an agent's events tell of its exit.
+/// When an agent must exit, from its events.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum AgentExit {
-    /// It works, or the command is no agent.
+    /// The agent works, or the command is not an agent.
     NotExpected,
-    /// It has said how it ended, so its time-outs are over, and it must exit by this time. `None` while that stands
-    /// still.
+    /// It has reported its result, so its time-outs are over, and it must exit by this time. `None` while that clock
+    /// stands still.
     ExpectedBy(Option<Instant>),
 }
 
-/// What a clock says when its time has come.
+/// The event of a deadline that has passed.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum ClockEvent {
     /// Something for the life of the processes.

@@ -316,7 +316,7 @@ mod tests {
         let proven = TreeGone::proven(Evidence::Echild);
         let ended = |why, exit| Life::Gone { why, exit, gone: proven };
         let cancel = Some(EndReason::Wanted { cause: CANCEL, grace_ms: 5 });
-        let registry: [(&str, Vec<LifeEvent>, Life, Vec<LifeAction>); 12] = [
+        let table: [(&str, Vec<LifeEvent>, Life, Vec<LifeAction>); 12] = [
             (
                 "its shim is alone: what it then kills has not ended by itself",
                 vec![LifeEvent::Started, LifeEvent::Unguarded, LifeEvent::Exited(LeaderExit::Signal(9)), gone()],
@@ -392,7 +392,7 @@ mod tests {
                 vec![LifeAction::Sweep],
             ),
         ];
-        for (what, events, life, deeds) in registry {
+        for (what, events, life, deeds) in table {
             assert_eq!(play(events), (life, deeds), "{what}");
         }
     }

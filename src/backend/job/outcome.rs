@@ -1,4 +1,4 @@
-//! The backend's last word: made from how the command's process ended and from who ended it.
+//! Builds the outcome from how the command exited and why the service ended it.
 
 use cc_executor_actors::{
     agent::AgentProgress,
@@ -24,8 +24,8 @@ impl EndCause {
     }
 }
 
-/// How it ended. Who ended it decides, not what the process then said: one that exits 0 after TERM was
-/// canceled all the same. Where nobody ended Claude, its own words count beside its exit code.
+/// The outcome. The cause decides, not the exit code: a command that exits with 0 after TERM was canceled. For an agent
+/// that exited by itself its own result counts, too.
 pub(super) fn ending(
     why: Option<EndReason>,
     exit: Option<LeaderExit>,

@@ -157,8 +157,8 @@ impl RunningJob {
         let due = self.clocks.due(&self.life, self.other_deadlines(shared));
         let link_due = self.line.due();
         let [stdout, stderr] = &mut self.pipes;
-        // In this order: what is rare and must not starve behind a busy pipe, then the pipes, and the
-        // quiet time last, so that it never cuts off what is there to be read.
+        // Rare events first, because a busy pipe would starve them; then the pipes; quiet deadlines last, because unread
+        // output extends them.
         tokio::select! {
             biased;
             message = self.line.next() => JobWake::Link(message),
@@ -243,7 +243,7 @@ impl RunningJob {
             let stream = self.pipes[at].stream();
             shared.output_buffer.make_room(stream, pieces.iter().map(Bytes::len).sum());
             if !pieces.is_empty() && !self.has_run() {
-                // Its shim was lost before it could tell.
+                // The shim was lost before it could report the start.
                 self.start = StartReport::Executed;
                 self.report_start(shared, Instant::now());
             }
@@ -298,7 +298,7 @@ impl RunningJob {
         }
     }
 
-    /// Takes an event of the processes' life, and does what it asks for.
+    /// Applies an event to the life of the processes, and carries out the resulting action.
     fn on_life_event(&mut self, event: LifeEvent, shared: &mut JobShared) {
         let was_canceling = self.life.is_canceling();
         match self.life.on(event, Instant::now()) {
@@ -314,7 +314,7 @@ impl RunningJob {
         }
     }
 
-    /// Has everything ended, for this cause.
+    /// Ends the job for this cause.
     fn end(&mut self, cause: EndCause, grace_ms: u64, shared: &mut JobShared) {
         if cause == EndCause::Disconnected {
             // No consumer comes for what did not fit.

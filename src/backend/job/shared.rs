@@ -132,7 +132,7 @@ impl JobShared {
                     info!(event = "execution.attached", execution_id:% = self.context.id, status = snapshot.status.as_str(),
                         hold = self.output_buffer.holds().newest(); "a consumer attached");
                 }
-                // Whoever asked may have gone in this moment: then its consumer has, too.
+                // Fails if the client has just left; its consumer is gone then, too.
                 let _ = answer.send(attached.map(drop).map_err(JobError::from));
             }
             JobRequest::Acknowledge((offsets, claim), answer) => {
@@ -174,7 +174,7 @@ impl JobShared {
         }
     }
 
-    /// Its consumer is gone. Returns whether the job must be ended for that.
+    /// Handles the loss of the consumer. Returns whether the job must be ended for it.
     pub(super) fn must_end_without_consumer(&mut self, change: ConsumerChange) -> bool {
         let why = if change == ConsumerChange::Vanished { "vanished" } else { "gone" };
         self.output_buffer.dismiss(DismissReason::Vanished);
@@ -192,7 +192,7 @@ impl JobShared {
         }
     }
 
-    /// When it has been without a consumer for too long.
+    /// The time at which it has been without a consumer for too long.
     pub(super) fn detached_until(&self) -> Option<Instant> {
         let limit = self.context.detach.map(|DetachOptions { detach_ms, .. }| Duration::from_millis(detach_ms));
         self.consumer_clock.detached_until(limit)

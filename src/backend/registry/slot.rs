@@ -71,7 +71,7 @@ impl Slot {
         self.gone.send_replace(Some(report));
     }
 
-    /// It ended, and this is what is kept of it: the place is free for the next.
+    /// Records the end and the retained output, and frees the place.
     pub fn end(mut self, record: Record, output: RetainedOutput, n_attaches: u64) -> Retained {
         self.leave(record, Some((output, n_attaches)));
         Retained { shared: Arc::clone(&self.shared), id: self.id, number: self.number, reported: None }

@@ -40,7 +40,7 @@ pub(super) async fn execute(request: HttpRequest, body: Bytes, registry: web::Da
     run_in(&request, format, ExecuteRequest::read(&body, &registry.limits()), &registry).await
 }
 
-/// For the original's callers: Claude's events as they come, and how it ended.
+/// For callers of the legacy image: Claude's events as they come, then the ending.
 pub(super) async fn execute_claude(request: HttpRequest, body: Bytes, registry: web::Data<Registry>) -> HttpResponse {
     let asked = ExecuteRequest::read(&body, &registry.limits()).and_then(|asked| match asked.run.executor.as_deref() {
         None | Some(EXECUTOR) => {

@@ -1,4 +1,4 @@
-//! The format for the original's callers: Claude's events as they came, and in the end how it ended.
+//! The format for legacy callers: Claude's events as they came, then the ending.
 //!
 //! Whatever else there is becomes an event of ours, so that every line is JSON. No byte is lost in silence:
 //! what is no UTF-8 goes as base64, what is not there any more is a `gap`.

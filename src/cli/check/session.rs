@@ -25,7 +25,7 @@ const STUCK: Duration = Duration::from_secs(60);
 /// The interval between two attempts.
 pub(super) const CADENCE: Duration = Duration::from_millis(50);
 
-/// The executor of the original image, which has no names for executors.
+/// The executor of the legacy image, which has no names for executors.
 const UNNAMED: &str = "default";
 
 const QUEUE_FULL: i64 = -32009;

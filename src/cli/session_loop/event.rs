@@ -32,7 +32,7 @@ pub(super) enum LoopEvent {
     Opened,
     /// It could not be opened.
     OpenFailed(ClientError),
-    /// The connection is of no more use.
+    /// The connection broke.
     Broken(ClientError),
     /// The answer to `execute` or `attach` did not come in time.
     AnswerOverdue,
@@ -119,7 +119,7 @@ struct StatusSummary<'a> {
 }
 
 impl LoopEvent {
-    /// The event that a message of the service is; `None` for all that changes nothing here. `connected` is read only
+    /// Reads a message as an event. Returns `None` for a message that needs no action. `connected` is read only
     /// if it is awaited.
     pub(super) fn of_message(
         message: ReceivedMessage<'_>,

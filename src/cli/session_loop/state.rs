@@ -24,12 +24,12 @@ use crate::cli::{
 /// How long a service may take to answer `execute` or `attach`. It waits 10 s for its backend itself.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(30);
 
-/// What the caller wants of the execution.
+/// What the client does with the execution.
 #[derive(Debug)]
 pub(in crate::cli) enum LoopPurpose {
-    /// Have it run. Its id is known beforehand where it may outlive the connection.
+    /// Runs it. The client chooses the id if the execution may outlive the connection.
     Run { id: Option<ExecutionId>, on_disconnect: DisconnectAction },
-    /// Follow it, and come back for so long when the connection breaks.
+    /// Follows it, and reconnects for this long when the connection breaks.
     Attach { id: ExecutionId, reconnect: Option<Duration> },
 }
 
@@ -168,7 +168,7 @@ impl LoopState {
         }
     }
 
-    /// Asks for the execution: to run it, or to go on where its output was.
+    /// Requests the execution on the new connection: to run it, or to continue where its output was.
     fn on_opened(&mut self, now: Instant) -> Vec<LoopAction> {
         let absence = match self.phase {
             LoopPhase::Away(absence) => Some(absence),
@@ -252,8 +252,8 @@ impl LoopState {
         }
     }
 
-    /// Why the service refuses to run or to attach. A backend without the execution that is not the one that had it
-    /// was started since, and the end of the one before was the end of all that it ran.
+    /// The error for a refused `execute` or `attach`. An unknown execution at another instance means that the backend was
+    /// restarted, and that the execution ended with the instance before.
     fn refusal(&self, error: &ErrorObject) -> ClientError {
         let code = exit_code_of_refusal(error.code);
         let instance = error.data.as_ref().and_then(|data| data["instance"].as_str());
@@ -273,7 +273,7 @@ impl LoopState {
         }
     }
 
-    /// The connection is of no more use: opens another one, if the execution goes on without it.
+    /// Opens another connection after this one broke, if the execution goes on without it.
     fn come_back(&mut self, why: ClientError, now: Instant) -> Step {
         let reconnect = match self.purpose {
             LoopPurpose::Run { on_disconnect: DisconnectAction::Returns(patience), .. } => Some(patience),

@@ -58,7 +58,7 @@ impl LoopState {
         actions
     }
 
-    /// Takes note that output was not written, whatever the reason. Nothing more is, then.
+    /// Records that output could not be written. The rest is discarded.
     pub(super) fn record_loss(&mut self, loss: OutputLoss) -> Vec<LoopAction> {
         let mut actions = vec![LoopAction::DiscardOutput];
         let request = match loss {
@@ -92,7 +92,7 @@ impl LoopState {
         if stdout + stderr == 0 {
             actions.push(LoopAction::Exit(code));
         } else {
-            // The code that the loss hides is told.
+            // Exit code 70 replaces the command's own, so the message names that.
             let message = format!(
                 "the output is incomplete: {stdout} bytes of stdout and {stderr} of stderr are lost; without that the exit code would be {code}"
             );
