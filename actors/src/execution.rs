@@ -112,8 +112,8 @@ enum ExecutionState {
 struct Withdrawal {
     /// The request, while its stream may still begin. That stream has the true ending.
     post: Option<SpawnHandle>,
-    /// What the backend said to the withdrawal; the error is that it did not say anything.
-    answer: Option<Result<WithdrawResult, BackendError>>,
+    /// What the backend said to the withdrawal.
+    answer: Option<WithdrawResult>,
     cancel: Cancellation,
     /// What is told where nothing becomes known.
     unknown: Outcome,
@@ -233,16 +233,16 @@ impl Execution {
         });
     }
 
-    fn on_withdrawn(&mut self, answer: Result<WithdrawResult, BackendError>, ctx: &mut Context<Self>) {
+    fn on_withdrawn(&mut self, answer: WithdrawResult, ctx: &mut Context<Self>) {
         match (&mut self.state, answer) {
-            (ExecutionState::Withdrawing(withdrawal), Ok(WithdrawResult::NeverRan))
+            (ExecutionState::Withdrawing(withdrawal), WithdrawResult::NeverRan)
                 if matches!(self.purpose, ExecutionPurpose::Run(_)) =>
             {
                 let ending = withdrawal.unknown(CancelReport::never_ran(withdrawal.cancel.grace_ms));
                 self.finish(ending, ctx);
             }
             // There is nothing to wait for: this kind is canceled by dropping its request.
-            (ExecutionState::Withdrawing(withdrawal), Err(_)) if !self.backend.knows_ids() => {
+            (ExecutionState::Withdrawing(withdrawal), WithdrawResult::Unsupported) => {
                 let ending = withdrawal.unknown(unverified(withdrawal.cancel.grace_ms));
                 self.finish(ending, ctx);
             }
@@ -251,7 +251,7 @@ impl Execution {
                 self.settle(ctx);
             }
             // The stream has begun meanwhile, and this did not reach its backend.
-            (ExecutionState::Native, Err(_)) => self.cancel_again(ctx),
+            (ExecutionState::Native, WithdrawResult::Failed) => self.cancel_again(ctx),
             (
                 ExecutionState::Starting(_)
                 | ExecutionState::Native
@@ -267,7 +267,7 @@ impl Execution {
         let ExecutionState::Withdrawing(withdrawal) = &self.state else { return };
         match opened {
             Ok((stream @ BackendStream::Native(_), standing)) => {
-                let is_unheard = matches!(withdrawal.answer, Some(Err(_)));
+                let is_unheard = matches!(withdrawal.answer, Some(WithdrawResult::Failed));
                 self.on_stream(stream, standing, ctx);
                 if is_unheard {
                     self.cancel_again(ctx);
@@ -305,9 +305,11 @@ impl Execution {
         let Some(answer) = withdrawal.answer.take() else { return };
         let unknown = withdrawal.unknown(unverified(withdrawal.cancel.grace_ms));
         match answer {
-            Ok(WithdrawResult::TakenOver) => return self.on_last(RelayEnd::TakenOver, ctx),
-            Ok(WithdrawResult::NeverRan) | Err(_) => return self.finish(unknown, ctx),
-            Ok(WithdrawResult::Ended | WithdrawResult::Accepted) => {}
+            WithdrawResult::TakenOver => return self.on_last(RelayEnd::TakenOver, ctx),
+            WithdrawResult::NeverRan | WithdrawResult::Unsupported | WithdrawResult::Failed => {
+                return self.finish(unknown, ctx);
+            }
+            WithdrawResult::Accepted => {}
         }
         let (backend, id, holder) = (self.backend.clone(), self.id, Rc::clone(&self.holder));
         let found = async move { connect::again(&backend, id, PerStream::default(), &holder).await };

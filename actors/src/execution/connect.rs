@@ -123,7 +123,7 @@ pub(super) async fn open(
 /// Whether another consumer has an execution whose stream broke off. A backend that does not say so in time
 /// is as good as lost.
 pub(super) async fn is_anothers(backend: &BackendClient, id: ExecutionId, holder: &HoldIdentity) -> bool {
-    let Some(own) = holder.hold() else { return false };
+    let Some(own) = holder.number() else { return false };
     let asked = tokio::time::timeout(AGAIN_PATIENCE, backend.snapshot(id)).await;
     matches!(asked, Ok(Ok(snapshot)) if snapshot.hold.is_some_and(|hold| hold != own))
 }
@@ -166,7 +166,7 @@ async fn first_word(
         match words.ready() {
             NextPart::Part(StreamPart::Word(word)) => match serde_json::from_slice(&word) {
                 Ok(BackendEvent::Started(started)) => {
-                    holder.holds(started.terms.hold);
+                    holder.record(started.terms.hold);
                     let standing = StreamStart {
                         status: started.status,
                         position: None,
@@ -176,7 +176,7 @@ async fn first_word(
                     return Ok((BackendStream::Native(words), standing));
                 }
                 Ok(BackendEvent::Queued(queued)) => {
-                    holder.holds(queued.terms.hold);
+                    holder.record(queued.terms.hold);
                     let position = Some(queued.position);
                     let standing = StreamStart {
                         status: Status::Queued,

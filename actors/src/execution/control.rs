@@ -135,7 +135,7 @@ impl Execution {
         }
         let Some(offsets) = self.acknowledging.next.take() else { return };
         self.acknowledging.under_way = true;
-        let (backend, id, hold) = (self.backend.clone(), self.id, self.holder.hold());
+        let (backend, id, hold) = (self.backend.clone(), self.id, self.holder.number());
         // One that fails is made good by the next: offsets only grow.
         let sent = async move { backend.acknowledge(id, offsets, hold).await }.map(drop);
         ctx.spawn(sent.into_actor(self).map(|(), actor, ctx| {
