@@ -30,6 +30,8 @@ const PURE: &[&str] = &[
     "actors/src/backend_client/error.rs",
     "actors/src/backend_client/hold.rs",
     "actors/src/backend_client/known.rs",
+    "actors/src/execution/legacy/step.rs",
+    "actors/src/execution/state.rs",
     "src/backend/job/outcome.rs",
     "src/backend/job/life.rs",
     "src/backend/job/clocks.rs",

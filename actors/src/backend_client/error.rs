@@ -20,6 +20,9 @@ pub enum BackendError {
     /// The backend was restarted after the request, so the executions of the old process are gone.
     #[error("{0}")]
     Restarted(String),
+    /// The stream of an execution ended before its first event, or was not understood.
+    #[error("{0}")]
+    BrokeOff(String),
 }
 
 impl BackendError {
