@@ -1,81 +1,135 @@
-//! Follows an HTTP/1.1 response as it passes by, to know whether its body really ended.
+//! Tracks an HTTP/1.1 response below awc, to know whether its body really ended.
 //!
-//! awc reports a body that was cut by the peer's FIN as a clean end. The legacy image has no last
-//! word of its own, so the last chunk, or the last byte of a stated length, must be seen below awc.
-//! This is only a follower: awc still does the parsing that counts.
+//! awc reports a body that was cut by the peer's FIN as a clean end. The legacy image sends no outcome, so the last
+//! chunk, or the last byte of a stated length, must be seen below awc. awc still parses the response.
 
-use std::{cell::RefCell, rc::Rc};
+use std::{cell::RefCell, mem, rc::Rc};
 
-/// How far the response has come.
+/// The longest line that is tracked, in bytes.
+const MAX_LINE: usize = 16 * 1024;
+
+/// The longest head that is held back, in bytes; as much as awc reads of one.
+const MAX_HEAD: usize = 128 * 1024;
+
+/// Tracks one response.
 #[derive(Debug, Default)]
 pub struct BodyTracker {
     state: TrackerState,
+    /// The beginning of a line whose end has not arrived.
+    line: Vec<u8>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 enum TrackerState {
-    Head {
-        line: Vec<u8>,
-        body: BodyLength,
-        status_seen: bool,
-    },
-    Sized {
+    #[default]
+    StatusLine,
+    Header(BodyLength),
+    ChunkSize,
+    ChunkEnd,
+    Trailer,
+    /// So many bytes of the body, or of a chunk of it.
+    Bytes {
         left: u64,
-    },
-    ChunkSize {
-        line: Vec<u8>,
-    },
-    Chunk {
-        left: u64,
-    },
-    ChunkEnd {
-        left: u8,
-    },
-    Trailer {
-        empty: bool,
+        chunked: bool,
     },
     Complete,
-    /// Neither a length nor chunks: the body goes on until the connection is closed, so nothing tells its end
-    /// from a cut (RFC 9112 section 6.3, rule 8).
+    /// Neither a length nor chunks: the body goes on until the connection is closed, so its end cannot be told from a
+    /// cut (RFC 9112 section 6.3, rule 8).
     UntilClose,
     /// The framing is broken.
     Unknowable,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum BodyLength {
     Unstated,
     Sized(u64),
     Chunked,
 }
 
-/// The longest line of a head that is followed, in bytes.
-const MAX_LINE: usize = 16 * 1024;
-
-impl Default for TrackerState {
-    fn default() -> Self {
-        TrackerState::Head { line: Vec::new(), body: BodyLength::Unstated, status_seen: false }
-    }
-}
-
 impl BodyTracker {
     /// Whether the last byte of the body has passed.
     pub fn is_complete(&self) -> bool {
-        matches!(self.state, TrackerState::Complete)
+        self.state == TrackerState::Complete
     }
 
     /// Whether the head is still incomplete.
     fn is_in_head(&self) -> bool {
-        matches!(self.state, TrackerState::Head { .. })
+        matches!(self.state, TrackerState::StatusLine | TrackerState::Header(_))
     }
 
-    /// Looks at what came from the socket.
+    /// Takes bytes from the socket.
     pub fn follow(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
-            let (next, used) = step(std::mem::replace(&mut self.state, TrackerState::Unknowable), bytes);
-            self.state = next;
+            let used = match self.state {
+                TrackerState::Bytes { left, chunked } => {
+                    let used = left.min(bytes.len() as u64);
+                    self.state = after_bytes(left - used, chunked);
+                    used as usize
+                }
+                TrackerState::Complete | TrackerState::UntilClose | TrackerState::Unknowable => return,
+                state => self.read_line(state, bytes),
+            };
             bytes = &bytes[used..];
         }
+    }
+
+    /// Takes bytes up to the end of a line. Returns their number.
+    fn read_line(&mut self, state: TrackerState, bytes: &[u8]) -> usize {
+        let newline = memchr::memchr(b'\n', bytes);
+        let used = newline.map_or(bytes.len(), |at| at + 1);
+        self.line.extend_from_slice(&bytes[..used]);
+        if self.line.len() > MAX_LINE {
+            self.state = TrackerState::Unknowable;
+        } else if newline.is_some() {
+            self.state = after_line(state, self.line.trim_ascii_end());
+            self.line.clear();
+        }
+        used
+    }
+}
+
+fn after_line(state: TrackerState, line: &[u8]) -> TrackerState {
+    match state {
+        TrackerState::StatusLine => TrackerState::Header(BodyLength::Unstated),
+        TrackerState::Header(BodyLength::Unstated) if line.is_empty() => TrackerState::UntilClose,
+        TrackerState::Header(BodyLength::Sized(length)) if line.is_empty() => after_bytes(length, false),
+        TrackerState::Header(BodyLength::Chunked) if line.is_empty() => TrackerState::ChunkSize,
+        TrackerState::Header(body) => after_header(line, body),
+        TrackerState::ChunkSize => after_chunk_size(line),
+        TrackerState::ChunkEnd if line.is_empty() => TrackerState::ChunkSize,
+        TrackerState::Trailer if line.is_empty() => TrackerState::Complete,
+        TrackerState::Trailer => TrackerState::Trailer,
+        _ => TrackerState::Unknowable,
+    }
+}
+
+fn after_header(line: &[u8], body: BodyLength) -> TrackerState {
+    let line = String::from_utf8_lossy(line).to_ascii_lowercase();
+    TrackerState::Header(match line.split_once(':').map(|(name, value)| (name, value.trim())) {
+        Some(("transfer-encoding", value)) if value.ends_with("chunked") => BodyLength::Chunked,
+        Some(("content-length", value)) if body != BodyLength::Chunked => match value.parse() {
+            Ok(length) => BodyLength::Sized(length),
+            Err(_) => return TrackerState::Unknowable,
+        },
+        _ => body,
+    })
+}
+
+fn after_chunk_size(line: &[u8]) -> TrackerState {
+    let text = String::from_utf8_lossy(line);
+    match u64::from_str_radix(text.split(';').next().unwrap_or_default().trim(), 16) {
+        Ok(0) => TrackerState::Trailer,
+        Ok(left) => TrackerState::Bytes { left, chunked: true },
+        Err(_) => TrackerState::Unknowable,
+    }
+}
+
+fn after_bytes(left: u64, chunked: bool) -> TrackerState {
+    match left {
+        0 if chunked => TrackerState::ChunkEnd,
+        0 => TrackerState::Complete,
+        left => TrackerState::Bytes { left, chunked },
     }
 }
 
@@ -86,36 +140,31 @@ impl BodyTracker {
 /// in that response's status line is lowered.
 #[derive(Debug, Default)]
 pub struct HeadGate {
-    follower: BodyTracker,
+    tracker: BodyTracker,
     held: Vec<u8>,
     passed: bool,
 }
 
-/// The longest head that is held back, in bytes; as much as awc reads of one.
-const MAX_HEAD: usize = 128 * 1024;
-
 impl HeadGate {
-    /// Whether the head has passed: what comes now needs no gate.
+    /// Whether the head has passed, so that the bytes that follow need no gate.
     pub fn has_passed(&self) -> bool {
         self.passed
     }
 
-    /// Takes what came from the socket. Gives the head, and what came behind it, once that is complete.
+    /// Takes bytes from the socket. Returns the head, and the bytes behind it, once the head is complete.
     pub fn push(&mut self, bytes: &[u8]) -> Option<Vec<u8>> {
-        self.follower.follow(bytes);
+        self.tracker.follow(bytes);
         self.held.extend_from_slice(bytes);
-        let waits = self.follower.is_in_head() && self.held.len() <= MAX_HEAD;
+        let waits = self.tracker.is_in_head() && self.held.len() <= MAX_HEAD;
         (!waits).then(|| self.open())
     }
 
-    /// Gives what is held back: nothing more will come, or no more is waited for.
+    /// Returns the bytes held back, because the head is complete, too long, or cut off.
     pub fn open(&mut self) -> Vec<u8> {
         self.passed = true;
-        let mut held = std::mem::take(&mut self.held);
-        if matches!(self.follower.state, TrackerState::UntilClose)
-            && held.starts_with(b"HTTP/1.1 ")
-            && may_have_body(&held)
-        {
+        let mut held = mem::take(&mut self.held);
+        let is_until_close = self.tracker.state == TrackerState::UntilClose;
+        if is_until_close && held.starts_with(b"HTTP/1.1 ") && may_have_body(&held) {
             held[b"HTTP/1.".len()] = b'0';
         }
         held
@@ -126,106 +175,6 @@ impl HeadGate {
 fn may_have_body(head: &[u8]) -> bool {
     let status = head.get(b"HTTP/1.1 ".len()..).and_then(|rest| rest.get(..3));
     status.is_some_and(|status| status[0] != b'1' && status != b"204" && status != b"304")
-}
-
-/// One step over at least one byte: the next state, and how many bytes it took.
-fn step(state: TrackerState, bytes: &[u8]) -> (TrackerState, usize) {
-    match state {
-        TrackerState::Head { line, body, status_seen } => match read_line(line, bytes) {
-            HeaderLine::More(line, used) => (TrackerState::Head { line, body, status_seen }, used),
-            HeaderLine::TooLong => (TrackerState::Unknowable, bytes.len()),
-            HeaderLine::Done(line, used) => (after_head_line(&line, body, status_seen), used),
-        },
-        TrackerState::Sized { left } => {
-            let used = left.min(bytes.len() as u64);
-            (sized(left - used), used as usize)
-        }
-        TrackerState::ChunkSize { line } => match read_line(line, bytes) {
-            HeaderLine::More(line, used) => (TrackerState::ChunkSize { line }, used),
-            HeaderLine::TooLong => (TrackerState::Unknowable, bytes.len()),
-            HeaderLine::Done(line, used) => (after_chunk_size(&line), used),
-        },
-        TrackerState::Chunk { left } => {
-            let used = left.min(bytes.len() as u64);
-            let next = if used == left {
-                TrackerState::ChunkEnd { left: 2 }
-            } else {
-                TrackerState::Chunk { left: left - used }
-            };
-            (next, used as usize)
-        }
-        TrackerState::ChunkEnd { left } => match (left, bytes[0]) {
-            (2, b'\r') => (TrackerState::ChunkEnd { left: 1 }, 1),
-            (1, b'\n') => (TrackerState::ChunkSize { line: Vec::new() }, 1),
-            _ => (TrackerState::Unknowable, bytes.len()),
-        },
-        TrackerState::Trailer { empty } => match bytes[0] {
-            b'\n' if empty => (TrackerState::Complete, 1),
-            b'\n' => (TrackerState::Trailer { empty: true }, 1),
-            b'\r' => (TrackerState::Trailer { empty }, 1),
-            _ => (TrackerState::Trailer { empty: false }, 1),
-        },
-        TrackerState::Complete => (TrackerState::Complete, bytes.len()),
-        TrackerState::UntilClose => (TrackerState::UntilClose, bytes.len()),
-        TrackerState::Unknowable => (TrackerState::Unknowable, bytes.len()),
-    }
-}
-
-enum HeaderLine {
-    More(Vec<u8>, usize),
-    Done(Vec<u8>, usize),
-    TooLong,
-}
-
-fn read_line(mut line: Vec<u8>, bytes: &[u8]) -> HeaderLine {
-    let newline = memchr::memchr(b'\n', bytes);
-    let used = newline.map_or(bytes.len(), |at| at + 1);
-    if line.len() + used > MAX_LINE {
-        return HeaderLine::TooLong;
-    }
-    line.extend_from_slice(&bytes[..used]);
-    if newline.is_none() {
-        return HeaderLine::More(line, used);
-    }
-    line.truncate(line.trim_ascii_end().len());
-    HeaderLine::Done(line, used)
-}
-
-fn after_head_line(line: &[u8], body: BodyLength, status_seen: bool) -> TrackerState {
-    if !status_seen {
-        return TrackerState::Head { line: Vec::new(), body, status_seen: true };
-    }
-    if line.is_empty() {
-        return match body {
-            BodyLength::Unstated => TrackerState::UntilClose,
-            BodyLength::Sized(length) => sized(length),
-            BodyLength::Chunked => TrackerState::ChunkSize { line: Vec::new() },
-        };
-    }
-    let line = String::from_utf8_lossy(line).to_ascii_lowercase();
-    let body = match line.split_once(':').map(|(name, value)| (name, value.trim())) {
-        Some(("transfer-encoding", value)) if value.ends_with("chunked") => BodyLength::Chunked,
-        Some(("content-length", value)) if !matches!(body, BodyLength::Chunked) => match value.parse() {
-            Ok(length) => BodyLength::Sized(length),
-            Err(_) => return TrackerState::Unknowable,
-        },
-        _ => body,
-    };
-    TrackerState::Head { line: Vec::new(), body, status_seen }
-}
-
-fn sized(left: u64) -> TrackerState {
-    if left == 0 { TrackerState::Complete } else { TrackerState::Sized { left } }
-}
-
-fn after_chunk_size(line: &[u8]) -> TrackerState {
-    let text = String::from_utf8_lossy(line);
-    let size = text.split(';').next().unwrap_or_default().trim();
-    match u64::from_str_radix(size, 16) {
-        Ok(0) => TrackerState::Trailer { empty: true },
-        Ok(left) => TrackerState::Chunk { left },
-        Err(_) => TrackerState::Unknowable,
-    }
 }
 
 /// Tells whether the body of one response ended properly.
@@ -248,11 +197,11 @@ mod tests {
     const SIZED: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello";
 
     fn complete(pieces: &[&[u8]]) -> bool {
-        let mut follower = BodyTracker::default();
+        let mut tracker = BodyTracker::default();
         for piece in pieces {
-            follower.follow(piece);
+            tracker.follow(piece);
         }
-        follower.is_complete()
+        tracker.is_complete()
     }
 
     #[test]
@@ -267,7 +216,7 @@ mod tests {
         }
     }
 
-    /// What awc reads of these pieces.
+    /// The bytes that awc reads when these pieces arrive.
     fn through_the_gate(pieces: &[&[u8]]) -> Vec<u8> {
         let mut gate = HeadGate::default();
         let mut read = Vec::new();

@@ -1,49 +1,61 @@
-//! Opens the backend's stream of an execution, and reopens a stream that broke off.
+//! Opens the backend's stream of an execution, and finds an execution again whose stream broke off.
 
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use super::messages::{ExecutionPurpose, StreamStart};
+use super::{
+    legacy::LegacyStream,
+    messages::{ExecutionPurpose, StreamStart},
+};
 use crate::{
     backend_api::{
         BackendEvent, Heartbeat, StreamInfo,
         multiplex::{Decoder, StreamPart},
     },
-    backend_client::{BackendClient, BackendError, BodyEnd, HoldIdentity, OpenedStream, ResponseBody},
+    backend_client::{BackendClient, BackendError, HoldIdentity, OpenedStream, ResponseBody},
     id::ExecutionId,
     outcome::{Outcome, Status},
     protocol::CLAUDE_EXECUTOR,
     stream::PerStream,
 };
 
-/// The longest time to reopen a stream that broke off. Below a second, because a lost backend is reported within one.
-const AGAIN_PATIENCE: Duration = Duration::from_millis(900);
+/// The longest time to find an execution again. Below a second, because a lost backend is reported within one.
+const FIND_PATIENCE: Duration = Duration::from_millis(900);
 
 /// The interval between two attempts, while the backend does not answer.
-const AGAIN_CADENCE: Duration = Duration::from_millis(50);
+const FIND_INTERVAL: Duration = Duration::from_millis(50);
 
 /// The open stream of an execution.
 pub(super) enum BackendStream {
-    /// From our own backend.
+    /// From a native backend.
     Native(EventStream),
     /// From the legacy image.
-    Legacy(ResponseBody, BodyEnd),
+    Legacy(LegacyStream),
+}
+
+/// The end of a stream.
+#[derive(PartialEq, Eq, Debug)]
+pub(super) enum ExecutionEnd {
+    /// The execution ended.
+    Ended(Outcome),
+    /// The execution goes on for another consumer.
+    TakenOver,
 }
 
 /// Why no stream was opened.
 pub(super) enum ConnectError {
-    /// The backend's answer was not an execution.
-    Backend(BackendError),
-    /// The backend did not say anything in time.
-    Silent(String),
-    /// The stream ended before its first event, or began with something else.
-    Lost(String),
-    /// Another consumer attached at the same time.
-    TakenOver,
-    /// The first event was the execution's ending.
-    Ended(Outcome),
+    /// The backend refused, did not answer, or sent no event.
+    Failed(BackendError),
+    /// The execution ended, for this consumer, with its first event.
+    End(ExecutionEnd),
+}
+
+impl From<BackendError> for ConnectError {
+    fn from(error: BackendError) -> Self {
+        ConnectError::Failed(error)
+    }
 }
 
 /// A multiplexed stream, part by part.
@@ -52,32 +64,18 @@ pub(super) struct EventStream {
     decoder: Decoder,
 }
 
-/// What comes next in a multiplexed stream.
-#[derive(Debug)]
-pub(super) enum NextPart {
-    /// Output or a word.
-    Part(StreamPart),
-    /// Nothing is there without waiting.
-    Dry,
-    /// The stream ended or is broken, with what a person should know.
-    Lost(String),
-}
-
 impl EventStream {
-    fn new(body: ResponseBody) -> Self {
+    pub(super) fn new(body: ResponseBody) -> Self {
         EventStream { body, decoder: Decoder::default() }
     }
 
-    /// The next part that is already here, without waiting.
-    pub(super) fn ready(&mut self) -> NextPart {
-        match self.decoder.next_part() {
-            Ok(Some(part)) => NextPart::Part(part),
-            Ok(None) => NextPart::Dry,
-            Err(error) => NextPart::Lost(format!("the backend's stream is garbled: {error}")),
-        }
+    /// The next part that is already here, or `None` until [`EventStream::fill`] returns. The error says how the stream
+    /// is broken.
+    pub(super) fn ready(&mut self) -> Result<Option<StreamPart>, String> {
+        self.decoder.next_part().map_err(|error| format!("the backend's stream is garbled: {error}"))
     }
 
-    /// Waits for more of the stream.
+    /// Waits for more of the stream. The error says how the stream ended.
     pub(super) async fn fill(&mut self) -> Result<(), String> {
         match self.body.next().await {
             Some(Ok(chunk)) => {
@@ -85,136 +83,107 @@ impl EventStream {
                 Ok(())
             }
             Some(Err(error)) => Err(format!("the backend's stream broke off: {error}")),
-            None if self.decoder.is_between_frames() => {
-                Err("the backend's stream ended without its last word".to_owned())
-            }
+            None if self.decoder.is_between_frames() => Err("the backend's stream ended without an outcome".to_owned()),
             None => Err("the backend's stream ended in the middle of a frame".to_owned()),
+        }
+    }
+
+    /// Waits for the first event.
+    async fn first_event(mut self, holder: &HoldIdentity) -> Result<(EventStream, StreamStart), ConnectError> {
+        loop {
+            let Some(part) = self.ready().map_err(BackendError::BrokeOff)? else {
+                self.fill().await.map_err(BackendError::BrokeOff)?;
+                continue;
+            };
+            let start = match part {
+                StreamPart::Word(event) => match parse_event(&event).map_err(BackendError::BrokeOff)? {
+                    BackendEvent::Started(started) => StreamStart {
+                        status: started.status,
+                        position: None,
+                        terms: started.terms,
+                        alive: started.alive,
+                    },
+                    BackendEvent::Queued(queued) => StreamStart {
+                        status: Status::Queued,
+                        position: Some(queued.position),
+                        terms: queued.terms,
+                        alive: Heartbeat::default(),
+                    },
+                    BackendEvent::Exit(outcome) => return Err(ConnectError::End(ExecutionEnd::Ended(outcome))),
+                    BackendEvent::TakenOver(_) => return Err(ConnectError::End(ExecutionEnd::TakenOver)),
+                    BackendEvent::Alive(_) | BackendEvent::Status(_) => continue,
+                    BackendEvent::Gap(_) => return Err(too_early().into()),
+                },
+                StreamPart::Output(..) => return Err(too_early().into()),
+            };
+            holder.record(start.terms.hold);
+            return Ok((self, start));
         }
     }
 }
 
-/// Asks for an execution and waits for the backend's first word, however long that takes.
+/// Reads one event of the backend.
+pub(super) fn parse_event(event: &[u8]) -> Result<BackendEvent, String> {
+    serde_json::from_slice(event).map_err(|error| format!("the backend sent an event that is not understood: {error}"))
+}
+
+/// Requests an execution and waits for the first event, without a bound.
 pub(super) async fn open(
     backend: &BackendClient,
     id: ExecutionId,
     purpose: &ExecutionPurpose,
     holder: &HoldIdentity,
 ) -> Result<(BackendStream, StreamStart), ConnectError> {
-    match purpose {
-        ExecutionPurpose::Run(execute) => {
-            match backend.execute(id, execute, holder).await.map_err(ConnectError::Backend)? {
-                OpenedStream::Legacy(body, end) => {
-                    // The flag names Claude's events alone.
-                    let claude = execute.run.executor.as_deref() == Some(CLAUDE_EXECUTOR);
-                    let standing = StreamStart::running();
-                    let terms = StreamInfo { claude, ..standing.terms };
-                    Ok((BackendStream::Legacy(body, end), StreamStart { terms, ..standing }))
-                }
-                OpenedStream::Native(body) => first_word(EventStream::new(body), holder).await,
+    let body = match purpose {
+        ExecutionPurpose::Run(execute) => match backend.execute(id, execute, holder).await? {
+            OpenedStream::Native(body) => body,
+            OpenedStream::Legacy(body, end) => {
+                // The flag names Claude's events alone.
+                let claude = execute.run.executor.as_deref() == Some(CLAUDE_EXECUTOR);
+                let terms = StreamInfo { claude, ..StreamInfo::default() };
+                let start = StreamStart { status: Status::Running, position: None, terms, alive: Heartbeat::default() };
+                return Ok((BackendStream::Legacy(LegacyStream::new(body, end, &execute.run)), start));
             }
-        }
-        ExecutionPurpose::Follow(attach) => {
-            let body = backend.attach(id, attach.offsets, holder).await.map_err(ConnectError::Backend)?;
-            first_word(EventStream::new(body), holder).await
-        }
-    }
+        },
+        ExecutionPurpose::Follow(attach) => backend.attach(id, attach.offsets, holder).await?,
+    };
+    let (events, start) = EventStream::new(body).first_event(holder).await?;
+    Ok((BackendStream::Native(events), start))
 }
 
-/// Whether another consumer has an execution whose stream broke off. A backend that does not say so in time
-/// is as good as lost.
-pub(super) async fn is_anothers(backend: &BackendClient, id: ExecutionId, holder: &HoldIdentity) -> bool {
-    let Some(own) = holder.hold() else { return false };
-    let asked = tokio::time::timeout(AGAIN_PATIENCE, backend.snapshot(id)).await;
-    matches!(asked, Ok(Ok(snapshot)) if snapshot.hold.is_some_and(|hold| hold != own))
+/// Whether another consumer holds an execution whose stream broke off. A backend that does not answer in time counts
+/// as lost.
+pub(super) async fn is_taken_over(backend: &BackendClient, id: ExecutionId, holder: &HoldIdentity) -> bool {
+    let Some(own) = holder.number() else { return false };
+    let answer = timeout(FIND_PATIENCE, backend.snapshot(id)).await;
+    matches!(answer, Ok(Ok(snapshot)) if snapshot.hold.is_some_and(|hold| hold != own))
 }
 
-/// Looks for an execution whose stream broke off. Only a backend that does not answer is asked again;
-/// the error says why there is none.
-pub(super) async fn again(
+/// Attaches again to an execution whose stream broke off. Repeats that while the backend does not answer.
+pub(super) async fn find(
     backend: &BackendClient,
     id: ExecutionId,
     offsets: PerStream<u64>,
     holder: &HoldIdentity,
 ) -> Result<(EventStream, StreamStart), ConnectError> {
-    let until = Instant::now() + AGAIN_PATIENCE;
+    let until = Instant::now() + FIND_PATIENCE;
     loop {
         let attached = async {
-            let body = backend.attach_again(id, offsets, holder).await.map_err(ConnectError::Backend)?;
-            first_word(EventStream::new(body), holder).await
+            let body = backend.attach_again(id, offsets, holder).await?;
+            EventStream::new(body).first_event(holder).await
         };
         match timeout_at(until, attached).await {
-            Ok(Ok((BackendStream::Native(words), standing))) => return Ok((words, standing)),
-            Ok(Ok((BackendStream::Legacy(..), _))) => {
-                return Err(ConnectError::Lost("another kind of backend answers".to_owned()));
-            }
-            Ok(Err(ConnectError::Backend(BackendError::Unreachable(_)) | ConnectError::Lost(_)))
-                if Instant::now() + AGAIN_CADENCE < until =>
+            Ok(Err(ConnectError::Failed(BackendError::Unreachable(_) | BackendError::BrokeOff(_))))
+                if Instant::now() + FIND_INTERVAL < until =>
             {
-                sleep(AGAIN_CADENCE).await;
+                sleep(FIND_INTERVAL).await;
             }
-            Ok(Err(refusal)) => return Err(refusal),
-            Err(_) => return Err(ConnectError::Silent("the backend does not answer".to_owned())),
+            Ok(found) => return found,
+            Err(_) => return Err(BackendError::Unreachable("the backend does not answer".to_owned()).into()),
         }
     }
 }
 
-async fn first_word(
-    mut words: EventStream,
-    holder: &HoldIdentity,
-) -> Result<(BackendStream, StreamStart), ConnectError> {
-    loop {
-        match words.ready() {
-            NextPart::Part(StreamPart::Word(word)) => match serde_json::from_slice(&word) {
-                Ok(BackendEvent::Started(started)) => {
-                    holder.holds(started.terms.hold);
-                    let standing = StreamStart {
-                        status: started.status,
-                        position: None,
-                        terms: started.terms,
-                        alive: started.alive,
-                    };
-                    return Ok((BackendStream::Native(words), standing));
-                }
-                Ok(BackendEvent::Queued(queued)) => {
-                    holder.holds(queued.terms.hold);
-                    let position = Some(queued.position);
-                    let standing = StreamStart {
-                        status: Status::Queued,
-                        position,
-                        terms: queued.terms,
-                        alive: Heartbeat::default(),
-                    };
-                    return Ok((BackendStream::Native(words), standing));
-                }
-                Ok(BackendEvent::Exit(ending)) => return Err(ConnectError::Ended(ending)),
-                Ok(BackendEvent::Alive(_) | BackendEvent::Status(_)) => {}
-                Ok(BackendEvent::TakenOver(_)) => return Err(ConnectError::TakenOver),
-                Ok(BackendEvent::Gap(_)) => return Err(too_early()),
-                Err(error) => return Err(ConnectError::Lost(not_understood(&error))),
-            },
-            NextPart::Part(StreamPart::Output(..)) => return Err(too_early()),
-            NextPart::Dry => words.fill().await.map_err(ConnectError::Lost)?,
-            NextPart::Lost(message) => return Err(ConnectError::Lost(message)),
-        }
-    }
-}
-
-impl StreamStart {
-    /// It runs, and nothing more is known.
-    pub(super) fn running() -> Self {
-        StreamStart {
-            status: Status::Running,
-            position: None,
-            terms: StreamInfo::default(),
-            alive: Heartbeat::default(),
-        }
-    }
-}
-
-pub(super) fn not_understood(error: &serde_json::Error) -> String {
-    format!("the backend said something that is not understood: {error}")
-}
-
-fn too_early() -> ConnectError {
-    ConnectError::Lost("the backend sent output before it said that anything started".to_owned())
+fn too_early() -> BackendError {
+    BackendError::BrokeOff("the backend sent output before its first event".to_owned())
 }

@@ -1,19 +1,18 @@
-//! What is asked of an execution while it runs: control requests, and the acknowledgements of its client.
+//! Requests to an execution while it runs: control requests, and the acknowledgements of its client.
 
-use std::time::Instant;
+use std::{collections::VecDeque, time::Instant};
 
 use actix::{ActorContext, ActorFutureExt, AsyncContext, Context, Handler, ResponseFuture, WrapFuture};
-use futures_util::FutureExt;
 use log::info;
 use tokio::sync::oneshot;
 
 use super::{
-    Cancellation, Execution, ExecutionState, ended,
+    Execution,
     messages::{Acknowledge, Control, ControlAnswer, ExecutionEvent},
+    state::{Cancellation, ExecutionState},
 };
 use crate::{
     backend_api::StatusChange,
-    backend_client::BackendError,
     outcome::{Scope, Status},
     protocol::{
         MAX_INPUT_WAITING as MAX_WAITING,
@@ -24,102 +23,107 @@ use crate::{
     stream::PerStream,
 };
 
-/// Input that has not been sent, and who waits for that.
-pub(super) struct PendingInput {
+/// Input that the backend has not answered yet. The first entry is under way.
+#[derive(Default)]
+pub(super) struct InputQueue(VecDeque<PendingInput>);
+
+struct PendingInput {
     input: InputParams,
     answer: oneshot::Sender<ControlAnswer>,
 }
 
-/// What the client has received, on its way to the backend: one request at a time, the newest next.
+impl InputQueue {
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// Sends acknowledgements to the backend: one request at a time, the newest next.
 #[derive(Default)]
-pub(super) struct Acknowledger {
-    under_way: bool,
-    next: Option<PerStream<u64>>,
+pub(super) enum Acknowledger {
+    /// No request is under way.
+    #[default]
+    Idle,
+    /// A request is under way, and these offsets follow it.
+    Sending { next: Option<PerStream<u64>> },
 }
 
 impl Handler<Control> for Execution {
     type Result = ResponseFuture<ControlAnswer>;
 
     fn handle(&mut self, Control(request): Control, ctx: &mut Self::Context) -> Self::Result {
-        match request {
-            ControlRequest::Cancel { grace_ms, reason } => self.cancel(Cancellation { grace_ms, reason }, ctx),
-            ControlRequest::Stdin(input) => self.write_stdin(input, ctx),
-            request => match &self.state {
-                ExecutionState::Native => {
-                    info!(event = "steer.requested", session_id:% = self.session, execution_id:% = self.id,
-                        what = request.name(); "{} requested", request.name());
-                    let (backend, id) = (self.backend.clone(), self.id);
-                    Box::pin(async move { backend.control(id, request).await.map_err(BackendError::into_error) })
+        match (request, &self.state) {
+            (ControlRequest::Cancel { grace_ms, reason }, _) => self.cancel(Cancellation { grace_ms, reason }, ctx),
+            (
+                _,
+                ExecutionState::Starting(_)
+                | ExecutionState::Finding(_)
+                | ExecutionState::Withdrawing(_)
+                | ExecutionState::Ended,
+            ) => answered(Err(not_running())),
+            (ControlRequest::Stdin(input), ExecutionState::Native(_)) => self.write_stdin(input, ctx),
+            (request, ExecutionState::Native(_)) => {
+                info!(event = "steer.requested", session_id:% = self.session, execution_id:% = self.id,
+                    what = request.name(); "{} requested", request.name());
+                self.forward(request)
+            }
+            (request, ExecutionState::Legacy(clocks)) => {
+                let change = match request {
+                    ControlRequest::Pause => StatusChange { status: Status::Paused, scope: Some(Scope::Delivery) },
+                    ControlRequest::Resume => StatusChange::to(Status::Running),
+                    other => return answered(Err(not_possible(&other))),
+                };
+                if clocks.pause(change.status == Status::Paused, Instant::now()) {
+                    self.notice.report(ExecutionEvent::Status(change));
                 }
-                ExecutionState::Legacy(..) => answered(self.control_legacy(&request, ctx)),
-                ExecutionState::Starting(_) | ExecutionState::Withdrawing(_) | ExecutionState::Ended => {
-                    answered(Err(ended()))
-                }
-            },
+                answered(Ok(ControlReply::Status(change.status)))
+            }
         }
     }
 }
 
-/// An answer that is there at once.
+/// An answer that is known at once.
 pub(super) fn answered(answer: ControlAnswer) -> ResponseFuture<ControlAnswer> {
     Box::pin(std::future::ready(answer))
 }
 
-impl Execution {
-    /// The legacy's image can hold back its output's delivery, and nothing else.
-    fn control_legacy(&mut self, request: &ControlRequest, ctx: &mut Context<Self>) -> ControlAnswer {
-        let ExecutionState::Legacy(legacy, _) = &self.state else { return Err(ended()) };
-        let change = match request {
-            ControlRequest::Pause => StatusChange { status: Status::Paused, scope: Some(Scope::Delivery) },
-            ControlRequest::Resume => StatusChange::to(Status::Running),
-            other => {
-                return Err(ErrorObject::new(
-                    code::NOT_ALLOWED,
-                    format!("{}: this backend cannot do that, it can only be canceled", other.name()),
-                ));
-            }
-        };
-        if legacy.pause(change.status == Status::Paused, Instant::now()) {
-            self.notice.tell(ExecutionEvent::Status(change));
-            self.arm_timeout(ctx);
-        }
-        Ok(ControlReply::Status(change.status))
-    }
+/// The refusal of a request to an execution that does not run.
+pub(super) fn not_running() -> ErrorObject {
+    ErrorObject::new(code::NOT_RUNNING, "the execution has ended already, or has not started yet")
+}
 
-    /// The answer comes when the command has room for all of it. When the execution ends first, the
-    /// waiting inputs end with this actor.
+/// The legacy image gives its commands no standard input, and a gateway can only hold back its output.
+fn not_possible(request: &ControlRequest) -> ErrorObject {
+    let message = format!("{}: this backend cannot do that, an execution can only be canceled", request.name());
+    ErrorObject::new(code::NOT_ALLOWED, message)
+}
+
+impl Execution {
+    /// The answer comes when the command has room for all of the input. If the execution ends first, the inputs in the
+    /// queue end with this actor.
     fn write_stdin(&mut self, input: InputParams, ctx: &mut Context<Self>) -> ResponseFuture<ControlAnswer> {
-        let refusal = match &self.state {
-            ExecutionState::Native => {
-                let waiting: usize = self.fed.iter().map(|fed| fed.input.data.len()).sum();
-                (waiting + input.data.len() > MAX_WAITING).then(|| too_much(waiting))
-            }
-            ExecutionState::Legacy(..) => {
-                Some(ErrorObject::new(code::NOT_ALLOWED, "input: this backend gives its commands no standard input"))
-            }
-            ExecutionState::Starting(_) | ExecutionState::Withdrawing(_) | ExecutionState::Ended => Some(ended()),
-        };
-        if let Some(error) = refusal {
-            return answered(Err(error));
+        let waiting: usize = self.input.0.iter().map(|pending| pending.input.data.len()).sum();
+        if waiting + input.data.len() > MAX_WAITING {
+            let message =
+                format!("{waiting} bytes of input wait already, and at most {MAX_WAITING} may: wait for the answers");
+            return answered(Err(ErrorObject::new(code::FULL, message)));
         }
         let (answer, is_answered) = oneshot::channel();
-        self.fed.push_back(PendingInput { input, answer });
-        if self.fed.len() == 1 {
+        self.input.0.push_back(PendingInput { input, answer });
+        if self.input.0.len() == 1 {
             self.send_input(ctx);
         }
-        Box::pin(async move { is_answered.await.unwrap_or_else(|_| Err(ended())) })
+        Box::pin(async move { is_answered.await.unwrap_or_else(|_| Err(not_running())) })
     }
 
-    /// Sends the first input that waits; the others after it, so that their order is kept.
+    /// Sends the first input of the queue, and the others after it, so that their order is kept.
     fn send_input(&mut self, ctx: &mut Context<Self>) {
-        let Some(fed) = self.fed.front() else { return };
-        let (backend, id, input) = (self.backend.clone(), self.id, fed.input.clone());
-        let request = ControlRequest::Stdin(input);
-        let sent = async move { backend.control(id, request).await.map_err(BackendError::into_error) };
-        ctx.spawn(sent.into_actor(self).map(|outcome, actor, ctx| {
-            if let Some(fed) = actor.fed.pop_front() {
-                // A session that is gone needs no answer.
-                let _ = fed.answer.send(outcome);
+        let Some(first) = self.input.0.front() else { return };
+        let sent = self.forward(ControlRequest::Stdin(first.input.clone()));
+        ctx.spawn(sent.into_actor(self).map(|answer, actor, ctx| {
+            if let Some(first) = actor.input.0.pop_front() {
+                // The error means that the session is gone, which needs no answer.
+                let _ = first.answer.send(answer);
             }
             if matches!(actor.state, ExecutionState::Ended) {
                 ctx.stop();
@@ -129,36 +133,26 @@ impl Execution {
         }));
     }
 
-    fn send_acknowledgement(&mut self, ctx: &mut Context<Self>) {
-        if self.acknowledging.under_way {
-            return;
-        }
-        let Some(offsets) = self.acknowledging.next.take() else { return };
-        self.acknowledging.under_way = true;
-        let (backend, id, hold) = (self.backend.clone(), self.id, self.holder.hold());
-        // One that fails is made good by the next: offsets only grow.
-        let sent = async move { backend.acknowledge(id, offsets, hold).await }.map(drop);
-        ctx.spawn(sent.into_actor(self).map(|(), actor, ctx| {
-            actor.acknowledging.under_way = false;
-            actor.send_acknowledgement(ctx);
+    fn send_acknowledgement(&mut self, offsets: PerStream<u64>, ctx: &mut Context<Self>) {
+        self.acknowledging = Acknowledger::Sending { next: None };
+        let (backend, id, hold) = (self.backend.clone(), self.id, self.holder.number());
+        let sent = async move { backend.acknowledge(id, offsets, hold).await };
+        // A failure needs no repetition: offsets only grow, so the next acknowledgement covers this one.
+        ctx.spawn(sent.into_actor(self).map(|_, actor, ctx| match std::mem::take(&mut actor.acknowledging) {
+            Acknowledger::Sending { next: Some(offsets) } => actor.send_acknowledgement(offsets, ctx),
+            Acknowledger::Sending { next: None } | Acknowledger::Idle => {}
         }));
     }
-}
-
-fn too_much(waiting: usize) -> ErrorObject {
-    ErrorObject::new(
-        code::FULL,
-        format!("{waiting} bytes of input wait already, and at most {MAX_WAITING} may: wait for the answers"),
-    )
 }
 
 impl Handler<Acknowledge> for Execution {
     type Result = ();
 
     fn handle(&mut self, Acknowledge(offsets): Acknowledge, ctx: &mut Self::Context) {
-        if matches!(self.state, ExecutionState::Native) {
-            self.acknowledging.next = Some(offsets);
-            self.send_acknowledgement(ctx);
+        match (&self.state, &mut self.acknowledging) {
+            (ExecutionState::Native(_), Acknowledger::Idle) => self.send_acknowledgement(offsets, ctx),
+            (ExecutionState::Native(_), Acknowledger::Sending { next }) => *next = Some(offsets),
+            _ => {}
         }
     }
 }

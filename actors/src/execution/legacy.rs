@@ -1,91 +1,152 @@
-//! What a gateway does itself where the backend is the legacy image: clocks, and a pause that can
-//! only hold back the delivery.
+//! Relays the plain stream of the legacy image, which knows neither clocks nor heartbeats nor outcomes: the gateway
+//! adds them.
+//!
+//! [`step`] decides what an event of the stream means; this module reads the stream and carries the decision out.
+
+pub(super) mod clocks;
+mod step;
 
 use std::{
-    cell::Cell,
+    rc::Rc,
     time::{Duration, Instant},
 };
 
-use tokio::sync::watch;
+use futures_util::{FutureExt, StreamExt};
+use tokio::time::{MissedTickBehavior, interval_at, timeout_at};
 
+use self::{
+    clocks::{LegacyClocks, at},
+    step::{LegacyEvent, LegacyState, LegacyStep},
+};
+use super::{
+    messages::ExecutionEvent,
+    relay::{MISSED_HEARTBEATS, Relay, RelayConfig, no_sign_of_life},
+};
 use crate::{
-    backend_api::Heartbeat,
-    clock::{Stopwatch, millis},
+    backend_client::{BodyEnd, ResponseBody},
+    outcome::{CancelReport, Outcome, Reason},
+    protocol::execute::ExecutionSpec,
+    stream::Stream as OutputStream,
 };
 
-/// The clocks of one execution, and whether its output is delivered.
-pub(super) struct LegacyClocks {
-    total: Cell<Stopwatch>,
-    started_at: Instant,
-    output_at: Cell<Instant>,
-    heard_at: Cell<Instant>,
-    timeout: Option<Duration>,
-    paused: watch::Sender<bool>,
+/// The stream of an execution on the legacy image.
+pub(super) struct LegacyStream {
+    body: ResponseBody,
+    end: BodyEnd,
+    pub(super) clocks: Rc<LegacyClocks>,
+    stall_timeout: Option<Duration>,
 }
 
-impl LegacyClocks {
-    /// It has just started.
-    pub(super) fn started(now: Instant, timeout_ms: Option<u64>) -> Self {
-        LegacyClocks {
-            total: Cell::new(Stopwatch::started(now)),
-            started_at: now,
-            output_at: Cell::new(now),
-            heard_at: Cell::new(now),
-            timeout: timeout_ms.map(Duration::from_millis),
-            paused: watch::Sender::new(false),
+impl LegacyStream {
+    pub(super) fn new(body: ResponseBody, end: BodyEnd, run: &ExecutionSpec) -> Self {
+        let timeout = run.timeout_ms.map(Duration::from_millis);
+        LegacyStream {
+            body,
+            end,
+            clocks: Rc::new(LegacyClocks::started(Instant::now(), timeout)),
+            stall_timeout: run.stall_timeout_ms.map(Duration::from_millis),
         }
     }
+}
 
-    /// Stops or resumes the delivery, and the clock of the total time-out with it. False if it was so
-    /// already.
-    pub(super) fn pause(&self, paused: bool, now: Instant) -> bool {
-        let mut total = self.total.get();
-        total.run(!paused, now);
-        self.total.set(total);
-        self.paused.send_replace(paused) != paused
+/// Relays a stream to its end, to the total time-out, or until the backend is lost.
+pub(super) async fn relay(stream: LegacyStream, config: RelayConfig) -> Outcome {
+    let clocks = Rc::clone(&stream.clocks);
+    let (reader, progress) = match config.agent {
+        Some(agent) => {
+            let patience = config.backend.claude_exit();
+            let (reader, progress) = agent.watched_reader(config.reader_options(), patience, Instant::now());
+            (Some(reader), Some(progress))
+        }
+        None => (None, None),
+    };
+    let state = LegacyState::new(stream.stall_timeout, progress, Instant::now());
+    let watched = config.clone();
+    let mut relay = Relay::with_reader(config, reader);
+    tokio::select! {
+        biased;
+        outcome = async {
+            match read(stream, state, &mut relay).await {
+                Ok(outcome) => outcome,
+                Err(why) => relay.lost(why).await,
+            }
+        } => outcome,
+        () = clocks.timed_out() => {
+            let message = "the total time-out passed; this backend cannot say what is left of it";
+            Outcome { cancel: Some(CancelReport::unknown(0)), ..Outcome::failed(Reason::Timeout, message) }
+        }
+        () = watch_health(&watched, &clocks) => {
+            Outcome::failed(Reason::BackendLost, no_sign_of_life(watched.heartbeat))
+        }
     }
+}
 
-    /// Waits until output may be delivered.
-    pub(super) async fn is_open(&self) {
-        // The sender is here: it cannot be gone.
-        let _ = self.paused.subscribe().wait_for(|paused| !paused).await;
+/// Reads a stream to its end. The error says how it broke off.
+async fn read(mut stream: LegacyStream, mut state: LegacyState, relay: &mut Relay) -> Result<Outcome, String> {
+    loop {
+        stream.clocks.wait_until(false).await;
+        state.run_clocks(true, Instant::now());
+        let event = match stream.body.next().now_or_never() {
+            Some(chunk) => body_event(chunk, &stream.end),
+            None => {
+                relay.flush().await?;
+                tokio::select! {
+                    biased;
+                    chunk = stream.body.next() => body_event(chunk, &stream.end),
+                    () = at(relay.quiet_at()) => LegacyEvent::LineQuiet,
+                    () = stream.clocks.wait_until(true) => LegacyEvent::Paused,
+                    () = at(state.exit_due()) => LegacyEvent::ExitOverdue,
+                    () = at(state.stall_due()) => LegacyEvent::StallOverdue,
+                }
+            }
+        };
+        let now = Instant::now();
+        match state.on(event, now)? {
+            LegacyStep::FlushQuiet => relay.flush_quiet().await?,
+            LegacyStep::Feed(chunk) => {
+                stream.clocks.record_output(now);
+                relay.feed(OutputStream::Stdout, &chunk).await?;
+                if let Some(activity) = state.changed_activity() {
+                    let heartbeat = stream.clocks.heartbeat(Instant::now());
+                    relay.report(ExecutionEvent::Alive(heartbeat.doing(activity)));
+                }
+            }
+            LegacyStep::Complete => {
+                // The outcome counts only if all output was handed on.
+                relay.finish(true).await?;
+                return Ok(state.outcome(Instant::now()));
+            }
+            LegacyStep::Stalled(outcome) => {
+                let _ = relay.finish(false).await;
+                return Ok(outcome);
+            }
+        }
     }
+}
 
-    /// Waits until it must not.
-    pub(super) async fn is_paused(&self) {
-        let _ = self.paused.subscribe().wait_for(|paused| *paused).await;
+fn body_event<E: std::fmt::Display>(chunk: Option<Result<bytes::Bytes, E>>, end: &BodyEnd) -> LegacyEvent {
+    match chunk {
+        Some(Ok(chunk)) => LegacyEvent::Chunk(chunk),
+        Some(Err(error)) => LegacyEvent::Failed(error.to_string()),
+        None => LegacyEvent::Ended { is_complete: end.is_complete() },
     }
+}
 
-    /// Something was written.
-    pub(super) fn output(&self, now: Instant) {
-        self.output_at.set(now);
-        self.heard_at.set(now);
-    }
-
-    /// The backend answered.
-    pub(super) fn record_life(&self, now: Instant) {
-        self.heard_at.set(now);
-    }
-
-    /// How long nothing has been heard of the backend.
-    pub(super) fn unheard(&self, now: Instant) -> Duration {
-        now.saturating_duration_since(self.heard_at.get())
-    }
-
-    /// How long until the total time-out; `None` without one, or while it stands still.
-    pub(super) fn time_left(&self, now: Instant) -> Option<Duration> {
-        let due_at = self.total.get().due_at(self.timeout?)?;
-        Some(due_at.saturating_duration_since(now))
-    }
-
-    /// The clocks, as our own backend would tell them.
-    pub(super) fn alive(&self, now: Instant) -> Heartbeat {
-        let ran = self.total.get().elapsed(now);
-        Heartbeat {
-            elapsed_ms: millis(now.saturating_duration_since(self.started_at)),
-            since_output_ms: millis(now.saturating_duration_since(self.output_at.get())),
-            deadline_ms: self.timeout.map(|timeout| millis(timeout.saturating_sub(ran))),
-            ..Heartbeat::default()
+/// Reports a heartbeat whenever the backend answers `GET /health`. Returns when it has given no sign of life for too
+/// long.
+async fn watch_health(config: &RelayConfig, clocks: &LegacyClocks) {
+    let RelayConfig { id, backend, parent, heartbeat, .. } = config;
+    let mut ticks = interval_at(tokio::time::Instant::now() + *heartbeat, *heartbeat);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    loop {
+        ticks.tick().await;
+        let lost_at = clocks.last_sign_at() + *heartbeat * MISSED_HEARTBEATS;
+        if lost_at < Instant::now() {
+            return;
+        }
+        if let Ok(true) = timeout_at(lost_at.into(), backend.answers()).await {
+            clocks.record_sign_of_life(Instant::now());
+            parent.report(*id, ExecutionEvent::Alive(clocks.heartbeat(Instant::now())));
         }
     }
 }

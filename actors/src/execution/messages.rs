@@ -93,6 +93,12 @@ pub struct Parent {
     pub reports: Recipient<ExecutionReport>,
 }
 
+impl Parent {
+    pub(super) fn report(&self, execution_id: ExecutionId, event: ExecutionEvent) {
+        self.reports.do_send(ExecutionReport { execution_id, fact: event });
+    }
+}
+
 /// Do this to the execution, or to its processes. Answered when the backend has accepted it; input is answered when
 /// all of it is in the pipe, in the order asked.
 #[derive(Message, Clone, PartialEq, Eq, Debug)]

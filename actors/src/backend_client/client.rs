@@ -1,0 +1,232 @@
+//! The client itself: its connection pool, the questions about the backend's health, and the HTTP plumbing of all
+//! other requests.
+
+use std::{rc::Rc, sync::Arc, time::Duration};
+
+use awc::{
+    ClientRequest, ClientResponse, SendClientRequest,
+    error::{ConnectError, SendRequestError},
+    http::{Method, StatusCode},
+};
+use bytes::Bytes;
+use serde_json::Value;
+
+use super::{
+    body_end::BodyEnd,
+    error::BackendError,
+    known::{BackendKind, KnownBackend},
+    tracked_connector,
+};
+use crate::{
+    backend_api::Health,
+    rpc::{ErrorObject, code},
+};
+
+/// The longest time to connect to the backend.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
+
+/// The longest time to an answer that needs no work.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Idle connections are closed before a native backend would close them, so that a request hardly ever meets a dead
+/// connection.
+const IDLE_CONNECTION: Duration = Duration::from_secs(15);
+
+/// The longest JSON answer read, in bytes.
+const MAX_ANSWER: usize = 8 << 20;
+
+/// The backend of this gateway. Cheap to clone. One serves a whole worker thread, because `awc::Client` is bound to
+/// its thread.
+#[derive(Clone)]
+pub struct BackendClient(Rc<ClientState>);
+
+struct ClientState {
+    client: awc::Client,
+    url: String,
+    token: Option<String>,
+    known: KnownBackend,
+    claude_exit: Duration,
+}
+
+impl BackendClient {
+    /// A client of the backend at this URL. The token is sent with every request. `claude_exit` is how long Claude may
+    /// take to exit after its last event, where the backend is the legacy image.
+    pub fn new(url: &str, token: Option<String>, known: KnownBackend, claude_exit: Duration) -> Self {
+        let client = client(None);
+        let url = url.trim_end_matches('/').to_owned();
+        BackendClient(Rc::new(ClientState { client, url, token, known, claude_exit }))
+    }
+
+    /// How long Claude may take to exit after its last event, where the backend cannot decide that itself.
+    pub fn claude_exit(&self) -> Duration {
+        self.0.claude_exit
+    }
+
+    /// The kind of backend that answered last.
+    pub fn known(&self) -> Option<BackendKind> {
+        self.0.known.get()
+    }
+
+    /// Whether executions can be addressed by their ids: not on the legacy image.
+    pub fn knows_ids(&self) -> bool {
+        self.known() != Some(BackendKind::Legacy)
+    }
+
+    /// Asks `GET /health`, and remembers which kind answered.
+    ///
+    /// # Errors
+    ///
+    /// The backend does not answer, or another program answers in its place.
+    pub async fn describe(&self) -> Result<BackendKind, BackendError> {
+        let kind = self.ask_health().await?;
+        if !self.0.known.learn(&kind) {
+            return Err(BackendError::Rejected(format!(
+                "the backend at {} is a cc-executor, and GET /health was answered by another program",
+                self.url()
+            )));
+        }
+        Ok(kind)
+    }
+
+    /// Whether a backend of either kind answers `GET /health`. The legacy image gives no other sign of life.
+    pub async fn answers(&self) -> bool {
+        self.ask_health().await.is_ok()
+    }
+
+    async fn ask_health(&self) -> Result<BackendKind, BackendError> {
+        let body = self.fetch("GET /health", self.request(Method::GET, "/health").send()).await?;
+        match serde_json::from_slice::<Value>(&body) {
+            Ok(value) if value.get("server").is_some() => match serde_json::from_value::<Health>(value) {
+                Ok(health) => Ok(BackendKind::Native(Arc::new(health))),
+                Err(error) => Err(BackendError::Rejected(format!(
+                    "the backend at {} answers GET /health in the form of another version: {error}",
+                    self.url()
+                ))),
+            },
+            // The legacy image answers {"status": "healthy", …}.
+            Ok(Value::Object(map)) if map.get("status").is_some_and(Value::is_string) => Ok(BackendKind::Legacy),
+            _ => Err(self.rejected("GET /health", StatusCode::OK, &body)),
+        }
+    }
+
+    /// Asks `GET /ready`.
+    ///
+    /// # Errors
+    ///
+    /// The backend does not answer, or accepts no executions.
+    pub async fn ready(&self) -> Result<(), BackendError> {
+        if self.describe().await? == BackendKind::Legacy {
+            return Ok(());
+        }
+        self.fetch("GET /ready", self.request(Method::GET, "/ready").send()).await.map(drop)
+    }
+
+    pub(super) fn url(&self) -> &str {
+        &self.0.url
+    }
+
+    pub(super) fn request(&self, method: Method, path: &str) -> ClientRequest {
+        self.request_through(&self.0.client, method, path)
+    }
+
+    /// A request on a connection of its own, which reports to `end` whether the response's body ended properly.
+    pub(super) fn tracked_request(&self, method: Method, path: &str, end: BodyEnd) -> ClientRequest {
+        self.request_through(&client(Some(end)), method, path)
+    }
+
+    fn request_through(&self, client: &awc::Client, method: Method, path: &str) -> ClientRequest {
+        let request = client.request(method, format!("{}{path}", self.0.url));
+        match &self.0.token {
+            Some(token) => request.bearer_auth(token),
+            None => request,
+        }
+    }
+
+    /// Sends a request and reads the answer. `what` names the request for a person.
+    pub(super) async fn fetch(&self, what: &str, request: SendClientRequest) -> Result<Bytes, BackendError> {
+        let response = self.head(request).await?;
+        self.read(self.accepted(what, response).await?).await
+    }
+
+    /// Sends a request and waits for the response's head.
+    pub(super) async fn head(&self, request: SendClientRequest) -> Result<ClientResponse, BackendError> {
+        match tokio::time::timeout(ANSWER_PATIENCE, request).await {
+            Ok(response) => response.map_err(|error| self.unreachable(&error)),
+            Err(_) => Err(self.silent()),
+        }
+    }
+
+    /// Returns a response with status 200, and turns any other one into an error.
+    pub(super) async fn accepted(&self, what: &str, response: ClientResponse) -> Result<ClientResponse, BackendError> {
+        let status = response.status();
+        if status == StatusCode::OK {
+            return Ok(response);
+        }
+        let body = self.read(response).await?;
+        let may_refuse = matches!(status.as_u16(), 400 | 403 | 404 | 409 | 429 | 503);
+        match serde_json::from_slice::<ErrorObject>(&body) {
+            Ok(error) if may_refuse && error.code < 0 => Err(BackendError::Refused(error)),
+            _ => Err(self.rejected(what, status, &body)),
+        }
+    }
+
+    /// Reads the rest of a response.
+    pub(super) async fn read(&self, mut response: ClientResponse) -> Result<Bytes, BackendError> {
+        match tokio::time::timeout(ANSWER_PATIENCE, response.body().limit(MAX_ANSWER)).await {
+            Ok(Ok(body)) => Ok(body),
+            Ok(Err(error)) => {
+                Err(BackendError::Rejected(format!("the answer of the backend at {} broke off: {error}", self.url())))
+            }
+            Err(_) => Err(self.silent()),
+        }
+    }
+
+    pub(super) fn unreachable(&self, error: &SendRequestError) -> BackendError {
+        BackendError::Unreachable(format!(
+            "cannot reach the backend at {}: {error}; check that it runs and CLAUDE_API_URL",
+            self.url()
+        ))
+    }
+
+    fn silent(&self) -> BackendError {
+        BackendError::Unreachable(format!(
+            "the backend at {} gave no answer within {} s",
+            self.url(),
+            ANSWER_PATIENCE.as_secs()
+        ))
+    }
+
+    fn rejected(&self, what: &str, status: StatusCode, body: &[u8]) -> BackendError {
+        let text = String::from_utf8_lossy(body);
+        let text: String = text.chars().filter(|c| !c.is_control()).take(200).collect();
+        BackendError::Rejected(format!("the backend at {} answered {what} with {status}: {text}", self.url()))
+    }
+
+    /// Refuses what only a backend with ids can do. `what` is a verb for a person.
+    pub(super) fn must_know_ids(&self, what: &str) -> Result<(), BackendError> {
+        if self.knows_ids() {
+            return Ok(());
+        }
+        Err(BackendError::Refused(ErrorObject::new(
+            code::NOT_ALLOWED,
+            format!("this backend knows no ids: only the session that started an execution can {what} it"),
+        )))
+    }
+}
+
+fn client(end: Option<BodyEnd>) -> awc::Client {
+    let connector = tracked_connector::connector(end, CONNECT_PATIENCE).conn_keep_alive(IDLE_CONNECTION);
+    awc::Client::builder().connector(connector).disable_timeout().disable_redirects().finish()
+}
+
+/// Whether a request may have met a connection that the backend had closed.
+pub(super) fn is_dead_connection(error: &SendRequestError) -> bool {
+    match error {
+        SendRequestError::Connect(ConnectError::Disconnected) => true,
+        SendRequestError::Send(_) | SendRequestError::Response(_) => true,
+        SendRequestError::Connect(ConnectError::Io(error)) => {
+            matches!(error.kind(), std::io::ErrorKind::ConnectionReset | std::io::ErrorKind::BrokenPipe)
+        }
+        _ => false,
+    }
+}

@@ -1,0 +1,145 @@
+//! Requests about executions that the backend knows by their ids.
+
+use awc::http::Method;
+use serde_json::{Value, json};
+
+use super::{client::BackendClient, error::BackendError, hold::HoldIdentity, start::query_of};
+use crate::{
+    backend_api::{
+        Snapshot,
+        control::{ControlCall, cancel_query},
+    },
+    id::ExecutionId,
+    outcome::{CancelReason, Status},
+    protocol::control::{ControlReply, ControlRequest},
+    rpc::code,
+    stream::PerStream,
+};
+
+/// The result of a request to end an execution whose stream has not begun.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum WithdrawResult {
+    /// It is being ended, or has ended already.
+    Accepted,
+    /// It never ran, and will not: the backend refuses the request for it, should that still arrive.
+    NeverRan,
+    /// Another consumer holds it, so the backend left it alone.
+    TakenOver,
+    /// The legacy image ends an execution only when its request is dropped.
+    Unsupported,
+    /// The backend did not answer, or another one than the holder's did.
+    Failed,
+}
+
+impl BackendClient {
+    /// Tells the backend how much the client of an execution has received, in the name of this hold.
+    ///
+    /// # Errors
+    ///
+    /// The backend refuses, or does not answer.
+    pub async fn acknowledge(
+        &self,
+        id: ExecutionId,
+        offsets: PerStream<u64>,
+        hold: Option<u64>,
+    ) -> Result<(), BackendError> {
+        let hold = hold.map(|hold| format!("&hold={hold}")).unwrap_or_default();
+        self.post(id, "ack", &format!("?{}{hold}", query_of(offsets)), &json!({})).await
+    }
+
+    /// Ends an execution whose stream has not begun. A client's cancellation ends it whichever consumer holds it; a
+    /// gateway that gives up its own request names its hold.
+    pub async fn withdraw(
+        &self,
+        id: ExecutionId,
+        grace_ms: u64,
+        reason: CancelReason,
+        holder: &HoldIdentity,
+        for_client: bool,
+    ) -> WithdrawResult {
+        let hold = if for_client { String::new() } else { holder.query() };
+        match self.delete(id, &format!("{}{hold}", cancel_query(grace_ms, reason))).await {
+            Ok(()) => WithdrawResult::Accepted,
+            Err(_) if !self.knows_ids() => WithdrawResult::Unsupported,
+            Err(BackendError::Refused(error)) => match error.code {
+                code::UNKNOWN_EXECUTION if holder.is_gone_with_its_backend(&error) => WithdrawResult::Failed,
+                code::UNKNOWN_EXECUTION => WithdrawResult::NeverRan,
+                code::NOT_RUNNING if error.data.as_ref().is_some_and(|data| data["reason"] == "taken_over") => {
+                    WithdrawResult::TakenOver
+                }
+                code::NOT_RUNNING => WithdrawResult::Accepted,
+                _ => WithdrawResult::Failed,
+            },
+            Err(_) => WithdrawResult::Failed,
+        }
+    }
+
+    /// Sends a control request for an execution, whichever consumer holds it.
+    ///
+    /// A cancellation returns once it is accepted: the backend sends the response's head then. Its body, which ends
+    /// when the tree is gone, is not waited for. Input returns when all of it is in the pipe, which takes as long as
+    /// the command does not read.
+    ///
+    /// # Errors
+    ///
+    /// The backend refuses, or does not answer.
+    pub async fn control(&self, id: ExecutionId, request: ControlRequest) -> Result<ControlReply, BackendError> {
+        match ControlCall::of(&request) {
+            ControlCall::Delete { query } => self.delete(id, &query).await?,
+            ControlCall::Post { action, body } => self.post(id, action, "", &body).await?,
+            ControlCall::Write { action, query, data } => {
+                self.must_know_ids("write to")?;
+                let request = self.request(Method::POST, &format!("/executions/{id}/{action}?{query}"));
+                // Without a bound, because the answer comes when the command has read.
+                let sent = request.content_type("application/octet-stream").send_body(data).await;
+                let response = sent.map_err(|error| self.unreachable(&error))?;
+                self.read(self.accepted(&format!("POST /executions/{{id}}/{action}"), response).await?).await?;
+            }
+        }
+        Ok(match request {
+            ControlRequest::Cancel { .. } => ControlReply::Status(Status::Cancelling),
+            ControlRequest::Pause => ControlReply::Status(Status::Paused),
+            ControlRequest::Resume | ControlRequest::Signal { .. } => ControlReply::Status(Status::Running),
+            ControlRequest::Resize(_) => ControlReply::Done,
+            ControlRequest::Stdin(input) => ControlReply::Accepted(input.data.len()),
+        })
+    }
+
+    /// All executions that the backend knows, as it lists them.
+    ///
+    /// # Errors
+    ///
+    /// The backend refuses, or does not answer.
+    pub async fn list(&self) -> Result<Value, BackendError> {
+        self.must_know_ids("list")?;
+        let body = self.fetch("GET /executions", self.request(Method::GET, "/executions").send()).await?;
+        serde_json::from_slice(&body)
+            .map_err(|error| BackendError::Rejected(format!("the answer to GET /executions is not JSON: {error}")))
+    }
+
+    /// The current state of an execution.
+    ///
+    /// # Errors
+    ///
+    /// The backend refuses, or does not answer.
+    pub async fn snapshot(&self, id: ExecutionId) -> Result<Snapshot, BackendError> {
+        self.must_know_ids("ask about")?;
+        let request = self.request(Method::GET, &format!("/executions/{id}"));
+        let body = self.fetch("GET /executions/{id}", request.send()).await?;
+        serde_json::from_slice(&body)
+            .map_err(|error| BackendError::Rejected(format!("GET /executions/{{id}} answered something else: {error}")))
+    }
+
+    async fn delete(&self, id: ExecutionId, query: &str) -> Result<(), BackendError> {
+        self.must_know_ids("cancel")?;
+        let request = self.request(Method::DELETE, &format!("/executions/{id}?{query}"));
+        let response = self.head(request.send()).await?;
+        self.accepted("DELETE /executions/{id}", response).await.map(drop)
+    }
+
+    async fn post(&self, id: ExecutionId, action: &str, query: &str, body: &Value) -> Result<(), BackendError> {
+        self.must_know_ids(action)?;
+        let request = self.request(Method::POST, &format!("/executions/{id}/{action}{query}"));
+        self.fetch(&format!("POST /executions/{{id}}/{action}"), request.send_json(body)).await.map(drop)
+    }
+}

@@ -1,0 +1,49 @@
+//! Reports the end of an execution exactly once.
+
+use super::messages::{ExecutionEvent, Parent};
+use crate::{
+    id::ExecutionId,
+    outcome::{Outcome, Reason},
+};
+
+/// Reports the events of an execution to its parent: the end exactly once, at the latest when the actor is dropped.
+pub(super) struct ExitNotice {
+    id: ExecutionId,
+    parent: Option<Parent>,
+}
+
+impl ExitNotice {
+    pub(super) fn new(id: ExecutionId, parent: Parent) -> Self {
+        ExitNotice { id, parent: Some(parent) }
+    }
+
+    /// The parent, until the end was reported or the parent is gone.
+    pub(super) fn parent(&self) -> Option<&Parent> {
+        self.parent.as_ref()
+    }
+
+    /// Reports an event that is not the end.
+    pub(super) fn report(&self, event: ExecutionEvent) {
+        if let Some(parent) = &self.parent {
+            parent.report(self.id, event);
+        }
+    }
+
+    /// Reports the end.
+    pub(super) fn end(&mut self, event: ExecutionEvent) {
+        self.report(event);
+        self.parent = None;
+    }
+
+    /// Reports nothing any more, because the parent is gone.
+    pub(super) fn forget_parent(&mut self) {
+        self.parent = None;
+    }
+}
+
+impl Drop for ExitNotice {
+    fn drop(&mut self) {
+        let message = "the service lost track of this execution through an internal error; its backend ends it";
+        self.end(ExecutionEvent::Exited(Outcome::failed(Reason::BackendLost, message)));
+    }
+}

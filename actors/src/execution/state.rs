@@ -1,0 +1,394 @@
+//! The states of an execution as its gateway sees it, and what the actor must do in each of them. No I/O and no clock:
+//! time is a parameter.
+//!
+//! Start with [`ExecutionState::on`]. The end of an execution is reported exactly once, because only a change to
+//! [`ExecutionState::Ended`] reports it, and no event leads out of that state.
+
+use std::{
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use super::{
+    connect::{BackendStream, ExecutionEnd},
+    legacy::clocks::LegacyClocks,
+    messages::StreamStart,
+};
+use crate::{
+    backend_client::{BackendError, WithdrawResult},
+    outcome::{CancelReason, CancelReport, Outcome, Reason, Status},
+    rpc::{ErrorObject, code},
+};
+
+/// How long the backend may take to send the first event.
+pub(super) const FIRST_EVENT_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long it may take to learn the ending of an execution that was canceled before its first event.
+const WITHDRAW_PATIENCE: Duration = Duration::from_secs(10);
+
+/// The same if the client has already waited in vain for the first event.
+const GIVE_UP_PATIENCE: Duration = Duration::from_secs(1);
+
+/// The state of an execution.
+pub(super) enum ExecutionState {
+    /// The backend was asked for the execution, and its first event is awaited.
+    Starting(RequestKind),
+    /// The stream ended before its first event, for this reason. The execution may go on in its backend, where it is
+    /// looked for.
+    Finding(String),
+    /// The backend was asked to end the execution before its first event.
+    Withdrawing(Box<Withdrawal>),
+    /// A native backend streams, and sends the ending itself. The value says why the execution was to be ended, if
+    /// that was requested.
+    Native(Option<EndRequestCause>),
+    /// The legacy image streams. Time-outs and cancellation are done in the gateway.
+    Legacy(Rc<LegacyClocks>),
+    /// The end was reported, or no parent is left.
+    Ended,
+}
+
+/// How the backend was asked for an execution.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum RequestKind {
+    /// To run it. It goes on without a client if it `may_detach`.
+    Run { may_detach: bool },
+    /// To attach to it.
+    Attach,
+}
+
+/// An execution that is being ended before its first event. Its request is not dropped before the backend has decided,
+/// because the backend ends a command whose request is dropped as disconnected.
+pub(super) struct Withdrawal {
+    kind: RequestKind,
+    cause: EndRequestCause,
+    grace_ms: u64,
+    /// The ending to report if the backend does not tell it.
+    unknown: Outcome,
+    progress: WithdrawProgress,
+}
+
+/// Why an execution is to be ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum EndRequestCause {
+    /// A cancellation was requested.
+    Canceled(Cancellation),
+    /// The gateway gave up, with this message.
+    GivenUp(String),
+    /// The client is gone.
+    Released,
+}
+
+/// A requested cancellation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Cancellation {
+    /// Milliseconds between TERM and KILL.
+    pub(super) grace_ms: u64,
+    /// The reason in the outcome.
+    pub(super) reason: CancelReason,
+}
+
+/// What a withdrawal waits for.
+enum WithdrawProgress {
+    /// For the stream, which may still begin, and for the backend's answer.
+    Requested,
+    /// For the stream: the backend has answered. If the stream begins, it has the true ending.
+    Answered(WithdrawResult),
+    /// For the backend's answer: the stream will not begin.
+    RequestFailed,
+    /// For the stream of the execution, which is looked for by its id.
+    Finding,
+}
+
+/// What happens to an execution.
+pub(super) enum StateEvent {
+    /// The first event arrived.
+    Opened(BackendStream, StreamStart),
+    /// The request for the execution failed.
+    OpenFailed(BackendError),
+    /// The search for the execution by its id failed.
+    NotFound,
+    /// The stream ended.
+    StreamEnded(ExecutionEnd),
+    /// The backend answered the withdrawal.
+    Withdrawn(WithdrawResult),
+    /// [`FIRST_EVENT_PATIENCE`] is over.
+    OpenOverdue,
+    /// The patience of [`StateAction::Withdraw`] is over.
+    WithdrawOverdue,
+    /// A cancellation was requested.
+    Cancel(Cancellation),
+    /// The client is gone.
+    Release,
+}
+
+/// What the actor must do.
+pub(super) enum StateAction {
+    /// Relay the stream to the parent.
+    Relay(BackendStream, StreamStart),
+    /// Drop the request or the search whose stream is awaited.
+    DropRequest,
+    /// Ask the backend to end the execution, and wait so long for its ending.
+    Withdraw { cancellation: Cancellation, for_client: bool, patience: Duration },
+    /// Send a cancellation, without waiting for the answer.
+    Cancel(Cancellation),
+    /// Look for the execution by its id.
+    Find,
+    /// Report that the backend refused the execution, and stop.
+    Refuse(ErrorObject),
+    /// Report that another consumer holds the execution, and stop.
+    HandOver,
+    /// Report the outcome, and stop.
+    Finish(Outcome),
+    /// Drop the stream without a report. The backend then ends the execution, or lets it go on without a consumer.
+    Stop,
+}
+
+type StateStep = (ExecutionState, Vec<StateAction>);
+
+impl ExecutionState {
+    /// Takes an event. Returns the actions, in their order.
+    pub(super) fn on(&mut self, event: StateEvent, now: Instant) -> Vec<StateAction> {
+        let (next, actions) = std::mem::replace(self, ExecutionState::Ended).next(event, now);
+        *self = next;
+        actions
+    }
+
+    fn next(self, event: StateEvent, now: Instant) -> StateStep {
+        match (self, event) {
+            (ExecutionState::Ended, _) => (ExecutionState::Ended, Vec::new()),
+            (_, StateEvent::StreamEnded(ExecutionEnd::TakenOver)) => end_with(StateAction::HandOver),
+            (state, StateEvent::StreamEnded(ExecutionEnd::Ended(outcome))) => finish(state.corrected(outcome, now)),
+            (ExecutionState::Withdrawing(withdrawal), event) => withdrawal.next(event),
+
+            (ExecutionState::Starting(_) | ExecutionState::Finding(_), StateEvent::Opened(stream, start)) => {
+                let state = match &stream {
+                    BackendStream::Native(_) => ExecutionState::Native(None),
+                    BackendStream::Legacy(legacy) => ExecutionState::Legacy(Rc::clone(&legacy.clocks)),
+                };
+                (state, vec![StateAction::Relay(stream, start)])
+            }
+            (ExecutionState::Starting(RequestKind::Attach), StateEvent::OpenFailed(error)) => {
+                end_with(StateAction::Refuse(error.into_error()))
+            }
+            (ExecutionState::Starting(RequestKind::Run { may_detach }), StateEvent::OpenFailed(error)) => {
+                on_run_failed(error, may_detach)
+            }
+            (ExecutionState::Finding(why), StateEvent::NotFound) => {
+                finish(Outcome::failed(Reason::BackendLost, format!("{why}; it may still run: attach to it later")))
+            }
+            (ExecutionState::Starting(RequestKind::Attach), StateEvent::OpenOverdue) => {
+                end_with(StateAction::Refuse(ErrorObject::new(code::BACKEND, overdue())))
+            }
+            (ExecutionState::Starting(_) | ExecutionState::Finding(_), StateEvent::OpenOverdue) => {
+                give_up(overdue(), WithdrawProgress::Requested)
+            }
+            (ExecutionState::Starting(kind), StateEvent::Cancel(cancellation)) => cancel_start(kind, cancellation),
+            (ExecutionState::Finding(_), StateEvent::Cancel(cancellation)) => {
+                cancel_start(RequestKind::Run { may_detach: true }, cancellation)
+            }
+            // The backend may have started the command, and without a client it must not run.
+            (ExecutionState::Starting(kind @ RequestKind::Run { may_detach: false }), StateEvent::Release) => {
+                let unknown = Outcome::without_process(Status::Cancelled, Reason::Disconnected, None);
+                let (state, mut actions) =
+                    withdraw(kind, EndRequestCause::Released, unknown, WithdrawProgress::RequestFailed);
+                actions.insert(0, StateAction::DropRequest);
+                (state, actions)
+            }
+            (_, StateEvent::Release) => end_with(StateAction::Stop),
+
+            (ExecutionState::Native(_), StateEvent::Cancel(cancellation)) => {
+                (ExecutionState::Native(Some(EndRequestCause::Canceled(cancellation))), Vec::new())
+            }
+            // The stream began before the withdrawal failed.
+            (ExecutionState::Native(cause), StateEvent::Withdrawn(WithdrawResult::Failed)) => resume(cause, Vec::new()),
+            (state @ ExecutionState::Legacy(_), StateEvent::Cancel(Cancellation { grace_ms, reason })) => {
+                let message = "canceled by dropping its stream; this backend cannot say what is left of it";
+                let outcome = Outcome::without_process(Status::Cancelled, reason.into(), message.to_owned());
+                let outcome = Outcome { cancel: Some(CancelReport::unknown(grace_ms)), ..outcome };
+                finish(state.corrected(outcome, now))
+            }
+            (state, _) => (state, Vec::new()),
+        }
+    }
+
+    /// The outcome as it is reported: the gateway adds what the backend cannot know.
+    fn corrected(self, outcome: Outcome, now: Instant) -> Outcome {
+        match self {
+            ExecutionState::Native(Some(cause)) => cause.corrected(outcome),
+            ExecutionState::Withdrawing(withdrawal) => withdrawal.cause.corrected(outcome),
+            ExecutionState::Legacy(clocks) => Outcome { elapsed_ms: Some(clocks.heartbeat(now).elapsed_ms), ..outcome },
+            _ => outcome,
+        }
+    }
+}
+
+impl EndRequestCause {
+    /// A cancellation that only this gateway requested is reported as the failure that caused it.
+    fn corrected(self, outcome: Outcome) -> Outcome {
+        match self {
+            EndRequestCause::GivenUp(message) if outcome.reason == Reason::Canceled => Outcome {
+                status: Status::Failed,
+                reason: Reason::BackendUnreachable,
+                message: Some(message),
+                ..outcome
+            },
+            _ => outcome,
+        }
+    }
+}
+
+impl Withdrawal {
+    fn next(mut self: Box<Self>, event: StateEvent) -> StateStep {
+        match (&self.progress, event) {
+            (progress, StateEvent::Opened(stream @ BackendStream::Native(_), start)) => {
+                let actions = vec![StateAction::Relay(stream, start)];
+                match progress {
+                    WithdrawProgress::Answered(WithdrawResult::Failed) => resume(Some(self.cause), actions),
+                    _ => (ExecutionState::Native(Some(self.cause)), actions),
+                }
+            }
+            // The legacy image ends the command because its stream is dropped.
+            (
+                _,
+                StateEvent::Opened(BackendStream::Legacy(_), _) | StateEvent::Withdrawn(WithdrawResult::Unsupported),
+            ) => self.finish_unknown(),
+            (_, StateEvent::OpenFailed(BackendError::Refused(error))) => {
+                // The withdrawal arrived before the request.
+                if error.code == code::NOT_RUNNING && self.kind != RequestKind::Attach {
+                    return self.finish_never_ran();
+                }
+                end_with(StateAction::Refuse(error))
+            }
+            (_, StateEvent::OpenFailed(BackendError::Restarted(message))) => {
+                finish(Outcome::failed(Reason::BackendLost, message))
+            }
+            (WithdrawProgress::Answered(result), StateEvent::OpenFailed(_) | StateEvent::NotFound) => {
+                let result = *result;
+                self.settle(result)
+            }
+            (WithdrawProgress::Requested, StateEvent::OpenFailed(_) | StateEvent::NotFound) => {
+                self.wait_for(WithdrawProgress::RequestFailed)
+            }
+            (_, StateEvent::Withdrawn(WithdrawResult::NeverRan)) if self.kind != RequestKind::Attach => {
+                self.finish_never_ran()
+            }
+            (WithdrawProgress::Requested, StateEvent::Withdrawn(result)) => {
+                self.wait_for(WithdrawProgress::Answered(result))
+            }
+            (WithdrawProgress::RequestFailed, StateEvent::Withdrawn(result)) => self.settle(result),
+            (WithdrawProgress::Answered(result), StateEvent::WithdrawOverdue) => {
+                let result = *result;
+                let (state, mut actions) = self.settle(result);
+                actions.insert(0, StateAction::DropRequest);
+                (state, actions)
+            }
+            (_, StateEvent::NotFound | StateEvent::WithdrawOverdue) => self.finish_unknown(),
+            // The new grace may be shorter.
+            (_, StateEvent::Cancel(cancellation)) => {
+                self.cause = EndRequestCause::Canceled(cancellation);
+                (ExecutionState::Withdrawing(self), vec![StateAction::Cancel(cancellation)])
+            }
+            _ => (ExecutionState::Withdrawing(self), Vec::new()),
+        }
+    }
+
+    fn wait_for(mut self: Box<Self>, progress: WithdrawProgress) -> StateStep {
+        self.progress = progress;
+        (ExecutionState::Withdrawing(self), Vec::new())
+    }
+
+    /// The request's stream will not begin. If the backend has the execution, its output and its ending are read by its
+    /// id.
+    fn settle(self: Box<Self>, result: WithdrawResult) -> StateStep {
+        match result {
+            WithdrawResult::TakenOver => end_with(StateAction::HandOver),
+            WithdrawResult::Accepted => (self.wait_for(WithdrawProgress::Finding).0, vec![StateAction::Find]),
+            WithdrawResult::NeverRan | WithdrawResult::Unsupported | WithdrawResult::Failed => self.finish_unknown(),
+        }
+    }
+
+    fn finish_unknown(self) -> StateStep {
+        finish(Outcome { cancel: Some(CancelReport::unknown(self.grace_ms)), ..self.unknown })
+    }
+
+    fn finish_never_ran(self) -> StateStep {
+        finish(Outcome { cancel: Some(CancelReport::never_ran(self.grace_ms)), ..self.unknown })
+    }
+}
+
+/// The withdrawal did not reach the backend, and the stream has begun: a cancellation is sent once more, and an
+/// execution that the gateway had given up goes on.
+fn resume(cause: Option<EndRequestCause>, mut actions: Vec<StateAction>) -> StateStep {
+    let Some(EndRequestCause::Canceled(cancellation)) = cause else { return (ExecutionState::Native(None), actions) };
+    actions.push(StateAction::Cancel(cancellation));
+    (ExecutionState::Native(cause), actions)
+}
+
+fn on_run_failed(error: BackendError, may_detach: bool) -> StateStep {
+    let (reason, message) = match error {
+        BackendError::Refused(error) => return end_with(StateAction::Refuse(error)),
+        BackendError::Unsure(message) => return give_up(message, WithdrawProgress::RequestFailed),
+        BackendError::BrokeOff(message) if may_detach => {
+            return (ExecutionState::Finding(message), vec![StateAction::Find]);
+        }
+        BackendError::Restarted(message) | BackendError::BrokeOff(message) => (Reason::BackendLost, message),
+        BackendError::Unreachable(message) => (Reason::BackendUnreachable, message),
+        BackendError::Rejected(message) => (Reason::BackendRejected, message),
+    };
+    finish(Outcome::failed(reason, message))
+}
+
+/// It is not known whether the execution runs, so it is withdrawn. The client has waited long enough, and waits only
+/// briefly for the ending.
+fn give_up(message: String, progress: WithdrawProgress) -> StateStep {
+    let unknown = Outcome::failed(Reason::BackendUnreachable, message.clone());
+    withdraw(RequestKind::Run { may_detach: false }, EndRequestCause::GivenUp(message), unknown, progress)
+}
+
+fn cancel_start(kind: RequestKind, cancellation: Cancellation) -> StateStep {
+    let message = "canceled before the backend had answered".to_owned();
+    let unknown = Outcome::without_process(Status::Cancelled, cancellation.reason.into(), message);
+    withdraw(kind, EndRequestCause::Canceled(cancellation), unknown, WithdrawProgress::Requested)
+}
+
+fn withdraw(kind: RequestKind, cause: EndRequestCause, unknown: Outcome, progress: WithdrawProgress) -> StateStep {
+    let cancellation = match cause {
+        EndRequestCause::Canceled(cancellation) => cancellation,
+        EndRequestCause::GivenUp(_) | EndRequestCause::Released => {
+            Cancellation { grace_ms: 0, reason: CancelReason::Canceled }
+        }
+    };
+    let action = StateAction::Withdraw {
+        cancellation,
+        // A client's CANCEL applies whichever consumer holds the execution. A drain cancels only executions that this
+        // gateway holds.
+        for_client: matches!(cause, EndRequestCause::Canceled(_)) && cancellation.reason == CancelReason::Canceled,
+        patience: if matches!(cause, EndRequestCause::GivenUp(_)) { GIVE_UP_PATIENCE } else { WITHDRAW_PATIENCE },
+    };
+    let withdrawal = Withdrawal { kind, cause, grace_ms: cancellation.grace_ms, unknown, progress };
+    (ExecutionState::Withdrawing(Box::new(withdrawal)), vec![action])
+}
+
+fn end_with(action: StateAction) -> StateStep {
+    (ExecutionState::Ended, vec![action])
+}
+
+fn finish(outcome: Outcome) -> StateStep {
+    end_with(StateAction::Finish(outcome))
+}
+
+fn overdue() -> String {
+    format!("the backend accepted the connection and sent nothing for {} s", FIRST_EVENT_PATIENCE.as_secs())
+}
+
+impl From<CancelReason> for Reason {
+    fn from(reason: CancelReason) -> Reason {
+        match reason {
+            CancelReason::Canceled => Reason::Canceled,
+            CancelReason::Drained => Reason::Drained,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
