@@ -112,8 +112,9 @@ impl Executors {
         let Some(template) = self.templates.get(name) else {
             return Err(ExecutorError::Unknown { asked: name.to_owned(), known: self.names() });
         };
-        run.check_for(name)?;
-        if let Some(launcher) = self.launcher(name) {
+        let launcher = self.launcher(name);
+        run.check_executor(name, launcher.is_some())?;
+        if let Some(launcher) = launcher {
             let AgentLaunch { arguments, cwd, env } = launcher.launch(run, &self.inherited)?;
             let argv = template.iter().cloned().chain(arguments).collect();
             let run_it = JobSpec { argv, cwd, env, descriptor_limit: None, stdin: Stdin::Pipe };

@@ -189,7 +189,7 @@ pub(super) async fn plain(
                 }
                 if let Some(progress) = progress.as_ref().filter(|progress| progress.borrow_mut().take_change()) {
                     let doing = progress.borrow().doing();
-                    tap.tell(ExecutionEvent::Alive(legacy.alive(Instant::now()).doing(doing)));
+                    tap.tell(ExecutionEvent::Alive(legacy.alive(Instant::now()).with_activity(doing)));
                 }
             }
             // awc reports a cut as a clean end: what was seen below it decides.

@@ -10,6 +10,7 @@ use super::{
     open::{Effects, Open},
 };
 use crate::{
+    agent,
     id::ExecutionId,
     outcome::Status,
     protocol::{
@@ -62,6 +63,9 @@ impl Open {
 
     fn on_execute(&mut self, id: Option<Id>, execute: Box<ExecuteParams>, said: &mut Effects) {
         let asked = execute.run.execution_id;
+        if let Err(error) = execute.check_executor(|name| agent::named(name).is_some()) {
+            return said.reply(id, None, Err(error));
+        }
         if self.draining {
             return said.reply(id, None, Err(draining()));
         }
