@@ -78,6 +78,9 @@ pub struct ExecuteResult {
     /// Whether its standard output is Claude's events. The client then does not count the bytes of their text.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub claude: bool,
+    /// The executor of another agent, if its standard output is the events of that agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<String>,
 }
 
 /// Whether an execution was accepted.
