@@ -393,7 +393,7 @@ impl Execution {
             ExecutionPurpose::Follow(attach) => (attach.framing, attach.offsets, attach.events),
         };
         self.may_detach |= standing.terms.may_detach;
-        self.agent = agent::of_stream(standing.terms.claude);
+        self.agent = standing.terms.agent().and_then(agent::named);
         let wiring = RelayConfig {
             id: self.id,
             backend: self.backend.clone(),

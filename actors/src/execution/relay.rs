@@ -62,7 +62,7 @@ pub(super) struct RelayConfig {
 
 impl RelayConfig {
     fn reader_options(&self) -> ReaderOptions {
-        ReaderOptions { framing: self.framing, start: self.offsets.stdout, told_as: self.events.then_some(self.id) }
+        ReaderOptions { framing: self.framing, start: self.offsets.stdout, events_of: self.events.then_some(self.id) }
     }
 }
 
@@ -140,7 +140,7 @@ pub(super) async fn plain(
     let (reader, progress) = match wiring.agent {
         Some(agent) => {
             let patience = wiring.backend.claude_exit();
-            let (reader, progress) = agent.watched_reader(wiring.reader_options(), patience, Instant::now());
+            let (reader, progress) = agent.reader_with_progress(wiring.reader_options(), patience, Instant::now());
             (Some(reader), Some(progress))
         }
         None => (None, None),
@@ -182,14 +182,14 @@ pub(super) async fn plain(
                 stalled.reset(Instant::now());
                 legacy.output(Instant::now());
                 if let Some(progress) = &progress {
-                    progress.borrow_mut().arrived(Instant::now());
+                    progress.borrow_mut().set_arrival(Instant::now());
                 }
                 if let Err(why) = tap.feed(OutputStream::Stdout, &chunk).await {
                     return tap.lost(why).await;
                 }
                 if let Some(progress) = progress.as_ref().filter(|progress| progress.borrow_mut().take_change()) {
-                    let doing = progress.borrow().doing();
-                    tap.tell(ExecutionEvent::Alive(legacy.alive(Instant::now()).with_activity(doing)));
+                    let activity = progress.borrow().activity();
+                    tap.tell(ExecutionEvent::Alive(legacy.alive(Instant::now()).with_activity(activity)));
                 }
             }
             // awc reports a cut as a clean end: what was seen below it decides.
