@@ -114,7 +114,6 @@ const EXCEPTIONS: &[(&str, &str, &str)] = &[];
 /// Parents whose items their own submodules use, each with its reason. Everywhere else a parent uses its children only.
 const USED_BY_CHILDREN: &[(&str, &str)] = &[
     ("actors::agent", "each agent implements the traits that the parent declares"),
-    ("actors::agent::claude", "the splitter of lines and the progress are made of the events that the parent reads"),
     ("actors::execution", "control holds a part of the handlers of the actor Execution"),
     ("actors::output", "the splitter and its messages implement the traits that the parent declares"),
     ("actors::protocol", "the limits and defaults bound the parameters of the methods"),

@@ -24,6 +24,7 @@ const PURE: &[&str] = &[
     "actors/src/session/phase/current.rs",
     "actors/src/session/phase/open.rs",
     "actors/src/session/phase/requests.rs",
+    "actors/src/session/phase/step.rs",
     "actors/src/backend_api.rs",
     "actors/src/backend_api/",
     "actors/src/backend_client/body_end.rs",

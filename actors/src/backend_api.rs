@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     id::{ExecutionId, InstanceId},
     outcome::{Outcome, Scope, Status},
+    protocol::CLAUDE_EXECUTOR,
     stream::Gap,
 };
 
@@ -70,7 +71,7 @@ pub enum BackendEvent {
 }
 
 /// It waits for a place.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct QueuedEvent {
     /// 1 is the next to run.
     pub position: u64,
@@ -103,7 +104,7 @@ fn running() -> Status {
 }
 
 /// What somebody who attaches must know of what was asked for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct StreamInfo {
     /// How often a sign of life comes, in milliseconds.
@@ -118,12 +119,29 @@ pub struct StreamInfo {
     /// Whether its standard output is Claude's events.
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     pub claude: bool,
+    /// The executor of another agent, if its standard output is the events of that agent.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub agent: Option<String>,
     /// Which process of the backend has it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub instance: Option<InstanceId>,
     /// The number of this consumer's hold. A consumer that comes back for itself names it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub hold: Option<u64>,
+}
+
+impl StreamInfo {
+    /// The executor of the agent whose events standard output is.
+    pub fn agent(&self) -> Option<&str> {
+        if self.claude { Some(CLAUDE_EXECUTOR) } else { self.agent.as_deref() }
+    }
+
+    /// Sets the executor of the agent whose events standard output is.
+    #[must_use]
+    pub fn with_agent(self, executor: Option<&str>) -> Self {
+        let claude = executor == Some(CLAUDE_EXECUTOR);
+        StreamInfo { claude, agent: executor.filter(|_| !claude).map(str::to_owned), ..self }
+    }
 }
 
 impl BackendEvent {

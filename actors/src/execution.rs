@@ -179,7 +179,7 @@ impl Execution {
         };
         let heartbeat_ms = heartbeat_ms.or(start.terms.heartbeat_ms).unwrap_or(DEFAULT_HEARTBEAT_MS);
         self.may_detach |= start.terms.may_detach;
-        self.agent = agent::of_stream(start.terms.claude);
+        self.agent = start.terms.agent().and_then(agent::named);
         let config = RelayConfig {
             id: self.id,
             backend: self.backend.clone(),

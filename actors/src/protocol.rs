@@ -1,8 +1,11 @@
-//! The wire towards the client: JSON-RPC 2.0 in WebSocket text frames.
+//! The messages between client and service: JSON-RPC 2.0 in WebSocket text frames.
 //!
-//! Nothing here knows a socket or an actor; it is values in, values or bytes out. Each message is one type, which
-//! the server, the client and the tests share. The table of methods is below; [`notification`] has what the server
-//! sends by itself. Handlers are in [`crate::session`].
+//! Each message is one type, shared by the service, the client and the tests; no socket or actor is known here. The
+//! table of methods is below, and [`notification`] has the messages that the service sends unasked. The handlers of the
+//! methods are in [`crate::session`].
+//!
+//! The parameters of a method have no `Deserialize`: [`Method::parse`] is the only way to read them, so that their
+//! bounds are always checked and an error names the parameter.
 
 pub mod attach;
 pub mod control;
@@ -33,23 +36,23 @@ use crate::{
     rpc::{Call, ErrorObject, code, params::Params},
 };
 
-/// The version of the native dialect, as `connected` states it.
+/// The version of the native protocol, as `connected` states it.
 pub const VERSION: u32 = 1;
 
-/// The WebSocket subprotocol that names the native dialect.
+/// The WebSocket subprotocol of the native protocol.
 pub const SUBPROTOCOL: &str = "cc-executor.v1";
 
-/// What this build can do beyond running and streaming, as `connected` and `/health` list it.
+/// The optional features of this build, as `connected` and `/health` list them.
 pub const CAPABILITIES: &[&str] = &[
     "cancel", "signal", "pause", "status", "line", "timeout", "stall", "stdin", "pty", "detach", "attach", "queue",
     "claude", "events",
 ];
 
-/// The executor that runs Claude Code: the only one to which `claude` and `events` apply.
+/// The executor that runs Claude Code: the only one to which the options `claude` apply.
 pub const CLAUDE_EXECUTOR: &str = "claude";
 
-/// The parameters of a method. They know its name and its response, so that both ends of a call agree.
-pub trait MethodParams: Serialize + DeserializeOwned {
+/// The parameters of a method, with its name and its response.
+pub trait MethodParams: Serialize {
     /// The method's name.
     const NAME: &'static str;
     /// The result of a call that succeeded.
@@ -59,7 +62,7 @@ pub trait MethodParams: Serialize + DeserializeOwned {
 /// Declares each method once: its name, its parameters and its response.
 macro_rules! methods {
     ($($(#[$doc:meta])* $variant:ident = $name:literal ($params:ty) -> $response:ty;)*) => {
-        /// A call that was read.
+        /// A call with its parameters.
         #[derive(Clone, PartialEq, Debug)]
         #[expect(clippy::large_enum_variant, reason = "a call is read, handled and dropped")]
         pub enum Method {
@@ -96,26 +99,25 @@ macro_rules! methods {
 methods! {
     /// Run a command.
     Execute = "execute" (ExecuteParams) -> ExecuteResult;
-    /// Follow an execution that is there already.
+    /// Follow an execution that exists already.
     Attach = "attach" (AttachParams) -> AttachResult;
     /// Cancel, pause, resume or signal an execution.
     Control = "control" (ControlParams) -> ControlResult;
     /// Write to the command's standard input.
     Input = "input" (InputParams) -> InputResult;
-    /// Tell the command's terminal its size.
+    /// Set the size of the command's terminal.
     Resize = "resize" (ResizeParams) -> EmptyResult;
-    /// The newest status.
+    /// Get the newest status.
     Status = "status" (StatusParams) -> StatusResult;
-    /// Ask whether the service answers.
+    /// Check that the service answers.
     Ping = "ping" (PingParams) -> EmptyResult;
 }
 
 /// Parameters of `ping`: none.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
 pub struct PingParams {}
 
-/// The response of a method that has nothing to tell.
+/// The response of a method that returns nothing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct EmptyResult {}
 

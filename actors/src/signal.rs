@@ -1,8 +1,8 @@
 //! The signals of Linux (signal(7)): their names and numbers, and those that a client may send.
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde::{Deserialize, Deserializer, Serialize, de};
 
-/// The standard signals; the number of each is its position, counted from 1.
+/// The standard signals. The number of a signal is its position, counted from 1.
 const NAMES: [&str; 31] = [
     "SIGHUP",
     "SIGINT",
@@ -43,7 +43,7 @@ pub fn name(number: i32) -> String {
     known.map_or_else(|| format!("SIG{number}"), |name| (*name).to_owned())
 }
 
-/// The number of a signal with this name.
+/// The number of the signal with this name.
 pub fn number(name: &str) -> Option<i32> {
     match NAMES.iter().position(|known| *known == name) {
         Some(at) => i32::try_from(at + 1).ok(),
@@ -52,18 +52,18 @@ pub fn number(name: &str) -> Option<i32> {
 }
 
 /// A signal that a client may send.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 pub struct Signal(&'static str);
 
 impl Signal {
-    /// The names of the signals that a client may send. STOP, TSTP and CONT are missing, because an execution would
-    /// stand still without its status saying so; PAUSE and RESUME do that.
+    /// The names of the signals that a client may send. STOP, TSTP and CONT are missing, because they would stop or
+    /// continue an execution without a change of its status; PAUSE and RESUME change it.
     pub const SENDABLE: [&'static str; 13] = [
         "SIGHUP", "SIGINT", "SIGQUIT", "SIGABRT", "SIGKILL", "SIGUSR1", "SIGUSR2", "SIGPIPE", "SIGALRM", "SIGTERM",
         "SIGWINCH", "SIGURG", "SIGIO",
     ];
 
-    /// The signal of this name, if a client may send it.
+    /// The signal with this name, if a client may send it.
     pub fn named(name: &str) -> Option<Self> {
         Self::SENDABLE.into_iter().find(|known| *known == name).map(Signal)
     }
@@ -79,13 +79,7 @@ impl Signal {
     }
 }
 
-// By hand, because derived code would have the name borrow from what is read.
-impl Serialize for Signal {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.0)
-    }
-}
-
+// Not derived, because derived code would borrow the name from the input.
 impl<'de> Deserialize<'de> for Signal {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let name = String::deserialize(deserializer)?;

@@ -1,7 +1,6 @@
-//! How the agent CLIs are started: arguments, environment, and what the operator allows.
+//! How the agent CLIs are started: arguments, environment, and the operator's policy.
 //!
-//! The other half of what is special about an agent, which follows from its events, is
-//! [`cc_executor_actors::agent::Agent`].
+//! The other half of an agent, the interpretation of its events, is a [`cc_executor_actors::agent::Agent`].
 
 pub mod claude;
 
@@ -10,37 +9,47 @@ use std::{collections::BTreeMap, fmt};
 use bytes::Bytes;
 use cc_executor_actors::{agent::Agent, protocol::execute::ExecutionSpec};
 
-use self::claude::PolicyError;
+use self::claude::{ClaudePolicy, PolicyError};
 
-/// How one agent CLI is started, within what the operator allows.
+/// The launchers of all agents. Claude is started within the operator's policy.
+pub fn launchers(claude: &ClaudePolicy) -> [&dyn AgentLauncher; 1] {
+    [claude]
+}
+
+/// How one agent CLI is started.
 pub trait AgentLauncher: fmt::Debug {
-    /// Which agent.
+    /// The agent.
     fn agent(&self) -> &'static dyn Agent;
 
-    /// Puts a client's wishes together with what is allowed. `common` is the environment of every command.
+    /// The program, unless the operator names another one for the executor.
+    fn program(&self) -> &'static str {
+        self.agent().executor()
+    }
+
+    /// Combines a client's options with the operator's policy. `common` is the environment of every command.
     ///
     /// # Errors
     ///
-    /// The client asks for something that the operator does not allow: the error names the parameter.
+    /// The operator does not allow an option: the error names it.
     fn launch(&self, run: &ExecutionSpec, common: &BTreeMap<String, String>) -> Result<AgentLaunch, PolicyError>;
 }
 
-/// What of a client's wishes an agent is started with.
+/// The command line, directory and environment of an agent.
 #[derive(PartialEq, Eq, Debug)]
 pub struct AgentLaunch {
-    /// Arguments after the program's own.
+    /// The arguments after the program.
     pub arguments: Vec<String>,
-    /// The working directory, if one was asked for or is prescribed.
+    /// The working directory; `None` for the backend's own.
     pub cwd: Option<String>,
     /// The whole environment.
     pub env: BTreeMap<String, String>,
 }
 
-/// An agent at work: its standard output is events.
+/// The agent of a job. Its standard output is events.
 #[derive(Clone, Debug)]
 pub struct AgentJob {
-    /// Which agent.
+    /// The agent.
     pub agent: &'static dyn Agent,
-    /// What is written to its standard input, and nothing else.
+    /// The whole standard input.
     pub prompt: Bytes,
 }

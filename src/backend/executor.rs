@@ -2,12 +2,13 @@
 
 use std::{collections::BTreeMap, env};
 
-use cc_executor_actors::{agent::claude::EXECUTOR, protocol::execute::ExecutionSpec, rpc::ErrorObject};
+use cc_executor_actors::{protocol::execute::ExecutionSpec, rpc::ErrorObject};
 
 use super::{
     agent::{
         AgentJob, AgentLaunch, AgentLauncher,
         claude::{ClaudePolicy, PolicyError},
+        launchers,
     },
     shim::protocol::{JobSpec, Stdin},
 };
@@ -77,8 +78,9 @@ impl Executors {
         let mut templates = BTreeMap::from([
             ("shell".to_owned(), template(&["bash", "-c"])),
             ("python".to_owned(), template(&["python3", "-u", "-c"])),
-            (EXECUTOR.to_owned(), template(&["claude"])),
         ]);
+        let agents = launchers(&claude);
+        templates.extend(agents.map(|agent| (agent.agent().executor().to_owned(), template(&[agent.program()]))));
         templates.extend(added);
         if !templates.contains_key(default) {
             return Err(ExecutorError::Unknown { asked: default.to_owned(), known: templates.into_keys().collect() });
@@ -98,8 +100,7 @@ impl Executors {
 
     /// What starts the agent that this executor runs, if it runs one.
     fn launcher(&self, name: &str) -> Option<&dyn AgentLauncher> {
-        let launchers: [&dyn AgentLauncher; 1] = [&self.claude];
-        launchers.into_iter().find(|launcher| launcher.agent().executor() == name)
+        launchers(&self.claude).into_iter().find(|launcher| launcher.agent().executor() == name)
     }
 
     /// What this is run by, and how.
@@ -112,8 +113,9 @@ impl Executors {
         let Some(template) = self.templates.get(name) else {
             return Err(ExecutorError::Unknown { asked: name.to_owned(), known: self.names() });
         };
-        run.check_for(name)?;
-        if let Some(launcher) = self.launcher(name) {
+        let launcher = self.launcher(name);
+        run.check_executor(name, launcher.is_some())?;
+        if let Some(launcher) = launcher {
             let AgentLaunch { arguments, cwd, env } = launcher.launch(run, &self.inherited)?;
             let argv = template.iter().cloned().chain(arguments).collect();
             let run_it = JobSpec { argv, cwd, env, descriptor_limit: None, stdin: Stdin::Pipe };
@@ -157,6 +159,8 @@ pub fn service_environment() -> impl Iterator<Item = (String, String)> {
 
 #[cfg(test)]
 mod tests {
+    use cc_executor_actors::agent::claude::EXECUTOR;
+
     use super::*;
 
     fn vars(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {

@@ -10,9 +10,10 @@ use cc_executor_actors::{
     agent::{
         AgentProgress, ReaderOptions,
         claude::{
+            ClaudeFormat,
             progress::{EXIT_PATIENCE, ProgressTracker},
-            text::EventReader,
         },
+        reader::EventReader,
     },
     backend_api::multiplex::{Decoder, StreamPart},
     backend_client::body_end::BodyTracker,
@@ -136,20 +137,21 @@ pub fn claude(data: &[u8]) {
     assert_eq!(events(std::iter::once(whole)), events(pieces(data)));
     let now = Instant::now();
     let (mut once, mut cut) = (ProgressTracker::new(EXIT_PATIENCE, now), ProgressTracker::new(EXIT_PATIENCE, now));
-    once.feed(whole, now);
+    once.push_stdout(whole, now);
     for piece in pieces(data) {
-        cut.feed(piece, now);
+        cut.push_stdout(piece, now);
     }
     assert_eq!(once.exit_due(None), cut.exit_due(None));
     once.finish(now);
     cut.finish(now);
-    assert_eq!((once.doing(), once.outcome()), (cut.doing(), cut.outcome()));
+    assert_eq!((once.activity(), once.result()), (cut.activity(), cut.result()));
 }
 
 /// The texts of all messages, one after the other.
 fn events<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
-    let told_as = Some(ExecutionId::random());
-    let reader = EventReader::new(ReaderOptions { framing: Framing::Chunk, start: 0, told_as }, None);
+    let events_of = Some(ExecutionId::random());
+    let reader =
+        EventReader::new(ClaudeFormat::default(), ReaderOptions { framing: Framing::Chunk, start: 0, events_of });
     let mut text = encoder_of(Framing::Chunk, Some(Box::new(reader)));
     let (mut got, mut fed, mut end) = (Vec::new(), 0, 0);
     let mut step = |text: &mut dyn OutputEncoder| {

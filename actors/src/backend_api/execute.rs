@@ -10,17 +10,17 @@ use crate::{
 };
 
 /// What a gateway asks its backend to run, and under which names.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ExecuteRequest {
     /// What runs. Its command is called `question` here, because the legacy image knows no other name.
     #[serde(flatten, serialize_with = "with_question")]
     pub run: ExecutionSpec,
     /// The process of the backend that is meant.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub instance: Option<InstanceId>,
     /// The name of this request: a repetition of it has the same.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub request_id: Option<RequestId>,
 }
 

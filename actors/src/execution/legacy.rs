@@ -55,7 +55,7 @@ pub(super) async fn relay(stream: LegacyStream, config: RelayConfig) -> Outcome 
     let (reader, progress) = match config.agent {
         Some(agent) => {
             let patience = config.backend.claude_exit();
-            let (reader, progress) = agent.watched_reader(config.reader_options(), patience, Instant::now());
+            let (reader, progress) = agent.reader_with_progress(config.reader_options(), patience, Instant::now());
             (Some(reader), Some(progress))
         }
         None => (None, None),
@@ -108,7 +108,7 @@ async fn read(mut stream: LegacyStream, mut state: LegacyState, relay: &mut Rela
                 relay.feed(OutputStream::Stdout, &chunk).await?;
                 if let Some(activity) = state.changed_activity() {
                     let heartbeat = stream.clocks.heartbeat(Instant::now());
-                    relay.report(ExecutionEvent::Alive(heartbeat.doing(activity)));
+                    relay.report(ExecutionEvent::Alive(heartbeat.with_activity(activity)));
                 }
             }
             LegacyStep::Complete => {

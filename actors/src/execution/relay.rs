@@ -56,7 +56,7 @@ pub(super) struct RelayConfig {
 
 impl RelayConfig {
     pub(super) fn reader_options(&self) -> ReaderOptions {
-        ReaderOptions { framing: self.framing, start: self.offsets.stdout, told_as: self.events.then_some(self.id) }
+        ReaderOptions { framing: self.framing, start: self.offsets.stdout, events_of: self.events.then_some(self.id) }
     }
 }
 

@@ -1,4 +1,4 @@
-//! `attach`: follow an execution that is there already.
+//! `attach`: follow an execution that exists already.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,54 +11,51 @@ use crate::{
 };
 
 /// Parameters of `attach`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct AttachParams {
-    /// Which execution.
+    /// The execution.
     pub execution_id: ExecutionId,
-    /// What the client has of each stream already, in bytes.
-    #[serde(default)]
+    /// The bytes of each stream that the client has already.
     pub offsets: PerStream<u64>,
     /// How the output is cut into messages.
-    #[serde(default, skip_serializing_if = "Framing::is_default")]
+    #[serde(skip_serializing_if = "Framing::is_default")]
     pub framing: Framing,
-    /// Whether Claude's events are told too.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    /// Whether the client gets an agent's events beside their text.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub events: bool,
 }
 
-/// Response of `attach`: the execution is followed from here.
+/// Response of `attach`: the output follows.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AttachResult {
-    /// Which execution.
+    /// The execution.
     pub execution_id: ExecutionId,
-    /// Its status; final if what follows is a replay.
+    /// Its status; final if the output is a replay.
     pub status: Status,
-    /// The process of the backend that has it, where the backend says so.
+    /// The instance of the backend that has it, if the backend names one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instance: Option<InstanceId>,
-    /// Whether its standard output is Claude's events: a client then does not count the bytes of what it gets.
+    /// Whether its standard output is Claude's events. The client then does not count the bytes of their text.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub claude: bool,
+    /// The executor of another agent, if its standard output is the events of that agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<String>,
 }
 
 impl AttachParams {
     pub(super) fn from_fields(fields: &mut Params, _: &Limits) -> Result<Self, ErrorObject> {
         let execution_id = execution_id(fields)?
             .ok_or_else(|| ErrorObject::new(code::PARAMS, "executionId is missing: it says what to attach to"))?;
-        let offsets = match fields.object("offsets")? {
-            None => PerStream::default(),
-            Some(mut fields) => {
-                let offset =
-                    |fields: &mut Params, name| fields.integer(name, 0, u64::MAX).map(Option::unwrap_or_default);
-                let offsets =
-                    PerStream { stdout: offset(&mut fields, "stdout")?, stderr: offset(&mut fields, "stderr")? };
-                fields.finish()?;
-                offsets
-            }
-        };
-        let events = fields.boolean("events")?.unwrap_or(false);
+        let mut offsets = PerStream::default();
+        if let Some(mut fields) = fields.object("offsets")? {
+            offsets.stdout = fields.integer("stdout", 0, u64::MAX)?.unwrap_or(0);
+            offsets.stderr = fields.integer("stderr", 0, u64::MAX)?.unwrap_or(0);
+            fields.finish()?;
+        }
+        let events = fields.boolean("events")?;
         Ok(AttachParams { execution_id, offsets, framing: Framing::from_fields(fields)?, events })
     }
 }

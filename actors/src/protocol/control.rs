@@ -1,7 +1,7 @@
-//! `control` and `resize`, and the one type of what can be asked of an execution that runs.
+//! `control` and `resize`, and the control requests of a running execution.
 //!
-//! A [`ControlRequest`] travels from the client's message to the execution, in HTTP to the backend
-//! ([`crate::backend_api::control`]), there to the job, and to its shim.
+//! A [`ControlRequest`] is the same type all the way: in the client's message, in the execution, in HTTP to the backend
+//! ([`crate::backend_api::control`]), in the job and in its shim.
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -10,32 +10,34 @@ use super::{DEFAULT_GRACE_MS, Limits, execution_id, input::InputParams};
 use crate::{
     id::ExecutionId,
     outcome::{CancelReason, Status},
-    rpc::{ErrorObject, code, params::Params},
+    rpc::{
+        ErrorObject, code,
+        params::{Params, invalid},
+    },
     signal::Signal,
 };
 
 /// Parameters of `control`.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ControlParams {
-    /// Which execution; the session's own if absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// The execution; the session's own if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub execution_id: Option<ExecutionId>,
-    /// What is to happen to it.
+    /// The request.
     #[serde(flatten)]
     pub request: ControlRequest,
 }
 
-/// What can be asked of an execution.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+/// A request for an execution.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 #[serde(tag = "type", rename_all = "UPPERCASE", rename_all_fields = "camelCase")]
 pub enum ControlRequest {
-    /// End it: TERM, then KILL after the grace.
+    /// End it: TERM, then KILL after the grace period.
     Cancel {
         /// Milliseconds between TERM and KILL.
-        #[serde(default = "default_grace_ms")]
         grace_ms: u64,
-        /// Who asked. Not on the wire: a client's request is always `Canceled`.
+        /// On whose behalf. Not on the wire, because a client's request is always `Canceled`.
         #[serde(skip)]
         reason: CancelReason,
     },
@@ -45,25 +47,25 @@ pub enum ControlRequest {
     Resume,
     /// Send a signal to its process group.
     Signal {
-        /// Which one.
+        /// The signal.
         signal: Signal,
     },
-    /// Tell its terminal its size. A method of its own, because it concerns the session's own execution alone.
+    /// Set the size of its terminal. The method `resize`, because it concerns the session's own execution only.
     #[serde(skip)]
     Resize(TerminalSize),
-    /// Write to its standard input. A method of its own, for the same reason.
+    /// Write to its standard input. The method `input`, for the same reason.
     #[serde(skip)]
     Stdin(InputParams),
 }
 
-/// What a control request that was carried out is answered with.
+/// The result of a control request that succeeded.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ControlReply {
-    /// The status that the execution has after it.
+    /// The status that the execution has now.
     Status(Status),
-    /// The command can read this many bytes more.
+    /// The number of bytes written to standard input.
     Accepted(usize),
-    /// Nothing.
+    /// Nothing to report.
     Done,
 }
 
@@ -71,14 +73,14 @@ pub enum ControlReply {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ControlResult {
-    /// Which execution.
+    /// The execution.
     pub execution_id: ExecutionId,
-    /// Its status after that.
+    /// Its status after the request.
     pub status: Status,
 }
 
 /// Parameters of `resize`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 #[serde(transparent)]
 pub struct ResizeParams(pub TerminalSize);
 
@@ -89,10 +91,6 @@ pub struct TerminalSize {
     pub rows: u16,
     /// Columns.
     pub cols: u16,
-}
-
-fn default_grace_ms() -> u64 {
-    DEFAULT_GRACE_MS
 }
 
 impl Signal {
@@ -110,12 +108,12 @@ impl Signal {
 }
 
 impl ControlRequest {
-    /// A cancellation that a client asks for.
+    /// A cancellation on behalf of a client.
     pub fn cancel(grace_ms: u64) -> Self {
         ControlRequest::Cancel { grace_ms, reason: CancelReason::Canceled }
     }
 
-    /// Its name for a person and for the log.
+    /// The name in messages for people and in the log.
     pub fn name(&self) -> &'static str {
         match self {
             ControlRequest::Cancel { .. } => "CANCEL",
@@ -155,13 +153,12 @@ impl TerminalSize {
     pub fn from_fields(fields: &mut Params) -> Result<Self, ErrorObject> {
         let mut side = |name: &str| match fields.integer(name, 1, u64::from(u16::MAX))? {
             Some(side) => Ok(u16::try_from(side).unwrap_or(u16::MAX)),
-            None => Err(ErrorObject::new(code::PARAMS, format!("{name} is missing: a terminal has rows and cols"))
-                .with(json!({ "param": name }))),
+            None => Err(invalid(name, format!("{name} is missing: a terminal has rows and cols"))),
         };
         Ok(TerminalSize { rows: side("rows")?, cols: side("cols")? })
     }
 
-    pub(super) fn from_whole(mut fields: Params) -> Result<Self, ErrorObject> {
+    pub(super) fn from_object(mut fields: Params) -> Result<Self, ErrorObject> {
         let size = TerminalSize::from_fields(&mut fields)?;
         fields.finish()?;
         Ok(size)

@@ -1,57 +1,58 @@
-//! `execute`: its parameters, and the rules for them.
+//! `execute`: its parameters and its response.
 //!
-//! The same options travel from client to gateway and from gateway to backend, so both read them here.
+//! [`ExecutionSpec`] is the part of the parameters that goes to the backend. The rest concerns the session only.
 
 mod claude;
 mod spec;
 
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 
 pub use self::{
     claude::ClaudeOptions,
     spec::{DetachOptions, ExecutionSpec, Overflow},
 };
-use super::{CLAUDE_EXECUTOR, Limits};
+use super::Limits;
 use crate::{
     id::{ExecutionId, InstanceId},
-    rpc::{ErrorObject, code, params::Params},
+    rpc::{
+        ErrorObject,
+        params::{Params, invalid},
+    },
 };
 
 /// Parameters of `execute`.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ExecuteParams {
-    /// What runs.
+    /// The command, its environment and its limits.
     #[serde(flatten)]
     pub run: ExecutionSpec,
-    /// How its output is cut into messages.
-    #[serde(default, skip_serializing_if = "Framing::is_default")]
+    /// How the output is cut into messages.
+    #[serde(skip_serializing_if = "Framing::is_default")]
     pub framing: Framing,
-    /// Whether Claude's events are told too.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    /// Whether the client gets an agent's events beside their text.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub events: bool,
-    /// The only instance of the backend that may run it. A client that repeats a request whose answer it did not get
-    /// names the instance of `connected`, because a restarted backend does not know that it has run already.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// The only instance of the backend that may run it. A client that repeats a request after a lost answer names the
+    /// instance of `connected`, because a restarted backend does not know that it has run the command already.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub instance: Option<InstanceId>,
 }
 
 /// How output is cut into messages.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Framing {
-    /// What is there goes into one message.
+    /// A message has all output that is ready.
     #[default]
     Chunk,
-    /// One line with its newline in each message.
+    /// A message has one line with its newline.
     Line,
 }
 
 impl Framing {
-    /// Whether it is the framing of a client that names none.
     pub(super) fn is_default(&self) -> bool {
-        *self == Framing::Chunk
+        *self == Framing::default()
     }
 
     /// Reads the parameter `framing`.
@@ -67,23 +68,26 @@ impl Framing {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ExecuteResult {
-    /// Which execution.
+    /// The execution.
     pub execution_id: ExecutionId,
-    /// Whether it runs.
+    /// Whether it waits, has started or has failed.
     pub status: Acceptance,
-    /// The process of the backend that has it, where the backend says so.
+    /// The instance of the backend that has it, if the backend names one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instance: Option<InstanceId>,
-    /// Whether its standard output is Claude's events: a client then does not count the bytes of what it gets.
+    /// Whether its standard output is Claude's events. The client then does not count the bytes of their text.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub claude: bool,
+    /// The executor of another agent, if its standard output is the events of that agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<String>,
 }
 
-/// What came of a request for an execution.
+/// Whether an execution was accepted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Acceptance {
-    /// It waits for a place.
+    /// It waits in the queue.
     Queued,
     /// It runs, or has run.
     Started,
@@ -93,17 +97,31 @@ pub enum Acceptance {
 
 impl ExecuteParams {
     pub(super) fn from_fields(fields: &mut Params, limits: &Limits) -> Result<Self, ErrorObject> {
-        let run = ExecutionSpec::from_fields(fields, "command", limits)?;
-        let framing = Framing::from_fields(fields)?;
-        let events = fields.boolean("events")?.unwrap_or(false);
-        if let Some(other) = run.executor.as_deref().filter(|name| events && *name != CLAUDE_EXECUTOR) {
-            let message = format!("events come from the executor claude alone, not from {other:?}: leave them out");
-            return Err(ErrorObject::new(code::PARAMS, message).with(json!({ "param": "events" })));
-        }
-        Ok(ExecuteParams { run, framing, events, instance: fields.parsed("instance", "a UUID")? })
+        Ok(ExecuteParams {
+            run: ExecutionSpec::from_fields(fields, "command", limits)?,
+            framing: Framing::from_fields(fields)?,
+            events: fields.boolean("events")?,
+            instance: fields.parsed("instance", "a UUID")?,
+        })
     }
 
-    /// The parameter in which the two differ.
+    /// Checks that the options apply to the executor that they name. Without a name only the backend can check them,
+    /// because the default executor is its setting.
+    ///
+    /// # Errors
+    ///
+    /// An option does not apply: the error names it.
+    pub fn check_executor(&self, is_agent: impl Fn(&str) -> bool) -> Result<(), ErrorObject> {
+        let Some(name) = self.run.executor.as_deref() else { return Ok(()) };
+        self.run.check_executor(name, is_agent(name))?;
+        if self.events && !is_agent(name) {
+            let message = format!("events come from the executors of agents, not from {name:?}: leave events out");
+            return Err(invalid("events", message));
+        }
+        Ok(())
+    }
+
+    /// The first parameter in which the two differ, apart from their ids.
     pub fn difference(&self, other: &ExecuteParams) -> Option<&'static str> {
         let own = [("framing", self.framing != other.framing), ("events", self.events != other.events)];
         self.run.difference(&other.run).or(own.into_iter().find_map(|(name, differs)| differs.then_some(name)))

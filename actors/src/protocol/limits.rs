@@ -1,26 +1,26 @@
-//! The bounds of what a client may ask for, and the values that apply where it names none.
+//! The bounds of parameters, and their defaults.
 
 use serde::{Deserialize, Serialize};
 
-/// The largest message to a client, in bytes. Stated by the protocol; what is longer is cut or split.
+/// The largest message to a client, in bytes. The protocol states it; longer output is split, a longer event omitted.
 pub const MAX_MESSAGE_TO_CLIENT: usize = 1 << 20;
 
-/// Input that may wait for a command to read it, in bytes.
+/// Input that may wait until a command reads it, in bytes.
 pub const MAX_INPUT_WAITING: usize = 1 << 20;
 
 /// The longest command, in bytes: `MAX_ARG_STRLEN` of execve(2) less the final NUL.
 pub const MAX_COMMAND_BYTES: usize = 131_071;
 
-/// How often the newest status is repeated when the client names no cadence, in milliseconds.
+/// The default heartbeat period, in milliseconds.
 pub const DEFAULT_HEARTBEAT_MS: u64 = 15_000;
 
-/// How long a process may take to end after TERM when the client names no grace, in milliseconds.
+/// The default grace period between TERM and KILL, in milliseconds.
 pub const DEFAULT_GRACE_MS: u64 = 5_000;
 
-/// How long an execution may go on without a client when the client names no time, in milliseconds.
+/// The default time that a detached execution may continue without a client, in milliseconds.
 pub const DEFAULT_DETACH_MS: u64 = 5 * 60 * 1000;
 
-/// The bounds a server puts on what a client may ask for, as `connected` states them.
+/// The bounds of a client's parameters, as `connected` states them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Limits {
@@ -28,21 +28,21 @@ pub struct Limits {
     pub message_bytes: usize,
     /// The longest command, in bytes.
     pub command_bytes: usize,
-    /// Responses that may wait for a client that does not read, before its session is closed.
+    /// Responses that may wait for a client that does not read; more close its session.
     pub unsent_responses: usize,
-    /// The longest total or stall time-out, in milliseconds.
+    /// The longest total time-out or stall time-out, in milliseconds.
     pub timeout_ms: u64,
-    /// The longest time without a client, in milliseconds.
+    /// The longest time that an execution may continue without a client, in milliseconds.
     pub detach_ms: u64,
-    /// Input that may wait for a command to read it, in bytes.
+    /// Input that may wait until a command reads it, in bytes.
     pub input_bytes: usize,
-    /// The longest grace between TERM and KILL, in milliseconds.
+    /// The longest grace period between TERM and KILL, in milliseconds.
     pub grace_ms: u64,
-    /// How long a client may give no sign of life, or accept nothing, in milliseconds.
+    /// The longest time that a client may send nothing, or read nothing, in milliseconds.
     pub client_stall_ms: u64,
-    /// The shortest heartbeat, in milliseconds.
+    /// The shortest heartbeat period, in milliseconds.
     pub heartbeat_min_ms: u64,
-    /// The longest heartbeat, in milliseconds.
+    /// The longest heartbeat period, in milliseconds.
     pub heartbeat_max_ms: u64,
 }
 

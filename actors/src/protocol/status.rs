@@ -1,4 +1,4 @@
-//! `status`, and what is known of an execution.
+//! `status`, and the state of an execution as backend and gateway report it.
 
 use serde::{Deserialize, Serialize};
 
@@ -15,15 +15,15 @@ use crate::{
 };
 
 /// Parameters of `status`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct StatusParams {
-    /// Which execution; the session's own if absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// The execution; the session's own if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub execution_id: Option<ExecutionId>,
 }
 
-/// Response of `status`: the newest status of an execution of this session, or what the backend knows of another.
+/// Response of `status`: the newest status of an execution of this session, or the backend's state of another one.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum StatusResult {
@@ -31,7 +31,7 @@ pub enum StatusResult {
     Ended(FinalStatus),
     /// It waits or runs, in this session.
     Progress(StatusUpdate),
-    /// It waits or runs, in another session or in none.
+    /// It waits or runs, in another session or without one.
     Other(Snapshot),
 }
 
@@ -39,31 +39,31 @@ pub enum StatusResult {
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Snapshot {
-    /// Which execution.
+    /// The execution.
     pub execution_id: ExecutionId,
-    /// What runs it.
+    /// The executor's name.
     pub executor: String,
     /// Its status.
     pub status: Status,
     /// Its place in the queue, while it waits.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub position: Option<u64>,
-    /// What stands still, while it is PAUSED.
+    /// What is stopped, while it is PAUSED.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub scope: Option<Scope>,
-    /// Whether somebody follows it now.
+    /// Whether a consumer follows it now.
     #[serde(default)]
     pub attached: bool,
-    /// The number of the newest hold, whether or not its consumer is there now.
+    /// The number of the newest hold, even if its consumer is disconnected now.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub hold: Option<u64>,
-    /// Which process of the backend has it.
+    /// The instance of the backend that has it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub instance: Option<InstanceId>,
-    /// Clocks.
+    /// Its times and its activity.
     #[serde(flatten)]
     pub alive: Heartbeat,
-    /// How far each stream has come.
+    /// The bytes of each stream so far.
     #[serde(default)]
     pub offsets: PerStream<u64>,
     /// How it ended, if it has.
@@ -71,32 +71,32 @@ pub struct Snapshot {
     pub ending: Option<Outcome>,
 }
 
-/// A sign of life.
+/// The times and the activity of an execution, as each heartbeat reports them.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Heartbeat {
     /// Milliseconds since RUNNING.
     pub elapsed_ms: u64,
-    /// Milliseconds since the process last wrote anything.
+    /// Milliseconds since the last output.
     pub since_output_ms: u64,
-    /// Milliseconds left until the total time-out, which stands still while paused; `None` without one.
+    /// Milliseconds left until the total time-out, which does not run while the execution is paused; `None` without one.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub deadline_ms: Option<u64>,
-    /// Whether all of its processes are stopped, by whomever.
+    /// Whether all of its processes are stopped, by PAUSE or by a signal of another sender.
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     pub stopped: bool,
-    /// What Claude is doing, until it has said how it ended: `thinking`, or `tool: Bash`.
+    /// The agent's activity until it reports its result: `thinking`, or `tool: Bash`.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub activity: Option<String>,
-    /// How often Claude's model has answered.
+    /// The number of answers of the agent's model.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub turns: Option<u32>,
 }
 
 impl Heartbeat {
-    /// The same of Claude.
-    pub fn doing(self, doing: Activity) -> Self {
-        Heartbeat { activity: doing.activity, turns: Some(doing.turns), ..self }
+    /// Adds the activity of an agent.
+    pub fn with_activity(self, Activity { activity, turns }: Activity) -> Self {
+        Heartbeat { activity, turns: Some(turns), ..self }
     }
 }
 

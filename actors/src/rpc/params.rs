@@ -1,26 +1,26 @@
-//! Reads the fields of a JSON object one by one, and says precisely what is wrong with one.
+//! Reads the fields of a JSON object one by one; each error names the field.
 //!
-//! Every field is taken out as it is read. What is left at the end is unknown, and refused: a field
-//! that does nothing is a promise not kept.
+//! A field is removed when it is read. Fields that are left at the end are unknown and refused, because a client that
+//! sends a parameter relies on its effect.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::{Map, Value, json};
 
 use super::{ErrorObject, code};
 
-/// The fields of one object that have not been read yet.
+/// The unread fields of a JSON object.
 #[derive(Debug)]
 pub struct Params {
     map: Map<String, Value>,
 }
 
 impl Params {
-    /// All fields of this object.
+    /// All fields of an object.
     pub fn new(map: Map<String, Value>) -> Self {
         Params { map }
     }
 
-    /// All fields of the object that a body is.
+    /// All fields of an HTTP body.
     ///
     /// # Errors
     ///
@@ -33,12 +33,12 @@ impl Params {
         }
     }
 
-    /// Whether there is such a field, be it `null`.
+    /// Whether the field is there, even if it is `null`.
     pub fn has(&self, name: &str) -> bool {
         self.map.contains_key(name)
     }
 
-    /// Takes a field. `null` is the same as absent.
+    /// Takes a field. `null` counts as absent.
     pub fn take(&mut self, name: &str) -> Option<Value> {
         self.map.remove(name).filter(|value| !value.is_null())
     }
@@ -52,16 +52,16 @@ impl Params {
         }
     }
 
-    /// Takes `true` or `false`.
-    pub fn boolean(&mut self, name: &str) -> Result<Option<bool>, ErrorObject> {
+    /// Takes a boolean. An absent field is false.
+    pub fn boolean(&mut self, name: &str) -> Result<bool, ErrorObject> {
         match self.take(name) {
-            None => Ok(None),
-            Some(Value::Bool(value)) => Ok(Some(value)),
+            None => Ok(false),
+            Some(Value::Bool(value)) => Ok(value),
             Some(other) => Err(ill_typed(name, "true or false", &other)),
         }
     }
 
-    /// Takes an object, whose own fields are then to be read.
+    /// Takes an object, whose own fields are read next.
     pub fn object(&mut self, name: &str) -> Result<Option<Params>, ErrorObject> {
         match self.take(name) {
             None => Ok(None),
@@ -70,30 +70,22 @@ impl Params {
         }
     }
 
-    /// Takes a list of strings; absent is the empty one.
+    /// Takes a list of strings. An absent field is the empty list.
     pub fn strings(&mut self, name: &str) -> Result<Vec<String>, ErrorObject> {
-        let items = match self.take(name) {
-            None => return Ok(Vec::new()),
-            Some(Value::Array(items)) => items,
-            Some(other) => return Err(ill_typed(name, "a list of strings", &other)),
-        };
-        let text = |item| match item {
-            Value::String(text) => Ok(text),
-            other => Err(ill_typed(name, "a list of strings", &other)),
-        };
+        let Some(value) = self.take(name) else { return Ok(Vec::new()) };
+        let refused = |other: &Value| ill_typed(name, "a list of strings", other);
+        let Value::Array(items) = value else { return Err(refused(&value)) };
+        let text = |item| if let Value::String(text) = item { Ok(text) } else { Err(refused(&item)) };
         items.into_iter().map(text).collect()
     }
 
-    /// Takes a string of base64, and gives the bytes.
+    /// Takes a base64 string and returns its bytes.
     pub fn base64(&mut self, name: &str) -> Result<Option<Vec<u8>>, ErrorObject> {
         let Some(text) = self.string(name)? else { return Ok(None) };
-        match STANDARD.decode(&text) {
-            Ok(bytes) => Ok(Some(bytes)),
-            Err(_) => Err(ill_typed(name, "base64", &Value::String(text))),
-        }
+        STANDARD.decode(&text).map(Some).map_err(|_| ill_typed(name, "base64", &Value::String(text)))
     }
 
-    /// Takes a whole number between two bounds, both allowed.
+    /// Takes a whole number between two inclusive bounds.
     pub fn integer(&mut self, name: &str, low: u64, high: u64) -> Result<Option<u64>, ErrorObject> {
         let Some(value) = self.take(name) else { return Ok(None) };
         match value.as_u64() {
@@ -107,18 +99,13 @@ impl Params {
         }
     }
 
-    /// Takes a string that parses as a `T`.
-    pub fn parsed<T: std::str::FromStr>(&mut self, name: &str, what: &str) -> Result<Option<T>, ErrorObject> {
-        match self.string(name)? {
-            None => Ok(None),
-            Some(text) => match text.parse() {
-                Ok(value) => Ok(Some(value)),
-                Err(_) => Err(ill_typed(name, what, &Value::String(text))),
-            },
-        }
+    /// Takes a string that parses as a `T`; `expected` describes such a string in the error.
+    pub fn parsed<T: std::str::FromStr>(&mut self, name: &str, expected: &str) -> Result<Option<T>, ErrorObject> {
+        let Some(text) = self.string(name)? else { return Ok(None) };
+        text.parse().map(Some).map_err(|_| ill_typed(name, expected, &Value::String(text)))
     }
 
-    /// Takes one of these strings and gives its place in the list.
+    /// Takes one of the strings in `choices` and returns its index.
     pub fn one_of(&mut self, name: &str, choices: &[&str]) -> Result<Option<usize>, ErrorObject> {
         let Some(text) = self.string(name)? else { return Ok(None) };
         match choices.iter().position(|choice| *choice == text) {
@@ -131,23 +118,26 @@ impl Params {
         }
     }
 
-    /// Refuses whatever has not been read.
+    /// Refuses the object if it has unread fields.
     pub fn finish(self) -> Result<(), ErrorObject> {
         match self.map.keys().next() {
             None => Ok(()),
-            Some(name) => {
-                Err(ErrorObject::new(code::PARAMS, format!("unknown parameter {name}")).with(json!({ "param": name })))
-            }
+            Some(name) => Err(invalid(name, format!("unknown parameter {name}"))),
         }
     }
 }
 
-/// The error for a field of the wrong type.
+/// The error for an invalid parameter; its `data` names the parameter.
+pub fn invalid(name: &str, message: impl Into<String>) -> ErrorObject {
+    ErrorObject::new(code::PARAMS, message).with(json!({ "param": name }))
+}
+
+/// The error for a parameter of the wrong type.
 pub fn ill_typed(name: &str, wanted: &str, got: &Value) -> ErrorObject {
     let mut shown = got.to_string();
     if shown.len() > 80 {
         shown.truncate(shown.floor_char_boundary(80));
         shown.push_str(" (cut)");
     }
-    ErrorObject::new(code::PARAMS, format!("{name} must be {wanted}, not {shown}")).with(json!({ "param": name }))
+    invalid(name, format!("{name} must be {wanted}, not {shown}"))
 }

@@ -1,7 +1,7 @@
-//! Whether a client is there: pings and pongs, and whether its socket takes anything.
+//! Whether a client is connected and reading: pings, pongs, and the progress of its socket.
 //!
-//! A ping also carries how far each stream had been sent before it. Client libraries answer pings
-//! themselves and in order, so the pong says that all before it has arrived.
+//! A ping records the offsets that were sent before it. Client libraries answer pings by themselves and in order, so the
+//! pong shows that everything before the ping has arrived.
 
 use std::{
     collections::VecDeque,
@@ -12,22 +12,26 @@ use bytes::Bytes;
 
 use crate::{id::ExecutionId, stream::PerStream};
 
-/// How often within the stall time a ping is sent, and how often everything is looked at.
+/// The stall time has this many pings.
 const PINGS: u32 = 3;
-const LOOKS: u32 = 6;
+
+/// The stall time has this many checks.
+const TICKS: u32 = 6;
 
 /// A pong may be late by a second for each so many bytes that were sent before it.
-const BYTES_A_SECOND: u64 = 64 * 1024;
+const BYTES_PER_SECOND: u64 = 64 * 1024;
 
-/// Pings without answer that are remembered. A client that reads and never answers one is bounded by
-/// this; one that does not read is closed long before.
+/// The most unanswered pings that are remembered. Bounds the memory of a client that reads and never answers; a client
+/// that does not read is closed long before.
 pub const MAX_UNANSWERED: usize = 1_024;
 
 /// Decides whether a client is still connected and reading.
 #[derive(Debug)]
 pub struct Liveness {
     stall: Duration,
-    sign_at: Instant,
+    /// The newest sign that the client is alive.
+    life_at: Instant,
+    /// The bytes that its socket had accepted at the last check.
     taken: u64,
     pinged_at: Instant,
     n_pings: u64,
@@ -43,28 +47,28 @@ struct PendingPing {
     sent: Option<SentOffsets>,
 }
 
-/// What had been sent of an execution's streams before a ping.
+/// The offsets of an execution's streams that were sent before a ping.
 pub type SentOffsets = (ExecutionId, PerStream<u64>);
 
 /// The result of a check.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum LivenessAction {
-    /// Nothing.
-    Fine,
-    /// It should be asked for a sign of life.
+    /// Nothing to do.
+    Wait,
+    /// Send a ping.
     Ping,
-    /// It answers nothing.
-    Lifeless,
-    /// It accepts nothing.
+    /// Close the session: the client does not answer.
+    Unresponsive,
+    /// Close the session: the client does not read.
     Stalled,
 }
 
 impl Liveness {
-    /// A client that has just come, and that may be without a sign of life for so long.
+    /// The liveness of a client that has just connected. `stall` is the longest time without a sign of life.
     pub fn new(stall: Duration, now: Instant) -> Self {
         Liveness {
             stall,
-            sign_at: now,
+            life_at: now,
             taken: 0,
             pinged_at: now,
             n_pings: 0,
@@ -74,22 +78,22 @@ impl Liveness {
         }
     }
 
-    /// How often [`Liveness::tick`] is to be called.
-    pub fn cadence(stall: Duration) -> Duration {
-        stall / LOOKS
+    /// The time between two calls of [`Liveness::tick`].
+    pub fn tick_period(stall: Duration) -> Duration {
+        stall / TICKS
     }
 
-    /// A frame came from the client.
+    /// The client sent a frame.
     pub fn record_life(&mut self, now: Instant) {
-        self.sign_at = now;
+        self.life_at = now;
     }
 
-    /// Output was handed to the client's outbox.
+    /// Output was put into the client's outbox.
     pub fn sent(&mut self, n_bytes: usize) {
         self.sent_since_pong += n_bytes as u64;
     }
 
-    /// Makes a ping, after what was sent before.
+    /// Returns the payload of a new ping. `sent` are the offsets that were sent before it.
     pub fn ping(&mut self, sent: Option<SentOffsets>, now: Instant) -> Bytes {
         self.n_pings += 1;
         let PerStream { stdout, stderr } = sent.map(|(_, offsets)| offsets).unwrap_or_default();
@@ -102,21 +106,22 @@ impl Liveness {
         payload
     }
 
-    /// Takes a pong, and gives what it says to have arrived. One that answers no ping of ours says
-    /// nothing (RFC 6455 section 5.5.3 allows it).
+    /// Handles a pong. Returns the offsets that have arrived, or `None` if it answers no ping (RFC 6455 section 5.5.3
+    /// allows that).
     pub fn pong(&mut self, payload: &[u8]) -> Option<SentOffsets> {
         let at = self.unanswered.iter().position(|ping| ping.payload == payload)?;
         self.sent_since_pong = 0;
-        // A client may answer only the latest of several.
+        // A client may answer only the latest of several pings.
         self.unanswered.drain(..=at).next_back()?.sent
     }
 
-    /// Checks the client: `taken` is what its socket has accepted so far, `blocked` whether output waits for it.
+    /// Checks the client: `taken` is the number of bytes that its socket has accepted so far, `blocked` whether
+    /// messages wait for it.
     pub fn tick(&mut self, taken: u64, blocked: bool, now: Instant) -> LivenessAction {
         // Progress of the socket proves that the client reads only if the socket was full before, because the kernel
         // buffers megabytes for a client that is gone.
         if std::mem::replace(&mut self.taken, taken) != taken && self.blocked_since.take().is_some() {
-            self.sign_at = now;
+            self.life_at = now;
         }
         if !blocked {
             self.blocked_since = None;
@@ -124,14 +129,14 @@ impl Liveness {
             return LivenessAction::Stalled;
         }
         let Some(oldest) = self.unanswered.front() else {
-            let due = now.saturating_duration_since(self.pinged_at) >= self.stall / PINGS;
-            return if due { LivenessAction::Ping } else { LivenessAction::Fine };
+            let is_due = now.saturating_duration_since(self.pinged_at) >= self.stall / PINGS;
+            return if is_due { LivenessAction::Ping } else { LivenessAction::Wait };
         };
-        let patience = self.stall + Duration::from_secs(self.sent_since_pong / BYTES_A_SECOND);
-        if now.saturating_duration_since(oldest.sent_at.max(self.sign_at)) >= patience {
-            LivenessAction::Lifeless
+        let patience = self.stall + Duration::from_secs(self.sent_since_pong / BYTES_PER_SECOND);
+        if now.saturating_duration_since(oldest.sent_at.max(self.life_at)) >= patience {
+            LivenessAction::Unresponsive
         } else {
-            LivenessAction::Fine
+            LivenessAction::Wait
         }
     }
 }
@@ -156,10 +161,10 @@ mod tests {
     }
 
     #[test]
-    fn a_quiet_client_is_pinged_and_one_that_answers_lives() {
+    fn a_quiet_client_that_answers_pings_is_alive() {
         let (mut live, clock) = new();
         for n in 0..10 {
-            assert_eq!(live.tick(n, false, clock.at(n * 20 + 19)), LivenessAction::Fine);
+            assert_eq!(live.tick(n, false, clock.at(n * 20 + 19)), LivenessAction::Wait);
             assert_eq!(live.tick(n, false, clock.at(n * 20 + 20)), LivenessAction::Ping);
             let payload = live.ping(None, clock.at(n * 20 + 20));
             assert_eq!(live.pong(&payload), None);
@@ -167,41 +172,41 @@ mod tests {
     }
 
     #[test]
-    fn without_an_answer_it_is_lifeless_after_the_stall_time_and_any_sign_begins_it_anew() {
+    fn a_client_without_a_frame_for_the_stall_time_is_unresponsive() {
         let (mut live, clock) = new();
         live.ping(None, clock.at(20));
         assert_eq!(
             live.tick(1, false, clock.at(79)),
-            LivenessAction::Fine,
-            "the kernel took the ping: that says nothing"
+            LivenessAction::Wait,
+            "the kernel took the ping, which proves nothing"
         );
         live.record_life(clock.at(79));
-        assert_eq!(live.tick(2, false, clock.at(138)), LivenessAction::Fine);
-        assert_eq!(live.tick(3, false, clock.at(139)), LivenessAction::Lifeless);
+        assert_eq!(live.tick(2, false, clock.at(138)), LivenessAction::Wait);
+        assert_eq!(live.tick(3, false, clock.at(139)), LivenessAction::Unresponsive);
     }
 
     #[test]
-    fn a_pong_may_be_late_by_what_was_sent_before_it() {
+    fn a_pong_may_be_late_in_proportion_to_the_bytes_before_it() {
         let (mut live, clock) = new();
         live.ping(None, clock.at(0));
         live.sent(640 * 1024);
-        assert_eq!(live.tick(0, false, clock.at(69)), LivenessAction::Fine);
-        assert_eq!(live.tick(0, false, clock.at(70)), LivenessAction::Lifeless);
+        assert_eq!(live.tick(0, false, clock.at(69)), LivenessAction::Wait);
+        assert_eq!(live.tick(0, false, clock.at(70)), LivenessAction::Unresponsive);
     }
 
     #[test]
-    fn a_client_that_accepts_nothing_is_stalled_however_much_was_sent() {
+    fn a_client_that_reads_nothing_is_stalled_after_the_stall_time() {
         let (mut live, clock) = new();
         live.sent(10 << 20);
-        assert_eq!(live.tick(7, true, clock.at(5)), LivenessAction::Fine);
+        assert_eq!(live.tick(7, true, clock.at(5)), LivenessAction::Wait);
         live.ping(None, clock.at(20));
-        assert_eq!(live.tick(7, true, clock.at(64)), LivenessAction::Fine);
+        assert_eq!(live.tick(7, true, clock.at(64)), LivenessAction::Wait);
         assert_eq!(live.tick(7, true, clock.at(65)), LivenessAction::Stalled);
-        assert_eq!(live.tick(8, true, clock.at(65)), LivenessAction::Fine, "it took something");
+        assert_eq!(live.tick(8, true, clock.at(65)), LivenessAction::Wait, "the socket accepted bytes");
     }
 
     #[test]
-    fn a_pong_says_what_has_arrived_and_answers_what_came_before() {
+    fn a_pong_answers_its_ping_and_all_before_it() {
         let (mut live, clock) = new();
         let id = ExecutionId::random();
         let sent = |stdout| Some((id, PerStream { stdout, stderr: 0 }));
@@ -210,13 +215,13 @@ mod tests {
         let third = live.ping(sent(3), clock.at(3));
         assert_eq!(live.pong(b"unsolicited"), None);
         assert_eq!(live.pong(&second), sent(2));
-        assert_eq!(live.pong(&first), None, "answered by the later one");
+        assert_eq!(live.pong(&first), None, "answered by the later pong");
         assert_eq!(live.pong(&third), sent(3));
         assert!(live.unanswered.is_empty());
     }
 
     #[test]
-    fn pings_that_are_never_answered_do_not_pile_up() {
+    fn the_number_of_unanswered_pings_is_bounded() {
         let (mut live, clock) = new();
         for _ in 0..10_000 {
             live.ping(None, clock.at(0));

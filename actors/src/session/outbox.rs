@@ -1,30 +1,32 @@
 //! The only way to a client: a queue before a small bounded channel of WebSocket frames.
 //!
-//! The channel's receiving end, [`Frames`], is the body of the HTTP response. When the client does not
-//! read, the channel fills and words wait here. Each kind is bounded: responses by their limit,
-//! heartbeats and pongs to one, output to one batch by its [`Credit`], other messages by the few
-//! changes an execution can go through.
+//! The channel's receiving end, [`Frames`], is the body of the HTTP response. If the client does not read, the channel
+//! fills and messages wait in the queue. Each kind is bounded there: responses by their limit, heartbeats and pongs to
+//! one, output to one batch by its [`Credit`], other messages by the few changes of an execution.
 //!
-//! The sender of the channel is never cloned. [`Outbox::close`] consumes the outbox; what remains, a
-//! [`Closing`], can only pass on what was said before.
+//! The sender of the channel is never cloned. [`Outbox::close`] consumes the outbox; the remaining [`Closing`] can only
+//! flush the queue.
 
 use std::{
     cell::Cell,
     collections::VecDeque,
-    future::poll_fn,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::Bytes;
-use futures_util::{Stream, task::AtomicWaker};
-use tokio::sync::{mpsc, oneshot};
+use futures_util::Stream;
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::phase::{Outgoing, Outlet};
 use crate::{close::CloseReason, protocol::notification::ServerMessage, ws::frame};
 
-/// Frames, or batches of output frames, on their way to the socket.
+/// How long a closed session still reads, so that the client's own close frame can arrive.
+pub const LINGER: Duration = Duration::from_secs(1);
+
+/// Frames, or batches of output frames, in the channel to the socket.
 const SLOTS: usize = 4;
 
 /// The sending end.
@@ -33,7 +35,7 @@ pub struct Outbox {
     pipe: Pipe,
 }
 
-/// What is left of an outbox after the close frame: it passes on what was said before.
+/// An outbox after its close frame.
 #[derive(Debug)]
 pub struct Closing {
     pipe: Pipe,
@@ -47,79 +49,70 @@ struct Pipe {
 }
 
 #[derive(Debug)]
-enum QueuedFrame {
-    Message(Bytes),
-    Response(Bytes),
-    Heartbeat(Bytes),
-    Pong(Bytes),
-    Output(Bytes, Option<oneshot::Sender<()>>),
+struct QueuedFrame {
+    kind: FrameKind,
+    frame: Bytes,
+    /// Completes the [`Credit`] of output.
+    credit: Option<oneshot::Sender<()>>,
 }
 
-impl QueuedFrame {
-    fn into_parts(self) -> (Bytes, Option<oneshot::Sender<()>>) {
-        match self {
-            QueuedFrame::Message(frame)
-            | QueuedFrame::Response(frame)
-            | QueuedFrame::Heartbeat(frame)
-            | QueuedFrame::Pong(frame) => (frame, None),
-            QueuedFrame::Output(frames, credit) => (frames, credit),
-        }
-    }
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum FrameKind {
+    Message,
+    Response,
+    Heartbeat,
+    Pong,
+    Output,
 }
 
-/// Whether the receiving end has made room, or gone away, since the queue last met a full channel.
+/// Signals that the channel has room again after it was full, or that the receiving end is gone.
 #[derive(Debug, Default)]
 pub struct RoomSignal {
+    /// Whether the queue has met a full channel since the last signal.
     wanted: Cell<bool>,
-    made: Cell<bool>,
+    made: Notify,
     taken: Cell<u64>,
-    waker: AtomicWaker,
 }
 
 impl RoomSignal {
-    fn make(&self) {
+    fn notify(&self) {
         if self.wanted.replace(false) {
-            self.made.set(true);
-            self.waker.wake();
+            self.made.notify_one();
         }
     }
 
-    /// Bytes that the client's socket has taken so far.
+    /// The bytes that the client's socket has accepted so far.
     pub fn taken(&self) -> u64 {
         self.taken.get()
     }
 
-    /// Waits until there is room again. Never ends by itself.
-    pub async fn made(&self) {
-        poll_fn(|cx| {
-            self.waker.register(cx.waker());
-            if self.made.replace(false) { Poll::Ready(()) } else { Poll::Pending }
-        })
-        .await;
+    /// Waits for the next signal.
+    pub async fn wait(&self) {
+        self.made.notified().await;
     }
 }
 
-/// The permission to go on after output: it comes when the output has found room.
+/// The permission to send more output. Completes when the last output is in the channel.
 pub type Credit = Option<oneshot::Receiver<()>>;
 
 /// The receiving end: the body of the response.
 ///
-/// After the last frame it stays open until the [`Linger`] is dropped, so that the connection can be
-/// read until the client's own close frame, and is not reset over unread input.
+/// After the last frame it stays open until the [`Linger`] is dropped, so that the connection is read until the client's
+/// close frame arrives, and is not reset because of unread input.
 pub struct Frames {
     frames: mpsc::Receiver<Bytes>,
     room: Rc<RoomSignal>,
     linger: Option<oneshot::Receiver<()>>,
 }
 
-/// While this is held, the response does not end.
+/// Keeps the response open until it is dropped.
 #[derive(Debug)]
 pub struct Linger {
     _held: oneshot::Sender<()>,
 }
 
 impl Outbox {
-    /// An outbox, its receiving end, and what keeps that open.
+    /// Returns an outbox, its receiving end, and the guard that keeps the receiving end open.
     pub fn new() -> (Outbox, Frames, Linger) {
         let (sender, receiver) = mpsc::channel(SLOTS);
         let (held, linger) = oneshot::channel();
@@ -129,94 +122,87 @@ impl Outbox {
         (Outbox { pipe }, frames, Linger { _held: held })
     }
 
-    /// Tells when [`Outbox::flush`] is worth calling.
+    /// The signal after which [`Outbox::flush`] makes progress.
     pub fn room(&self) -> Rc<RoomSignal> {
         Rc::clone(&self.pipe.room)
     }
 
-    /// Passes on what waits, as far as there is room. False if the client is gone.
+    /// Moves queued frames into the channel while it has room. Returns false if the client is gone.
     pub fn flush(&mut self) -> bool {
         self.pipe.flush()
     }
 
-    /// The credit of the output said last, if it still waits for room.
+    /// The credit of the last output, if that output still waits for room.
     ///
-    /// Back-pressure is applied here: the execution reads no more until the credit comes.
+    /// Back-pressure is applied here: the execution reads no more output before the credit completes.
     pub fn credit(&mut self) -> Credit {
-        self.pipe.queue.iter_mut().find_map(|queued| match queued {
-            QueuedFrame::Output(_, credit @ None) => {
-                let (sender, receiver) = oneshot::channel();
-                *credit = Some(sender);
-                Some(receiver)
-            }
-            _ => None,
-        })
+        let is_waiting = |queued: &&mut QueuedFrame| queued.kind == FrameKind::Output && queued.credit.is_none();
+        let output = self.pipe.queue.iter_mut().find(is_waiting)?;
+        let (sender, receiver) = oneshot::channel();
+        output.credit = Some(sender);
+        Some(receiver)
     }
 
-    /// Whether anything waits for the client.
+    /// Whether messages wait for the client.
     pub fn is_blocked(&self) -> bool {
         !self.pipe.queue.is_empty()
     }
 
-    /// Responses that the client has not made room for.
+    /// The number of responses that wait for the client.
     pub fn unsent_responses(&self) -> usize {
-        self.pipe.queue.iter().filter(|queued| matches!(queued, QueuedFrame::Response(_))).count()
+        self.pipe.queue.iter().filter(|queued| queued.kind == FrameKind::Response).count()
     }
 }
 
 impl Outlet for Outbox {
     type Closed = Closing;
 
-    fn send(&mut self, words: Outgoing) {
-        let queued = match words {
-            Outgoing::Message(message @ ServerMessage::Response(_)) => QueuedFrame::Response(frame::text(&message)),
-            // An error without id is what a failed call without id gets: it counts as a response.
-            Outgoing::Message(message @ ServerMessage::Error(_)) => QueuedFrame::Response(frame::text(&message)),
-            Outgoing::Message(message) => QueuedFrame::Message(frame::text(&message)),
-            Outgoing::Heartbeat(progress) => QueuedFrame::Heartbeat(frame::text(&ServerMessage::Progress(progress))),
-            Outgoing::Ping(payload) => QueuedFrame::Message(frame::ping(&payload)),
-            Outgoing::Pong(payload) => QueuedFrame::Pong(frame::pong(&payload)),
-            Outgoing::Output(frames) => QueuedFrame::Output(frames, None),
+    fn send(&mut self, message: Outgoing) {
+        let (kind, frame) = match message {
+            // A failed call without id gets an `error` instead of a response, so it counts as a response.
+            Outgoing::Message(message @ (ServerMessage::Response(_) | ServerMessage::Error(_))) => {
+                (FrameKind::Response, frame::text(&message))
+            }
+            Outgoing::Message(message) => (FrameKind::Message, frame::text(&message)),
+            Outgoing::Heartbeat(update) => (FrameKind::Heartbeat, frame::text(&ServerMessage::Progress(update))),
+            Outgoing::Ping(payload) => (FrameKind::Message, frame::ping(&payload)),
+            Outgoing::Pong(payload) => (FrameKind::Pong, frame::pong(&payload)),
+            Outgoing::Output(frames) => (FrameKind::Output, frames),
         };
-        self.pipe.replace_or_push(queued);
-        self.pipe.flush();
+        self.pipe.push(kind, frame);
     }
 
     fn close(mut self, reason: &CloseReason) -> Closing {
-        self.pipe.queue.push_back(QueuedFrame::Message(frame::close(reason.code.into(), &reason.text)));
-        self.pipe.flush();
+        self.pipe.push(FrameKind::Message, frame::close(reason.code.into(), &reason.text));
         Closing { pipe: self.pipe }
     }
 }
 
 impl Closing {
-    /// Passes on what waits. True when nothing is left to pass on, or nobody to pass it to.
+    /// Moves queued frames into the channel. Returns true if no frame is left, or the client is gone.
     pub fn flush(&mut self) -> bool {
         !self.pipe.flush() || self.pipe.queue.is_empty()
     }
 }
 
 impl Pipe {
-    fn replace_or_push(&mut self, queued: QueuedFrame) {
-        let unsent = self.queue.iter_mut().find(|waiting| {
-            matches!(
-                (&queued, waiting),
-                (QueuedFrame::Heartbeat(_), QueuedFrame::Heartbeat(_)) | (QueuedFrame::Pong(_), QueuedFrame::Pong(_))
-            )
-        });
-        match unsent {
-            Some(older) => *older = queued,
-            None => self.queue.push_back(queued),
+    /// Queues a frame. A heartbeat or a pong replaces an unsent frame of its kind.
+    fn push(&mut self, kind: FrameKind, frame: Bytes) {
+        let is_replaced = matches!(kind, FrameKind::Heartbeat | FrameKind::Pong);
+        match self.queue.iter_mut().find(|queued| is_replaced && queued.kind == kind) {
+            Some(unsent) => unsent.frame = frame,
+            None => self.queue.push_back(QueuedFrame { kind, frame, credit: None }),
         }
+        self.flush();
     }
 
     fn flush(&mut self) -> bool {
         while !self.queue.is_empty() {
             match self.frames.try_reserve() {
                 Ok(permit) => {
-                    if let Some((frames, credit)) = self.queue.pop_front().map(QueuedFrame::into_parts) {
-                        permit.send(frames);
-                        // A pump that is gone needs no credit.
+                    if let Some(QueuedFrame { frame, credit, .. }) = self.queue.pop_front() {
+                        permit.send(frame);
+                        // The execution may have ended meanwhile.
                         credit.map(|credit| credit.send(()));
                     }
                 }
@@ -241,7 +227,7 @@ impl Stream for Frames {
         match self.frames.poll_recv(cx) {
             Poll::Ready(Some(frames)) => {
                 self.room.taken.set(self.room.taken.get() + frames.len() as u64);
-                self.room.make();
+                self.room.notify();
                 Poll::Ready(Some(frames))
             }
             Poll::Ready(None) => match self.linger.as_mut() {
@@ -260,7 +246,7 @@ impl Drop for Frames {
     fn drop(&mut self) {
         self.frames.close();
         self.room.wanted.set(true);
-        self.room.make();
+        self.room.notify();
     }
 }
 
@@ -274,27 +260,27 @@ mod tests {
     fn fill(outbox: &mut Outbox) {
         for _ in 0..SLOTS {
             outbox.send(Outgoing::Output(Bytes::from_static(b"x")));
-            assert!(outbox.credit().is_none(), "there is room: go on");
+            assert!(outbox.credit().is_none(), "there is room");
         }
     }
 
     #[test]
-    fn credit_comes_when_the_client_has_made_room() {
+    fn credit_completes_when_the_client_has_read() {
         let (mut outbox, mut frames, _linger) = Outbox::new();
         fill(&mut outbox);
         outbox.send(Outgoing::Output(Bytes::from_static(b"y")));
         let mut credit = outbox.credit().expect("the channel is full");
         assert!(outbox.is_blocked() && credit.try_recv().is_err());
         let room = outbox.room();
-        assert!(room.made().now_or_never().is_none());
+        assert!(room.wait().now_or_never().is_none());
         assert!(frames.next().now_or_never().flatten().is_some());
-        assert!(room.made().now_or_never().is_some());
+        assert!(room.wait().now_or_never().is_some());
         assert!(outbox.flush());
         assert!(credit.try_recv().is_ok());
     }
 
     #[test]
-    fn pongs_to_a_client_that_does_not_read_do_not_pile_up() {
+    fn only_the_newest_pong_waits_for_a_client_that_does_not_read() {
         let (mut outbox, _frames, _linger) = Outbox::new();
         fill(&mut outbox);
         for n in 0..1_000u32 {
@@ -304,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_said_before_the_close_comes_before_it_and_nothing_after() {
+    fn the_close_frame_comes_after_all_earlier_messages_and_last() {
         let (mut outbox, mut frames, linger) = Outbox::new();
         fill(&mut outbox);
         outbox.send(Outgoing::Pong(Bytes::from_static(b"late")));
@@ -325,11 +311,11 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_is_gone_is_noticed() {
+    fn a_dropped_receiving_end_is_noticed() {
         let (mut outbox, frames, _linger) = Outbox::new();
         let room = outbox.room();
         drop(frames);
-        assert!(room.made().now_or_never().is_some());
+        assert!(room.wait().now_or_never().is_some());
         assert!(!outbox.flush());
     }
 }

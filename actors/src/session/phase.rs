@@ -1,22 +1,23 @@
-//! What a session decides: events in, words and asks out. No actor, no clock, no socket.
+//! The decisions of a session, on plain values: events in, messages and effects out. No actor, clock or socket.
 //!
-//! [`Phase`] owns whoever speaks to the client. Only its variant `Open` has an [`Outlet`], and closing
-//! consumes it: after a close frame there is nothing left to speak with.
+//! [`Phase`] owns the [`Outlet`] to the client. Closing consumes the outlet, so nothing can be sent after the close frame.
+//! Start reading at [`Open`], whose handlers of JSON-RPC calls are in `requests`.
 
 mod current;
 mod open;
 mod requests;
+mod step;
 
 use std::time::Instant;
 
 use bytes::Bytes;
 use serde_json::Value;
 
-use self::open::NextStep;
 pub use self::open::Open;
+use self::step::SessionEnd;
 use crate::{
     backend_client::BackendKind,
-    close::{CloseCode, CloseReason},
+    close::CloseReason,
     execution::messages::ExecutionReport,
     id::{ExecutionId, SessionId},
     protocol::{
@@ -24,38 +25,39 @@ use crate::{
         attach::AttachParams,
         control::ControlRequest,
         execute::ExecuteParams,
-        notification::{Connected, ErrorNotice, ServerInfo, ServerMessage, StatusUpdate},
+        notification::{Connected, ServerInfo, ServerMessage, StatusUpdate},
     },
     rpc::{ErrorObject, Id},
     stream::PerStream,
+    supervisor::Drain,
 };
 
 /// Sends messages to the client.
 pub trait Outlet {
-    /// The state after the close frame; it cannot send.
+    /// The outlet after its close frame; it cannot send.
     type Closed;
-    /// Says one thing, after all that was said before.
-    fn send(&mut self, words: Outgoing);
-    /// Says a last thing, the close frame.
+    /// Sends a message after all earlier ones.
+    fn send(&mut self, message: Outgoing);
+    /// Sends the close frame.
     fn close(self, reason: &CloseReason) -> Self::Closed;
 }
 
-/// One thing to say.
+/// A message to the client.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Outgoing {
-    /// A message of the protocol.
+    /// A JSON-RPC message.
     Message(ServerMessage),
-    /// A message that replaces an unsent one of its kind.
+    /// A status that replaces an unsent `Heartbeat`.
     Heartbeat(StatusUpdate),
-    /// A WebSocket ping, in its place among everything else.
+    /// A WebSocket ping, in order with all other messages.
     Ping(Bytes),
-    /// The answer to a WebSocket ping. Replaces an unsent one (RFC 6455 section 5.5.3).
+    /// The answer to a WebSocket ping. Replaces an unsent pong (RFC 6455 section 5.5.3).
     Pong(Bytes),
     /// Output, already encoded as frames.
     Output(Bytes),
 }
 
-/// What came from the client's socket.
+/// An event of the client's socket.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Incoming {
     /// A whole text message.
@@ -66,121 +68,106 @@ pub enum Incoming {
     Pong(Bytes),
     /// A close frame.
     Close,
-    /// A breach of the WebSocket protocol or of a limit, and how to close for it.
+    /// A breach of the WebSocket protocol or of a limit, with the reason for the close frame.
     Fault(CloseReason),
     /// The connection ended.
     Gone,
 }
 
-/// Something that happened.
+/// An event of a session.
 #[derive(Clone, PartialEq, Debug)]
 pub enum SessionEvent {
     /// From the client.
     Incoming(Incoming),
     /// From the session's execution.
     Report(ExecutionReport),
-    /// Output of the session's execution, encoded, and how far its streams have come with it.
+    /// Encoded output of the session's execution.
     Output {
-        /// Whose output.
+        /// The execution.
         execution_id: ExecutionId,
         /// WebSocket frames.
         frames: Bytes,
-        /// Bytes of each stream up to here.
+        /// The bytes of each stream up to the end of these frames.
         offsets: PerStream<u64>,
     },
-    /// The outcome of an earlier [`Effect`].
+    /// The outcome of an [`Effect::Control`] or [`Effect::ById`].
     Answered(ControlOutcome),
-    /// It is time to repeat the newest status.
+    /// The heartbeat timer fired.
     Heartbeat,
-    /// It is time to look whether the client lives.
-    Look {
-        /// Bytes that its socket has taken so far.
+    /// The timer that checks the client's liveness fired.
+    Tick {
+        /// The bytes that the client's socket has accepted so far.
         taken: u64,
-        /// Whether something waits for it.
+        /// Whether messages wait for the client.
         blocked: bool,
     },
-    /// More responses wait for the client than may.
+    /// More responses wait for the client than the limit allows.
     Flooded,
-    /// The service goes away.
-    Drain(DrainMode),
-    /// What still runs must end now.
-    Hurry,
+    /// The service is shutting down.
+    Drain(Drain),
 }
 
-/// What becomes of an execution that may go on without its client when the service goes away.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum DrainMode {
-    /// It is left to its backend.
-    Running,
-    /// Its backend goes away too.
-    Nothing,
-}
-
-/// The outcome of something that a client asked for and that took a while.
+/// The outcome of a request that the backend or another session has answered.
 #[derive(Clone, PartialEq, Debug)]
 pub struct ControlOutcome {
-    /// The request's id, if a response is owed.
+    /// The id of the client's call, if it expects a response.
     pub id: Option<Id>,
-    /// Which execution it was about.
+    /// The execution that the request was for.
     pub execution_id: ExecutionId,
-    /// Whether it was an ask of the session's own execution.
+    /// Whether the request went to the session's own execution.
     pub own: bool,
-    /// What came of it.
+    /// The result of the response.
     pub outcome: Result<Value, ErrorObject>,
 }
 
-/// Something that the session's shell must do.
+/// A task for the session's actor.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Effect {
     /// Start the session's execution.
     Start(ExecutionId, Box<ExecuteParams>),
-    /// Follow an execution that is there already.
-    Follow(AttachParams),
-    /// Repeat the newest status this often, in milliseconds.
-    Beat(u64),
-    /// End the session's execution because the service goes away.
-    Drain,
-    /// Ask this of the session's execution; the answer is owed to this request.
+    /// Attach to an execution that exists already.
+    Attach(AttachParams),
+    /// Set the heartbeat period, in milliseconds.
+    SetHeartbeat(u64),
+    /// Cancel the session's execution because the service is shutting down.
+    Drain {
+        /// Milliseconds between TERM and KILL.
+        grace_ms: u64,
+    },
+    /// Send this request to the session's execution, for the call with this id.
     Control(Option<Id>, ControlRequest),
-    /// Say what the client has received.
+    /// Report to the backend what the client has received.
     Acknowledge(PerStream<u64>),
-    /// Say the same of an execution that has ended, in the name of the hold that it had.
-    Delivered(ExecutionId, PerStream<u64>, Option<u64>),
-    /// Do this to an execution that another session may hold.
-    Elsewhere(Option<Id>, ExecutionId, ByIdRequest),
-    /// Let go of the session's execution: it has ended.
+    /// The same for an execution that has ended, with the number of the hold that the session had.
+    AcknowledgeEnded(ExecutionId, PerStream<u64>, Option<u64>),
+    /// Send this request to an execution that this session does not hold, for the call with this id.
+    ById(Option<Id>, ExecutionId, ByIdRequest),
+    /// Release the session's execution, because it has ended.
     Release,
 }
 
 /// A request for an execution that this session does not hold.
 #[derive(Clone, PartialEq, Debug)]
 pub enum ByIdRequest {
-    /// Do this to it.
+    /// A control request.
     Control(ControlRequest),
-    /// Ask how it is.
+    /// A request for its status.
     Status,
 }
 
-/// A session, from its first message to its close frame.
+/// The state of a session.
 #[derive(Debug)]
 pub enum Phase<O: Outlet> {
-    /// The client is there.
+    /// The client is connected.
     Open(Box<Open>, O),
-    /// A close frame was the last thing said, or the client is gone.
-    Closed(Option<O::Closed>, CloseCause),
-}
-
-/// How a session was closed.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum CloseCause {
-    /// We said why.
-    Said(CloseReason),
-    /// The connection was gone before anything could be said.
+    /// The close frame was sent, for this reason.
+    Closed(O::Closed, CloseReason),
+    /// The connection ended without a close frame of the service.
     Gone,
 }
 
 impl<O: Outlet> Phase<O> {
-    /// A session that has said `connected`.
+    /// Opens a session and sends `connected`.
     pub fn open(id: SessionId, backend: Option<&BackendKind>, limits: Limits, mut outlet: O, now: Instant) -> Self {
         outlet.send(Outgoing::Message(ServerMessage::Connected(Connected {
             session_id: id,
@@ -194,27 +181,17 @@ impl<O: Outlet> Phase<O> {
         Phase::Open(Open::new(limits, now), outlet)
     }
 
-    /// A session that was not let in: it hears why, and is closed.
-    pub fn refused(error: ErrorObject, outlet: O) -> Self {
-        let reason = CloseReason::new(CloseCode::TryAgain, error.message.clone());
-        let mut outlet = outlet;
-        outlet.send(Outgoing::Message(ServerMessage::Error(ErrorNotice { error, execution_id: None })));
-        Phase::Closed(Some(outlet.close(&reason)), CloseCause::Said(reason))
-    }
-
-    /// Takes an event: says what there is to say, and gives what is to be done.
+    /// Handles an event: sends the messages that follow from it, and returns the effects.
     pub fn on(self, event: SessionEvent, now: Instant) -> (Self, Vec<Effect>) {
-        let Phase::Open(open, mut outlet) = self else { return (self, Vec::new()) };
+        let Phase::Open(mut open, mut outlet) = self else { return (self, Vec::new()) };
         let step = open.on(event, now);
-        for words in step.say {
-            outlet.send(words);
-        }
-        let phase = match step.then {
-            NextStep::Stay(open) => Phase::Open(open, outlet),
-            NextStep::Close(reason) => Phase::Closed(Some(outlet.close(&reason)), CloseCause::Said(reason)),
-            NextStep::Gone => Phase::Closed(None, CloseCause::Gone),
+        step.messages.into_iter().for_each(|message| outlet.send(message));
+        let phase = match step.end {
+            SessionEnd::Open => Phase::Open(open, outlet),
+            SessionEnd::Close(reason) => Phase::Closed(outlet.close(&reason), reason),
+            SessionEnd::Gone => Phase::Gone,
         };
-        (phase, step.asks)
+        (phase, step.effects)
     }
 }
 

@@ -265,7 +265,7 @@ impl RunningJob {
             progress.push_stderr(bytes);
             return false;
         }
-        progress.feed(bytes, Instant::now())
+        progress.push_stdout(bytes, Instant::now())
     }
 
     /// Tells the agent's progress that no event follows.

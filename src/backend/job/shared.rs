@@ -89,11 +89,11 @@ impl JobSnapshot {
             heartbeat_ms: Some(millis(context.heartbeat)),
             may_detach: context.detach.is_some(),
             acknowledge_bytes: context.detach.map(|_| context.ring_bytes as u64 / ACKNOWLEDGEMENTS_A_RING),
-            claude: context.agent.is_some(),
             instance: Some(context.instance),
-            // Set by `OutputBuffer`, which numbers the holds.
-            hold: None,
-        };
+            // `OutputBuffer` sets the hold, because it numbers the holds.
+            ..backend_api::StreamInfo::default()
+        }
+        .with_agent(context.agent.as_ref().map(|job| job.agent.executor()));
         match self.position {
             Some(position) => BackendEvent::Queued(QueuedEvent { position, terms: info }),
             None => BackendEvent::Started(StartedEvent {

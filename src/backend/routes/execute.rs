@@ -45,7 +45,7 @@ pub(super) async fn execute_claude(request: HttpRequest, body: Bytes, registry: 
     let asked = ExecuteRequest::read(&body, &registry.limits()).and_then(|asked| match asked.run.executor.as_deref() {
         None | Some(EXECUTOR) => {
             let run = ExecutionSpec { executor: Some(EXECUTOR.to_owned()), ..asked.run };
-            run.check_for(EXECUTOR).map(|()| ExecuteRequest { run, ..asked })
+            run.check_executor(EXECUTOR, true).map(|()| ExecuteRequest { run, ..asked })
         }
         Some(other) => {
             let message = format!("executor must be claude here, not {other:?}: leave it out, or POST /execute/stream");

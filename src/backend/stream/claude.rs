@@ -5,8 +5,8 @@
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use cc_executor_actors::{
-    agent::claude::{
-        ClaudeEvent,
+    agent::{
+        claude::ClaudeEvent,
         lines::{EventLine, LineSplitter},
     },
     id::ExecutionId,
@@ -118,7 +118,7 @@ fn push(line: Value, out: &mut Vec<u8>) {
 
 #[cfg(test)]
 mod tests {
-    use cc_executor_actors::{agent::claude::MAX_LINE, outcome::Reason, stream::GapReason};
+    use cc_executor_actors::{agent::lines::MAX_LINE, outcome::Reason, stream::GapReason};
 
     use super::*;
 

@@ -91,6 +91,9 @@ pub(super) struct AcceptedResult {
     /// Whether its standard output is made of Claude's events.
     #[serde(default)]
     pub(super) claude: bool,
+    /// The executor of another agent, of whose events it is made.
+    #[serde(default)]
+    pub(super) agent: Option<String>,
     /// The backend that has it, a UUID made at its start.
     #[serde(default)]
     pub(super) instance: Option<String>,

@@ -220,13 +220,13 @@ impl LoopState {
     }
 
     fn on_accepted(&mut self, accepted: AcceptedResult) -> Vec<LoopAction> {
-        let AcceptedResult { execution_id: id, status, claude, instance } = accepted;
+        let AcceptedResult { execution_id: id, status, claude, agent, instance } = accepted;
         let is_first = !matches!(self.request, RequestState::Accepted { .. });
         let instance = instance.or_else(|| self.request.instance().map(str::to_owned));
         self.request = RequestState::Accepted { id, instance };
         self.phase = LoopPhase::Following;
         let mut actions = Vec::new();
-        if claude {
+        if claude || agent.is_some() {
             actions.push(LoopAction::ResumeAgentOutput);
         }
         match self.purpose {

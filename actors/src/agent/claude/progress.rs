@@ -1,9 +1,7 @@
-//! Follows Claude's events: what it is doing, how often it has answered, how it says it ended, and by when it
-//! must have exited after that.
+//! The progress of Claude from its events: its activity, its turns, its result, and the time by which it must exit.
 //!
-//! A `result` ends its own turn. The CLI goes on by itself when a background task wakes it, and for queued
-//! turns (seen with 2.1.197 and 2.1.330), so a later event of the main agent takes the result back.
-//! Decided here alone and without a look at a clock: every call is given the time.
+//! A `result` ends its own turn. The CLI continues by itself when a background task wakes it, and for queued turns (seen
+//! with 2.1.197 and 2.1.330), so a later event of the main agent withdraws the result. Time is a parameter.
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -13,74 +11,80 @@ use std::{
 use serde::de::IgnoredAny;
 
 use super::{
-    ClaudeEvent, EventPart, TaskChange,
-    lines::{EventLine, LineSplitter},
-    verdict,
+    event::{ClaudeEvent, EventPart, TaskChange},
+    result::verdict,
 };
 use crate::{
     activity::Activity,
-    agent::AgentProgress,
+    agent::{
+        AgentProgress,
+        lines::{EventLine, LineSplitter},
+    },
     clock::Stopwatch,
     outcome::{ClaudeResult, Reason, Status},
 };
 
-/// How long Claude may take to exit after its last result, unless a setting says otherwise. Some releases
-/// never do; others wait for something that they print no event of.
+/// The default time that Claude may take to exit after its last result. Some releases never exit; others wait for
+/// something that no event reports.
 pub const EXIT_PATIENCE: Duration = Duration::from_secs(45);
 
-/// Tools in use at a time that are remembered, and how much of a name.
+/// The most tools in use that are remembered.
 const MAX_TOOLS: usize = 64;
+
+/// The longest name of a tool, in bytes.
 const MAX_NAME: usize = 128;
 
-/// How much of what is no event is remembered, in bytes: the newest.
-const MAX_LAST_WORDS: usize = 2 << 10;
+/// The longest remembered end of the output that is not an event, in bytes.
+const MAX_STDERR: usize = 2 << 10;
 
-/// Background tasks at a time that are remembered.
+/// The most background tasks that are remembered.
 const MAX_TASKS: usize = 1024;
 
-/// What is known of one run of Claude.
+/// The state of one run of Claude.
 #[derive(Debug)]
 pub struct ProgressTracker {
     lines: LineSplitter,
+    /// The tools in use: the id of the use, and the tool's name.
     tools: VecDeque<(String, String)>,
-    /// The ids of the background tasks that have begun and not ended.
+    /// The ids of the background tasks that run.
     tasks: BTreeSet<String>,
     turns: u32,
+    /// Whether the newest event of a turn is the model's.
     answering: bool,
-    said: ReportedEnd,
-    last_words: VecDeque<u8>,
+    result: ReportedResult,
+    /// The end of the output that is not an event.
+    stderr: VecDeque<u8>,
     exit: ExitWait,
-    /// When what is read now arrived.
+    /// The arrival time of the events that are read now.
     arrived_at: Instant,
-    /// Whether something has changed since that was last asked.
+    /// Whether the activity or the result has changed since the last [`AgentProgress::take_change`].
     changed: bool,
 }
 
-/// What Claude has said of how it ended.
 #[derive(Debug)]
-enum ReportedEnd {
-    /// No result yet.
-    Nothing,
-    /// The result of the last turn so far, with the sums of all turns.
-    Result(ClaudeResult),
+enum ReportedResult {
+    /// No turn has ended.
+    None,
+    /// The result of the last turn, with the sums of all turns.
+    Valid(ClaudeResult),
     /// Another turn has begun since that result.
-    TakenBack(ClaudeResult),
+    Withdrawn(ClaudeResult),
 }
 
 /// The wait for Claude's exit.
 #[derive(Debug)]
 struct ExitWait {
     patience: Duration,
-    /// Since the last event. Stands still while no events are read.
+    /// The time since the last event. Does not run while no events are read.
     quiet: Stopwatch,
-    /// Since when Claude has nothing left to do, as far as its events tell.
+    /// The time since which Claude has nothing left to do according to its events.
     expected_since: Option<Instant>,
-    /// Its standard output has ended.
-    is_silent: bool,
+    /// Whether its standard output has ended.
+    stdout_ended: bool,
 }
 
 impl ProgressTracker {
-    /// One that has just started, and may take `patience` to exit after its last event.
+    /// A run that has just started. `patience` is the longest time from its last event to its exit.
     pub fn new(patience: Duration, now: Instant) -> Self {
         ProgressTracker {
             lines: LineSplitter::default(),
@@ -88,53 +92,39 @@ impl ProgressTracker {
             tasks: BTreeSet::new(),
             turns: 0,
             answering: false,
-            said: ReportedEnd::Nothing,
-            last_words: VecDeque::new(),
-            exit: ExitWait { patience, quiet: Stopwatch::started(now), expected_since: None, is_silent: false },
+            result: ReportedResult::None,
+            stderr: VecDeque::new(),
+            exit: ExitWait { patience, quiet: Stopwatch::started(now), expected_since: None, stdout_ended: false },
             arrived_at: now,
             changed: false,
         }
     }
 
-    /// The newest of what it wrote that is no event.
-    pub fn last_words(&self) -> String {
-        let (front, back) = self.last_words.as_slices();
-        String::from_utf8_lossy(&[front, back].concat()).trim().to_owned()
-    }
-
-    /// How it says it ended: the result of its last turn, with the sums of all turns. `None` if it began another
-    /// turn after that.
-    pub fn outcome(&self) -> Option<&ClaudeResult> {
-        match &self.said {
-            ReportedEnd::Result(outcome) => Some(outcome),
-            ReportedEnd::Nothing | ReportedEnd::TakenBack(_) => None,
-        }
-    }
-
     fn parse(&mut self, line: &EventLine, now: Instant) {
-        let event = if let EventLine::Whole(bytes) = line { ClaudeEvent::parse(bytes) } else { None };
         self.arrived_at = now;
-        self.on_line(line, event.as_ref());
+        self.on_line(line, ClaudeEvent::of_line(line).as_ref());
     }
 
-    /// Takes a line, and the event that it is.
+    /// Handles a line, with its event if it is one.
     pub(super) fn on_line(&mut self, line: &EventLine, event: Option<&ClaudeEvent<'_>>) {
-        let (EventLine::Whole(bytes) | EventLine::Piece(bytes)) = line;
         let now = self.arrived_at;
-        let Some(event) = event else {
-            self.push_stderr(bytes);
-            // Results of several turns come one after the other: a line that was cut off may have been the last.
-            let before = self.doing();
-            if is_broken_event(bytes) {
-                self.take_back();
-                self.note_exit(now);
+        match event {
+            Some(event) => {
+                self.changed |= self.on_event(event);
+                self.exit.quiet.reset(now);
+                self.update_exit(now);
             }
-            self.changed |= self.doing() != before;
-            return;
-        };
-        self.changed |= self.on_event(event);
-        self.exit.quiet.reset(now);
-        self.note_exit(now);
+            None => {
+                self.push_stderr(line.bytes());
+                // The line may be the cut-off result of a later turn.
+                if is_broken_event(line.bytes()) {
+                    let before = self.activity();
+                    self.withdraw_result();
+                    self.update_exit(now);
+                    self.changed |= self.activity() != before;
+                }
+            }
+        }
     }
 
     fn on_event(&mut self, event: &ClaudeEvent<'_>) -> bool {
@@ -144,18 +134,17 @@ impl ProgressTracker {
         if event.is_of_subagent() {
             return false;
         }
-        if let Some(outcome) = event.outcome() {
-            let said = std::mem::replace(&mut self.said, ReportedEnd::Nothing);
-            self.said = ReportedEnd::Result(match said {
-                ReportedEnd::Nothing => outcome,
-                ReportedEnd::Result(before) | ReportedEnd::TakenBack(before) => outcome.after(&before),
+        if let Some(result) = event.outcome() {
+            self.result = ReportedResult::Valid(match &self.result {
+                ReportedResult::None => result,
+                ReportedResult::Valid(earlier) | ReportedResult::Withdrawn(earlier) => result.after(earlier),
             });
             self.answering = false;
             return true;
         }
-        let before = self.doing();
+        let before = self.activity();
         if event.is_of_a_turn() {
-            self.take_back();
+            self.withdraw_result();
         }
         match &*event.kind {
             "assistant" if !self.answering => {
@@ -178,7 +167,7 @@ impl ProgressTracker {
                 EventPart::Text(_) => {}
             }
         }
-        self.doing() != before
+        self.activity() != before
     }
 
     fn on_task(&mut self, change: TaskChange) {
@@ -190,15 +179,15 @@ impl ProgressTracker {
         }
     }
 
-    fn take_back(&mut self) {
-        self.said = match std::mem::replace(&mut self.said, ReportedEnd::Nothing) {
-            ReportedEnd::Result(outcome) => ReportedEnd::TakenBack(outcome),
-            said => said,
+    fn withdraw_result(&mut self) {
+        self.result = match std::mem::replace(&mut self.result, ReportedResult::None) {
+            ReportedResult::Valid(result) => ReportedResult::Withdrawn(result),
+            other => other,
         };
     }
 
-    fn note_exit(&mut self, now: Instant) {
-        if self.exit.is_silent || (self.outcome().is_some() && self.tasks.is_empty()) {
+    fn update_exit(&mut self, now: Instant) {
+        if self.exit.stdout_ended || (self.result().is_some() && self.tasks.is_empty()) {
             self.exit.expected_since.get_or_insert(now);
         } else {
             self.exit.expected_since = None;
@@ -207,7 +196,7 @@ impl ProgressTracker {
 }
 
 impl AgentProgress for ProgressTracker {
-    fn feed(&mut self, bytes: &[u8], now: Instant) -> bool {
+    fn push_stdout(&mut self, bytes: &[u8], now: Instant) -> bool {
         self.lines.push(bytes);
         while let Some(line) = self.lines.pop() {
             self.parse(&line, now);
@@ -215,7 +204,7 @@ impl AgentProgress for ProgressTracker {
         self.take_change()
     }
 
-    fn arrived(&mut self, now: Instant) {
+    fn set_arrival(&mut self, now: Instant) {
         self.arrived_at = now;
     }
 
@@ -224,20 +213,19 @@ impl AgentProgress for ProgressTracker {
     }
 
     fn push_stderr(&mut self, bytes: &[u8]) {
-        let kept = &bytes[bytes.len().saturating_sub(MAX_LAST_WORDS)..];
-        self.last_words.extend(kept);
-        let surplus = self.last_words.len().saturating_sub(MAX_LAST_WORDS);
-        self.last_words.drain(..surplus);
+        self.stderr.extend(&bytes[bytes.len().saturating_sub(MAX_STDERR)..]);
+        let surplus = self.stderr.len().saturating_sub(MAX_STDERR);
+        self.stderr.drain(..surplus);
     }
 
     fn finish(&mut self, now: Instant) {
         if let Some(line) = self.lines.rest() {
             self.parse(&line, now);
         }
-        if !self.exit.is_silent {
-            self.exit.is_silent = true;
+        if !self.exit.stdout_ended {
+            self.exit.stdout_ended = true;
             self.exit.quiet.reset(now);
-            self.note_exit(now);
+            self.update_exit(now);
         }
     }
 
@@ -249,16 +237,16 @@ impl AgentProgress for ProgressTracker {
         self.exit.expected_since.is_some()
     }
 
-    /// The time starts anew with each event. Since events that never end must not keep it for ever, it is over
-    /// with the total time-out at the latest, but never before the first `patience` has passed.
+    /// Each event starts the patience again. The total time-out ends it at the latest, because events may never end,
+    /// but not before the first patience has passed.
     fn exit_due(&self, total: Option<Instant>) -> Option<Instant> {
         let first = self.exit.expected_since? + self.exit.patience;
         let due = self.exit.quiet.due_at(self.exit.patience)?;
         Some(total.map_or(due, |total| due.min(total.max(first))))
     }
 
-    fn doing(&self) -> Activity {
-        let activity = match (self.outcome(), self.tools.back()) {
+    fn activity(&self) -> Activity {
+        let activity = match (self.result(), self.tools.back()) {
             (Some(_), _) => None,
             (None, Some((_, name))) => Some(format!("tool: {name}")),
             (None, None) => Some("thinking".to_owned()),
@@ -267,15 +255,19 @@ impl AgentProgress for ProgressTracker {
     }
 
     fn result(&self) -> Option<&ClaudeResult> {
-        self.outcome()
+        match &self.result {
+            ReportedResult::Valid(result) => Some(result),
+            ReportedResult::None | ReportedResult::Withdrawn(_) => None,
+        }
     }
 
     fn verdict(&self, exited_with_0: bool) -> Option<(Status, Reason, String)> {
-        verdict(self.outcome(), exited_with_0, &self.last_words())
+        let stderr: Vec<u8> = self.stderr.iter().copied().collect();
+        verdict(self.result(), exited_with_0, String::from_utf8_lossy(&stderr).trim())
     }
 }
 
-/// Whether a line that is no event may be what is left of one: not JSON, but begun as an object is.
+/// Whether a line may be a part of an event: not JSON, but with the beginning of an object.
 fn is_broken_event(line: &[u8]) -> bool {
     let is_json = |line| std::str::from_utf8(line).is_ok_and(|line| serde_json::from_str::<IgnoredAny>(line).is_ok());
     line.trim_ascii_start().starts_with(b"{") && !is_json(line)
@@ -308,16 +300,16 @@ mod tests {
 
     /// A run that prints these lines, one a second.
     fn run(start: Instant, lines: &[&str]) -> ProgressTracker {
-        let mut watch = ProgressTracker::new(PATIENCE, start);
+        let mut progress = ProgressTracker::new(PATIENCE, start);
         for (line, seconds) in lines.iter().zip(1..) {
-            watch.feed(format!("{line}\n").as_bytes(), start + Duration::from_secs(seconds));
+            progress.push_stdout(format!("{line}\n").as_bytes(), start + Duration::from_secs(seconds));
         }
-        watch
+        progress
     }
 
     #[test]
-    fn a_result_stands_until_another_turn_begins_and_is_waited_for_while_no_task_is_open() {
-        // Whether it has an outcome, and how many seconds after the last line its exit is due.
+    fn a_result_is_valid_until_the_next_turn_and_the_exit_is_due_if_no_task_runs() {
+        // Whether it has a result, and how many seconds after the last line its exit is due.
         let table: [(&[&str], bool, Option<u64>); 24] = [
             (&[], false, None),
             (&[INIT, SAID], false, None),
@@ -333,7 +325,7 @@ mod tests {
             (&[RESULT, CUT], false, None),
             (&[RESULT, "no event"], true, Some(44)),
             (&[RESULT, r#"{"no":"event"}"#], true, Some(44)),
-            // A task of a subagent is no turn, but is waited for.
+            // A task of a subagent is not a turn, but delays the exit.
             (&[RESULT, OF_SUBAGENT], true, None),
             (&[STARTED, RESULT], true, None),
             (&[OPEN, STARTED, RESULT], true, None),
@@ -346,30 +338,30 @@ mod tests {
             (&[AMBIENT, RESULT], true, Some(45)),
         ];
         let start = Instant::now();
-        for (lines, has_outcome, due) in table {
-            let watch = run(start, lines);
+        for (lines, has_result, due) in table {
+            let progress = run(start, lines);
             let due = due.map(|seconds| start + Duration::from_secs(lines.len() as u64 + seconds));
-            assert_eq!((watch.outcome().is_some(), watch.exit_due(None)), (has_outcome, due), "{lines:?}");
+            assert_eq!((progress.result().is_some(), progress.exit_due(None)), (has_result, due), "{lines:?}");
         }
     }
 
     #[test]
-    fn the_time_for_the_exit_stands_still_while_nothing_is_read() {
+    fn the_clock_of_the_exit_can_stop() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
-        let mut watch = run(start, &[RESULT]);
-        watch.run_clock(false, at(11));
-        assert_eq!(watch.exit_due(None), None);
-        watch.run_clock(true, at(1_000));
-        assert_eq!(watch.exit_due(None), Some(at(1_000 + 35)));
+        let mut progress = run(start, &[RESULT]);
+        progress.run_clock(false, at(11));
+        assert_eq!(progress.exit_due(None), None);
+        progress.run_clock(true, at(1_000));
+        assert_eq!(progress.exit_due(None), Some(at(1_000 + 35)));
     }
 
     #[test]
-    fn events_without_end_do_not_outlive_the_total_time_out() {
+    fn endless_events_do_not_delay_the_exit_beyond_the_total_time_out() {
         let start = Instant::now();
         let at = |seconds| Some(start + Duration::from_secs(seconds));
         let once = run(start, &[RESULT]);
-        assert_eq!(once.exit_due(at(20)), at(46), "it has its time, whatever the time-out");
+        assert_eq!(once.exit_due(at(20)), at(46), "the first patience passes, whatever the time-out");
         assert_eq!(once.exit_due(at(99)), at(46));
         let chatty = run(start, &[&[RESULT][..], &[UNKNOWN; 99]].concat());
         assert_eq!(
@@ -381,35 +373,35 @@ mod tests {
     }
 
     #[test]
-    fn silence_is_an_end_whatever_is_open() {
+    fn the_exit_is_due_after_the_end_of_standard_output_even_if_tasks_run() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
-        for (lines, has_outcome) in [(&[STARTED, RESULT][..], true), (&[RESULT, SAID], false), (&[], false)] {
-            let mut watch = run(start, lines);
-            watch.finish(at(10));
-            watch.finish(at(20));
-            assert_eq!((watch.outcome().is_some(), watch.exit_due(None)), (has_outcome, Some(at(55))), "{lines:?}");
+        for (lines, has_result) in [(&[STARTED, RESULT][..], true), (&[RESULT, SAID], false), (&[], false)] {
+            let mut progress = run(start, lines);
+            progress.finish(at(10));
+            progress.finish(at(20));
+            assert_eq!((progress.result().is_some(), progress.exit_due(None)), (has_result, Some(at(55))), "{lines:?}");
         }
     }
 
     #[test]
-    fn an_unfinished_last_line_is_an_event_or_takes_the_result_back() {
+    fn an_unfinished_last_line_is_an_event_or_withdraws_the_result() {
         let start = Instant::now();
         for (last, expected) in [(RESULT, Some("done")), ("", Some("done")), ("bye", Some("done")), (CUT, None)] {
-            let mut watch = run(start, &[RESULT]);
-            watch.feed(last.as_bytes(), start);
-            watch.finish(start);
-            assert_eq!(watch.outcome().map(|outcome| outcome.text.as_str()), expected, "{last}");
+            let mut progress = run(start, &[RESULT]);
+            progress.push_stdout(last.as_bytes(), start);
+            progress.finish(start);
+            assert_eq!(progress.result().map(|result| result.text.as_str()), expected, "{last}");
         }
-        // A result that is too long to be read is no reason to believe the one before.
-        let mut watch = run(start, &[RESULT]);
-        watch.feed(&[CUT.as_bytes(), &vec![b'x'; 17 << 20], b"\n"].concat(), start);
-        assert_eq!(watch.outcome(), None);
+        // A result that is too long withdraws the result before it.
+        let mut progress = run(start, &[RESULT]);
+        progress.push_stdout(&[CUT.as_bytes(), &vec![b'x'; 17 << 20], b"\n"].concat(), start);
+        assert_eq!(progress.result(), None);
     }
 
     #[test]
     fn turns_are_counted_over_all_results() {
-        let watch = run(Instant::now(), &[INIT, SAID, RESULT, INIT, SAID, SAID, RESULT]);
-        assert_eq!((watch.doing().turns, watch.outcome().unwrap().num_turns), (2, Some(4)));
+        let progress = run(Instant::now(), &[INIT, SAID, RESULT, INIT, SAID, SAID, RESULT]);
+        assert_eq!((progress.activity().turns, progress.result().unwrap().num_turns), (2, Some(4)));
     }
 }

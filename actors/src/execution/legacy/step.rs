@@ -80,7 +80,7 @@ impl LegacyState {
             LegacyEvent::Chunk(chunk) => {
                 self.silence.reset(now);
                 if let Some(progress) = &self.progress {
-                    progress.borrow_mut().arrived(now);
+                    progress.borrow_mut().set_arrival(now);
                 }
                 Ok(LegacyStep::Feed(chunk))
             }
@@ -102,7 +102,7 @@ impl LegacyState {
     /// The agent's activity, if it has changed since the last call.
     pub(super) fn changed_activity(&self) -> Option<Activity> {
         let mut progress = self.progress.as_ref()?.borrow_mut();
-        progress.take_change().then(|| progress.doing())
+        progress.take_change().then(|| progress.activity())
     }
 
     /// The outcome of an execution whose stream ended properly: COMPLETED, unless its agent reported otherwise.
@@ -189,8 +189,8 @@ mod tests {
         const RESULT: &str = "{\"type\":\"result\",\"subtype\":\"success\",\"is_error\":false,\"result\":\"ok\"}\n";
         let start = Instant::now();
         let patience = Duration::from_secs(9);
-        let options = ReaderOptions { framing: Framing::Chunk, start: 0, told_as: None };
-        let (mut reader, progress) = Claude.watched_reader(options, patience, start);
+        let options = ReaderOptions { framing: Framing::Chunk, start: 0, events_of: None };
+        let (mut reader, progress) = Claude.reader_with_progress(options, patience, start);
         let mut state = LegacyState::new(None, Some(progress), start);
         assert_eq!(state.exit_due(), None);
         state.on(LegacyEvent::Chunk(Bytes::from(RESULT)), start).unwrap();

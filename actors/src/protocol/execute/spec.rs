@@ -1,8 +1,11 @@
 //! The part of `execute` that goes to the backend: the command, its environment and its limits.
+//!
+//! The gateway reads it from the client's message and the backend from the HTTP body, both through
+//! [`ExecutionSpec::from_fields`]. It has no `Deserialize`, because derived code would skip the bounds.
 
 use std::{borrow::Cow, collections::BTreeMap};
 
-use serde::{Deserialize, Serialize};
+use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 
 use super::claude::ClaudeOptions;
@@ -14,95 +17,83 @@ use crate::{
     },
     rpc::{
         ErrorObject, code,
-        params::{Params, ill_typed},
+        params::{Params, ill_typed, invalid},
     },
 };
 
-/// The command, its environment and its limits: the part of `execute` that goes to the backend.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+/// The command, its environment and its limits.
+#[derive(Clone, PartialEq, Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ExecutionSpec {
-    /// The command, 1 to [`MAX_COMMAND_BYTES`] bytes without NUL.
-    #[serde(alias = "question")]
+    /// The command, 1 to [`MAX_COMMAND_BYTES`] bytes without NUL. The prompt of an agent may be as long as a message.
     pub command: String,
     /// The executor's name; the backend's default if absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub executor: Option<String>,
-    /// The client's own id for it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// An id that the client chose.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub execution_id: Option<ExecutionId>,
     /// The working directory; the backend's own if absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub cwd: Option<String>,
     /// Variables added to the command's environment.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
-    /// Whether the command reads what `input` sends; it reads end-of-file otherwise.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    /// Whether `input` writes to the command's standard input; otherwise the command reads end-of-file.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub stdin: bool,
-    /// The size of the terminal that it runs on, if on one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// The size of the command's terminal; `None` to run it on pipes.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub pty: Option<TerminalSize>,
     /// Total time-out in milliseconds, from RUNNING.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
     /// The longest time without output, in milliseconds.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub stall_timeout_ms: Option<u64>,
     /// The heartbeat period in milliseconds; [`DEFAULT_HEARTBEAT_MS`] if absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub heartbeat_ms: Option<u64>,
-    /// How it goes on when no client follows it; it is ended if absent.
-    #[serde(flatten, with = "on_disconnect")]
+    /// How the execution continues without a client; `None` to end it then.
+    #[serde(flatten, serialize_with = "with_on_disconnect")]
     pub detach: Option<DetachOptions>,
     /// Claude's options.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub claude: Option<ClaudeOptions>,
 }
 
-/// How an execution goes on without anybody who follows it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+/// How an execution continues without a client.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DetachOptions {
-    /// For how long, in milliseconds.
-    #[serde(default = "default_detach_ms")]
+    /// The longest time without a client, in milliseconds.
     pub detach_ms: u64,
-    /// What a full ring means.
-    #[serde(default)]
+    /// What a full output buffer means.
     pub overflow: Overflow,
 }
 
-/// What becomes of output that nobody has acknowledged when there is no room for more.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+/// What happens to unacknowledged output when the output buffer is full.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Overflow {
     /// It is kept, and the command waits.
     #[default]
     Wait,
-    /// It is dropped, which is said.
+    /// It is dropped, and the client gets a `gap`.
     Drop,
 }
 
 impl ExecutionSpec {
     /// A command without any option.
     pub fn of(command: impl Into<String>) -> Self {
-        ExecutionSpec {
-            command: command.into(),
-            executor: None,
-            execution_id: None,
-            cwd: None,
-            env: BTreeMap::new(),
-            stdin: false,
-            pty: None,
-            timeout_ms: None,
-            stall_timeout_ms: None,
-            heartbeat_ms: None,
-            detach: None,
-            claude: None,
-        }
+        ExecutionSpec { command: command.into(), ..ExecutionSpec::default() }
     }
 
-    /// Reads what runs. `command` is the name of the field that holds the command.
+    /// Reads a spec and checks its bounds. `command` is the name of the field that holds the command.
+    ///
+    /// # Errors
+    ///
+    /// A parameter is ill-typed or out of its bounds: the error names it.
     pub fn from_fields(fields: &mut Params, command: &str, limits: &Limits) -> Result<Self, ErrorObject> {
         let text = fields
             .string(command)?
@@ -111,48 +102,47 @@ impl ExecutionSpec {
             return Err(ErrorObject::new(code::PARAMS, format!("{command} must not be empty: it is what to run"))
                 .with(json!({ "param": command, "asked": 0, "min": 1 })));
         }
-        without_nul(command, &text)?;
+        check_no_nul(command, &text)?;
         let cwd = fields.string("cwd")?;
         if let Some(cwd) = &cwd {
-            without_nul("cwd", cwd)?;
+            check_no_nul("cwd", cwd)?;
             if cwd.is_empty() {
                 return Err(ErrorObject::new(code::PARAMS, "cwd must not be empty: name a directory or leave it out"));
             }
         }
-        let run = ExecutionSpec {
+        Ok(ExecutionSpec {
             command: text,
             executor: fields.string("executor")?,
             execution_id: execution_id(fields)?,
             cwd,
             env: environment(fields)?,
-            stdin: fields.boolean("stdin")?.unwrap_or(false),
-            pty: fields.object("pty")?.map(TerminalSize::from_whole).transpose()?,
+            stdin: fields.boolean("stdin")?,
+            pty: fields.object("pty")?.map(TerminalSize::from_object).transpose()?,
             timeout_ms: fields.integer("timeoutMs", 1, limits.timeout_ms)?,
             stall_timeout_ms: fields.integer("stallTimeoutMs", 1, limits.timeout_ms)?,
             heartbeat_ms: fields.integer("heartbeatMs", limits.heartbeat_min_ms, limits.heartbeat_max_ms)?,
             detach: detach(fields, limits)?,
-            claude: fields.object("claude")?.map(ClaudeOptions::from_whole).transpose()?,
-        };
-        if let Some(executor) = &run.executor {
-            run.check_for(executor)?;
-        }
-        Ok(run)
+            claude: fields.object("claude")?.map(ClaudeOptions::from_object).transpose()?,
+        })
     }
 
-    /// Whether it can be asked of this executor. Where none is named, only the backend can say.
-    pub fn check_for(&self, executor: &str) -> Result<(), ErrorObject> {
-        let refused =
-            |param: &str, message: String| Err(ErrorObject::new(code::PARAMS, message).with(json!({ "param": param })));
-        if executor == CLAUDE_EXECUTOR {
-            // Its prompt goes through standard input, and may be as long as a message.
+    /// Checks that these options apply to the executor `name`, which runs an agent or commands.
+    ///
+    /// # Errors
+    ///
+    /// An option does not apply: the error names it.
+    pub fn check_executor(&self, name: &str, is_agent: bool) -> Result<(), ErrorObject> {
+        if self.claude.is_some() && name != CLAUDE_EXECUTOR {
+            let message = format!("claude has options for the executor claude, not for {name:?}");
+            return Err(invalid("claude", message));
+        }
+        if is_agent {
+            // The prompt goes through standard input, so it may be as long as a message.
             return match (self.stdin, self.pty) {
-                (true, _) => refused("stdin", "claude reads its prompt there: leave stdin out".to_owned()),
-                (_, Some(_)) => refused("pty", "claude's events need no terminal: leave pty out".to_owned()),
+                (true, _) => Err(invalid("stdin", format!("{name} reads its prompt there: leave stdin out"))),
+                (_, Some(_)) => Err(invalid("pty", format!("the events of {name} need no terminal: leave pty out"))),
                 (false, None) => Ok(()),
             };
-        }
-        if self.claude.is_some() {
-            return refused("claude", format!("claude has options for the executor claude, not for {executor:?}"));
         }
         let length = self.command.len();
         if length > MAX_COMMAND_BYTES {
@@ -163,12 +153,12 @@ impl ExecutionSpec {
         Ok(())
     }
 
-    /// How often a sign of life is sent, in milliseconds.
+    /// The heartbeat period, in milliseconds.
     pub fn heartbeat_ms(&self) -> u64 {
         self.heartbeat_ms.unwrap_or(DEFAULT_HEARTBEAT_MS)
     }
 
-    /// The names of what makes two requests the same, their ids apart.
+    /// The names of the parameters in which two requests for the same execution must agree.
     pub const PARTS: [&'static str; 11] = [
         "command",
         "executor",
@@ -183,8 +173,9 @@ impl ExecutionSpec {
         "claude",
     ];
 
-    /// The value of each of [`PARTS`](ExecutionSpec::PARTS), in a form that is equal exactly where the value is.
+    /// The value of each of [`PARTS`](ExecutionSpec::PARTS) as a text that is equal exactly if the value is.
     pub fn parts(&self) -> [Cow<'_, str>; ExecutionSpec::PARTS.len()] {
+        // Each field is named, because a field that is forgotten here would let different requests pass as the same.
         let ExecutionSpec {
             command,
             executor,
@@ -199,7 +190,6 @@ impl ExecutionSpec {
             detach,
             claude,
         } = self;
-        let detach = detach.map(|DetachOptions { detach_ms, overflow }| (detach_ms, overflow));
         [
             Cow::Borrowed(command.as_str()),
             canonical(executor),
@@ -210,12 +200,12 @@ impl ExecutionSpec {
             canonical(timeout_ms),
             canonical(stall_timeout_ms),
             canonical(&self.heartbeat_ms()),
-            canonical(&detach),
+            canonical(detach),
             canonical(claude),
         ]
     }
 
-    /// The parameter in which the two differ, their ids apart.
+    /// The first parameter in which the two differ, apart from their ids.
     pub fn difference(&self, other: &ExecutionSpec) -> Option<&'static str> {
         let (own, others) = (self.parts(), other.parts());
         (0..ExecutionSpec::PARTS.len()).find(|at| own[*at] != others[*at]).map(|at| ExecutionSpec::PARTS[at])
@@ -227,62 +217,37 @@ fn canonical(value: &impl Serialize) -> Cow<'static, str> {
     Cow::Owned(serde_json::to_string(value).expect("a value whose keys are strings is JSON"))
 }
 
-/// The default of [`DetachOptions::detach_ms`], where the service's limit is not lower.
-fn default_detach_ms() -> u64 {
-    DEFAULT_DETACH_MS
-}
-
-/// `onDisconnect` beside its two options, which mean nothing without `"detach"`.
-mod on_disconnect {
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-    use crate::protocol::execute::spec::DetachOptions;
-
-    #[derive(Serialize, Deserialize)]
+/// Writes `onDisconnect` beside the two options that apply to `"detach"` only.
+fn with_on_disconnect<S: Serializer>(detach: &Option<DetachOptions>, serializer: S) -> Result<S::Ok, S::Error> {
+    #[derive(Serialize)]
     #[serde(tag = "onDisconnect", rename_all = "lowercase")]
     enum OnDisconnect {
-        Cancel,
         Detach(DetachOptions),
     }
-
-    pub(super) fn serialize<S: Serializer>(detach: &Option<DetachOptions>, serializer: S) -> Result<S::Ok, S::Error> {
-        detach.map(OnDisconnect::Detach).serialize(serializer)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<DetachOptions>, D::Error> {
-        Ok(match Option::<OnDisconnect>::deserialize(deserializer)? {
-            Some(OnDisconnect::Detach(detach)) => Some(detach),
-            Some(OnDisconnect::Cancel) | None => None,
-        })
-    }
+    detach.map(OnDisconnect::Detach).serialize(serializer)
 }
 
 fn detach(fields: &mut Params, limits: &Limits) -> Result<Option<DetachOptions>, ErrorObject> {
-    let detach = fields.one_of("onDisconnect", &["cancel", "detach"])? == Some(1);
+    let detaches = fields.one_of("onDisconnect", &["cancel", "detach"])? == Some(1);
     let detach_ms = fields.integer("detachMs", 1, limits.detach_ms)?;
     let overflow = fields.one_of("overflow", &["wait", "drop"])?;
-    if detach {
+    if detaches {
         let overflow = if overflow == Some(1) { Overflow::Drop } else { Overflow::Wait };
         let detach_ms = detach_ms.unwrap_or(DEFAULT_DETACH_MS.min(limits.detach_ms));
         return Ok(Some(DetachOptions { detach_ms, overflow }));
     }
-    match (detach_ms, overflow) {
-        (None, None) => Ok(None),
-        (ms, _) => {
-            let name = if ms.is_some() { "detachMs" } else { "overflow" };
-            let message = format!("{name} means nothing without onDisconnect \"detach\": add that, or leave it out");
-            Err(ErrorObject::new(code::PARAMS, message).with(json!({ "param": name })))
-        }
-    }
+    let name = match (detach_ms, overflow) {
+        (None, None) => return Ok(None),
+        (Some(_), _) => "detachMs",
+        (None, Some(_)) => "overflow",
+    };
+    Err(invalid(name, format!("{name} means nothing without onDisconnect \"detach\": add that, or leave it out")))
 }
 
-fn without_nul(name: &str, text: &str) -> Result<(), ErrorObject> {
+fn check_no_nul(name: &str, text: &str) -> Result<(), ErrorObject> {
     match text.find('\0') {
         None => Ok(()),
-        Some(at) => {
-            Err(ErrorObject::new(code::PARAMS, format!("{name} has a NUL at byte {at}: no process can be given that"))
-                .with(json!({ "param": name })))
-        }
+        Some(at) => Err(invalid(name, format!("{name} has a NUL at byte {at}: execve(2) cannot pass it to a process"))),
     }
 }
 
@@ -298,13 +263,12 @@ fn environment(fields: &mut Params) -> Result<BTreeMap<String, String>, ErrorObj
             return Err(ill_typed(&format!("env.{name}"), "a string", &value));
         };
         if name.is_empty() || name.contains(['=', '\0']) {
-            return Err(ErrorObject::new(
-                code::PARAMS,
-                format!("env has a name {name:?}: names are not empty and have no = and no NUL"),
-            )
-            .with(json!({ "param": "env" })));
+            return Err(invalid(
+                "env",
+                format!("env has a name {name:?}: a name is not empty and has no = and no NUL"),
+            ));
         }
-        without_nul(&format!("env.{name}"), &value)?;
+        check_no_nul(&format!("env.{name}"), &value)?;
         env.insert(name, value);
     }
     Ok(env)

@@ -1,14 +1,14 @@
-//! The execution that a session holds, and what is known of it.
+//! The execution that a session holds, and its newest status.
 
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use crate::{
-    backend_api::{Heartbeat, StatusChange},
+    backend_api::{Heartbeat, StatusChange, StreamInfo},
     clock::millis,
     execution::messages::StreamStart,
-    id::{ExecutionId, InstanceId},
+    id::ExecutionId,
     outcome::{Outcome, Scope, Status},
     protocol::{
         DEFAULT_HEARTBEAT_MS,
@@ -20,139 +20,121 @@ use crate::{
     stream::{Gap, PerStream},
 };
 
-/// Heartbeats that the backend may miss before it is called silent.
+/// Heartbeats that the backend may miss before `statusUpdate` calls it silent.
 const MISSED_HEARTBEATS: u32 = 3;
 
-/// How much is sent at the most between two pings that ask what has arrived, in bytes.
-const BYTES_A_PING: u64 = 1 << 20;
+/// The most bytes that are sent between two pings that ask for an acknowledgement.
+const BYTES_PER_PING: u64 = 1 << 20;
 
 /// The execution that a session holds.
 #[derive(Debug)]
 pub(super) struct CurrentExecution {
     pub(super) id: ExecutionId,
-    /// What was asked for, if it was asked for here.
+    /// The parameters of `execute`; `None` if the session has attached to it.
     pub(super) execute: Option<Box<ExecuteParams>>,
-    pub(super) may_detach: bool,
-    /// Whether its standard output is an agent's events.
-    pub(super) has_events: bool,
-    /// The process of the backend that has it, and the number of this hold, where the backend says so.
-    pub(super) instance: Option<InstanceId>,
-    pub(super) number: Option<u64>,
+    /// The backend's description of the stream; empty before its first event.
+    pub(super) info: StreamInfo,
     pub(super) stage: ExecutionStage,
-    /// Asks that are not answered yet.
-    pub(super) n_asked: usize,
-    /// How it ended, while an answer is still owed: the end is said after the answers that led to it.
-    pub(super) ending: Option<Outcome>,
-    heartbeat: Duration,
+    /// Control requests without an answer so far.
+    pub(super) n_unanswered: usize,
+    /// The outcome, while it waits for those answers: they are sent before the end that they led to.
+    pub(super) outcome: Option<Outcome>,
 }
 
 #[derive(Debug)]
 pub(super) enum ExecutionStage {
-    /// The backend has not said a word; the answer is still owed.
-    Starting { answer: Option<Id>, offsets: PerStream<u64> },
-    /// The backend has it.
-    Live(HeldExecution),
+    /// The backend has sent no event, and the call with this id has no response.
+    Starting { call: Option<Id>, offsets: PerStream<u64> },
+    /// The backend has accepted it.
+    Live(LiveExecution),
 }
 
-/// An execution that the backend has: it waits, runs, or is being replayed.
+/// An execution that the backend has accepted: it waits, runs, or is being replayed.
 #[derive(Debug)]
-pub(super) struct HeldExecution {
+pub(super) struct LiveExecution {
     pub(super) status: Status,
     position: Option<u64>,
     scope: Option<Scope>,
+    /// The bytes of each stream that were sent to the client.
     pub(super) offsets: PerStream<u64>,
-    /// How much had been sent when the client was last asked what has arrived.
-    pinged: u64,
-    bytes_a_ping: u64,
+    /// The bytes of both streams at the newest ping.
+    pinged_bytes: u64,
+    bytes_per_ping: u64,
     began_at: Instant,
-    heard_at: Instant,
+    event_at: Instant,
     output_at: Instant,
-    /// What was left until the total time-out, and when that was so.
+    /// Milliseconds left until the total time-out, and the time of that value.
     deadline: Option<(u64, Instant)>,
-    /// What Claude is doing, and how often its model has answered.
-    doing: (Option<String>, Option<u32>),
-    /// Whether all of its processes are stopped, by whomever.
+    activity: Option<String>,
+    turns: Option<u32>,
+    /// Whether all of its processes are stopped.
     stopped: bool,
 }
 
 impl CurrentExecution {
-    /// One that was asked to run.
-    pub(super) fn started(id: ExecutionId, execute: Box<ExecuteParams>, answer: Option<Id>) -> Self {
-        CurrentExecution {
-            id,
-            may_detach: execute.run.detach.is_some(),
-            has_events: false,
-            instance: None,
-            number: None,
-            stage: ExecutionStage::Starting { answer, offsets: PerStream::default() },
-            n_asked: 0,
-            ending: None,
-            heartbeat: Duration::from_millis(execute.run.heartbeat_ms()),
-            execute: Some(execute),
-        }
+    /// An execution that the client starts.
+    pub(super) fn started(id: ExecutionId, execute: Box<ExecuteParams>, call: Option<Id>) -> Self {
+        CurrentExecution::new(id, Some(execute), PerStream::default(), call)
     }
 
-    /// One that was asked to be followed.
-    pub(super) fn followed(attach: &AttachParams, answer: Option<Id>) -> Self {
-        CurrentExecution {
-            id: attach.execution_id,
-            may_detach: false,
-            has_events: false,
-            instance: None,
-            number: None,
-            stage: ExecutionStage::Starting { answer, offsets: attach.offsets },
-            n_asked: 0,
-            ending: None,
-            heartbeat: Duration::from_millis(DEFAULT_HEARTBEAT_MS),
-            execute: None,
-        }
+    /// An execution that the client attaches to.
+    pub(super) fn attached(attach: &AttachParams, call: Option<Id>) -> Self {
+        CurrentExecution::new(attach.execution_id, None, attach.offsets, call)
     }
 
-    /// The backend has said its first word. Gives the request that is to be answered.
-    pub(super) fn live(&mut self, standing: &StreamStart, now: Instant) -> Option<Id> {
-        self.may_detach |= standing.terms.may_detach;
-        self.has_events = standing.terms.claude;
-        self.instance = standing.terms.instance;
-        self.number = standing.terms.hold;
-        if let Some(ms) = standing.terms.heartbeat_ms.filter(|_| self.execute.is_none()) {
-            self.heartbeat = Duration::from_millis(ms);
-        }
-        let ExecutionStage::Starting { answer, offsets } = &mut self.stage else { return None };
-        let timeout_ms = self.execute.as_ref().and_then(|execute| execute.run.timeout_ms);
-        let (answer, offsets) = (answer.take(), *offsets);
-        let mut live = HeldExecution {
-            status: standing.status,
-            position: standing.position,
-            scope: (standing.status == Status::Paused).then_some(Scope::Process),
+    fn new(id: ExecutionId, execute: Option<Box<ExecuteParams>>, offsets: PerStream<u64>, call: Option<Id>) -> Self {
+        let stage = ExecutionStage::Starting { call, offsets };
+        CurrentExecution { id, execute, info: StreamInfo::default(), stage, n_unanswered: 0, outcome: None }
+    }
+
+    /// Handles the first event of the backend. Returns the id of the call that must be answered.
+    pub(super) fn go_live(&mut self, start: &StreamStart, now: Instant) -> Option<Id> {
+        self.info = start.terms.clone();
+        let ExecutionStage::Starting { call, offsets } = &mut self.stage else { return None };
+        let (call, offsets) = (call.take(), *offsets);
+        let mut live = LiveExecution {
+            status: start.status,
+            position: start.position,
+            scope: (start.status == Status::Paused).then_some(Scope::Process),
             offsets,
-            pinged: offsets.stdout + offsets.stderr,
-            bytes_a_ping: standing.terms.acknowledge_bytes.unwrap_or(BYTES_A_PING).min(BYTES_A_PING),
+            pinged_bytes: offsets.stdout + offsets.stderr,
+            bytes_per_ping: self.info.acknowledge_bytes.unwrap_or(BYTES_PER_PING).min(BYTES_PER_PING),
             began_at: now,
-            heard_at: now,
+            event_at: now,
             output_at: now,
             deadline: None,
-            doing: (None, None),
+            activity: None,
+            turns: None,
             stopped: false,
         };
-        let alive = standing.alive.clone();
-        live.alive(Heartbeat { deadline_ms: alive.deadline_ms.or(timeout_ms), ..alive }, now);
+        let timeout_ms = self.execute.as_ref().and_then(|execute| execute.run.timeout_ms);
+        let heartbeat = start.alive.clone();
+        live.heartbeat(Heartbeat { deadline_ms: heartbeat.deadline_ms.or(timeout_ms), ..heartbeat }, now);
         self.stage = ExecutionStage::Live(live);
-        answer
+        call
     }
 
-    /// How often its status is repeated, in milliseconds.
+    /// Whether it continues without a client.
+    pub(super) fn may_detach(&self) -> bool {
+        self.info.may_detach || self.execute.as_ref().is_some_and(|execute| execute.run.detach.is_some())
+    }
+
+    /// The heartbeat period, in milliseconds.
     pub(super) fn heartbeat_ms(&self) -> u64 {
-        millis(self.heartbeat)
+        match &self.execute {
+            Some(execute) => execute.run.heartbeat_ms(),
+            None => self.info.heartbeat_ms.unwrap_or(DEFAULT_HEARTBEAT_MS),
+        }
     }
 
-    pub(super) fn live_mut(&mut self) -> Option<&mut HeldExecution> {
+    pub(super) fn live_mut(&mut self) -> Option<&mut LiveExecution> {
         match &mut self.stage {
             ExecutionStage::Live(live) => Some(live),
             ExecutionStage::Starting { .. } => None,
         }
     }
 
-    /// The status, if the backend has it.
+    /// The status, if the backend has accepted it.
     pub(super) fn status(&self) -> Option<Status> {
         match &self.stage {
             ExecutionStage::Live(live) => Some(live.status),
@@ -160,7 +142,7 @@ impl CurrentExecution {
         }
     }
 
-    /// What was sent of its streams.
+    /// The bytes of each stream that were sent to the client.
     pub(super) fn offsets(&self) -> PerStream<u64> {
         match &self.stage {
             ExecutionStage::Live(live) => live.offsets,
@@ -168,57 +150,82 @@ impl CurrentExecution {
         }
     }
 
-    /// The newest status. None before there is one, and while one that has ended is replayed: its end
-    /// comes after that.
-    pub(super) fn progress(&self, now: Instant) -> Option<StatusUpdate> {
+    /// The newest status. `None` before the backend's first event, and during a replay, because the final status
+    /// follows the replayed output.
+    pub(super) fn status_update(&self, now: Instant) -> Option<StatusUpdate> {
         let ExecutionStage::Live(live) = &self.stage else { return None };
         if live.status.is_final() {
             return None;
         }
-        let since = |at: Instant| millis(now.saturating_duration_since(at));
-        let silent = now.saturating_duration_since(live.heard_at) > self.heartbeat * MISSED_HEARTBEATS;
-        let waits = live.status == Status::Queued;
-        let stands = waits || live.status == Status::Paused;
+        let since = |at: Instant| now.saturating_duration_since(at);
+        let is_silent = since(live.event_at) > Duration::from_millis(self.heartbeat_ms()) * MISSED_HEARTBEATS;
+        let is_queued = live.status == Status::Queued;
+        let deadline_runs = !matches!(live.status, Status::Queued | Status::Paused);
         Some(StatusUpdate {
             execution_id: self.id,
             status: live.status,
-            position: live.position.filter(|_| waits),
+            position: live.position.filter(|_| is_queued),
             scope: live.scope.filter(|_| live.status == Status::Paused),
-            elapsed_ms: if waits { 0 } else { since(live.began_at) },
-            since_output_ms: if waits { 0 } else { since(live.output_at) },
+            elapsed_ms: if is_queued { 0 } else { millis(since(live.began_at)) },
+            since_output_ms: if is_queued { 0 } else { millis(since(live.output_at)) },
             offsets: live.offsets,
-            backend: if silent { BackendHealth::Silent } else { BackendHealth::Alive },
-            deadline_ms: live.deadline.map(|(left, at)| if stands { left } else { left.saturating_sub(since(at)) }),
-            stopped: live.stopped && !waits,
-            activity: live.doing.0.clone().filter(|_| !waits),
-            turns: live.doing.1.filter(|_| !waits),
+            backend: if is_silent { BackendHealth::Silent } else { BackendHealth::Alive },
+            deadline_ms: live
+                .deadline
+                .map(|(left, at)| if deadline_runs { left.saturating_sub(millis(since(at))) } else { left }),
+            stopped: live.stopped && !is_queued,
+            activity: live.activity.clone().filter(|_| !is_queued),
+            turns: live.turns.filter(|_| !is_queued),
+        })
+    }
+
+    /// The result of `execute`. It names the backend's instance, by which a client can tell later whether the
+    /// execution ended with a backend that was restarted.
+    pub(super) fn execute_result(&self, status: Acceptance) -> Value {
+        json!(ExecuteResult {
+            execution_id: self.id,
+            status,
+            instance: self.info.instance,
+            claude: self.info.claude,
+            agent: self.info.agent.clone()
+        })
+    }
+
+    /// The result of `attach`.
+    pub(super) fn attach_result(&self, status: Status) -> Value {
+        json!(AttachResult {
+            execution_id: self.id,
+            status,
+            instance: self.info.instance,
+            claude: self.info.claude,
+            agent: self.info.agent.clone()
         })
     }
 }
 
-impl HeldExecution {
+impl LiveExecution {
     /// Output was sent.
     pub(super) fn output(&mut self, offsets: PerStream<u64>, now: Instant) {
         self.offsets = offsets;
-        self.heard_at = now;
+        self.event_at = now;
         self.output_at = now;
     }
 
-    /// Whether it is time to ask the client what has arrived.
-    pub(super) fn wants_ping(&mut self) -> bool {
+    /// Whether a ping is due that asks the client for an acknowledgement. Counts that ping as sent.
+    pub(super) fn take_due_ping(&mut self) -> bool {
         let sent = self.offsets.stdout + self.offsets.stderr;
-        let due = sent.saturating_sub(self.pinged) >= self.bytes_a_ping;
-        if due {
-            self.pinged = sent;
+        let is_due = sent.saturating_sub(self.pinged_bytes) >= self.bytes_per_ping;
+        if is_due {
+            self.pinged_bytes = sent;
         }
-        due
+        is_due
     }
 
-    /// It waits, at this position.
+    /// It waits in the queue at this position.
     pub(super) fn queued(&mut self, position: u64, now: Instant) {
         self.status = Status::Queued;
         self.position = Some(position);
-        self.heard_at = now;
+        self.event_at = now;
     }
 
     /// Its status changed.
@@ -228,7 +235,7 @@ impl HeldExecution {
             self.output_at = now;
         }
         if let Some((left, at)) = &mut self.deadline {
-            // What was left is left from now on, unless it stood still.
+            // The time until now counts, unless the deadline did not run.
             if !matches!(self.status, Status::Queued | Status::Paused) {
                 *left = left.saturating_sub(millis(now.saturating_duration_since(*at)));
             }
@@ -236,39 +243,32 @@ impl HeldExecution {
         }
         self.status = change.status;
         self.scope = change.scope;
-        self.heard_at = now;
+        self.event_at = now;
     }
 
-    /// The backend gave a sign of life. True if Claude does something else now.
-    pub(super) fn alive(&mut self, alive: Heartbeat, now: Instant) -> bool {
+    /// The backend sent a heartbeat. Returns whether the agent's activity has changed.
+    pub(super) fn heartbeat(&mut self, heartbeat: Heartbeat, now: Instant) -> bool {
         let before = |ms: u64| now.checked_sub(Duration::from_millis(ms)).unwrap_or(now);
-        self.began_at = before(alive.elapsed_ms);
-        self.output_at = before(alive.since_output_ms);
-        self.heard_at = now;
-        if let Some(left) = alive.deadline_ms {
+        self.began_at = before(heartbeat.elapsed_ms);
+        self.output_at = before(heartbeat.since_output_ms);
+        self.event_at = now;
+        if let Some(left) = heartbeat.deadline_ms {
             self.deadline = Some((left, now));
         }
-        self.stopped = alive.stopped;
-        let doing = (alive.activity, alive.turns);
-        let changed = doing != self.doing;
-        self.doing = doing;
-        changed
+        self.stopped = heartbeat.stopped;
+        let has_changed = (&self.activity, self.turns) != (&heartbeat.activity, heartbeat.turns);
+        (self.activity, self.turns) = (heartbeat.activity, heartbeat.turns);
+        has_changed
     }
 
-    /// Bytes that will not be sent.
+    /// Bytes of a stream are lost to the client.
     pub(super) fn gap(&mut self, gap: Gap) {
         *self.offsets.get_mut(gap.stream) = gap.to;
     }
 }
 
-/// A client counts the bytes of a stream, except where they are Claude's events: so it is told first. By
-/// the backend's instance it can tell later whether the execution ended with a backend that was restarted.
-pub(super) fn accepted(hold: &CurrentExecution, status: Status) -> Value {
-    let status = if status == Status::Queued { Acceptance::Queued } else { Acceptance::Started };
-    json!(ExecuteResult { execution_id: hold.id, status, instance: hold.instance, claude: hold.has_events })
-}
-
-/// The same for one that was there already.
-pub(super) fn attached(hold: &CurrentExecution, status: Status) -> Value {
-    json!(AttachResult { execution_id: hold.id, status, instance: hold.instance, claude: hold.has_events })
+impl From<Status> for Acceptance {
+    fn from(status: Status) -> Self {
+        if status == Status::Queued { Acceptance::Queued } else { Acceptance::Started }
+    }
 }

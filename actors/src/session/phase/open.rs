@@ -1,325 +1,309 @@
-//! An open session: what it owes its client, and what follows from an event. Calls are in `requests`.
+//! An open session: the handlers of all events but JSON-RPC calls, which are in `requests`.
 
 use std::{
     collections::VecDeque,
     time::{Duration, Instant},
 };
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{
-    ControlOutcome, DrainMode, Effect, Incoming, Outgoing, SessionEvent,
-    current::{CurrentExecution, ExecutionStage, accepted, attached},
+    ControlOutcome, Effect, Incoming, Outgoing, SessionEvent,
+    current::{CurrentExecution, ExecutionStage},
+    step::{SessionEnd, SessionStep},
 };
 use crate::{
     close::{CloseCode, CloseReason},
     execution::messages::{ExecutionEvent, ExecutionReport, StreamStart},
-    id::ExecutionId,
     outcome::{Outcome, Status},
     protocol::{
         Limits,
-        attach::AttachResult,
-        execute::{Acceptance, ExecuteResult},
+        execute::Acceptance,
         notification::{DetachReason, DetachedNotice, ErrorNotice, FinalStatus, GapNotice, ServerMessage},
     },
-    rpc::{ErrorObject, Id, Response, code},
+    rpc::{ErrorObject, code},
     session::liveness::{Liveness, LivenessAction, MAX_UNANSWERED, SentOffsets},
+    stream::Gap,
+    supervisor::Drain,
 };
-
-/// What follows from an event.
-pub(super) struct Transition {
-    pub(super) say: Vec<Outgoing>,
-    pub(super) asks: Vec<Effect>,
-    pub(super) then: NextStep,
-}
-
-/// Whether the session goes on.
-pub(super) enum NextStep {
-    Stay(Box<Open>),
-    Close(CloseReason),
-    Gone,
-}
 
 /// An open session.
 #[derive(Debug)]
 pub struct Open {
     pub(super) limits: Limits,
-    pub(super) hold: Option<CurrentExecution>,
+    pub(super) current: Option<CurrentExecution>,
+    /// The final status of the newest execution that has ended.
     pub(super) newest: Option<FinalStatus>,
-    /// Ended executions that may detach, with the ends of their streams and the numbers of their holds: their last output
-    /// may be on the way.
-    delivering: VecDeque<(SentOffsets, Option<u64>)>,
+    /// Ended executions that could detach, with the ends of their streams and the numbers of their holds. Their last
+    /// output is not acknowledged yet.
+    unacknowledged: VecDeque<(SentOffsets, Option<u64>)>,
     pub(super) draining: bool,
     liveness: Liveness,
 }
 
 impl Open {
-    /// An open session in which nothing has happened.
     pub(super) fn new(limits: Limits, now: Instant) -> Box<Self> {
         let liveness = Liveness::new(Duration::from_millis(limits.client_stall_ms), now);
-        Box::new(Open { limits, hold: None, newest: None, delivering: VecDeque::new(), draining: false, liveness })
+        Box::new(Open {
+            limits,
+            current: None,
+            newest: None,
+            unacknowledged: VecDeque::new(),
+            draining: false,
+            liveness,
+        })
     }
 
-    /// What follows from an event.
-    pub(super) fn on(mut self: Box<Self>, event: SessionEvent, now: Instant) -> Transition {
-        let mut said = Effects::default();
-        let then = match event {
-            SessionEvent::Incoming(incoming) => self.on_incoming(incoming, now, &mut said),
-            SessionEvent::Report(report) => self.on_report(report, now, &mut said),
+    /// Handles an event.
+    pub(super) fn on(&mut self, event: SessionEvent, now: Instant) -> SessionStep {
+        let mut step = SessionStep::default();
+        match event {
+            SessionEvent::Incoming(incoming) => self.on_incoming(incoming, now, &mut step),
+            SessionEvent::Report(report) => self.on_report(report, now, &mut step),
             SessionEvent::Output { execution_id, frames, offsets } => {
-                if let Some(live) =
-                    self.hold.as_mut().filter(|hold| hold.id == execution_id).and_then(CurrentExecution::live_mut)
-                {
+                let current = self.current.as_mut().filter(|current| current.id == execution_id);
+                if let Some(live) = current.and_then(CurrentExecution::live_mut) {
                     live.output(offsets, now);
-                    // What moves the offsets alone has nothing to say.
+                    // An agent's event without text moves the offsets only.
                     if !frames.is_empty() {
                         self.liveness.sent(frames.len());
-                        said.say.push(Outgoing::Output(frames));
+                        step.messages.push(Outgoing::Output(frames));
                     }
-                    self.ask_what_arrived(now, &mut said);
+                    self.ping_for_acknowledgement(now, &mut step);
                 }
-                None
             }
-            SessionEvent::Answered(answered) => self.on_answered(answered, now, &mut said),
-            SessionEvent::Heartbeat => {
-                said.say.extend(self.hold.as_ref().and_then(|hold| hold.progress(now)).map(Outgoing::Heartbeat));
-                None
-            }
-            SessionEvent::Look { taken, blocked } => self.on_look(taken, blocked, now, &mut said),
-            SessionEvent::Flooded => Some(NextStep::Close(CloseReason::new(
+            SessionEvent::Answered(answered) => self.on_answered(answered, now, &mut step),
+            SessionEvent::Heartbeat => self.send_heartbeat(now, &mut step),
+            SessionEvent::Tick { taken, blocked } => self.on_tick(taken, blocked, now, &mut step),
+            SessionEvent::Flooded => step.close(CloseReason::new(
                 CloseCode::Policy,
                 format!("more than {} responses unread: read what is sent", self.limits.unsent_responses),
-            ))),
-            SessionEvent::Drain(leave) => self.on_drain(leave, &mut said),
-            SessionEvent::Hurry => {
-                let then = self.on_drain(DrainMode::Nothing, &mut said);
-                if self.hold.is_some() {
-                    said.asks.push(Effect::Drain);
-                }
-                then
-            }
-        };
-        let then = then.unwrap_or(NextStep::Stay(self));
-        Transition { say: said.say, asks: said.asks, then }
+            )),
+            SessionEvent::Drain(drain) => self.on_drain(drain, &mut step),
+        }
+        step
     }
 
-    fn on_incoming(&mut self, incoming: Incoming, now: Instant, said: &mut Effects) -> Option<NextStep> {
+    fn on_incoming(&mut self, incoming: Incoming, now: Instant, step: &mut SessionStep) {
         self.liveness.record_life(now);
         match incoming {
-            Incoming::Text(text) => self.on_text(&text, now, said),
-            Incoming::Ping(payload) => said.say.push(Outgoing::Pong(payload)),
+            Incoming::Text(text) => self.on_text(&text, now, step),
+            Incoming::Ping(payload) => step.messages.push(Outgoing::Pong(payload)),
             Incoming::Pong(payload) => {
-                let arrived = self.liveness.pong(&payload);
-                let held = self.hold.as_ref().filter(|hold| hold.may_detach).map(|hold| hold.id);
-                match arrived {
-                    Some((id, offsets)) if Some(id) == held => said.asks.push(Effect::Acknowledge(offsets)),
-                    Some(sent) => self.on_delivered(sent, said),
-                    None => {}
+                let Some((id, offsets)) = self.liveness.pong(&payload) else { return };
+                match &self.current {
+                    Some(current) if current.may_detach() && current.id == id => {
+                        step.effects.push(Effect::Acknowledge(offsets));
+                    }
+                    _ => self.acknowledge_ended((id, offsets), step),
                 }
             }
-            Incoming::Close => return Some(NextStep::Close(CloseReason::new(CloseCode::Normal, "closed as asked"))),
-            Incoming::Fault(reason) => return Some(NextStep::Close(reason)),
-            Incoming::Gone => return Some(NextStep::Gone),
+            Incoming::Close => step.close(CloseReason::new(CloseCode::Normal, "closed as asked")),
+            Incoming::Fault(reason) => step.close(reason),
+            Incoming::Gone => step.end = SessionEnd::Gone,
         }
-        None
     }
 
-    /// So much of an execution that this session does not hold has arrived. If it has ended here, that may have been
-    /// said before its end, and everything of those that ended before it has arrived, too: pongs come in order.
-    fn on_delivered(&mut self, sent: SentOffsets, said: &mut Effects) {
-        let Some(at) = self.delivering.iter().position(|((id, _), _)| *id == sent.0) else { return };
-        let hold = self.delivering[at].1;
-        let ended_before = self.delivering.drain(..at);
-        said.asks.extend(
-            ended_before.chain([(sent, hold)]).map(|((id, offsets), hold)| Effect::Delivered(id, offsets, hold)),
+    /// The client has received this much of an execution that this session does not hold. If that execution has ended
+    /// here, the client has also received everything of those that ended before it, because pongs come in order.
+    fn acknowledge_ended(&mut self, sent: SentOffsets, step: &mut SessionStep) {
+        let Some(at) = self.unacknowledged.iter().position(|((id, _), _)| *id == sent.0) else { return };
+        let hold = self.unacknowledged[at].1;
+        let earlier = self.unacknowledged.drain(..at);
+        step.effects.extend(
+            earlier.chain([(sent, hold)]).map(|((id, offsets), hold)| Effect::AcknowledgeEnded(id, offsets, hold)),
         );
-        if self.delivering.front() == Some(&(sent, hold)) {
-            self.delivering.pop_front();
+        // The ping may have been sent before the last output.
+        if self.unacknowledged.front() == Some(&(sent, hold)) {
+            self.unacknowledged.pop_front();
         }
     }
 
-    /// Bytes are acknowledged by the pong that follows them: a command that may not lose any waits for it.
-    fn ask_what_arrived(&mut self, now: Instant, said: &mut Effects) {
-        if let Some(hold) = self.hold.as_mut().filter(|hold| hold.may_detach)
-            && hold.live_mut().is_some_and(|live| live.wants_ping())
+    /// The pong that follows output acknowledges it. The backend waits for that if the command may detach.
+    fn ping_for_acknowledgement(&mut self, now: Instant, step: &mut SessionStep) {
+        if let Some(current) = self.current.as_mut().filter(|current| current.may_detach())
+            && current.live_mut().is_some_and(|live| live.take_due_ping())
         {
-            let sent = (hold.id, hold.offsets());
-            said.say.push(Outgoing::Ping(self.liveness.ping(Some(sent), now)));
+            let sent = (current.id, current.offsets());
+            step.messages.push(Outgoing::Ping(self.liveness.ping(Some(sent), now)));
         }
     }
 
-    fn on_look(&mut self, taken: u64, blocked: bool, now: Instant, said: &mut Effects) -> Option<NextStep> {
+    fn send_heartbeat(&self, now: Instant, step: &mut SessionStep) {
+        let update = self.current.as_ref().and_then(|current| current.status_update(now));
+        step.messages.extend(update.map(Outgoing::Heartbeat));
+    }
+
+    fn send_progress(&self, now: Instant, step: &mut SessionStep) {
+        let update = self.current.as_ref().and_then(|current| current.status_update(now));
+        step.messages.extend(update.map(|update| Outgoing::Message(ServerMessage::Progress(update))));
+    }
+
+    fn on_tick(&mut self, taken: u64, blocked: bool, now: Instant, step: &mut SessionStep) {
         let stall_ms = self.limits.client_stall_ms;
         match self.liveness.tick(taken, blocked, now) {
-            LivenessAction::Fine => None,
+            LivenessAction::Wait => {}
             LivenessAction::Ping => {
-                let sent = self.hold.as_ref().map(|hold| (hold.id, hold.offsets()));
-                said.say.push(Outgoing::Ping(self.liveness.ping(sent, now)));
-                None
+                let sent = self.current.as_ref().map(|current| (current.id, current.offsets()));
+                step.messages.push(Outgoing::Ping(self.liveness.ping(sent, now)));
             }
-            LivenessAction::Lifeless => Some(NextStep::Close(CloseReason::new(
+            LivenessAction::Unresponsive => step.close(CloseReason::new(
                 CloseCode::Lifeless,
                 format!("no answer to a ping within {stall_ms} ms: connect again"),
-            ))),
-            LivenessAction::Stalled => Some(NextStep::Close(CloseReason::new(
+            )),
+            LivenessAction::Stalled => step.close(CloseReason::new(
                 CloseCode::Lifeless,
                 format!("nothing was read for {stall_ms} ms: connect again and read what is sent"),
-            ))),
+            )),
         }
     }
 
-    fn on_answered(&mut self, answered: ControlOutcome, now: Instant, said: &mut Effects) -> Option<NextStep> {
+    fn on_answered(&mut self, answered: ControlOutcome, now: Instant, step: &mut SessionStep) {
         let ControlOutcome { id, execution_id, own, outcome } = answered;
-        said.reply(id, Some(execution_id), outcome);
-        let hold = self.hold.as_mut().filter(|hold| own && hold.id == execution_id)?;
-        hold.n_asked = hold.n_asked.saturating_sub(1);
-        if hold.n_asked > 0 {
-            return None;
+        step.reply(id, Some(execution_id), outcome);
+        let Some(current) = self.current.as_mut().filter(|current| own && current.id == execution_id) else { return };
+        current.n_unanswered = current.n_unanswered.saturating_sub(1);
+        if current.n_unanswered == 0
+            && let Some(outcome) = current.outcome.take()
+        {
+            self.on_exited(outcome, now, step);
         }
-        let ending = hold.ending.take()?;
-        self.on_exited(ending, now, said)
     }
 
-    fn on_report(&mut self, report: ExecutionReport, now: Instant, said: &mut Effects) -> Option<NextStep> {
-        let hold = self.hold.as_mut().filter(|hold| hold.id == report.execution_id)?;
+    fn on_report(&mut self, report: ExecutionReport, now: Instant, step: &mut SessionStep) {
+        let Some(current) = self.current.as_mut().filter(|current| current.id == report.execution_id) else { return };
         match report.fact {
-            ExecutionEvent::Refused(error) => {
-                let hold = self.hold.take()?;
-                if let ExecutionStage::Starting { answer, .. } = hold.stage {
-                    said.reply(answer, None, Err(error));
+            ExecutionEvent::Refused(error) => self.on_refused(error, step),
+            ExecutionEvent::TakenOver => self.on_taken_over(step),
+            ExecutionEvent::Exited(outcome) if current.n_unanswered > 0 => current.outcome = Some(outcome),
+            ExecutionEvent::Exited(outcome) => self.on_exited(outcome, now, step),
+            ExecutionEvent::Held(start) => {
+                self.on_held(&start, now, step);
+                self.send_progress(now, step);
+            }
+            ExecutionEvent::Queued(position) => {
+                if let Some(live) = current.live_mut() {
+                    live.queued(position, now);
+                    self.send_progress(now, step);
                 }
-                said.asks.push(Effect::Release);
-                return self.draining.then(|| NextStep::Close(going_away()));
             }
-            ExecutionEvent::Held(standing) => {
-                let answer = hold.live(&standing, now);
-                said.held(answer, hold, &standing);
+            ExecutionEvent::Status(change) => {
+                if let Some(live) = current.live_mut() {
+                    live.change(change, now);
+                    self.send_progress(now, step);
+                }
             }
-            ExecutionEvent::Queued(position) => hold.live_mut()?.queued(position, now),
-            ExecutionEvent::Status(change) => hold.live_mut()?.change(change, now),
-            ExecutionEvent::Alive(alive) => {
-                let changed = hold.live_mut()?.alive(alive, now);
-                // Said like a heartbeat: for a client that is slow to read only the newest is kept.
-                let progress = hold.progress(now).filter(|_| changed);
-                said.say.extend(progress.map(Outgoing::Heartbeat));
-                return None;
+            ExecutionEvent::Alive(heartbeat) => {
+                if current.live_mut().is_some_and(|live| live.heartbeat(heartbeat, now)) {
+                    // As a heartbeat, because a slow client needs the newest activity only.
+                    self.send_heartbeat(now, step);
+                }
             }
             ExecutionEvent::Gap(gap) => {
-                hold.live_mut()?.gap(gap);
-                let (r#type, from, to, reason) = (gap.stream, gap.from, gap.to, gap.reason);
-                let notice = GapNotice { execution_id: report.execution_id, r#type, from, to, reason };
-                said.say.push(Outgoing::Message(ServerMessage::Gap(notice)));
-                return None;
-            }
-            ExecutionEvent::TakenOver => {
-                let hold = self.hold.take()?;
-                let notice =
-                    DetachedNotice { execution_id: hold.id, reason: DetachReason::TakenOver, offsets: hold.offsets() };
-                if let ExecutionStage::Starting { answer, .. } = hold.stage {
-                    said.reply(answer, Some(hold.id), Err(taken_over()));
-                } else {
-                    said.say.push(Outgoing::Message(ServerMessage::Detached(notice)));
+                if let Some(live) = current.live_mut() {
+                    live.gap(gap);
+                    let Gap { stream: r#type, from, to, reason } = gap;
+                    step.send(ServerMessage::Gap(GapNotice { execution_id: current.id, r#type, from, to, reason }));
                 }
-                said.asks.push(Effect::Release);
-                return self.draining.then(|| NextStep::Close(going_away()));
             }
-            ExecutionEvent::Exited(ending) if hold.n_asked > 0 => {
-                hold.ending = Some(ending);
-                return None;
-            }
-            ExecutionEvent::Exited(ending) => return self.on_exited(ending, now, said),
         }
-        let progress = self.hold.as_ref().and_then(|hold| hold.progress(now));
-        said.say.extend(progress.map(|progress| Outgoing::Message(ServerMessage::Progress(progress))));
-        None
     }
 
-    fn on_exited(&mut self, ending: Outcome, now: Instant, said: &mut Effects) -> Option<NextStep> {
-        let mut hold = self.hold.take()?;
-        let delivering = hold.may_detach && hold.live_mut().is_some();
-        let sent = (hold.id, hold.offsets());
-        if let ExecutionStage::Starting { answer, .. } = hold.stage {
-            let (execution_id, instance, claude) = (hold.id, None, false);
-            let result = match &hold.execute {
-                Some(_) => json!(ExecuteResult { execution_id, status: Acceptance::Failed, instance, claude }),
-                None => json!(AttachResult { execution_id, status: ending.status, instance, claude }),
+    fn on_refused(&mut self, error: ErrorObject, step: &mut SessionStep) {
+        if let Some(CurrentExecution { stage: ExecutionStage::Starting { call, .. }, .. }) = self.current.take() {
+            step.reply(call, None, Err(error));
+        }
+        self.release(step);
+    }
+
+    /// Answers the call that started or attached to the execution.
+    fn on_held(&mut self, start: &StreamStart, now: Instant, step: &mut SessionStep) {
+        let Some(current) = &mut self.current else { return };
+        let call = current.go_live(start, now);
+        let result = if current.execute.is_some() {
+            current.execute_result(start.status.into())
+        } else {
+            step.effects.push(Effect::SetHeartbeat(current.heartbeat_ms()));
+            current.attach_result(start.status)
+        };
+        step.reply(call, Some(current.id), Ok(result));
+    }
+
+    fn on_taken_over(&mut self, step: &mut SessionStep) {
+        let Some(current) = self.current.take() else { return };
+        let (execution_id, offsets) = (current.id, current.offsets());
+        match current.stage {
+            ExecutionStage::Starting { call, .. } => {
+                let error = ErrorObject::new(code::NOT_RUNNING, "another consumer took it over at once");
+                step.reply(call, Some(execution_id), Err(error));
+            }
+            ExecutionStage::Live(_) => {
+                let reason = DetachReason::TakenOver;
+                step.send(ServerMessage::Detached(DetachedNotice { execution_id, reason, offsets }));
+            }
+        }
+        self.release(step);
+    }
+
+    fn on_exited(&mut self, outcome: Outcome, now: Instant, step: &mut SessionStep) {
+        let Some(mut current) = self.current.take() else { return };
+        let execution_id = current.id;
+        if let ExecutionStage::Starting { call, .. } = &mut current.stage {
+            let call = call.take();
+            let result = match current.execute {
+                Some(_) => current.execute_result(Acceptance::Failed),
+                None => current.attach_result(outcome.status),
             };
-            said.reply(answer, Some(hold.id), Ok(result));
+            step.reply(call, Some(execution_id), Ok(result));
         }
-        if let Some(code) = ending.reason.error_code() {
-            let message = ending.message.clone().unwrap_or_else(|| ending.reason.as_str().to_owned());
-            let error = ErrorObject::new(code, message).with(json!({ "reason": ending.reason }));
-            said.say.push(Outgoing::Message(ServerMessage::Error(ErrorNotice { error, execution_id: Some(hold.id) })));
+        if let Some(code) = outcome.reason.error_code() {
+            let message = outcome.message.clone().unwrap_or_else(|| outcome.reason.as_str().to_owned());
+            let error = ErrorObject::new(code, message).with(json!({ "reason": outcome.reason }));
+            step.send(ServerMessage::Error(ErrorNotice { error, execution_id: Some(execution_id) }));
         }
-        if delivering {
-            // Before the end, so that a client that leaves at the end has answered already.
-            if self.delivering.len() == MAX_UNANSWERED {
-                self.delivering.pop_front();
+        if current.may_detach() && current.live_mut().is_some() {
+            // Before the final status, so that a client that leaves after it has answered already.
+            if self.unacknowledged.len() == MAX_UNANSWERED {
+                self.unacknowledged.pop_front();
             }
-            self.delivering.push_back((sent, hold.number));
-            said.say.push(Outgoing::Ping(self.liveness.ping(Some(sent), now)));
+            let sent = (execution_id, current.offsets());
+            self.unacknowledged.push_back((sent, current.info.hold));
+            step.messages.push(Outgoing::Ping(self.liveness.ping(Some(sent), now)));
         }
-        let ended = FinalStatus { execution_id: hold.id, ending };
-        said.say.push(Outgoing::Message(ServerMessage::Ended(ended.clone())));
-        said.asks.push(Effect::Release);
+        let ended = FinalStatus { execution_id, ending: outcome };
+        step.send(ServerMessage::Ended(ended.clone()));
         self.newest = Some(ended);
-        self.draining.then(|| NextStep::Close(going_away()))
+        self.release(step);
     }
 
-    fn on_drain(&mut self, leave: DrainMode, said: &mut Effects) -> Option<NextStep> {
-        let Some(hold) = &self.hold else { return Some(NextStep::Close(going_away())) };
-        if hold.may_detach && leave == DrainMode::Running {
-            return Some(NextStep::Close(CloseReason::new(
+    /// The session has no execution any more. A draining session is closed then.
+    fn release(&mut self, step: &mut SessionStep) {
+        step.effects.push(Effect::Release);
+        if self.draining {
+            step.close(going_away());
+        }
+    }
+
+    fn on_drain(&mut self, drain: Drain, step: &mut SessionStep) {
+        let Some(current) = &self.current else { return step.close(going_away()) };
+        match drain {
+            Drain::Begin { executions_live_on: true, .. } if current.may_detach() => step.close(CloseReason::new(
                 CloseCode::GoingAway,
                 "the service is shutting down, the execution goes on: connect again and attach",
-            )));
-        }
-        if !self.draining {
-            self.draining = true;
-            if matches!(hold.status(), None | Some(Status::Queued)) {
-                said.asks.push(Effect::Drain);
+            )),
+            // A running execution may finish.
+            Drain::Begin { grace_ms, .. } => {
+                if !self.draining && matches!(current.status(), None | Some(Status::Queued)) {
+                    step.effects.push(Effect::Drain { grace_ms });
+                }
+                self.draining = true;
+            }
+            Drain::Hurry { grace_ms } => {
+                step.effects.push(Effect::Drain { grace_ms });
+                self.draining = true;
             }
         }
-        None
     }
-}
-
-/// What a step says and asks for.
-#[derive(Default)]
-pub(super) struct Effects {
-    pub(super) say: Vec<Outgoing>,
-    pub(super) asks: Vec<Effect>,
-}
-
-impl Effects {
-    /// Answers a call: with a response if one is owed, else with an `error` if it failed.
-    pub(super) fn reply(
-        &mut self,
-        id: Option<Id>,
-        execution_id: Option<ExecutionId>,
-        outcome: Result<Value, ErrorObject>,
-    ) {
-        let message = match (id, outcome) {
-            (Some(id), outcome) => ServerMessage::Response(Response { id, outcome }),
-            (None, Err(error)) => ServerMessage::Error(ErrorNotice { error, execution_id }),
-            (None, Ok(_)) => return,
-        };
-        self.say.push(Outgoing::Message(message));
-    }
-
-    /// Answers the call that brought the session its execution.
-    fn held(&mut self, answer: Option<Id>, hold: &CurrentExecution, standing: &StreamStart) {
-        if hold.execute.is_some() {
-            self.reply(answer, Some(hold.id), Ok(accepted(hold, standing.status)));
-        } else {
-            self.asks.push(Effect::Beat(hold.heartbeat_ms()));
-            self.reply(answer, Some(hold.id), Ok(attached(hold, standing.status)));
-        }
-    }
-}
-
-fn taken_over() -> ErrorObject {
-    ErrorObject::new(code::NOT_RUNNING, "another consumer took it over at once")
 }
 
 fn going_away() -> CloseReason {

@@ -1,15 +1,12 @@
-//! The handlers of the methods: what a client's call does to an open session.
+//! The handlers of JSON-RPC calls in an open session.
 
 use std::time::Instant;
 
 use serde_json::json;
 
-use super::{
-    ByIdRequest, Effect, Outgoing,
-    current::{CurrentExecution, accepted, attached},
-    open::{Effects, Open},
-};
+use super::{ByIdRequest, Effect, current::CurrentExecution, open::Open, step::SessionStep};
 use crate::{
+    agent,
     id::ExecutionId,
     outcome::Status,
     protocol::{
@@ -24,125 +21,122 @@ use crate::{
 };
 
 impl Open {
-    pub(super) fn on_text(&mut self, text: &str, now: Instant, said: &mut Effects) {
+    pub(super) fn on_text(&mut self, text: &str, now: Instant, step: &mut SessionStep) {
         let call = match rpc::parse(text) {
             Ok(call) => call,
-            Err(response) => return said.say.push(Outgoing::Message(ServerMessage::Response(response))),
+            Err(response) => return step.send(ServerMessage::Response(response)),
         };
         let id = call.id.clone();
         match Method::parse(call, &self.limits) {
-            Err(error) => said.reply(id, None, Err(error)),
-            Ok(Method::Ping(_)) => said.reply(id, None, Ok(json!(EmptyResult {}))),
-            Ok(Method::Execute(execute)) => self.on_execute(id, Box::new(execute), said),
-            Ok(Method::Attach(attach)) => self.on_attach(id, attach, said),
+            Err(error) => step.reply(id, None, Err(error)),
+            Ok(Method::Ping(_)) => step.reply(id, None, Ok(json!(EmptyResult {}))),
+            Ok(Method::Execute(execute)) => self.on_execute(id, Box::new(execute), step),
+            Ok(Method::Attach(attach)) => self.on_attach(id, attach, step),
             Ok(Method::Control(ControlParams { execution_id, request })) => {
-                self.on_control(id, execution_id, request, said);
+                self.on_control(id, execution_id, request, step);
             }
-            Ok(Method::Input(input)) => self.on_own_control(id, None, ControlRequest::Stdin(input), said),
+            Ok(Method::Input(input)) => self.control_current(id, None, ControlRequest::Stdin(input), step),
             Ok(Method::Resize(ResizeParams(size))) => {
-                self.on_own_control(id, None, ControlRequest::Resize(size), said);
+                self.control_current(id, None, ControlRequest::Resize(size), step);
             }
-            Ok(Method::Status(StatusParams { execution_id })) => self.on_status(id, execution_id, now, said),
+            Ok(Method::Status(StatusParams { execution_id })) => self.on_status(id, execution_id, now, step),
         }
     }
 
-    /// The session's execution, if it has a process that can be asked something.
-    fn running(&mut self) -> Result<&mut CurrentExecution, ErrorObject> {
-        match &mut self.hold {
-            None => Err(nothing_runs()),
-            Some(hold) => match hold.status() {
-                None => Err(ErrorObject::new(code::NOT_RUNNING, "it has not started yet")),
-                Some(Status::Queued) => {
-                    Err(ErrorObject::new(code::NOT_RUNNING, "it still waits in the queue: only CANCEL reaches it"))
-                }
-                Some(_) => Ok(hold),
-            },
+    fn on_execute(&mut self, id: Option<Id>, execute: Box<ExecuteParams>, step: &mut SessionStep) {
+        if let Err(error) = execute.check_executor(|name| agent::named(name).is_some()) {
+            return step.reply(id, None, Err(error));
         }
-    }
-
-    fn on_execute(&mut self, id: Option<Id>, execute: Box<ExecuteParams>, said: &mut Effects) {
-        let asked = execute.run.execution_id;
         if self.draining {
-            return said.reply(id, None, Err(draining()));
+            return step.reply(id, None, Err(draining()));
         }
-        if let Some(hold) = &self.hold {
-            let same = asked == Some(hold.id);
-            let difference = hold.execute.as_ref().and_then(|held| held.difference(&execute));
-            let outcome = match (hold.status(), difference) {
-                (_, Some(difference)) if same => Err(ErrorObject::new(
-                    code::PARAMS,
-                    format!("executionId {} is this session's running execution, with another {difference}", hold.id),
-                )
-                .with(json!({ "param": difference }))),
-                (Some(status), None) if same => Ok(accepted(hold, status)),
-                _ => Err(already_running(hold.id)),
-            };
-            return said.reply(id, Some(hold.id), outcome);
-        }
-        let execution_id = asked.unwrap_or_else(ExecutionId::random);
-        said.asks.push(Effect::Start(execution_id, execute.clone()));
-        self.hold = Some(CurrentExecution::started(execution_id, execute, id));
+        let execution_id = execute.run.execution_id;
+        let Some(current) = &self.current else {
+            let execution_id = execution_id.unwrap_or_else(ExecutionId::random);
+            step.effects.push(Effect::Start(execution_id, execute.clone()));
+            self.current = Some(CurrentExecution::started(execution_id, execute, id));
+            return;
+        };
+        let is_same = execution_id == Some(current.id);
+        let difference = current.execute.as_ref().and_then(|first| first.difference(&execute));
+        let outcome = match (current.status(), difference) {
+            (_, Some(difference)) if is_same => Err(ErrorObject::new(
+                code::PARAMS,
+                format!("executionId {} is this session's running execution, with another {difference}", current.id),
+            )
+            .with(json!({ "param": difference }))),
+            (Some(status), None) if is_same => Ok(current.execute_result(status.into())),
+            _ => Err(already_running(current.id)),
+        };
+        step.reply(id, Some(current.id), outcome);
     }
 
-    fn on_attach(&mut self, id: Option<Id>, attach: AttachParams, said: &mut Effects) {
+    fn on_attach(&mut self, id: Option<Id>, attach: AttachParams, step: &mut SessionStep) {
         if self.draining {
-            return said.reply(id, None, Err(draining()));
+            return step.reply(id, None, Err(draining()));
         }
-        match &self.hold {
-            Some(hold) => {
-                let outcome = match hold.status().filter(|_| hold.id == attach.execution_id) {
-                    Some(status) => Ok(attached(hold, status)),
-                    None => Err(already_running(hold.id)),
-                };
-                said.reply(id, Some(hold.id), outcome);
-            }
-            None => {
-                said.asks.push(Effect::Follow(attach));
-                self.hold = Some(CurrentExecution::followed(&attach, id));
-            }
-        }
+        let Some(current) = &self.current else {
+            step.effects.push(Effect::Attach(attach));
+            self.current = Some(CurrentExecution::attached(&attach, id));
+            return;
+        };
+        let status = current.status().filter(|_| current.id == attach.execution_id);
+        let outcome = status.map(|status| current.attach_result(status)).ok_or_else(|| already_running(current.id));
+        step.reply(id, Some(current.id), outcome);
     }
 
-    fn on_control(&mut self, id: Option<Id>, asked: Option<ExecutionId>, request: ControlRequest, said: &mut Effects) {
-        let own = self.hold.as_ref().filter(|hold| asked.is_none_or(|asked| asked == hold.id)).map(|hold| hold.id);
-        match (own, asked) {
-            (Some(own), _) => self.on_own_control(id, Some(own), request, said),
-            (None, Some(asked)) => said.asks.push(Effect::Elsewhere(id, asked, ByIdRequest::Control(request))),
-            (None, None) => said.reply(id, None, Err(nothing_runs())),
-        }
-    }
-
-    /// Asks something of the session's own execution. Only a cancellation reaches one that does not run yet.
-    fn on_own_control(
+    fn on_control(
         &mut self,
         id: Option<Id>,
-        own: Option<ExecutionId>,
+        target: Option<ExecutionId>,
         request: ControlRequest,
-        said: &mut Effects,
+        step: &mut SessionStep,
     ) {
-        let hold = match (&request, &mut self.hold) {
-            (ControlRequest::Cancel { .. }, Some(hold)) => Ok(hold),
-            _ => self.running(),
-        };
-        match hold {
-            Ok(hold) => {
-                hold.n_asked += 1;
-                said.asks.push(Effect::Control(id, request));
+        let own = self.current.as_ref().map(|current| current.id);
+        match target {
+            Some(target) if own != Some(target) => {
+                step.effects.push(Effect::ById(id, target, ByIdRequest::Control(request)));
             }
-            Err(error) => said.reply(id, own, Err(error)),
+            _ => self.control_current(id, own, request, step),
         }
     }
 
-    fn on_status(&mut self, id: Option<Id>, asked: Option<ExecutionId>, now: Instant, said: &mut Effects) {
-        let own = self.hold.as_ref().map(|hold| hold.id).or(self.newest.as_ref().map(|ended| ended.execution_id));
-        if let Some(asked) = asked.filter(|asked| Some(*asked) != own) {
-            return said.asks.push(Effect::Elsewhere(id, asked, ByIdRequest::Status));
-        }
-        let newest = match (&self.hold, &self.newest) {
-            (Some(hold), _) => hold.progress(now).map(StatusResult::Progress),
-            (None, ended) => ended.clone().map(StatusResult::Ended),
+    /// Sends a request to the session's execution. Before the execution runs, only CANCEL is possible.
+    fn control_current(
+        &mut self,
+        id: Option<Id>,
+        execution_id: Option<ExecutionId>,
+        request: ControlRequest,
+        step: &mut SessionStep,
+    ) {
+        let is_cancel = matches!(request, ControlRequest::Cancel { .. });
+        let refusal = match self.current.as_mut().map(|current| (current.status(), current)) {
+            None => nothing_runs(),
+            Some((None, _)) if !is_cancel => ErrorObject::new(code::NOT_RUNNING, "it has not started yet"),
+            Some((Some(Status::Queued), _)) if !is_cancel => {
+                ErrorObject::new(code::NOT_RUNNING, "it still waits in the queue: only CANCEL reaches it")
+            }
+            Some((_, current)) => {
+                current.n_unanswered += 1;
+                return step.effects.push(Effect::Control(id, request));
+            }
         };
-        said.reply(id, own, newest.map(|newest| json!(newest)).ok_or_else(nothing_runs));
+        step.reply(id, execution_id, Err(refusal));
+    }
+
+    fn on_status(&mut self, id: Option<Id>, target: Option<ExecutionId>, now: Instant, step: &mut SessionStep) {
+        let own = match (&self.current, &self.newest) {
+            (Some(current), _) => Some(current.id),
+            (None, newest) => newest.as_ref().map(|ended| ended.execution_id),
+        };
+        if let Some(target) = target.filter(|target| Some(*target) != own) {
+            return step.effects.push(Effect::ById(id, target, ByIdRequest::Status));
+        }
+        let status = match (&self.current, &self.newest) {
+            (Some(current), _) => current.status_update(now).map(StatusResult::Progress),
+            (None, newest) => newest.clone().map(StatusResult::Ended),
+        };
+        step.reply(id, own, status.map(|status| json!(status)).ok_or_else(nothing_runs));
     }
 }
 

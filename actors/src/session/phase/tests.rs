@@ -1,4 +1,4 @@
-//! Drives [`Phase`] with arbitrary sequences of events, and checks what a client would have seen.
+//! Drives [`Phase`] with arbitrary sequences of events, and checks the messages that a client would have received.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     backend_api::{Heartbeat, StatusChange, StreamInfo},
+    close::CloseCode,
     execution::messages::{ExecutionEvent, StreamStart},
     outcome::{Outcome, Reason, Status},
     protocol::notification::{BackendHealth, DetachReason},
@@ -19,29 +20,29 @@ use crate::{
     stream::{Gap, GapReason, Stream},
 };
 
-/// Records what is said. Closing turns it into something that cannot speak.
+/// Records the messages.
 #[derive(Debug, Default)]
 struct Recorder(Vec<Outgoing>);
 
 impl Outlet for Recorder {
-    type Closed = (Vec<Outgoing>, CloseReason);
+    type Closed = Vec<Outgoing>;
 
-    fn send(&mut self, words: Outgoing) {
-        self.0.push(words);
+    fn send(&mut self, message: Outgoing) {
+        self.0.push(message);
     }
 
-    fn close(self, reason: &CloseReason) -> Self::Closed {
-        (self.0, reason.clone())
+    fn close(self, _: &CloseReason) -> Self::Closed {
+        self.0
     }
 }
 
-/// What happens next. Those about an execution are about the one that runs, or about a stranger.
+/// The next event. Where it concerns an execution: the session's own or another one.
 #[derive(Clone, Debug)]
 enum Move {
     Execute { id: bool, detach: bool },
     Attach { own: bool },
     Cancel { id: bool },
-    Steer { what: &'static str },
+    Control { r#type: &'static str },
     Input,
     Status,
     Ping,
@@ -50,15 +51,14 @@ enum Move {
     Output { own: bool },
     Answered,
     Heartbeat,
-    Look { taken: u64, blocked: bool },
+    Tick { taken: u64, blocked: bool },
     PingFrame,
     PongFrame,
     Close,
     Fault,
     Gone,
     Flooded,
-    Drain(DrainMode),
-    Hurry,
+    Drain(Drain),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -99,8 +99,8 @@ fn moves() -> impl Strategy<Value = Vec<Move>> {
         8 => (any::<bool>(), any::<bool>()).prop_map(|(id, detach)| Move::Execute { id, detach }),
         2 => own().prop_map(|own| Move::Attach { own }),
         4 => any::<bool>().prop_map(|id| Move::Cancel { id }),
-        1 => Just(Move::Steer { what: "PAUSE" }),
-        1 => Just(Move::Steer { what: "RESUME" }),
+        1 => Just(Move::Control { r#type: "PAUSE" }),
+        1 => Just(Move::Control { r#type: "RESUME" }),
         1 => Just(Move::Input),
         3 => Just(Move::Status),
         1 => Just(Move::Ping),
@@ -109,20 +109,20 @@ fn moves() -> impl Strategy<Value = Vec<Move>> {
         10 => own().prop_map(|own| Move::Output { own }),
         6 => Just(Move::Answered),
         3 => Just(Move::Heartbeat),
-        3 => (0..5u64, any::<bool>()).prop_map(|(taken, blocked)| Move::Look { taken, blocked }),
+        3 => (0..5u64, any::<bool>()).prop_map(|(taken, blocked)| Move::Tick { taken, blocked }),
         1 => Just(Move::PingFrame),
         1 => Just(Move::PongFrame),
         1 => Just(Move::Close),
         1 => Just(Move::Fault),
         1 => Just(Move::Gone),
         1 => Just(Move::Flooded),
-        1 => prop_oneof![Just(DrainMode::Running), Just(DrainMode::Nothing)].prop_map(Move::Drain),
-        1 => Just(Move::Hurry),
+        1 => any::<bool>().prop_map(|executions_live_on| Move::Drain(begin_drain(executions_live_on))),
+        1 => Just(Move::Drain(Drain::Hurry { grace_ms: 0 })),
     ];
     prop::collection::vec(one, 0..60)
 }
 
-/// A phase, and what a test must know to make events for it.
+/// A phase, and the state from which the test makes events for it.
 struct Driven {
     phase: Phase<Recorder>,
     current: ExecutionId,
@@ -146,7 +146,7 @@ impl Driven {
     }
 
     fn call(&mut self, with_id: bool, method: &str, params: &str) -> SessionEvent {
-        let id = if with_id && matches!(self.phase, Phase::Open(..)) {
+        let id = if with_id && self.is_open() {
             self.next_id += 1;
             self.owed.push(self.next_id);
             format!("\"id\":{},", self.next_id)
@@ -170,7 +170,7 @@ impl Driven {
                 self.call(true, "attach", &params)
             }
             Move::Cancel { id } => self.call(*id, "control", "{\"type\":\"CANCEL\"}"),
-            Move::Steer { what } => self.call(true, "control", &format!("{{\"type\":\"{what}\"}}")),
+            Move::Control { r#type } => self.call(true, "control", &format!("{{\"type\":\"{}\"}}", r#type)),
             Move::Input => self.call(true, "input", "{\"data\":\"x\"}"),
             Move::Status => self.call(true, "status", "{}"),
             Move::Ping => self.call(true, "ping", "{}"),
@@ -189,51 +189,67 @@ impl Driven {
                 SessionEvent::Answered(ControlOutcome { id, execution_id, own, outcome: Ok(json!({})) })
             }
             Move::Heartbeat => SessionEvent::Heartbeat,
-            Move::Look { taken, blocked } => SessionEvent::Look { taken: *taken, blocked: *blocked },
+            Move::Tick { taken, blocked } => SessionEvent::Tick { taken: *taken, blocked: *blocked },
             Move::PingFrame => SessionEvent::Incoming(Incoming::Ping(Bytes::new())),
             Move::PongFrame => SessionEvent::Incoming(Incoming::Pong(Bytes::from_static(b"1 6 0"))),
             Move::Close => SessionEvent::Incoming(Incoming::Close),
             Move::Fault => SessionEvent::Incoming(Incoming::Fault(CloseReason::new(CloseCode::Protocol, "x"))),
             Move::Gone => SessionEvent::Incoming(Incoming::Gone),
             Move::Flooded => SessionEvent::Flooded,
-            Move::Drain(leave) => SessionEvent::Drain(*leave),
-            Move::Hurry => SessionEvent::Hurry,
+            Move::Drain(drain) => SessionEvent::Drain(*drain),
         }
     }
 
     fn drive(&mut self, step: &Move, now: Instant) {
         let event = self.event(step);
-        let was_open = matches!(self.phase, Phase::Open(..));
-        let phase = std::mem::replace(&mut self.phase, Phase::Closed(None, CloseCause::Gone));
-        let (phase, asks) = phase.on(event, now);
-        self.phase = phase;
-        assert!(was_open || asks.is_empty(), "a closed session asks for nothing");
-        for ask in asks {
-            match ask {
+        let was_open = self.is_open();
+        let effects = self.on(event, now);
+        assert!(was_open || effects.is_empty(), "a closed session has no effects");
+        for effect in effects {
+            match effect {
                 Effect::Start(id, _) => {
                     self.current = id;
                     *self.started.entry(id).or_default() += 1;
                 }
-                Effect::Follow(attach) => {
+                Effect::Attach(attach) => {
                     self.current = attach.execution_id;
                     *self.started.entry(attach.execution_id).or_default() += 1;
                 }
-                // The shell answers these in its own time.
+                // The outcomes of these arrive later, in any order.
                 Effect::Control(id, _) => {
                     self.asked.push((id, self.current, true));
                 }
-                Effect::Elsewhere(id, execution_id, _) => self.asked.push((id, execution_id, false)),
+                Effect::ById(id, execution_id, _) => self.asked.push((id, execution_id, false)),
                 _ => {}
             }
         }
     }
 
-    fn said(&self) -> &[Outgoing] {
+    fn sent(&self) -> &[Outgoing] {
         match &self.phase {
             Phase::Open(_, recorder) => &recorder.0,
-            Phase::Closed(Some((said, _)), _) => said,
-            Phase::Closed(None, _) => &[],
+            Phase::Closed(sent, _) => sent,
+            Phase::Gone => &[],
         }
+    }
+
+    fn is_open(&self) -> bool {
+        matches!(self.phase, Phase::Open(..))
+    }
+
+    fn on(&mut self, event: SessionEvent, now: Instant) -> Vec<Effect> {
+        let (phase, effects) = std::mem::replace(&mut self.phase, Phase::Gone).on(event, now);
+        self.phase = phase;
+        effects
+    }
+
+    /// The payloads of all pings so far.
+    fn pings(&self) -> Vec<Bytes> {
+        let payload = |message: &Outgoing| match message {
+            Outgoing::Ping(payload) => Some(payload.clone()),
+            _ => None,
+        };
+        self.sent().iter().filter_map(payload).collect()
     }
 }
 
@@ -242,8 +258,8 @@ impl MoveFact {
         let ended = |status, reason| ExecutionEvent::Exited(Outcome::without_process(status, reason, None));
         match self {
             MoveFact::Refused => ExecutionEvent::Refused(ErrorObject::new(code::FULL, "full")),
-            MoveFact::Started => ExecutionEvent::Held(standing(Status::Running)),
-            MoveFact::Queued => ExecutionEvent::Held(standing(Status::Queued)),
+            MoveFact::Started => ExecutionEvent::Held(stream_start(Status::Running)),
+            MoveFact::Queued => ExecutionEvent::Held(stream_start(Status::Queued)),
             MoveFact::Position => ExecutionEvent::Queued(3),
             MoveFact::Running => ExecutionEvent::Status(StatusChange::to(Status::Running)),
             MoveFact::Paused => ExecutionEvent::Status(StatusChange::to(Status::Paused)),
@@ -262,22 +278,26 @@ impl MoveFact {
     }
 }
 
-fn standing(status: Status) -> StreamStart {
+fn begin_drain(executions_live_on: bool) -> Drain {
+    Drain::Begin { executions_live_on, grace_ms: 0 }
+}
+
+fn stream_start(status: Status) -> StreamStart {
     let position = (status == Status::Queued).then_some(2);
     StreamStart { status, position, terms: StreamInfo::default(), alive: Heartbeat::default() }
 }
 
-/// Reads the record as a client would, and checks the promises.
+/// Reads the messages as a client would, and checks their order.
 fn check(driven: &Driven) {
     let mut ended: HashMap<ExecutionId, u32> = HashMap::new();
     let mut running: Option<ExecutionId> = None;
     let mut answered: Vec<u64> = Vec::new();
-    let said = driven.said();
-    if !said.is_empty() {
-        assert!(matches!(said[0], Outgoing::Message(ServerMessage::Connected(_))), "connected is the first message");
+    let sent = driven.sent();
+    if !sent.is_empty() {
+        assert!(matches!(sent[0], Outgoing::Message(ServerMessage::Connected(_))), "connected is the first message");
     }
-    for words in said {
-        match words {
+    for message in sent {
+        match message {
             Outgoing::Message(ServerMessage::Progress(progress)) | Outgoing::Heartbeat(progress) => {
                 let held_again = driven.started.get(&progress.execution_id).copied().unwrap_or(0);
                 let over = ended.get(&progress.execution_id).copied().unwrap_or(0);
@@ -314,10 +334,10 @@ fn check(driven: &Driven) {
     answered.dedup();
     assert_eq!(answered.len(), unique, "one response for each request");
     if let Phase::Open(open, _) = &driven.phase {
-        // Still owed may be the response to an `execute` that is starting, and to asks under way.
-        let starting = match &open.hold {
-            Some(CurrentExecution { stage: ExecutionStage::Starting { answer, .. }, .. }) => {
-                answer.as_ref().map(|id| id.as_str().parse().unwrap())
+        // Still owed may be the response to an `execute` that is starting, and to requests under way.
+        let starting = match &open.current {
+            Some(CurrentExecution { stage: ExecutionStage::Starting { call, .. }, .. }) => {
+                call.as_ref().map(|id| id.as_str().parse().unwrap())
             }
             _ => None,
         };
@@ -333,15 +353,15 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
 
     #[test]
-    fn whatever_happens_the_client_sees_one_true_story(moves in moves()) {
+    fn the_client_gets_a_consistent_history_of_any_events(moves in moves()) {
         let mut driven = Driven::new();
         let start = Instant::now();
         for (at, step) in moves.iter().enumerate() {
-            let before = driven.said().len();
-            let was_closed = matches!(driven.phase, Phase::Closed(..));
+            let before = driven.sent().len();
+            let was_closed = !driven.is_open();
             driven.drive(step, start + Duration::from_secs(at as u64));
             if was_closed {
-                prop_assert_eq!(driven.said().len(), before, "nothing after the close frame");
+                prop_assert_eq!(driven.sent().len(), before, "nothing after the close frame");
             }
         }
         check(&driven);
@@ -357,11 +377,11 @@ fn start(driven: &mut Driven) {
 }
 
 fn last(driven: &Driven) -> &Outgoing {
-    driven.said().last().expect("something was said")
+    driven.sent().last().expect("a message was sent")
 }
 
 #[test]
-fn a_call_without_id_that_fails_is_told_as_an_error() {
+fn a_failed_call_without_id_gets_an_error_notification() {
     let mut driven = Driven::new();
     driven.drive(&Move::Cancel { id: false }, Instant::now());
     assert!(
@@ -383,14 +403,14 @@ fn a_second_execute_is_refused_and_the_first_goes_on() {
 }
 
 #[test]
-fn the_end_is_said_after_the_answer_that_led_to_it() {
+fn the_final_status_comes_after_the_response_that_led_to_it() {
     let mut driven = Driven::new();
     start(&mut driven);
     driven.drive(&Move::Cancel { id: true }, Instant::now());
     driven.drive(&Move::Fact { own: true, fact: MoveFact::Canceled }, Instant::now());
-    assert!(!driven.said().iter().any(|words| matches!(words, Outgoing::Message(ServerMessage::Ended(_)))));
+    assert!(!driven.sent().iter().any(|message| matches!(message, Outgoing::Message(ServerMessage::Ended(_)))));
     driven.drive(&Move::Answered, Instant::now());
-    let [.., Outgoing::Message(ServerMessage::Response(_)), Outgoing::Message(ServerMessage::Ended(_))] = driven.said()
+    let [.., Outgoing::Message(ServerMessage::Response(_)), Outgoing::Message(ServerMessage::Ended(_))] = driven.sent()
     else {
         panic!("the answer and the end");
     };
@@ -402,7 +422,7 @@ fn a_fault_of_the_backend_is_announced_before_the_end() {
     start(&mut driven);
     driven.drive(&Move::Fact { own: true, fact: MoveFact::Lost }, Instant::now());
     let [.., Outgoing::Message(ServerMessage::Error(notice)), Outgoing::Message(ServerMessage::Ended(ended))] =
-        driven.said()
+        driven.sent()
     else {
         panic!("an error and the end");
     };
@@ -414,14 +434,14 @@ fn an_execution_that_never_started_is_answered_as_failed_first() {
     let mut driven = Driven::new();
     driven.drive(&EXECUTE, Instant::now());
     driven.drive(&Move::Fact { own: true, fact: MoveFact::Lost }, Instant::now());
-    let Outgoing::Message(ServerMessage::Response(response)) = &driven.said()[1] else {
+    let Outgoing::Message(ServerMessage::Response(response)) = &driven.sent()[1] else {
         panic!("the response comes first")
     };
     assert_eq!(response.outcome.as_ref().unwrap()["status"], "failed");
 }
 
 #[test]
-fn the_elapsed_time_goes_on_whatever_is_heard() {
+fn the_elapsed_time_continues_over_all_events() {
     let mut driven = Driven::new();
     start(&mut driven);
     let now = Instant::now();
@@ -433,9 +453,9 @@ fn the_elapsed_time_goes_on_whatever_is_heard() {
         driven.drive(&step, now + Duration::from_secs(seconds));
     }
     let elapsed: Vec<_> = driven
-        .said()
+        .sent()
         .iter()
-        .filter_map(|words| match words {
+        .filter_map(|message| match message {
             Outgoing::Message(ServerMessage::Progress(progress)) | Outgoing::Heartbeat(progress) => {
                 Some((progress.elapsed_ms / 1_000, progress.since_output_ms / 1_000))
             }
@@ -446,7 +466,7 @@ fn the_elapsed_time_goes_on_whatever_is_heard() {
 }
 
 #[test]
-fn silence_is_said_after_three_heartbeats_and_any_sign_ends_it() {
+fn a_backend_is_silent_after_three_heartbeats_until_its_next_event() {
     let mut driven = Driven::new();
     start(&mut driven);
     let start = Instant::now();
@@ -465,38 +485,26 @@ fn silence_is_said_after_three_heartbeats_and_any_sign_ends_it() {
 }
 
 #[test]
-fn one_that_may_detach_asks_what_arrived_after_each_mebibyte_and_passes_the_answer_on() {
+fn a_pong_acknowledges_each_mebibyte_of_an_execution_that_may_detach() {
     let mut driven = Driven::new();
     let now = Instant::now();
     driven.drive(&Move::Execute { id: true, detach: true }, now);
     driven.drive(&Move::Fact { own: true, fact: MoveFact::Started }, now);
     let id = driven.current;
-    let mut asks = Vec::new();
-    let mut on = |driven: &mut Driven, event| {
-        let phase = std::mem::replace(&mut driven.phase, Phase::Closed(None, CloseCause::Gone));
-        let (phase, new) = phase.on(event, now);
-        driven.phase = phase;
-        asks.extend(new);
-    };
+    let mut effects = Vec::new();
     for n in 1..=32u64 {
         let offsets = PerStream { stdout: n << 16, stderr: 0 };
-        on(&mut driven, SessionEvent::Output { execution_id: id, frames: Bytes::from_static(b"frames"), offsets });
+        let frames = Bytes::from_static(b"frames");
+        effects.extend(driven.on(SessionEvent::Output { execution_id: id, frames, offsets }, now));
     }
-    let pings: Vec<_> = driven
-        .said()
-        .iter()
-        .filter_map(|words| match words {
-            Outgoing::Ping(payload) => Some(payload.clone()),
-            _ => None,
-        })
-        .collect();
+    let pings = driven.pings();
     assert_eq!(pings.len(), 2);
-    on(&mut driven, SessionEvent::Incoming(Incoming::Pong(pings[1].clone())));
-    assert_eq!(asks, [Effect::Acknowledge(PerStream { stdout: 2 << 20, stderr: 0 })]);
+    effects.extend(driven.on(SessionEvent::Incoming(Incoming::Pong(pings[1].clone())), now));
+    assert_eq!(effects, [Effect::Acknowledge(PerStream { stdout: 2 << 20, stderr: 0 })]);
 }
 
 #[test]
-fn the_rest_of_one_that_might_have_detached_is_acknowledged_after_its_end() {
+fn the_last_output_of_an_execution_that_could_detach_is_acknowledged_after_its_end() {
     let mut driven = Driven::new();
     let now = Instant::now();
     driven.drive(&Move::Execute { id: true, detach: true }, now);
@@ -504,15 +512,13 @@ fn the_rest_of_one_that_might_have_detached_is_acknowledged_after_its_end() {
     let id = driven.current;
     driven.drive(&Move::Output { own: true }, now);
     driven.drive(&Move::Fact { own: true, fact: MoveFact::Completed }, now);
-    let [.., Outgoing::Ping(ping), Outgoing::Message(ServerMessage::Ended(_))] = driven.said() else {
+    let [.., Outgoing::Ping(ping), Outgoing::Message(ServerMessage::Ended(_))] = driven.sent() else {
         panic!("a ping, then the end")
     };
     let (pong, other) = (Incoming::Pong(ping.clone()), Incoming::Pong(Bytes::from_static(b"1")));
     for (pong, expected) in [(other, 0), (pong.clone(), 1), (pong, 0)] {
-        let phase = std::mem::replace(&mut driven.phase, Phase::Closed(None, CloseCause::Gone));
-        let (phase, asks) = phase.on(SessionEvent::Incoming(pong), now);
-        driven.phase = phase;
-        assert_eq!(asks, vec![Effect::Delivered(id, PerStream { stdout: 6, stderr: 0 }, None); expected]);
+        let effects = driven.on(SessionEvent::Incoming(pong), now);
+        assert_eq!(effects, vec![Effect::AcknowledgeEnded(id, PerStream { stdout: 6, stderr: 0 }, None); expected]);
     }
 }
 
@@ -521,12 +527,6 @@ fn the_rest_of_one_that_might_have_detached_is_acknowledged_after_its_end() {
 fn the_end_of_each_execution_is_acknowledged_however_late_its_pong_comes() {
     let mut driven = Driven::new();
     let now = Instant::now();
-    let on = |driven: &mut Driven, event| {
-        let phase = std::mem::replace(&mut driven.phase, Phase::Closed(None, CloseCause::Gone));
-        let (phase, asks) = phase.on(event, now);
-        driven.phase = phase;
-        asks
-    };
     let at = |stdout| PerStream { stdout, stderr: 0 };
     let mut ids = Vec::new();
     for _ in 0..3 {
@@ -535,35 +535,26 @@ fn the_end_of_each_execution_is_acknowledged_however_late_its_pong_comes() {
         let execution_id = driven.current;
         ids.push(execution_id);
         for stdout in [1 << 20, (1 << 20) + 9] {
-            on(
-                &mut driven,
-                SessionEvent::Output { execution_id, frames: Bytes::from_static(b"frames"), offsets: at(stdout) },
-            );
+            let frames = Bytes::from_static(b"frames");
+            driven.on(SessionEvent::Output { execution_id, frames, offsets: at(stdout) }, now);
         }
         driven.drive(&Move::Fact { own: true, fact: MoveFact::Completed }, now);
     }
-    let pings: Vec<_> = driven
-        .said()
-        .iter()
-        .filter_map(|words| match words {
-            Outgoing::Ping(payload) => Some(payload.clone()),
-            _ => None,
-        })
-        .collect();
+    let pings = driven.pings();
     assert_eq!(pings.len(), 6, "for each one in the middle, and one at its end");
-    let delivered = |id: usize, stdout| Effect::Delivered(ids[id], at(stdout), None);
+    let delivered = |id: usize, stdout| Effect::AcknowledgeEnded(ids[id], at(stdout), None);
     let (middle, end) = (1 << 20, (1 << 20) + 9);
-    let pong = |at: usize| SessionEvent::Incoming(Incoming::Pong(pings[at].clone()));
-    assert_eq!(on(&mut driven, pong(0)), [delivered(0, middle)]);
-    assert_eq!(on(&mut driven, pong(1)), [delivered(0, end)]);
+    let mut pong = |at: usize| driven.on(SessionEvent::Incoming(Incoming::Pong(pings[at].clone())), now);
+    assert_eq!(pong(0), [delivered(0, middle)]);
+    assert_eq!(pong(1), [delivered(0, end)]);
     // A client may answer only the latest of several pings (RFC 6455 section 5.5.3).
-    assert_eq!(on(&mut driven, pong(4)), [delivered(1, end), delivered(2, middle)]);
-    assert_eq!(on(&mut driven, pong(5)), [delivered(2, end)]);
-    assert_eq!(on(&mut driven, pong(5)), []);
+    assert_eq!(pong(4), [delivered(1, end), delivered(2, middle)]);
+    assert_eq!(pong(5), [delivered(2, end)]);
+    assert_eq!(pong(5), []);
 }
 
 #[test]
-fn what_is_taken_over_is_let_go_and_the_session_lives() {
+fn a_session_lives_on_after_its_execution_was_taken_over() {
     let mut driven = Driven::new();
     start(&mut driven);
     driven.drive(&Move::Output { own: true }, Instant::now());
@@ -575,28 +566,28 @@ fn what_is_taken_over_is_let_go_and_the_session_lives() {
 }
 
 #[test]
-fn a_draining_service_leaves_what_may_detach_to_its_backend() {
-    for (leave, closes) in [(DrainMode::Running, true), (DrainMode::Nothing, false)] {
+fn a_draining_service_leaves_an_execution_that_may_detach_to_its_backend() {
+    for (executions_live_on, closes) in [(true, true), (false, false)] {
         let mut driven = Driven::new();
         driven.drive(&Move::Execute { id: true, detach: true }, Instant::now());
         driven.drive(&Move::Fact { own: true, fact: MoveFact::Started }, Instant::now());
-        driven.drive(&Move::Drain(leave), Instant::now());
-        assert_eq!(matches!(driven.phase, Phase::Closed(..)), closes, "{leave:?}");
+        driven.drive(&Move::Drain(begin_drain(executions_live_on)), Instant::now());
+        assert_eq!(!driven.is_open(), closes, "{executions_live_on}");
     }
 }
 
 #[test]
-fn a_drained_session_tells_the_end_before_it_closes() {
+fn a_draining_session_sends_the_final_status_before_it_closes() {
     let mut driven = Driven::new();
     start(&mut driven);
-    driven.drive(&Move::Drain(DrainMode::Nothing), Instant::now());
+    driven.drive(&Move::Drain(begin_drain(false)), Instant::now());
     driven.drive(&EXECUTE, Instant::now());
     assert!(
         matches!(last(&driven), Outgoing::Message(ServerMessage::Response(response)) if response.outcome.as_ref().unwrap_err().code == code::DRAINING)
     );
     driven.drive(&Move::Fact { own: true, fact: MoveFact::Canceled }, Instant::now());
     assert!(matches!(last(&driven), Outgoing::Message(ServerMessage::Ended(_))));
-    assert!(matches!(&driven.phase, Phase::Closed(Some((_, reason)), _) if reason.code == CloseCode::GoingAway));
+    assert!(matches!(&driven.phase, Phase::Closed(_, reason) if reason.code == CloseCode::GoingAway));
 }
 
 #[test]
@@ -609,21 +600,16 @@ fn the_same_id_again_is_the_same_execution() {
         );
         SessionEvent::Incoming(Incoming::Text(text))
     };
-    let mut on = |event| {
-        let phase = std::mem::replace(&mut driven.phase, Phase::Closed(None, CloseCause::Gone));
-        let (phase, asks) = phase.on(event, Instant::now());
-        driven.phase = phase;
-        asks.len()
-    };
+    let mut on = |event| driven.on(event, Instant::now()).len();
     assert_eq!(on(execute("true")), 1);
     on(SessionEvent::Report(ExecutionReport {
         execution_id: id,
-        fact: ExecutionEvent::Held(standing(Status::Running)),
+        fact: ExecutionEvent::Held(stream_start(Status::Running)),
     }));
     assert_eq!(on(execute("true")), 0, "it never runs twice");
     assert_eq!(on(execute("false")), 0);
     let [.., Outgoing::Message(ServerMessage::Response(again)), Outgoing::Message(ServerMessage::Response(other))] =
-        driven.said()
+        driven.sent()
     else {
         panic!("two responses");
     };

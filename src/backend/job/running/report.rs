@@ -46,7 +46,7 @@ impl RunningJob {
             ..Heartbeat::default()
         };
         match &self.agent {
-            Some(agent) => heartbeat.doing(agent.progress.doing()),
+            Some(agent) => heartbeat.with_activity(agent.progress.activity()),
             None => heartbeat,
         }
     }

@@ -39,7 +39,7 @@ impl Script {
 
     fn accepted(&self, status: &str, instance: Option<&str>) -> LoopEvent {
         let (status, instance) = (status.to_owned(), instance.map(str::to_owned));
-        LoopEvent::Accepted(AcceptedResult { execution_id: self.id, status, claude: false, instance })
+        LoopEvent::Accepted(AcceptedResult { execution_id: self.id, status, claude: false, agent: None, instance })
     }
 
     fn execute(&self, longest_detach_ms: Option<u64>, instance: Option<&str>) -> LoopAction {

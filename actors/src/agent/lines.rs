@@ -1,8 +1,9 @@
-//! Lines, from a stream that is cut anywhere.
+//! Cuts an agent's standard output into lines.
 
 use bytes::{Bytes, BytesMut};
 
-use super::MAX_LINE;
+/// The longest line that can be an event, in bytes.
+pub const MAX_LINE: usize = 16 << 20;
 
 /// A line of a stream, or a piece of one.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -13,23 +14,32 @@ pub enum EventLine {
     Piece(Bytes),
 }
 
+impl EventLine {
+    /// The bytes of the line or piece.
+    pub fn bytes(&self) -> &Bytes {
+        match self {
+            EventLine::Whole(bytes) | EventLine::Piece(bytes) => bytes,
+        }
+    }
+}
+
 /// Cuts a stream into lines.
 #[derive(Debug, Default)]
 pub struct LineSplitter {
     buffer: BytesMut,
-    /// So much of the buffer has no newline.
+    /// The number of bytes at the start of the buffer that have no newline.
     searched: usize,
-    /// The line's beginning has been given away in pieces.
+    /// Whether the beginning of the line was returned as pieces.
     in_pieces: bool,
 }
 
 impl LineSplitter {
-    /// Takes more of the stream.
+    /// Adds more of the stream.
     pub fn push(&mut self, bytes: &[u8]) {
         self.buffer.extend_from_slice(bytes);
     }
 
-    /// The next line, if all of it is here.
+    /// Takes the next line, if all of it has arrived.
     pub fn pop(&mut self) -> Option<EventLine> {
         let newline = memchr::memchr(b'\n', &self.buffer[self.searched..]).map(|at| self.searched + at + 1);
         let end = match newline {
@@ -48,7 +58,7 @@ impl LineSplitter {
         Some(if whole { EventLine::Whole(bytes) } else { EventLine::Piece(bytes) })
     }
 
-    /// What came after the last newline. Nothing waits any more then.
+    /// Takes the bytes after the last newline.
     pub fn rest(&mut self) -> Option<EventLine> {
         self.searched = 0;
         let bytes = self.buffer.split().freeze();
@@ -69,7 +79,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn however_it_is_cut_the_lines_are_the_same(text in "[a\n]{0,60}", cuts in proptest::collection::vec(0usize..60, 0..6)) {
+        fn the_lines_are_the_same_for_any_cut_of_the_stream(text in "[a\n]{0,60}", cuts in proptest::collection::vec(0usize..60, 0..6)) {
             let mut cuts: Vec<_> = cuts.into_iter().map(|cut| cut.min(text.len())).collect();
             cuts.sort_unstable();
             let mut lines = LineSplitter::default();

@@ -1,61 +1,71 @@
-//! Claude's events on their way to a client: their texts become output, the events themselves are told
-//! where they are wanted.
+//! Reads an agent's events for a client: their texts become output, and the client may also get the events.
 //!
-//! The offsets of this stream count the events, not the texts: a message's `end` moves only with the last
-//! piece of an event's text. So whoever attaches again gets each event whole.
+//! The offsets of the stream count the bytes of the events, not of the texts. A message's `end` moves only with the last
+//! piece of an event's text, so a client that attaches again gets each event whole.
 
-use std::{cell::RefCell, collections::VecDeque, rc::Rc};
+use std::collections::VecDeque;
 
 use bytes::Bytes;
+use serde_json::json;
 
 use super::{
-    ClaudeEvent, EventPart,
+    ReaderOptions,
     lines::{EventLine, LineSplitter},
-    progress::ProgressTracker,
 };
 use crate::{
-    agent::ReaderOptions,
     id::ExecutionId,
     output::{AgentReader, EventSink, EventStep, MAX_CONTENT, cut_before_char},
     protocol::{Framing, MAX_MESSAGE_TO_CLIENT},
     stream::Gap,
 };
 
-/// What is around an event in its message, and more, in bytes.
-const AROUND: usize = 1_024;
+/// An upper bound for the rest of the message around an event, in bytes.
+const MESSAGE_OVERHEAD: usize = 1_024;
 
-/// One execution's events, from the backend's bytes to messages.
-pub struct EventReader {
+/// The format of one agent's events.
+pub trait EventFormat {
+    /// Reads a line. `None` if it is not an event; the client then gets the line as it is.
+    fn read(&mut self, line: &EventLine) -> Option<AgentEvent>;
+}
+
+/// What a client needs of an event.
+pub struct AgentEvent {
+    /// The texts that become output.
+    pub texts: Vec<String>,
+    /// Type and subtype, which stand for an event that is too long for a message.
+    pub kind: (String, Option<String>),
+}
+
+/// Turns the output of one execution into texts and events.
+pub struct EventReader<F> {
+    format: F,
     lines: LineSplitter,
     framing: Framing,
-    /// Whose events are told, if they are wanted.
-    wanted: Option<ExecutionId>,
-    /// What follows the events, where that is done in this process and nowhere else.
-    progress: Option<Rc<RefCell<ProgressTracker>>>,
-    /// The offset after the newest line that was taken.
-    taken: u64,
-    /// The `end` that the client has been told. Lines without text move `taken`, and what is asked about by
-    /// pings, at once; this moves with the last piece of a text, or with a gap.
-    said: u64,
-    /// A line that waits for a gap to be told first.
-    held: Option<EventLine>,
-    /// What the newest line says, as far as it is not encoded.
+    /// The execution's id, if the client wants its events.
+    events_of: Option<ExecutionId>,
+    /// The offset after the newest line that was read.
+    read_end: u64,
+    /// The newest `end` in a message. Lines without text move only `read_end`, which pings use.
+    sent_end: u64,
+    /// An event that waits until the gap before it was reported.
+    held: Option<(EventLine, AgentEvent)>,
+    /// Texts of the newest line that are not encoded yet.
     texts: VecDeque<Bytes>,
     gap: Option<Gap>,
     ended: bool,
 }
 
-impl EventReader {
-    /// A reader of the events after offset `start`, which also updates this progress.
-    pub fn new(options: ReaderOptions, progress: Option<Rc<RefCell<ProgressTracker>>>) -> Self {
-        let ReaderOptions { framing, start, told_as } = options;
+impl<F: EventFormat> EventReader<F> {
+    /// A reader of the events after the offset `options.start`.
+    pub fn new(format: F, options: ReaderOptions) -> Self {
+        let ReaderOptions { framing, start, events_of } = options;
         EventReader {
+            format,
             lines: LineSplitter::default(),
             framing,
-            wanted: told_as,
-            progress,
-            taken: start,
-            said: start,
+            events_of,
+            read_end: start,
+            sent_end: start,
             held: None,
             texts: VecDeque::new(),
             gap: None,
@@ -63,47 +73,44 @@ impl EventReader {
         }
     }
 
-    fn take(&mut self, line: EventLine, sink: &mut dyn EventSink) -> EventStep {
-        let (EventLine::Whole(bytes) | EventLine::Piece(bytes)) = &line;
-        let event = if matches!(line, EventLine::Whole(_)) { ClaudeEvent::parse(bytes) } else { None };
+    fn read(&mut self, line: EventLine, sink: &mut dyn EventSink) -> EventStep {
+        let event = self.format.read(&line);
         if let Some(gap) = self.gap.take() {
-            if event.is_some() {
-                drop(event);
-                self.held = Some(line);
-                return EventStep::Gap(self.missed(gap, sink));
-            }
-            // The rest of a line that was cut off is of no use.
-            self.taken += bytes.len() as u64;
-            return EventStep::Gap(self.missed(Gap { to: self.taken, ..gap }, sink));
+            let Some(event) = event else {
+                // The rest of a line that was cut off is lost with the gap.
+                self.read_end += line.bytes().len() as u64;
+                return self.report_gap(Gap { to: self.read_end, ..gap }, sink);
+            };
+            self.held = Some((line, event));
+            return self.report_gap(gap, sink);
         }
-        if let Some(progress) = &self.progress {
-            progress.borrow_mut().on_line(&line, event.as_ref());
-        }
-        self.taken += bytes.len() as u64;
-        match &event {
-            None => self.texts.push_back(bytes.clone()),
+        self.pass_on(&line, event, sink)
+    }
+
+    fn report_gap(&mut self, gap: Gap, sink: &mut dyn EventSink) -> EventStep {
+        sink.advance(gap.to);
+        self.sent_end = gap.to;
+        EventStep::Gap(gap)
+    }
+
+    fn pass_on(&mut self, line: &EventLine, event: Option<AgentEvent>, sink: &mut dyn EventSink) -> EventStep {
+        self.read_end += line.bytes().len() as u64;
+        match event {
+            None => self.texts.push_back(line.bytes().clone()),
             Some(event) => {
-                if let Some(id) = self.wanted {
-                    tell(event, id, self.taken, sink);
+                if let Some(id) = self.events_of {
+                    send_event(line, &event, id, self.read_end, sink);
                 }
-                if !event.is_of_subagent() {
-                    self.texts.extend(event.parts().into_iter().filter_map(text_of));
-                }
+                self.texts.extend(event.texts.into_iter().filter(|text| !text.is_empty()).map(with_newline));
             }
         }
         if self.texts.is_empty() {
-            sink.advance(self.taken);
+            sink.advance(self.read_end);
         }
         EventStep::Done
     }
 
-    fn missed(&mut self, gap: Gap, sink: &mut dyn EventSink) -> Gap {
-        sink.advance(gap.to);
-        self.said = gap.to;
-        gap
-    }
-
-    /// Encodes the first piece of a text; the rest of it is next.
+    /// Encodes the first piece of a text; the next step encodes the rest.
     fn encode_text(&mut self, mut text: Bytes, sink: &mut dyn EventSink) {
         let line_end = || memchr::memchr(b'\n', &text).map_or(text.len(), |at| at + 1);
         let end = if self.framing == Framing::Line { line_end() } else { text.len() };
@@ -113,23 +120,23 @@ impl EventReader {
             self.texts.push_front(text);
         }
         if self.texts.is_empty() {
-            sink.advance(self.taken);
-            self.said = self.taken;
+            sink.advance(self.read_end);
+            self.sent_end = self.read_end;
         }
-        sink.text(&piece, self.said);
+        sink.text(&piece, self.sent_end);
     }
 }
 
-impl AgentReader for EventReader {
+impl<F: EventFormat> AgentReader for EventReader<F> {
     fn feed(&mut self, bytes: &[u8]) {
         self.lines.push(bytes);
     }
 
     fn skip(&mut self, gap: Gap) {
         self.lines.rest();
-        let from = self.gap.map_or(self.taken, |before| before.from);
+        let from = self.gap.map_or(self.read_end, |earlier| earlier.from);
         self.gap = Some(Gap { from, ..gap });
-        self.taken = gap.to;
+        self.read_end = gap.to;
     }
 
     fn finish(&mut self, ended: bool) {
@@ -145,37 +152,35 @@ impl AgentReader for EventReader {
             self.encode_text(text, sink);
             return EventStep::Done;
         }
-        let rest = |lines: &mut LineSplitter, ended| if ended { lines.rest() } else { None };
-        match self.held.take().or_else(|| self.lines.pop()).or_else(|| rest(&mut self.lines, self.ended)) {
-            Some(line) => self.take(line, sink),
+        if let Some((line, event)) = self.held.take() {
+            return self.pass_on(&line, Some(event), sink);
+        }
+        let last = |lines: &mut LineSplitter, ended| if ended { lines.rest() } else { None };
+        match self.lines.pop().or_else(|| last(&mut self.lines, self.ended)) {
+            Some(line) => self.read(line, sink),
             None if self.ended => self.gap.take().map_or(EventStep::Dry, EventStep::Gap),
             None => EventStep::Dry,
         }
     }
 }
 
-/// A text that is output: each ends in a newline.
-fn text_of(part: EventPart) -> Option<Bytes> {
-    let (EventPart::Text(mut text) | EventPart::ToolResult { mut text, .. }) = part else { return None };
-    if text.is_empty() {
-        return None;
-    }
+fn with_newline(mut text: String) -> Bytes {
     if !text.ends_with('\n') {
         text.push('\n');
     }
-    Some(text.into())
+    text.into()
 }
 
-/// Tells an event as it came, or what it was where it is too long for a message.
-fn tell(event: &ClaudeEvent<'_>, id: ExecutionId, end: u64, sink: &mut dyn EventSink) {
-    let json = event.json();
-    if json.len() + AROUND <= MAX_MESSAGE_TO_CLIENT {
+/// Sends an event as it came, or its type if it is too long for a message.
+fn send_event(line: &EventLine, event: &AgentEvent, id: ExecutionId, end: u64, sink: &mut dyn EventSink) {
+    let json = std::str::from_utf8(line.bytes()).unwrap_or_default().trim();
+    if json.len() + MESSAGE_OVERHEAD <= MAX_MESSAGE_TO_CLIENT {
         return sink.event(id, json, end);
     }
-    let brief = |text: &str| text[..text.floor_char_boundary(80)].to_owned();
-    let (kind, subtype) = (brief(&event.kind), event.subtype().map(|subtype| brief(&subtype)));
-    let omitted = serde_json::json!({ "type": kind, "subtype": subtype, "omitted": json.len() });
-    sink.event(id, &omitted.to_string(), end);
+    let shortened = |text: &str| text[..text.floor_char_boundary(80)].to_owned();
+    let (kind, subtype) = &event.kind;
+    let (kind, subtype) = (shortened(kind), subtype.as_deref().map(shortened));
+    sink.event(id, &json!({ "type": kind, "subtype": subtype, "omitted": json.len() }).to_string(), end);
 }
 
 #[cfg(test)]
@@ -184,15 +189,16 @@ mod tests {
 
     use super::*;
     use crate::{
+        agent::claude::ClaudeFormat,
         output::{OutputEncoder, OutputOptions},
         stream::{GapReason, PerStream, Stream},
         ws::encoder::{encoder, tests::messages},
     };
 
-    fn of_claude(framing: Framing, offsets: PerStream<u64>, wanted: Option<ExecutionId>) -> Box<dyn OutputEncoder> {
+    fn of_claude(framing: Framing, offsets: PerStream<u64>, events_of: Option<ExecutionId>) -> Box<dyn OutputEncoder> {
         let agent: Box<dyn AgentReader> = {
-            let options = ReaderOptions { framing, start: offsets.stdout, told_as: wanted };
-            Box::new(EventReader::new(options, None))
+            let options = ReaderOptions { framing, start: offsets.stdout, events_of };
+            Box::new(EventReader::new(ClaudeFormat::default(), options))
         };
         encoder(OutputOptions { framing, offsets, agent: Some(agent) })
     }
@@ -207,7 +213,7 @@ mod tests {
         Gap { stream: Stream::Stdout, from, to, reason: GapReason::Overwritten }
     }
 
-    /// Everything that can be said now: the messages' params, and the gaps.
+    /// The params of all messages so far, and the gaps.
     fn all(text: &mut Box<dyn OutputEncoder>) -> (Vec<Value>, Vec<Gap>) {
         let mut gaps = Vec::new();
         loop {
@@ -245,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_without_text_does_not_move_the_offset_of_the_next_ones_first_piece() {
+    fn an_event_without_text_does_not_move_the_offset_of_the_next_text() {
         let tool = json!({ "type": "assistant", "message": { "content": [{ "type": "tool_use", "id": "1", "name": "Bash" }] } });
         let answer = json!({ "type": "user", "message": { "content": [{ "type": "tool_result", "tool_use_id": "1", "content": "a\nb" }] } });
         let (first, tool, answer) = (text_message("look", None), format!("{tool}\n"), format!("{answer}\n"));
@@ -254,7 +260,7 @@ mod tests {
         let (said, _) = all(&mut events);
         let ends = |said: &[Value]| said.iter().map(|params| params["end"].as_u64().unwrap()).collect::<Vec<_>>();
         assert_eq!(ends(&said), [first.len() as u64]);
-        assert_eq!(events.offsets().stdout, (first.len() + tool.len()) as u64, "it has arrived all the same");
+        assert_eq!(events.offsets().stdout, (first.len() + tool.len()) as u64, "a ping covers it");
         events.feed(Stream::Stdout, answer.as_bytes());
         let (said, _) = all(&mut events);
         assert_eq!(contents(&said), ["a\n", "b\n"]);
@@ -262,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn after_a_gap_the_first_piece_stands_where_the_gap_ends() {
+    fn the_first_piece_after_a_gap_has_the_offset_of_its_end() {
         let two_lines = text_message("a\nb", None);
         let mut events = of_claude(Framing::Line, PerStream::default(), None);
         events.skip(gap(0, 50));
@@ -274,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_gap_left_of_two_events_does_not_become_one() {
+    fn the_halves_of_two_events_around_a_gap_are_not_joined() {
         let (first, second, third) =
             (text_message("one", None), text_message("two", None), text_message("three", None));
         // Cut in the same place, the first's beginning and the second's rest would be an event.
@@ -291,12 +297,12 @@ mod tests {
         let (said, gaps) = all(&mut events);
         assert_eq!(contents(&said), ["three\n"]);
         let whole = (first.len() + second.len()) as u64;
-        assert_eq!(gaps, [gap(0, whole)], "it begins and ends where events do");
+        assert_eq!(gaps, [gap(0, whole)], "it begins and ends at events");
         assert_eq!(said.last().unwrap()["end"], whole + third.len() as u64);
     }
 
     #[test]
-    fn what_subagents_say_is_an_event_and_no_output() {
+    fn the_text_of_a_subagent_is_an_event_but_not_output() {
         let (own, of_subagent) = (text_message("mine", None), text_message("its own", Some("toolu_1")));
         let mut events = of_claude(Framing::Chunk, PerStream::default(), Some(ExecutionId::random()));
         events.feed(Stream::Stdout, format!("{of_subagent}{own}").as_bytes());
@@ -306,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_person_or_the_cli_itself_says_is_no_output() {
+    fn the_text_of_a_user_message_is_not_output() {
         let content = json!([{ "type": "text", "text": "[Request interrupted by user for tool use]" }]);
         for content in [json!("as a string"), content] {
             let event = json!({ "type": "user", "message": { "role": "user", "content": content } });
@@ -317,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn a_last_line_without_newline_counts_only_where_the_execution_ended() {
+    fn a_last_line_without_newline_counts_only_if_the_execution_ended() {
         let event = text_message("the end", None);
         for (ended, expected) in [(true, vec!["the end\n"]), (false, vec![])] {
             let mut events = of_claude(Framing::Chunk, PerStream::default(), None);

@@ -1,0 +1,214 @@
+//! The actor of a session: its messages become events of the phase, and it ends the connection after the close frame.
+
+use std::{
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use actix::{Actor, ActorContext, AsyncContext, Context, Handler, ResponseFuture, StreamHandler};
+use futures_util::stream;
+use log::{info, warn};
+use tokio::sync::oneshot;
+
+use super::{
+    execution_handle::ExecutionHandle,
+    liveness::Liveness,
+    outbox::{LINGER, Linger, Outbox, RoomSignal},
+    phase::{Incoming, Phase, SessionEvent},
+};
+use crate::{
+    backend_client::BackendClient,
+    clock::millis,
+    close::CloseCode,
+    execution::messages::{EncodedOutput, ExecutionReport},
+    id::SessionId,
+    protocol::Limits,
+    supervisor::{Drain, Permit, SessionOpened},
+};
+
+/// How long a closed session waits until its client has read the messages before the close frame.
+const FLUSH_PATIENCE: Duration = Duration::from_secs(5);
+
+/// The session of one admitted client.
+pub(super) struct Session {
+    pub(super) id: SessionId,
+    pub(super) phase: Phase<Outbox>,
+    pub(super) stage: ConnectionStage,
+    pub(super) current: Option<ExecutionHandle>,
+    pub(super) backend: BackendClient,
+    pub(super) permit: Permit,
+    pub(super) limits: Limits,
+    pub(super) room: Rc<RoomSignal>,
+    pub(super) opened_at: Instant,
+    pub(super) n_executions: u64,
+    /// The response ends when this is dropped.
+    pub(super) _linger: Linger,
+}
+
+/// What the connection is still needed for.
+pub(super) enum ConnectionStage {
+    /// Messages in both directions. Dropping the sender completes the session's `ClosedSignal`.
+    Open { _closed: oneshot::Sender<()> },
+    /// The close frame was sent; the client's own may arrive.
+    Lingering,
+    /// The session stops as soon as its frames are written.
+    Lingered,
+}
+
+/// The client's socket has accepted frames, so the outbox has room.
+struct OutboxReady;
+
+impl Session {
+    /// Passes an event to the phase, and carries out the effects.
+    pub(super) fn on(&mut self, event: SessionEvent, ctx: &mut Context<Self>) {
+        // `Phase::on` consumes the phase; the placeholder is replaced in the next line but one.
+        let phase = std::mem::replace(&mut self.phase, Phase::Gone);
+        let was_open = matches!(phase, Phase::Open(..));
+        let (phase, effects) = phase.on(event, Instant::now());
+        self.phase = phase;
+        for effect in effects {
+            self.carry_out(effect, ctx);
+        }
+        match &self.phase {
+            Phase::Open(_, outbox) if outbox.unsent_responses() > self.limits.unsent_responses => {
+                self.on(SessionEvent::Flooded, ctx);
+            }
+            Phase::Open(..) => {}
+            Phase::Closed(_, reason) if was_open => {
+                // A client that asked for the close has nothing more to send.
+                let is_done = reason.code == CloseCode::Normal;
+                self.stage = if is_done { ConnectionStage::Lingered } else { ConnectionStage::Lingering };
+                self.release_execution(ctx);
+                ctx.run_later(LINGER, |session, ctx| {
+                    session.stage = ConnectionStage::Lingered;
+                    session.stop_when_flushed(ctx);
+                });
+                ctx.run_later(FLUSH_PATIENCE, |_, ctx| ctx.stop());
+                self.stop_when_flushed(ctx);
+            }
+            Phase::Gone if was_open => {
+                self.release_execution(ctx);
+                ctx.stop();
+            }
+            Phase::Closed(..) | Phase::Gone => {}
+        }
+    }
+
+    fn stop_when_flushed(&mut self, ctx: &mut Context<Self>) {
+        if let Phase::Closed(closing, _) = &mut self.phase
+            && closing.flush()
+            && matches!(self.stage, ConnectionStage::Lingered)
+        {
+            ctx.stop();
+        }
+    }
+
+    /// Checks whether the client is still connected and reading.
+    fn tick(&mut self, ctx: &mut Context<Self>) {
+        let Phase::Open(_, outbox) = &self.phase else { return };
+        let blocked = outbox.is_blocked();
+        self.on(SessionEvent::Tick { taken: self.room.taken(), blocked }, ctx);
+        if matches!(self.phase, Phase::Closed(..)) {
+            let event = if blocked { "client.stalled" } else { "client.unresponsive" };
+            warn!(event = event, session_id:% = self.id, patience_ms = self.limits.client_stall_ms;
+                "the client {}", if blocked { "reads nothing" } else { "answers no ping" });
+        }
+    }
+
+    fn log_closed(&self) {
+        let (close_code, why) = match &self.phase {
+            Phase::Closed(_, reason) => (Some(u16::from(reason.code)), reason.text.as_str()),
+            Phase::Gone => (None, "the client is gone"),
+            Phase::Open(..) => (None, "the service stopped"),
+        };
+        info!(event = "session.closed", session_id:% = self.id, close_code:serde = close_code, executions = self.n_executions,
+            ms = millis(self.opened_at.elapsed()); "session closed: {why}");
+    }
+}
+
+impl Actor for Session {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        info!(event = "session.opened", session_id:% = self.id; "session opened");
+        let drain = ctx.address().downgrade().recipient();
+        self.permit.supervisor().do_send(SessionOpened(self.id, drain));
+        ctx.add_stream(stream::unfold(Rc::clone(&self.room), |room| async {
+            room.wait().await;
+            Some((OutboxReady, room))
+        }));
+        let period = Liveness::tick_period(Duration::from_millis(self.limits.client_stall_ms));
+        ctx.run_interval(period, Session::tick);
+    }
+
+    fn stopped(&mut self, _: &mut Self::Context) {
+        self.current = None;
+        self.log_closed();
+    }
+}
+
+impl StreamHandler<Incoming> for Session {
+    fn handle(&mut self, incoming: Incoming, ctx: &mut Self::Context) {
+        match (&self.phase, &incoming) {
+            (Phase::Open(..), _) => self.on(SessionEvent::Incoming(incoming), ctx),
+            // After the close frame of the service, only the end of the connection matters.
+            (_, Incoming::Close | Incoming::Gone) => ctx.stop(),
+            _ => {}
+        }
+    }
+
+    fn finished(&mut self, ctx: &mut Self::Context) {
+        StreamHandler::handle(self, Incoming::Gone, ctx);
+    }
+}
+
+impl StreamHandler<OutboxReady> for Session {
+    fn handle(&mut self, _: OutboxReady, ctx: &mut Self::Context) {
+        match &mut self.phase {
+            Phase::Open(_, outbox) => {
+                if !outbox.flush() {
+                    self.on(SessionEvent::Incoming(Incoming::Gone), ctx);
+                }
+            }
+            _ => self.stop_when_flushed(ctx),
+        }
+    }
+
+    fn finished(&mut self, _: &mut Self::Context) {}
+}
+
+impl Handler<EncodedOutput> for Session {
+    type Result = ResponseFuture<()>;
+
+    /// Back-pressure is applied here: the reply is the permission to send more, and waits until the outbox has room.
+    fn handle(&mut self, output: EncodedOutput, ctx: &mut Self::Context) -> Self::Result {
+        let EncodedOutput { execution_id, bytes: frames, offsets } = output;
+        self.on(SessionEvent::Output { execution_id, frames, offsets }, ctx);
+        let credit = match &mut self.phase {
+            Phase::Open(_, outbox) => outbox.credit(),
+            _ => None,
+        };
+        Box::pin(async {
+            if let Some(credit) = credit {
+                // A dropped credit is a permission too: the client is gone, so the output goes nowhere.
+                let _ = credit.await;
+            }
+        })
+    }
+}
+
+impl Handler<ExecutionReport> for Session {
+    type Result = ();
+
+    fn handle(&mut self, report: ExecutionReport, ctx: &mut Self::Context) {
+        self.on(SessionEvent::Report(report), ctx);
+    }
+}
+
+impl Handler<Drain> for Session {
+    type Result = ();
+
+    fn handle(&mut self, drain: Drain, ctx: &mut Self::Context) {
+        self.on(SessionEvent::Drain(drain), ctx);
+    }
+}

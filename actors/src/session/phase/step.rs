@@ -1,0 +1,57 @@
+//! The result of an event: what an open session sends, what its actor must do, and whether the session ends.
+
+use serde_json::Value;
+
+use super::{Effect, Outgoing};
+use crate::{
+    close::CloseReason,
+    id::ExecutionId,
+    protocol::notification::{ErrorNotice, ServerMessage},
+    rpc::{ErrorObject, Id, Response},
+};
+
+/// Messages and effects, each in order. The handlers of an event add to it.
+#[derive(Default)]
+pub(super) struct SessionStep {
+    pub(super) messages: Vec<Outgoing>,
+    pub(super) effects: Vec<Effect>,
+    pub(super) end: SessionEnd,
+}
+
+/// Whether the session ends.
+#[derive(Default)]
+pub(super) enum SessionEnd {
+    /// It goes on.
+    #[default]
+    Open,
+    /// It is closed for this reason.
+    Close(CloseReason),
+    /// The connection has ended.
+    Gone,
+}
+
+impl SessionStep {
+    /// Adds a message.
+    pub(super) fn send(&mut self, message: ServerMessage) {
+        self.messages.push(Outgoing::Message(message));
+    }
+
+    /// Ends the session with a close frame.
+    pub(super) fn close(&mut self, reason: CloseReason) {
+        self.end = SessionEnd::Close(reason);
+    }
+
+    /// Answers a call: with a response if it has an id, otherwise with an `error` if it failed.
+    pub(super) fn reply(
+        &mut self,
+        id: Option<Id>,
+        execution_id: Option<ExecutionId>,
+        outcome: Result<Value, ErrorObject>,
+    ) {
+        match (id, outcome) {
+            (Some(id), outcome) => self.send(ServerMessage::Response(Response { id, outcome })),
+            (None, Err(error)) => self.send(ServerMessage::Error(ErrorNotice { error, execution_id })),
+            (None, Ok(_)) => {}
+        }
+    }
+}
