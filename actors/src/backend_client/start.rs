@@ -145,11 +145,13 @@ impl BackendClient {
     }
 
     async fn follow(&self, id: ExecutionId, query: &str) -> Result<ResponseBody, BackendError> {
-        self.must_know_ids("attach to")?;
         let path = format!("/executions/{id}/stream?{query}");
-        let get = || self.request(Method::GET, &path).insert_header((header::ACCEPT, MULTIPLEXED)).send();
-        let response = match get().await {
-            Err(error) if is_dead_connection(&error) => get().await,
+        let get = || {
+            let request = self.request_by_id("attach to", Method::GET, &path)?;
+            Ok(request.insert_header((header::ACCEPT, MULTIPLEXED)).send())
+        };
+        let response = match get()?.await {
+            Err(error) if is_dead_connection(&error) => get()?.await,
             response => response,
         };
         let response = response.map_err(|error| self.unreachable(&error))?;

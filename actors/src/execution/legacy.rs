@@ -55,7 +55,7 @@ pub(super) async fn relay(stream: LegacyStream, config: RelayConfig) -> Outcome 
     let (reader, progress) = match config.agent {
         Some(agent) => {
             let patience = config.backend.claude_exit();
-            let (reader, progress) = agent.watched_reader(config.reader_options(), patience, Instant::now());
+            let (reader, progress) = agent.watched_reader(config.reader_options, patience, Instant::now());
             (Some(reader), Some(progress))
         }
         None => (None, None),

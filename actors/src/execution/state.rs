@@ -213,20 +213,17 @@ impl ExecutionState {
 
     /// The outcome as it is reported: the gateway adds what the backend cannot know.
     fn corrected(self, outcome: Outcome, now: Instant) -> Outcome {
-        match self {
-            ExecutionState::Native(Some(cause)) => cause.corrected(outcome),
-            ExecutionState::Withdrawing(withdrawal) => withdrawal.cause.corrected(outcome),
-            ExecutionState::Legacy(clocks) => Outcome { elapsed_ms: Some(clocks.heartbeat(now).elapsed_ms), ..outcome },
-            _ => outcome,
-        }
-    }
-}
-
-impl EndRequestCause {
-    /// A cancellation that only this gateway requested is reported as the failure that caused it.
-    fn corrected(self, outcome: Outcome) -> Outcome {
-        match self {
-            EndRequestCause::GivenUp(message) if outcome.reason == Reason::Canceled => Outcome {
+        let cause = match self {
+            ExecutionState::Native(cause) => cause,
+            ExecutionState::Withdrawing(withdrawal) => Some(withdrawal.cause),
+            ExecutionState::Legacy(clocks) => {
+                return Outcome { elapsed_ms: Some(clocks.heartbeat(now).elapsed_ms), ..outcome };
+            }
+            _ => None,
+        };
+        match cause {
+            // Only this gateway requested the cancellation, because of a failure.
+            Some(EndRequestCause::GivenUp(message)) if outcome.reason == Reason::Canceled => Outcome {
                 status: Status::Failed,
                 reason: Reason::BackendUnreachable,
                 message: Some(message),
