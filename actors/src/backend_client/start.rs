@@ -84,11 +84,9 @@ impl BackendClient {
             let first = post().await;
             let is_unsure = first.as_ref().is_err_and(is_dead_connection);
             let response = if is_unsure && instance.is_some() { post().await } else { first };
-            let response = response.map_err(|error| match self.unreachable(&error) {
-                BackendError::Unreachable(message) if is_unsure || is_dead_connection(&error) => {
-                    BackendError::Unsure(message)
-                }
-                error => error,
+            let response = response.map_err(|error| match is_unsure || is_dead_connection(&error) {
+                true => BackendError::Unsure(self.unreachable(&error).to_string()),
+                false => self.unreachable(&error),
             })?;
             match self.accepted("POST /execute/stream", response).await {
                 Ok(response) => return Ok(response.boxed_local()),

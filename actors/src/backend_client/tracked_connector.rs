@@ -36,6 +36,7 @@ pub fn connector(
 const HEAD_READ: usize = 4 * 1024;
 
 /// A TCP stream whose responses are tracked.
+#[derive(Debug)]
 pub struct TrackedStream {
     io: TcpStream,
     end: Option<BodyEnd>,
@@ -67,12 +68,6 @@ impl TrackedStream {
 fn follow(end: &Option<BodyEnd>, arrived: &[u8]) {
     if let Some(end) = end {
         end.0.borrow_mut().follow(arrived);
-    }
-}
-
-impl std::fmt::Debug for TrackedStream {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.io.fmt(f)
     }
 }
 
