@@ -80,7 +80,7 @@ async fn session(stream: TcpStream, backend: SocketAddr) -> Result<(), Error> {
                 match part {
                     StreamPart::Output(Stream::Stdout, bytes) => output.send(&mut sink, &bytes).await?,
                     StreamPart::Output(Stream::Stderr, _) => {}
-                    StreamPart::Word(word) => {
+                    StreamPart::Event(word) => {
                         let word: Value = serde_json::from_slice(&word)?;
                         if word.get("started").is_some() {
                             send(&mut sink, &json!({ "jsonrpc": "2.0", "id": call["id"], "result": { "executionId": id, "status": "started" } })).await?;

@@ -1,4 +1,4 @@
-//! What gateway and backend say to each other over HTTP, as types that both ends share.
+//! The HTTP interface between gateway and backend, as types that both ends share.
 
 pub mod control;
 mod execute;
@@ -19,13 +19,13 @@ use crate::{
 /// Media type of Docker's framing: an 8-byte header `[stream, 0, 0, 0, size: u32 big endian]`, then the bytes.
 pub const MULTIPLEXED: &str = "application/vnd.docker.multiplexed-stream";
 
-/// Media type of the same as JSON lines.
+/// Media type of a stream of JSON lines.
 pub const NDJSON: &str = "application/x-ndjson";
 
 /// Response header with the execution's id.
 pub const EXECUTION_ID_HEADER: &str = "x-execution-id";
 
-/// Answer of `GET /health`. Without `server` it is the legacy image that answered.
+/// Answer of `GET /health`. The answer of the legacy image has no `server`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Health {
@@ -33,68 +33,68 @@ pub struct Health {
     pub server: String,
     /// The package's version.
     pub version: String,
-    /// Identifies the backend's process: a UUID that it makes at its start. `None` from a backend older than this field.
+    /// The id of the backend's process, chosen at its start. `None` from a backend older than this field.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub instance: Option<InstanceId>,
-    /// What can be run, by name.
+    /// The names of the executors.
     pub executors: Vec<String>,
-    /// Which one runs a command that names none.
+    /// The executor of a command that names none.
     pub default_executor: String,
     /// How many executions may run at a time.
     pub max_executions: usize,
-    /// What this build can do.
+    /// The names of the features of this build.
     pub capabilities: Vec<String>,
     /// Executions that run now.
     pub running: usize,
-    /// Executions that wait.
+    /// Executions that wait in the queue.
     pub queued: usize,
 }
 
-/// One word of the backend about an execution: an entry of stream 3.
+/// An event of an execution: a frame of stream 3.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BackendEvent {
-    /// It waits for a place; again whenever its position changes.
+    /// It waits in the queue. Repeated whenever its position changes.
     Queued(QueuedEvent),
-    /// The process runs, or has run: what follows is its output.
+    /// The process runs, or has run. Its output follows.
     Started(StartedEvent),
     /// A sign of life, once a heartbeat.
     Alive(Heartbeat),
-    /// The status changed, whoever caused it.
+    /// The status changed, whichever client caused it.
     Status(StatusChange),
-    /// Bytes that this consumer will not get, in their place in the stream.
+    /// Bytes that this consumer does not get, at their place in the stream.
     Gap(Gap),
-    /// Another consumer has it now. Nothing follows.
+    /// Another consumer has the execution now. Nothing follows.
     TakenOver(bool),
-    /// The last word.
+    /// It ended. Nothing follows.
     Exit(Outcome),
 }
 
-/// It waits for a place.
+/// An execution waits in the queue.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct QueuedEvent {
-    /// 1 is the next to run.
+    /// The position in the queue; 1 is the next to run.
     pub position: u64,
-    /// What was asked for, for a consumer that came later.
+    /// The options of the execution, for a consumer that attached later.
     #[serde(flatten)]
     pub terms: StreamInfo,
 }
 
-/// The process runs, or has run.
+/// The process of an execution runs, or has run.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct StartedEvent {
-    /// Which execution.
+    /// The id of the execution.
     pub execution_id: ExecutionId,
-    /// What runs it.
+    /// The name of its executor.
     pub executor: String,
-    /// How it is now; final if all that follows is a replay.
+    /// Its current status; final if the stream is a replay.
     #[serde(default = "running")]
     pub status: Status,
-    /// What was asked for, for a consumer that came later.
+    /// The options of the execution, for a consumer that attached later.
     #[serde(flatten)]
     pub terms: StreamInfo,
-    /// Its clocks, for a consumer that came later.
+    /// Its clocks, for a consumer that attached later.
     #[serde(default)]
     pub alive: Heartbeat,
 }
@@ -103,17 +103,17 @@ fn running() -> Status {
     Status::Running
 }
 
-/// What somebody who attaches must know of what was asked for.
+/// The options of an execution that a consumer must know to follow it.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct StreamInfo {
-    /// How often a sign of life comes, in milliseconds.
+    /// The heartbeat period, in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub heartbeat_ms: Option<u64>,
     /// Whether it goes on without a consumer, and waits for acknowledgements.
     #[serde(default)]
     pub may_detach: bool,
-    /// After how many bytes an acknowledgement is wanted, so that the command need not wait for it.
+    /// The number of bytes after which the consumer should acknowledge, so that the command need not wait for that.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub acknowledge_bytes: Option<u64>,
     /// Whether its standard output is Claude's events.
@@ -122,10 +122,10 @@ pub struct StreamInfo {
     /// The executor of another agent, if its standard output is the events of that agent.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub agent: Option<String>,
-    /// Which process of the backend has it.
+    /// The backend's instance that runs it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub instance: Option<InstanceId>,
-    /// The number of this consumer's hold. A consumer that comes back for itself names it.
+    /// The number of this consumer's hold. A consumer that reconnects names it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub hold: Option<u64>,
 }
@@ -145,7 +145,7 @@ impl StreamInfo {
 }
 
 impl BackendEvent {
-    /// The same with the number of its consumer's hold, where it is a word that begins a stream.
+    /// Adds the number of the consumer's hold to an event that begins a stream.
     pub fn with_hold(mut self, hold: u64) -> Self {
         match &mut self {
             BackendEvent::Queued(queued) => queued.terms.hold = Some(hold),
@@ -156,12 +156,12 @@ impl BackendEvent {
     }
 }
 
-/// The status changed.
+/// A change of the status.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct StatusChange {
-    /// What it is now.
+    /// The new status.
     pub status: Status,
-    /// What stands still, if it is PAUSED.
+    /// What the pause holds, if the new status is PAUSED.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub scope: Option<Scope>,
 }

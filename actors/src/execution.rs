@@ -36,7 +36,7 @@ use self::{
     state::{Cancellation, ExecutionState, FIRST_EVENT_PATIENCE, RequestKind, StateAction, StateEvent},
 };
 use crate::{
-    agent::{self, Agent},
+    agent::{self, Agent, ReaderOptions},
     backend_client::{BackendClient, BackendError, HoldIdentity, WithdrawResult},
     clock::millis,
     id::{ExecutionId, SessionId},
@@ -167,7 +167,7 @@ impl Execution {
 
     fn relay(&mut self, stream: BackendStream, start: StreamStart, ctx: &mut Context<Self>) {
         // The client is gone. The backend notices that its stream is dropped.
-        let Some(parent) = self.notice.parent().cloned() else { return self.on(StateEvent::Release, ctx) };
+        let Some(parent) = self.notice.parent.clone() else { return self.on(StateEvent::Release, ctx) };
         info!(event = "execution.started", session_id:% = self.session, execution_id:% = self.id,
             status = start.status.as_str(), attached = matches!(self.purpose, ExecutionPurpose::Follow(_)),
             ms = millis(self.requested_at.elapsed()); "execution started");
@@ -186,9 +186,8 @@ impl Execution {
             holder: Rc::clone(&self.holder),
             has_id: matches!(stream, BackendStream::Native(_)),
             parent,
-            framing,
             agent: self.agent,
-            events,
+            reader_options: ReaderOptions { framing, start: offsets.stdout, events_of: events.then_some(self.id) },
             offsets,
             heartbeat: Duration::from_millis(heartbeat_ms),
             may_detach: self.may_detach,
@@ -288,7 +287,7 @@ impl Handler<Release> for Execution {
     type Result = ();
 
     fn handle(&mut self, Release: Release, ctx: &mut Self::Context) {
-        self.notice.forget_parent();
+        self.notice.parent = None;
         self.on(StateEvent::Release, ctx);
     }
 }

@@ -228,7 +228,7 @@ impl StreamBody {
             }
             (StreamFormat::Multiplexed, ConsumerItem::Word(word)) => {
                 let word = json(&word);
-                let mut frame = multiplex::word_header(length(&word)).to_vec();
+                let mut frame = multiplex::event_header(length(&word)).to_vec();
                 frame.extend_from_slice(&word);
                 frame
             }

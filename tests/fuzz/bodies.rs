@@ -77,7 +77,7 @@ fn decode<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> (PerStream<Vec<u8>>, Ve
         loop {
             match decoder.next_part() {
                 Ok(Some(StreamPart::Output(stream, bytes))) => output.get_mut(stream).extend_from_slice(&bytes),
-                Ok(Some(StreamPart::Word(word))) => words.push(word),
+                Ok(Some(StreamPart::Event(word))) => words.push(word),
                 Ok(None) => break,
                 Err(_) => return (output, words, true),
             }

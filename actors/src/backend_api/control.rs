@@ -1,4 +1,4 @@
-//! How a [`ControlRequest`] travels to the backend: the one place that knows its HTTP routes, in both directions.
+//! The HTTP form of a [`ControlRequest`], written and read. No other module knows these routes.
 
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
@@ -38,7 +38,7 @@ pub enum ControlCall {
         /// The body.
         body: Value,
     },
-    /// `POST /executions/{id}/ACTION?QUERY` with bytes, answered when the command can read all of them.
+    /// `POST /executions/{id}/ACTION?QUERY` with bytes, answered when all of them are in the command's pipe.
     Write {
         /// The last part of the path.
         action: &'static str,
@@ -68,12 +68,12 @@ impl ControlCall {
     }
 }
 
-/// The query of a cancellation. Its sender may add in whose name it is sent.
+/// The query of a cancellation. Its sender may append the name of its hold.
 pub fn cancel_query(grace_ms: u64, reason: CancelReason) -> String {
     format!("grace_ms={grace_ms}&reason={}", reason.as_str())
 }
 
-/// Reads the query of a `DELETE`. What it does not take of the query says in whose name it is sent.
+/// Reads the query of a `DELETE`. The name of the sender's hold stays in the query.
 ///
 /// # Errors
 ///
@@ -116,7 +116,7 @@ pub fn read_action(action: &str, query: Map<String, Value>, body: Bytes) -> Resu
             query.finish()?;
             Ok(ControlRequest::Stdin(InputParams { data: body, eof }))
         }
-        _ => Err(ErrorObject::new(code::METHOD, format!("there is no {action:?} of an execution"))),
+        _ => Err(ErrorObject::new(code::METHOD, format!("POST /executions/{{id}}/{action}: there is no such action"))),
     }
 }
 
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn the_backend_reads_each_request_as_its_gateway_meant_it() {
+    fn the_backend_reads_each_request_as_its_gateway_wrote_it() {
         for request in [
             ControlRequest::Cancel { grace_ms: 7, reason: CancelReason::Drained },
             ControlRequest::cancel(0),

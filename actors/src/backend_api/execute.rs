@@ -1,4 +1,4 @@
-//! The body of `POST /execute/stream`: what a gateway asks its backend to run.
+//! The body of `POST /execute/stream`.
 
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
@@ -9,17 +9,17 @@ use crate::{
     rpc::{ErrorObject, code, params::Params},
 };
 
-/// What a gateway asks its backend to run, and under which names.
+/// A gateway's request to run a command.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ExecuteRequest {
-    /// What runs. Its command is called `question` here, because the legacy image knows no other name.
+    /// The command and its options. The command is called `question` here, because the legacy image knows no other name.
     #[serde(flatten, serialize_with = "with_question")]
     pub run: ExecutionSpec,
-    /// The process of the backend that is meant.
+    /// The only instance of the backend that may run it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub instance: Option<InstanceId>,
-    /// The name of this request: a repetition of it has the same.
+    /// The id of this request, which is the same in a repetition of it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub request_id: Option<RequestId>,
 }
@@ -42,7 +42,7 @@ fn with_question<S: Serializer>(run: &ExecutionSpec, serializer: S) -> Result<S:
 }
 
 impl ExecuteRequest {
-    /// A request to run this under this id, for whichever process of the backend answers.
+    /// A request for any instance of the backend.
     pub fn new(run: &ExecutionSpec, id: ExecutionId) -> Self {
         let heartbeat_ms = Some(run.heartbeat_ms());
         let run = ExecutionSpec { execution_id: Some(id), heartbeat_ms, ..run.clone() };

@@ -1,22 +1,22 @@
-//! Docker's multiplexed stream: the encoder's header, and a decoder that accepts it cut anywhere.
+//! Docker's multiplexed stream: the encoder's header, and a decoder that accepts a stream cut anywhere.
 //!
-//! Output is handed on as it arrives, in slices of what came from the socket. Only the backend's own
-//! words are collected until they are complete.
+//! The decoder hands on output as it arrives, in slices of the bytes from the socket. Only headers and the backend's
+//! events are collected until they are complete.
 
-use std::collections::VecDeque;
+use std::mem;
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 
 use crate::stream::Stream;
 
 /// Length of a frame's header, in bytes.
 pub const HEADER_LEN: usize = 8;
 
-/// The stream that carries the backend's own words.
-const WORDS: u8 = 3;
+/// The stream that carries the backend's events.
+const EVENTS: u8 = 3;
 
-/// The longest word accepted, in bytes. Ours are below 4 KiB.
-const MAX_WORD: usize = 1 << 20;
+/// The longest event accepted, in bytes. The events of a native backend are below 4 KiB.
+const MAX_EVENT: usize = 1 << 20;
 
 /// The header of a frame of output.
 pub fn header(stream: Stream, len: u32) -> [u8; HEADER_LEN] {
@@ -27,9 +27,9 @@ pub fn header(stream: Stream, len: u32) -> [u8; HEADER_LEN] {
     header_of(stream, len)
 }
 
-/// The header of a frame with one of the backend's words.
-pub fn word_header(len: u32) -> [u8; HEADER_LEN] {
-    header_of(WORDS, len)
+/// The header of a frame with an event of the backend.
+pub fn event_header(len: u32) -> [u8; HEADER_LEN] {
+    header_of(EVENTS, len)
 }
 
 fn header_of(stream: u8, len: u32) -> [u8; HEADER_LEN] {
@@ -37,116 +37,99 @@ fn header_of(stream: u8, len: u32) -> [u8; HEADER_LEN] {
     [stream, 0, 0, 0, a, b, c, d]
 }
 
-/// What a multiplexed stream consists of.
+/// A part of a multiplexed stream.
 #[derive(PartialEq, Eq, Debug)]
 pub enum StreamPart {
     /// Output, not necessarily a whole frame of it.
     Output(Stream, Bytes),
-    /// One complete word.
-    Word(Bytes),
+    /// One complete event, which is JSON.
+    Event(Bytes),
 }
 
 /// Why bytes are not a multiplexed stream.
 #[derive(PartialEq, Eq, Debug, thiserror::Error)]
 pub enum DecodeError {
-    /// The header's first byte is none of 1, 2, 3.
+    /// The header's first byte is not 1, 2 or 3.
     #[error("a frame of the unknown stream {0}")]
     UnknownStream(u8),
     /// The three bytes after it are not zero.
-    #[error("a frame whose header has no zeros where they belong")]
+    #[error("a frame whose header has other bytes than zeros after the stream's number")]
     BadHeader,
-    /// A word over the limit.
-    #[error("a status frame of {0} bytes, over the limit of {MAX_WORD}")]
-    WordTooLong(usize),
+    /// An event over the limit.
+    #[error("an event of {0} bytes, over the limit of {MAX_EVENT}")]
+    EventTooLong(usize),
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
 enum DecoderState {
+    #[default]
     Header,
-    Output { stream: Stream, left: usize },
-    Word { len: usize },
+    Output {
+        stream: Stream,
+        left: usize,
+    },
+    Event {
+        len: usize,
+    },
 }
 
 /// Decodes one stream. Feed it with [`Decoder::push`], then call [`Decoder::next_part`] until it is empty.
+#[derive(Default)]
 pub struct Decoder {
     state: DecoderState,
-    input: VecDeque<Bytes>,
-    waiting: usize,
-}
-
-impl Default for Decoder {
-    fn default() -> Self {
-        Decoder { state: DecoderState::Header, input: VecDeque::new(), waiting: 0 }
-    }
+    input: Bytes,
+    /// The beginning of a header or of an event.
+    collected: Vec<u8>,
 }
 
 impl Decoder {
-    /// Adds what arrived.
+    /// Adds bytes from the socket. Nothing is copied if the decoder is empty.
     pub fn push(&mut self, chunk: Bytes) {
-        if !chunk.is_empty() {
-            self.waiting += chunk.len();
-            self.input.push_back(chunk);
-        }
+        self.input = if self.input.is_empty() { chunk } else { [mem::take(&mut self.input), chunk].concat().into() };
     }
 
-    /// Whether the stream stands between two frames: the only place where it may end.
+    /// Whether the stream stands between two frames, where alone it may end.
     pub fn is_between_frames(&self) -> bool {
-        matches!(self.state, DecoderState::Header) && self.waiting == 0
+        self.state == DecoderState::Header && self.collected.is_empty() && self.input.is_empty()
     }
 
     /// The next part, or `None` until more is pushed.
+    ///
+    /// # Errors
+    ///
+    /// The bytes are not a multiplexed stream.
     pub fn next_part(&mut self) -> Result<Option<StreamPart>, DecodeError> {
         loop {
             match self.state {
                 DecoderState::Header => {
-                    if self.waiting < HEADER_LEN {
-                        return Ok(None);
-                    }
-                    self.state = next_state(&self.take(HEADER_LEN))?;
+                    let Some(header) = self.collect(HEADER_LEN) else { return Ok(None) };
+                    self.state = next_state(&header)?;
                 }
                 DecoderState::Output { left: 0, .. } => self.state = DecoderState::Header,
+                DecoderState::Output { .. } if self.input.is_empty() => return Ok(None),
                 DecoderState::Output { stream, left } => {
-                    let Some(front) = self.input.front_mut() else { return Ok(None) };
-                    let piece = front.split_to(left.min(front.len()));
-                    if front.is_empty() {
-                        self.input.pop_front();
-                    }
-                    self.waiting -= piece.len();
+                    let piece = self.input.split_to(left.min(self.input.len()));
                     self.state = DecoderState::Output { stream, left: left - piece.len() };
                     return Ok(Some(StreamPart::Output(stream, piece)));
                 }
-                DecoderState::Word { len } => {
-                    if self.waiting < len {
-                        return Ok(None);
-                    }
+                DecoderState::Event { len } => {
+                    let Some(event) = self.collect(len) else { return Ok(None) };
                     self.state = DecoderState::Header;
-                    return Ok(Some(StreamPart::Word(self.take(len))));
+                    return Ok(Some(StreamPart::Event(event)));
                 }
             }
         }
     }
 
-    /// Takes `len` bytes that are there, without copying where they lie in one piece.
-    fn take(&mut self, len: usize) -> Bytes {
-        self.waiting -= len;
-        let taken = match self.input.front_mut() {
-            Some(front) if front.len() >= len => front.split_to(len),
-            _ => {
-                let mut joined = Vec::with_capacity(len);
-                while joined.len() < len {
-                    let Some(front) = self.input.front_mut() else { break };
-                    let piece = front.split_to(front.len().min(len - joined.len()));
-                    joined.extend_from_slice(&piece);
-                    if !front.has_remaining() {
-                        self.input.pop_front();
-                    }
-                }
-                return Bytes::from(joined);
-            }
-        };
-        if self.input.front().is_some_and(Bytes::is_empty) {
-            self.input.pop_front();
+    /// Takes `len` bytes once they are here, without copying if they arrived in one piece.
+    fn collect(&mut self, len: usize) -> Option<Bytes> {
+        let missing = len - self.collected.len();
+        let piece = self.input.split_to(missing.min(self.input.len()));
+        if piece.len() == len {
+            return Some(piece);
         }
-        taken
+        self.collected.extend_from_slice(&piece);
+        (piece.len() == missing).then(|| mem::take(&mut self.collected).into())
     }
 }
 
@@ -157,8 +140,8 @@ fn next_state(header: &[u8]) -> Result<DecoderState, DecodeError> {
         _ if (a, b, c) != (0, 0, 0) => Err(DecodeError::BadHeader),
         1 => Ok(DecoderState::Output { stream: Stream::Stdout, left }),
         2 => Ok(DecoderState::Output { stream: Stream::Stderr, left }),
-        WORDS if left > MAX_WORD => Err(DecodeError::WordTooLong(left)),
-        WORDS => Ok(DecoderState::Word { len: left }),
+        EVENTS if left > MAX_EVENT => Err(DecodeError::EventTooLong(left)),
+        EVENTS => Ok(DecoderState::Event { len: left }),
         other => Err(DecodeError::UnknownStream(other)),
     }
 }
@@ -170,12 +153,12 @@ mod tests {
     use super::*;
     use crate::stream::PerStream;
 
-    /// What a stream carried: both outputs, and the words.
-    type Carried = (PerStream<Vec<u8>>, Vec<Vec<u8>>);
+    /// The content of a stream: both outputs, and the events.
+    type Content = (PerStream<Vec<u8>>, Vec<Vec<u8>>);
 
-    fn decode(wire: &[u8], cuts: &[usize]) -> Result<Carried, DecodeError> {
+    fn decode(wire: &[u8], cuts: &[usize]) -> Result<Content, DecodeError> {
         let mut decoder = Decoder::default();
-        let (mut output, mut words) = Carried::default();
+        let (mut output, mut events) = Content::default();
         let mut from = 0;
         for to in cuts.iter().copied().chain([wire.len()]) {
             let to = to.clamp(from, wire.len());
@@ -184,33 +167,33 @@ mod tests {
             while let Some(part) = decoder.next_part()? {
                 match part {
                     StreamPart::Output(stream, piece) => output.get_mut(stream).extend_from_slice(&piece),
-                    StreamPart::Word(word) => words.push(word.to_vec()),
+                    StreamPart::Event(event) => events.push(event.to_vec()),
                 }
             }
         }
         assert!(decoder.is_between_frames());
-        Ok((output, words))
+        Ok((output, events))
     }
 
     proptest! {
         #[test]
-        fn however_it_is_cut_it_decodes_the_same(
+        fn a_stream_decodes_the_same_wherever_it_is_cut(
             frames in prop::collection::vec((1u8..=3, prop::collection::vec(any::<u8>(), 0..40)), 0..20),
             mut cuts in prop::collection::vec(0usize..900, 0..20),
         ) {
             cuts.sort_unstable();
             let mut wire = Vec::new();
-            let (mut output, mut words) = Carried::default();
+            let (mut output, mut events) = Content::default();
             for (stream, bytes) in frames {
                 wire.extend_from_slice(&header_of(stream, bytes.len() as u32));
                 wire.extend_from_slice(&bytes);
                 match stream {
                     1 => output.stdout.extend(bytes),
                     2 => output.stderr.extend(bytes),
-                    _ => words.push(bytes),
+                    _ => events.push(bytes),
                 }
             }
-            prop_assert_eq!(decode(&wire, &cuts).unwrap(), (output, words));
+            prop_assert_eq!(decode(&wire, &cuts).unwrap(), (output, events));
         }
 
         #[test]
@@ -222,11 +205,11 @@ mod tests {
     }
 
     #[test]
-    fn headers_that_are_none_are_refused() {
+    fn invalid_headers_are_refused() {
         for (wire, error) in [
             ([4, 0, 0, 0, 0, 0, 0, 1], DecodeError::UnknownStream(4)),
             ([1, 0, 1, 0, 0, 0, 0, 1], DecodeError::BadHeader),
-            ([3, 0, 0, 0, 0, 0x10, 0, 1], DecodeError::WordTooLong(0x10_0001)),
+            ([3, 0, 0, 0, 0, 0x10, 0, 1], DecodeError::EventTooLong(0x10_0001)),
         ] {
             let mut decoder = Decoder::default();
             decoder.push(Bytes::copy_from_slice(&wire));

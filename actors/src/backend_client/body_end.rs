@@ -178,7 +178,7 @@ fn may_have_body(head: &[u8]) -> bool {
 }
 
 /// Tells whether the body of one response ended properly.
-#[derive(Clone, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct BodyEnd(pub(super) Rc<RefCell<BodyTracker>>);
 
 impl BodyEnd {

@@ -125,6 +125,15 @@ impl BackendClient {
         &self.0.url
     }
 
+    /// A request that only a backend with ids understands. `verb` names it for a person.
+    pub(super) fn request_by_id(&self, verb: &str, method: Method, path: &str) -> Result<ClientRequest, BackendError> {
+        if self.knows_ids() {
+            return Ok(self.request(method, path));
+        }
+        let message = format!("this backend knows no ids: only the session that started an execution can {verb} it");
+        Err(BackendError::Refused(ErrorObject::new(code::NOT_ALLOWED, message)))
+    }
+
     pub(super) fn request(&self, method: Method, path: &str) -> ClientRequest {
         self.request_through(&self.0.client, method, path)
     }
@@ -200,17 +209,6 @@ impl BackendClient {
         let text = String::from_utf8_lossy(body);
         let text: String = text.chars().filter(|c| !c.is_control()).take(200).collect();
         BackendError::Rejected(format!("the backend at {} answered {what} with {status}: {text}", self.url()))
-    }
-
-    /// Refuses what only a backend with ids can do. `what` is a verb for a person.
-    pub(super) fn must_know_ids(&self, what: &str) -> Result<(), BackendError> {
-        if self.knows_ids() {
-            return Ok(());
-        }
-        Err(BackendError::Refused(ErrorObject::new(
-            code::NOT_ALLOWED,
-            format!("this backend knows no ids: only the session that started an execution can {what} it"),
-        )))
     }
 }
 

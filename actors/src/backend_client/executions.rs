@@ -88,8 +88,8 @@ impl BackendClient {
             ControlCall::Delete { query } => self.delete(id, &query).await?,
             ControlCall::Post { action, body } => self.post(id, action, "", &body).await?,
             ControlCall::Write { action, query, data } => {
-                self.must_know_ids("write to")?;
-                let request = self.request(Method::POST, &format!("/executions/{id}/{action}?{query}"));
+                let path = format!("/executions/{id}/{action}?{query}");
+                let request = self.request_by_id("write to", Method::POST, &path)?;
                 // Without a bound, because the answer comes when the command has read.
                 let sent = request.content_type("application/octet-stream").send_body(data).await;
                 let response = sent.map_err(|error| self.unreachable(&error))?;
@@ -111,8 +111,8 @@ impl BackendClient {
     ///
     /// The backend refuses, or does not answer.
     pub async fn list(&self) -> Result<Value, BackendError> {
-        self.must_know_ids("list")?;
-        let body = self.fetch("GET /executions", self.request(Method::GET, "/executions").send()).await?;
+        let request = self.request_by_id("list", Method::GET, "/executions")?;
+        let body = self.fetch("GET /executions", request.send()).await?;
         serde_json::from_slice(&body)
             .map_err(|error| BackendError::Rejected(format!("the answer to GET /executions is not JSON: {error}")))
     }
@@ -123,23 +123,21 @@ impl BackendClient {
     ///
     /// The backend refuses, or does not answer.
     pub async fn snapshot(&self, id: ExecutionId) -> Result<Snapshot, BackendError> {
-        self.must_know_ids("ask about")?;
-        let request = self.request(Method::GET, &format!("/executions/{id}"));
+        let request = self.request_by_id("ask about", Method::GET, &format!("/executions/{id}"))?;
         let body = self.fetch("GET /executions/{id}", request.send()).await?;
         serde_json::from_slice(&body)
             .map_err(|error| BackendError::Rejected(format!("GET /executions/{{id}} answered something else: {error}")))
     }
 
     async fn delete(&self, id: ExecutionId, query: &str) -> Result<(), BackendError> {
-        self.must_know_ids("cancel")?;
-        let request = self.request(Method::DELETE, &format!("/executions/{id}?{query}"));
+        let request = self.request_by_id("cancel", Method::DELETE, &format!("/executions/{id}?{query}"))?;
         let response = self.head(request.send()).await?;
         self.accepted("DELETE /executions/{id}", response).await.map(drop)
     }
 
     async fn post(&self, id: ExecutionId, action: &str, query: &str, body: &Value) -> Result<(), BackendError> {
-        self.must_know_ids(action)?;
-        let request = self.request(Method::POST, &format!("/executions/{id}/{action}{query}"));
+        let path = format!("/executions/{id}/{action}{query}");
+        let request = self.request_by_id(action, Method::POST, &path)?;
         self.fetch(&format!("POST /executions/{{id}}/{action}"), request.send_json(body)).await.map(drop)
     }
 }

@@ -84,11 +84,9 @@ impl BackendClient {
             let first = post().await;
             let is_unsure = first.as_ref().is_err_and(is_dead_connection);
             let response = if is_unsure && instance.is_some() { post().await } else { first };
-            let response = response.map_err(|error| match self.unreachable(&error) {
-                BackendError::Unreachable(message) if is_unsure || is_dead_connection(&error) => {
-                    BackendError::Unsure(message)
-                }
-                error => error,
+            let response = response.map_err(|error| match is_unsure || is_dead_connection(&error) {
+                true => BackendError::Unsure(self.unreachable(&error).to_string()),
+                false => self.unreachable(&error),
             })?;
             match self.accepted("POST /execute/stream", response).await {
                 Ok(response) => return Ok(response.boxed_local()),
@@ -145,11 +143,13 @@ impl BackendClient {
     }
 
     async fn follow(&self, id: ExecutionId, query: &str) -> Result<ResponseBody, BackendError> {
-        self.must_know_ids("attach to")?;
         let path = format!("/executions/{id}/stream?{query}");
-        let get = || self.request(Method::GET, &path).insert_header((header::ACCEPT, MULTIPLEXED)).send();
-        let response = match get().await {
-            Err(error) if is_dead_connection(&error) => get().await,
+        let get = || {
+            let request = self.request_by_id("attach to", Method::GET, &path)?;
+            Ok(request.insert_header((header::ACCEPT, MULTIPLEXED)).send())
+        };
+        let response = match get()?.await {
+            Err(error) if is_dead_connection(&error) => get()?.await,
             response => response,
         };
         let response = response.map_err(|error| self.unreachable(&error))?;

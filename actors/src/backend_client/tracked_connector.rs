@@ -1,6 +1,5 @@
-//! Connectors for awc whose connections see what arrives before awc does: a
-//! [`Follower`](super::framing::Follower) notes whether a body really ended, a
-//! [`HeadGate`](super::framing::HeadGate) corrects the head of a body that only the close ends.
+//! Connectors for awc whose connections see the bytes before awc does: a [`BodyEnd`] notes whether a body really ended,
+//! a [`HeadGate`] corrects the head of a body that only the close ends.
 
 use std::{
     io,
@@ -18,35 +17,36 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::body_end::{BodyEnd, HeadGate};
 
-/// A connector whose connections report to `end`, where there is one.
+/// A connector whose connections report to `end`, if there is one.
 pub fn connector(
     end: Option<BodyEnd>,
     patience: Duration,
 ) -> Connector<impl Service<ConnectInfo<Uri>, Response = Connection<Uri, TrackedStream>, Error = ConnectError> + Clone>
 {
-    let observed =
+    let tracked =
         TcpConnector::new(Resolver::default()).service().map(move |connection: Connection<Uri, TcpStream>| {
             let (io, uri) = connection.into_parts();
-            let observed = TrackedStream { io, end: end.clone(), gate: HeadGate::default(), unread: Bytes::new() };
-            Connection::new(uri, observed)
+            let tracked = TrackedStream { io, end: end.clone(), gate: HeadGate::default(), unread: Bytes::new() };
+            Connection::new(uri, tracked)
         });
-    Connector::new().connector(observed).timeout(patience).limit(0)
+    Connector::new().connector(tracked).timeout(patience).limit(0)
 }
 
 /// How much of a head is read at a time, in bytes.
 const HEAD_READ: usize = 4 * 1024;
 
-/// A TCP stream that is watched.
+/// A TCP stream whose responses are tracked.
+#[derive(Debug)]
 pub struct TrackedStream {
     io: TcpStream,
     end: Option<BodyEnd>,
     gate: HeadGate,
-    /// What the gate has let pass, and awc has not read yet.
+    /// Bytes that the gate has let pass, and awc has not read yet.
     unread: Bytes,
 }
 
 impl TrackedStream {
-    /// Reads on until the gate lets the response's head pass, or the stream ends.
+    /// Reads until the gate lets the response's head pass, or the stream ends.
     fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.gate.has_passed() {
             let mut bytes = [0; HEAD_READ];
@@ -68,12 +68,6 @@ impl TrackedStream {
 fn follow(end: &Option<BodyEnd>, arrived: &[u8]) {
     if let Some(end) = end {
         end.0.borrow_mut().follow(arrived);
-    }
-}
-
-impl std::fmt::Debug for TrackedStream {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.io.fmt(f)
     }
 }
 

@@ -96,7 +96,7 @@ impl EventStream {
                 continue;
             };
             let start = match part {
-                StreamPart::Word(event) => match parse_event(&event).map_err(BackendError::BrokeOff)? {
+                StreamPart::Event(event) => match parse_event(&event).map_err(BackendError::BrokeOff)? {
                     BackendEvent::Started(started) => StreamStart {
                         status: started.status,
                         position: None,

@@ -23,6 +23,7 @@ use super::{
     relay::{MISSED_HEARTBEATS, Relay, RelayConfig, no_sign_of_life},
 };
 use crate::{
+    agent::Agent,
     backend_client::{BodyEnd, ResponseBody},
     outcome::{CancelReport, Outcome, Reason},
     protocol::execute::ExecutionSpec,
@@ -52,15 +53,11 @@ impl LegacyStream {
 /// Relays a stream to its end, to the total time-out, or until the backend is lost.
 pub(super) async fn relay(stream: LegacyStream, config: RelayConfig) -> Outcome {
     let clocks = Rc::clone(&stream.clocks);
-    let (reader, progress) = match config.agent {
-        Some(agent) => {
-            let patience = config.backend.claude_exit();
-            let (reader, progress) = agent.reader_with_progress(config.reader_options(), patience, Instant::now());
-            (Some(reader), Some(progress))
-        }
-        None => (None, None),
-    };
-    let state = LegacyState::new(stream.stall_timeout, progress, Instant::now());
+    let now = Instant::now();
+    let watched_reader =
+        |agent: &dyn Agent| agent.reader_with_progress(config.reader_options, config.backend.claude_exit(), now);
+    let (reader, progress) = config.agent.map(watched_reader).unzip();
+    let state = LegacyState::new(stream.stall_timeout, progress, now);
     let watched = config.clone();
     let mut relay = Relay::with_reader(config, reader);
     tokio::select! {
@@ -140,12 +137,12 @@ async fn watch_health(config: &RelayConfig, clocks: &LegacyClocks) {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     loop {
         ticks.tick().await;
-        let lost_at = clocks.last_sign_at() + *heartbeat * MISSED_HEARTBEATS;
+        let lost_at = clocks.last_sign_at.get() + *heartbeat * MISSED_HEARTBEATS;
         if lost_at < Instant::now() {
             return;
         }
         if let Ok(true) = timeout_at(lost_at.into(), backend.answers()).await {
-            clocks.record_sign_of_life(Instant::now());
+            clocks.last_sign_at.set(Instant::now());
             parent.report(*id, ExecutionEvent::Alive(clocks.heartbeat(Instant::now())));
         }
     }

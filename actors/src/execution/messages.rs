@@ -1,4 +1,4 @@
-//! What an execution hears, and what it tells its parent.
+//! The messages to an execution, and from it to its parent.
 
 use actix::{Message, Recipient};
 use bytes::Bytes;
@@ -17,53 +17,53 @@ use crate::{
     stream::{Gap, PerStream},
 };
 
-/// What an execution is there for.
+/// The purpose of an execution.
 #[derive(Clone, PartialEq, Debug)]
 pub enum ExecutionPurpose {
-    /// Run this.
+    /// Run a command.
     Run(Box<ExecuteParams>),
-    /// Follow what runs already.
+    /// Follow an execution that the backend knows already.
     Follow(AttachParams),
 }
 
-/// Output, encoded by the encoder that the parent has given. The reply is the permission to go on.
+/// Output, encoded by the encoder that the parent has given. The reply is the permission to continue.
 #[derive(Message, Debug)]
 #[rtype(result = "()")]
 pub struct EncodedOutput {
-    /// Whose output.
+    /// The id of the execution.
     pub execution_id: ExecutionId,
-    /// Whole messages.
+    /// Complete messages.
     pub bytes: Bytes,
-    /// Bytes of each stream up to here.
+    /// The offset of each stream after these messages.
     pub offsets: PerStream<u64>,
 }
 
-/// Something that happened to an execution.
+/// An event of an execution, with its id.
 #[derive(Message, Clone, PartialEq, Debug)]
 #[rtype(result = "()")]
 pub struct ExecutionReport {
-    /// Which execution.
+    /// The id of the execution.
     pub execution_id: ExecutionId,
-    /// What happened.
+    /// The event.
     pub fact: ExecutionEvent,
 }
 
-/// What can happen to an execution. `Refused`, `TakenOver` and `Exited` are its last.
+/// An event of an execution. Nothing follows `Refused`, `TakenOver` and `Exited`.
 #[derive(Clone, PartialEq, Debug)]
 pub enum ExecutionEvent {
-    /// The backend refused it; nothing runs, or it cannot be followed.
+    /// The backend refused the request: nothing runs, or this client cannot follow it.
     Refused(ErrorObject),
-    /// The backend has it: it waits, runs, or has ended and is replayed.
+    /// The backend accepted the request: the execution waits, runs, or has ended and is replayed.
     Held(StreamStart),
-    /// It waits, now at this position.
+    /// It waits in the queue, now at this position.
     Queued(u64),
     /// Its status changed.
     Status(StatusChange),
     /// The backend gave a sign of life.
     Alive(Heartbeat),
-    /// Bytes that this client will not get.
+    /// Bytes that this client does not get.
     Gap(Gap),
-    /// Another consumer has it now.
+    /// Another consumer holds it now.
     TakenOver,
     /// It ended.
     Exited(Outcome),
@@ -72,24 +72,24 @@ pub enum ExecutionEvent {
 /// The state of an execution in the first event of its stream.
 #[derive(Clone, PartialEq, Debug)]
 pub struct StreamStart {
-    /// Its status; final if what follows is a replay.
+    /// Its status; final if the stream is a replay.
     pub status: Status,
-    /// Its place in the queue, if it waits.
+    /// Its position in the queue, if it waits.
     pub position: Option<u64>,
-    /// What was asked for.
+    /// Its options.
     pub terms: StreamInfo,
     /// Its clocks.
     pub alive: Heartbeat,
 }
 
-/// Whom an execution tells, and in which form.
+/// The parent of an execution, as two recipients.
 #[derive(Clone, Debug)]
 pub struct Parent {
-    /// Makes the encoder of its output.
+    /// Makes the encoder of the output.
     pub encoder: NewEncoder,
-    /// Takes output and gives credit.
+    /// Takes output, and replies when the client has room for more.
     pub output: Recipient<EncodedOutput>,
-    /// Takes everything else.
+    /// Takes the events.
     pub reports: Recipient<ExecutionReport>,
 }
 
@@ -99,21 +99,21 @@ impl Parent {
     }
 }
 
-/// Do this to the execution, or to its processes. Answered when the backend has accepted it; input is answered when
-/// all of it is in the pipe, in the order asked.
+/// A control request for the execution. Answered when the backend has accepted it; input is answered when all of it is
+/// in the pipe, in the order of the requests.
 #[derive(Message, Clone, PartialEq, Eq, Debug)]
 #[rtype(result = "ControlAnswer")]
 pub struct Control(pub ControlRequest);
 
-/// What came of a [`Control`].
+/// The answer to a [`Control`].
 pub type ControlAnswer = Result<ControlReply, ErrorObject>;
 
-/// The client has received this much.
+/// The client has received the output up to these offsets.
 #[derive(Message, Clone, Copy, Debug)]
 #[rtype(result = "()")]
 pub struct Acknowledge(pub PerStream<u64>);
 
-/// Let go of the stream: whoever wanted it is gone.
+/// The client is gone: drop the stream.
 #[derive(Message, Clone, Copy, Debug)]
 #[rtype(result = "()")]
 pub struct Release;

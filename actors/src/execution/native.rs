@@ -55,7 +55,7 @@ impl NativeRelay {
                     self.relay.last_event_at.set(Instant::now());
                     self.relay.feed(stream, &bytes).await?;
                 }
-                Some(StreamPart::Word(event)) => {
+                Some(StreamPart::Event(event)) => {
                     self.relay.last_event_at.set(Instant::now());
                     if let Some(end) = self.on_event(connect::parse_event(&event)?).await? {
                         return Ok(end);
@@ -118,7 +118,7 @@ impl NativeRelay {
                 false => BackendError::BrokeOff(why).into(),
             });
         }
-        match connect::find(backend, *id, self.relay.received(), holder).await {
+        match connect::find(backend, *id, self.relay.received, holder).await {
             Err(ConnectError::Failed(BackendError::Refused(error))) if holder.is_gone_with_its_backend(&error) => {
                 let message = "the backend was restarted, and the execution ended with the old backend";
                 Err(BackendError::BrokeOff(message.to_owned()).into())

@@ -9,17 +9,13 @@ use crate::{
 /// Reports the events of an execution to its parent: the end exactly once, at the latest when the actor is dropped.
 pub(super) struct ExitNotice {
     id: ExecutionId,
-    parent: Option<Parent>,
+    /// `None` once the end was reported, or the parent is gone.
+    pub(super) parent: Option<Parent>,
 }
 
 impl ExitNotice {
     pub(super) fn new(id: ExecutionId, parent: Parent) -> Self {
         ExitNotice { id, parent: Some(parent) }
-    }
-
-    /// The parent, until the end was reported or the parent is gone.
-    pub(super) fn parent(&self) -> Option<&Parent> {
-        self.parent.as_ref()
     }
 
     /// Reports an event that is not the end.
@@ -32,11 +28,6 @@ impl ExitNotice {
     /// Reports the end.
     pub(super) fn end(&mut self, event: ExecutionEvent) {
         self.report(event);
-        self.parent = None;
-    }
-
-    /// Reports nothing any more, because the parent is gone.
-    pub(super) fn forget_parent(&mut self) {
         self.parent = None;
     }
 }

@@ -20,7 +20,6 @@ use crate::{
     id::ExecutionId,
     outcome::{Outcome, Reason},
     output::{AgentReader, EventStep, OutputEncoder, OutputOptions},
-    protocol::Framing,
     stream::{Gap, PerStream, Stream as OutputStream},
 };
 
@@ -42,11 +41,9 @@ pub(super) struct RelayConfig {
     /// Whether the backend knows the execution by its id, so that it can be asked for signs of life.
     pub(super) has_id: bool,
     pub(super) parent: Parent,
-    pub(super) framing: Framing,
     /// The agent whose events standard output is.
     pub(super) agent: Option<&'static dyn Agent>,
-    /// Whether the client wants these events.
-    pub(super) events: bool,
+    pub(super) reader_options: ReaderOptions,
     /// What the client has already of each stream, in bytes.
     pub(super) offsets: PerStream<u64>,
     pub(super) heartbeat: Duration,
@@ -54,18 +51,12 @@ pub(super) struct RelayConfig {
     pub(super) may_detach: bool,
 }
 
-impl RelayConfig {
-    pub(super) fn reader_options(&self) -> ReaderOptions {
-        ReaderOptions { framing: self.framing, start: self.offsets.stdout, events_of: self.events.then_some(self.id) }
-    }
-}
-
 /// Encodes output and hands it to the parent.
 pub(super) struct Relay {
     pub(super) config: RelayConfig,
     encoder: Box<dyn OutputEncoder>,
     /// The offset of each stream after the bytes received.
-    received: PerStream<u64>,
+    pub(super) received: PerStream<u64>,
     /// When a line began to wait for its newline.
     waiting_since: PerStream<Option<Instant>>,
     /// The offset of each stream after the bytes handed on.
@@ -76,13 +67,13 @@ pub(super) struct Relay {
 
 impl Relay {
     pub(super) fn new(config: RelayConfig) -> Self {
-        let reader = config.agent.map(|agent| agent.reader(config.reader_options()));
+        let reader = config.agent.map(|agent| agent.reader(config.reader_options));
         Relay::with_reader(config, reader)
     }
 
     /// A relay whose agent's events this reader takes.
     pub(super) fn with_reader(config: RelayConfig, agent: Option<Box<dyn AgentReader>>) -> Self {
-        let (framing, offsets) = (config.framing, config.offsets);
+        let (framing, offsets) = (config.reader_options.framing, config.offsets);
         let encoder = (config.parent.encoder)(OutputOptions { framing, offsets, agent });
         Relay {
             config,
@@ -92,11 +83,6 @@ impl Relay {
             waiting_since: PerStream::default(),
             last_event_at: Cell::new(Instant::now()),
         }
-    }
-
-    /// The offset of each stream after the bytes received.
-    pub(super) fn received(&self) -> PerStream<u64> {
-        self.received
     }
 
     /// Takes output, and hands it on once there is enough of it.

@@ -23,7 +23,7 @@ use crate::{
 /// How long the backend may take to send the first event.
 pub(super) const FIRST_EVENT_PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long it may take to learn the ending of an execution that was canceled before its first event.
+/// How long it may take to learn the outcome of an execution that was canceled before its first event.
 const WITHDRAW_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The same if the client has already waited in vain for the first event.
@@ -38,7 +38,7 @@ pub(super) enum ExecutionState {
     Finding(String),
     /// The backend was asked to end the execution before its first event.
     Withdrawing(Box<Withdrawal>),
-    /// A native backend streams, and sends the ending itself. The value says why the execution was to be ended, if
+    /// A native backend streams, and sends the outcome itself. The value says why the execution was to be ended, if
     /// that was requested.
     Native(Option<EndRequestCause>),
     /// The legacy image streams. Time-outs and cancellation are done in the gateway.
@@ -62,7 +62,7 @@ pub(super) struct Withdrawal {
     kind: RequestKind,
     cause: EndRequestCause,
     grace_ms: u64,
-    /// The ending to report if the backend does not tell it.
+    /// The outcome to report if the backend does not tell it.
     unknown: Outcome,
     progress: WithdrawProgress,
 }
@@ -91,7 +91,7 @@ pub(super) struct Cancellation {
 enum WithdrawProgress {
     /// For the stream, which may still begin, and for the backend's answer.
     Requested,
-    /// For the stream: the backend has answered. If the stream begins, it has the true ending.
+    /// For the stream: the backend has answered. If the stream begins, it has the true outcome.
     Answered(WithdrawResult),
     /// For the backend's answer: the stream will not begin.
     RequestFailed,
@@ -127,7 +127,7 @@ pub(super) enum StateAction {
     Relay(BackendStream, StreamStart),
     /// Drop the request or the search whose stream is awaited.
     DropRequest,
-    /// Ask the backend to end the execution, and wait so long for its ending.
+    /// Ask the backend to end the execution, and wait so long for its outcome.
     Withdraw { cancellation: Cancellation, for_client: bool, patience: Duration },
     /// Send a cancellation, without waiting for the answer.
     Cancel(Cancellation),
@@ -213,20 +213,17 @@ impl ExecutionState {
 
     /// The outcome as it is reported: the gateway adds what the backend cannot know.
     fn corrected(self, outcome: Outcome, now: Instant) -> Outcome {
-        match self {
-            ExecutionState::Native(Some(cause)) => cause.corrected(outcome),
-            ExecutionState::Withdrawing(withdrawal) => withdrawal.cause.corrected(outcome),
-            ExecutionState::Legacy(clocks) => Outcome { elapsed_ms: Some(clocks.heartbeat(now).elapsed_ms), ..outcome },
-            _ => outcome,
-        }
-    }
-}
-
-impl EndRequestCause {
-    /// A cancellation that only this gateway requested is reported as the failure that caused it.
-    fn corrected(self, outcome: Outcome) -> Outcome {
-        match self {
-            EndRequestCause::GivenUp(message) if outcome.reason == Reason::Canceled => Outcome {
+        let cause = match self {
+            ExecutionState::Native(cause) => cause,
+            ExecutionState::Withdrawing(withdrawal) => Some(withdrawal.cause),
+            ExecutionState::Legacy(clocks) => {
+                return Outcome { elapsed_ms: Some(clocks.heartbeat(now).elapsed_ms), ..outcome };
+            }
+            _ => None,
+        };
+        match cause {
+            // Only this gateway requested the cancellation, because of a failure.
+            Some(EndRequestCause::GivenUp(message)) if outcome.reason == Reason::Canceled => Outcome {
                 status: Status::Failed,
                 reason: Reason::BackendUnreachable,
                 message: Some(message),
@@ -297,7 +294,7 @@ impl Withdrawal {
         (ExecutionState::Withdrawing(self), Vec::new())
     }
 
-    /// The request's stream will not begin. If the backend has the execution, its output and its ending are read by its
+    /// The request's stream will not begin. If the backend has the execution, its output and its outcome are read by its
     /// id.
     fn settle(self: Box<Self>, result: WithdrawResult) -> StateStep {
         match result {
@@ -339,7 +336,7 @@ fn on_run_failed(error: BackendError, may_detach: bool) -> StateStep {
 }
 
 /// It is not known whether the execution runs, so it is withdrawn. The client has waited long enough, and waits only
-/// briefly for the ending.
+/// briefly for the outcome.
 fn give_up(message: String, progress: WithdrawProgress) -> StateStep {
     let unknown = Outcome::failed(Reason::BackendUnreachable, message.clone());
     withdraw(RequestKind::Run { may_detach: false }, EndRequestCause::GivenUp(message), unknown, progress)

@@ -17,7 +17,8 @@ pub(in crate::execution) struct LegacyClocks {
     total: Cell<Stopwatch>,
     started_at: Instant,
     last_output_at: Cell<Instant>,
-    last_sign_at: Cell<Instant>,
+    /// When the backend last answered, or sent output.
+    pub(super) last_sign_at: Cell<Instant>,
     timeout: Option<Duration>,
     paused: watch::Sender<bool>,
 }
@@ -64,16 +65,6 @@ impl LegacyClocks {
     pub(super) fn record_output(&self, now: Instant) {
         self.last_output_at.set(now);
         self.last_sign_at.set(now);
-    }
-
-    /// The backend answered.
-    pub(super) fn record_sign_of_life(&self, now: Instant) {
-        self.last_sign_at.set(now);
-    }
-
-    /// When the backend last gave a sign of life.
-    pub(super) fn last_sign_at(&self) -> Instant {
-        self.last_sign_at.get()
     }
 
     /// The clocks in the form of a native backend's heartbeat.

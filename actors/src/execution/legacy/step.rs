@@ -107,17 +107,16 @@ impl LegacyState {
 
     /// The outcome of an execution whose stream ended properly: COMPLETED, unless its agent reported otherwise.
     pub(super) fn outcome(&self, now: Instant) -> Outcome {
-        let completed = Outcome::without_process(Status::Completed, Reason::Exit, None);
-        let Some(progress) = &self.progress else { return completed };
-        let mut progress = progress.borrow_mut();
-        progress.finish(now);
-        let outcome = match progress.verdict(true) {
-            Some((status, reason, message)) => {
-                Outcome::without_process(status, reason, (!message.is_empty()).then_some(message))
+        let mut outcome = Outcome::without_process(Status::Completed, Reason::Exit, None);
+        if let Some(progress) = &self.progress {
+            let mut progress = progress.borrow_mut();
+            progress.finish(now);
+            if let Some((status, reason, message)) = progress.verdict(true) {
+                outcome = Outcome::without_process(status, reason, (!message.is_empty()).then_some(message));
             }
-            None => completed,
-        };
-        Outcome { result: progress.result().cloned().map(Box::new), ..outcome }
+            outcome.result = progress.result().cloned().map(Box::new);
+        }
+        outcome
     }
 }
 
