@@ -5,8 +5,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde_json::json;
-
 use super::{
     ControlOutcome, Effect, Incoming, Outgoing, SessionEvent,
     current::{CurrentExecution, ExecutionStage},
@@ -256,9 +254,7 @@ impl Open {
             };
             step.reply(call, Some(execution_id), Ok(result));
         }
-        if let Some(code) = outcome.reason.error_code() {
-            let message = outcome.message.clone().unwrap_or_else(|| outcome.reason.as_str().to_owned());
-            let error = ErrorObject::new(code, message).with(json!({ "reason": outcome.reason }));
+        if let Some(error) = ErrorObject::of_outcome(&outcome) {
             step.send(ServerMessage::Error(ErrorNotice { error, execution_id: Some(execution_id) }));
         }
         if current.may_detach() && current.live_mut().is_some() {
