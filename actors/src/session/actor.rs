@@ -182,8 +182,7 @@ impl Handler<EncodedOutput> for Session {
 
     /// Back-pressure is applied here: the reply is the permission to send more, and waits until the outbox has room.
     fn handle(&mut self, output: EncodedOutput, ctx: &mut Self::Context) -> Self::Result {
-        let EncodedOutput { execution_id, bytes: frames, offsets } = output;
-        self.on(SessionEvent::Output { execution_id, frames, offsets }, ctx);
+        self.on(SessionEvent::Output(output), ctx);
         let credit = match &mut self.phase {
             Phase::Open(_, outbox) => outbox.credit(),
             _ => None,

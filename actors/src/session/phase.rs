@@ -18,7 +18,7 @@ use self::step::SessionEnd;
 use crate::{
     backend_client::BackendKind,
     close::CloseReason,
-    execution::messages::ExecutionReport,
+    execution::messages::{EncodedOutput, ExecutionReport},
     id::{ExecutionId, SessionId},
     protocol::{
         CAPABILITIES, Limits, VERSION,
@@ -75,21 +75,14 @@ pub enum Incoming {
 }
 
 /// An event of a session.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Debug)]
 pub enum SessionEvent {
     /// From the client.
     Incoming(Incoming),
     /// From the session's execution.
     Report(ExecutionReport),
-    /// Encoded output of the session's execution.
-    Output {
-        /// The execution.
-        execution_id: ExecutionId,
-        /// WebSocket frames.
-        frames: Bytes,
-        /// The bytes of each stream up to the end of these frames.
-        offsets: PerStream<u64>,
-    },
+    /// Output of the session's execution, encoded as WebSocket frames.
+    Output(EncodedOutput),
     /// The outcome of an [`Effect::Control`] or [`Effect::ById`].
     Answered(ControlOutcome),
     /// The heartbeat timer fired.

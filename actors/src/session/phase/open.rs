@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     close::{CloseCode, CloseReason},
-    execution::messages::{ExecutionEvent, ExecutionReport, StreamStart},
+    execution::messages::{EncodedOutput, ExecutionEvent, ExecutionReport, StreamStart},
     outcome::{Outcome, Status},
     protocol::{
         Limits,
@@ -58,7 +58,7 @@ impl Open {
         match event {
             SessionEvent::Incoming(incoming) => self.on_incoming(incoming, now, &mut step),
             SessionEvent::Report(report) => self.on_report(report, now, &mut step),
-            SessionEvent::Output { execution_id, frames, offsets } => {
+            SessionEvent::Output(EncodedOutput { execution_id, bytes: frames, offsets }) => {
                 let current = self.current.as_mut().filter(|current| current.id == execution_id);
                 if let Some(live) = current.and_then(CurrentExecution::live_mut) {
                     live.output(offsets, now);
@@ -219,10 +219,10 @@ impl Open {
         let Some(current) = &mut self.current else { return };
         let call = current.go_live(start, now);
         let result = if current.execute.is_some() {
-            current.execute_result(start.status.into())
+            current.hold_result(Acceptance::from(start.status))
         } else {
             step.effects.push(Effect::SetHeartbeat(current.heartbeat_ms()));
-            current.attach_result(start.status)
+            current.hold_result(start.status)
         };
         step.reply(call, Some(current.id), Ok(result));
     }
@@ -249,8 +249,8 @@ impl Open {
         if let ExecutionStage::Starting { call, .. } = &mut current.stage {
             let call = call.take();
             let result = match current.execute {
-                Some(_) => current.execute_result(Acceptance::Failed),
-                None => current.attach_result(outcome.status),
+                Some(_) => current.hold_result(Acceptance::Failed),
+                None => current.hold_result(outcome.status),
             };
             step.reply(call, Some(execution_id), Ok(result));
         }

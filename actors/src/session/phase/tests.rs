@@ -178,11 +178,7 @@ impl Driven {
             Move::Fact { own, fact } => {
                 SessionEvent::Report(ExecutionReport { execution_id: id(*own), fact: fact.fact() })
             }
-            Move::Output { own } => SessionEvent::Output {
-                execution_id: id(*own),
-                frames: Bytes::from_static(b"frames"),
-                offsets: PerStream { stdout: 6, stderr: 0 },
-            },
+            Move::Output { own } => output(id(*own), 6),
             Move::Answered => {
                 let (id, execution_id, own) =
                     if self.asked.is_empty() { (None, self.current, false) } else { self.asked.remove(0) };
@@ -276,6 +272,11 @@ impl MoveFact {
             MoveFact::Lost => ended(Status::Failed, Reason::BackendLost),
         }
     }
+}
+
+fn output(execution_id: ExecutionId, stdout: u64) -> SessionEvent {
+    let offsets = PerStream { stdout, stderr: 0 };
+    SessionEvent::Output(EncodedOutput { execution_id, bytes: Bytes::from_static(b"frames"), offsets })
 }
 
 fn begin_drain(executions_live_on: bool) -> Drain {
@@ -493,9 +494,7 @@ fn a_pong_acknowledges_each_mebibyte_of_an_execution_that_may_detach() {
     let id = driven.current;
     let mut effects = Vec::new();
     for n in 1..=32u64 {
-        let offsets = PerStream { stdout: n << 16, stderr: 0 };
-        let frames = Bytes::from_static(b"frames");
-        effects.extend(driven.on(SessionEvent::Output { execution_id: id, frames, offsets }, now));
+        effects.extend(driven.on(output(id, n << 16), now));
     }
     let pings = driven.pings();
     assert_eq!(pings.len(), 2);
@@ -535,8 +534,7 @@ fn the_end_of_each_execution_is_acknowledged_however_late_its_pong_comes() {
         let execution_id = driven.current;
         ids.push(execution_id);
         for stdout in [1 << 20, (1 << 20) + 9] {
-            let frames = Bytes::from_static(b"frames");
-            driven.on(SessionEvent::Output { execution_id, frames, offsets: at(stdout) }, now);
+            driven.on(output(execution_id, stdout), now);
         }
         driven.drive(&Move::Fact { own: true, fact: MoveFact::Completed }, now);
     }
