@@ -27,7 +27,7 @@ use crate::{
 
 /// An open session.
 #[derive(Debug)]
-pub struct Open {
+pub struct OpenSession {
     pub(super) limits: Limits,
     pub(super) current: Option<CurrentExecution>,
     /// The final status of the newest execution that has ended.
@@ -39,21 +39,15 @@ pub struct Open {
     liveness: Liveness,
 }
 
-impl Open {
-    pub(super) fn new(limits: Limits, now: Instant) -> Box<Self> {
+impl OpenSession {
+    /// An open session without an execution.
+    pub fn new(limits: Limits, now: Instant) -> Self {
         let liveness = Liveness::new(Duration::from_millis(limits.client_stall_ms), now);
-        Box::new(Open {
-            limits,
-            current: None,
-            newest: None,
-            unacknowledged: VecDeque::new(),
-            draining: false,
-            liveness,
-        })
+        OpenSession { limits, current: None, newest: None, unacknowledged: VecDeque::new(), draining: false, liveness }
     }
 
     /// Handles an event.
-    pub(super) fn on(&mut self, event: SessionEvent, now: Instant) -> SessionStep {
+    pub fn on(&mut self, event: SessionEvent, now: Instant) -> SessionStep {
         let mut step = SessionStep::default();
         match event {
             SessionEvent::Incoming(incoming) => self.on_incoming(incoming, now, &mut step),

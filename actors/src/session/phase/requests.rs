@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use serde_json::json;
 
-use super::{ByIdRequest, Effect, current::CurrentExecution, open::Open, step::SessionStep};
+use super::{ByIdRequest, Effect, current::CurrentExecution, open::OpenSession, step::SessionStep};
 use crate::{
     agent,
     id::ExecutionId,
@@ -20,7 +20,7 @@ use crate::{
     rpc::{self, ErrorObject, Id, code},
 };
 
-impl Open {
+impl OpenSession {
     pub(super) fn on_text(&mut self, text: &str, now: Instant, step: &mut SessionStep) {
         let call = match rpc::parse(text) {
             Ok(call) => call,
