@@ -118,7 +118,10 @@ const USED_BY_CHILDREN: &[(&str, &str)] = &[
     ("actors::output", "the splitter and its messages implement the traits that the parent declares"),
     ("actors::protocol", "the limits and defaults bound the parameters of the methods"),
     ("actors::rpc", "a parameter that cannot be read is answered with an ErrorObject"),
-    ("actors::session::phase", "Open is the largest state of Phase, and takes its events and gives its effects"),
+    (
+        "actors::session::phase",
+        "an open session takes the events and returns the messages and effects that the parent declares",
+    ),
     ("src::backend::agent", "each launcher implements the trait that the parent declares"),
     ("src::backend::job::running", "its three submodules hold parts of the handlers of RunningJob"),
     (

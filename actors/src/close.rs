@@ -1,11 +1,11 @@
-//! How the gateway closes a session: the close code and the text of the close frame.
+//! How the gateway closes a session: the code and the reason of the close frame.
 
-/// Why a session was closed: the close code, and a text that a person can act on.
+/// Why a session was closed.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct CloseReason {
     /// The WebSocket close code.
     pub code: CloseCode,
-    /// The text of the close frame.
+    /// The reason for people: what happened, and what to do next.
     pub text: String,
 }
 
@@ -16,44 +16,34 @@ impl CloseReason {
     }
 }
 
-/// The close codes that this service sends (RFC 6455 section 7.4; 4408 is private use).
+/// The close codes of this service (RFC 6455 section 7.4; 4408 is in the range for private use).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u16)]
 pub enum CloseCode {
-    /// The client asked for it.
-    Normal,
-    /// The server goes away.
-    GoingAway,
+    /// The client closed the session.
+    Normal = 1000,
+    /// The service is shutting down.
+    GoingAway = 1001,
     /// The client broke the framing rules.
-    Protocol,
+    Protocol = 1002,
     /// The client sent a binary message.
-    Unsupported,
+    Unsupported = 1003,
     /// A text message was not UTF-8.
-    NotUtf8,
+    NotUtf8 = 1007,
     /// The client broke a rule of this service.
-    Policy,
-    /// A message over the limit.
-    TooBig,
-    /// Our own fault.
-    Internal,
-    /// Too many sessions: try again.
-    TryAgain,
-    /// The client gives no sign of life, or accepts nothing.
-    Lifeless,
+    Policy = 1008,
+    /// A message was longer than the limit.
+    TooBig = 1009,
+    /// A fault of the service.
+    Internal = 1011,
+    /// There are too many sessions: try again.
+    TryAgain = 1013,
+    /// The client does not answer or does not read.
+    Lifeless = 4408,
 }
 
 impl From<CloseCode> for u16 {
     fn from(code: CloseCode) -> u16 {
-        match code {
-            CloseCode::Normal => 1000,
-            CloseCode::GoingAway => 1001,
-            CloseCode::Protocol => 1002,
-            CloseCode::Unsupported => 1003,
-            CloseCode::NotUtf8 => 1007,
-            CloseCode::Policy => 1008,
-            CloseCode::TooBig => 1009,
-            CloseCode::Internal => 1011,
-            CloseCode::TryAgain => 1013,
-            CloseCode::Lifeless => 4408,
-        }
+        code as u16
     }
 }

@@ -36,18 +36,6 @@ pub enum Reason {
 }
 
 impl Reason {
-    /// The error code that announces a FAILED of this reason, or `None` where the ending is the
-    /// command's own doing.
-    pub fn error_code(self) -> Option<i64> {
-        match self {
-            Reason::BackendUnreachable | Reason::BackendRejected | Reason::BackendLost => Some(-32010),
-            Reason::NotStarted => Some(-32011),
-            Reason::Timeout | Reason::Stalled => Some(-32012),
-            Reason::ClaudeError => Some(-32013),
-            Reason::Exit | Reason::Signal | Reason::Canceled | Reason::Drained | Reason::Disconnected => None,
-        }
-    }
-
     /// The name on the wire and in the log.
     pub fn as_str(self) -> &'static str {
         match self {

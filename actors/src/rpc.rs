@@ -8,7 +8,9 @@ pub mod params;
 use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize, Serializer, ser::SerializeMap};
-use serde_json::{Value, error::Category, value::RawValue};
+use serde_json::{Value, error::Category, json, value::RawValue};
+
+use crate::outcome::{Outcome, Reason};
 
 /// The error codes of the wire.
 pub mod code {
@@ -39,10 +41,6 @@ pub mod code {
 pub struct Id(Box<RawValue>);
 
 impl Id {
-    fn null() -> Self {
-        Id(RawValue::NULL.to_owned())
-    }
-
     fn is_legal(&self) -> bool {
         !matches!(self.0.get().as_bytes().first(), Some(b'{' | b'[' | b't' | b'f') | None)
     }
@@ -53,9 +51,10 @@ impl Id {
     }
 }
 
-impl From<u64> for Id {
-    fn from(id: u64) -> Self {
-        Id(RawValue::from_string(id.to_string()).expect("a number is JSON"))
+impl From<Option<u64>> for Id {
+    fn from(id: Option<u64>) -> Self {
+        let text = id.map_or_else(|| "null".to_owned(), |id| id.to_string());
+        Id(RawValue::from_string(text).expect("a number or null is JSON"))
     }
 }
 
@@ -93,6 +92,19 @@ impl ErrorObject {
     /// An error without data.
     pub fn new(code: i64, message: impl Into<String>) -> Self {
         ErrorObject { code, message: message.into(), data: None }
+    }
+
+    /// The error that announces a FAILED execution; `None` if the command itself caused the ending.
+    pub fn of_outcome(outcome: &Outcome) -> Option<Self> {
+        let code = match outcome.reason {
+            Reason::BackendUnreachable | Reason::BackendRejected | Reason::BackendLost => code::BACKEND,
+            Reason::NotStarted => code::NOT_STARTED,
+            Reason::Timeout | Reason::Stalled => code::LIMIT,
+            Reason::ClaudeError => code::CLAUDE,
+            Reason::Exit | Reason::Signal | Reason::Canceled | Reason::Drained | Reason::Disconnected => return None,
+        };
+        let message = outcome.message.clone().unwrap_or_else(|| outcome.reason.as_str().to_owned());
+        Some(ErrorObject::new(code, message).with(json!({ "reason": outcome.reason })))
     }
 
     /// The same with data.
@@ -170,7 +182,7 @@ pub fn parse(text: &str) -> Result<Call, Response> {
     }
 
     let refuse = |id: Option<Id>, code, message: String| Response {
-        id: id.filter(Id::is_legal).unwrap_or_else(Id::null),
+        id: id.filter(Id::is_legal).unwrap_or_else(|| None.into()),
         outcome: Err(ErrorObject::new(code, message)),
     };
 
@@ -212,7 +224,7 @@ pub fn parse(text: &str) -> Result<Call, Response> {
 }
 
 /// `"id": null` is an id; only an absent one makes a notification.
-pub(crate) fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Id>, D::Error> {
+fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Id>, D::Error> {
     Id::deserialize(deserializer).map(Some)
 }
 

@@ -19,9 +19,9 @@ use futures_util::{Stream, StreamExt};
 use tokio::{sync::oneshot, time::timeout};
 
 use self::{
-    actor::{ConnectionStage, Session},
+    actor::{Phase, Session},
     outbox::{Frames, LINGER, Linger, Outbox},
-    phase::{Incoming, Outgoing, Outlet, Phase},
+    phase::{Incoming, OpenSession, Outgoing},
 };
 use crate::{
     backend_client::BackendClient,
@@ -67,18 +67,18 @@ pub async fn start(
     let SessionContext { supervisor, backend, limits } = context;
     let admitted = supervisor.send(Admit { session: id, peer, supervisor: supervisor.clone() }).await;
     let admitted = admitted.unwrap_or_else(|_| Err(ErrorObject::new(code::DRAINING, "the service is shutting down")));
-    let (outbox, frames, linger) = Outbox::new();
+    let (mut outbox, frames, linger) = Outbox::new();
     let (open, closed) = oneshot::channel();
     match admitted {
         Ok(permit) => {
             let (room, now) = (outbox.room(), Instant::now());
-            let phase = Phase::open(id, backend.known().as_ref(), limits, outbox, now);
+            outbox.send(phase::greeting(id, backend.known().as_ref(), limits));
+            let session = Box::new(OpenSession::new(limits, now));
             Session::create(|ctx| {
                 ctx.add_stream(incoming);
                 Session {
                     id,
-                    phase,
-                    stage: ConnectionStage::Open { _closed: open },
+                    phase: Phase::Open { session, outbox, _closed: open },
                     current: None,
                     backend,
                     permit,

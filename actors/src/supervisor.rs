@@ -1,8 +1,7 @@
-//! Who is there: one actor a gateway that admits sessions, routes cancellations and begins the drain.
+//! The supervisor of a gateway: admits sessions, passes cancellations on, and drains.
 //!
-//! It knows ids, messages and weak recipients, never a session's type, and it never sees output. An
-//! entry is made by a message and removed by a guard that its owner holds, so a registry without
-//! owners is empty whatever became of them.
+//! It knows sessions and executions only by their ids and weak recipients, and never sees output. A message makes an
+//! entry, and the drop of a guard removes it, so the entries end with their owners.
 
 use std::{collections::HashMap, net::IpAddr};
 
@@ -17,41 +16,43 @@ use crate::{
     rpc::{ErrorObject, code},
 };
 
-/// The one supervisor of a gateway.
+/// The supervisor of a gateway.
 pub struct Supervisor {
-    bounds: SessionLimits,
+    limits: SessionLimits,
     sessions: HashMap<SessionId, SessionEntry>,
-    per_peer: HashMap<IpAddr, usize>,
     executions: HashMap<ExecutionId, (SessionId, WeakRecipient<Control>)>,
     draining: Option<Drain>,
+    /// The senders of [`Drain`], who wait for the end of the last session.
     drained: Vec<oneshot::Sender<()>>,
 }
 
-/// How many sessions there may be at a time.
+/// The most sessions at a time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SessionLimits {
     /// In all.
     pub sessions: usize,
-    /// Of one client address.
+    /// From one client address.
     pub per_peer: usize,
 }
 
-#[derive(Default)]
 struct SessionEntry {
     peer: Option<IpAddr>,
+    /// The session's address, once it has started.
     drain: Option<WeakRecipient<Drain>>,
 }
 
 impl Supervisor {
-    /// A supervisor that admits so many sessions.
-    pub fn new(bounds: SessionLimits) -> Self {
-        Supervisor {
-            bounds,
-            sessions: HashMap::new(),
-            per_peer: HashMap::new(),
-            executions: HashMap::new(),
-            draining: None,
-            drained: Vec::new(),
+    /// A supervisor with these limits.
+    pub fn new(limits: SessionLimits) -> Self {
+        Supervisor { limits, sessions: HashMap::new(), executions: HashMap::new(), draining: None, drained: Vec::new() }
+    }
+
+    fn answer_if_drained(&mut self) {
+        if self.draining.is_some() && self.sessions.is_empty() {
+            for drained in self.drained.drain(..) {
+                // The sender may have stopped waiting.
+                let _ = drained.send(());
+            }
         }
     }
 }
@@ -60,24 +61,24 @@ impl Actor for Supervisor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        // Every session and execution says hello and goodbye: a burst of both is normal.
+        // Each session and each execution sends a message at its begin and at its end, which come in bursts.
         ctx.set_mailbox_capacity(1024);
     }
 }
 
-/// Let a session in.
+/// Admit a session.
 #[derive(Message)]
 #[rtype(result = "Result<Permit, ErrorObject>")]
 pub struct Admit {
     /// The session.
     pub session: SessionId,
-    /// Where its client is, if that is known.
+    /// The client's address, if it is known.
     pub peer: Option<IpAddr>,
     /// The supervisor itself.
     pub supervisor: Addr<Supervisor>,
 }
 
-/// A session's place among those admitted, given back when it is dropped.
+/// The admission of a session. Dropping it makes room for another session.
 #[derive(Debug)]
 pub struct Permit {
     session: SessionId,
@@ -85,7 +86,7 @@ pub struct Permit {
 }
 
 impl Permit {
-    /// Who gave it.
+    /// The supervisor that admitted the session.
     pub fn supervisor(&self) -> &Addr<Supervisor> {
         &self.supervisor
     }
@@ -104,29 +105,26 @@ impl Handler<Admit> for Supervisor {
         if self.draining.is_some() {
             return Err(ErrorObject::new(code::DRAINING, "the service is shutting down: connect again in a moment"));
         }
-        let of_peer = peer.and_then(|peer| self.per_peer.get(&peer)).copied().unwrap_or(0);
-        let SessionLimits { sessions, per_peer } = self.bounds;
-        let full = if self.sessions.len() >= sessions {
+        let SessionLimits { sessions, per_peer } = self.limits;
+        let of_peer = self.sessions.values().filter(|entry| peer.is_some() && entry.peer == peer).count();
+        let refusal = if self.sessions.len() >= sessions {
             Some(format!("all {sessions} sessions are taken: try again later"))
         } else if of_peer >= per_peer {
-            Some(format!("your address has {of_peer} sessions, and at most {per_peer} are given to one: close some"))
+            Some(format!("your address has {of_peer} sessions, the limit is {per_peer}: close some"))
         } else {
             None
         };
-        if let Some(message) = full {
+        if let Some(message) = refusal {
             info!(event = "session.refused", session_id:% = session, sessions = self.sessions.len(), of_peer = of_peer;
                 "session refused: {message}");
             return Err(ErrorObject::new(code::SESSION_LIMIT, message));
         }
         self.sessions.insert(session, SessionEntry { peer, drain: None });
-        if let Some(peer) = peer {
-            *self.per_peer.entry(peer).or_default() += 1;
-        }
         Ok(Permit { session, supervisor })
     }
 }
 
-/// An admitted session can be told to drain from now on.
+/// An admitted session has started, and can drain from now on.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct SessionOpened(pub SessionId, pub WeakRecipient<Drain>);
@@ -144,7 +142,6 @@ impl Handler<SessionOpened> for Supervisor {
     }
 }
 
-/// A session's place is free.
 #[derive(Message)]
 #[rtype(result = "()")]
 struct SessionLeft(SessionId);
@@ -153,16 +150,8 @@ impl Handler<SessionLeft> for Supervisor {
     type Result = ();
 
     fn handle(&mut self, SessionLeft(session): SessionLeft, _: &mut Self::Context) {
-        let peer = self.sessions.remove(&session).and_then(|entry| entry.peer);
-        if let Some(peer) = peer
-            && let Some(n_sessions) = self.per_peer.get_mut(&peer)
-        {
-            *n_sessions -= 1;
-            if *n_sessions == 0 {
-                self.per_peer.remove(&peer);
-            }
-        }
-        self.tell_drained();
+        self.sessions.remove(&session);
+        self.answer_if_drained();
     }
 }
 
@@ -170,11 +159,11 @@ impl Handler<SessionLeft> for Supervisor {
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct ExecutionBegan {
-    /// Which execution.
+    /// The execution.
     pub execution: ExecutionId,
-    /// Who holds it.
+    /// The session.
     pub session: SessionId,
-    /// Where a cancellation goes.
+    /// Takes a cancellation.
     pub cancel: WeakRecipient<Control>,
 }
 
@@ -190,9 +179,9 @@ impl Handler<ExecutionBegan> for Supervisor {
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct ExecutionFinished {
-    /// Which execution.
+    /// The execution.
     pub execution: ExecutionId,
-    /// Who held it.
+    /// The session.
     pub session: SessionId,
 }
 
@@ -207,11 +196,11 @@ impl Handler<ExecutionFinished> for Supervisor {
     }
 }
 
-/// Cancel an execution for a client, whichever session of this gateway holds it. `None` if no session does.
+/// Cancel an execution on behalf of a client. The answer is `None` if no session of this gateway holds it.
 #[derive(Message)]
 #[rtype(result = "Option<ControlAnswer>")]
 pub struct CancelExecution {
-    /// Which execution.
+    /// The execution.
     pub execution_id: ExecutionId,
     /// Milliseconds between TERM and KILL.
     pub grace_ms: u64,
@@ -220,30 +209,27 @@ pub struct CancelExecution {
 impl Handler<CancelExecution> for Supervisor {
     type Result = ResponseFuture<Option<ControlAnswer>>;
 
-    fn handle(
-        &mut self,
-        CancelExecution { execution_id, grace_ms }: CancelExecution,
-        _: &mut Self::Context,
-    ) -> Self::Result {
+    fn handle(&mut self, cancel: CancelExecution, _: &mut Self::Context) -> Self::Result {
+        let CancelExecution { execution_id, grace_ms } = cancel;
         let execution = self.executions.get(&execution_id).and_then(|(_, cancel)| cancel.upgrade());
         Box::pin(async move { execution?.send(Control(ControlRequest::cancel(grace_ms))).await.ok() })
     }
 }
 
-/// The service goes away: to the supervisor, and from it to every session.
+/// The service is shutting down: sent to the supervisor, and from there to each session.
 #[derive(Message, Clone, Copy, PartialEq, Eq, Debug)]
 #[rtype(result = "()")]
 pub enum Drain {
-    /// Accept nothing more. What waits is canceled, what runs may finish.
+    /// Accept nothing more. Queued executions are canceled, running ones may finish.
     Begin {
-        /// Whether executions that may go on without a client do so in their backend.
+        /// Whether executions that may detach continue in their backend.
         executions_live_on: bool,
-        /// The grace of what is canceled, in milliseconds.
+        /// The grace period of cancellations, in milliseconds.
         grace_ms: u64,
     },
-    /// What still runs must end now.
+    /// End the running executions now.
     Hurry {
-        /// The grace of what is canceled, in milliseconds.
+        /// The grace period of cancellations, in milliseconds.
         grace_ms: u64,
     },
 }
@@ -251,10 +237,10 @@ pub enum Drain {
 impl Handler<Drain> for Supervisor {
     type Result = ResponseFuture<()>;
 
-    /// The reply comes when the last session has ended.
+    /// The reply comes after the end of the last session.
     fn handle(&mut self, drain: Drain, _: &mut Self::Context) -> Self::Result {
-        let hurrying = matches!(drain, Drain::Hurry { .. });
-        let event = if hurrying { "drain.hurrying" } else { "drain.started" };
+        let is_hurry = matches!(drain, Drain::Hurry { .. });
+        let event = if is_hurry { "drain.hurrying" } else { "drain.started" };
         info!(event = event, sessions = self.sessions.len(), executions = self.executions.len(); "draining");
         self.draining = Some(drain);
         for session in self.sessions.values().filter_map(|entry| entry.drain.as_ref()?.upgrade()) {
@@ -262,26 +248,15 @@ impl Handler<Drain> for Supervisor {
         }
         let (drained, is_drained) = oneshot::channel();
         self.drained.push(drained);
-        self.tell_drained();
+        self.answer_if_drained();
         Box::pin(async move {
-            // A supervisor that is gone has no sessions either.
+            // An error means that the supervisor has ended, and all sessions with it.
             let _ = is_drained.await;
         })
     }
 }
 
-impl Supervisor {
-    fn tell_drained(&mut self) {
-        if self.draining.is_some() && self.sessions.is_empty() {
-            for waiting in self.drained.drain(..) {
-                // Whoever asked may have stopped waiting.
-                let _ = waiting.send(());
-            }
-        }
-    }
-}
-
-/// Asks for the numbers of sessions and executions.
+/// Get the numbers of sessions and executions.
 #[derive(Message)]
 #[rtype(result = "Stats")]
 pub struct GetStats;
@@ -289,13 +264,13 @@ pub struct GetStats;
 /// The numbers of sessions and executions.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Stats {
-    /// Sessions admitted.
+    /// Admitted sessions.
     pub n_sessions: usize,
-    /// The most that are admitted.
+    /// The most admitted sessions.
     pub max_sessions: usize,
-    /// Executions held by them.
+    /// Executions that they hold.
     pub n_executions: usize,
-    /// Whether nobody is admitted any more.
+    /// Whether no session is admitted any more.
     pub draining: bool,
 }
 
@@ -305,7 +280,7 @@ impl Handler<GetStats> for Supervisor {
     fn handle(&mut self, GetStats: GetStats, _: &mut Self::Context) -> Self::Result {
         MessageResult(Stats {
             n_sessions: self.sessions.len(),
-            max_sessions: self.bounds.sessions,
+            max_sessions: self.limits.sessions,
             n_executions: self.executions.len(),
             draining: self.draining.is_some(),
         })

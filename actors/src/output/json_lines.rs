@@ -1,6 +1,7 @@
 //! Each message a line of JSON: the backend's stream of that form.
 
 use super::{
+    OutputOptions,
     message::{MessageFormat, push_end},
     splitter::Splitter,
 };
@@ -15,7 +16,7 @@ pub struct JsonLines;
 
 /// Both streams in chunks, from these offsets.
 pub fn encoder(offsets: PerStream<u64>) -> Splitter<JsonLines> {
-    Splitter::new(JsonLines, Framing::Chunk, offsets)
+    Splitter::new(JsonLines, OutputOptions { framing: Framing::Chunk, offsets, agent: None })
 }
 
 impl MessageFormat for JsonLines {

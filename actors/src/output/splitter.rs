@@ -23,14 +23,9 @@ pub struct Splitter<F: MessageFormat> {
 }
 
 impl<F: MessageFormat> Splitter<F> {
-    /// Nothing has been written yet; what will be begins at these offsets.
-    pub fn new(format: F, framing: Framing, offsets: PerStream<u64>) -> Self {
-        Splitter { framing, encoder: MessageEncoder::new(format, offsets), carry: PerStream::default(), agent: None }
-    }
-
-    /// The same with these options.
-    pub fn with(format: F, OutputOptions { framing, offsets, agent }: OutputOptions) -> Self {
-        Splitter { agent, ..Splitter::new(format, framing, offsets) }
+    /// A splitter with these options, without output so far.
+    pub fn new(format: F, OutputOptions { framing, offsets, agent }: OutputOptions) -> Self {
+        Splitter { framing, encoder: MessageEncoder::new(format, offsets), carry: PerStream::default(), agent }
     }
 }
 

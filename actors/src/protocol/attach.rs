@@ -1,10 +1,14 @@
 //! `attach`: follow an execution that exists already.
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
-use super::{Limits, execute::Framing, execution_id};
+use super::{
+    Limits,
+    execute::{Framing, HoldResult},
+    execution_id,
+};
 use crate::{
-    id::{ExecutionId, InstanceId},
+    id::ExecutionId,
     outcome::Status,
     rpc::{ErrorObject, code, params::Params},
     stream::PerStream,
@@ -26,24 +30,8 @@ pub struct AttachParams {
     pub events: bool,
 }
 
-/// Response of `attach`: the output follows.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct AttachResult {
-    /// The execution.
-    pub execution_id: ExecutionId,
-    /// Its status; final if the output is a replay.
-    pub status: Status,
-    /// The instance of the backend that has it, if the backend names one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub instance: Option<InstanceId>,
-    /// Whether its standard output is Claude's events. The client then does not count the bytes of their text.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub claude: bool,
-    /// The executor of another agent, if its standard output is the events of that agent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub agent: Option<String>,
-}
+/// Response of `attach`.
+pub type AttachResult = HoldResult<Status>;
 
 impl AttachParams {
     pub(super) fn from_fields(fields: &mut Params, _: &Limits) -> Result<Self, ErrorObject> {

@@ -64,14 +64,17 @@ impl Framing {
     }
 }
 
-/// Response of `execute`: the execution was accepted.
+/// Response of `execute`.
+pub type ExecuteResult = HoldResult<Acceptance>;
+
+/// Response of `execute` and `attach`: the session holds the execution, and its output follows.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct ExecuteResult {
+pub struct HoldResult<S> {
     /// The execution.
     pub execution_id: ExecutionId,
-    /// Whether it waits, has started or has failed.
-    pub status: Acceptance,
+    /// An [`Acceptance`] for `execute`; for `attach` the status, which is final if the output is a replay.
+    pub status: S,
     /// The instance of the backend that has it, if the backend names one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instance: Option<InstanceId>,

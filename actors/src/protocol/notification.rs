@@ -3,13 +3,13 @@
 use std::borrow::Cow;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser::SerializeStruct};
-use serde_json::{Value, value::RawValue};
+use serde_json::value::RawValue;
 
 use super::Limits;
-use crate::rpc::{ErrorObject, Id, Response, present};
 use crate::{
     id::{ExecutionId, InstanceId, SessionId},
     outcome::{Outcome, Scope, Status},
+    rpc::{ErrorObject, ReceivedMessage, Response},
     stream::{GapReason, PerStream, Stream},
 };
 
@@ -48,43 +48,26 @@ impl Serialize for ServerMessage {
 }
 
 impl<'de> Deserialize<'de> for ServerMessage {
+    /// Reads all messages but `output` and `event`, see [`OutputNotice`] and [`EventNotice`].
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let message = RawMessage::deserialize(deserializer)?;
-        let outcome = match (message.method, message.result, message.error) {
-            (Some(method), None, None) => return ServerMessage::of(&method, message.params).map_err(de::Error::custom),
-            (None, Some(result), None) => Ok(result),
-            (None, None, Some(error)) => Err(error),
-            _ => return Err(de::Error::custom("neither a notification nor a response")),
+        let ReceivedMessage { id, method, params, result, error } = ReceivedMessage::deserialize(deserializer)?;
+        let params = params.map_or("null", RawValue::get);
+        let message = match (method.as_deref(), result, error) {
+            (Some("connected"), ..) => serde_json::from_str(params).map(ServerMessage::Connected),
+            // Only the final status has a reason, which `FinalStatus` requires.
+            (Some("statusUpdate"), ..) => serde_json::from_str(params)
+                .map(ServerMessage::Ended)
+                .or_else(|_| serde_json::from_str(params).map(ServerMessage::Progress)),
+            (Some("gap"), ..) => serde_json::from_str(params).map(ServerMessage::Gap),
+            (Some("detached"), ..) => serde_json::from_str(params).map(ServerMessage::Detached),
+            (Some("error"), ..) => serde_json::from_str(params).map(ServerMessage::Error),
+            (Some(other), ..) => Err(de::Error::custom(format_args!("unknown notification {other:?}"))),
+            (None, Some(result), None) => serde_json::from_str(result.get())
+                .map(|result| ServerMessage::Response(Response { id: id.into(), outcome: Ok(result) })),
+            (None, None, Some(error)) => Ok(ServerMessage::Response(Response { id: id.into(), outcome: Err(error) })),
+            (None, ..) => Err(de::Error::custom("neither a notification nor a response")),
         };
-        let id = message.id.ok_or_else(|| de::Error::missing_field("id"))?;
-        Ok(ServerMessage::Response(Response { id, outcome }))
-    }
-}
-
-/// A message of the server, before its parameters are read.
-#[derive(Deserialize)]
-struct RawMessage {
-    #[serde(default, deserialize_with = "present")]
-    id: Option<Id>,
-    method: Option<String>,
-    #[serde(default)]
-    params: Value,
-    result: Option<Value>,
-    error: Option<ErrorObject>,
-}
-
-impl ServerMessage {
-    /// Reads a notification. `output` and `event` are not among them, see [`OutputNotice`] and [`EventNotice`].
-    fn of(method: &str, params: Value) -> serde_json::Result<Self> {
-        Ok(match method {
-            "connected" => ServerMessage::Connected(serde_json::from_value(params)?),
-            "statusUpdate" if params.get("reason").is_some() => ServerMessage::Ended(serde_json::from_value(params)?),
-            "statusUpdate" => ServerMessage::Progress(serde_json::from_value(params)?),
-            "gap" => ServerMessage::Gap(serde_json::from_value(params)?),
-            "detached" => ServerMessage::Detached(serde_json::from_value(params)?),
-            "error" => ServerMessage::Error(serde_json::from_value(params)?),
-            other => return Err(de::Error::custom(format_args!("unknown notification {other:?}"))),
-        })
+        message.map_err(de::Error::custom)
     }
 }
 
@@ -297,8 +280,8 @@ mod tests {
         };
         let error = ErrorObject::new(-32010, "gone").with(serde_json::json!({ "reason": "backend_lost" }));
         for message in [
-            ServerMessage::Response(Response { id: 7.into(), outcome: Ok(serde_json::json!({ "accepted": 1 })) }),
-            ServerMessage::Response(Response { id: 8.into(), outcome: Err(error.clone()) }),
+            ServerMessage::Response(Response { id: Some(7).into(), outcome: Ok(serde_json::json!({ "accepted": 1 })) }),
+            ServerMessage::Response(Response { id: Some(8).into(), outcome: Err(error.clone()) }),
             ServerMessage::Connected(Connected {
                 session_id: SessionId::random(),
                 protocol: VERSION,

@@ -13,13 +13,13 @@ use tokio::sync::oneshot;
 use super::{
     execution_handle::ExecutionHandle,
     liveness::Liveness,
-    outbox::{LINGER, Linger, Outbox, RoomSignal},
-    phase::{Incoming, Phase, SessionEvent},
+    outbox::{Closing, LINGER, Linger, Outbox, RoomSignal},
+    phase::{Incoming, OpenSession, SessionEnd, SessionEvent, SessionStep},
 };
 use crate::{
     backend_client::BackendClient,
     clock::millis,
-    close::CloseCode,
+    close::{CloseCode, CloseReason},
     execution::messages::{EncodedOutput, ExecutionReport},
     id::SessionId,
     protocol::Limits,
@@ -32,8 +32,7 @@ const FLUSH_PATIENCE: Duration = Duration::from_secs(5);
 /// The session of one admitted client.
 pub(super) struct Session {
     pub(super) id: SessionId,
-    pub(super) phase: Phase<Outbox>,
-    pub(super) stage: ConnectionStage,
+    pub(super) phase: Phase,
     pub(super) current: Option<ExecutionHandle>,
     pub(super) backend: BackendClient,
     pub(super) permit: Permit,
@@ -45,59 +44,63 @@ pub(super) struct Session {
     pub(super) _linger: Linger,
 }
 
-/// What the connection is still needed for.
-pub(super) enum ConnectionStage {
-    /// Messages in both directions. Dropping the sender completes the session's `ClosedSignal`.
-    Open { _closed: oneshot::Sender<()> },
-    /// The close frame was sent; the client's own may arrive.
-    Lingering,
-    /// The session stops as soon as its frames are written.
-    Lingered,
+/// Whether the client is connected.
+pub(super) enum Phase {
+    /// Messages go in both directions. Dropping the sender completes the session's `ClosedSignal`.
+    Open { session: Box<OpenSession>, outbox: Outbox, _closed: oneshot::Sender<()> },
+    /// The close frame was sent. While the session lingers, the client's close frame may arrive; after that the session
+    /// stops as soon as its frames are written.
+    Closed { outbox: Closing, reason: CloseReason, lingers: bool },
+    /// The connection has ended without a close frame of the service.
+    Gone,
 }
 
 /// The client's socket has accepted frames, so the outbox has room.
 struct OutboxReady;
 
 impl Session {
-    /// Passes an event to the phase, and carries out the effects.
+    /// Passes an event to the open session: sends its messages and carries out its effects.
     pub(super) fn on(&mut self, event: SessionEvent, ctx: &mut Context<Self>) {
-        // `Phase::on` consumes the phase; the placeholder is replaced in the next line but one.
-        let phase = std::mem::replace(&mut self.phase, Phase::Gone);
-        let was_open = matches!(phase, Phase::Open(..));
-        let (phase, effects) = phase.on(event, Instant::now());
-        self.phase = phase;
+        let Phase::Open { session, outbox, .. } = &mut self.phase else { return };
+        let SessionStep { messages, effects, end } = session.on(event, Instant::now());
+        messages.into_iter().for_each(|message| outbox.send(message));
+        let is_flooded = outbox.unsent_responses() > self.limits.unsent_responses;
         for effect in effects {
             self.carry_out(effect, ctx);
         }
-        match &self.phase {
-            Phase::Open(_, outbox) if outbox.unsent_responses() > self.limits.unsent_responses => {
-                self.on(SessionEvent::Flooded, ctx);
-            }
-            Phase::Open(..) => {}
-            Phase::Closed(_, reason) if was_open => {
-                // A client that asked for the close has nothing more to send.
-                let is_done = reason.code == CloseCode::Normal;
-                self.stage = if is_done { ConnectionStage::Lingered } else { ConnectionStage::Lingering };
-                self.release_execution(ctx);
-                ctx.run_later(LINGER, |session, ctx| {
-                    session.stage = ConnectionStage::Lingered;
-                    session.stop_when_flushed(ctx);
-                });
-                ctx.run_later(FLUSH_PATIENCE, |_, ctx| ctx.stop());
-                self.stop_when_flushed(ctx);
-            }
-            Phase::Gone if was_open => {
+        match end {
+            SessionEnd::Open if is_flooded => self.on(SessionEvent::Flooded, ctx),
+            SessionEnd::Open => {}
+            SessionEnd::Close(reason) => self.close(reason, ctx),
+            SessionEnd::Gone => {
+                self.phase = Phase::Gone;
                 self.release_execution(ctx);
                 ctx.stop();
             }
-            Phase::Closed(..) | Phase::Gone => {}
         }
     }
 
+    /// Sends the close frame. Only the `Closing` of the outbox remains, so no message can follow.
+    fn close(&mut self, reason: CloseReason, ctx: &mut Context<Self>) {
+        let Phase::Open { outbox, .. } = std::mem::replace(&mut self.phase, Phase::Gone) else { return };
+        // A client that asked for the close has nothing more to send.
+        let lingers = reason.code != CloseCode::Normal;
+        self.phase = Phase::Closed { outbox: outbox.close(&reason), reason, lingers };
+        self.release_execution(ctx);
+        ctx.run_later(LINGER, |session, ctx| {
+            if let Phase::Closed { lingers, .. } = &mut session.phase {
+                *lingers = false;
+            }
+            session.stop_when_flushed(ctx);
+        });
+        ctx.run_later(FLUSH_PATIENCE, |_, ctx| ctx.stop());
+        self.stop_when_flushed(ctx);
+    }
+
     fn stop_when_flushed(&mut self, ctx: &mut Context<Self>) {
-        if let Phase::Closed(closing, _) = &mut self.phase
-            && closing.flush()
-            && matches!(self.stage, ConnectionStage::Lingered)
+        if let Phase::Closed { outbox, lingers, .. } = &mut self.phase
+            && outbox.flush()
+            && !*lingers
         {
             ctx.stop();
         }
@@ -105,10 +108,10 @@ impl Session {
 
     /// Checks whether the client is still connected and reading.
     fn tick(&mut self, ctx: &mut Context<Self>) {
-        let Phase::Open(_, outbox) = &self.phase else { return };
+        let Phase::Open { outbox, .. } = &self.phase else { return };
         let blocked = outbox.is_blocked();
         self.on(SessionEvent::Tick { taken: self.room.taken(), blocked }, ctx);
-        if matches!(self.phase, Phase::Closed(..)) {
+        if matches!(self.phase, Phase::Closed { .. }) {
             let event = if blocked { "client.stalled" } else { "client.unresponsive" };
             warn!(event = event, session_id:% = self.id, patience_ms = self.limits.client_stall_ms;
                 "the client {}", if blocked { "reads nothing" } else { "answers no ping" });
@@ -117,9 +120,9 @@ impl Session {
 
     fn log_closed(&self) {
         let (close_code, why) = match &self.phase {
-            Phase::Closed(_, reason) => (Some(u16::from(reason.code)), reason.text.as_str()),
+            Phase::Closed { reason, .. } => (Some(u16::from(reason.code)), reason.text.as_str()),
             Phase::Gone => (None, "the client is gone"),
-            Phase::Open(..) => (None, "the service stopped"),
+            Phase::Open { .. } => (None, "the service stopped"),
         };
         info!(event = "session.closed", session_id:% = self.id, close_code:serde = close_code, executions = self.n_executions,
             ms = millis(self.opened_at.elapsed()); "session closed: {why}");
@@ -150,7 +153,7 @@ impl Actor for Session {
 impl StreamHandler<Incoming> for Session {
     fn handle(&mut self, incoming: Incoming, ctx: &mut Self::Context) {
         match (&self.phase, &incoming) {
-            (Phase::Open(..), _) => self.on(SessionEvent::Incoming(incoming), ctx),
+            (Phase::Open { .. }, _) => self.on(SessionEvent::Incoming(incoming), ctx),
             // After the close frame of the service, only the end of the connection matters.
             (_, Incoming::Close | Incoming::Gone) => ctx.stop(),
             _ => {}
@@ -165,7 +168,7 @@ impl StreamHandler<Incoming> for Session {
 impl StreamHandler<OutboxReady> for Session {
     fn handle(&mut self, _: OutboxReady, ctx: &mut Self::Context) {
         match &mut self.phase {
-            Phase::Open(_, outbox) => {
+            Phase::Open { outbox, .. } => {
                 if !outbox.flush() {
                     self.on(SessionEvent::Incoming(Incoming::Gone), ctx);
                 }
@@ -182,10 +185,9 @@ impl Handler<EncodedOutput> for Session {
 
     /// Back-pressure is applied here: the reply is the permission to send more, and waits until the outbox has room.
     fn handle(&mut self, output: EncodedOutput, ctx: &mut Self::Context) -> Self::Result {
-        let EncodedOutput { execution_id, bytes: frames, offsets } = output;
-        self.on(SessionEvent::Output { execution_id, frames, offsets }, ctx);
+        self.on(SessionEvent::Output(output), ctx);
         let credit = match &mut self.phase {
-            Phase::Open(_, outbox) => outbox.credit(),
+            Phase::Open { outbox, .. } => outbox.credit(),
             _ => None,
         };
         Box::pin(async {

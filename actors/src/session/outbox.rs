@@ -20,7 +20,7 @@ use bytes::Bytes;
 use futures_util::Stream;
 use tokio::sync::{Notify, mpsc, oneshot};
 
-use super::phase::{Outgoing, Outlet};
+use super::phase::Outgoing;
 use crate::{close::CloseReason, protocol::notification::ServerMessage, ws::frame};
 
 /// How long a closed session still reads, so that the client's own close frame can arrive.
@@ -127,6 +127,28 @@ impl Outbox {
         Rc::clone(&self.pipe.room)
     }
 
+    /// Sends a message after all earlier ones.
+    pub fn send(&mut self, message: Outgoing) {
+        let (kind, frame) = match message {
+            // A failed call without id gets an `error` instead of a response, so it counts as a response.
+            Outgoing::Message(message @ (ServerMessage::Response(_) | ServerMessage::Error(_))) => {
+                (FrameKind::Response, frame::text(&message))
+            }
+            Outgoing::Message(message) => (FrameKind::Message, frame::text(&message)),
+            Outgoing::Heartbeat(update) => (FrameKind::Heartbeat, frame::text(&ServerMessage::Progress(update))),
+            Outgoing::Ping(payload) => (FrameKind::Message, frame::ping(&payload)),
+            Outgoing::Pong(payload) => (FrameKind::Pong, frame::pong(&payload)),
+            Outgoing::Output(frames) => (FrameKind::Output, frames),
+        };
+        self.pipe.push(kind, frame);
+    }
+
+    /// Sends the close frame.
+    pub fn close(mut self, reason: &CloseReason) -> Closing {
+        self.pipe.push(FrameKind::Message, frame::close(reason.code.into(), &reason.text));
+        Closing { pipe: self.pipe }
+    }
+
     /// Moves queued frames into the channel while it has room. Returns false if the client is gone.
     pub fn flush(&mut self) -> bool {
         self.pipe.flush()
@@ -151,30 +173,6 @@ impl Outbox {
     /// The number of responses that wait for the client.
     pub fn unsent_responses(&self) -> usize {
         self.pipe.queue.iter().filter(|queued| queued.kind == FrameKind::Response).count()
-    }
-}
-
-impl Outlet for Outbox {
-    type Closed = Closing;
-
-    fn send(&mut self, message: Outgoing) {
-        let (kind, frame) = match message {
-            // A failed call without id gets an `error` instead of a response, so it counts as a response.
-            Outgoing::Message(message @ (ServerMessage::Response(_) | ServerMessage::Error(_))) => {
-                (FrameKind::Response, frame::text(&message))
-            }
-            Outgoing::Message(message) => (FrameKind::Message, frame::text(&message)),
-            Outgoing::Heartbeat(update) => (FrameKind::Heartbeat, frame::text(&ServerMessage::Progress(update))),
-            Outgoing::Ping(payload) => (FrameKind::Message, frame::ping(&payload)),
-            Outgoing::Pong(payload) => (FrameKind::Pong, frame::pong(&payload)),
-            Outgoing::Output(frames) => (FrameKind::Output, frames),
-        };
-        self.pipe.push(kind, frame);
-    }
-
-    fn close(mut self, reason: &CloseReason) -> Closing {
-        self.pipe.push(FrameKind::Message, frame::close(reason.code.into(), &reason.text));
-        Closing { pipe: self.pipe }
     }
 }
 

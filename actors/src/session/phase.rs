@@ -1,24 +1,23 @@
 //! The decisions of a session, on plain values: events in, messages and effects out. No actor, clock or socket.
 //!
-//! [`Phase`] owns the [`Outlet`] to the client. Closing consumes the outlet, so nothing can be sent after the close frame.
-//! Start reading at [`Open`], whose handlers of JSON-RPC calls are in `requests`.
+//! Start reading at [`OpenSession`], the state of an open session. Its handlers of JSON-RPC calls are in `requests`.
 
 mod current;
 mod open;
 mod requests;
 mod step;
 
-use std::time::Instant;
-
 use bytes::Bytes;
 use serde_json::Value;
 
-pub use self::open::Open;
-use self::step::SessionEnd;
+pub use self::{
+    open::OpenSession,
+    step::{SessionEnd, SessionStep},
+};
 use crate::{
     backend_client::BackendKind,
     close::CloseReason,
-    execution::messages::ExecutionReport,
+    execution::messages::{EncodedOutput, ExecutionReport},
     id::{ExecutionId, SessionId},
     protocol::{
         CAPABILITIES, Limits, VERSION,
@@ -31,16 +30,6 @@ use crate::{
     stream::PerStream,
     supervisor::Drain,
 };
-
-/// Sends messages to the client.
-pub trait Outlet {
-    /// The outlet after its close frame; it cannot send.
-    type Closed;
-    /// Sends a message after all earlier ones.
-    fn send(&mut self, message: Outgoing);
-    /// Sends the close frame.
-    fn close(self, reason: &CloseReason) -> Self::Closed;
-}
 
 /// A message to the client.
 #[derive(Clone, PartialEq, Debug)]
@@ -75,21 +64,14 @@ pub enum Incoming {
 }
 
 /// An event of a session.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Debug)]
 pub enum SessionEvent {
     /// From the client.
     Incoming(Incoming),
     /// From the session's execution.
     Report(ExecutionReport),
-    /// Encoded output of the session's execution.
-    Output {
-        /// The execution.
-        execution_id: ExecutionId,
-        /// WebSocket frames.
-        frames: Bytes,
-        /// The bytes of each stream up to the end of these frames.
-        offsets: PerStream<u64>,
-    },
+    /// Output of the session's execution, encoded as WebSocket frames.
+    Output(EncodedOutput),
     /// The outcome of an [`Effect::Control`] or [`Effect::ById`].
     Answered(ControlOutcome),
     /// The heartbeat timer fired.
@@ -155,44 +137,17 @@ pub enum ByIdRequest {
     Status,
 }
 
-/// The state of a session.
-#[derive(Debug)]
-pub enum Phase<O: Outlet> {
-    /// The client is connected.
-    Open(Box<Open>, O),
-    /// The close frame was sent, for this reason.
-    Closed(O::Closed, CloseReason),
-    /// The connection ended without a close frame of the service.
-    Gone,
-}
-
-impl<O: Outlet> Phase<O> {
-    /// Opens a session and sends `connected`.
-    pub fn open(id: SessionId, backend: Option<&BackendKind>, limits: Limits, mut outlet: O, now: Instant) -> Self {
-        outlet.send(Outgoing::Message(ServerMessage::Connected(Connected {
-            session_id: id,
-            protocol: VERSION,
-            server: ServerInfo::THIS,
-            executors: backend.map(BackendKind::executors),
-            instance: backend.and_then(BackendKind::instance),
-            limits,
-            capabilities: CAPABILITIES.iter().map(|name| (*name).to_owned()).collect(),
-        })));
-        Phase::Open(Open::new(limits, now), outlet)
-    }
-
-    /// Handles an event: sends the messages that follow from it, and returns the effects.
-    pub fn on(self, event: SessionEvent, now: Instant) -> (Self, Vec<Effect>) {
-        let Phase::Open(mut open, mut outlet) = self else { return (self, Vec::new()) };
-        let step = open.on(event, now);
-        step.messages.into_iter().for_each(|message| outlet.send(message));
-        let phase = match step.end {
-            SessionEnd::Open => Phase::Open(open, outlet),
-            SessionEnd::Close(reason) => Phase::Closed(outlet.close(&reason), reason),
-            SessionEnd::Gone => Phase::Gone,
-        };
-        (phase, step.effects)
-    }
+/// The first message of a session, `connected`.
+pub fn greeting(id: SessionId, backend: Option<&BackendKind>, limits: Limits) -> Outgoing {
+    Outgoing::Message(ServerMessage::Connected(Connected {
+        session_id: id,
+        protocol: VERSION,
+        server: ServerInfo::THIS,
+        executors: backend.map(BackendKind::executors),
+        instance: backend.and_then(BackendKind::instance),
+        limits,
+        capabilities: CAPABILITIES.iter().map(|name| (*name).to_owned()).collect(),
+    }))
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ struct FrameFormat;
 
 /// The encoder of a WebSocket client.
 pub fn encoder(options: OutputOptions) -> Box<dyn OutputEncoder> {
-    Box::new(Splitter::with(FrameFormat, options))
+    Box::new(Splitter::new(FrameFormat, options))
 }
 
 impl FrameFormat {

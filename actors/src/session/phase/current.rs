@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::{
@@ -12,8 +13,8 @@ use crate::{
     outcome::{Outcome, Scope, Status},
     protocol::{
         DEFAULT_HEARTBEAT_MS,
-        attach::{AttachParams, AttachResult},
-        execute::{Acceptance, ExecuteParams, ExecuteResult},
+        attach::AttachParams,
+        execute::{Acceptance, ExecuteParams, HoldResult},
         notification::{BackendHealth, StatusUpdate},
     },
     rpc::Id,
@@ -179,26 +180,15 @@ impl CurrentExecution {
         })
     }
 
-    /// The result of `execute`. It names the backend's instance, by which a client can tell later whether the
-    /// execution ended with a backend that was restarted.
-    pub(super) fn execute_result(&self, status: Acceptance) -> Value {
-        json!(ExecuteResult {
+    /// The result of `execute` or `attach`. It names the backend's instance, by which a client can tell later whether
+    /// the execution ended with a backend that was restarted.
+    pub(super) fn hold_result<S: Serialize>(&self, status: S) -> Value {
+        json!(HoldResult {
             execution_id: self.id,
             status,
             instance: self.info.instance,
             claude: self.info.claude,
-            agent: self.info.agent.clone()
-        })
-    }
-
-    /// The result of `attach`.
-    pub(super) fn attach_result(&self, status: Status) -> Value {
-        json!(AttachResult {
-            execution_id: self.id,
-            status,
-            instance: self.info.instance,
-            claude: self.info.claude,
-            agent: self.info.agent.clone()
+            agent: self.info.agent.clone(),
         })
     }
 }

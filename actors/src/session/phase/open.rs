@@ -5,8 +5,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde_json::json;
-
 use super::{
     ControlOutcome, Effect, Incoming, Outgoing, SessionEvent,
     current::{CurrentExecution, ExecutionStage},
@@ -14,7 +12,7 @@ use super::{
 };
 use crate::{
     close::{CloseCode, CloseReason},
-    execution::messages::{ExecutionEvent, ExecutionReport, StreamStart},
+    execution::messages::{EncodedOutput, ExecutionEvent, ExecutionReport, StreamStart},
     outcome::{Outcome, Status},
     protocol::{
         Limits,
@@ -29,7 +27,7 @@ use crate::{
 
 /// An open session.
 #[derive(Debug)]
-pub struct Open {
+pub struct OpenSession {
     pub(super) limits: Limits,
     pub(super) current: Option<CurrentExecution>,
     /// The final status of the newest execution that has ended.
@@ -41,26 +39,20 @@ pub struct Open {
     liveness: Liveness,
 }
 
-impl Open {
-    pub(super) fn new(limits: Limits, now: Instant) -> Box<Self> {
+impl OpenSession {
+    /// An open session without an execution.
+    pub fn new(limits: Limits, now: Instant) -> Self {
         let liveness = Liveness::new(Duration::from_millis(limits.client_stall_ms), now);
-        Box::new(Open {
-            limits,
-            current: None,
-            newest: None,
-            unacknowledged: VecDeque::new(),
-            draining: false,
-            liveness,
-        })
+        OpenSession { limits, current: None, newest: None, unacknowledged: VecDeque::new(), draining: false, liveness }
     }
 
     /// Handles an event.
-    pub(super) fn on(&mut self, event: SessionEvent, now: Instant) -> SessionStep {
+    pub fn on(&mut self, event: SessionEvent, now: Instant) -> SessionStep {
         let mut step = SessionStep::default();
         match event {
             SessionEvent::Incoming(incoming) => self.on_incoming(incoming, now, &mut step),
             SessionEvent::Report(report) => self.on_report(report, now, &mut step),
-            SessionEvent::Output { execution_id, frames, offsets } => {
+            SessionEvent::Output(EncodedOutput { execution_id, bytes: frames, offsets }) => {
                 let current = self.current.as_mut().filter(|current| current.id == execution_id);
                 if let Some(live) = current.and_then(CurrentExecution::live_mut) {
                     live.output(offsets, now);
@@ -221,10 +213,10 @@ impl Open {
         let Some(current) = &mut self.current else { return };
         let call = current.go_live(start, now);
         let result = if current.execute.is_some() {
-            current.execute_result(start.status.into())
+            current.hold_result(Acceptance::from(start.status))
         } else {
             step.effects.push(Effect::SetHeartbeat(current.heartbeat_ms()));
-            current.attach_result(start.status)
+            current.hold_result(start.status)
         };
         step.reply(call, Some(current.id), Ok(result));
     }
@@ -251,14 +243,12 @@ impl Open {
         if let ExecutionStage::Starting { call, .. } = &mut current.stage {
             let call = call.take();
             let result = match current.execute {
-                Some(_) => current.execute_result(Acceptance::Failed),
-                None => current.attach_result(outcome.status),
+                Some(_) => current.hold_result(Acceptance::Failed),
+                None => current.hold_result(outcome.status),
             };
             step.reply(call, Some(execution_id), Ok(result));
         }
-        if let Some(code) = outcome.reason.error_code() {
-            let message = outcome.message.clone().unwrap_or_else(|| outcome.reason.as_str().to_owned());
-            let error = ErrorObject::new(code, message).with(json!({ "reason": outcome.reason }));
+        if let Some(error) = ErrorObject::of_outcome(&outcome) {
             step.send(ServerMessage::Error(ErrorNotice { error, execution_id: Some(execution_id) }));
         }
         if current.may_detach() && current.live_mut().is_some() {

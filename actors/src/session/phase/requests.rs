@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use serde_json::json;
 
-use super::{ByIdRequest, Effect, current::CurrentExecution, open::Open, step::SessionStep};
+use super::{ByIdRequest, Effect, current::CurrentExecution, open::OpenSession, step::SessionStep};
 use crate::{
     agent,
     id::ExecutionId,
@@ -13,14 +13,14 @@ use crate::{
         EmptyResult, Method,
         attach::AttachParams,
         control::{ControlParams, ControlRequest, ResizeParams},
-        execute::ExecuteParams,
+        execute::{Acceptance, ExecuteParams},
         notification::ServerMessage,
         status::{StatusParams, StatusResult},
     },
     rpc::{self, ErrorObject, Id, code},
 };
 
-impl Open {
+impl OpenSession {
     pub(super) fn on_text(&mut self, text: &str, now: Instant, step: &mut SessionStep) {
         let call = match rpc::parse(text) {
             Ok(call) => call,
@@ -65,7 +65,7 @@ impl Open {
                 format!("executionId {} is this session's running execution, with another {difference}", current.id),
             )
             .with(json!({ "param": difference }))),
-            (Some(status), None) if is_same => Ok(current.execute_result(status.into())),
+            (Some(status), None) if is_same => Ok(current.hold_result(Acceptance::from(status))),
             _ => Err(already_running(current.id)),
         };
         step.reply(id, Some(current.id), outcome);
@@ -81,7 +81,7 @@ impl Open {
             return;
         };
         let status = current.status().filter(|_| current.id == attach.execution_id);
-        let outcome = status.map(|status| current.attach_result(status)).ok_or_else(|| already_running(current.id));
+        let outcome = status.map(|status| current.hold_result(status)).ok_or_else(|| already_running(current.id));
         step.reply(id, Some(current.id), outcome);
     }
 

@@ -12,15 +12,18 @@ use crate::{
 
 /// Messages and effects, each in order. The handlers of an event add to it.
 #[derive(Default)]
-pub(super) struct SessionStep {
-    pub(super) messages: Vec<Outgoing>,
-    pub(super) effects: Vec<Effect>,
-    pub(super) end: SessionEnd,
+pub struct SessionStep {
+    /// Messages to the client.
+    pub messages: Vec<Outgoing>,
+    /// Tasks for the actor.
+    pub effects: Vec<Effect>,
+    /// Whether the session ends.
+    pub end: SessionEnd,
 }
 
 /// Whether the session ends.
 #[derive(Default)]
-pub(super) enum SessionEnd {
+pub enum SessionEnd {
     /// It goes on.
     #[default]
     Open,

@@ -1,6 +1,9 @@
-//! Drives [`Phase`] with arbitrary sequences of events, and checks the messages that a client would have received.
+//! Drives an [`OpenSession`] with arbitrary sequences of events, and checks the messages that a client would have received.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
 
 use proptest::prelude::*;
 
@@ -19,22 +22,6 @@ use crate::{
     rpc::code,
     stream::{Gap, GapReason, Stream},
 };
-
-/// Records the messages.
-#[derive(Debug, Default)]
-struct Recorder(Vec<Outgoing>);
-
-impl Outlet for Recorder {
-    type Closed = Vec<Outgoing>;
-
-    fn send(&mut self, message: Outgoing) {
-        self.0.push(message);
-    }
-
-    fn close(self, _: &CloseReason) -> Self::Closed {
-        self.0
-    }
-}
 
 /// The next event. Where it concerns an execution: the session's own or another one.
 #[derive(Clone, Debug)]
@@ -122,9 +109,12 @@ fn moves() -> impl Strategy<Value = Vec<Move>> {
     prop::collection::vec(one, 0..60)
 }
 
-/// A phase, and the state from which the test makes events for it.
+/// A session with all messages so far, and the state from which the test makes events for it.
 struct Driven {
-    phase: Phase<Recorder>,
+    /// `None` after its end.
+    open: Option<OpenSession>,
+    sent: Vec<Outgoing>,
+    close: Option<CloseReason>,
     current: ExecutionId,
     owed: Vec<u64>,
     asked: Vec<(Option<Id>, ExecutionId, bool)>,
@@ -134,9 +124,10 @@ struct Driven {
 
 impl Driven {
     fn new() -> Self {
-        let phase = Phase::open(SessionId::random(), None, Limits::default(), Recorder::default(), Instant::now());
         Driven {
-            phase,
+            open: Some(OpenSession::new(Limits::default(), Instant::now())),
+            sent: vec![greeting(SessionId::random(), None, Limits::default())],
+            close: None,
             current: ExecutionId::random(),
             owed: Vec::new(),
             asked: Vec::new(),
@@ -178,11 +169,7 @@ impl Driven {
             Move::Fact { own, fact } => {
                 SessionEvent::Report(ExecutionReport { execution_id: id(*own), fact: fact.fact() })
             }
-            Move::Output { own } => SessionEvent::Output {
-                execution_id: id(*own),
-                frames: Bytes::from_static(b"frames"),
-                offsets: PerStream { stdout: 6, stderr: 0 },
-            },
+            Move::Output { own } => output(id(*own), 6),
             Move::Answered => {
                 let (id, execution_id, own) =
                     if self.asked.is_empty() { (None, self.current, false) } else { self.asked.remove(0) };
@@ -225,21 +212,20 @@ impl Driven {
         }
     }
 
-    fn sent(&self) -> &[Outgoing] {
-        match &self.phase {
-            Phase::Open(_, recorder) => &recorder.0,
-            Phase::Closed(sent, _) => sent,
-            Phase::Gone => &[],
-        }
-    }
-
     fn is_open(&self) -> bool {
-        matches!(self.phase, Phase::Open(..))
+        self.open.is_some()
     }
 
     fn on(&mut self, event: SessionEvent, now: Instant) -> Vec<Effect> {
-        let (phase, effects) = std::mem::replace(&mut self.phase, Phase::Gone).on(event, now);
-        self.phase = phase;
+        let Some(open) = &mut self.open else { return Vec::new() };
+        let SessionStep { messages, effects, end } = open.on(event, now);
+        self.sent.extend(messages);
+        match end {
+            SessionEnd::Open => return effects,
+            SessionEnd::Close(reason) => self.close = Some(reason),
+            SessionEnd::Gone => {}
+        }
+        self.open = None;
         effects
     }
 
@@ -249,7 +235,7 @@ impl Driven {
             Outgoing::Ping(payload) => Some(payload.clone()),
             _ => None,
         };
-        self.sent().iter().filter_map(payload).collect()
+        self.sent.iter().filter_map(payload).collect()
     }
 }
 
@@ -278,6 +264,11 @@ impl MoveFact {
     }
 }
 
+fn output(execution_id: ExecutionId, stdout: u64) -> SessionEvent {
+    let offsets = PerStream { stdout, stderr: 0 };
+    SessionEvent::Output(EncodedOutput { execution_id, bytes: Bytes::from_static(b"frames"), offsets })
+}
+
 fn begin_drain(executions_live_on: bool) -> Drain {
     Drain::Begin { executions_live_on, grace_ms: 0 }
 }
@@ -292,7 +283,7 @@ fn check(driven: &Driven) {
     let mut ended: HashMap<ExecutionId, u32> = HashMap::new();
     let mut running: Option<ExecutionId> = None;
     let mut answered: Vec<u64> = Vec::new();
-    let sent = driven.sent();
+    let sent = &driven.sent;
     if !sent.is_empty() {
         assert!(matches!(sent[0], Outgoing::Message(ServerMessage::Connected(_))), "connected is the first message");
     }
@@ -333,7 +324,7 @@ fn check(driven: &Driven) {
     let unique = answered.len();
     answered.dedup();
     assert_eq!(answered.len(), unique, "one response for each request");
-    if let Phase::Open(open, _) = &driven.phase {
+    if let Some(open) = &driven.open {
         // Still owed may be the response to an `execute` that is starting, and to requests under way.
         let starting = match &open.current {
             Some(CurrentExecution { stage: ExecutionStage::Starting { call, .. }, .. }) => {
@@ -357,11 +348,11 @@ proptest! {
         let mut driven = Driven::new();
         let start = Instant::now();
         for (at, step) in moves.iter().enumerate() {
-            let before = driven.sent().len();
+            let before = driven.sent.len();
             let was_closed = !driven.is_open();
             driven.drive(step, start + Duration::from_secs(at as u64));
             if was_closed {
-                prop_assert_eq!(driven.sent().len(), before, "nothing after the close frame");
+                prop_assert_eq!(driven.sent.len(), before, "nothing after the close frame");
             }
         }
         check(&driven);
@@ -377,7 +368,7 @@ fn start(driven: &mut Driven) {
 }
 
 fn last(driven: &Driven) -> &Outgoing {
-    driven.sent().last().expect("a message was sent")
+    driven.sent.last().expect("a message was sent")
 }
 
 #[test]
@@ -408,9 +399,10 @@ fn the_final_status_comes_after_the_response_that_led_to_it() {
     start(&mut driven);
     driven.drive(&Move::Cancel { id: true }, Instant::now());
     driven.drive(&Move::Fact { own: true, fact: MoveFact::Canceled }, Instant::now());
-    assert!(!driven.sent().iter().any(|message| matches!(message, Outgoing::Message(ServerMessage::Ended(_)))));
+    assert!(!driven.sent.iter().any(|message| matches!(message, Outgoing::Message(ServerMessage::Ended(_)))));
     driven.drive(&Move::Answered, Instant::now());
-    let [.., Outgoing::Message(ServerMessage::Response(_)), Outgoing::Message(ServerMessage::Ended(_))] = driven.sent()
+    let [.., Outgoing::Message(ServerMessage::Response(_)), Outgoing::Message(ServerMessage::Ended(_))] =
+        &driven.sent[..]
     else {
         panic!("the answer and the end");
     };
@@ -422,7 +414,7 @@ fn a_fault_of_the_backend_is_announced_before_the_end() {
     start(&mut driven);
     driven.drive(&Move::Fact { own: true, fact: MoveFact::Lost }, Instant::now());
     let [.., Outgoing::Message(ServerMessage::Error(notice)), Outgoing::Message(ServerMessage::Ended(ended))] =
-        driven.sent()
+        &driven.sent[..]
     else {
         panic!("an error and the end");
     };
@@ -434,7 +426,7 @@ fn an_execution_that_never_started_is_answered_as_failed_first() {
     let mut driven = Driven::new();
     driven.drive(&EXECUTE, Instant::now());
     driven.drive(&Move::Fact { own: true, fact: MoveFact::Lost }, Instant::now());
-    let Outgoing::Message(ServerMessage::Response(response)) = &driven.sent()[1] else {
+    let Outgoing::Message(ServerMessage::Response(response)) = &driven.sent[1] else {
         panic!("the response comes first")
     };
     assert_eq!(response.outcome.as_ref().unwrap()["status"], "failed");
@@ -453,7 +445,7 @@ fn the_elapsed_time_continues_over_all_events() {
         driven.drive(&step, now + Duration::from_secs(seconds));
     }
     let elapsed: Vec<_> = driven
-        .sent()
+        .sent
         .iter()
         .filter_map(|message| match message {
             Outgoing::Message(ServerMessage::Progress(progress)) | Outgoing::Heartbeat(progress) => {
@@ -493,9 +485,7 @@ fn a_pong_acknowledges_each_mebibyte_of_an_execution_that_may_detach() {
     let id = driven.current;
     let mut effects = Vec::new();
     for n in 1..=32u64 {
-        let offsets = PerStream { stdout: n << 16, stderr: 0 };
-        let frames = Bytes::from_static(b"frames");
-        effects.extend(driven.on(SessionEvent::Output { execution_id: id, frames, offsets }, now));
+        effects.extend(driven.on(output(id, n << 16), now));
     }
     let pings = driven.pings();
     assert_eq!(pings.len(), 2);
@@ -512,7 +502,7 @@ fn the_last_output_of_an_execution_that_could_detach_is_acknowledged_after_its_e
     let id = driven.current;
     driven.drive(&Move::Output { own: true }, now);
     driven.drive(&Move::Fact { own: true, fact: MoveFact::Completed }, now);
-    let [.., Outgoing::Ping(ping), Outgoing::Message(ServerMessage::Ended(_))] = driven.sent() else {
+    let [.., Outgoing::Ping(ping), Outgoing::Message(ServerMessage::Ended(_))] = &driven.sent[..] else {
         panic!("a ping, then the end")
     };
     let (pong, other) = (Incoming::Pong(ping.clone()), Incoming::Pong(Bytes::from_static(b"1")));
@@ -535,8 +525,7 @@ fn the_end_of_each_execution_is_acknowledged_however_late_its_pong_comes() {
         let execution_id = driven.current;
         ids.push(execution_id);
         for stdout in [1 << 20, (1 << 20) + 9] {
-            let frames = Bytes::from_static(b"frames");
-            driven.on(SessionEvent::Output { execution_id, frames, offsets: at(stdout) }, now);
+            driven.on(output(execution_id, stdout), now);
         }
         driven.drive(&Move::Fact { own: true, fact: MoveFact::Completed }, now);
     }
@@ -587,7 +576,7 @@ fn a_draining_session_sends_the_final_status_before_it_closes() {
     );
     driven.drive(&Move::Fact { own: true, fact: MoveFact::Canceled }, Instant::now());
     assert!(matches!(last(&driven), Outgoing::Message(ServerMessage::Ended(_))));
-    assert!(matches!(&driven.phase, Phase::Closed(_, reason) if reason.code == CloseCode::GoingAway));
+    assert!(driven.close.is_some_and(|reason| reason.code == CloseCode::GoingAway));
 }
 
 #[test]
@@ -609,7 +598,7 @@ fn the_same_id_again_is_the_same_execution() {
     assert_eq!(on(execute("true")), 0, "it never runs twice");
     assert_eq!(on(execute("false")), 0);
     let [.., Outgoing::Message(ServerMessage::Response(again)), Outgoing::Message(ServerMessage::Response(other))] =
-        driven.sent()
+        &driven.sent[..]
     else {
         panic!("two responses");
     };
