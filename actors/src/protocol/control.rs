@@ -33,7 +33,7 @@ pub enum ControlRequest {
     /// End it: TERM, then KILL after the grace.
     Cancel {
         /// Milliseconds between TERM and KILL.
-        #[serde(default = "default_grace_ms")]
+        #[serde(default = "default_grace_ms", skip_serializing_if = "is_default_grace")]
         grace_ms: u64,
         /// Who asked. Not on the wire: a client's request is always `Canceled`.
         #[serde(skip)]
@@ -93,6 +93,10 @@ pub struct TerminalSize {
 
 fn default_grace_ms() -> u64 {
     DEFAULT_GRACE_MS
+}
+
+fn is_default_grace(grace_ms: &u64) -> bool {
+    *grace_ms == DEFAULT_GRACE_MS
 }
 
 impl Signal {

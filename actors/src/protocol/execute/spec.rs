@@ -68,7 +68,7 @@ pub struct DetachOptions {
     #[serde(default = "default_detach_ms")]
     pub detach_ms: u64,
     /// What a full ring means.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Overflow::is_default")]
     pub overflow: Overflow,
 }
 
@@ -81,6 +81,12 @@ pub enum Overflow {
     Wait,
     /// It is dropped, which is said.
     Drop,
+}
+
+impl Overflow {
+    fn is_default(&self) -> bool {
+        *self == Overflow::Wait
+    }
 }
 
 impl ExecutionSpec {
