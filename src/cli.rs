@@ -29,8 +29,7 @@ mod terminal;
 
 use std::{fmt, process::ExitCode, time::Duration};
 
-use cc_executor_actors::{id::ExecutionId, rpc::code};
-use serde_json::Value;
+use cc_executor_actors::{id::ExecutionId, protocol::execute::ClaudeOptions, rpc::code};
 
 pub use self::{
     attach::attach,
@@ -84,7 +83,7 @@ pub struct RunOptions {
     /// The working directory.
     pub cwd: Option<String>,
     /// What Claude is told beside its prompt, as it stands on the wire.
-    pub claude: Option<Value>,
+    pub claude: Option<ClaudeOptions>,
     /// Whether the service's messages are printed instead of the output.
     pub json: bool,
     /// Whether our standard input is the command's.

@@ -359,7 +359,7 @@ fn a_gap_after_the_connection_broke_is_a_failure_too() {
     let proxy = TamperingProxy::start(service.address, |_, _, message| {
         if message["params"]["content"] == "lost\n" {
             *message = json!({ "jsonrpc": "2.0", "method": "gap",
-                "params": { "executionId": "x", "type": "stdout", "from": 0, "to": 5, "reason": "overwritten" } });
+                "params": { "executionId": "00000000-0000-4000-8000-000000000000", "type": "stdout", "from": 0, "to": 5, "reason": "overwritten" } });
         }
         true
     });

@@ -2,13 +2,22 @@
 
 use std::{process::ExitCode, time::Duration};
 
-use cc_executor_actors::{clock::millis, id::ExecutionId, protocol::DEFAULT_GRACE_MS};
-use serde_json::{Value, json};
+use cc_executor_actors::{
+    clock::millis,
+    id::ExecutionId,
+    protocol::{
+        DEFAULT_GRACE_MS, MethodParams,
+        control::{ControlParams, ControlRequest},
+        notification::FinalStatus,
+        status::{StatusParams, StatusResult},
+    },
+    rpc::ReceivedMessage,
+};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{
     ClientError, PATIENCE,
-    connection::{Connection, ConnectionEvent, ReceivedMessage, garbled},
+    connection::{Connection, ConnectionEvent, not_understood, read},
     exit, exit_code_of_refusal, print_line, report_outcome,
 };
 
@@ -34,19 +43,19 @@ pub async fn cancel(options: CancelOptions) -> ExitCode {
 async fn end(options: &CancelOptions) -> Result<(), ClientError> {
     let mut connection = Connection::open(&options.url).await?;
     let grace_ms = options.grace.map_or(DEFAULT_GRACE_MS, millis);
-    let params = json!({ "type": "CANCEL", "executionId": options.id, "graceMs": grace_ms });
-    call(&mut connection, 1, "control", params).await?;
+    let (execution_id, request) = (Some(options.id), ControlRequest::cancel(grace_ms));
+    call(&mut connection, 1, &ControlParams { execution_id, request }).await?;
     let until = Instant::now() + Duration::from_millis(grace_ms) + PATIENCE;
     for id in 2.. {
-        let status = call(&mut connection, id, "status", json!({ "executionId": options.id })).await?;
-        if let Some(reason) = status["reason"].as_str() {
-            let proven = match status["cancel"]["verified"].as_bool() {
+        let status = call(&mut connection, id, &StatusParams { execution_id }).await?;
+        if let StatusResult::Ended(FinalStatus { ending, .. }) = status {
+            let proven = match ending.cancel.map(|cancel| cancel.verified) {
                 Some(true) => ", every process gone",
                 Some(false) => ", its processes could not be counted",
                 None => "",
             };
             // The execution has ended whether or not the line is read.
-            let _ = print_line(&format!("{} {reason}{proven}", status["status"].as_str().unwrap_or_default()))?;
+            let _ = print_line(&format!("{} {}{proven}", ending.status.as_str(), ending.reason.as_str()))?;
             break;
         }
         if Instant::now() > until {
@@ -59,28 +68,26 @@ async fn end(options: &CancelOptions) -> Result<(), ClientError> {
 }
 
 /// Calls a method and waits for its response.
-async fn call(connection: &mut Connection, id: u64, method: &str, params: Value) -> Result<Value, ClientError> {
+async fn call<P: MethodParams>(connection: &mut Connection, id: u64, params: &P) -> Result<P::Response, ClientError> {
     let response = async {
-        connection.call(id, method, params).await?;
+        connection.call(id, params).await?;
         loop {
             let text = match connection.next().await {
                 ConnectionEvent::Message(text) => text,
                 ConnectionEvent::Nothing => continue,
                 ConnectionEvent::Broken(error) => return Err(error),
             };
-            let message: ReceivedMessage<'_> = serde_json::from_slice(&text).map_err(|error| garbled(&error))?;
+            let message: ReceivedMessage<'_> = serde_json::from_slice(&text).map_err(|error| not_understood(&error))?;
             match (message.id == Some(id), message.error, message.result) {
                 (true, Some(error), _) => {
                     return Err(ClientError::new(exit_code_of_refusal(error.code), error.message));
                 }
-                (true, None, Some(result)) => {
-                    return serde_json::from_str(result.get()).map_err(|error| garbled(&error));
-                }
+                (true, None, Some(result)) => return read(result),
                 _ => {}
             }
         }
     };
-    timeout(PATIENCE, response)
-        .await
-        .unwrap_or_else(|_| Err(ClientError::new(exit::UNAVAILABLE, format!("the service does not answer {method}"))))
+    timeout(PATIENCE, response).await.unwrap_or_else(|_| {
+        Err(ClientError::new(exit::UNAVAILABLE, format!("the service does not answer {}", P::NAME)))
+    })
 }

@@ -3,7 +3,7 @@
 use std::{borrow::Cow, fmt};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use cc_executor_actors::stream::Stream;
+use cc_executor_actors::{protocol::notification::OutputNotice, stream::Stream};
 use sha2::{Digest, Sha256};
 
 /// So much of a stream has come.
@@ -27,8 +27,8 @@ impl fmt::Display for ChecksumError {
 }
 
 /// The bytes of an output message: text, or base64.
-pub(super) fn decoded<'a>(content: (Option<&'a str>, Option<&str>)) -> Result<Cow<'a, [u8]>, ChecksumError> {
-    match content {
+pub(super) fn decoded<'a>(output: &'a OutputNotice<'_>) -> Result<Cow<'a, [u8]>, ChecksumError> {
+    match (output.content.as_deref(), output.content_base64.as_deref()) {
         (Some(text), None) => Ok(text.as_bytes().into()),
         (None, Some(base64)) => {
             let bytes = STANDARD.decode(base64).map_err(|error| ChecksumError(format!("invalid base64: {error}")))?;

@@ -5,14 +5,13 @@ use std::time::{Duration, Instant};
 use actix_http::ws::{CloseCode, Codec, Frame, Message, ProtocolError};
 use awc::error::WsClientError;
 use cc_executor_actors::{
-    protocol::{MAX_MESSAGE_TO_CLIENT, SUBPROTOCOL},
+    protocol::{MAX_MESSAGE_TO_CLIENT, MethodParams, SUBPROTOCOL},
     rpc,
 };
 use futures_util::{FutureExt, SinkExt, StreamExt};
-use serde_json::Value;
+use serde::Deserialize;
+use serde_json::value::RawValue;
 use tokio::time::{sleep_until, timeout};
-
-pub(super) use cc_executor_actors::rpc::ReceivedMessage;
 
 use super::{
     ClientError, PATIENCE, exit,
@@ -60,8 +59,8 @@ impl Connection {
     }
 
     /// Calls a method.
-    pub(super) async fn call(&mut self, id: u64, method: &str, params: Value) -> Result<(), ClientError> {
-        self.send(rpc::call_text(id, method, &params)).await
+    pub(super) async fn call<P: MethodParams>(&mut self, id: u64, params: &P) -> Result<(), ClientError> {
+        self.send(rpc::call_text(id, P::NAME, params)).await
     }
 
     /// Sends a text as it is.
@@ -184,9 +183,14 @@ pub(super) fn unreachable(url: &str, error: &impl std::fmt::Display) -> ClientEr
     )
 }
 
-/// A message that is none.
-pub(super) fn garbled(error: &serde_json::Error) -> ClientError {
-    ClientError::new(exit::SOFTWARE, format!("the service said something that is not understood: {error}"))
+/// Reads the parameters of a notification, or the result of a call.
+pub(super) fn read<'a, T: Deserialize<'a>>(json: &'a RawValue) -> Result<T, ClientError> {
+    serde_json::from_str(json.get()).map_err(|error| not_understood(&error))
+}
+
+/// The error for a message that is not valid.
+pub(super) fn not_understood(error: &serde_json::Error) -> ClientError {
+    ClientError::new(exit::SOFTWARE, format!("the service sent a message that is not valid: {error}"))
 }
 
 fn broken(error: &ProtocolError) -> ClientError {

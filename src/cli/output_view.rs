@@ -1,18 +1,18 @@
 //! What a client shows: the command's output on our own streams, and on standard error the messages, the elapsed time
 //! and what an agent does.
 
-use std::{borrow::Cow, io};
+use std::io;
 
 use cc_executor_actors::{
     outcome::Outcome,
-    stream::{PerStream, Stream},
+    protocol::notification::{EventNotice, GapNotice, OutputNotice},
+    stream::PerStream,
 };
-use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::time::Instant;
 
 use super::{
-    ClientError, agent_view::AgentView, checksum::ChecksumError, connection::garbled, exit, stdout::StdoutWriter,
+    ClientError, agent_view::AgentView, checksum::ChecksumError, connection::read, exit, stdout::StdoutWriter,
     terminal::ElapsedLine,
 };
 use crate::console;
@@ -25,33 +25,6 @@ pub(super) struct OutputView {
     agent: AgentView,
 }
 
-#[derive(Deserialize)]
-struct OutputParams<'a> {
-    r#type: Stream,
-    #[serde(borrow)]
-    content: Option<Cow<'a, str>>,
-    #[serde(borrow, rename = "contentBase64")]
-    content_base64: Option<Cow<'a, str>>,
-    end: u64,
-}
-
-#[derive(Deserialize)]
-struct GapParams<'a> {
-    r#type: Stream,
-    from: u64,
-    to: u64,
-    #[serde(borrow)]
-    reason: Cow<'a, str>,
-}
-
-#[derive(Deserialize)]
-struct EventParams<'a> {
-    #[serde(borrow)]
-    event: &'a RawValue,
-    #[serde(default)]
-    end: u64,
-}
-
 impl OutputView {
     /// With `json` the service's messages are shown instead of the output.
     pub(super) fn new(json: bool, shows_elapsed: bool) -> Self {
@@ -62,9 +35,9 @@ impl OutputView {
     /// Takes a message of the service. Returns whether it was one to show only.
     pub(super) fn take(&mut self, method: Option<&str>, params: Option<&RawValue>) -> Result<bool, ClientError> {
         match (method, params) {
-            (Some("output"), Some(params)) => self.take_output(params.get())?,
-            (Some("event"), Some(params)) if !self.json => self.take_agent_event(params.get())?,
-            (Some("gap"), Some(params)) => self.take_gap(params.get())?,
+            (Some("output"), Some(params)) => self.take_output(&read(params)?)?,
+            (Some("event"), Some(params)) if !self.json => self.take_agent_event(&read(params)?),
+            (Some("gap"), Some(params)) => self.take_gap(&read(params)?)?,
             _ => return Ok(false),
         }
         Ok(true)
@@ -77,30 +50,25 @@ impl OutputView {
         }
     }
 
-    fn take_output(&mut self, params: &str) -> Result<(), ClientError> {
-        let params: OutputParams<'_> = serde_json::from_str(params).map_err(|error| garbled(&error))?;
+    fn take_output(&mut self, output: &OutputNotice<'_>) -> Result<(), ClientError> {
         self.elapsed.clear();
-        let content = (params.content.as_deref(), params.content_base64.as_deref());
-        self.output.take(params.r#type, content, params.end).map_err(damaged)?;
+        self.output.take(output).map_err(damaged)?;
         self.elapsed.printed(self.output.ends_a_line());
         Ok(())
     }
 
-    fn take_agent_event(&mut self, params: &str) -> Result<(), ClientError> {
-        let EventParams { event, end } = serde_json::from_str(params).map_err(|error| garbled(&error))?;
-        for line in self.agent.of_event(event.get(), end) {
+    fn take_agent_event(&mut self, notice: &EventNotice<'_>) {
+        for line in self.agent.of_event(notice.event.get(), notice.end) {
             self.elapsed.clear();
             console::report_line(&line);
         }
-        Ok(())
     }
 
-    fn take_gap(&mut self, params: &str) -> Result<(), ClientError> {
-        let gap: GapParams<'_> = serde_json::from_str(params).map_err(|error| garbled(&error))?;
-        self.output.skip(gap.r#type, gap.from, gap.to).map_err(damaged)?;
-        let GapParams { r#type, from, to, reason } = gap;
-        let stream = r#type.as_str();
-        self.report(&format!("bytes {from} to {to} of {stream} are lost ({} bytes): {reason}", to - from));
+    fn take_gap(&mut self, gap: &GapNotice) -> Result<(), ClientError> {
+        let &GapNotice { r#type: stream, from, to, reason, .. } = gap;
+        self.output.skip(stream, from, to).map_err(damaged)?;
+        let (stream, n_bytes, reason) = (stream.as_str(), to - from, reason.as_str());
+        self.report(&format!("bytes {from} to {to} of {stream} are lost ({n_bytes} bytes): {reason}"));
         Ok(())
     }
 

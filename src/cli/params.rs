@@ -1,63 +1,51 @@
-//! The parameters of the two calls that begin a session's execution: `execute` and `attach`.
+//! The parameters of `execute`, from the options of `run`.
 
 use cc_executor_actors::{
-    agent::claude::EXECUTOR, clock::millis, id::ExecutionId, protocol::control::TerminalSize, stream::PerStream,
+    agent::claude::EXECUTOR,
+    clock::millis,
+    id::{ExecutionId, InstanceId},
+    protocol::execute::{DetachOptions, ExecuteParams, ExecutionSpec, Overflow},
 };
-use serde_json::{Value, json};
 
 use super::{DisconnectAction, RunOptions, terminal::size};
 
-/// The parameters of `execute`. `instance` names the only backend that may start the command, where it was requested
-/// before.
+/// The parameters of `execute`. `instance` names the only backend that may start the command, if the request was sent
+/// before. `longest_detach_ms` is the service's limit of `detachMs`.
 pub(super) fn execute_params(
     options: &RunOptions,
     id: Option<ExecutionId>,
     longest_detach_ms: Option<u64>,
-    instance: Option<&str>,
-) -> Value {
-    let mut params = json!({ "command": options.command });
-    let mut set = |name: &str, value: Option<Value>| {
-        if let Some(value) = value {
-            params[name] = value;
-        }
-    };
-    set("executor", options.executor.as_ref().map(|executor| json!(executor)));
-    // What the service runs by default may be Claude, too.
-    let may_be_claude = options.executor.as_deref().is_none_or(|name| name == EXECUTOR);
-    set("events", may_be_claude.then_some(json!(true)));
-    set("claude", options.claude.clone());
-    set("executionId", id.map(|id| json!(id)));
-    set("timeoutMs", options.timeout_ms.map(|ms| json!(ms)));
-    set("stallTimeoutMs", options.stall_timeout_ms.map(|ms| json!(ms)));
-    set("heartbeatMs", options.heartbeat_ms.map(|ms| json!(ms)));
-    set("cwd", options.cwd.as_ref().map(|cwd| json!(cwd)));
-    set("stdin", (options.interactive && !options.tty).then_some(json!(true)));
-    if options.tty {
-        let TerminalSize { rows, cols } = size();
-        set("pty", Some(json!({ "rows": rows, "cols": cols })));
-        set("env", std::env::var("TERM").ok().map(|term| json!({ "TERM": term })));
-    }
+    instance: Option<InstanceId>,
+) -> ExecuteParams {
     let detach_ms = match options.leave {
         DisconnectAction::Ends => None,
-        DisconnectAction::Returns(patience) => Some(Some(millis(patience))),
-        DisconnectAction::GoesOn => Some(longest_detach_ms),
+        DisconnectAction::Returns(patience) => Some(millis(patience)),
+        DisconnectAction::GoesOn => longest_detach_ms,
     };
-    if let Some(detach_ms) = detach_ms {
-        set("onDisconnect", Some(json!("detach")));
-        set("detachMs", detach_ms.map(|ms| json!(ms)));
-    }
-    set("instance", instance.map(|instance| json!(instance)));
-    params
-}
-
-/// The parameters of `attach`: the output goes on at these offsets.
-pub(super) fn attach_params(id: ExecutionId, offsets: &PerStream<u64>) -> Value {
-    let PerStream { stdout, stderr } = offsets;
-    json!({ "executionId": id, "offsets": { "stdout": stdout, "stderr": stderr }, "events": true })
+    let term = std::env::var("TERM").ok().filter(|_| options.tty);
+    let run = ExecutionSpec {
+        executor: options.executor.clone(),
+        execution_id: id,
+        cwd: options.cwd.clone(),
+        env: term.map(|term| ("TERM".to_owned(), term)).into_iter().collect(),
+        stdin: options.interactive && !options.tty,
+        pty: options.tty.then(size),
+        timeout_ms: options.timeout_ms,
+        stall_timeout_ms: options.stall_timeout_ms,
+        heartbeat_ms: options.heartbeat_ms,
+        detach: detach_ms.map(|detach_ms| DetachOptions { detach_ms, overflow: Overflow::Wait }),
+        claude: options.claude.clone(),
+        ..ExecutionSpec::of(&options.command)
+    };
+    // Without --executor the service may run Claude.
+    let may_be_claude = options.executor.as_deref().is_none_or(|name| name == EXECUTOR);
+    ExecuteParams { events: may_be_claude, instance, ..run.into() }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -76,8 +64,11 @@ mod tests {
             leave: DisconnectAction::Ends,
             command: "true".to_owned(),
         };
-        assert_eq!(execute_params(&options, None, Some(7), None), json!({ "command": "true", "executor": "shell" }));
-        let id = ExecutionId::random();
+        let params = |options: &RunOptions, id, instance| {
+            serde_json::to_value(execute_params(options, id, Some(7), instance)).unwrap()
+        };
+        assert_eq!(params(&options, None, None), json!({ "command": "true", "executor": "shell" }));
+        let (id, instance) = (ExecutionId::random(), InstanceId::random());
         let options = RunOptions {
             executor: None,
             leave: DisconnectAction::GoesOn,
@@ -86,10 +77,10 @@ mod tests {
             ..options
         };
         assert_eq!(
-            execute_params(&options, Some(id), Some(7), Some("one")),
+            params(&options, Some(id), Some(instance)),
             json!({
                 "command": "true", "events": true, "executionId": id, "timeoutMs": 5, "stdin": true,
-                "onDisconnect": "detach", "detachMs": 7, "instance": "one",
+                "onDisconnect": "detach", "detachMs": 7, "instance": instance,
             })
         );
     }

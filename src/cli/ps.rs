@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::{
     ClientError,
-    connection::{garbled, refused, token, unreachable},
+    connection::{not_understood, refused, token, unreachable},
     http::{client, within},
     http_url, print_line, report_outcome,
 };
@@ -61,7 +61,7 @@ fn table_of(body: &[u8]) -> Result<Vec<String>, ClientError> {
     struct ListedExecution {
         executions: Vec<Snapshot>,
     }
-    let ListedExecution { executions } = serde_json::from_slice(body).map_err(|error| garbled(&error))?;
+    let ListedExecution { executions } = serde_json::from_slice(body).map_err(|error| not_understood(&error))?;
     let head = format!("{:36}  {:10}  {:8}  {:>9}  {:>12}  FOLLOWED", "ID", "STATUS", "EXECUTOR", "ELAPSED", "BYTES");
     let rows = executions.into_iter().map(|one| {
         let status = match one.position {

@@ -10,9 +10,16 @@ mod state;
 
 use std::{collections::VecDeque, io, time::Instant};
 
-use base64::{Engine, engine::general_purpose::STANDARD};
-use cc_executor_actors::protocol::control::TerminalSize;
-use serde_json::{Value, json};
+use cc_executor_actors::{
+    protocol::{
+        DEFAULT_GRACE_MS, MethodParams,
+        attach::AttachParams,
+        control::{ControlParams, ControlRequest, ResizeParams},
+        execute::Framing,
+        input::InputParams,
+    },
+    rpc::ReceivedMessage,
+};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     time::{sleep, sleep_until, timeout_at},
@@ -26,11 +33,11 @@ use self::{
 };
 use super::{
     ClientError, RunOptions,
-    connection::{Connection, ConnectionEvent, ReceivedMessage, garbled},
+    connection::{Connection, ConnectionEvent, not_understood},
     exit,
     exit_code::EndRequest,
     output_view::OutputView,
-    params::{attach_params, execute_params},
+    params::execute_params,
     reconnect::ConnectAttempt,
     silence::HeartbeatEstimate,
     stdin::{StdinPiece, StdinReader},
@@ -186,16 +193,15 @@ impl SessionLoop {
                 Err(loss) => LoopEvent::OutputLost(loss),
             },
             LoopWake::Resized => {
-                let TerminalSize { rows, cols } = size();
-                self.call(call::RESIZE, "resize", json!({ "rows": rows, "cols": cols })).await;
+                self.call(call::RESIZE, &ResizeParams(size())).await;
                 return Ok(None);
             }
             LoopWake::Typed(number, piece) => {
                 let params = match piece {
-                    StdinPiece::Piece(piece) => json!({ "dataBase64": STANDARD.encode(piece) }),
-                    StdinPiece::End => json!({ "eof": true }),
+                    StdinPiece::Piece(piece) => InputParams { data: piece.into(), eof: false },
+                    StdinPiece::End => InputParams { data: bytes::Bytes::new(), eof: true },
                 };
-                self.call(call::INPUT + number, "input", params).await;
+                self.call(call::INPUT + number, &params).await;
                 return Ok(None);
             }
             LoopWake::Tick => {
@@ -208,7 +214,7 @@ impl SessionLoop {
 
     /// Shows a message's output. Returns the event of any other message.
     fn on_message(&mut self, text: &[u8]) -> Result<Option<LoopEvent>, ClientError> {
-        let message: ReceivedMessage<'_> = serde_json::from_slice(text).map_err(|error| garbled(&error))?;
+        let message: ReceivedMessage<'_> = serde_json::from_slice(text).map_err(|error| not_understood(&error))?;
         self.view.take_text(text);
         if self.view.take(message.method.as_deref(), message.params)? {
             return Ok(None);
@@ -229,15 +235,19 @@ impl SessionLoop {
                 }
                 LoopAction::Execute { id, longest_detach_ms, instance } => {
                     let run = self.options.run.as_ref();
-                    if let Some(params) = run.map(|run| execute_params(run, id, longest_detach_ms, instance.as_deref()))
-                    {
-                        self.call(call::BEGIN, "execute", params).await;
+                    if let Some(params) = run.map(|run| execute_params(run, id, longest_detach_ms, instance)) {
+                        self.call(call::EXECUTE, &params).await;
                     }
                 }
-                LoopAction::Attach(id) => {
-                    self.call(call::BEGIN, "attach", attach_params(id, &self.view.offsets())).await;
+                LoopAction::Attach(execution_id) => {
+                    let offsets = self.view.offsets();
+                    let params = AttachParams { execution_id, offsets, framing: Framing::default(), events: true };
+                    self.call(call::ATTACH, &params).await;
                 }
-                LoopAction::Cancel => self.call(call::CANCEL, "control", json!({ "type": "CANCEL" })).await,
+                LoopAction::Cancel => {
+                    let request = ControlRequest::cancel(DEFAULT_GRACE_MS);
+                    self.call(call::CANCEL, &ControlParams { execution_id: None, request }).await;
+                }
                 LoopAction::Report(text) => self.view.report(&text),
                 LoopAction::ResumeAgentOutput => self.view.resume_agent_output(),
                 LoopAction::StartInput => self.start_input(),
@@ -285,9 +295,9 @@ impl SessionLoop {
     }
 
     /// Calls a method. A connection that is gone is noticed where it is read.
-    async fn call(&mut self, id: u64, method: &str, params: Value) {
+    async fn call<P: MethodParams>(&mut self, id: u64, params: &P) {
         if let Link::Open(connection) = &mut self.link {
-            let _ = connection.call(id, method, params).await;
+            let _ = connection.call(id, params).await;
         }
     }
 }

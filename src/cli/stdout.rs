@@ -2,7 +2,10 @@
 
 use std::io;
 
-use cc_executor_actors::stream::{PerStream, Stream};
+use cc_executor_actors::{
+    protocol::notification::OutputNotice,
+    stream::{PerStream, Stream},
+};
 use tokio::io::{AsyncWriteExt, Stderr, Stdout};
 
 pub(super) use super::checksum::ChecksumError;
@@ -59,14 +62,10 @@ impl StdoutWriter {
         }
     }
 
-    /// Takes a piece of output: text, or base64.
-    pub(super) fn take(
-        &mut self,
-        stream: Stream,
-        content: (Option<&str>, Option<&str>),
-        end: u64,
-    ) -> Result<(), ChecksumError> {
-        let decoded = decoded(content)?;
+    /// Takes a piece of output.
+    pub(super) fn take(&mut self, output: &OutputNotice<'_>) -> Result<(), ChecksumError> {
+        let (stream, end) = (output.r#type, output.end);
+        let decoded = decoded(output)?;
         let bytes = decoded.as_ref();
         let seen = self.seen.get_mut(stream);
         let texts = self.texts.as_mut().filter(|_| stream == Stream::Stdout);
@@ -197,6 +196,21 @@ async fn write_out(to: &mut (impl AsyncWriteExt + Unpin), waiting: &mut Vec<u8>)
 mod tests {
     use super::*;
 
+    fn text(content: &str, end: u64) -> OutputNotice<'_> {
+        OutputNotice { r#type: Stream::Stdout, content: Some(content.into()), content_base64: None, end }
+    }
+
+    fn base64(content: &str, end: u64) -> OutputNotice<'_> {
+        OutputNotice { r#type: Stream::Stdout, content: None, content_base64: Some(content.into()), end }
+    }
+
+    /// The output of Claude: each piece that is taken is text of the event that ends at the given offset.
+    fn of_claude() -> StdoutWriter {
+        let mut output = StdoutWriter::new(false);
+        output.is_of_claude();
+        output
+    }
+
     fn sent(bytes: u64, sha256: &str) -> PerStream<(Option<u64>, Option<&str>)> {
         PerStream { stdout: (Some(bytes), Some(sha256)), stderr: (None, None) }
     }
@@ -205,27 +219,25 @@ mod tests {
     fn a_lost_or_changed_byte_is_damage() {
         const HELLO: &str = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824";
         let mut output = StdoutWriter::new(true);
-        output.take(Stream::Stdout, (Some("hel"), None), 3).unwrap();
-        output.take(Stream::Stdout, (None, Some("bG8=")), 5).unwrap();
+        output.take(&text("hel", 3)).unwrap();
+        output.take(&base64("bG8=", 5)).unwrap();
         assert_eq!(output.check(&sent(5, HELLO)), Ok(()));
         assert!(output.check(&sent(6, HELLO)).is_err());
         assert!(output.check(&sent(5, &HELLO.replace('2', "3"))).is_err());
-        assert!(output.take(Stream::Stdout, (Some("x"), None), 7).is_err());
-        assert!(output.take(Stream::Stdout, (None, Some("!")), 7).is_err());
+        assert!(output.take(&text("x", 7)).is_err());
+        assert!(output.take(&base64("!", 7)).is_err());
     }
 
     #[test]
     fn a_text_that_comes_again_is_written_once() {
-        let mut output = StdoutWriter::new(false);
-        output.is_of_claude();
-        let take = |output: &mut StdoutWriter, text, end| output.take(Stream::Stdout, (Some(text), None), end).unwrap();
-        take(&mut output, "one\n", 100);
-        take(&mut output, "two, ", 100);
-        take(&mut output, "three", 100);
+        let mut output = of_claude();
+        output.take(&text("one\n", 100)).unwrap();
+        output.take(&text("two, ", 100)).unwrap();
+        output.take(&text("three", 100)).unwrap();
         assert_eq!(output.offsets().stdout, 100);
         output.goes_on();
-        take(&mut output, "two, thr", 100);
-        take(&mut output, "ee and four\n", 200);
+        output.take(&text("two, thr", 100)).unwrap();
+        output.take(&text("ee and four\n", 200)).unwrap();
         assert_eq!(output.waiting.stdout, b"one\ntwo, three and four\n");
         assert_eq!(output.offsets().stdout, 200);
         assert_eq!(output.check(&sent(300, "of events")), Ok(()), "there is nothing to compare");
@@ -233,44 +245,40 @@ mod tests {
 
     #[test]
     fn a_text_that_breaks_off_again_and_again_is_written_once() {
-        let mut output = StdoutWriter::new(false);
-        output.is_of_claude();
-        let take = |output: &mut StdoutWriter, text, end| output.take(Stream::Stdout, (Some(text), None), end).unwrap();
-        take(&mut output, "one, two, ", 0);
+        let mut output = of_claude();
+        output.take(&text("one, two, ", 0)).unwrap();
         output.goes_on();
         output.goes_on();
-        take(&mut output, "one, ", 0);
+        output.take(&text("one, ", 0)).unwrap();
         output.goes_on();
-        take(&mut output, "one, two, three, ", 0);
+        output.take(&text("one, two, three, ", 0)).unwrap();
         output.goes_on();
-        take(&mut output, "one, two, three, four\n", 100);
+        output.take(&text("one, two, three, four\n", 100)).unwrap();
         assert_eq!(output.waiting.stdout, b"one, two, three, four\n");
     }
 
     #[test]
     fn after_a_gap_in_claudes_events_nothing_is_taken_for_what_was_there_before() {
-        let mut output = StdoutWriter::new(false);
-        output.is_of_claude();
-        let take = |output: &mut StdoutWriter, text, end| output.take(Stream::Stdout, (Some(text), None), end).unwrap();
-        take(&mut output, "half of ", 0);
+        let mut output = of_claude();
+        output.take(&text("half of ", 0)).unwrap();
         output.goes_on();
         output.skip(Stream::Stdout, 0, 100).unwrap();
-        take(&mut output, "another\n", 200);
+        output.take(&text("another\n", 200)).unwrap();
         assert_eq!(output.waiting.stdout, b"half of another\n");
-        take(&mut output, "half of ", 200);
+        output.take(&text("half of ", 200)).unwrap();
         output.skip(Stream::Stdout, 200, 300).unwrap();
         output.goes_on();
-        take(&mut output, "a third\n", 400);
+        output.take(&text("a third\n", 400)).unwrap();
         assert_eq!(output.waiting.stdout, b"half of another\nhalf of a third\n");
     }
 
     #[test]
     fn a_gap_that_was_said_is_counted_and_one_that_does_not_fit_is_damage() {
         let mut output = StdoutWriter::new(true);
-        output.take(Stream::Stdout, (Some("hel"), None), 3).unwrap();
+        output.take(&text("hel", 3)).unwrap();
         assert!(output.skip(Stream::Stdout, 4, 5).is_err());
         output.skip(Stream::Stdout, 3, 9).unwrap();
-        output.take(Stream::Stdout, (Some("!"), None), 10).unwrap();
+        output.take(&text("!", 10)).unwrap();
         assert_eq!(output.offsets(), PerStream { stdout: 10, stderr: 0 });
         assert_eq!(output.check(&sent(10, "whatever")), Ok(()), "there is no digest of a part");
         assert!(output.check(&sent(11, "whatever")).is_err());

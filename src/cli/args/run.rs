@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use cc_executor_actors::clock::millis;
+use cc_executor_actors::{clock::millis, protocol::execute::ClaudeOptions};
 use clap::Args;
-use serde_json::{Map, Value};
 
 use super::client::{ServiceArgs, seconds};
 use crate::{
@@ -102,7 +101,7 @@ struct ClaudeFlags {
 
     /// Tools to use without asking, separated by commas, such as "Bash(git log:*),Read"
     #[arg(long, value_name = "TOOLS", value_delimiter = ',')]
-    allowed_tools: Option<Vec<String>>,
+    allowed_tools: Vec<String>,
 
     /// Answers that the model may give
     #[arg(long, value_name = "N")]
@@ -145,17 +144,10 @@ impl RunArgs {
 
 impl ClaudeFlags {
     /// The parameter `claude` of `execute`, if any of its options is given.
-    fn on_the_wire(self, problems: &mut Problems) -> Option<Value> {
-        let max_turns = self.max_turns.map(|checked| problems.valid(checked));
-        let options = [
-            ("model", self.model.map(Value::from)),
-            ("permissionMode", self.permission_mode.map(Value::from)),
-            ("allowedTools", self.allowed_tools.map(Value::from)),
-            ("maxTurns", max_turns.map(Value::from)),
-            ("resume", self.resume.map(Value::from)),
-        ];
-        let given: Map<_, _> =
-            options.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect();
-        (!given.is_empty()).then_some(Value::Object(given))
+    fn on_the_wire(self, problems: &mut Problems) -> Option<ClaudeOptions> {
+        let ClaudeFlags { model, permission_mode, allowed_tools, max_turns, resume } = self;
+        let max_turns = max_turns.map(|checked| problems.valid(checked));
+        let options = ClaudeOptions { model, permission_mode, allowed_tools, max_turns, resume };
+        (options != ClaudeOptions::default()).then_some(options)
     }
 }

@@ -1,13 +1,16 @@
 //! Checks that the output of many kinds of commands arrives unchanged.
 
-use cc_executor_actors::outcome::{Reason, Status};
+use cc_executor_actors::{
+    outcome::{Reason, Status},
+    protocol::execute::ExecutionSpec,
+};
 use serde_json::{Value, json};
 
 use super::{
     failure::{CheckFailure, ensure, wrong},
     probe::Probe,
     session::CheckSession,
-    transcript::{Transcript, status_of},
+    transcript::Transcript,
 };
 
 /// Runs one command whose output can only be known by running it.
@@ -15,11 +18,11 @@ pub(super) async fn basic(probe: &Probe) -> Result<String, CheckFailure> {
     const COMMAND: &str = r#"python3 -c "print('RESULT:::' + str(24 * 7))""#;
     probe
         .within(async |session| {
-            let story = session.run(json!({ "command": COMMAND })).await?;
-            story.exited_with(0)?;
-            let said = story.streams.stdout.text();
+            let transcript = session.run(ExecutionSpec::of(COMMAND)).await?;
+            transcript.exited_with(0)?;
+            let said = transcript.streams.stdout.text();
             ensure!(said == "RESULT:::168\n", "the answer should be RESULT:::168, and is {said:?}");
-            let first = story.updates.first().and_then(|(_, update)| status_of(update));
+            let first = transcript.updates.first().map(|(_, update)| update.status);
             let fine = matches!(first, Some(Status::Running | Status::Queued));
             ensure!(fine, "the first status should be RUNNING or QUEUED, and is {:?}", first.map(Status::as_str));
             Ok(said.trim().to_owned())
@@ -34,9 +37,9 @@ struct CommandCase {
     judge: fn(&Transcript) -> Result<(), CheckFailure>,
 }
 
-fn says(story: &Transcript, expected: &str) -> Result<(), CheckFailure> {
-    story.exited_with(0)?;
-    let said = story.streams.stdout.text();
+fn says(transcript: &Transcript, expected: &str) -> Result<(), CheckFailure> {
+    transcript.exited_with(0)?;
+    let said = transcript.streams.stdout.text();
     ensure!(
         said == expected,
         "the output should be {expected:?}, and is {:?}",
@@ -50,18 +53,22 @@ const LONG_LINE: usize = 1_000_000;
 const EMOJI: usize = 50_000;
 
 const CASES: &[CommandCase] = &[
-    CommandCase { name: "arithmetic", command: "echo $((1234 * 5678 - 9))", judge: |story| says(story, "7006643\n") },
+    CommandCase {
+        name: "arithmetic",
+        command: "echo $((1234 * 5678 - 9))",
+        judge: |transcript| says(transcript, "7006643\n"),
+    },
     CommandCase {
         name: "string reversal",
         command: r#"python3 -c "print('never odd or even, she said'[::-1])""#,
-        judge: |story| says(story, "dias ehs ,neve ro ddo reven\n"),
+        judge: |transcript| says(transcript, "dias ehs ,neve ro ddo reven\n"),
     },
     CommandCase {
         name: "JSON",
         command: r#"python3 -c "import json; print(json.dumps({'quotes': '\"', 'list': [1, 2.5, None], 'tab': '\t'}))""#,
-        judge: |story| {
-            story.exited_with(0)?;
-            let said: Value = serde_json::from_str(&story.streams.stdout.text())
+        judge: |transcript| {
+            transcript.exited_with(0)?;
+            let said: Value = serde_json::from_str(&transcript.streams.stdout.text())
                 .map_err(|error| wrong(format!("the JSON arrived broken: {error}")))?;
             let expected = json!({ "quotes": "\"", "list": [1, 2.5, null], "tab": "\t" });
             ensure!(said == expected, "the JSON arrived as {said}");
@@ -71,19 +78,19 @@ const CASES: &[CommandCase] = &[
     CommandCase {
         name: "many lines",
         command: "seq 1 20000",
-        judge: |story| says(story, &(1..=N_LINES).map(|n| format!("{n}\n")).collect::<String>()),
+        judge: |transcript| says(transcript, &(1..=N_LINES).map(|n| format!("{n}\n")).collect::<String>()),
     },
     CommandCase {
         name: "an error caught",
         command: "python3 -c \"\ntry:\n    1 / 0\nexcept ZeroDivisionError as error:\n    print('caught:', error)\"",
-        judge: |story| says(story, "caught: division by zero\n"),
+        judge: |transcript| says(transcript, "caught: division by zero\n"),
     },
     CommandCase {
         name: "a failing command",
         command: "echo out; echo err >&2; exit 3",
-        judge: |story| {
-            story.exited_with(3)?;
-            let both = (story.streams.stdout.text(), story.streams.stderr.text());
+        judge: |transcript| {
+            transcript.exited_with(3)?;
+            let both = (transcript.streams.stdout.text(), transcript.streams.stderr.text());
             ensure!(both == ("out\n".to_owned(), "err\n".to_owned()), "the streams should be apart: {both:?}");
             Ok(())
         },
@@ -91,38 +98,39 @@ const CASES: &[CommandCase] = &[
     CommandCase {
         name: "a command ended by a signal",
         command: "kill -9 $$",
-        judge: |story| {
-            story.ended_as(Status::Failed, Reason::Signal)?;
-            ensure!(story.end["signal"] == "SIGKILL", "the signal should be SIGKILL, and is {}", story.end["signal"]);
-            story.is_whole()
+        judge: |transcript| {
+            transcript.ended_as(Status::Failed, Reason::Signal)?;
+            let signal = transcript.end()?.signal.as_deref();
+            ensure!(signal == Some("SIGKILL"), "the signal should be SIGKILL, and is {signal:?}");
+            transcript.is_whole()
         },
     },
     CommandCase {
         name: "a program that is not there",
         command: "no-such-program-anywhere 2>/dev/null",
-        judge: |story| story.exited_with(127),
+        judge: |transcript| transcript.exited_with(127),
     },
     CommandCase {
         name: "a long line",
         command: "python3 -c \"print('x' * 1000000)\"",
-        judge: |story| says(story, &format!("{}\n", "x".repeat(LONG_LINE))),
+        judge: |transcript| says(transcript, &format!("{}\n", "x".repeat(LONG_LINE))),
     },
     CommandCase {
         name: "UTF-8",
         command: "python3 -c \"print('\\U0001f980é€' * 50000)\"",
-        judge: |story| says(story, &format!("{}\n", "\u{1f980}é€".repeat(EMOJI))),
+        judge: |transcript| says(transcript, &format!("{}\n", "\u{1f980}é€".repeat(EMOJI))),
     },
     CommandCase {
         name: "bytes that are no text",
         command: r"printf '\377\000\376no newline'",
-        judge: |story| {
-            story.exited_with(0)?;
-            let bytes = &story.streams.stdout.bytes;
+        judge: |transcript| {
+            transcript.exited_with(0)?;
+            let bytes = &transcript.streams.stdout.bytes;
             ensure!(bytes.as_slice() == b"\xff\0\xfeno newline", "the bytes arrived as {bytes:?}");
             Ok(())
         },
     },
-    CommandCase { name: "silence", command: "true", judge: |story| says(story, "") },
+    CommandCase { name: "silence", command: "true", judge: |transcript| says(transcript, "") },
 ];
 
 /// Runs commands of many kinds, one after the other in one session.
@@ -139,6 +147,6 @@ pub(super) async fn stress(probe: &Probe) -> Result<String, CheckFailure> {
 }
 
 async fn run_case(session: &mut CheckSession<'_>, case: &CommandCase) -> Result<(), CheckFailure> {
-    let story = session.run(json!({ "command": case.command })).await?;
-    (case.judge)(&story)
+    let transcript = session.run(ExecutionSpec::of(case.command)).await?;
+    (case.judge)(&transcript)
 }

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use cc_executor_actors::protocol::execute::ExecutionSpec;
 use futures_util::future::try_join_all;
-use serde_json::json;
 use tokio::time::{Instant, sleep};
 
 use super::{
@@ -39,9 +39,9 @@ pub(super) async fn concurrent(probe: &Probe) -> Result<String, CheckFailure> {
 
 async fn speak(session: &mut CheckSession<'_>, n: usize) -> Result<(), CheckFailure> {
     let command = format!("for i in 1 2 3; do echo \"session {n} says $i\"; sleep 0.1; done");
-    let story = session.run(json!({ "command": command })).await?;
-    story.exited_with(0)?;
-    let (said, expected) = (story.streams.stdout.text(), (1..=3).map(|i| format!("session {n} says {i}\n")));
+    let transcript = session.run(ExecutionSpec::of(command)).await?;
+    transcript.exited_with(0)?;
+    let (said, expected) = (transcript.streams.stdout.text(), (1..=3).map(|i| format!("session {n} says {i}\n")));
     ensure!(said == expected.collect::<String>(), "session {n} got {said:?}");
     Ok(())
 }
@@ -59,7 +59,7 @@ pub(super) async fn reconnect(probe: &Probe) -> Result<String, CheckFailure> {
             1 => probe.open().await?.close().await?,
             _ => {
                 let mut session = probe.open().await?;
-                session.request("execute", json!({ "command": command })).await?;
+                session.request_execution(ExecutionSpec::of(&command)).await?;
             }
         }
     }
@@ -70,9 +70,9 @@ pub(super) async fn reconnect(probe: &Probe) -> Result<String, CheckFailure> {
     probe.doing("one that stays");
     probe
         .within(async |session| {
-            let story = session.run(json!({ "command": "echo still here" })).await?;
-            story.exited_with(0)?;
-            let said = story.streams.stdout.text();
+            let transcript = session.run(ExecutionSpec::of("echo still here")).await?;
+            transcript.exited_with(0)?;
+            let said = transcript.streams.stdout.text();
             ensure!(said == "still here\n", "the output is {said:?}");
             mark.goes(probe, session).await?;
             Ok(format!("{IN_SUCCESSION} connections, and nothing is left of them"))

@@ -1,7 +1,7 @@
 //! Checks that processes are gone, with a later command that reads `/proc`, because the service's own word is what is
 //! being tested.
 
-use serde_json::json;
+use cc_executor_actors::protocol::execute::ExecutionSpec;
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
@@ -39,9 +39,9 @@ impl ProcessMark {
     async fn found(&self, session: &mut CheckSession<'_>) -> Result<Vec<String>, CheckFailure> {
         let (half, rest) = self.text.split_at(self.text.len() / 2);
         let command = LOOK.replace("HALF", half).replace("REST", rest);
-        let story = session.run(json!({ "command": command })).await?;
-        story.exited_with(0)?;
-        let mut found: Vec<_> = story.streams.stdout.text().lines().map(str::to_owned).collect();
+        let transcript = session.run(ExecutionSpec::of(command)).await?;
+        transcript.exited_with(0)?;
+        let mut found: Vec<_> = transcript.streams.stdout.text().lines().map(str::to_owned).collect();
         let n_all = found.len();
         found.retain(|line| line != "self");
         ensure!(found.len() < n_all, "a command does not see itself in /proc: nothing can be said of others");

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use cc_executor_actors::{id::ExecutionId, outcome::Outcome};
+use cc_executor_actors::{
+    id::{ExecutionId, InstanceId},
+    outcome::Outcome,
+};
 
 use crate::cli::reconnect::ConnectAttempt;
 
@@ -14,7 +17,7 @@ pub(super) enum LoopAction {
     /// Expect signs of life on the connection at this period.
     ExpectSignsEvery(Duration),
     /// Send `execute`.
-    Execute { id: Option<ExecutionId>, longest_detach_ms: Option<u64>, instance: Option<String> },
+    Execute { id: Option<ExecutionId>, longest_detach_ms: Option<u64>, instance: Option<InstanceId> },
     /// Send `attach`, with the offsets of the output so far.
     Attach(ExecutionId),
     /// Send CANCEL.

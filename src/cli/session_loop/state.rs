@@ -8,14 +8,14 @@ mod ending;
 use std::time::{Duration, Instant};
 
 use cc_executor_actors::{
-    id::ExecutionId,
+    id::{ExecutionId, InstanceId},
+    protocol::execute::Acceptance,
     rpc::{ErrorObject, code},
 };
 
-use super::{
-    action::LoopAction,
-    event::{AcceptedResult, LoopEvent},
-};
+use serde::Deserialize;
+
+use super::{action::LoopAction, event::LoopEvent};
 use crate::cli::{
     ClientError, DisconnectAction, exit, exit_code::EndRequest, exit_code_of_refusal, reconnect::Absence,
     silence::HeartbeatEstimate,
@@ -57,9 +57,9 @@ enum RequestState {
     /// `execute` was not sent yet.
     NotSent { id: Option<ExecutionId> },
     /// `execute` was sent to this backend, if the service states which: the command may have been started.
-    Sent { id: Option<ExecutionId>, instance: Option<String> },
+    Sent { id: Option<ExecutionId>, instance: Option<InstanceId> },
     /// This backend has it.
-    Accepted { id: ExecutionId, instance: Option<String> },
+    Accepted { id: ExecutionId, instance: Option<InstanceId> },
 }
 
 impl RequestState {
@@ -70,10 +70,10 @@ impl RequestState {
         }
     }
 
-    fn instance(&self) -> Option<&str> {
+    fn instance(&self) -> Option<InstanceId> {
         match self {
             RequestState::NotSent { .. } => None,
-            RequestState::Sent { instance, .. } | RequestState::Accepted { instance, .. } => instance.as_deref(),
+            RequestState::Sent { instance, .. } | RequestState::Accepted { instance, .. } => *instance,
         }
     }
 }
@@ -136,7 +136,13 @@ impl LoopState {
             LoopEvent::EndRequested(request) => self.on_end_requested(request, now),
             LoopEvent::OutputLost(loss) => Ok(self.on_output_lost(loss)),
             LoopEvent::Connected { instance, longest_detach_ms } => Ok(self.on_connected(instance, longest_detach_ms)),
-            LoopEvent::Accepted(accepted) => Ok(self.on_accepted(accepted)),
+            LoopEvent::Executed(result) => {
+                let failed = result.status == Acceptance::Failed;
+                Ok(self.on_accepted(result.execution_id, result.instance, result.claude, failed))
+            }
+            LoopEvent::Attached(result) => {
+                Ok(self.on_accepted(result.execution_id, result.instance, result.claude, false))
+            }
             LoopEvent::Refused(error) => self.on_refused(&error, now),
             LoopEvent::IdPrinted(Ok(())) => Ok(vec![LoopAction::Exit(0)]),
             LoopEvent::IdPrinted(Err(loss)) => {
@@ -197,32 +203,37 @@ impl LoopState {
         actions
     }
 
-    fn on_connected(&mut self, instance: Option<String>, longest_detach_ms: Option<u64>) -> Vec<LoopAction> {
+    fn on_connected(&mut self, instance: Option<InstanceId>, longest_detach_ms: u64) -> Vec<LoopAction> {
         let LoopPhase::AwaitingConnected { answer_by, absence } = self.phase else { return Vec::new() };
         self.phase = LoopPhase::Asking { answer_by, absence };
-        let request = match &self.request {
+        let longest_detach_ms = Some(longest_detach_ms);
+        let request = match self.request {
             RequestState::NotSent { id } => {
-                let id = *id;
                 self.request = RequestState::Sent { id, instance };
                 LoopAction::Execute { id, longest_detach_ms, instance: None }
             }
             // The command may have been started. Only the instance that was asked for it may take the request again.
             RequestState::Sent { id, instance: Some(before) } => {
-                LoopAction::Execute { id: *id, longest_detach_ms, instance: Some(before.clone()) }
+                LoopAction::Execute { id, longest_detach_ms, instance: Some(before) }
             }
-            // Nobody knows which instance was asked, and attaching starts nothing.
+            // The instance is not known. `attach` cannot start the command a second time.
             RequestState::Sent { id: Some(id), instance: None } | RequestState::Accepted { id, .. } => {
-                LoopAction::Attach(*id)
+                LoopAction::Attach(id)
             }
             RequestState::Sent { id: None, instance: None } => return Vec::new(),
         };
         [Some(request), self.cancel()].into_iter().flatten().collect()
     }
 
-    fn on_accepted(&mut self, accepted: AcceptedResult) -> Vec<LoopAction> {
-        let AcceptedResult { execution_id: id, status, claude, instance } = accepted;
+    fn on_accepted(
+        &mut self,
+        id: ExecutionId,
+        instance: Option<InstanceId>,
+        claude: bool,
+        failed: bool,
+    ) -> Vec<LoopAction> {
         let is_first = !matches!(self.request, RequestState::Accepted { .. });
-        let instance = instance.or_else(|| self.request.instance().map(str::to_owned));
+        let instance = instance.or(self.request.instance());
         self.request = RequestState::Accepted { id, instance };
         self.phase = LoopPhase::Following;
         let mut actions = Vec::new();
@@ -230,7 +241,7 @@ impl LoopState {
             actions.push(LoopAction::ResumeAgentOutput);
         }
         match self.purpose {
-            LoopPurpose::Run { on_disconnect: DisconnectAction::GoesOn, .. } if status != "failed" => {
+            LoopPurpose::Run { on_disconnect: DisconnectAction::GoesOn, .. } if !failed => {
                 actions.push(LoopAction::PrintId(id));
             }
             LoopPurpose::Run { .. } if is_first => actions.push(LoopAction::StartInput),
@@ -256,7 +267,7 @@ impl LoopState {
     /// restarted, and that the execution ended with the instance before.
     fn refusal(&self, error: &ErrorObject) -> ClientError {
         let code = exit_code_of_refusal(error.code);
-        let instance = error.data.as_ref().and_then(|data| data["instance"].as_str());
+        let instance = error.data.as_ref().and_then(|data| InstanceId::deserialize(&data["instance"]).ok());
         match (error.code, self.request.instance(), instance) {
             (code::UNKNOWN_EXECUTION, Some(before), Some(now)) if before != now => {
                 ClientError::new(code, "the service was restarted; the execution ended with it")

@@ -2,6 +2,7 @@
 
 use cc_executor_actors::{
     outcome::{Outcome, Reason, Status},
+    protocol::execute::ExecuteResult,
     stream::PerStream,
 };
 use serde_json::json;
@@ -37,13 +38,13 @@ impl Script {
         step.map_err(|error| (error.message, error.code))
     }
 
-    fn accepted(&self, status: &str, instance: Option<&str>) -> LoopEvent {
-        let (status, instance) = (status.to_owned(), instance.map(str::to_owned));
-        LoopEvent::Accepted(AcceptedResult { execution_id: self.id, status, claude: false, instance })
+    fn accepted(&self, status: Acceptance, instance: Option<&str>) -> LoopEvent {
+        let instance = instance.map(instance_id);
+        LoopEvent::Executed(ExecuteResult { execution_id: self.id, status, claude: false, instance })
     }
 
     fn execute(&self, longest_detach_ms: Option<u64>, instance: Option<&str>) -> LoopAction {
-        LoopAction::Execute { id: Some(self.id), longest_detach_ms, instance: instance.map(str::to_owned) }
+        LoopAction::Execute { id: Some(self.id), longest_detach_ms, instance: instance.map(instance_id) }
     }
 
     fn connect(&self, after_ms: u64, until: Duration) -> LoopAction {
@@ -52,8 +53,14 @@ impl Script {
     }
 }
 
+/// The id of the instance with this name in a script.
+fn instance_id(name: &str) -> InstanceId {
+    let digit = if name == "one" { 1 } else { 2 };
+    format!("00000000-0000-4000-8000-00000000000{digit}").parse().unwrap()
+}
+
 fn connected(instance: Option<&str>) -> LoopEvent {
-    LoopEvent::Connected { instance: instance.map(str::to_owned), longest_detach_ms: Some(7) }
+    LoopEvent::Connected { instance: instance.map(instance_id), longest_detach_ms: 7 }
 }
 
 fn broken() -> ClientError {
@@ -80,7 +87,7 @@ fn a_command_that_ends_with_its_client_is_requested_at_once_and_never_again() {
     assert_eq!(script.play(0, LoopEvent::Opened), Ok(vec![execute]));
     assert!(!script.state.awaits_connected());
     assert_eq!(script.state.answer_by(), Some(script.start + ANSWER_PATIENCE));
-    let accepted = script.accepted("running", None);
+    let accepted = script.accepted(Acceptance::Started, None);
     assert_eq!(script.play(1, accepted), Ok(vec![LoopAction::StartInput]));
     assert_eq!(script.state.answer_by(), None);
     let message = format!("it broke; it may run: cc-executor cancel {}", script.id);
@@ -109,15 +116,17 @@ fn a_client_that_comes_back_asks_the_same_backend() {
         "it is told once"
     );
     script.play(1_360, LoopEvent::Opened).unwrap();
-    let accepted = script.accepted("running", Some("one"));
+    let accepted = script.accepted(Acceptance::Started, Some("one"));
     assert_eq!(script.play(1_361, accepted), Ok(vec![LoopAction::StartInput]));
     // The next absence has a time of its own, and the execution is attached to.
     let until = Duration::from_secs(60) + PATIENCE;
     let actions = script.play(60_000, LoopEvent::Broken(broken())).unwrap();
     assert_eq!(actions[1], script.connect(50, until));
     assert_eq!(script.play(60_050, LoopEvent::Opened), Ok(vec![LoopAction::Attach(script.id)]));
-    let error =
-        ErrorObject { data: Some(json!({ "instance": "two" })), ..ErrorObject::new(code::UNKNOWN_EXECUTION, "?") };
+    let error = ErrorObject {
+        data: Some(json!({ "instance": instance_id("two") })),
+        ..ErrorObject::new(code::UNKNOWN_EXECUTION, "?")
+    };
     let restarted = "the service was restarted; the execution ended with it".to_owned();
     assert_eq!(script.play(60_060, LoopEvent::Refused(error)), Err((restarted, exit::UNAVAILABLE)));
 }
@@ -154,7 +163,7 @@ fn an_interrupt_before_the_request_leaves_and_one_after_it_is_never_lost() {
     assert_eq!(script.play(62, connected(Some("one"))).unwrap()[1], LoopAction::Cancel);
     let mut script = Script::attach(Some(PATIENCE));
     script.play(0, LoopEvent::Opened).unwrap();
-    let accepted = script.accepted("running", None);
+    let accepted = script.accepted(Acceptance::Started, None);
     script.play(1, accepted).unwrap();
     script.play(2, LoopEvent::Broken(broken())).unwrap();
     let left = report("left; an execution that may detach goes on");
@@ -227,13 +236,13 @@ fn a_detached_command_is_left_with_its_id_or_canceled() {
         let mut script = Script::run(DisconnectAction::GoesOn);
         script.play(0, LoopEvent::Opened).unwrap();
         script.play(0, connected(Some("one"))).unwrap();
-        let accepted = script.accepted("running", Some("one"));
+        let accepted = script.accepted(Acceptance::Started, Some("one"));
         assert_eq!(script.play(1, accepted), Ok(vec![LoopAction::PrintId(script.id)]));
         assert_eq!(script.play(1, LoopEvent::IdPrinted(loss.map_or(Ok(()), Err))), Ok(actions));
     }
     let mut script = Script::run(DisconnectAction::GoesOn);
     script.play(0, LoopEvent::Opened).unwrap();
-    let failed = script.accepted("failed", None);
+    let failed = script.accepted(Acceptance::Failed, None);
     assert_eq!(script.play(1, failed), Ok(vec![LoopAction::StartInput]), "its end is followed");
 }
 
@@ -261,7 +270,7 @@ fn the_exit_code_is_the_commands_own_unless_something_else_decided() {
     ] {
         let mut script = Script::run(DisconnectAction::Ends);
         script.play(0, LoopEvent::Opened).unwrap();
-        let accepted = script.accepted("running", None);
+        let accepted = script.accepted(Acceptance::Started, None);
         script.play(1, accepted).unwrap();
         let what = format!("{request:?} {event:?}");
         if let Some(request) = request {
@@ -275,7 +284,7 @@ fn the_exit_code_is_the_commands_own_unless_something_else_decided() {
 fn a_client_that_only_follows_leaves_when_nobody_reads_it() {
     let mut script = Script::attach(None);
     script.play(0, LoopEvent::Opened).unwrap();
-    let accepted = script.accepted("running", None);
+    let accepted = script.accepted(Acceptance::Started, None);
     assert_eq!(script.play(1, accepted), Ok(vec![]));
     let lost = LoopEvent::OutputLost(OutputLoss::ReaderGone);
     assert_eq!(script.play(2, lost), Ok(vec![LoopAction::DiscardOutput, LoopAction::Exit(141)]));
