@@ -12,7 +12,6 @@ use std::{fmt, net::SocketAddr, time::Duration};
 
 use cc_executor_actors::{protocol::Limits, supervisor::SessionLimits};
 
-use self::value::Checked;
 pub use self::{
     settings::{BackendArgs, ServeArgs, given},
     validate::{backend, client_token, serve},
@@ -29,22 +28,14 @@ use crate::{
 pub struct Problems(pub Vec<String>);
 
 impl Problems {
-    /// Adds one: the name of a setting, and what is wrong with it.
+    /// Adds a problem: the name of a setting, and the rest of the sentence.
     pub fn add(&mut self, name: &str, text: impl fmt::Display) {
         self.0.push(format!("{name} {text}"));
     }
 
-    /// Returns the value, or records its problem and returns a placeholder.
-    pub fn valid<T: Default>(&mut self, checked: Checked<T>) -> T {
-        self.valid_or(T::default(), checked)
-    }
-
-    /// As [`valid`](Self::valid), for a type without a default.
-    pub fn valid_or<T>(&mut self, meaningless: T, checked: Checked<T>) -> T {
-        checked.0.unwrap_or_else(|problem| {
-            self.0.push(problem);
-            meaningless
-        })
+    /// Adds the problems of other settings.
+    pub fn extend(&mut self, others: Problems) {
+        self.0.extend(others.0);
     }
 
     /// The result of a validation.

@@ -38,13 +38,7 @@ fn dispatch(invocation: Invocation) -> ExitCode {
             let log_format = settings.log_format;
             roles::run(roles::backend(*settings), log_format)
         }
-        Invocation::Run(options) => run_system(cli::run(options)),
-        Invocation::Attach(options) => run_system(cli::attach(options)),
-        Invocation::Ps(options) => run_system(cli::ps(options)),
-        Invocation::Cancel(options) => run_system(cli::cancel(options)),
-        Invocation::Healthcheck(url) => run_system(cli::healthcheck(url)),
-        Invocation::Check(options) => run_system(cli::check(options)),
-        Invocation::Logs(options) => cli::logs(&options),
+        Invocation::Client(command) => run_system(cli::execute(command)),
         Invocation::Print(text) => match console::print(&text) {
             Ok(_) => ExitCode::SUCCESS,
             Err(error) => {

@@ -1,6 +1,6 @@
 //! `cancel`: cancels an execution and waits for its end.
 
-use std::{process::ExitCode, time::Duration};
+use std::time::Duration;
 
 use cc_executor_actors::{
     clock::millis,
@@ -13,35 +13,38 @@ use cc_executor_actors::{
     },
     rpc::ReceivedMessage,
 };
+use clap::Args;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{
     ClientError, PATIENCE,
     connection::{Connection, ConnectionEvent, not_understood, read},
-    exit, exit_code_of_refusal, print_line, report_outcome,
+    exit, exit_code_of_refusal,
+    flags::{ServiceFlags, execution_id, seconds},
+    print_line,
 };
 
 /// How often the status of an execution that is being canceled is asked for.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Options of `cancel`.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Args, Clone, Debug)]
 pub struct CancelOptions {
-    /// The session's URL.
-    pub url: String,
-    /// The execution to cancel.
-    pub id: ExecutionId,
-    /// The time between TERM and KILL.
-    pub grace: Option<Duration>,
+    #[command(flatten)]
+    service: ServiceFlags,
+
+    /// Time between TERM and KILL (5 if not given)
+    #[arg(long, value_name = "SECONDS", value_parser = seconds())]
+    grace: Option<Duration>,
+
+    /// Execution to cancel
+    #[arg(value_name = "ID", value_parser = execution_id())]
+    id: ExecutionId,
 }
 
 /// Cancels an execution, and waits for its end.
-pub async fn cancel(options: CancelOptions) -> ExitCode {
-    report_outcome(end(&options).await.map(|()| 0))
-}
-
-async fn end(options: &CancelOptions) -> Result<(), ClientError> {
-    let mut connection = Connection::open(&options.url).await?;
+pub(super) async fn cancel(options: CancelOptions) -> Result<u8, ClientError> {
+    let mut connection = Connection::open(&options.service.url).await?;
     let grace_ms = options.grace.map_or(DEFAULT_GRACE_MS, millis);
     let (execution_id, request) = (Some(options.id), ControlRequest::cancel(grace_ms));
     call(&mut connection, 1, &ControlParams { execution_id, request }).await?;
@@ -64,7 +67,7 @@ async fn end(options: &CancelOptions) -> Result<(), ClientError> {
         sleep(POLL_INTERVAL).await;
     }
     connection.close().await;
-    Ok(())
+    Ok(0)
 }
 
 /// Calls a method and waits for its response.

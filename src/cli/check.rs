@@ -14,8 +14,9 @@ mod session;
 mod streams;
 mod transcript;
 
-use std::{pin::Pin, process::ExitCode, time::Duration};
+use std::{pin::Pin, time::Duration};
 
+use clap::Args;
 use indicatif::ProgressBar;
 use tokio::time::Instant;
 
@@ -28,27 +29,43 @@ use super::{
     ClientError,
     connection::Connection,
     exit,
-    logs::{self, LogsOptions, sorted::SortedLines},
-    print_line, report_outcome,
+    flags::ServiceFlags,
+    logs::{self, LogsOptions, SortedLines},
+    print_line,
 };
 use crate::console::OutputReader;
 
 /// The longest time until the next message. The checks ask for heartbeats every 5 s.
 const QUIET: Duration = Duration::from_secs(12);
 
-/// The options of `check`.
-#[derive(Clone, PartialEq, Eq, Debug)]
+/// The exit codes in the help text.
+pub(super) const EXIT_CODES: &str = "\
+Exit codes:
+   0  all checks passed
+   1  a check failed
+  69  the service cannot be reached";
+
+/// Options of `check`.
+#[derive(Args, Clone, Debug)]
 pub struct CheckOptions {
-    /// The session's URL.
-    pub url: String,
-    /// The checks to run; all if empty.
-    pub only: Vec<String>,
-    /// List the checks instead of running them.
-    pub list: bool,
-    /// Whether the results are JSON lines.
-    pub json: bool,
-    /// Where the service's JSON log is.
-    pub logs: Option<String>,
+    #[command(flatten)]
+    service: ServiceFlags,
+
+    /// Run only these checks, separated by commas; --list names all
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    only: Vec<String>,
+
+    /// List the checks
+    #[arg(long)]
+    list: bool,
+
+    /// Print a JSON line for each check
+    #[arg(long)]
+    json: bool,
+
+    /// JSON log of the service, from which the lines of a failed session are shown
+    #[arg(long, value_name = "FILE")]
+    logs: Option<String>,
 }
 
 type CheckFn = for<'a> fn(&'a Probe) -> Pin<Box<dyn Future<Output = Result<String, CheckFailure>> + 'a>>;
@@ -106,12 +123,8 @@ const CHECKS: &[Check] = &[
     },
 ];
 
-/// Runs the checks. Exits with 0 only if all passed.
-pub async fn check(options: CheckOptions) -> ExitCode {
-    report_outcome(run(&options).await)
-}
-
-async fn run(options: &CheckOptions) -> Result<u8, ClientError> {
+/// Runs the checks. Returns 0 only if all passed.
+pub(super) async fn check(options: CheckOptions) -> Result<u8, ClientError> {
     if options.list {
         for check in CHECKS {
             if print_line(&format!("{:<13} {}", check.name, check.about))? == OutputReader::Gone {
@@ -129,19 +142,19 @@ async fn run(options: &CheckOptions) -> Result<u8, ClientError> {
         logs::open(file).map_err(|error| logs::unreadable(file, &error))?;
     }
     // An unreachable service is reported once, and not by each check.
-    Connection::open(&options.url).await?.close().await;
+    Connection::open(&options.service.url).await?.close().await;
     let wanted = |check: &&Check| options.only.is_empty() || options.only.iter().any(|name| name == check.name);
     let checks: Vec<_> = CHECKS.iter().filter(wanted).collect();
     let mut report = CheckReport::new(checks.len(), options.json);
     for check in checks {
-        let outcome = try_one(check, options, report.begin(check.name)).await;
+        let outcome = try_one(check, &options, report.begin(check.name)).await;
         report.end(&outcome)?;
     }
     Ok(if report.finish()? { 0 } else { 1 })
 }
 
 async fn try_one(check: &Check, options: &CheckOptions, bar: ProgressBar) -> CheckOutcome<'static> {
-    let probe = Probe::new(&options.url, QUIET, bar);
+    let probe = Probe::new(&options.service.url, QUIET, bar);
     let since = Instant::now();
     let result = (check.run)(&probe).await;
     let took = since.elapsed();

@@ -6,32 +6,39 @@
 
 mod filter;
 mod format;
-pub(super) mod sorted;
+mod sorted;
 mod tail;
 
 use std::{
     fs::File,
     io::{self, BufRead, BufReader},
-    process::ExitCode,
 };
+
+use clap::Args;
 
 pub(super) use self::sorted::SortedLines;
 use self::tail::LogTail;
-use super::{ClientError, exit, print_line, report_outcome};
-use crate::console;
-use crate::console::OutputReader;
+use super::{ClientError, exit, print_line};
+use crate::console::{self, OutputReader};
 
-/// The options of `logs`.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+/// Options of `logs`.
+#[derive(Args, Clone, Debug, Default)]
 pub struct LogsOptions {
-    /// The beginning of a session's id. Only lines of that session are printed.
-    pub session: Option<String>,
-    /// The beginning of an execution's id.
-    pub execution: Option<String>,
-    /// The name of an event, or its beginning up to a dot: `session` is `session.opened` and so on.
-    pub event: Option<String>,
-    /// A file, or `-` for standard input.
-    pub file: String,
+    /// Show only this session and its executions; the beginning of the id suffices
+    #[arg(long, value_name = "ID")]
+    pub(super) session: Option<String>,
+
+    /// Show only this execution; the beginning of the id suffices
+    #[arg(long, value_name = "ID")]
+    pub(super) execution: Option<String>,
+
+    /// Show only this event, such as session.closed, or a group of events, such as session
+    #[arg(long, value_name = "NAME")]
+    pub(super) event: Option<String>,
+
+    /// File of JSON log lines, such as the output of `docker logs`; - is standard input
+    #[arg(value_name = "FILE")]
+    pub(super) file: String,
 }
 
 /// The number of lines that were read, and of those that were not used.
@@ -52,8 +59,8 @@ impl LineCounts {
 }
 
 /// Prints the timeline. Exits with 1 if there was nothing to print.
-pub fn logs(options: &LogsOptions) -> ExitCode {
-    report_outcome(if options.file == "-" { follow(options) } else { read(options) })
+pub(super) fn logs(options: &LogsOptions) -> Result<u8, ClientError> {
+    if options.file == "-" { follow(options) } else { read(options) }
 }
 
 fn read(options: &LogsOptions) -> Result<u8, ClientError> {

@@ -83,7 +83,7 @@ mod tests {
         }
         let id = ExecutionId::random();
         let gave_up = absence.next_attempt(error(), Some(id), start + Duration::from_millis(4_001)).unwrap_err();
-        let message = format!("cc-executor: it is away; gave up after 4 s; it may still run: cc-executor attach {id}");
-        assert_eq!((gave_up.exit_code(), gave_up.to_string()), (exit::UNAVAILABLE, message));
+        let message = format!("it is away; gave up after 4 s; it may still run: cc-executor attach {id}");
+        assert_eq!((gave_up.code, gave_up.message), (exit::UNAVAILABLE, message));
     }
 }

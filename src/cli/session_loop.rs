@@ -32,13 +32,13 @@ use self::{
     state::LoopState,
 };
 use super::{
-    ClientError, RunOptions,
+    ClientError,
     connection::{Connection, ConnectionEvent, not_understood},
     exit,
     exit_code::EndRequest,
     output_view::OutputView,
-    params::execute_params,
     reconnect::ConnectAttempt,
+    run::RunOptions,
     silence::HeartbeatEstimate,
     stdin::{StdinPiece, StdinReader},
     terminal::{RawMode, size},
@@ -235,7 +235,7 @@ impl SessionLoop {
                 }
                 LoopAction::Execute { id, longest_detach_ms, instance } => {
                     let run = self.options.run.as_ref();
-                    if let Some(params) = run.map(|run| execute_params(run, id, longest_detach_ms, instance)) {
+                    if let Some(params) = run.map(|run| run.execute_params(id, longest_detach_ms, instance)) {
                         self.call(call::EXECUTE, &params).await;
                     }
                 }

@@ -68,10 +68,10 @@ const SHORTEST_OBSERVED: Duration = Duration::from_millis(900);
 /// The period of the service's heartbeats, as far as it is known.
 #[derive(Debug)]
 pub(super) enum HeartbeatEstimate {
-    /// This client asked for it; `None` where it asked for the service's default.
-    AskedFor(Option<Duration>),
-    /// Another client asked for it. It is the longest time between two updates, because others than heartbeats come
-    /// between these.
+    /// The period that this client requested; `None` is the service's default.
+    Requested(Option<Duration>),
+    /// The client that started the execution chose the period. The longest time between two updates is the best
+    /// estimate, because a change of the status is an update, too.
     Observed {
         /// The longest time so far, over all connections.
         longest: Option<Duration>,
@@ -81,18 +81,10 @@ pub(super) enum HeartbeatEstimate {
 }
 
 impl HeartbeatEstimate {
-    pub(super) fn asked_for(period: Option<Duration>) -> Self {
-        HeartbeatEstimate::AskedFor(period)
-    }
-
-    pub(super) fn observed() -> Self {
-        HeartbeatEstimate::Observed { longest: None, updated_at: None }
-    }
-
     /// A connection begins. Returns the period to expect on it, if one is known.
     pub(super) fn begin_connection(&mut self) -> Option<Duration> {
         match self {
-            HeartbeatEstimate::AskedFor(period) => *period,
+            HeartbeatEstimate::Requested(period) => *period,
             HeartbeatEstimate::Observed { longest, updated_at } => {
                 *updated_at = None;
                 *longest
@@ -117,14 +109,14 @@ mod tests {
     fn the_longest_time_between_two_updates_is_the_heartbeat_of_an_attached_client() {
         let start = Instant::now();
         let at = |ms| start + Duration::from_millis(ms);
-        let mut heartbeat = HeartbeatEstimate::observed();
+        let mut heartbeat = HeartbeatEstimate::Observed { longest: None, updated_at: None };
         assert_eq!(heartbeat.begin_connection(), None);
         for (now, expected) in [(0, None), (500, None), (2_500, Some(2_000)), (4_000, None), (7_000, Some(3_000))] {
             assert_eq!(heartbeat.record_update(at(now)), expected.map(Duration::from_millis), "{now} ms");
         }
         assert_eq!(heartbeat.begin_connection(), Some(Duration::from_secs(3)));
         assert_eq!(heartbeat.record_update(at(60_000)), None, "the time between two connections is no heartbeat");
-        let mut heartbeat = HeartbeatEstimate::asked_for(Some(Duration::from_secs(5)));
+        let mut heartbeat = HeartbeatEstimate::Requested(Some(Duration::from_secs(5)));
         assert_eq!(heartbeat.begin_connection(), Some(Duration::from_secs(5)));
         assert_eq!([heartbeat.record_update(at(0)), heartbeat.record_update(at(9_000))], [None, None]);
     }

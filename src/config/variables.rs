@@ -7,7 +7,7 @@ use std::ffi::OsString;
 
 use clap::{Args, Command};
 
-use super::value::{Checked, one_of};
+use super::value::one_of;
 use crate::logging::{DEFAULT_FILTER, Format};
 
 /// The secret that each role demands of its callers, and that a client sends.
@@ -52,7 +52,7 @@ pub struct RoleVariables {
 
     /// Form of log lines: text (default) or json
     #[arg(long, env = "LOG_FORMAT", default_value = "text", value_parser = one_of(&Format::NAMES, Format::named))]
-    pub log_format: Checked<Format>,
+    pub log_format: Format,
 
     /// Filter of log lines, as of env_logger
     // env_logger reads it by itself; it is declared for the help text and the README.

@@ -7,7 +7,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use super::failure::{CheckFailure, wrong};
-use crate::cli::{connection::Connection, http_url};
+use crate::cli::{connection::Connection, http::service_url};
 
 /// The context of one check.
 pub(super) struct Probe {
@@ -49,7 +49,7 @@ impl Probe {
 
     /// The number of sessions that the service reports, if it reports one.
     pub(super) async fn n_sessions(&self) -> Option<u64> {
-        let url = http_url(&self.url, "/health");
+        let url = service_url(&self.url, "/health");
         let client = awc::Client::builder().timeout(self.quiet).finish();
         let body = client.get(url).send().await.ok()?.body().limit(64 << 10).await.ok()?;
         serde_json::from_slice::<Value>(&body).ok()?["sessions"].as_u64()

@@ -141,9 +141,7 @@ mod tests {
     fn each_message_is_its_event() {
         let event = |text: &str| {
             let message = serde_json::from_str(text).unwrap();
-            LoopEvent::of_message(message, true)
-                .map(|event| format!("{event:?}"))
-                .unwrap_or_else(|error| error.to_string())
+            LoopEvent::of_message(message, true).map(|event| format!("{event:?}")).unwrap_or_else(|error| error.message)
         };
         let (id, instance) = (ExecutionId::random(), InstanceId::random());
         let update = json!({ "method": "statusUpdate", "params": {

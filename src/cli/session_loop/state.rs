@@ -17,7 +17,7 @@ use serde::Deserialize;
 
 use super::{action::LoopAction, event::LoopEvent};
 use crate::cli::{
-    ClientError, DisconnectAction, exit, exit_code::EndRequest, exit_code_of_refusal, reconnect::Absence,
+    ClientError, exit, exit_code::EndRequest, exit_code_of_refusal, reconnect::Absence, run::DisconnectAction,
     silence::HeartbeatEstimate,
 };
 
@@ -184,7 +184,7 @@ impl LoopState {
         let answer_by = absence.map_or(answer_by, |absence| absence.until().min(answer_by));
         let mut actions = Vec::new();
         actions.extend(self.heartbeat.begin_connection().map(LoopAction::ExpectSignsEvery));
-        let ends_with_client = matches!(self.purpose, LoopPurpose::Run { on_disconnect: DisconnectAction::Ends, .. });
+        let ends_with_client = matches!(self.purpose, LoopPurpose::Run { on_disconnect: DisconnectAction::End, .. });
         self.phase = match self.request {
             RequestState::Accepted { id, .. } => {
                 actions.push(LoopAction::Attach(id));
@@ -241,7 +241,7 @@ impl LoopState {
             actions.push(LoopAction::ResumeAgentOutput);
         }
         match self.purpose {
-            LoopPurpose::Run { on_disconnect: DisconnectAction::GoesOn, .. } if !failed => {
+            LoopPurpose::Run { on_disconnect: DisconnectAction::Detach, .. } if !failed => {
                 actions.push(LoopAction::PrintId(id));
             }
             LoopPurpose::Run { .. } if is_first => actions.push(LoopAction::StartInput),
@@ -287,7 +287,7 @@ impl LoopState {
     /// Opens another connection after this one broke, if the execution goes on without it.
     fn come_back(&mut self, why: ClientError, now: Instant) -> Step {
         let reconnect = match self.purpose {
-            LoopPurpose::Run { on_disconnect: DisconnectAction::Returns(patience), .. } => Some(patience),
+            LoopPurpose::Run { on_disconnect: DisconnectAction::Reconnect(patience), .. } => Some(patience),
             LoopPurpose::Run { .. } => None,
             LoopPurpose::Attach { reconnect, .. } => reconnect,
         };

@@ -22,13 +22,16 @@ struct Script {
 impl Script {
     fn run(on_disconnect: DisconnectAction) -> Script {
         let id = ExecutionId::random();
-        let purpose = LoopPurpose::Run { id: (on_disconnect != DisconnectAction::Ends).then_some(id), on_disconnect };
-        Script { state: LoopState::new(purpose, HeartbeatEstimate::asked_for(None)), start: Instant::now(), id }
+        let purpose = LoopPurpose::Run { id: (on_disconnect != DisconnectAction::End).then_some(id), on_disconnect };
+        Script { state: LoopState::new(purpose, HeartbeatEstimate::Requested(None)), start: Instant::now(), id }
     }
 
     fn attach(reconnect: Option<Duration>) -> Script {
         let id = ExecutionId::random();
-        let state = LoopState::new(LoopPurpose::Attach { id, reconnect }, HeartbeatEstimate::observed());
+        let state = LoopState::new(
+            LoopPurpose::Attach { id, reconnect },
+            HeartbeatEstimate::Observed { longest: None, updated_at: None },
+        );
         Script { state, start: Instant::now(), id }
     }
 
@@ -82,7 +85,7 @@ const TERM: LoopEvent = LoopEvent::EndRequested(EndRequest::Terminated);
 
 #[test]
 fn a_command_that_ends_with_its_client_is_requested_at_once_and_never_again() {
-    let mut script = Script::run(DisconnectAction::Ends);
+    let mut script = Script::run(DisconnectAction::End);
     let execute = LoopAction::Execute { id: None, longest_detach_ms: None, instance: None };
     assert_eq!(script.play(0, LoopEvent::Opened), Ok(vec![execute]));
     assert!(!script.state.awaits_connected());
@@ -92,7 +95,7 @@ fn a_command_that_ends_with_its_client_is_requested_at_once_and_never_again() {
     assert_eq!(script.state.answer_by(), None);
     let message = format!("it broke; it may run: cc-executor cancel {}", script.id);
     assert_eq!(script.play(2, LoopEvent::Broken(broken())), Err((message, exit::UNAVAILABLE)));
-    let mut script = Script::run(DisconnectAction::Ends);
+    let mut script = Script::run(DisconnectAction::End);
     script.play(0, LoopEvent::Opened).unwrap();
     let silent = ("the service does not answer".to_owned(), exit::UNAVAILABLE);
     assert_eq!(script.play(30_000, LoopEvent::AnswerOverdue), Err(silent), "it has no id that could be named");
@@ -100,7 +103,7 @@ fn a_command_that_ends_with_its_client_is_requested_at_once_and_never_again() {
 
 #[test]
 fn a_client_that_comes_back_asks_the_same_backend() {
-    let mut script = Script::run(DisconnectAction::Returns(PATIENCE));
+    let mut script = Script::run(DisconnectAction::Reconnect(PATIENCE));
     assert_eq!(script.play(0, LoopEvent::Opened), Ok(vec![]), "`connected` is awaited");
     assert_eq!(script.play(0, connected(Some("one"))), Ok(vec![script.execute(Some(7), None)]));
     let coming_back = report("it broke; trying to come back for 5 s");
@@ -133,7 +136,7 @@ fn a_client_that_comes_back_asks_the_same_backend() {
 
 #[test]
 fn a_command_that_may_have_run_is_attached_to_at_a_service_without_instances() {
-    let mut script = Script::run(DisconnectAction::Returns(PATIENCE));
+    let mut script = Script::run(DisconnectAction::Reconnect(PATIENCE));
     script.play(0, LoopEvent::Opened).unwrap();
     script.play(0, connected(None)).unwrap();
     script.play(0, LoopEvent::Broken(broken())).unwrap();
@@ -146,15 +149,15 @@ fn a_command_that_may_have_run_is_attached_to_at_a_service_without_instances() {
 
 #[test]
 fn an_interrupt_before_the_request_leaves_and_one_after_it_is_never_lost() {
-    let mut script = Script::run(DisconnectAction::Returns(PATIENCE));
+    let mut script = Script::run(DisconnectAction::Reconnect(PATIENCE));
     script.play(0, LoopEvent::Opened).unwrap();
     assert_eq!(script.play(1, CTRL_C), Ok(vec![LoopAction::ExitAtOnce(130)]), "nothing was requested");
-    let mut script = Script::run(DisconnectAction::Returns(PATIENCE));
+    let mut script = Script::run(DisconnectAction::Reconnect(PATIENCE));
     script.play(0, LoopEvent::Opened).unwrap();
     script.play(0, LoopEvent::Broken(broken())).unwrap();
     assert_eq!(script.play(1, CTRL_C), Ok(vec![LoopAction::ExitAtOnce(130)]), "nothing was requested");
     // The request was sent, and is to be repeated: the cancellation follows it.
-    let mut script = Script::run(DisconnectAction::Returns(PATIENCE));
+    let mut script = Script::run(DisconnectAction::Reconnect(PATIENCE));
     script.play(0, LoopEvent::Opened).unwrap();
     script.play(0, connected(Some("one"))).unwrap();
     script.play(1, LoopEvent::Broken(broken())).unwrap();
@@ -173,7 +176,7 @@ fn an_interrupt_before_the_request_leaves_and_one_after_it_is_never_lost() {
 #[test]
 fn an_absence_ends_with_its_time_or_with_an_error_that_does_not_pass() {
     let away = || {
-        let mut script = Script::run(DisconnectAction::Returns(PATIENCE));
+        let mut script = Script::run(DisconnectAction::Reconnect(PATIENCE));
         script.play(0, LoopEvent::Opened).unwrap();
         script.play(0, connected(Some("one"))).unwrap();
         script.play(0, LoopEvent::Broken(broken())).unwrap();
@@ -192,7 +195,7 @@ fn an_absence_ends_with_its_time_or_with_an_error_that_does_not_pass() {
         let step = script.play(60, LoopEvent::Refused(ErrorObject::new(code, "no")));
         assert_eq!(step.is_ok(), passes, "{code}");
     }
-    let mut script = Script::run(DisconnectAction::Returns(PATIENCE));
+    let mut script = Script::run(DisconnectAction::Reconnect(PATIENCE));
     script.play(0, LoopEvent::Opened).unwrap();
     let refused = LoopEvent::Refused(ErrorObject::new(code::DRAINING, "no"));
     assert_eq!(script.play(1, refused), Err(("no".to_owned(), exit::TEMPFAIL)), "the first refusal is told at once");
@@ -201,15 +204,15 @@ fn an_absence_ends_with_its_time_or_with_an_error_that_does_not_pass() {
 #[test]
 fn interrupts_cancel_first_and_then_leave() {
     let canceling = || vec![report("canceling; once more to leave at once"), LoopAction::Cancel];
-    let mut script = Script::run(DisconnectAction::Ends);
+    let mut script = Script::run(DisconnectAction::End);
     assert_eq!(script.play(0, CTRL_C), Ok(vec![LoopAction::ExitAtOnce(130)]), "nothing was asked for yet");
     for (first, second, code) in [(CTRL_C, CTRL_C, 130), (CTRL_C, TERM, 143), (TERM, TERM, 143)] {
-        let mut script = Script::run(DisconnectAction::Ends);
+        let mut script = Script::run(DisconnectAction::End);
         script.play(0, LoopEvent::Opened).unwrap();
         assert_eq!(script.play(1, first), Ok(canceling()));
         assert_eq!(script.play(2, second), Ok(vec![LoopAction::ExitAtOnce(code)]));
     }
-    let mut script = Script::run(DisconnectAction::Returns(PATIENCE));
+    let mut script = Script::run(DisconnectAction::Reconnect(PATIENCE));
     script.play(0, LoopEvent::Opened).unwrap();
     script.play(0, connected(Some("one"))).unwrap();
     script.play(0, LoopEvent::Broken(broken())).unwrap();
@@ -233,14 +236,14 @@ fn a_detached_command_is_left_with_its_id_or_canceled() {
         (None, vec![LoopAction::Exit(0)]),
         (Some(OutputLoss::ReaderGone), vec![LoopAction::DiscardOutput, LoopAction::Cancel]),
     ] {
-        let mut script = Script::run(DisconnectAction::GoesOn);
+        let mut script = Script::run(DisconnectAction::Detach);
         script.play(0, LoopEvent::Opened).unwrap();
         script.play(0, connected(Some("one"))).unwrap();
         let accepted = script.accepted(Acceptance::Started, Some("one"));
         assert_eq!(script.play(1, accepted), Ok(vec![LoopAction::PrintId(script.id)]));
         assert_eq!(script.play(1, LoopEvent::IdPrinted(loss.map_or(Ok(()), Err))), Ok(actions));
     }
-    let mut script = Script::run(DisconnectAction::GoesOn);
+    let mut script = Script::run(DisconnectAction::Detach);
     script.play(0, LoopEvent::Opened).unwrap();
     let failed = script.accepted(Acceptance::Failed, None);
     assert_eq!(script.play(1, failed), Ok(vec![LoopAction::StartInput]), "its end is followed");
@@ -268,7 +271,7 @@ fn the_exit_code_is_the_commands_own_unless_something_else_decided() {
             vec![LoopAction::Exit(141)],
         ),
     ] {
-        let mut script = Script::run(DisconnectAction::Ends);
+        let mut script = Script::run(DisconnectAction::End);
         script.play(0, LoopEvent::Opened).unwrap();
         let accepted = script.accepted(Acceptance::Started, None);
         script.play(1, accepted).unwrap();
@@ -297,7 +300,7 @@ fn late_input_is_no_error() {
         (Err(ErrorObject::new(code::NOT_RUNNING, "over")), vec![LoopAction::StopInput]),
         (Err(ErrorObject::new(code::INTERNAL, "no")), vec![LoopAction::StopInput, report("no")]),
     ] {
-        let mut script = Script::run(DisconnectAction::Ends);
+        let mut script = Script::run(DisconnectAction::End);
         script.play(0, LoopEvent::Opened).unwrap();
         assert_eq!(script.play(1, LoopEvent::InputAnswered(answer)), Ok(actions));
     }
