@@ -23,7 +23,7 @@ use crate::{
     server::auth::{Access, Secret},
 };
 
-/// Everything that is wrong with the settings, one line each.
+/// The problems of the settings, one line each.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Problems(pub Vec<String>);
 
@@ -56,21 +56,21 @@ impl fmt::Display for Problems {
 /// Settings of the role `serve`.
 #[derive(Clone, Debug)]
 pub struct GatewaySettings {
-    /// Where to listen.
+    /// The address to listen on.
     pub bind: SocketAddr,
-    /// Who may speak; the port is that of `bind`.
+    /// Who may call the service. The port is that of `bind`.
     pub access: Access,
-    /// How many sessions there may be.
+    /// The maximum number of sessions.
     pub sessions: SessionLimits,
-    /// How long a shutdown may take.
+    /// The longest duration of a shutdown.
     pub drain: Duration,
-    /// What clients may ask for.
+    /// The bounds of what clients may request.
     pub limits: Limits,
-    /// How long Claude may take to exit after its last event, where the backend is the legacy image.
+    /// How long Claude may take to exit after its last event. Only used with the legacy backend.
     pub claude_exit: Duration,
     /// Where commands run.
     pub backend: BackendLocation,
-    /// How log lines are written.
+    /// The format of log lines.
     pub log_format: Format,
 }
 
@@ -79,21 +79,21 @@ pub struct GatewaySettings {
 pub enum BackendLocation {
     /// In a backend inside this process.
     Embedded(Box<BackendConfig>),
-    /// In the backend at this URL, which is sent this token.
+    /// In the backend at this URL. The gateway sends it this token.
     Remote(String, Option<Secret>),
 }
 
 /// Settings of the role `backend`.
 #[derive(Clone, Debug)]
 pub struct BackendSettings {
-    /// Where to listen.
+    /// The address to listen on.
     pub bind: SocketAddr,
-    /// Who may speak; the port is that of `bind`.
+    /// Who may call the service. The port is that of `bind`.
     pub access: Access,
     /// How commands run.
     pub backend: BackendConfig,
-    /// How long a shutdown may take.
+    /// The longest duration of a shutdown.
     pub drain: Duration,
-    /// How log lines are written.
+    /// The format of log lines.
     pub log_format: Format,
 }

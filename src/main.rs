@@ -52,7 +52,7 @@ fn dispatch(invocation: Invocation) -> ExitCode {
 fn run_system(future: impl Future<Output = ExitCode>) -> ExitCode {
     let system = actix::System::new();
     let code = system.block_on(future);
-    // Not dropped, because that waits for a write to standard output, which lasts for as long as nobody reads it.
+    // Not dropped, because the drop waits for a write to standard output that its reader may never read.
     std::mem::forget(system);
     code
 }

@@ -1,4 +1,4 @@
-//! The two roles from their start to their end. `serve` starts a backend in the same process unless it is given another.
+//! The two roles from start to end. `serve` starts a backend in the same process unless it has the URL of another.
 
 use std::{
     io,
@@ -30,7 +30,9 @@ pub fn run(role: impl Future<Output = io::Result<()>>, log_format: logging::Form
     logging::init(log_format);
     // Commands run as the same user: they must not read our environment or memory from /proc.
     if let Err(error) = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable) {
-        console::report(format_args!("cannot make itself non-dumpable, so commands could read its secrets: {error}"));
+        console::report(format_args!(
+            "cannot make this process non-dumpable, so commands could read its secrets: {error}"
+        ));
         return ExitCode::FAILURE;
     }
     raise_descriptor_limit();
@@ -43,28 +45,28 @@ pub fn run(role: impl Future<Output = io::Result<()>>, log_format: logging::Form
     }
 }
 
-/// Each session takes two descriptors: the soft limit of 1024 that many systems start with is too few.
+/// Raises the limit of open files, because each session takes two and many systems start with a soft limit of 1024.
 fn raise_descriptor_limit() {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
-    // Where it may not be raised, the service runs with the limit that it has.
+    // If it cannot be raised, the service runs with the limit that it has.
     let _ = setrlimit(Resource::Nofile, limit);
 }
 
 fn bind(address: SocketAddr, access: &Access) -> io::Result<TcpListener> {
     if access.token.is_none() && !address.ip().is_loopback() {
-        warn!(event = "service.insecure", address:% = address; "no token: whoever reaches {address} can run commands here");
+        warn!(event = "service.insecure", address:% = address; "no token: anyone who reaches {address} can run commands here");
     }
     TcpListener::bind(address).map_err(|error| {
         io::Error::new(
             error.kind(),
-            format!("cannot listen on {address}: {error}; stop what listens there, or choose another with --bind"),
+            format!("cannot listen on {address}: {error}; stop the process that listens there, or choose another address with --bind"),
         )
     })
 }
 
-/// Runs the role `serve` until it is told to stop.
+/// Runs the role `serve` until a signal stops it.
 pub async fn serve(config: GatewaySettings) -> io::Result<()> {
     let mut shutdown = Shutdown::listen()?;
     let listener = bind(config.bind, &config.access)?;
@@ -99,7 +101,7 @@ pub async fn serve(config: GatewaySettings) -> io::Result<()> {
     Ok(())
 }
 
-/// Runs the role `backend` until it is told to stop.
+/// Runs the role `backend` until a signal stops it.
 pub async fn backend(config: BackendSettings) -> io::Result<()> {
     let mut shutdown = Shutdown::listen()?;
     let listener = bind(config.bind, &config.access)?;
@@ -145,8 +147,8 @@ impl EmbeddedBackend {
     }
 }
 
-/// Waits for the signal to end, and ends in order. A second signal does not wait: the subreaper and its shims end
-/// their trees when this process is gone.
+/// Waits for a signal, and drains the roles. A second signal cuts the drain short: the subreaper and its shims end
+/// their process trees when this process is gone.
 async fn stop(
     shutdown: &mut Shutdown,
     role: &str,
@@ -159,12 +161,12 @@ async fn stop(
     tokio::select! {
         () = drain(roles, patience) => {}
         signal = shutdown.next() => {
-            warn!(event = "drain.cut", role = role, signal = signal; "a second signal, {signal}: ending at once");
+            warn!(event = "drain.cut", role = role, signal = signal; "second signal {signal}: stopping at once");
         }
     }
     logging::stopping();
     for server in servers {
-        // Graceful would wait for every keep-alive connection; what mattered has been waited for.
+        // A graceful stop would wait for idle keep-alive connections; executions and sessions were drained before.
         server.stop(false).await;
     }
     info!(event = "service.stopped", role = role; "stopped");

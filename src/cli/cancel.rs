@@ -24,7 +24,7 @@ use super::{
     print_line,
 };
 
-/// How often the status of an execution that is being canceled is asked for.
+/// The interval between two requests for the status of the canceled execution.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Options of `cancel`.
@@ -54,7 +54,7 @@ pub(super) async fn cancel(options: CancelOptions) -> Result<u8, ClientError> {
         if let StatusResult::Ended(FinalStatus { ending, .. }) = status {
             let proven = match ending.cancel.map(|cancel| cancel.verified) {
                 Some(true) => ", every process gone",
-                Some(false) => ", its processes could not be counted",
+                Some(false) => ", but not every process is proven gone",
                 None => "",
             };
             // The execution has ended whether or not the line is read.
@@ -62,7 +62,10 @@ pub(super) async fn cancel(options: CancelOptions) -> Result<u8, ClientError> {
             break;
         }
         if Instant::now() > until {
-            return Err(ClientError::new(exit::UNAVAILABLE, format!("{} is still being ended", options.id)));
+            return Err(ClientError::new(
+                exit::UNAVAILABLE,
+                format!("{} has not ended yet; run `cc-executor ps` to see its status", options.id),
+            ));
         }
         sleep(POLL_INTERVAL).await;
     }

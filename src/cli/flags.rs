@@ -32,7 +32,9 @@ pub(super) fn seconds() -> Checker<Duration> {
 
 /// The parser of an execution's id.
 pub(super) fn execution_id() -> Checker<ExecutionId> {
-    let read = |text: &str| text.parse().map_err(|_| format!("must be the UUID of an execution, not {text:?}"));
+    let read = |text: &str| {
+        text.parse().map_err(|_| format!("must be the id of an execution, not {text:?}; `cc-executor ps` lists them"))
+    };
     Checker::new(read, ExecutionId::random)
 }
 

@@ -7,8 +7,7 @@ use super::{
     http::{client, within},
 };
 
-/// Exit code where the service says that it is not ready, or nothing listens: the only one but 0 that Docker's
-/// HEALTHCHECK defines.
+/// Exit code if the service is not ready or cannot be reached: the only one but 0 that Docker's HEALTHCHECK defines.
 const NOT_READY: u8 = 1;
 
 /// The longest part of an unready service's answer that is shown, in bytes.

@@ -21,7 +21,7 @@ pub(super) fn service_url(session_url: &str, path: &str) -> String {
     format!("{}{path}", base.replacen("ws://", "http://", 1))
 }
 
-/// Bounds a request from connecting to the end of the response's body, because each part of it may hang.
+/// Bounds a request as a whole, from connecting to the end of the response's body, because each part may hang.
 ///
 /// # Errors
 /// The request's own error, or one that names the URL after [`PATIENCE`].

@@ -1,5 +1,5 @@
-//! What a client shows: the command's output on our own streams, and on standard error the messages, the elapsed time
-//! and what an agent does.
+//! The output of a client: the command's output on the client's own streams, and on standard error messages, the
+//! elapsed time and lines about an agent's work.
 
 use std::io;
 
@@ -26,13 +26,13 @@ pub(super) struct OutputView {
 }
 
 impl OutputView {
-    /// With `json` the service's messages are shown instead of the output.
+    /// With `json` the service's messages are printed instead of the output.
     pub(super) fn new(json: bool, shows_elapsed: bool) -> Self {
         let (output, elapsed) = (StdoutWriter::new(json), ElapsedLine::new(shows_elapsed));
         OutputView { json, output, elapsed, agent: AgentView::new() }
     }
 
-    /// Takes a message of the service. Returns whether it was one to show only.
+    /// Shows the output in a message. Returns false if the message has none, and must be handled elsewhere.
     pub(super) fn take(&mut self, method: Option<&str>, params: Option<&RawValue>) -> Result<bool, ClientError> {
         match (method, params) {
             (Some("output"), Some(params)) => self.take_output(&read(params)?)?,
@@ -43,7 +43,7 @@ impl OutputView {
         Ok(true)
     }
 
-    /// Takes a message's text, which is shown where that was asked for.
+    /// Prints the text of a message, with `--json`.
     pub(super) fn take_text(&mut self, text: &[u8]) {
         if self.json {
             self.output.message(text);
@@ -72,16 +72,15 @@ impl OutputView {
         Ok(())
     }
 
-    /// Tells the user.
+    /// Prints a message for the user.
     pub(super) fn report(&mut self, text: &str) {
         self.elapsed.clear();
         console::report(text);
     }
 
-    /// The command runs, and this is what it is known to do.
+    /// Shows that the command runs, and the activity that the service reports.
     pub(super) fn show_activity(&mut self, activity: Option<&str>) {
-        self.elapsed.running();
-        self.elapsed.doing(activity);
+        self.elapsed.start(activity);
     }
 
     /// When [`OutputView::show_elapsed`] is due.
@@ -99,29 +98,28 @@ impl OutputView {
         self.elapsed.clear();
     }
 
-    /// Standard output is made of Claude's events, and its newest text comes again whole.
+    /// Standard output is text from Claude's events. On a new connection the service repeats the newest text.
     pub(super) fn resume_agent_output(&mut self) {
-        self.output.is_of_claude();
-        self.output.goes_on();
+        self.output.resume_agent_text();
     }
 
-    /// Where the output goes on after a broken connection.
+    /// The offsets at which the output continues on a new connection.
     pub(super) fn offsets(&self) -> PerStream<u64> {
         self.output.offsets()
     }
 
-    /// The bytes that did not come, as the service said.
+    /// The number of bytes that the service reported as lost.
     pub(super) fn lost(&self) -> PerStream<u64> {
         self.output.lost()
     }
 
-    /// Whether something waits to be written. Nothing more is read from the service then, which slows it down to our
-    /// reader.
+    /// Whether output waits to be written. This is the client's back-pressure: while it holds, the loop reads nothing
+    /// from the service, which then slows down to the reader of the output.
     pub(super) fn is_waiting(&self) -> bool {
         self.output.is_waiting()
     }
 
-    /// Writes what waits. May be dropped half-way and called again.
+    /// Writes the waiting output. The future may be dropped and called again.
     pub(super) async fn write(&mut self) -> io::Result<()> {
         self.output.write().await
     }
@@ -131,19 +129,15 @@ impl OutputView {
         self.output.discard();
     }
 
-    /// Writes the rest.
+    /// Writes the rest of the output.
     pub(super) async fn finish(&mut self) -> io::Result<()> {
         self.elapsed.clear();
         self.output.finish().await
     }
 
-    /// Compares the output with what the service counted and digested where it ran, and shows what an agent did.
+    /// Compares the output with the counts and digests of the outcome, and shows the summary of an agent.
     pub(super) fn conclude(&self, outcome: &Outcome) -> Result<(), ClientError> {
-        let sent = PerStream {
-            stdout: (outcome.bytes.stdout, outcome.sha256.stdout.as_deref()),
-            stderr: (outcome.bytes.stderr, outcome.sha256.stderr.as_deref()),
-        };
-        self.output.check(&sent).map_err(damaged)?;
+        self.output.check(outcome).map_err(damaged)?;
         if let Some(result) = outcome.result.as_ref().filter(|_| !self.json) {
             console::report_line(&self.agent.of_outcome(result));
         }

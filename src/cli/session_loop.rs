@@ -1,8 +1,7 @@
-//! A command as its caller sees it: asked for, followed to its end, over one connection or several.
+//! Follows one execution to its end, over one connection or several, for `run` and `attach`.
 //!
-//! [`LoopState`] decides; this loop waits for the next event and carries the actions out. Where the command may go on
-//! without its client, a broken connection is made again and the output goes on where it was, because
-//! [`OutputView`] keeps its counts and digests over all connections.
+//! [`LoopState`] decides; this loop waits for the next event and carries the actions out. If the execution may outlive a
+//! connection, the loop connects again, and the output continues at the offsets that [`OutputView`] has reached.
 
 mod action;
 mod event;
@@ -45,15 +44,15 @@ use super::{
 };
 use crate::console;
 
-/// What a client was asked to do, as far as the loop needs to know.
+/// The options of `run` and `attach` that the loop needs.
 pub(super) struct LoopOptions {
     /// The session's URL.
     pub(super) url: String,
     /// Whether the service's messages are printed instead of the output.
     pub(super) json: bool,
-    /// Whether the elapsed time is shown while nothing else is.
+    /// Whether the elapsed time is shown while there is no output.
     pub(super) shows_elapsed: bool,
-    /// What to run; `None` for an execution that is there already.
+    /// The command to run; `None` for `attach`.
     pub(super) run: Option<RunOptions>,
 }
 
@@ -64,29 +63,29 @@ pub(super) struct SessionLoop {
     link: Link,
     view: OutputView,
     input: StdinReader,
-    /// Our terminal hands every key on, while this is held.
+    /// Keeps the terminal in raw mode.
     raw: Option<RawMode>,
 }
 
-/// The connection, which comes and goes.
+/// The state of the connection.
 enum Link {
     Open(Connection),
-    /// A connection is being opened. The broken one before it stays open until then: its end may end an execution that
-    /// the new one could still take over.
+    /// A connection is being opened. The broken one stays open until then, because its end may end an execution that
+    /// the new connection could take over.
     Opening {
         attempt: ConnectAttempt,
         before: Option<Connection>,
     },
 }
 
-/// What a person at the terminal can do to us.
+/// Signals from the terminal, or from another process.
 struct TerminalSignals {
     interrupt: Signal,
     terminate: Signal,
     resized: Signal,
 }
 
-/// What woke the loop.
+/// What the loop waits for.
 enum LoopWake {
     EndRequested(EndRequest),
     Resized,
@@ -140,7 +139,7 @@ impl SessionLoop {
             }
             let open = Connection::open(&self.options.url);
             let Some(until) = attempt.until else { return open.await };
-            // A service that is stopped may take a connection and never answer on it.
+            // A stopped service may accept a connection and never answer on it.
             timeout_at(until.into(), open)
                 .await
                 .unwrap_or_else(|_| Err(ClientError::new(exit::UNAVAILABLE, "the service does not answer")))
@@ -176,7 +175,7 @@ impl SessionLoop {
                 LoopEvent::EndRequested(request)
             }
             LoopWake::Opened(Ok(connection)) => {
-                // The broken connection is closed when the request was sent on the new one, see `Link::Opening`.
+                // Dropped after the request was sent on the new connection, see `Link::Opening`.
                 let _before = std::mem::replace(&mut self.link, Link::Open(connection));
                 return self.on_event(LoopEvent::Opened).await;
             }
@@ -222,15 +221,15 @@ impl SessionLoop {
         LoopEvent::of_message(message, self.state.awaits_connected())
     }
 
-    /// Carries out what an event asks for. Returns the exit code once the client is to leave.
+    /// Carries out the actions of an event. Returns the exit code when the client must exit.
     async fn on_event(&mut self, event: LoopEvent) -> Result<Option<u8>, ClientError> {
         let mut actions = VecDeque::from(self.state.step(event, Instant::now())?);
         while let Some(action) = actions.pop_front() {
             match action {
                 LoopAction::Connect(attempt) => self.begin_connect(attempt),
-                LoopAction::ExpectSignsEvery(period) => {
+                LoopAction::ExpectFramesEvery(period) => {
                     if let Link::Open(connection) = &mut self.link {
-                        connection.expect_signs_every(period);
+                        connection.expect_frames_every(period);
                     }
                 }
                 LoopAction::Execute { id, longest_detach_ms, instance } => {
@@ -294,7 +293,7 @@ impl SessionLoop {
         }
     }
 
-    /// Calls a method. A connection that is gone is noticed where it is read.
+    /// Calls a method. Errors are ignored, because reading from the broken connection reports them.
     async fn call<P: MethodParams>(&mut self, id: u64, params: &P) {
         if let Link::Open(connection) = &mut self.link {
             let _ = connection.call(id, params).await;

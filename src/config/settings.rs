@@ -20,7 +20,7 @@ use crate::backend::shim::containment::Containment;
 /// The longest time that can be set, in milliseconds: 35 years.
 const MAX_MS: u64 = 1 << 40;
 
-/// The most executions that a backend knows. One that has ended takes about 250 bytes besides its output.
+/// The highest limit of executions that a backend remembers. An ended one takes about 250 bytes besides its output.
 const MAX_ENDED: u64 = 1_000_000;
 
 /// Settings of the role `serve`.
@@ -34,7 +34,7 @@ pub struct ServeArgs {
     #[command(flatten)]
     pub(super) access: AccessArgs,
 
-    /// URL of the execution backend; without it, one runs inside this process
+    /// URL of a remote backend; without it, a backend runs inside this process
     #[arg(long, env = "CLAUDE_API_URL", value_name = "URL", value_parser = setting(backend_url))]
     #[arg(help_heading = "Executions")]
     pub(super) claude_api_url: Option<BackendUrl>,
@@ -71,7 +71,7 @@ pub struct BackendArgs {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Listening")]
 pub(super) struct AccessArgs {
-    /// Host names, separated by commas, that may be used without a token besides loopback names
+    /// Host names, separated by commas, that are accepted without a token besides loopback names
     #[arg(long, env = "CC_EXECUTOR_ALLOWED_HOSTS", value_name = "NAMES", value_parser = setting(comma_separated))]
     pub(super) allowed_hosts: Option<CommaSeparated>,
 
@@ -79,45 +79,45 @@ pub(super) struct AccessArgs {
     #[arg(long, env = "CC_EXECUTOR_ALLOWED_ORIGINS", value_name = "ORIGINS", value_parser = setting(comma_separated))]
     pub(super) allowed_origins: Option<CommaSeparated>,
 
-    /// Listen beyond loopback without a token: whoever reaches the port can run commands
+    /// Allow an address beyond loopback without a token: anyone who reaches it can run commands
     #[arg(long, env = "CC_EXECUTOR_INSECURE_NO_AUTH", action = ArgAction::SetTrue, value_parser = setting(switch))]
     pub(super) insecure_no_auth: bool,
 }
 
-/// Sessions, which only a gateway has.
+/// Limits of sessions, which only a gateway has.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Sessions")]
 pub(super) struct SessionArgs {
-    /// Sessions at a time
+    /// Maximum number of sessions
     #[arg(long, env = "CC_EXECUTOR_MAX_SESSIONS", value_name = "N", default_value = "1024", range = 1..=1_000_000)]
     pub(super) max_sessions: u64,
 
-    /// Sessions at a time from one client address
+    /// Maximum number of sessions from one client address
     #[arg(long, env = "CC_EXECUTOR_MAX_SESSIONS_PER_ADDRESS", value_name = "N", default_value = "512")]
     #[arg(range = 1..=1_000_000)]
     pub(super) max_sessions_per_address: u64,
 
-    /// Close a client that does not read, or does not answer pings, for MS milliseconds
+    /// Close a session whose client does not read or does not answer pings for MS milliseconds
     #[arg(long, env = "CC_EXECUTOR_CLIENT_STALL_MS", value_name = "MS", range = 100..=MAX_MS)]
     #[arg(default_value = Limits::default().client_stall_ms.to_string())]
     pub(super) client_stall_ms: u64,
 
-    /// Responses that a client may leave unread
+    /// Close a session whose client leaves more than N responses unread
     #[arg(long, env = "CC_EXECUTOR_MAX_UNSENT_RESPONSES", value_name = "N", range = 1..=65_536)]
     #[arg(default_value = Limits::default().unsent_responses.to_string())]
     pub(super) max_unsent_responses: u64,
 }
 
-/// Settings that a gateway needs, too, where its backend is another process.
+/// Settings of both roles.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Limits")]
 pub(super) struct SharedArgs {
-    /// Longest total or stall time-out that a client may ask for, in milliseconds
+    /// Longest total or stall time-out that a client may request, in milliseconds
     #[arg(long, env = "CC_EXECUTOR_MAX_TIMEOUT_MS", value_name = "MS", range = 1..=MAX_MS)]
     #[arg(default_value = Limits::default().timeout_ms.to_string())]
     pub(super) max_timeout_ms: u64,
 
-    /// Longest time that a client may let a command go on without it, in milliseconds
+    /// Longest time that a command may run without a client, in milliseconds
     #[arg(long, env = "CC_EXECUTOR_MAX_DETACH_MS", value_name = "MS", range = 1..=MAX_MS)]
     #[arg(default_value = Limits::default().detach_ms.to_string())]
     pub(super) max_detach_ms: u64,
@@ -127,13 +127,13 @@ pub(super) struct SharedArgs {
     #[arg(range = 1_024..=16 * MAX_MESSAGE_TO_CLIENT as u64)]
     pub(super) max_message_bytes: u64,
 
-    /// Kill Claude MS milliseconds after its last event if it has no task open and has not exited
+    /// Kill Claude if it has no open task and does not exit within MS milliseconds after its last event
     #[arg(long, env = "CC_EXECUTOR_CLAUDE_EXIT_MS", value_name = "MS", range = 100..=1 << 32)]
     #[arg(default_value = millis(EXIT_PATIENCE).to_string(), help_heading = "Claude")]
     pub(super) claude_exit_ms: u64,
 
-    /// Executions remembered, running or ended; more are refused
-    // Not among those of the backend alone: beside CLAUDE_API_URL it is ignored, not refused.
+    /// Maximum number of known executions, running or ended; more are refused
+    // Here and not in BackendOnlyArgs, because beside CLAUDE_API_URL it is ignored and not refused.
     #[arg(long, env = "CC_EXECUTOR_MAX_ENDED", value_name = "N", range = 1..=MAX_ENDED)]
     #[arg(default_value = MAX_ENDED.to_string(), help_heading = "Retained output")]
     pub(super) max_ended: u64,
@@ -143,7 +143,7 @@ pub(super) struct SharedArgs {
     pub(super) drain_ms: u64,
 }
 
-/// Settings that mean nothing to a gateway whose backend is another process.
+/// Settings that a gateway with a remote backend refuses.
 #[derive(Args, Clone, Debug)]
 pub(super) struct BackendOnlyArgs {
     #[command(flatten)]
@@ -160,7 +160,7 @@ pub(super) struct BackendOnlyArgs {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Executions")]
 pub(super) struct ExecutionArgs {
-    /// Executor of commands that name none
+    /// Executor of commands for which the client names none
     #[arg(long, env = "CC_EXECUTOR_DEFAULT_EXECUTOR", value_name = "NAME", default_value = "shell")]
     #[arg(value_parser = setting(|text| Ok(text.to_owned())))]
     pub(super) default_executor: String,
@@ -173,21 +173,21 @@ pub(super) struct ExecutionArgs {
     #[arg(long, env = "CC_EXECUTOR_PASS_ENV", value_name = "NAMES", value_parser = setting(comma_separated))]
     pub(super) pass_env: Option<CommaSeparated>,
 
-    /// What holds the processes of a command together; auto is a cgroup if one can be made, else none
+    /// How the processes of a command are contained; auto is cgroup if one can be made, else none
     #[arg(long, env = "CC_EXECUTOR_CONTAINMENT", value_name = "NAME", default_value = "auto")]
     #[arg(value_parser = one_of(&Containment::NAMES, Containment::named))]
     pub(super) containment: Containment,
 
-    /// Executions that run at a time
+    /// Maximum number of executions that run at the same time
     #[arg(long, env = "CC_EXECUTOR_MAX_EXECUTIONS", value_name = "N", default_value = "64", range = 1..=100_000)]
     pub(super) max_executions: u64,
 
-    /// Executions that may wait until they can run
+    /// Maximum number of executions in the queue
     #[arg(long, env = "CC_EXECUTOR_MAX_QUEUED", value_name = "N", default_value = "256", range = 0..=100_000)]
     pub(super) max_queued: u64,
 }
 
-/// What clients may ask of Claude.
+/// The limits of what clients may request of Claude.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Claude")]
 pub(super) struct ClaudeArgs {
@@ -204,7 +204,7 @@ pub(super) struct ClaudeArgs {
     #[arg(long, env = "CC_EXECUTOR_CLAUDE_TOOLS", value_name = "NAMES", value_parser = setting(comma_separated))]
     pub(super) claude_tools: Option<CommaSeparated>,
 
-    /// Answers of the model in one execution, any number if 0
+    /// Maximum number of answers of the model in one execution; 0 is no limit
     #[arg(long, env = "CC_EXECUTOR_CLAUDE_MAX_TURNS", value_name = "N", default_value = "0", range = 0..=1_000_000)]
     pub(super) claude_max_turns: u64,
 
@@ -213,20 +213,20 @@ pub(super) struct ClaudeArgs {
     pub(super) claude_directories: Option<CommaSeparated>,
 }
 
-/// The output that a backend keeps.
+/// The output that a backend retains.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Retained output")]
 pub(super) struct OutputArgs {
-    /// Bytes that are kept of each output stream for clients that attach
+    /// Size of the buffer that keeps a stream of output for clients that attach, in bytes
     #[arg(long, env = "CC_EXECUTOR_RING_BYTES", value_name = "BYTES", default_value = "4194304")]
     #[arg(range = 64 << 10..=1 << 30)]
     pub(super) ring_bytes: u64,
 
-    /// Keep the ending and the output of an ended execution for MS milliseconds
+    /// Keep the status and the output of an ended execution for MS milliseconds
     #[arg(long, env = "CC_EXECUTOR_RETENTION_MS", value_name = "MS", default_value = "600000", range = 0..=MAX_MS)]
     pub(super) retention_ms: u64,
 
-    /// Memory for the output of ended executions, in bytes
+    /// Maximum memory for the output of ended executions, in bytes
     #[arg(long, env = "CC_EXECUTOR_MAX_KEPT_BYTES", value_name = "BYTES", default_value = "268435456")]
     #[arg(range = 0..=1 << 40)]
     pub(super) max_kept_bytes: u64,
@@ -237,7 +237,8 @@ pub(super) struct OutputArgs {
     pub(super) consumer_stall_ms: u64,
 }
 
-/// The names of the settings of a backend that a command line or the environment sets. A value does not tell where it came from.
+/// The variables of those settings in `BackendOnlyArgs` that are set by a flag or by the environment, and not by a
+/// default.
 pub fn given(matches: &ArgMatches) -> Vec<String> {
     let definition = BackendOnlyArgs::augment_args(Command::new("backend"));
     let is_given = |arg: &&Arg| match matches.value_source(arg.get_id().as_str()) {

@@ -1,4 +1,4 @@
-//! Validates declared settings: reports all problems together, or makes the configuration of a role.
+//! Makes the configuration of a role from its settings, or reports all problems together.
 
 use std::{collections::BTreeMap, ffi::OsString, fs, net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -30,7 +30,7 @@ pub fn serve(
     mut problems: Problems,
 ) -> Result<GatewaySettings, Problems> {
     let ServeArgs { bind, access, claude_api_url, backend, shared, sessions } = args;
-    let token = problems.demanded(TOKEN, &variables.client, variables.token_sha256);
+    let token = problems.fingerprint(TOKEN, &variables.client, variables.token_sha256);
     let access = problems.access(bind, access, token);
     let limits = Limits {
         message_bytes: size(shared.max_message_bytes),
@@ -47,9 +47,9 @@ pub fn serve(
     let backend = match claude_api_url.flatten() {
         Some(url) => {
             problems.ignore(["--max-ended", "CC_EXECUTOR_MAX_ENDED"]);
-            // Ignoring these would hide that the backend does not have them.
+            // They are refused, because they would have no effect at the remote backend.
             for name in given {
-                problems.add(&name, "belongs to the backend: set it there, not beside CLAUDE_API_URL");
+                problems.add(&name, "belongs to the backend; set it there, and not beside CLAUDE_API_URL");
             }
             let token = ClientVariables { token: variables.backend_token, token_file: variables.backend_token_file };
             BackendLocation::Remote(url, problems.secret(BACKEND_TOKEN, &token))
@@ -70,9 +70,9 @@ pub fn backend(
     mut problems: Problems,
 ) -> Result<BackendSettings, Problems> {
     let BackendArgs { bind, access, backend, shared } = args;
-    let own = problems.demanded(TOKEN, &variables.client, variables.token_sha256);
+    let own = problems.fingerprint(TOKEN, &variables.client, variables.token_sha256);
     let token = ClientVariables { token: variables.backend_token, token_file: variables.backend_token_file };
-    let token = problems.demanded(BACKEND_TOKEN, &token, variables.backend_token_sha256).or(own);
+    let token = problems.fingerprint(BACKEND_TOKEN, &token, variables.backend_token_sha256).or(own);
     let access = problems.access(bind, access, token);
     let backend = problems.backend(backend, &shared);
     let (drain, log_format) = (Duration::from_millis(shared.drain_ms), variables.log_format);
@@ -114,7 +114,7 @@ impl Problems {
         if !bind.ip().is_loopback() && token.is_none() && !args.insecure_no_auth {
             self.add(
                 "CC_EXECUTOR_BIND",
-                format!("is {bind}, which others can reach, and there is no token: set {TOKEN} or {TOKEN}_FILE, or pass --insecure-no-auth"),
+                format!("is {bind}, which other machines can reach, and there is no token; set {TOKEN} or {TOKEN}_FILE, or pass --insecure-no-auth"),
             );
         }
         Access {
@@ -129,21 +129,24 @@ impl Problems {
         let BackendOnlyArgs { executions, claude, output } = args;
         let added = executions.executors.unwrap_or_default();
         for (executor, _) in added.iter().filter(|(_, argv)| argv.first().is_none_or(String::is_empty)) {
-            self.add("CC_EXECUTOR_EXECUTORS", format!("gives the executor {executor:?} no program"));
+            self.add("CC_EXECUTOR_EXECUTORS", format!("must name a program for the executor {executor:?}"));
         }
         let default = executions.default_executor;
         let pass = executions.pass_env.unwrap_or_default();
         if let Some(own) = pass.iter().find(|name| name.starts_with(OWN_PREFIX)) {
-            self.add("CC_EXECUTOR_PASS_ENV", format!("names {own}: a command never gets the service's own settings"));
+            self.add(
+                "CC_EXECUTOR_PASS_ENV",
+                format!("must not name {own}; a command never gets the service's own settings"),
+            );
         }
         let inherited = inherited(service_environment(), &pass);
         let claude = claude_policy(claude);
         let executors = Executors::new(added, &default, inherited.clone(), claude.clone()).or_else(|problem| {
-            self.add("CC_EXECUTOR_DEFAULT_EXECUTOR", format!("is {default:?}, but {problem}"));
+            self.add("CC_EXECUTOR_DEFAULT_EXECUTOR", format!("cannot be used: {problem}"));
             Executors::new(BTreeMap::new(), "shell", inherited, claude)
         });
         BackendConfig {
-            executors: executors.expect("there is always a shell"),
+            executors: executors.expect("the executor shell always exists"),
             max_executions: size(executions.max_executions),
             max_queued: size(executions.max_queued),
             max_timeout_ms: shared.max_timeout_ms,
@@ -165,7 +168,7 @@ impl Problems {
         let file = format!("{name}_FILE");
         let text = match (set(variables.token.as_ref()), set(variables.token_file.as_ref())) {
             (Some(_), Some(_)) => {
-                self.add(name, format!("and {file} are both set: which one is meant?"));
+                self.add(name, format!("and {file} are both set; unset one of them"));
                 return None;
             }
             (Some(text), None) => text.to_owned(),
@@ -179,20 +182,26 @@ impl Problems {
             (None, None) => return None,
         };
         if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
-            self.add(name, "must be printable ASCII without spaces, and not empty");
+            self.add(name, "must consist of printable ASCII characters without spaces");
             return None;
         }
         Some(Secret::new(text))
     }
 
-    /// Reads what a role demands: a secret, or its SHA-256, which is not secret. A command can read the environment
-    /// that the service was started with where another process of its user has it, such as a container's init.
-    fn demanded(&mut self, name: &str, variables: &ClientVariables, sha256: Option<OsString>) -> Option<Fingerprint> {
+    /// The fingerprint of the secret that a role demands, from the secret or from its SHA-256. The SHA-256 is not
+    /// secret: where another process of the same user has the service's environment, such as a container's init,
+    /// commands can read it.
+    fn fingerprint(
+        &mut self,
+        name: &str,
+        variables: &ClientVariables,
+        sha256: Option<OsString>,
+    ) -> Option<Fingerprint> {
         let hashed = format!("{name}_SHA256");
         let secret = self.secret(name, variables);
         match (secret, set(sha256.as_ref())) {
             (Some(_), Some(_)) => {
-                self.add(name, format!("and {hashed} are both set: which one is meant?"));
+                self.add(name, format!("and {hashed} are both set; unset one of them"));
                 None
             }
             (secret, None) => secret.map(|secret| secret.fingerprint()),
@@ -207,7 +216,7 @@ impl Problems {
     }
 }
 
-/// A variable's value, unless it is empty or is not text.
+/// The value of a variable. An empty value, or one that is not UTF-8, counts as unset.
 fn set(value: Option<&OsString>) -> Option<&str> {
     value?.to_str().filter(|text| !text.is_empty())
 }

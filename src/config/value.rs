@@ -214,5 +214,9 @@ pub(super) fn executors(text: &str) -> Result<BTreeMap<String, Vec<String>>, Str
     if text.is_empty() {
         return Ok(BTreeMap::new());
     }
-    serde_json::from_str(text).map_err(|error| format!("must be a JSON object of argument lists: {error}"))
+    serde_json::from_str(text).map_err(|error| {
+        format!(
+            "must be a JSON object of argument lists, such as {{\"node\":[\"node\",\"-e\",\"{{command}}\"]}}: {error}"
+        )
+    })
 }

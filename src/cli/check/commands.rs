@@ -20,12 +20,12 @@ pub(super) async fn basic(probe: &Probe) -> Result<String, CheckFailure> {
         .within(async |session| {
             let transcript = session.run(ExecutionSpec::of(COMMAND)).await?;
             transcript.exited_with(0)?;
-            let said = transcript.streams.stdout.text();
-            ensure!(said == "RESULT:::168\n", "the answer should be RESULT:::168, and is {said:?}");
+            let output = transcript.streams.stdout.text();
+            ensure!(output == "RESULT:::168\n", "the output should be RESULT:::168, and is {output:?}");
             let first = transcript.updates.first().map(|(_, update)| update.status);
             let fine = matches!(first, Some(Status::Running | Status::Queued));
             ensure!(fine, "the first status should be RUNNING or QUEUED, and is {:?}", first.map(Status::as_str));
-            Ok(said.trim().to_owned())
+            Ok(output.trim().to_owned())
         })
         .await
 }
@@ -34,16 +34,16 @@ pub(super) async fn basic(probe: &Probe) -> Result<String, CheckFailure> {
 struct CommandCase {
     name: &'static str,
     command: &'static str,
-    judge: fn(&Transcript) -> Result<(), CheckFailure>,
+    verify: fn(&Transcript) -> Result<(), CheckFailure>,
 }
 
-fn says(transcript: &Transcript, expected: &str) -> Result<(), CheckFailure> {
+fn prints(transcript: &Transcript, expected: &str) -> Result<(), CheckFailure> {
     transcript.exited_with(0)?;
-    let said = transcript.streams.stdout.text();
+    let output = transcript.streams.stdout.text();
     ensure!(
-        said == expected,
+        output == expected,
         "the output should be {expected:?}, and is {:?}",
-        said.chars().take(200).collect::<String>()
+        output.chars().take(200).collect::<String>()
     );
     Ok(())
 }
@@ -56,39 +56,39 @@ const CASES: &[CommandCase] = &[
     CommandCase {
         name: "arithmetic",
         command: "echo $((1234 * 5678 - 9))",
-        judge: |transcript| says(transcript, "7006643\n"),
+        verify: |transcript| prints(transcript, "7006643\n"),
     },
     CommandCase {
         name: "string reversal",
         command: r#"python3 -c "print('never odd or even, she said'[::-1])""#,
-        judge: |transcript| says(transcript, "dias ehs ,neve ro ddo reven\n"),
+        verify: |transcript| prints(transcript, "dias ehs ,neve ro ddo reven\n"),
     },
     CommandCase {
         name: "JSON",
         command: r#"python3 -c "import json; print(json.dumps({'quotes': '\"', 'list': [1, 2.5, None], 'tab': '\t'}))""#,
-        judge: |transcript| {
+        verify: |transcript| {
             transcript.exited_with(0)?;
-            let said: Value = serde_json::from_str(&transcript.streams.stdout.text())
+            let output: Value = serde_json::from_str(&transcript.streams.stdout.text())
                 .map_err(|error| wrong(format!("the JSON arrived broken: {error}")))?;
             let expected = json!({ "quotes": "\"", "list": [1, 2.5, null], "tab": "\t" });
-            ensure!(said == expected, "the JSON arrived as {said}");
+            ensure!(output == expected, "the JSON arrived as {output}");
             Ok(())
         },
     },
     CommandCase {
         name: "many lines",
         command: "seq 1 20000",
-        judge: |transcript| says(transcript, &(1..=N_LINES).map(|n| format!("{n}\n")).collect::<String>()),
+        verify: |transcript| prints(transcript, &(1..=N_LINES).map(|n| format!("{n}\n")).collect::<String>()),
     },
     CommandCase {
-        name: "an error caught",
+        name: "a caught exception",
         command: "python3 -c \"\ntry:\n    1 / 0\nexcept ZeroDivisionError as error:\n    print('caught:', error)\"",
-        judge: |transcript| says(transcript, "caught: division by zero\n"),
+        verify: |transcript| prints(transcript, "caught: division by zero\n"),
     },
     CommandCase {
         name: "a failing command",
         command: "echo out; echo err >&2; exit 3",
-        judge: |transcript| {
+        verify: |transcript| {
             transcript.exited_with(3)?;
             let both = (transcript.streams.stdout.text(), transcript.streams.stderr.text());
             ensure!(both == ("out\n".to_owned(), "err\n".to_owned()), "the streams should be apart: {both:?}");
@@ -98,7 +98,7 @@ const CASES: &[CommandCase] = &[
     CommandCase {
         name: "a command ended by a signal",
         command: "kill -9 $$",
-        judge: |transcript| {
+        verify: |transcript| {
             transcript.ended_as(Status::Failed, Reason::Signal)?;
             let signal = transcript.end()?.signal.as_deref();
             ensure!(signal == Some("SIGKILL"), "the signal should be SIGKILL, and is {signal:?}");
@@ -106,31 +106,31 @@ const CASES: &[CommandCase] = &[
         },
     },
     CommandCase {
-        name: "a program that is not there",
+        name: "a missing program",
         command: "no-such-program-anywhere 2>/dev/null",
-        judge: |transcript| transcript.exited_with(127),
+        verify: |transcript| transcript.exited_with(127),
     },
     CommandCase {
         name: "a long line",
         command: "python3 -c \"print('x' * 1000000)\"",
-        judge: |transcript| says(transcript, &format!("{}\n", "x".repeat(LONG_LINE))),
+        verify: |transcript| prints(transcript, &format!("{}\n", "x".repeat(LONG_LINE))),
     },
     CommandCase {
         name: "UTF-8",
         command: "python3 -c \"print('\\U0001f980é€' * 50000)\"",
-        judge: |transcript| says(transcript, &format!("{}\n", "\u{1f980}é€".repeat(EMOJI))),
+        verify: |transcript| prints(transcript, &format!("{}\n", "\u{1f980}é€".repeat(EMOJI))),
     },
     CommandCase {
-        name: "bytes that are no text",
+        name: "bytes that are not UTF-8",
         command: r"printf '\377\000\376no newline'",
-        judge: |transcript| {
+        verify: |transcript| {
             transcript.exited_with(0)?;
             let bytes = &transcript.streams.stdout.bytes;
             ensure!(bytes.as_slice() == b"\xff\0\xfeno newline", "the bytes arrived as {bytes:?}");
             Ok(())
         },
     },
-    CommandCase { name: "silence", command: "true", judge: |transcript| says(transcript, "") },
+    CommandCase { name: "silence", command: "true", verify: |transcript| prints(transcript, "") },
 ];
 
 /// Runs commands of many kinds, one after the other in one session.
@@ -138,7 +138,7 @@ pub(super) async fn stress(probe: &Probe) -> Result<String, CheckFailure> {
     probe
         .within(async |session| {
             for case in CASES {
-                probe.doing(case.name);
+                probe.show_step(case.name);
                 run_case(session, case).await.map_err(|problem| problem.of(case.name))?;
             }
             Ok(format!("{} kinds of commands", CASES.len()))
@@ -148,5 +148,5 @@ pub(super) async fn stress(probe: &Probe) -> Result<String, CheckFailure> {
 
 async fn run_case(session: &mut CheckSession<'_>, case: &CommandCase) -> Result<(), CheckFailure> {
     let transcript = session.run(ExecutionSpec::of(case.command)).await?;
-    (case.judge)(&transcript)
+    (case.verify)(&transcript)
 }

@@ -31,15 +31,16 @@ pub(super) async fn cancel(probe: &Probe) -> Result<String, CheckFailure> {
     probe
         .within(async |session| {
             let mut longest = Duration::ZERO;
-            for (name, command, grace_ms, escalated) in
-                [("a command that obeys", POLITE, 5_000, false), ("a command that ignores TERM", STUBBORN, 300, true)]
-            {
-                probe.doing(name);
+            for (name, command, grace_ms, escalated) in [
+                ("a command that obeys TERM", POLITE, 5_000, false),
+                ("a command that ignores TERM", STUBBORN, 300, true),
+            ] {
+                probe.show_step(name);
                 let took =
                     cancel_one(session, command, grace_ms, escalated).await.map_err(|problem| problem.of(name))?;
                 longest = longest.max(took);
             }
-            Ok(format!("every process seen gone, {:.2} s at the longest", longest.as_secs_f64()))
+            Ok(format!("no process left after {:.2} s at the longest", longest.as_secs_f64()))
         })
         .await
 }
@@ -51,7 +52,7 @@ async fn cancel_one(
     escalated: bool,
 ) -> Result<Duration, CheckFailure> {
     let mark = ProcessMark::new();
-    let mut transcript = session.execute(ExecutionSpec::of(mark.on(command))).await?;
+    let mut transcript = session.execute(ExecutionSpec::of(mark.mark(command))).await?;
     session.follow(&mut transcript, |transcript| !transcript.streams.stdout.bytes.is_empty()).await?;
     let since = Instant::now();
     let answer = session.ask(&cancellation(grace_ms)).await?;
@@ -60,7 +61,7 @@ async fn cancel_one(
     let took = since.elapsed();
     transcript.ended_as(Status::Cancelled, Reason::Canceled)?;
     let cancel = transcript.end()?.cancel.ok_or_else(|| wrong("the end has no report of the cancellation"))?;
-    ensure!(cancel.verified, "its processes are not proven gone: {}", shown(&cancel));
+    ensure!(cancel.verified, "the service cannot prove that its processes are gone: {}", shown(&cancel));
     ensure!(cancel.escalated == escalated, "escalated should be {escalated}: {}", shown(&cancel));
     transcript.is_whole()?;
     mark.is_gone(session).await?;
@@ -71,14 +72,14 @@ async fn cancel_one(
 pub(super) async fn races(probe: &Probe) -> Result<String, CheckFailure> {
     const ROUNDS: usize = 24;
     let mark = ProcessMark::new();
-    let command = mark.on("setsid sleep MARK & yes 'output without end'");
+    let command = mark.mark("setsid sleep MARK & yes 'output without end'");
     probe
         .within(async |watcher| {
             for round in 0..ROUNDS {
-                probe.doing(format!("round {round} of {ROUNDS}"));
+                probe.show_step(format!("round {round} of {ROUNDS}"));
                 let mut session = probe.open().await?;
                 let mut transcript = session.execute(ExecutionSpec::of(&command)).await?;
-                // Each round leaves a little later than the one before.
+                // Each round disconnects a little later than the one before.
                 let so_far = round * 20_000;
                 session.follow(&mut transcript, |transcript| transcript.streams.stdout.bytes.len() >= so_far).await?;
                 if round % 2 == 0 {
@@ -90,13 +91,13 @@ pub(super) async fn races(probe: &Probe) -> Result<String, CheckFailure> {
                 ensure!(
                     (end.status, end.reason) == (Status::Cancelled, Reason::Disconnected)
                         && end.cancel.is_some_and(|cancel| cancel.verified),
-                    "left after {so_far} bytes, it ended as {}",
+                    "after a disconnect at {so_far} bytes it ended as {}",
                     shown(&end)
                 );
             }
-            probe.doing("looks for processes");
+            probe.show_step("searches for processes");
             mark.is_gone(watcher).await?;
-            Ok(format!("{ROUNDS} clients that left in the middle, no process is"))
+            Ok(format!("{ROUNDS} disconnects, no process left"))
         })
         .await
 }
@@ -117,7 +118,7 @@ async fn ended(
         };
         ensure!(
             since.elapsed() < probe.quiet(),
-            "hung: {id} goes on for {} s after its client left: {}",
+            "hung: {id} still runs {} s after its client disconnected: {}",
             probe.quiet().as_secs(),
             shown(&status)
         );
@@ -131,7 +132,7 @@ fn cancellation(grace_ms: u64) -> ControlParams {
 }
 
 /// Calls that must be refused, with the expected error code. They are raw JSON, because no type of a call permits them.
-fn refused() -> Vec<(&'static str, Value, i64)> {
+fn invalid_calls() -> Vec<(&'static str, Value, i64)> {
     vec![
         ("execute", json!({}), code::PARAMS),
         ("execute", json!({ "command": "" }), code::PARAMS),
@@ -148,21 +149,21 @@ fn refused() -> Vec<(&'static str, Value, i64)> {
 pub(super) async fn limits(probe: &Probe) -> Result<String, CheckFailure> {
     let (n_refused, long) = probe
         .within(async |session| {
-            let n_refused = refuses(probe, session).await?;
+            let n_refused = check_refusals(probe, session).await?;
             two_at_once(probe, session).await?;
             let sleep = ExecutionSpec::of("sleep 1000");
             for (limit, reason, run) in [
                 ("timeoutMs", Reason::Timeout, ExecutionSpec { timeout_ms: Some(300), ..sleep.clone() }),
                 ("stallTimeoutMs", Reason::Stalled, ExecutionSpec { stall_timeout_ms: Some(300), ..sleep }),
             ] {
-                probe.doing(limit);
+                probe.show_step(limit);
                 let transcript = session.run(run).await?;
                 timed_out(&transcript, reason).map_err(|problem| problem.of(limit))?;
             }
             Ok((n_refused, session.connected.limits.message_bytes.saturating_add(1)))
         })
         .await?;
-    probe.doing("a message that is too long");
+    probe.show_step("a message that is too long");
     let mut session = probe.open().await?;
     // The send may fail, because the service may close the session before it has read the whole message.
     let _ = session.send("x".repeat(long)).await;
@@ -171,33 +172,39 @@ pub(super) async fn limits(probe: &Probe) -> Result<String, CheckFailure> {
         return Err(session.problem(format!("a message of {long} bytes is closed with {code}, not 1009")));
     }
     // Besides the table's calls: the message that is not JSON, the second execution and the long message.
-    Ok(format!("{} wrong calls refused, two time-outs told as failures", n_refused + 3))
+    Ok(format!("{} invalid calls refused, two time-outs reported as failures", n_refused + 3))
 }
 
-async fn refuses(probe: &Probe, session: &mut CheckSession<'_>) -> Result<usize, CheckFailure> {
-    let calls = refused();
+async fn check_refusals(probe: &Probe, session: &mut CheckSession<'_>) -> Result<usize, CheckFailure> {
+    let calls = invalid_calls();
     for (method, params, code) in &calls {
-        probe.doing(format!("{method} {params}"));
+        probe.show_step(format!("{method} {params}"));
         match session.call_raw(method, params).await? {
-            Err(error) => ensure!(error.code == *code, "{method} {params} is {}, not {code}", shown(&error)),
+            Err(error) => {
+                ensure!(error.code == *code, "{method} {params} is refused with {}, not {code}", shown(&error))
+            }
             Ok(result) => return Err(wrong(format!("{method} {params} is accepted: {}", shown(&result)))),
         }
     }
-    probe.doing("a message that is no JSON");
-    let error = session.unreadable("this is no JSON".to_owned()).await?;
+    probe.show_step("a message that is not JSON");
+    let error = session.unreadable("this is not JSON".to_owned()).await?;
     ensure!(error.code == code::PARSE, "a message that is not JSON is refused with {}", shown(&error));
     Ok(calls.len())
 }
 
 async fn two_at_once(probe: &Probe, session: &mut CheckSession<'_>) -> Result<(), CheckFailure> {
-    probe.doing("two executions in one session");
+    probe.show_step("two executions in one session");
     let mut transcript = session.execute(ExecutionSpec::of("sleep 1000")).await?;
     let second = session.execute_params(ExecutionSpec::of("true"));
     match session.call(&second).await? {
         Err(error) => {
-            ensure!(error.code == code::ALREADY_RUNNING, "a second execution in one session is {}", shown(&error))
+            ensure!(
+                error.code == code::ALREADY_RUNNING,
+                "a second execution in one session is refused with {}",
+                shown(&error)
+            )
         }
-        Ok(result) => return Err(wrong(format!("a second execution in one session: {}", shown(&result)))),
+        Ok(result) => return Err(wrong(format!("a second execution in one session is accepted: {}", shown(&result)))),
     }
     session.ask(&cancellation(DEFAULT_GRACE_MS)).await?;
     session.finish(&mut transcript).await?;

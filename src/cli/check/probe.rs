@@ -23,8 +23,8 @@ impl Probe {
     }
 
     /// Shows the current step.
-    pub(super) fn doing(&self, what: impl Into<String>) {
-        self.progress.set_message(what.into());
+    pub(super) fn show_step(&self, step: impl Into<String>) {
+        self.progress.set_message(step.into());
     }
 
     /// The longest time until the next message. Heartbeats count as messages, pings do not.
@@ -33,7 +33,7 @@ impl Probe {
     }
 
     /// Notes that an execution of some session has made progress.
-    pub(super) fn got_on(&self, now: Instant) {
+    pub(super) fn record_progress(&self, now: Instant) {
         self.moved_at.set(now);
     }
 

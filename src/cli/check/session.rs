@@ -68,10 +68,10 @@ impl Probe {
         work: impl AsyncFnOnce(&mut CheckSession<'_>) -> Result<T, CheckFailure>,
     ) -> Result<T, CheckFailure> {
         let mut session = self.open().await?;
-        let done = work(&mut session).await;
-        let done = session.located(done)?;
+        let result = work(&mut session).await;
+        let result = session.located(result)?;
         session.close().await?;
-        Ok(done)
+        Ok(result)
     }
 }
 
@@ -143,7 +143,9 @@ impl CheckSession<'_> {
     fn sent(&self, sent: Result<Result<(), ClientError>, tokio::time::error::Elapsed>) -> Result<(), CheckFailure> {
         match sent {
             Ok(sent) => sent.map_err(|error| self.problem(error.message)),
-            Err(_) => Err(self.problem(format!("hung: it reads nothing for {} s", self.probe.quiet().as_secs()))),
+            Err(_) => {
+                Err(self.problem(format!("hung: the service reads nothing for {} s", self.probe.quiet().as_secs())))
+            }
         }
     }
 
@@ -248,7 +250,7 @@ impl CheckSession<'_> {
             let now = Instant::now();
             let taken = parse(&text).and_then(|message| transcript.take(&message, now));
             if self.located(taken)? {
-                self.probe.got_on(now);
+                self.probe.record_progress(now);
             }
             if transcript.stuck_for(now) > STUCK {
                 return Err(self.problem(format!("hung: nothing but heartbeats for {} s", STUCK.as_secs())));

@@ -34,11 +34,11 @@ fn counts_to(transcript: &Transcript, n: u64) -> Result<(), CheckFailure> {
         );
     }
     let rest: Vec<_> = lines.collect();
-    ensure!(rest == [b""], "something comes after line {n}");
+    ensure!(rest == [b""], "there is output after line {n}");
     Ok(())
 }
 
-/// A client that reads nothing for a while and then slowly must lose nothing.
+/// A client that reads nothing for a while, and then slowly, must lose no output.
 pub(super) async fn slow_client(probe: &Probe) -> Result<String, CheckFailure> {
     const LINES: u64 = 3_000_000;
     const NOTHING: Duration = Duration::from_secs(2);
@@ -46,9 +46,9 @@ pub(super) async fn slow_client(probe: &Probe) -> Result<String, CheckFailure> {
     probe
         .within(async |session| {
             let mut transcript = session.execute(ExecutionSpec::of(format!("seq 1 {LINES}"))).await?;
-            probe.doing("reads nothing");
+            probe.show_step("reads nothing");
             sleep(NOTHING).await;
-            probe.doing("reads slowly");
+            probe.show_step("reads slowly");
             for pause in 1..=8 {
                 let so_far = pause * 1_000_000;
                 session.follow(&mut transcript, |transcript| transcript.streams.stdout.bytes.len() > so_far).await?;
@@ -57,7 +57,7 @@ pub(super) async fn slow_client(probe: &Probe) -> Result<String, CheckFailure> {
             session.finish(&mut transcript).await?;
             transcript.exited_with(0)?;
             counts_to(&transcript, LINES)?;
-            Ok(format!("{} bytes, each counted", transcript.streams.stdout.bytes.len()))
+            Ok(format!("{} bytes, complete", transcript.streams.stdout.bytes.len()))
         })
         .await
 }
@@ -70,7 +70,7 @@ pub(super) async fn large_output(probe: &Probe) -> Result<String, CheckFailure> 
             let transcript = session.run(ExecutionSpec::of(format!("seq 1 {LINES}"))).await?;
             transcript.exited_with(0)?;
             counts_to(&transcript, LINES)?;
-            Ok(format!("{} bytes, digest as where it ran", transcript.streams.stdout.bytes.len()))
+            Ok(format!("{} bytes, with the digest of the backend", transcript.streams.stdout.bytes.len()))
         })
         .await
 }
@@ -84,17 +84,17 @@ pub(super) async fn heartbeat(probe: &Probe) -> Result<String, CheckFailure> {
             let transcript =
                 session.run(ExecutionSpec { heartbeat_ms: Some(1_000), ..ExecutionSpec::of(SILENCE) }).await?;
             transcript.exited_with(0)?;
-            let n_beats = beats(&transcript)?;
-            Ok(format!("{n_beats} signs of life in 5.5 s of silence"))
+            let n_beats = count_heartbeats(&transcript)?;
+            Ok(format!("{n_beats} heartbeats in 5.5 s without output"))
         })
         .await
 }
 
 /// The bounds leave room for a loaded machine.
-fn beats(transcript: &Transcript) -> Result<usize, CheckFailure> {
+fn count_heartbeats(transcript: &Transcript) -> Result<usize, CheckFailure> {
     const LONGEST_GAP: Duration = Duration::from_secs(3);
     let beats: Vec<_> = transcript.updates.iter().filter(|(_, update)| update.status == Status::Running).collect();
-    ensure!(beats.len() >= 4, "in 5.5 s with a heartbeat a second RUNNING was told {} times", beats.len());
+    ensure!(beats.len() >= 4, "only {} heartbeats came in 5.5 s at one a second", beats.len());
     for pair in beats.windows(2) {
         let [(before_at, before), (at, beat)] = pair else { continue };
         let gap = at.duration_since(*before_at);
@@ -116,7 +116,7 @@ pub(super) async fn detach(probe: &Probe) -> Result<String, CheckFailure> {
     let detach = Some(DetachOptions { detach_ms, overflow: Overflow::Wait });
     let mut transcript = session.execute(ExecutionSpec { detach, ..ExecutionSpec::of(command) }).await?;
     for round in 1..=ROUNDS {
-        probe.doing(format!("breaks its connection, {round} of {ROUNDS}"));
+        probe.show_step(format!("breaks the connection, {round} of {ROUNDS}"));
         let so_far = round * 80_000;
         session.follow(&mut transcript, |transcript| transcript.streams.stdout.bytes.len() > so_far).await?;
         drop(session);
@@ -126,8 +126,8 @@ pub(super) async fn detach(probe: &Probe) -> Result<String, CheckFailure> {
     session.finish(&mut transcript).await?;
     let whole = transcript.exited_with(0).and_then(|()| counts_to(&transcript, LINES));
     session.located(whole)?;
-    probe.doing("comes once more, after the end");
-    let late = late(&mut session, &transcript).await;
+    probe.show_step("attaches after the end");
+    let late = attach_after_end(&mut session, &transcript).await;
     let late = session.located(late)?;
     session.close().await?;
     Ok(format!("{ROUNDS} broken connections, {} bytes, each once{late}", transcript.streams.stdout.bytes.len()))
@@ -137,11 +137,14 @@ fn attach(transcript: &Transcript, offsets: PerStream<u64>) -> AttachParams {
     AttachParams { execution_id: transcript.id, offsets, framing: Framing::default(), events: false }
 }
 
-/// Attaches after the end. Output that is not kept any more must be reported as a gap.
-async fn late(session: &mut CheckSession<'_>, transcript: &Transcript) -> Result<&'static str, CheckFailure> {
+/// Attaches after the end. Output that is not retained any more must be reported as a gap.
+async fn attach_after_end(
+    session: &mut CheckSession<'_>,
+    transcript: &Transcript,
+) -> Result<&'static str, CheckFailure> {
     match session.call(&attach(transcript, PerStream::default())).await? {
         Ok(_) => {}
-        Err(error) if error.code == code::UNKNOWN_EXECUTION => return Ok("; nothing is kept after the end"),
+        Err(error) if error.code == code::UNKNOWN_EXECUTION => return Ok("; no output is retained after the end"),
         Err(error) => return Err(wrong(format!("attach after the end is refused: {}", shown(&error)))),
     }
     let mut again = Transcript::of(transcript.id, Instant::now());
@@ -150,7 +153,7 @@ async fn late(session: &mut CheckSession<'_>, transcript: &Transcript) -> Result
     again.adds_up()?;
     ensure!(
         again.streams.stdout.is_of(&transcript.streams.stdout.bytes),
-        "after the end something else comes than before"
+        "the retained output differs from the received output"
     );
-    Ok(if again.n_lost(Stream::Stdout) == 0 { "" } else { "; a part is kept after the end" })
+    Ok(if again.n_lost(Stream::Stdout) == 0 { "" } else { "; a part of the output is retained after the end" })
 }

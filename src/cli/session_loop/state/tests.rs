@@ -1,4 +1,4 @@
-//! Scripts of events, with the actions that each asks for.
+//! Scripts of events, with the actions of each.
 
 use cc_executor_actors::{
     outcome::{Outcome, Reason, Status},
@@ -102,13 +102,13 @@ fn a_command_that_ends_with_its_client_is_requested_at_once_and_never_again() {
 }
 
 #[test]
-fn a_client_that_comes_back_asks_the_same_backend() {
+fn a_client_that_reconnects_sends_its_request_to_the_same_instance() {
     let mut script = Script::run(DisconnectAction::Reconnect(PATIENCE));
     assert_eq!(script.play(0, LoopEvent::Opened), Ok(vec![]), "`connected` is awaited");
     assert_eq!(script.play(0, connected(Some("one"))), Ok(vec![script.execute(Some(7), None)]));
-    let coming_back = report("it broke; trying to come back for 5 s");
+    let reconnecting = report("it broke; trying to reconnect for 5 s");
     let until = Duration::from_millis(1_000) + PATIENCE;
-    assert_eq!(script.play(1_000, LoopEvent::Broken(broken())), Ok(vec![coming_back, script.connect(50, until)]));
+    assert_eq!(script.play(1_000, LoopEvent::Broken(broken())), Ok(vec![reconnecting, script.connect(50, until)]));
     assert_eq!(script.play(1_050, LoopEvent::OpenFailed(broken())), Ok(vec![script.connect(100, until)]));
     assert_eq!(script.play(1_150, LoopEvent::Opened), Ok(vec![]));
     assert_eq!(script.state.answer_by(), Some(script.start + until), "the absence bounds the answer, too");
@@ -162,14 +162,14 @@ fn an_interrupt_before_the_request_leaves_and_one_after_it_is_never_lost() {
     script.play(0, connected(Some("one"))).unwrap();
     script.play(1, LoopEvent::Broken(broken())).unwrap();
     script.play(60, LoopEvent::Opened).unwrap();
-    assert_eq!(script.play(61, CTRL_C), Ok(vec![report("canceling; once more to leave at once")]));
+    assert_eq!(script.play(61, CTRL_C), Ok(vec![report("canceling; send the signal again to exit without waiting")]));
     assert_eq!(script.play(62, connected(Some("one"))).unwrap()[1], LoopAction::Cancel);
     let mut script = Script::attach(Some(PATIENCE));
     script.play(0, LoopEvent::Opened).unwrap();
     let accepted = script.accepted(Acceptance::Started, None);
     script.play(1, accepted).unwrap();
     script.play(2, LoopEvent::Broken(broken())).unwrap();
-    let left = report("left; an execution that may detach goes on");
+    let left = report(ending::LEFT);
     assert_eq!(script.play(3, CTRL_C), Ok(vec![left, LoopAction::ExitAtOnce(130)]), "a follower cancels nothing");
 }
 
@@ -203,7 +203,7 @@ fn an_absence_ends_with_its_time_or_with_an_error_that_does_not_pass() {
 
 #[test]
 fn interrupts_cancel_first_and_then_leave() {
-    let canceling = || vec![report("canceling; once more to leave at once"), LoopAction::Cancel];
+    let canceling = || vec![report("canceling; send the signal again to exit without waiting"), LoopAction::Cancel];
     let mut script = Script::run(DisconnectAction::End);
     assert_eq!(script.play(0, CTRL_C), Ok(vec![LoopAction::ExitAtOnce(130)]), "nothing was asked for yet");
     for (first, second, code) in [(CTRL_C, CTRL_C, 130), (CTRL_C, TERM, 143), (TERM, TERM, 143)] {
@@ -226,7 +226,7 @@ fn interrupts_cancel_first_and_then_leave() {
     assert_eq!(script.play(40, CTRL_C), Ok(vec![LoopAction::ExitAtOnce(130)]));
     let mut script = Script::attach(None);
     assert_eq!(script.play(0, LoopEvent::Opened), Ok(vec![LoopAction::Attach(script.id)]));
-    let left = report("left; an execution that may detach goes on");
+    let left = report(ending::LEFT);
     assert_eq!(script.play(1, TERM), Ok(vec![left, LoopAction::Exit(143)]));
 }
 
@@ -251,8 +251,7 @@ fn a_detached_command_is_left_with_its_id_or_canceled() {
 
 #[test]
 fn the_exit_code_is_the_commands_own_unless_something_else_decided() {
-    let incomplete =
-        "the output is incomplete: 9 bytes of stdout and 0 of stderr are lost; without that the exit code would be 3";
+    let incomplete = "the output is incomplete: 9 bytes of stdout and 0 bytes of stderr are lost; without this loss the exit code would be 3";
     let canceled = "the execution was canceled";
     for (request, event, actions) in [
         (None, finished(Reason::Exit, 0, Ok(()), 0), vec![LoopAction::Exit(0)]),
@@ -315,6 +314,6 @@ fn a_session_that_the_service_has_no_room_for_is_a_broken_connection() {
     let mut script = Script::attach(Some(PATIENCE));
     script.play(0, LoopEvent::Opened).unwrap();
     let until = Duration::from_millis(1) + PATIENCE;
-    let coming_back = report("full; trying to come back for 5 s");
-    assert_eq!(script.play(1, full()), Ok(vec![coming_back, script.connect(50, until)]));
+    let reconnecting = report("full; trying to reconnect for 5 s");
+    assert_eq!(script.play(1, full()), Ok(vec![reconnecting, script.connect(50, until)]));
 }
