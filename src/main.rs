@@ -30,14 +30,8 @@ fn main() -> ExitCode {
 
 fn dispatch(invocation: Invocation) -> ExitCode {
     match invocation {
-        Invocation::Serve(settings) => {
-            let log_format = settings.log_format;
-            roles::run(roles::serve(*settings), log_format)
-        }
-        Invocation::Backend(settings) => {
-            let log_format = settings.log_format;
-            roles::run(roles::backend(*settings), log_format)
-        }
+        Invocation::Serve(settings) => roles::run(settings.log_format, roles::serve(*settings)),
+        Invocation::Backend(settings) => roles::run(settings.log_format, roles::backend(*settings)),
         Invocation::Client(command) => run_system(cli::execute(command)),
         Invocation::Print(text) => match console::print(&text) {
             Ok(_) => ExitCode::SUCCESS,

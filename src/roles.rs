@@ -7,9 +7,9 @@ use std::{
     time::Duration,
 };
 
-use actix_web::dev::ServerHandle;
+use actix_web::dev::{Server, ServerHandle};
 use cc_executor::{
-    backend::{self, registry::Registry},
+    backend::{self, Serving},
     config::{BackendLocation, BackendSettings, GatewaySettings},
     console,
     gateway::{self, GatewayConfig},
@@ -24,7 +24,7 @@ use log::{info, warn};
 use uuid::Uuid;
 
 /// Prepares this process for a role, and runs the role to its end.
-pub fn run(role: impl Future<Output = io::Result<()>>, log_format: logging::Format) -> ExitCode {
+pub fn run(log_format: logging::Format, role: impl Future<Output = io::Result<()>>) -> ExitCode {
     // The parent may have blocked or ignored signals that the service needs, and commands would inherit that.
     shutdown::reset();
     logging::init(log_format);
@@ -74,8 +74,8 @@ pub async fn serve(config: GatewaySettings) -> io::Result<()> {
     let (backend, backend_url, backend_token) = match config.backend {
         BackendLocation::Remote(url, token) => (None, url, token),
         BackendLocation::Embedded(backend) => {
-            let (url, token, running) = embed(*backend)?;
-            (Some(running), url, Some(token))
+            let (url, token, embedded) = embed(*backend)?;
+            (Some(embedded), url, Some(token))
         }
     };
     info!(event = "service.listening", role = "gateway", address:% = address, backend = backend_url.as_str(),
@@ -90,14 +90,12 @@ pub async fn serve(config: GatewaySettings) -> io::Result<()> {
     let access = Access { port: address.port(), ..config.access };
     let gateway = gateway::serve(listener, gateway, access)?;
     let mut roles: Vec<Box<dyn Drainable>> = vec![Box::new(gateway.drain(backend.is_none()))];
-    let mut servers = vec![gateway.server.handle()];
-    let serving = actix_web::rt::spawn(gateway.server);
-    if let Some(EmbeddedBackend { handle, registry, .. }) = backend {
-        servers.push(handle);
-        roles.push(Box::new(registry.into_inner()));
+    let mut servers = vec![spawn(gateway.server)];
+    if let Some(backend) = backend {
+        servers.push(spawn(backend.server));
+        roles.push(Box::new(backend.registry.into_inner()));
     }
     stop(&mut shutdown, "gateway", roles, config.drain, servers).await;
-    drop(serving);
     Ok(())
 }
 
@@ -108,23 +106,16 @@ pub async fn backend(config: BackendSettings) -> io::Result<()> {
     let address = listener.local_addr()?;
     let access = Access { port: address.port(), ..config.access };
     let executors = config.backend.executors.names();
-    let EmbeddedBackend { handle, registry, contained } = EmbeddedBackend::start(listener, config.backend, access)?;
+    let Serving { server, registry, contained } = backend::serve(listener, config.backend, access)?;
     info!(event = "service.listening", role = "backend", address:% = address, executors:serde = executors,
         containment = contained, version = env!("CARGO_PKG_VERSION"); "listening on http://{address}");
     let roles: Vec<Box<dyn Drainable>> = vec![Box::new(registry.into_inner())];
-    stop(&mut shutdown, "backend", roles, config.drain, vec![handle]).await;
+    stop(&mut shutdown, "backend", roles, config.drain, vec![spawn(server)]).await;
     Ok(())
 }
 
-/// A backend in this process.
-struct EmbeddedBackend {
-    handle: ServerHandle,
-    registry: actix_web::web::Data<Registry>,
-    contained: &'static str,
-}
-
-/// Starts a backend on a loopback port of its own, behind a token that only this process knows.
-fn embed(config: backend::BackendConfig) -> io::Result<(String, Secret, EmbeddedBackend)> {
+/// Makes a backend on a loopback port of its own, with a token that only this process knows.
+fn embed(config: backend::BackendConfig) -> io::Result<(String, Secret, Serving)> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let address = listener.local_addr()?;
     let token = Secret::new(format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple()));
@@ -134,17 +125,15 @@ fn embed(config: backend::BackendConfig) -> io::Result<(String, Secret, Embedded
         allowed_origins: Vec::new(),
         port: address.port(),
     };
-    let running = EmbeddedBackend::start(listener, config, access)?;
-    Ok((format!("http://{address}"), token, running))
+    let embedded = backend::serve(listener, config, access)?;
+    Ok((format!("http://{address}"), token, embedded))
 }
 
-impl EmbeddedBackend {
-    fn start(listener: TcpListener, config: backend::BackendConfig, access: Access) -> io::Result<Self> {
-        let backend::Serving { server, registry, contained } = backend::serve(listener, config, access)?;
-        let handle = server.handle();
-        actix_web::rt::spawn(server);
-        Ok(EmbeddedBackend { handle, registry, contained })
-    }
+/// Runs a server until it is stopped through its handle.
+fn spawn(server: Server) -> ServerHandle {
+    let handle = server.handle();
+    actix_web::rt::spawn(server);
+    handle
 }
 
 /// Waits for a signal, and drains the roles. A second signal cuts the drain short: the subreaper and its shims end

@@ -14,7 +14,7 @@ mod session;
 mod streams;
 mod transcript;
 
-use std::{pin::Pin, time::Duration};
+use std::pin::Pin;
 
 use clap::Args;
 use indicatif::ProgressBar;
@@ -34,9 +34,6 @@ use super::{
     print_line,
 };
 use crate::console::OutputReader;
-
-/// The longest time until the next message. The checks ask for heartbeats every 5 s.
-const QUIET: Duration = Duration::from_secs(12);
 
 /// The exit codes in the help text.
 pub(super) const EXIT_CODES: &str = "\
@@ -128,7 +125,7 @@ pub(super) async fn check(options: CheckOptions) -> Result<u8, ClientError> {
 }
 
 async fn run_check(check: &Check, options: &CheckOptions, bar: ProgressBar) -> CheckOutcome<'static> {
-    let probe = Probe::new(&options.service.url, QUIET, bar);
+    let probe = Probe::new(&options.service.url, bar);
     let since = Instant::now();
     let result = (check.run)(&probe).await;
     let took = since.elapsed();

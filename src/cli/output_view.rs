@@ -6,10 +6,8 @@ use std::io;
 use cc_executor_actors::{
     outcome::Outcome,
     protocol::notification::{EventNotice, GapNotice, OutputNotice},
-    stream::PerStream,
 };
 use serde_json::value::RawValue;
-use tokio::time::Instant;
 
 use super::{
     ClientError, agent_view::AgentView, checksum::ChecksumError, connection::read, exit, stdout::StdoutWriter,
@@ -20,8 +18,8 @@ use crate::console;
 /// The output of one execution, over all connections.
 pub(super) struct OutputView {
     json: bool,
-    output: StdoutWriter,
-    elapsed: ElapsedLine,
+    pub(super) output: StdoutWriter,
+    pub(super) elapsed: ElapsedLine,
     agent: AgentView,
 }
 
@@ -76,57 +74,6 @@ impl OutputView {
     pub(super) fn report(&mut self, text: &str) {
         self.elapsed.clear();
         console::report(text);
-    }
-
-    /// Shows that the command runs, and the activity that the service reports.
-    pub(super) fn show_activity(&mut self, activity: Option<&str>) {
-        self.elapsed.start(activity);
-    }
-
-    /// When [`OutputView::show_elapsed`] is due.
-    pub(super) fn tick_at(&self) -> Option<Instant> {
-        self.elapsed.tick_at()
-    }
-
-    /// Shows the elapsed time.
-    pub(super) fn show_elapsed(&mut self) {
-        self.elapsed.show();
-    }
-
-    /// Wipes the elapsed time, before anything else is printed.
-    pub(super) fn clear_elapsed(&mut self) {
-        self.elapsed.clear();
-    }
-
-    /// Standard output is text from Claude's events. On a new connection the service repeats the newest text.
-    pub(super) fn resume_agent_output(&mut self) {
-        self.output.resume_agent_text();
-    }
-
-    /// The offsets at which the output continues on a new connection.
-    pub(super) fn offsets(&self) -> PerStream<u64> {
-        self.output.offsets()
-    }
-
-    /// The number of bytes that the service reported as lost.
-    pub(super) fn lost(&self) -> PerStream<u64> {
-        self.output.lost()
-    }
-
-    /// Whether output waits to be written. This is the client's back-pressure: while it holds, the loop reads nothing
-    /// from the service, which then slows down to the reader of the output.
-    pub(super) fn is_waiting(&self) -> bool {
-        self.output.is_waiting()
-    }
-
-    /// Writes the waiting output. The future may be dropped and called again.
-    pub(super) async fn write(&mut self) -> io::Result<()> {
-        self.output.write().await
-    }
-
-    /// Writes no more output.
-    pub(super) fn discard(&mut self) {
-        self.output.discard();
     }
 
     /// Writes the rest of the output.

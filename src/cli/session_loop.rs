@@ -39,7 +39,7 @@ use super::{
     reconnect::ConnectAttempt,
     run::RunOptions,
     silence::HeartbeatEstimate,
-    stdin::{StdinPiece, StdinReader},
+    stdin::StdinReader,
     terminal::{RawMode, size},
 };
 use crate::console;
@@ -93,7 +93,7 @@ enum LoopWake {
     Wrote(io::Result<()>),
     Received(ConnectionEvent),
     AnswerOverdue,
-    Typed(u64, StdinPiece),
+    Input(u64, InputParams),
     Tick,
 }
 
@@ -117,7 +117,7 @@ impl SessionLoop {
             terminate: signal(SignalKind::terminate()).map_err(no_signals)?,
             resized: signal(SignalKind::window_change()).map_err(no_signals)?,
         };
-        let left = loop {
+        let result = loop {
             let wake = match self.link {
                 Link::Opening { attempt, .. } => self.wait_for_connection(attempt, &mut signals).await,
                 Link::Open(_) => self.wait_for_event(&mut signals).await,
@@ -128,8 +128,8 @@ impl SessionLoop {
                 Err(error) => break Err(error),
             }
         };
-        self.view.clear_elapsed();
-        left
+        self.view.elapsed.clear();
+        result
     }
 
     async fn wait_for_connection(&self, attempt: ConnectAttempt, signals: &mut TerminalSignals) -> LoopWake {
@@ -153,17 +153,17 @@ impl SessionLoop {
 
     async fn wait_for_event(&mut self, signals: &mut TerminalSignals) -> LoopWake {
         let Link::Open(connection) = &mut self.link else { return std::future::pending().await };
-        let (tick_at, answer_by) = (self.view.tick_at(), self.state.answer_by());
-        let is_waiting = self.view.is_waiting();
+        let (tick_at, answer_by) = (self.view.elapsed.tick_at(), self.state.answer_by());
+        let is_waiting = self.view.output.is_waiting();
         tokio::select! {
             biased;
             _ = signals.interrupt.recv() => LoopWake::EndRequested(EndRequest::Interrupted),
             _ = signals.terminate.recv() => LoopWake::EndRequested(EndRequest::Terminated),
             _ = signals.resized.recv(), if self.raw.is_some() => LoopWake::Resized,
-            written = self.view.write(), if is_waiting => LoopWake::Wrote(written),
+            written = self.view.output.write(), if is_waiting => LoopWake::Wrote(written),
             received = connection.next(), if !is_waiting => LoopWake::Received(received),
             () = at(answer_by), if !is_waiting => LoopWake::AnswerOverdue,
-            (number, piece) = self.input.next() => LoopWake::Typed(number, piece),
+            (number, params) = self.input.next() => LoopWake::Input(number, params),
             () = at(tick_at.map(Into::into)) => LoopWake::Tick,
         }
     }
@@ -171,44 +171,37 @@ impl SessionLoop {
     async fn on_wake(&mut self, wake: LoopWake) -> Result<Option<u8>, ClientError> {
         let event = match wake {
             LoopWake::EndRequested(request) => {
-                self.view.clear_elapsed();
-                LoopEvent::EndRequested(request)
+                self.view.elapsed.clear();
+                Some(LoopEvent::EndRequested(request))
             }
             LoopWake::Opened(Ok(connection)) => {
                 // Dropped after the request was sent on the new connection, see `Link::Opening`.
                 let _before = std::mem::replace(&mut self.link, Link::Open(connection));
                 return self.on_event(LoopEvent::Opened).await;
             }
-            LoopWake::Opened(Err(error)) => LoopEvent::OpenFailed(error),
-            LoopWake::Received(ConnectionEvent::Broken(error)) => LoopEvent::Broken(error),
-            LoopWake::Received(ConnectionEvent::Nothing) => return Ok(None),
-            LoopWake::Received(ConnectionEvent::Message(text)) => match self.on_message(&text)? {
-                Some(event) => event,
-                None => return Ok(None),
-            },
-            LoopWake::AnswerOverdue => LoopEvent::AnswerOverdue,
-            LoopWake::Wrote(written) => match OutputLoss::check(console::outcome(written)) {
-                Ok(()) => return Ok(None),
-                Err(loss) => LoopEvent::OutputLost(loss),
-            },
+            LoopWake::Opened(Err(error)) => Some(LoopEvent::OpenFailed(error)),
+            LoopWake::Received(ConnectionEvent::Broken(error)) => Some(LoopEvent::Broken(error)),
+            LoopWake::Received(ConnectionEvent::Nothing) => None,
+            LoopWake::Received(ConnectionEvent::Message(text)) => self.on_message(&text)?,
+            LoopWake::AnswerOverdue => Some(LoopEvent::AnswerOverdue),
+            LoopWake::Wrote(written) => OutputLoss::check(console::outcome(written)).err().map(LoopEvent::OutputLost),
             LoopWake::Resized => {
                 self.call(call::RESIZE, &ResizeParams(size())).await;
-                return Ok(None);
+                None
             }
-            LoopWake::Typed(number, piece) => {
-                let params = match piece {
-                    StdinPiece::Piece(piece) => InputParams { data: piece.into(), eof: false },
-                    StdinPiece::End => InputParams { data: bytes::Bytes::new(), eof: true },
-                };
+            LoopWake::Input(number, params) => {
                 self.call(call::INPUT + number, &params).await;
-                return Ok(None);
+                None
             }
             LoopWake::Tick => {
-                self.view.show_elapsed();
-                return Ok(None);
+                self.view.elapsed.show();
+                None
             }
         };
-        self.on_event(event).await
+        match event {
+            Some(event) => self.on_event(event).await,
+            None => Ok(None),
+        }
     }
 
     /// Shows a message's output. Returns the event of any other message.
@@ -239,7 +232,7 @@ impl SessionLoop {
                     }
                 }
                 LoopAction::Attach(execution_id) => {
-                    let offsets = self.view.offsets();
+                    let offsets = self.view.output.offsets();
                     let params = AttachParams { execution_id, offsets, framing: Framing::default(), events: true };
                     self.call(call::ATTACH, &params).await;
                 }
@@ -248,21 +241,21 @@ impl SessionLoop {
                     self.call(call::CANCEL, &ControlParams { execution_id: None, request }).await;
                 }
                 LoopAction::Report(text) => self.view.report(&text),
-                LoopAction::ResumeAgentOutput => self.view.resume_agent_output(),
+                LoopAction::ResumeAgentOutput => self.view.output.resume_agent_text(),
                 LoopAction::StartInput => self.start_input(),
                 LoopAction::ContinueInput => self.input.answered(true),
                 LoopAction::StopInput => self.input.answered(false),
-                LoopAction::ShowActivity(activity) => self.view.show_activity(activity.as_deref()),
+                LoopAction::ShowActivity(activity) => self.view.elapsed.start(activity.as_deref()),
                 LoopAction::PrintId(id) => {
                     let printed = OutputLoss::check(console::print_line(&id.to_string()));
                     actions.extend(self.state.step(LoopEvent::IdPrinted(printed), Instant::now())?);
                 }
-                LoopAction::DiscardOutput => self.view.discard(),
+                LoopAction::DiscardOutput => self.view.output.discard(),
                 LoopAction::FinishOutput(outcome) => {
                     let written = OutputLoss::check(console::outcome(self.view.finish().await));
                     self.raw = None;
                     self.view.conclude(&outcome)?;
-                    let finished = LoopEvent::OutputFinished { outcome, written, lost: self.view.lost() };
+                    let finished = LoopEvent::OutputFinished { outcome, written, lost: self.view.output.lost() };
                     actions.extend(self.state.step(finished, Instant::now())?);
                 }
                 LoopAction::Exit(code) => {

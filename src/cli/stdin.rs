@@ -2,6 +2,8 @@
 
 use std::{io::Read, thread};
 
+use bytes::Bytes;
+use cc_executor_actors::protocol::input::InputParams;
 use tokio::sync::mpsc;
 
 /// The largest piece in one message, in bytes.
@@ -24,15 +26,6 @@ enum StdinState {
     Reading(mpsc::Receiver<Vec<u8>>),
     /// A piece was sent, and its response is awaited.
     AwaitingAnswer(mpsc::Receiver<Vec<u8>>),
-}
-
-/// The next part of standard input.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum StdinPiece {
-    /// Some bytes.
-    Piece(Vec<u8>),
-    /// End of file.
-    End,
 }
 
 impl StdinReader {
@@ -66,7 +59,7 @@ impl StdinReader {
 
     /// The next piece to send, and its number. Never completes while the response to the piece before is awaited, or
     /// after the end.
-    pub(super) async fn next(&mut self) -> (u64, StdinPiece) {
+    pub(super) async fn next(&mut self) -> (u64, InputParams) {
         let StdinState::Reading(pieces) = &mut self.state else { return std::future::pending().await };
         let read = pieces.recv().await;
         self.n_sent += 1;
@@ -74,9 +67,9 @@ impl StdinReader {
         match (state, read) {
             (StdinState::Reading(pieces), Some(piece)) => {
                 self.state = StdinState::AwaitingAnswer(pieces);
-                (self.n_sent, StdinPiece::Piece(piece))
+                (self.n_sent, InputParams { data: piece.into(), eof: false })
             }
-            _ => (self.n_sent, StdinPiece::End),
+            _ => (self.n_sent, InputParams { data: Bytes::new(), eof: true }),
         }
     }
 }

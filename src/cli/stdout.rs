@@ -133,7 +133,8 @@ impl StdoutWriter {
         }
     }
 
-    /// Whether output waits to be written.
+    /// Whether output waits to be written. This is the client's back-pressure: while it holds, the loop reads nothing
+    /// from the service, which then slows down to the reader of the output.
     pub(super) fn is_waiting(&self) -> bool {
         !self.waiting.stdout.is_empty() || !self.waiting.stderr.is_empty()
     }

@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     failure::{CheckFailure, ensure},
-    probe::Probe,
+    probe::{Probe, QUIET},
     process_scan::ProcessMark,
     session::{CADENCE, CheckSession},
 };
@@ -74,7 +74,7 @@ pub(super) async fn reconnect(probe: &Probe) -> Result<String, CheckFailure> {
             transcript.exited_with(0)?;
             let output = transcript.streams.stdout.text();
             ensure!(output == "still here\n", "the output is {output:?}");
-            mark.wait_until_gone(probe, session).await?;
+            mark.wait_until_gone(session).await?;
             Ok(format!("{IN_SUCCESSION} connections, no session or process left"))
         })
         .await
@@ -85,8 +85,8 @@ async fn sessions_go_back_to(probe: &Probe, n_before: u64) -> Result<(), CheckFa
     let since = Instant::now();
     let too_many = n_before + IN_SUCCESSION as u64 / 3;
     while let Some(n) = probe.n_sessions().await.filter(|n| *n >= too_many) {
-        let seconds = probe.quiet().as_secs();
-        ensure!(since.elapsed() < probe.quiet(), "there were {n_before} sessions, and {n} are left after {seconds} s");
+        let seconds = QUIET.as_secs();
+        ensure!(since.elapsed() < QUIET, "there were {n_before} sessions, and {n} are left after {seconds} s");
         sleep(CADENCE).await;
     }
     Ok(())

@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     failure::{CheckFailure, ensure, shown, wrong},
-    probe::Probe,
+    probe::{Probe, QUIET},
     process_scan::ProcessMark,
     session::{CADENCE, CheckSession},
     transcript::Transcript,
@@ -87,7 +87,7 @@ pub(super) async fn races(probe: &Probe) -> Result<String, CheckFailure> {
                 } else {
                     drop(session);
                 }
-                let Some(end) = ended(probe, watcher, transcript.id).await? else { continue };
+                let Some(end) = ended(watcher, transcript.id).await? else { continue };
                 ensure!(
                     (end.status, end.reason) == (Status::Cancelled, Reason::Disconnected)
                         && end.cancel.is_some_and(|cancel| cancel.verified),
@@ -103,11 +103,7 @@ pub(super) async fn races(probe: &Probe) -> Result<String, CheckFailure> {
 }
 
 /// The ending of another session's execution. `None` if the service keeps no endings.
-async fn ended(
-    probe: &Probe,
-    watcher: &mut CheckSession<'_>,
-    id: ExecutionId,
-) -> Result<Option<Outcome>, CheckFailure> {
+async fn ended(watcher: &mut CheckSession<'_>, id: ExecutionId) -> Result<Option<Outcome>, CheckFailure> {
     let since = Instant::now();
     loop {
         let status = match watcher.call(&StatusParams { execution_id: Some(id) }).await? {
@@ -117,9 +113,9 @@ async fn ended(
             Err(error) => return Err(wrong(format!("status is refused: {}", shown(&error)))),
         };
         ensure!(
-            since.elapsed() < probe.quiet(),
+            since.elapsed() < QUIET,
             "hung: {id} still runs {} s after its client disconnected: {}",
-            probe.quiet().as_secs(),
+            QUIET.as_secs(),
             shown(&status)
         );
         sleep(CADENCE).await;

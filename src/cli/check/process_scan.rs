@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::{
     failure::{CheckFailure, ensure},
-    probe::Probe,
+    probe::QUIET,
     session::{CADENCE, CheckSession},
 };
 
@@ -58,20 +58,16 @@ impl ProcessMark {
     }
 
     /// Waits until no process has the mark.
-    pub(super) async fn wait_until_gone(
-        &self,
-        probe: &Probe,
-        session: &mut CheckSession<'_>,
-    ) -> Result<(), CheckFailure> {
+    pub(super) async fn wait_until_gone(&self, session: &mut CheckSession<'_>) -> Result<(), CheckFailure> {
         let since = Instant::now();
         loop {
             let found = self.found(session).await?;
             if found.is_empty() {
                 return Ok(());
             }
-            let seconds = probe.quiet().as_secs();
+            let seconds = QUIET.as_secs();
             ensure!(
-                since.elapsed() < probe.quiet(),
+                since.elapsed() < QUIET,
                 "{} processes are left after {seconds} s: {}",
                 found.len(),
                 found.join(" ")

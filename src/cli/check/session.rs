@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::{
     failure::{CheckFailure, shortened, shown, wrong},
-    probe::Probe,
+    probe::{Probe, QUIET},
     transcript::Transcript,
 };
 use crate::cli::{
@@ -55,7 +55,7 @@ impl Probe {
     /// Opens a session, and reads `connected`.
     pub(super) async fn open(&self) -> Result<CheckSession<'_>, CheckFailure> {
         let mut connection = self.connect().await?;
-        let text = next_message(&mut connection, self).await?;
+        let text = next_message(&mut connection).await?;
         let connected = connected(&text)
             .map_err(|CheckFailure { what, .. }| CheckFailure { last: Some(shown_text(&text)), ..wrong(what) })?;
         let last = Some(shown_text(&text));
@@ -75,7 +75,7 @@ impl Probe {
     }
 }
 
-async fn next_message(connection: &mut Connection, probe: &Probe) -> Result<Bytes, CheckFailure> {
+async fn next_message(connection: &mut Connection) -> Result<Bytes, CheckFailure> {
     let message = async {
         loop {
             match connection.next().await {
@@ -85,9 +85,9 @@ async fn next_message(connection: &mut Connection, probe: &Probe) -> Result<Byte
             }
         }
     };
-    match timeout(probe.quiet(), message).await {
+    match timeout(QUIET, message).await {
         Ok(received) => Ok(received?),
-        Err(_) => Err(wrong(format!("hung: no message came for {} s", probe.quiet().as_secs()))),
+        Err(_) => Err(wrong(format!("hung: no message came for {} s", QUIET.as_secs()))),
     }
 }
 
@@ -133,7 +133,7 @@ impl CheckSession<'_> {
     }
 
     async fn recv_new(&mut self) -> Result<Bytes, CheckFailure> {
-        let received = next_message(&mut self.connection, self.probe).await;
+        let received = next_message(&mut self.connection).await;
         let text = self.located(received)?;
         self.last = Some(shown_text(&text));
         Ok(text)
@@ -143,15 +143,13 @@ impl CheckSession<'_> {
     fn sent(&self, sent: Result<Result<(), ClientError>, tokio::time::error::Elapsed>) -> Result<(), CheckFailure> {
         match sent {
             Ok(sent) => sent.map_err(|error| self.problem(error.message)),
-            Err(_) => {
-                Err(self.problem(format!("hung: the service reads nothing for {} s", self.probe.quiet().as_secs())))
-            }
+            Err(_) => Err(self.problem(format!("hung: the service reads nothing for {} s", QUIET.as_secs()))),
         }
     }
 
     /// Sends a text as it is.
     pub(super) async fn send(&mut self, text: String) -> Result<(), CheckFailure> {
-        let sent = timeout(self.probe.quiet(), self.connection.send(text)).await;
+        let sent = timeout(QUIET, self.connection.send(text)).await;
         self.sent(sent)
     }
 
@@ -183,12 +181,10 @@ impl CheckSession<'_> {
         params: &impl Serialize,
     ) -> Result<Result<Box<RawValue>, ErrorObject>, CheckFailure> {
         let id = self.request(method, params).await?;
-        let until = Instant::now() + self.probe.quiet();
+        let until = Instant::now() + QUIET;
         loop {
             if Instant::now() > until {
-                return Err(
-                    self.problem(format!("hung: {method} is not answered for {} s", self.probe.quiet().as_secs()))
-                );
+                return Err(self.problem(format!("hung: {method} is not answered for {} s", QUIET.as_secs())));
             }
             let text = self.recv_new().await?;
             let message = self.located(parse(&text))?;
@@ -224,7 +220,7 @@ impl CheckSession<'_> {
         let result = loop {
             match self.call(&params).await? {
                 Ok(result) => break result,
-                Err(error) if error.code == code::FULL && self.probe.stuck_for() < self.probe.quiet() => {
+                Err(error) if error.code == code::FULL && self.probe.stuck_for() < QUIET => {
                     sleep(CADENCE).await;
                 }
                 Err(error) => return Err(self.problem(format!("execute is refused: {}", shown(&error)))),
@@ -278,7 +274,7 @@ impl CheckSession<'_> {
 
     /// Closes the session with a close frame.
     pub(super) async fn close(mut self) -> Result<(), CheckFailure> {
-        let left = timeout(self.probe.quiet(), self.connection.close()).await;
+        let left = timeout(QUIET, self.connection.close()).await;
         self.sent(left.map(Ok))
     }
 
