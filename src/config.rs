@@ -12,7 +12,6 @@ use std::{fmt, net::SocketAddr, time::Duration};
 
 use cc_executor_actors::{protocol::Limits, supervisor::SessionLimits};
 
-use self::value::Checked;
 pub use self::{
     settings::{BackendArgs, ServeArgs, given},
     validate::{backend, client_token, serve},
@@ -24,27 +23,19 @@ use crate::{
     server::auth::{Access, Secret},
 };
 
-/// Everything that is wrong with the settings, one line each.
+/// The problems of the settings, one line each.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Problems(pub Vec<String>);
 
 impl Problems {
-    /// Adds one: the name of a setting, and what is wrong with it.
+    /// Adds a problem: the name of a setting, and the rest of the sentence.
     pub fn add(&mut self, name: &str, text: impl fmt::Display) {
         self.0.push(format!("{name} {text}"));
     }
 
-    /// Returns the value, or records its problem and returns a placeholder.
-    pub fn valid<T: Default>(&mut self, checked: Checked<T>) -> T {
-        self.valid_or(T::default(), checked)
-    }
-
-    /// As [`valid`](Self::valid), for a type without a default.
-    pub fn valid_or<T>(&mut self, meaningless: T, checked: Checked<T>) -> T {
-        checked.0.unwrap_or_else(|problem| {
-            self.0.push(problem);
-            meaningless
-        })
+    /// Adds the problems of other settings.
+    pub fn extend(&mut self, others: Problems) {
+        self.0.extend(others.0);
     }
 
     /// The result of a validation.
@@ -65,21 +56,21 @@ impl fmt::Display for Problems {
 /// Settings of the role `serve`.
 #[derive(Clone, Debug)]
 pub struct GatewaySettings {
-    /// Where to listen.
+    /// The address to listen on.
     pub bind: SocketAddr,
-    /// Who may speak; the port is that of `bind`.
+    /// Who may call the service. The port is that of `bind`.
     pub access: Access,
-    /// How many sessions there may be.
+    /// The maximum number of sessions.
     pub sessions: SessionLimits,
-    /// How long a shutdown may take.
+    /// The longest duration of a shutdown.
     pub drain: Duration,
-    /// What clients may ask for.
+    /// The bounds of what clients may request.
     pub limits: Limits,
-    /// How long Claude may take to exit after its last event, where the backend is the legacy image.
+    /// How long Claude may take to exit after its last event. Only used with the legacy backend.
     pub claude_exit: Duration,
     /// Where commands run.
     pub backend: BackendLocation,
-    /// How log lines are written.
+    /// The format of log lines.
     pub log_format: Format,
 }
 
@@ -88,21 +79,21 @@ pub struct GatewaySettings {
 pub enum BackendLocation {
     /// In a backend inside this process.
     Embedded(Box<BackendConfig>),
-    /// In the backend at this URL, which is sent this token.
+    /// In the backend at this URL. The gateway sends it this token.
     Remote(String, Option<Secret>),
 }
 
 /// Settings of the role `backend`.
 #[derive(Clone, Debug)]
 pub struct BackendSettings {
-    /// Where to listen.
+    /// The address to listen on.
     pub bind: SocketAddr,
-    /// Who may speak; the port is that of `bind`.
+    /// Who may call the service. The port is that of `bind`.
     pub access: Access,
     /// How commands run.
     pub backend: BackendConfig,
-    /// How long a shutdown may take.
+    /// The longest duration of a shutdown.
     pub drain: Duration,
-    /// How log lines are written.
+    /// The format of log lines.
     pub log_format: Format,
 }

@@ -17,7 +17,7 @@ pub const EX_IOERR: u8 = 74;
 pub enum OutputReader {
     /// It was written.
     Present,
-    /// The pipe is closed: the reader has seen enough, which is no error.
+    /// The pipe is closed, which is no error: the reader wants no more.
     Gone,
 }
 
@@ -65,12 +65,12 @@ pub fn streams() -> (tokio::io::Stdout, tokio::io::Stderr) {
     (tokio::io::stdout(), tokio::io::stderr())
 }
 
-/// Writes a line to standard error as it is. There is nowhere to report that this failed, so failures are ignored.
+/// Writes a line to standard error as it is. A failure is ignored, because there is nowhere to report it.
 pub fn report_line(line: &str) {
     let _ = io::stderr().lock().write_all(format!("{line}\n").as_bytes());
 }
 
-/// Writes a message to standard error, as this program's own.
+/// Writes a message to standard error, after the program's name.
 pub fn report(message: impl fmt::Display) {
     report_line(&format!("cc-executor: {message}"));
 }

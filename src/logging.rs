@@ -1,8 +1,7 @@
 //! Log lines, for people and for programs.
 //!
-//! Every line has a time, a level, a text, and fields; `event` names what happened. `LOG_FORMAT=json`
-//! writes one JSON object a line, `text` (the default) the same in a form for the eye. `RUST_LOG`
-//! filters as usual.
+//! Every line has a time, a level, a text and fields; the field `event` is the name of an event. With
+//! `LOG_FORMAT=json` each line is a JSON object, with `text` (the default) it is easier to read. `RUST_LOG` filters.
 
 use std::{
     io::{self, Write},
@@ -59,7 +58,7 @@ impl Format {
 pub fn init(format: Format) {
     let logger = builder(format).build();
     log::set_max_level(logger.filter());
-    // A second logger in one process can only be a test's; the first one stays.
+    // This fails only in tests, where an earlier test has set a logger.
     let _ = log::set_boxed_logger(Box::new(logger) as Box<Logger>);
 }
 
@@ -105,7 +104,7 @@ fn write_json(out: &mut dyn Write, now: Timestamp, record: &Record<'_>) -> io::R
     writeln!(out, "{}", Json::Object(line))
 }
 
-/// The fields of a record; those that are `null` say nothing and are left out.
+/// The fields of a record without those that are `null`.
 fn fields_of(record: &Record<'_>) -> Map<String, Json> {
     struct FieldVisitor(Map<String, Json>);
 

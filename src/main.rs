@@ -30,21 +30,9 @@ fn main() -> ExitCode {
 
 fn dispatch(invocation: Invocation) -> ExitCode {
     match invocation {
-        Invocation::Serve(settings) => {
-            let log_format = settings.log_format;
-            roles::run(roles::serve(*settings), log_format)
-        }
-        Invocation::Backend(settings) => {
-            let log_format = settings.log_format;
-            roles::run(roles::backend(*settings), log_format)
-        }
-        Invocation::Run(options) => run_system(cli::run(options)),
-        Invocation::Attach(options) => run_system(cli::attach(options)),
-        Invocation::Ps(options) => run_system(cli::ps(options)),
-        Invocation::Cancel(options) => run_system(cli::cancel(options)),
-        Invocation::Healthcheck(url) => run_system(cli::healthcheck(url)),
-        Invocation::Check(options) => run_system(cli::check(options)),
-        Invocation::Logs(options) => cli::logs(&options),
+        Invocation::Serve(settings) => roles::run(settings.log_format, roles::serve(*settings)),
+        Invocation::Backend(settings) => roles::run(settings.log_format, roles::backend(*settings)),
+        Invocation::Client(command) => run_system(cli::execute(command)),
         Invocation::Print(text) => match console::print(&text) {
             Ok(_) => ExitCode::SUCCESS,
             Err(error) => {
@@ -58,7 +46,7 @@ fn dispatch(invocation: Invocation) -> ExitCode {
 fn run_system(future: impl Future<Output = ExitCode>) -> ExitCode {
     let system = actix::System::new();
     let code = system.block_on(future);
-    // Not dropped, because that waits for a write to standard output, which lasts for as long as nobody reads it.
+    // Not dropped, because the drop waits for a write to standard output that its reader may never read.
     std::mem::forget(system);
     code
 }

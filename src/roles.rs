@@ -1,4 +1,4 @@
-//! The two roles from their start to their end. `serve` starts a backend in the same process unless it is given another.
+//! The two roles from start to end. `serve` starts a backend in the same process unless it has the URL of another.
 
 use std::{
     io,
@@ -7,9 +7,9 @@ use std::{
     time::Duration,
 };
 
-use actix_web::dev::ServerHandle;
+use actix_web::dev::{Server, ServerHandle};
 use cc_executor::{
-    backend::{self, registry::Registry},
+    backend::{self, Serving},
     config::{BackendLocation, BackendSettings, GatewaySettings},
     console,
     gateway::{self, GatewayConfig},
@@ -24,13 +24,15 @@ use log::{info, warn};
 use uuid::Uuid;
 
 /// Prepares this process for a role, and runs the role to its end.
-pub fn run(role: impl Future<Output = io::Result<()>>, log_format: logging::Format) -> ExitCode {
+pub fn run(log_format: logging::Format, role: impl Future<Output = io::Result<()>>) -> ExitCode {
     // The parent may have blocked or ignored signals that the service needs, and commands would inherit that.
     shutdown::reset();
     logging::init(log_format);
     // Commands run as the same user: they must not read our environment or memory from /proc.
     if let Err(error) = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable) {
-        console::report(format_args!("cannot make itself non-dumpable, so commands could read its secrets: {error}"));
+        console::report(format_args!(
+            "cannot make this process non-dumpable, so commands could read its secrets: {error}"
+        ));
         return ExitCode::FAILURE;
     }
     raise_descriptor_limit();
@@ -43,28 +45,28 @@ pub fn run(role: impl Future<Output = io::Result<()>>, log_format: logging::Form
     }
 }
 
-/// Each session takes two descriptors: the soft limit of 1024 that many systems start with is too few.
+/// Raises the limit of open files, because each session takes two and many systems start with a soft limit of 1024.
 fn raise_descriptor_limit() {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
-    // Where it may not be raised, the service runs with the limit that it has.
+    // If it cannot be raised, the service runs with the limit that it has.
     let _ = setrlimit(Resource::Nofile, limit);
 }
 
 fn bind(address: SocketAddr, access: &Access) -> io::Result<TcpListener> {
     if access.token.is_none() && !address.ip().is_loopback() {
-        warn!(event = "service.insecure", address:% = address; "no token: whoever reaches {address} can run commands here");
+        warn!(event = "service.insecure", address:% = address; "no token: anyone who reaches {address} can run commands here");
     }
     TcpListener::bind(address).map_err(|error| {
         io::Error::new(
             error.kind(),
-            format!("cannot listen on {address}: {error}; stop what listens there, or choose another with --bind"),
+            format!("cannot listen on {address}: {error}; stop the process that listens there, or choose another address with --bind"),
         )
     })
 }
 
-/// Runs the role `serve` until it is told to stop.
+/// Runs the role `serve` until a signal stops it.
 pub async fn serve(config: GatewaySettings) -> io::Result<()> {
     let mut shutdown = Shutdown::listen()?;
     let listener = bind(config.bind, &config.access)?;
@@ -72,8 +74,8 @@ pub async fn serve(config: GatewaySettings) -> io::Result<()> {
     let (backend, backend_url, backend_token) = match config.backend {
         BackendLocation::Remote(url, token) => (None, url, token),
         BackendLocation::Embedded(backend) => {
-            let (url, token, running) = embed(*backend)?;
-            (Some(running), url, Some(token))
+            let (url, token, embedded) = embed(*backend)?;
+            (Some(embedded), url, Some(token))
         }
     };
     info!(event = "service.listening", role = "gateway", address:% = address, backend = backend_url.as_str(),
@@ -88,41 +90,32 @@ pub async fn serve(config: GatewaySettings) -> io::Result<()> {
     let access = Access { port: address.port(), ..config.access };
     let gateway = gateway::serve(listener, gateway, access)?;
     let mut roles: Vec<Box<dyn Drainable>> = vec![Box::new(gateway.drain(backend.is_none()))];
-    let mut servers = vec![gateway.server.handle()];
-    let serving = actix_web::rt::spawn(gateway.server);
-    if let Some(EmbeddedBackend { handle, registry, .. }) = backend {
-        servers.push(handle);
-        roles.push(Box::new(registry.into_inner()));
+    let mut servers = vec![spawn(gateway.server)];
+    if let Some(backend) = backend {
+        servers.push(spawn(backend.server));
+        roles.push(Box::new(backend.registry.into_inner()));
     }
     stop(&mut shutdown, "gateway", roles, config.drain, servers).await;
-    drop(serving);
     Ok(())
 }
 
-/// Runs the role `backend` until it is told to stop.
+/// Runs the role `backend` until a signal stops it.
 pub async fn backend(config: BackendSettings) -> io::Result<()> {
     let mut shutdown = Shutdown::listen()?;
     let listener = bind(config.bind, &config.access)?;
     let address = listener.local_addr()?;
     let access = Access { port: address.port(), ..config.access };
     let executors = config.backend.executors.names();
-    let EmbeddedBackend { handle, registry, contained } = EmbeddedBackend::start(listener, config.backend, access)?;
+    let Serving { server, registry, contained } = backend::serve(listener, config.backend, access)?;
     info!(event = "service.listening", role = "backend", address:% = address, executors:serde = executors,
         containment = contained, version = env!("CARGO_PKG_VERSION"); "listening on http://{address}");
     let roles: Vec<Box<dyn Drainable>> = vec![Box::new(registry.into_inner())];
-    stop(&mut shutdown, "backend", roles, config.drain, vec![handle]).await;
+    stop(&mut shutdown, "backend", roles, config.drain, vec![spawn(server)]).await;
     Ok(())
 }
 
-/// A backend in this process.
-struct EmbeddedBackend {
-    handle: ServerHandle,
-    registry: actix_web::web::Data<Registry>,
-    contained: &'static str,
-}
-
-/// Starts a backend on a loopback port of its own, behind a token that only this process knows.
-fn embed(config: backend::BackendConfig) -> io::Result<(String, Secret, EmbeddedBackend)> {
+/// Makes a backend on a loopback port of its own, with a token that only this process knows.
+fn embed(config: backend::BackendConfig) -> io::Result<(String, Secret, Serving)> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let address = listener.local_addr()?;
     let token = Secret::new(format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple()));
@@ -132,21 +125,19 @@ fn embed(config: backend::BackendConfig) -> io::Result<(String, Secret, Embedded
         allowed_origins: Vec::new(),
         port: address.port(),
     };
-    let running = EmbeddedBackend::start(listener, config, access)?;
-    Ok((format!("http://{address}"), token, running))
+    let embedded = backend::serve(listener, config, access)?;
+    Ok((format!("http://{address}"), token, embedded))
 }
 
-impl EmbeddedBackend {
-    fn start(listener: TcpListener, config: backend::BackendConfig, access: Access) -> io::Result<Self> {
-        let backend::Serving { server, registry, contained } = backend::serve(listener, config, access)?;
-        let handle = server.handle();
-        actix_web::rt::spawn(server);
-        Ok(EmbeddedBackend { handle, registry, contained })
-    }
+/// Runs a server until it is stopped through its handle.
+fn spawn(server: Server) -> ServerHandle {
+    let handle = server.handle();
+    actix_web::rt::spawn(server);
+    handle
 }
 
-/// Waits for the signal to end, and ends in order. A second signal does not wait: the subreaper and its shims end
-/// their trees when this process is gone.
+/// Waits for a signal, and drains the roles. A second signal cuts the drain short: the subreaper and its shims end
+/// their process trees when this process is gone.
 async fn stop(
     shutdown: &mut Shutdown,
     role: &str,
@@ -159,12 +150,12 @@ async fn stop(
     tokio::select! {
         () = drain(roles, patience) => {}
         signal = shutdown.next() => {
-            warn!(event = "drain.cut", role = role, signal = signal; "a second signal, {signal}: ending at once");
+            warn!(event = "drain.cut", role = role, signal = signal; "second signal {signal}: stopping at once");
         }
     }
     logging::stopping();
     for server in servers {
-        // Graceful would wait for every keep-alive connection; what mattered has been waited for.
+        // A graceful stop would wait for idle keep-alive connections; executions and sessions were drained before.
         server.stop(false).await;
     }
     info!(event = "service.stopped", role = role; "stopped");

@@ -120,5 +120,8 @@ fn limits_that_are_the_services_right_are_no_faults() {
     let service = Service::with(&["serve", "--ring-bytes", "65536"], &[]);
     let (results, _, code) = check(&service.url(), &["--only", "detach"]);
     assert_eq!(code, 0, "{results:?}");
-    assert!(results[0]["evidence"].as_str().unwrap().ends_with("a part is kept after the end"), "{results:?}");
+    assert!(
+        results[0]["evidence"].as_str().unwrap().ends_with("a part of the output is retained after the end"),
+        "{results:?}"
+    );
 }

@@ -140,7 +140,7 @@ fn run_comes_back_after_its_gateway_was_stopped_for_a_while() {
     let mut run = Running::start(&mut gateway.run_command(&["--heartbeat", "1", "--reconnect=20", "--", &command]));
     run.expect("one\n");
     gateway.signal(Signal::STOP);
-    run.says("no sign of life: nothing came for 3 s; trying to come back for 20 s\n");
+    run.says("no sign of life: nothing came for 3 s; trying to reconnect for 20 s\n");
     fs::write(&file, "").unwrap();
     gateway.signal(Signal::CONT);
     let (out, _, code) = run.end(PATIENCE);
@@ -359,7 +359,7 @@ fn a_gap_after_the_connection_broke_is_a_failure_too() {
     let proxy = TamperingProxy::start(service.address, |_, _, message| {
         if message["params"]["content"] == "lost\n" {
             *message = json!({ "jsonrpc": "2.0", "method": "gap",
-                "params": { "executionId": "x", "type": "stdout", "from": 0, "to": 5, "reason": "overwritten" } });
+                "params": { "executionId": "00000000-0000-4000-8000-000000000000", "type": "stdout", "from": 0, "to": 5, "reason": "overwritten" } });
         }
         true
     });
@@ -494,7 +494,7 @@ fn a_command_whose_start_was_not_answered_is_canceled_when_its_client_comes_back
     let address = gateway.address.to_string();
     gateway.signal(Signal::KILL);
     gateway.wait(PATIENCE);
-    run.says("trying to come back for 20 s\n");
+    run.says("trying to reconnect for 20 s\n");
     kill(run.child.id(), Signal::INT);
     let mut again = binary();
     again.args(["serve", "--bind", &address, "--claude-api-url", &backend.url()]);

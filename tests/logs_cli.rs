@@ -55,7 +55,7 @@ fn a_file_is_told_in_order_and_what_is_no_log_line_is_counted() {
     let log = Log::of("order", LOG);
     let (events, err, code) = told(&logs(&["--session", "aaaa", log.path()]).output().unwrap());
     assert_eq!(events, ["session.opened", "process.started", "execution.started", "process.finished"]);
-    assert_eq!((err.as_str(), code), ("cc-executor: 1 lines are no JSON log lines and are not shown\n", 0));
+    assert_eq!((err.as_str(), code), ("cc-executor: 1 lines are not shown, because they are not JSON log lines\n", 0));
     let (events, _, code) =
         told(&logs(&["--session", "aaaa", "--event", "process.finished", log.path()]).output().unwrap());
     assert_eq!((events, code), (vec!["process.finished".to_owned()], 0));

@@ -73,7 +73,7 @@ fn a_socket_dropped_in_the_middle_of_much_output_loses_no_byte() {
                     let output = run.args(["run", "--url", &url, "--reconnect", "--", &lines.cat()]).output().unwrap();
                     let said = String::from_utf8_lossy(&output.stderr).into_owned();
                     assert_eq!(output.status.code(), Some(0), "round {round}, cut at {at}: {said}");
-                    assert!(said.contains("trying to come back") || proxy.n_connections() > 1, "it was cut: {said}");
+                    assert!(said.contains("trying to reconnect") || proxy.n_connections() > 1, "it was cut: {said}");
                     assert_eq!(hex(&output.stdout), lines.1, "round {round}, cut at {at}");
                 }
             });

@@ -81,3 +81,13 @@ pub enum GapReason {
     /// Nobody took them in time, and the client had asked for `overflow: "drop"`.
     Dropped,
 }
+
+impl GapReason {
+    /// The name on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            GapReason::Overwritten => "overwritten",
+            GapReason::Dropped => "dropped",
+        }
+    }
+}

@@ -1,5 +1,5 @@
-//! What a person sees of Claude's work beside its text: each use of a tool as one dim line, what it all
-//! cost at the end.
+//! Lines about Claude's work on standard error, beside its text on standard output: a dim line for each use of a tool,
+//! and the turns, time and cost at the end.
 
 use std::{
     collections::HashMap,
@@ -15,13 +15,14 @@ use serde_json::value::RawValue;
 /// The longest line about a tool, in characters.
 const MAX_LINE: usize = 100;
 
-/// What of a tool's input says best what it is used for, in the order of preference.
-const TELLING: &[&str] = &["command", "file_path", "path", "pattern", "query", "url", "skill", "description", "prompt"];
+/// The fields of a tool's input of which the first that is present is shown.
+const SHOWN_FIELDS: &[&str] =
+    &["command", "file_path", "path", "pattern", "query", "url", "skill", "description", "prompt"];
 
-/// Lines about what Claude does, for standard error.
+/// Makes the lines.
 pub(super) struct AgentView {
     dim: bool,
-    /// So far, in bytes of the event stream, they were shown: after a broken connection events come again.
+    /// The offset after the last event that was shown. After a broken connection the service repeats events.
     shown: u64,
 }
 
@@ -30,7 +31,7 @@ impl AgentView {
         AgentView { dim: stderr().is_terminal(), shown: 0 }
     }
 
-    /// What is to be shown of an event that ends at this offset.
+    /// The lines for an event that ends at this offset.
     pub(super) fn of_event(&mut self, json: &str, end: u64) -> Vec<String> {
         if end <= self.shown {
             return Vec::new();
@@ -46,7 +47,7 @@ impl AgentView {
         uses.collect()
     }
 
-    /// What it took, in one line.
+    /// The line for the end: turns, time, cost and session.
     pub(super) fn of_outcome(&self, outcome: &ClaudeResult) -> String {
         let mut parts = Vec::new();
         parts.extend(
@@ -65,11 +66,11 @@ impl AgentView {
 
 fn of_tool(name: &str, input: &str) -> String {
     let input: HashMap<String, &RawValue> = serde_json::from_str(input).unwrap_or_default();
-    let telling = TELLING.iter().find_map(|key| claude::string(input.get(*key)?)).unwrap_or_default();
-    plain(&format!("{name} {telling}"))
+    let field = SHOWN_FIELDS.iter().find_map(|key| claude::string(input.get(*key)?)).unwrap_or_default();
+    plain(&format!("{name} {field}"))
 }
 
-/// One line without anything that a terminal would obey.
+/// One line without control characters, cut to [`MAX_LINE`].
 fn plain(text: &str) -> String {
     let words: Vec<_> = text.split_whitespace().collect();
     let clean: String = words.join(" ").chars().filter(|c| !c.is_control()).collect();

@@ -1,27 +1,25 @@
-//! The command line: one clap definition of all commands, and what it means.
+//! The command line: one clap definition of all commands.
 //!
-//! clap declares and parses; values are validated afterwards, so that all problems are reported together. The flags of the
-//! roles are declared in [`config`].
-
-mod client;
-mod run;
-mod tools;
+//! The flags of the roles are declared in [`config`], those of a client command beside the command.
 
 use std::ffi::OsString;
 
 use clap::{Arg, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use self::{
-    client::{AttachArgs, CancelArgs, HealthcheckArgs, PsArgs},
-    run::RunArgs,
-    tools::{CheckArgs, CompletionsArgs, LogsArgs},
+use super::{
+    attach::AttachOptions,
+    cancel::CancelOptions,
+    check::{self, CheckOptions},
+    completions::CompletionsOptions,
+    healthcheck::{self, HealthcheckOptions},
+    logs::LogsOptions,
+    ps::PsOptions,
+    run::{self, RunOptions},
 };
-use crate::{
-    cli,
-    config::{
-        self, BackendArgs, BackendSettings, GatewaySettings, Problems, ServeArgs,
-        variables::{self, ClientVariables, RoleVariables},
-    },
+use crate::config::{
+    self, BackendArgs, BackendSettings, GatewaySettings, Problems, ServeArgs,
+    value::collect,
+    variables::{self, ClientVariables, RoleVariables},
 };
 
 /// Exit code of a wrong use: `EX_USAGE` of sysexits(3).
@@ -30,27 +28,15 @@ pub const EX_USAGE: u8 = 64;
 /// The widest line of help texts. Wider terminals do not make long lines easier to read.
 const HELP_WIDTH: usize = 80;
 
-/// What was typed, and is valid.
+/// A valid command line.
 #[derive(Debug)]
 pub enum Invocation {
     /// The role `serve`.
     Serve(Box<GatewaySettings>),
     /// The role `backend`.
     Backend(Box<BackendSettings>),
-    /// Run a command.
-    Run(cli::RunOptions),
-    /// Follow an execution.
-    Attach(cli::AttachOptions),
-    /// List executions.
-    Ps(cli::PsOptions),
-    /// Cancel an execution.
-    Cancel(cli::CancelOptions),
-    /// Ask whether the service at this URL is ready.
-    Healthcheck(String),
-    /// Try everything that a service promises.
-    Check(cli::CheckOptions),
-    /// Read a service's log.
-    Logs(cli::LogsOptions),
+    /// A client command.
+    Client(ClientCommand),
     /// Print a text: help, the version, or shell completions.
     Print(String),
 }
@@ -71,28 +57,35 @@ enum Command {
     /// Run commands for gateways (the execution backend)
     #[command(after_help = variables_help::<RoleVariables>())]
     Backend(Box<BackendArgs>),
+    #[command(flatten)]
+    Client(ClientCommand),
+    /// Print a script that completes this command line in a shell
+    Completions(CompletionsOptions),
+}
+
+/// A command of a person or a script, with its options.
+#[derive(Subcommand, Debug)]
+pub enum ClientCommand {
     /// Run a command through a service, and exit as it did
     #[command(after_help = format!("{}\n\n{}", run::EXIT_CODES, variables_help::<ClientVariables>()))]
-    Run(Box<RunArgs>),
+    Run(Box<RunOptions>),
     /// Follow an execution from its beginning, and exit as it did
     #[command(after_help = variables_help::<ClientVariables>())]
-    Attach(AttachArgs),
+    Attach(AttachOptions),
     /// List the executions of a service's backend
     #[command(after_help = variables_help::<ClientVariables>())]
-    Ps(PsArgs),
+    Ps(PsOptions),
     /// Cancel an execution, and wait until it has ended
     #[command(after_help = variables_help::<ClientVariables>())]
-    Cancel(CancelArgs),
+    Cancel(CancelOptions),
     /// Test everything that a running service promises
-    #[command(after_help = format!("{}\n\n{}", tools::CHECK_EXIT_CODES, variables_help::<ClientVariables>()))]
-    Check(CheckArgs),
+    #[command(after_help = format!("{}\n\n{}", check::EXIT_CODES, variables_help::<ClientVariables>()))]
+    Check(CheckOptions),
     /// Show JSON log lines as a timeline
-    Logs(LogsArgs),
+    Logs(LogsOptions),
     /// Exit with 0 if a service is ready
-    #[command(after_help = client::HEALTHCHECK_EXIT_CODES)]
-    Healthcheck(HealthcheckArgs),
-    /// Print a script that completes this command line in a shell
-    Completions(CompletionsArgs),
+    #[command(after_help = healthcheck::EXIT_CODES)]
+    Healthcheck(HealthcheckOptions),
 }
 
 /// Reads the command line, and the environment where that says more.
@@ -155,22 +148,26 @@ fn interpret(
     words: impl IntoIterator<Item = OsString>,
     variables: fn() -> RoleVariables,
 ) -> Result<Invocation, UsageError> {
-    let matches = definition.try_get_matches_from(words)?;
+    let (matches, mut problems) = collect(|| definition.try_get_matches_from(words));
+    let matches = matches?;
     let CommandLine { command } = CommandLine::from_arg_matches(&matches)?;
+    let mut role_variables = || {
+        let (variables, found) = collect(variables);
+        problems.extend(found);
+        variables
+    };
     Ok(match command {
         Command::Serve(args) => {
             let given = matches.subcommand().map(|(_, found)| config::given(found)).unwrap_or_default();
-            Invocation::Serve(Box::new(config::serve(*args, given, variables())?))
+            let variables = role_variables();
+            Invocation::Serve(Box::new(config::serve(*args, given, variables, problems)?))
         }
-        Command::Backend(args) => Invocation::Backend(Box::new(config::backend(*args, variables())?)),
-        Command::Run(args) => Invocation::Run(args.validate()?),
-        Command::Attach(args) => Invocation::Attach(args.validate()?),
-        Command::Ps(args) => Invocation::Ps(args.validate()?),
-        Command::Cancel(args) => Invocation::Cancel(args.validate()?),
-        Command::Check(args) => Invocation::Check(args.validate()?),
-        Command::Logs(args) => Invocation::Logs(args.into()),
-        Command::Healthcheck(args) => Invocation::Healthcheck(args.url),
-        Command::Completions(args) => Invocation::Print(args.script(&mut CommandLine::command())),
+        Command::Backend(args) => {
+            let variables = role_variables();
+            Invocation::Backend(Box::new(config::backend(*args, variables, problems)?))
+        }
+        Command::Client(command) => Invocation::Client(problems.finish(command)?),
+        Command::Completions(options) => Invocation::Print(options.script(&mut CommandLine::command())),
     })
 }
 

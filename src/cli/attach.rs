@@ -1,18 +1,42 @@
-//! `cc-executor attach`: follows an execution that a service has already.
+//! `attach`: follows an execution that another client has started.
 
-use std::process::ExitCode;
+use std::time::Duration;
+
+use cc_executor_actors::id::ExecutionId;
+use clap::Args;
 
 use super::{
-    AttachOptions, report_outcome,
+    ClientError,
+    flags::{DEFAULT_RECONNECT, ServiceFlags, execution_id, seconds},
     session_loop::{LoopOptions, LoopPurpose, SessionLoop},
     silence::HeartbeatEstimate,
 };
 
-/// Follows an execution that is there already. The exit code is the command's own.
-pub async fn attach(options: AttachOptions) -> ExitCode {
-    let AttachOptions { url, id, json, reconnect } = options;
-    let loop_options = LoopOptions { url, json, shows_elapsed: !json, run: None };
-    // Another client has asked for the execution, and for its heartbeat.
-    let heartbeat = HeartbeatEstimate::observed();
-    report_outcome(SessionLoop::new(loop_options, LoopPurpose::Attach { id, reconnect }, heartbeat).run().await)
+/// Options of `attach`.
+#[derive(Args, Clone, Debug)]
+pub struct AttachOptions {
+    #[command(flatten)]
+    service: ServiceFlags,
+
+    /// Print the service's messages instead of the output
+    #[arg(long)]
+    json: bool,
+
+    /// Reconnect and continue when the connection breaks, for up to SECONDS (30 if not given)
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, value_parser = seconds())]
+    #[arg(default_missing_value = DEFAULT_RECONNECT)]
+    reconnect: Option<Duration>,
+
+    /// Execution to follow
+    #[arg(value_name = "ID", value_parser = execution_id())]
+    id: ExecutionId,
+}
+
+/// Follows an execution to its end. Returns the command's own exit code.
+pub(super) async fn attach(options: AttachOptions) -> Result<u8, ClientError> {
+    let AttachOptions { service, id, json, reconnect } = options;
+    let loop_options = LoopOptions { url: service.url, json, shows_elapsed: !json, run: None };
+    // The client that started the execution chose its heartbeat.
+    let heartbeat = HeartbeatEstimate::Observed { longest: None, updated_at: None };
+    SessionLoop::new(loop_options, LoopPurpose::Attach { id, reconnect }, heartbeat).run().await
 }

@@ -1,86 +1,99 @@
 //! `cancel`: cancels an execution and waits for its end.
 
-use std::{process::ExitCode, time::Duration};
+use std::time::Duration;
 
-use cc_executor_actors::{clock::millis, id::ExecutionId, protocol::DEFAULT_GRACE_MS};
-use serde_json::{Value, json};
+use cc_executor_actors::{
+    clock::millis,
+    id::ExecutionId,
+    protocol::{
+        DEFAULT_GRACE_MS, MethodParams,
+        control::{ControlParams, ControlRequest},
+        notification::FinalStatus,
+        status::{StatusParams, StatusResult},
+    },
+    rpc::ReceivedMessage,
+};
+use clap::Args;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{
     ClientError, PATIENCE,
-    connection::{Connection, ConnectionEvent, ReceivedMessage, garbled},
-    exit, exit_code_of_refusal, print_line, report_outcome,
+    connection::{Connection, ConnectionEvent, not_understood, read},
+    exit, exit_code_of_refusal,
+    flags::{ServiceFlags, execution_id, seconds},
+    print_line,
 };
 
-/// How often the status of an execution that is being canceled is asked for.
+/// The interval between two requests for the status of the canceled execution.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Options of `cancel`.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Args, Clone, Debug)]
 pub struct CancelOptions {
-    /// The session's URL.
-    pub url: String,
-    /// The execution to cancel.
-    pub id: ExecutionId,
-    /// The time between TERM and KILL.
-    pub grace: Option<Duration>,
+    #[command(flatten)]
+    service: ServiceFlags,
+
+    /// Time between TERM and KILL (5 if not given)
+    #[arg(long, value_name = "SECONDS", value_parser = seconds())]
+    grace: Option<Duration>,
+
+    /// Execution to cancel
+    #[arg(value_name = "ID", value_parser = execution_id())]
+    id: ExecutionId,
 }
 
 /// Cancels an execution, and waits for its end.
-pub async fn cancel(options: CancelOptions) -> ExitCode {
-    report_outcome(end(&options).await.map(|()| 0))
-}
-
-async fn end(options: &CancelOptions) -> Result<(), ClientError> {
-    let mut connection = Connection::open(&options.url).await?;
+pub(super) async fn cancel(options: CancelOptions) -> Result<u8, ClientError> {
+    let mut connection = Connection::open(&options.service.url).await?;
     let grace_ms = options.grace.map_or(DEFAULT_GRACE_MS, millis);
-    let params = json!({ "type": "CANCEL", "executionId": options.id, "graceMs": grace_ms });
-    call(&mut connection, 1, "control", params).await?;
+    let (execution_id, request) = (Some(options.id), ControlRequest::cancel(grace_ms));
+    call(&mut connection, 1, &ControlParams { execution_id, request }).await?;
     let until = Instant::now() + Duration::from_millis(grace_ms) + PATIENCE;
     for id in 2.. {
-        let status = call(&mut connection, id, "status", json!({ "executionId": options.id })).await?;
-        if let Some(reason) = status["reason"].as_str() {
-            let proven = match status["cancel"]["verified"].as_bool() {
+        let status = call(&mut connection, id, &StatusParams { execution_id }).await?;
+        if let StatusResult::Ended(FinalStatus { ending, .. }) = status {
+            let proven = match ending.cancel.map(|cancel| cancel.verified) {
                 Some(true) => ", every process gone",
-                Some(false) => ", its processes could not be counted",
+                Some(false) => ", but not every process is proven gone",
                 None => "",
             };
             // The execution has ended whether or not the line is read.
-            let _ = print_line(&format!("{} {reason}{proven}", status["status"].as_str().unwrap_or_default()))?;
+            let _ = print_line(&format!("{} {}{proven}", ending.status.as_str(), ending.reason.as_str()))?;
             break;
         }
         if Instant::now() > until {
-            return Err(ClientError::new(exit::UNAVAILABLE, format!("{} is still being ended", options.id)));
+            return Err(ClientError::new(
+                exit::UNAVAILABLE,
+                format!("{} has not ended yet; run `cc-executor ps` to see its status", options.id),
+            ));
         }
         sleep(POLL_INTERVAL).await;
     }
     connection.close().await;
-    Ok(())
+    Ok(0)
 }
 
 /// Calls a method and waits for its response.
-async fn call(connection: &mut Connection, id: u64, method: &str, params: Value) -> Result<Value, ClientError> {
+async fn call<P: MethodParams>(connection: &mut Connection, id: u64, params: &P) -> Result<P::Response, ClientError> {
     let response = async {
-        connection.call(id, method, params).await?;
+        connection.call(id, params).await?;
         loop {
             let text = match connection.next().await {
                 ConnectionEvent::Message(text) => text,
                 ConnectionEvent::Nothing => continue,
                 ConnectionEvent::Broken(error) => return Err(error),
             };
-            let message: ReceivedMessage<'_> = serde_json::from_slice(&text).map_err(|error| garbled(&error))?;
+            let message: ReceivedMessage<'_> = serde_json::from_slice(&text).map_err(|error| not_understood(&error))?;
             match (message.id == Some(id), message.error, message.result) {
                 (true, Some(error), _) => {
                     return Err(ClientError::new(exit_code_of_refusal(error.code), error.message));
                 }
-                (true, None, Some(result)) => {
-                    return serde_json::from_str(result.get()).map_err(|error| garbled(&error));
-                }
+                (true, None, Some(result)) => return read(result),
                 _ => {}
             }
         }
     };
-    timeout(PATIENCE, response)
-        .await
-        .unwrap_or_else(|_| Err(ClientError::new(exit::UNAVAILABLE, format!("the service does not answer {method}"))))
+    timeout(PATIENCE, response).await.unwrap_or_else(|_| {
+        Err(ClientError::new(exit::UNAVAILABLE, format!("the service does not answer {}", P::NAME)))
+    })
 }

@@ -5,14 +5,13 @@ use std::time::{Duration, Instant};
 use actix_http::ws::{CloseCode, Codec, Frame, Message, ProtocolError};
 use awc::error::WsClientError;
 use cc_executor_actors::{
-    protocol::{MAX_MESSAGE_TO_CLIENT, SUBPROTOCOL},
+    protocol::{MAX_MESSAGE_TO_CLIENT, MethodParams, SUBPROTOCOL},
     rpc,
 };
 use futures_util::{FutureExt, SinkExt, StreamExt};
-use serde_json::Value;
+use serde::Deserialize;
+use serde_json::value::RawValue;
 use tokio::time::{sleep_until, timeout};
-
-pub(super) use cc_executor_actors::rpc::ReceivedMessage;
 
 use super::{
     ClientError, PATIENCE, exit,
@@ -20,10 +19,10 @@ use super::{
 };
 use crate::config::{self, TOKEN, variables};
 
-/// The longest wait for the close handshake. The service also notices a client that leaves without one.
+/// The longest wait for a close frame to be sent. The service also notices a client that leaves without one.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 
-/// A session.
+/// A WebSocket connection, which is one session of the service.
 pub(super) struct Connection {
     frames: actix_codec::Framed<awc::BoxedSocket, Codec>,
     close_code: Option<u16>,
@@ -60,8 +59,8 @@ impl Connection {
     }
 
     /// Calls a method.
-    pub(super) async fn call(&mut self, id: u64, method: &str, params: Value) -> Result<(), ClientError> {
-        self.send(rpc::call_text(id, method, &params)).await
+    pub(super) async fn call<P: MethodParams>(&mut self, id: u64, params: &P) -> Result<(), ClientError> {
+        self.send(rpc::call_text(id, P::NAME, params)).await
     }
 
     /// Sends a text as it is.
@@ -69,29 +68,29 @@ impl Connection {
         self.transmit(Message::Text(text.into())).await
     }
 
-    /// Expects a sign of life at this period.
-    pub(super) fn expect_signs_every(&mut self, period: Duration) {
+    /// Expects a frame in every period.
+    pub(super) fn expect_frames_every(&mut self, period: Duration) {
         self.silence.expect_every(period, Instant::now());
     }
 
-    /// Sends a frame. A service that does not read must not stop us for ever.
+    /// Sends a frame. The wait is bounded, because the service may not read.
     async fn transmit(&mut self, message: Message) -> Result<(), ClientError> {
         match timeout(PATIENCE, self.frames.send(message)).await {
             Ok(sent) => sent.map_err(|error| broken(&error)),
             Err(_) => Err(ClientError::new(
                 exit::UNAVAILABLE,
-                format!("the service reads nothing for {} s", PATIENCE.as_secs()),
+                format!("the service has read nothing for {} s", PATIENCE.as_secs()),
             )),
         }
     }
 
-    /// The next frame; the error is a service that gives no sign of life. May be dropped half-way and called again.
+    /// The next frame. The future may be dropped and called again. The error is that no frame came for too long.
     async fn next_frame(&mut self) -> Result<Option<Result<Frame, ProtocolError>>, ClientError> {
         loop {
             tokio::select! {
                 biased;
                 frame = self.frames.next() => {
-                    self.silence.record_life(Instant::now());
+                    self.silence.record_frame(Instant::now());
                     return Ok(frame);
                 }
                 () = sleep_until(self.silence.due_at().into()) => self.on_overdue()?,
@@ -99,11 +98,11 @@ impl Connection {
         }
     }
 
-    /// Asks for a sign of life that did not come. The error is that none came for too long.
+    /// Sends a ping because no frame came in time. The error is that none came for too long.
     fn on_overdue(&mut self) -> Result<(), ClientError> {
         match self.silence.overdue(Instant::now()) {
             Overdue::Ping => {
-                // Not waited for: where the socket is full, the silence goes on and says enough.
+                // Not awaited: if the socket is full, the missing pong has the same effect.
                 let sent = self.frames.send(Message::Ping(bytes::Bytes::new())).now_or_never();
                 sent.unwrap_or(Ok(())).map_err(|error| broken(&error))
             }
@@ -144,7 +143,7 @@ impl Connection {
             Some(Err(error)) => ConnectionEvent::Broken(broken(&error)),
             None => ConnectionEvent::Broken(ClientError::new(
                 exit::UNAVAILABLE,
-                "the connection broke before the service said how the command ended",
+                "the connection broke before the end of the command was reported",
             )),
         }
     }
@@ -156,27 +155,34 @@ impl Connection {
     }
 }
 
-/// What the environment says to send as a token.
+/// The token to send, from the environment.
 pub(super) fn token() -> Result<Option<String>, ClientError> {
     let token = config::client_token(&variables::read())
         .map_err(|problems| ClientError::new(exit::USAGE, problems.to_string()))?;
     Ok(token.map(|token| token.reveal().to_owned()))
 }
 
-/// A service that answers, and not with what was asked for.
+/// The error for an unexpected HTTP status.
 pub(super) fn refused(url: &str, status: u16) -> ClientError {
     match status {
         401 => ClientError::new(
             exit::NOPERM,
-            format!("{url} wants a token: set {TOKEN} or {TOKEN}_FILE to the service's own"),
+            format!("{url} needs a token; set {TOKEN} or {TOKEN}_FILE to the token of the service"),
         ),
-        403 => ClientError::new(exit::NOPERM, format!("{url} does not answer to that host name without a token")),
-        503 => ClientError::new(exit::TEMPFAIL, format!("{url} is shutting down or not ready: try again in a moment")),
-        _ => ClientError::new(exit::UNAVAILABLE, format!("{url} answers {status}: is it a cc-executor service?")),
+        403 => ClientError::new(
+            exit::NOPERM,
+            format!(
+                "{url} does not accept this host name without a token; add the name to --allowed-hosts of the service"
+            ),
+        ),
+        503 => ClientError::new(exit::TEMPFAIL, format!("{url} is shutting down or not ready; try again in a moment")),
+        _ => {
+            ClientError::new(exit::UNAVAILABLE, format!("{url} answers {status}; it may not be a cc-executor service"))
+        }
     }
 }
 
-/// A service that does not answer.
+/// The error for a service that cannot be reached.
 pub(super) fn unreachable(url: &str, error: &impl std::fmt::Display) -> ClientError {
     ClientError::new(
         exit::UNAVAILABLE,
@@ -184,9 +190,14 @@ pub(super) fn unreachable(url: &str, error: &impl std::fmt::Display) -> ClientEr
     )
 }
 
-/// A message that is none.
-pub(super) fn garbled(error: &serde_json::Error) -> ClientError {
-    ClientError::new(exit::SOFTWARE, format!("the service said something that is not understood: {error}"))
+/// Reads the parameters of a notification, or the result of a call.
+pub(super) fn read<'a, T: Deserialize<'a>>(json: &'a RawValue) -> Result<T, ClientError> {
+    serde_json::from_str(json.get()).map_err(|error| not_understood(&error))
+}
+
+/// The error for a message that is not valid.
+pub(super) fn not_understood(error: &serde_json::Error) -> ClientError {
+    ClientError::new(exit::SOFTWARE, format!("the service sent a message that is not valid: {error}"))
 }
 
 fn broken(error: &ProtocolError) -> ClientError {

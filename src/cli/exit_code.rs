@@ -1,4 +1,4 @@
-//! From how an execution ended to the exit code of `run`.
+//! The exit code of `run` and `attach`, from the outcome of the execution.
 
 use cc_executor_actors::{
     outcome::{Outcome, Reason, Status},
@@ -10,17 +10,17 @@ use super::exit;
 /// Why this client wants the command to end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum EndRequest {
-    /// It does not: the command ends by itself.
+    /// It does not.
     NotMade,
     /// Ctrl-C.
     Interrupted,
     /// SIGTERM.
     Terminated,
-    /// Nobody reads our standard output any more.
+    /// The reader of standard output is gone.
     PipeClosed,
-    /// Our output cannot be written.
+    /// The output cannot be written.
     WriteFailed,
-    /// Asked once more: do not wait for the end.
+    /// A second signal: exit with this code, and do not wait for the end.
     GivenUp(u8),
 }
 
@@ -29,8 +29,8 @@ impl EndRequest {
     pub(super) const TERMINATED: u8 = exit::SIGNALED + 15;
     const PIPE_CLOSED: u8 = exit::SIGNALED + 13;
 
-    /// Asks for the end. True the first time.
-    pub(super) fn ask(&mut self, wanted: EndRequest) -> bool {
+    /// Records a request. Returns true for the first one.
+    pub(super) fn record(&mut self, wanted: EndRequest) -> bool {
         if *self == EndRequest::NotMade {
             *self = wanted;
             return true;
@@ -39,7 +39,7 @@ impl EndRequest {
         false
     }
 
-    /// The exit code once the command has been canceled for this.
+    /// The exit code if the command was canceled for this reason.
     pub(super) fn code(self) -> Option<u8> {
         match self {
             EndRequest::NotMade => None,
@@ -51,8 +51,8 @@ impl EndRequest {
         }
     }
 
-    /// The exit code that goes before the ending's own. Output that was not delivered is no success, however the
-    /// command ended; what it did before our order to end reached it is its own ending.
+    /// The exit code that replaces the one of the outcome. Lost output is a failure whatever the outcome is. A signal
+    /// counts only if it ended the command, which may have ended before the cancellation reached it.
     pub(super) fn code_after(self, reason: Reason) -> Option<u8> {
         match self {
             EndRequest::PipeClosed | EndRequest::WriteFailed => self.code(),
@@ -61,11 +61,11 @@ impl EndRequest {
     }
 }
 
-/// The exit code that says how it ended.
+/// The exit code for an outcome.
 pub(super) fn exit_code_of(ending: &Outcome) -> u8 {
     match ending.reason {
         Reason::Exit if ending.status == Status::Completed => 0,
-        // An exit that failed must not look like a success, whatever its code was.
+        // A failure never exits with 0, also if the command did, as a failed Claude may.
         Reason::Exit | Reason::NotStarted | Reason::ClaudeError => {
             ending.exit_code.and_then(|code| u8::try_from(code).ok()).filter(|code| *code != 0).unwrap_or(1)
         }
@@ -80,8 +80,8 @@ pub(super) fn exit_code_of(ending: &Outcome) -> u8 {
     }
 }
 
-/// Why an execution ended that somebody else ended. Of each other ending that is not the command's own the service
-/// says why, in an `error` before it.
+/// The report about an execution that another client or the service ended. All other failures are reported by an
+/// `error` of the service before the end.
 pub(super) fn ended_by(ending: &Outcome) -> Option<String> {
     let message = ending.message.as_deref();
     match ending.reason {
@@ -142,9 +142,9 @@ mod tests {
     #[test]
     fn asking_twice_does_not_wait() {
         let mut wanted = EndRequest::NotMade;
-        assert!(wanted.ask(EndRequest::Interrupted));
+        assert!(wanted.record(EndRequest::Interrupted));
         assert_eq!((wanted, wanted.code()), (EndRequest::Interrupted, Some(130)));
-        assert!(!wanted.ask(EndRequest::Interrupted));
+        assert!(!wanted.record(EndRequest::Interrupted));
         assert_eq!((wanted, wanted.code()), (EndRequest::GivenUp(130), Some(130)));
     }
 }

@@ -1,28 +1,41 @@
 //! `healthcheck`: exits 0 if a service is ready, for containers without curl.
 
-use std::process::ExitCode;
+use clap::Args;
 
 use super::{
     ClientError,
     http::{client, within},
-    report_outcome,
 };
 
-/// Exit code where the service says that it is not ready, or nothing listens: the only one but 0 that Docker's
-/// HEALTHCHECK defines.
+/// Exit code if the service is not ready or cannot be reached: the only one but 0 that Docker's HEALTHCHECK defines.
 const NOT_READY: u8 = 1;
 
 /// The longest part of an unready service's answer that is shown, in bytes.
 const SHOWN_BODY: usize = 64 * 1024;
 
-/// Asks whether a service is ready.
-pub async fn healthcheck(url: String) -> ExitCode {
-    report_outcome(within(&url, is_ready(&url)).await.map(|()| 0))
+/// The exit codes in the help text.
+pub(super) const EXIT_CODES: &str = "\
+Exit codes:
+   0  the service is ready
+   1  it is not ready, or nothing listens at the URL
+  69  it does not answer within 10 seconds";
+
+/// Options of `healthcheck`.
+#[derive(Args, Clone, Debug)]
+pub struct HealthcheckOptions {
+    /// URL to get
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8003/ready")]
+    url: String,
 }
 
-async fn is_ready(url: &str) -> Result<(), ClientError> {
+/// Asks whether a service is ready.
+pub(super) async fn healthcheck(options: HealthcheckOptions) -> Result<u8, ClientError> {
+    within(&options.url, is_ready(&options.url)).await
+}
+
+async fn is_ready(url: &str) -> Result<u8, ClientError> {
     let problem = match client().get(url).send().await {
-        Ok(response) if response.status().is_success() => return Ok(()),
+        Ok(response) if response.status().is_success() => return Ok(0),
         Ok(mut response) => {
             let body = response.body().limit(SHOWN_BODY).await.unwrap_or_default();
             format!("{url} answers {}: {}", response.status(), String::from_utf8_lossy(&body))

@@ -4,24 +4,36 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use super::{ClientError, PATIENCE, exit};
+use super::{ClientError, PATIENCE, exit, flags::SESSION_PATH};
 
 /// The time-out that awc gets. It is longer than [`PATIENCE`], so that [`within`] ends a request first: it also bounds
 /// the reading of the body.
 const OUTER_PATIENCE: Duration = Duration::from_secs(60);
 
 /// A client for requests that [`within`] bounds.
-pub fn client() -> awc::Client {
+pub(super) fn client() -> awc::Client {
     awc::Client::builder().timeout(OUTER_PATIENCE).finish()
 }
 
-/// Bounds a request from connecting to the end of the response's body, because each part of it may hang.
+/// The URL of a path at the service that has this URL for sessions.
+pub(super) fn service_url(session_url: &str, path: &str) -> String {
+    let base = session_url.strip_suffix(SESSION_PATH).unwrap_or(session_url);
+    format!("{}{path}", base.replacen("ws://", "http://", 1))
+}
+
+/// Bounds a request as a whole, from connecting to the end of the response's body, because each part may hang.
 ///
 /// # Errors
 /// The request's own error, or one that names the URL after [`PATIENCE`].
-pub async fn within<T>(url: &str, request: impl Future<Output = Result<T, ClientError>>) -> Result<T, ClientError> {
+pub(super) async fn within<T>(
+    url: &str,
+    request: impl Future<Output = Result<T, ClientError>>,
+) -> Result<T, ClientError> {
     timeout(PATIENCE, request).await.unwrap_or_else(|_| {
         let seconds = PATIENCE.as_secs();
-        Err(ClientError::new(exit::UNAVAILABLE, format!("{url} does not answer within {seconds} s: is it stopped?")))
+        Err(ClientError::new(
+            exit::UNAVAILABLE,
+            format!("{url} does not answer within {seconds} s; it may be stopped or overloaded"),
+        ))
     })
 }

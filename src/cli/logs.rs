@@ -6,32 +6,39 @@
 
 mod filter;
 mod format;
-pub(super) mod sorted;
+mod sorted;
 mod tail;
 
 use std::{
     fs::File,
     io::{self, BufRead, BufReader},
-    process::ExitCode,
 };
+
+use clap::Args;
 
 pub(super) use self::sorted::SortedLines;
 use self::tail::LogTail;
-use super::{ClientError, exit, print_line, report_outcome};
-use crate::console;
-use crate::console::OutputReader;
+use super::{ClientError, exit, print_line};
+use crate::console::{self, OutputReader};
 
-/// The options of `logs`.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+/// Options of `logs`.
+#[derive(Args, Clone, Debug, Default)]
 pub struct LogsOptions {
-    /// The beginning of a session's id. Only lines of that session are printed.
-    pub session: Option<String>,
-    /// The beginning of an execution's id.
-    pub execution: Option<String>,
-    /// The name of an event, or its beginning up to a dot: `session` is `session.opened` and so on.
-    pub event: Option<String>,
-    /// A file, or `-` for standard input.
-    pub file: String,
+    /// Show only this session and its executions; the beginning of the id suffices
+    #[arg(long, value_name = "ID")]
+    pub(super) session: Option<String>,
+
+    /// Show only this execution; the beginning of the id suffices
+    #[arg(long, value_name = "ID")]
+    pub(super) execution: Option<String>,
+
+    /// Show only this event, such as session.closed, or a group of events, such as session
+    #[arg(long, value_name = "NAME")]
+    pub(super) event: Option<String>,
+
+    /// File of JSON log lines, such as the output of `docker logs`; - is standard input
+    #[arg(value_name = "FILE")]
+    pub(super) file: String,
 }
 
 /// The number of lines that were read, and of those that were not used.
@@ -52,36 +59,36 @@ impl LineCounts {
 }
 
 /// Prints the timeline. Exits with 1 if there was nothing to print.
-pub fn logs(options: &LogsOptions) -> ExitCode {
-    report_outcome(if options.file == "-" { follow(options) } else { read(options) })
+pub(super) fn logs(options: &LogsOptions) -> Result<u8, ClientError> {
+    if options.file == "-" { follow(options) } else { read(options) }
 }
 
 fn read(options: &LogsOptions) -> Result<u8, ClientError> {
-    let whole = SortedLines::read(options).map_err(|error| unreadable(&options.file, &error))?;
-    let counts = whole.counts();
+    let timeline = SortedLines::read(options).map_err(|error| unreadable(&options.file, &error))?;
+    let counts = timeline.counts();
     let mut n_printed = 0;
-    for line in whole.lines() {
+    for line in timeline.lines() {
         if print_line(&line)? == OutputReader::Gone {
             return Ok(0);
         }
         n_printed += 1;
     }
-    summed_up(counts, n_printed, &options.file)
+    summarize(counts, n_printed, &options.file)
 }
 
 fn follow(options: &LogsOptions) -> Result<u8, ClientError> {
-    let mut live = LogTail::new(options);
+    let mut tail = LogTail::new(options);
     let mut n_printed = 0;
     for line in io::stdin().lock().split(b'\n') {
         let line = line.map_err(|error| unreadable(&options.file, &error))?;
-        for line in live.take(&String::from_utf8_lossy(&line)) {
+        for line in tail.take(&String::from_utf8_lossy(&line)) {
             if print_line(&line)? == OutputReader::Gone {
                 return Ok(0);
             }
             n_printed += 1;
         }
     }
-    summed_up(live.counts(), n_printed, &options.file)
+    summarize(tail.counts(), n_printed, &options.file)
 }
 
 /// Opens a log. Refuses a directory, whose first read would fail.
@@ -96,27 +103,27 @@ pub(super) fn unreadable(file: &str, error: &io::Error) -> ClientError {
 }
 
 /// Reports on standard error which lines the timeline does not show.
-fn summed_up(counts: LineCounts, n_printed: usize, file: &str) -> Result<u8, ClientError> {
+fn summarize(counts: LineCounts, n_printed: usize, file: &str) -> Result<u8, ClientError> {
     if counts.lines == 0 {
-        let hint = if file == "-" { "; docker writes a container's log to standard error: add 2>&1" } else { "" };
-        console::report(format_args!("the log has no lines{hint}"));
+        let hint = if file == "-" { "; docker writes the log to standard error, so add 2>&1" } else { "" };
+        console::report(format_args!("{file:?} has no lines{hint}"));
         return Ok(1);
     }
     if !counts.any() {
-        let advice = "no line of it is a JSON log line: start the service with LOG_FORMAT=json";
+        let advice = format!("{file:?} has no JSON log line; start the service with LOG_FORMAT=json");
         return Err(ClientError::new(exit::USAGE, advice));
     }
     if counts.foreign > 0 {
-        console::report(format_args!("{} lines are no JSON log lines and are not shown", counts.foreign));
+        console::report(format_args!("{} lines are not shown, because they are not JSON log lines", counts.foreign));
     }
     if counts.dropped > 0 {
         console::report(format_args!(
-            "{} lines were given up, of executions that may be of this session: give the log as a file",
+            "{} lines may belong to the session and are not shown; give the log as a file, which is read as a whole",
             counts.dropped
         ));
     }
     if n_printed == 0 {
-        console::report(format_args!("none of {} log lines is of what was asked for", counts.lines));
+        console::report(format_args!("none of {} log lines matches the options", counts.lines));
         return Ok(1);
     }
     Ok(0)
@@ -138,13 +145,13 @@ no log line
 {"time":"2026-01-02T03:04:08.000Z","level":"INFO","target":"g","event":"session.closed","session_id":"aaaaaaaa-1","close_code":4408,"message":"session closed: nothing was read for 60 s"}
 "#;
 
-    fn from_file(options: &LogsOptions) -> Vec<String> {
+    fn sorted(options: &LogsOptions) -> Vec<String> {
         SortedLines::of(options, LOG.as_bytes()).unwrap().lines().collect()
     }
 
-    fn as_they_come(options: &LogsOptions) -> Vec<String> {
-        let mut live = LogTail::new(options);
-        LOG.lines().flat_map(|line| live.take(line)).collect()
+    fn tailed(options: &LogsOptions) -> Vec<String> {
+        let mut tail = LogTail::new(options);
+        LOG.lines().flat_map(|line| tail.take(line)).collect()
     }
 
     fn of_session(id: &str) -> LogsOptions {
@@ -156,7 +163,7 @@ no log line
     const CLOSED: &str = "session.closed        session_id=aaaaaaaa  close_code=4408  nothing was read for 60 s";
 
     #[test]
-    fn a_sessions_life_is_told_from_a_file_in_the_order_of_its_times() {
+    fn a_file_is_shown_in_the_order_of_its_times() {
         let expected = [
             format!("03:04:04.900     +0.000  {OPENED}"),
             "03:04:05.000     +0.100  process.started       execution_id=eeeeeeee-1  pid=7".to_owned(),
@@ -165,27 +172,27 @@ no log line
             "03:04:07.500     +2.600  process.finished      execution_id=eeeeeeee  status=COMPLETED".to_owned(),
             format!("03:04:08.000     +3.100  {CLOSED}"),
         ];
-        assert_eq!(from_file(&of_session("aaaa")), expected);
+        assert_eq!(sorted(&of_session("aaaa")), expected);
     }
 
     #[test]
-    fn a_sessions_life_is_told_as_it_comes() {
+    fn a_growing_log_is_shown_line_by_line() {
         let expected = [
             format!("03:04:04.900     +0.000  {OPENED}"),
-            // These were kept back until it was told whose they are.
+            // Held back until a line of the gateway named their session.
             "03:04:05.000     +0.100  process.started       execution_id=eeeeeeee-1  pid=7".to_owned(),
             "03:04:05.010     +0.110  execution.started     session_id=aaaaaaaa  execution_id=eeeeeeee".to_owned(),
             "03:04:07.500     +2.600  process.finished      execution_id=eeeeeeee  status=COMPLETED".to_owned(),
             format!("03:04:06.000     +1.100  {STALLED}"),
             format!("03:04:08.000     +3.100  {CLOSED}"),
         ];
-        assert_eq!(as_they_come(&of_session("aaaa")), expected);
+        assert_eq!(tailed(&of_session("aaaa")), expected);
     }
 
     #[test]
-    fn executions_and_events_are_chosen_by_their_beginnings() {
-        // Where all is wanted, a log that goes on is told with the line that is none.
-        for (lines, all) in [(from_file as fn(&LogsOptions) -> _, 8), (as_they_come, 9)] {
+    fn executions_and_events_are_selected_by_their_beginnings() {
+        // Without a selection, a growing log is shown with the line that is not JSON.
+        for (lines, all) in [(sorted as fn(&LogsOptions) -> _, 8), (tailed, 9)] {
             let of = |execution: Option<&str>, event: Option<&str>| {
                 let (execution, event) = (execution.map(str::to_owned), event.map(str::to_owned));
                 lines(&LogsOptions { execution, event, ..LogsOptions::default() }).len()
@@ -199,7 +206,7 @@ no log line
 
     #[test]
     fn a_backends_events_of_a_session_are_found_by_their_execution() {
-        for lines in [from_file, as_they_come] {
+        for lines in [sorted, tailed] {
             let of = |session: &str, event: &str, execution: Option<&str>| {
                 let (event, execution) = (Some(event.to_owned()), execution.map(str::to_owned));
                 lines(&LogsOptions { event, execution, ..of_session(session) }).len()

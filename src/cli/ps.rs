@@ -1,15 +1,15 @@
 //! `ps`: lists the executions of a service's backend.
 
-use std::process::ExitCode;
-
 use cc_executor_actors::backend_api::Snapshot;
+use clap::Args;
 use serde::Deserialize;
 
 use super::{
     ClientError,
-    connection::{garbled, refused, token, unreachable},
-    http::{client, within},
-    http_url, print_line, report_outcome,
+    connection::{not_understood, refused, token, unreachable},
+    flags::ServiceFlags,
+    http::{client, service_url, within},
+    print_line,
 };
 use crate::console::OutputReader;
 
@@ -17,21 +17,19 @@ use crate::console::OutputReader;
 const MAX_BODY: usize = 64 << 20;
 
 /// Options of `ps`.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Args, Clone, Debug)]
 pub struct PsOptions {
-    /// The session's URL.
-    pub url: String,
-    /// Whether the service's JSON is printed as it came.
-    pub json: bool,
+    #[command(flatten)]
+    service: ServiceFlags,
+
+    /// Print the service's JSON instead of a table
+    #[arg(long)]
+    json: bool,
 }
 
 /// Lists the executions that a service's backend knows.
-pub async fn ps(options: PsOptions) -> ExitCode {
-    report_outcome(list(&options).await.map(|()| 0))
-}
-
-async fn list(options: &PsOptions) -> Result<(), ClientError> {
-    let url = http_url(&options.url, "/executions");
+pub(super) async fn ps(options: PsOptions) -> Result<u8, ClientError> {
+    let url = service_url(&options.service.url, "/executions");
     let body = within(&url, executions(&url)).await?;
     let lines = if options.json { vec![String::from_utf8_lossy(&body).into_owned()] } else { table_of(&body)? };
     for line in lines {
@@ -39,7 +37,7 @@ async fn list(options: &PsOptions) -> Result<(), ClientError> {
             break;
         }
     }
-    Ok(())
+    Ok(0)
 }
 
 /// Fetches the service's list of executions: JSON.
@@ -61,7 +59,7 @@ fn table_of(body: &[u8]) -> Result<Vec<String>, ClientError> {
     struct ListedExecution {
         executions: Vec<Snapshot>,
     }
-    let ListedExecution { executions } = serde_json::from_slice(body).map_err(|error| garbled(&error))?;
+    let ListedExecution { executions } = serde_json::from_slice(body).map_err(|error| not_understood(&error))?;
     let head = format!("{:36}  {:10}  {:8}  {:>9}  {:>12}  FOLLOWED", "ID", "STATUS", "EXECUTOR", "ELAPSED", "BYTES");
     let rows = executions.into_iter().map(|one| {
         let status = match one.position {

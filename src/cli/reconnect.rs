@@ -1,5 +1,5 @@
-//! How a client comes back after its connection broke: for how long, after which pauses, and what it reports when it
-//! gives up. No I/O and no clock: time is a parameter.
+//! When a client connects again after its connection broke, and when it gives up. No I/O and no clock: time is a
+//! parameter.
 
 use std::time::{Duration, Instant};
 
@@ -7,11 +7,11 @@ use cc_executor_actors::{clock::millis, id::ExecutionId};
 
 use super::ClientError;
 
-/// How long to wait before a connection is tried again: the first time, and at the most.
+/// The first and the longest pause between two attempts.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// The time without an execution that answers: since the connection broke, until the execution is followed again.
+/// The time from a broken connection until the service accepts the client again.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Absence {
     patience: Duration,
@@ -19,17 +19,17 @@ pub(super) struct Absence {
     pause: Duration,
 }
 
-/// The next try to connect.
+/// The next attempt to connect.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct ConnectAttempt {
-    /// How long to wait before it.
+    /// The pause before it.
     pub(super) after: Duration,
-    /// When it has failed; `None` leaves that to the connection's own limits.
+    /// When it is given up; `None` leaves that to the time-outs of the connection.
     pub(super) until: Option<Instant>,
 }
 
 impl ConnectAttempt {
-    /// The first connection of a client: at once, and only once.
+    /// The first connection of a client, which is attempted at once.
     pub(super) const FIRST: ConnectAttempt = ConnectAttempt { after: Duration::ZERO, until: None };
 }
 
@@ -38,16 +38,16 @@ impl Absence {
         Absence { patience, until: now + patience, pause: FIRST_PAUSE }
     }
 
-    /// When it is given up.
+    /// When the client gives up.
     pub(super) fn until(&self) -> Instant {
         self.until
     }
 
-    /// The next try, after a longer pause than the one before. The error is that the time is over; `last` is why the
-    /// try before failed.
+    /// The next attempt, after a longer pause than the one before. `error` is the failure of the one before, and is
+    /// returned when the time is over.
     pub(super) fn next_attempt(
         &mut self,
-        last: ClientError,
+        error: ClientError,
         id: Option<ExecutionId>,
         now: Instant,
     ) -> Result<ConnectAttempt, ClientError> {
@@ -55,8 +55,8 @@ impl Absence {
             let id = id.map(|id| id.to_string()).unwrap_or_default();
             let gone_for = millis(self.patience) / 1_000;
             let message =
-                format!("{}; gave up after {gone_for} s; it may still run: cc-executor attach {id}", last.message);
-            return Err(ClientError::new(last.code, message));
+                format!("{}; gave up after {gone_for} s; it may still run: cc-executor attach {id}", error.message);
+            return Err(ClientError::new(error.code, message));
         }
         let after = self.pause;
         self.pause = (self.pause * 2).min(LONGEST_PAUSE);
@@ -83,7 +83,7 @@ mod tests {
         }
         let id = ExecutionId::random();
         let gave_up = absence.next_attempt(error(), Some(id), start + Duration::from_millis(4_001)).unwrap_err();
-        let message = format!("cc-executor: it is away; gave up after 4 s; it may still run: cc-executor attach {id}");
-        assert_eq!((gave_up.exit_code(), gave_up.to_string()), (exit::UNAVAILABLE, message));
+        let message = format!("it is away; gave up after 4 s; it may still run: cc-executor attach {id}");
+        assert_eq!((gave_up.code, gave_up.message), (exit::UNAVAILABLE, message));
     }
 }

@@ -1,26 +1,252 @@
-//! `cc-executor run`: asks a service to run a command, and follows it to its end.
+//! `run`: runs a command through a service, and follows it to its end.
 
-use std::{process::ExitCode, time::Duration};
+use std::time::Duration;
 
-use cc_executor_actors::id::ExecutionId;
+use cc_executor_actors::{
+    agent::claude::EXECUTOR,
+    clock::millis,
+    id::{ExecutionId, InstanceId},
+    protocol::execute::{ClaudeOptions, DetachOptions, ExecuteParams, ExecutionSpec, Overflow},
+};
+use clap::Args;
 
 use super::{
-    DisconnectAction, RunOptions, report_outcome,
+    ClientError,
+    flags::{DEFAULT_RECONNECT, ServiceFlags, seconds},
     session_loop::{LoopOptions, LoopPurpose, SessionLoop},
     silence::HeartbeatEstimate,
+    terminal::size,
 };
+use crate::config::value::{checked, whole_number};
 
-/// Runs a command through a service. The exit code is the command's own.
-pub async fn run(options: RunOptions) -> ExitCode {
-    // Where the execution may outlive the connection the client must know its id, even if the answer is lost.
-    let id = (options.leave != DisconnectAction::Ends).then(ExecutionId::random);
-    let heartbeat = HeartbeatEstimate::asked_for(options.heartbeat_ms.map(Duration::from_millis));
-    let purpose = LoopPurpose::Run { id, on_disconnect: options.leave };
+/// The exit codes in the help text.
+pub(super) const EXIT_CODES: &str = "\
+Exit codes:
+  the command's own, or 128 + N if signal N ended it
+   64  wrong use: flags, parameters, unknown executor
+   69  service or backend unreachable, silent, restarted, lost or rejecting
+   70  output damaged on the way, or a part of it lost
+   74  output not writable
+   75  service full or shutting down; execution ended because nobody attached
+   77  not authorized
+  124  total or stall time-out
+  126  command not startable: working directory, permission
+  127  program missing
+  130  Ctrl-C
+  141  output closed by its reader
+  143  canceled by another client";
+
+/// Options of `run`.
+#[derive(Args, Clone, Debug)]
+pub struct RunOptions {
+    #[command(flatten)]
+    service: ServiceFlags,
+
+    /// Executor that runs the command; the service has a default
+    #[arg(long, value_name = "NAME")]
+    executor: Option<String>,
+
+    /// Kill the command after SECONDS, such as 30 or 0.5
+    #[arg(long, value_name = "SECONDS", value_parser = seconds())]
+    timeout: Option<Duration>,
+
+    /// Kill the command after SECONDS without output
+    #[arg(long, value_name = "SECONDS", value_parser = seconds())]
+    stall_timeout: Option<Duration>,
+
+    /// Interval of the service's status messages, 1 to 60 (15 if not given)
+    #[arg(long, value_name = "SECONDS", value_parser = seconds())]
+    heartbeat: Option<Duration>,
+
+    /// Working directory, on the backend's machine
+    #[arg(long, value_name = "DIR")]
+    cwd: Option<String>,
+
+    /// Forward standard input to the command
+    #[arg(long, short)]
+    pub(super) interactive: bool,
+
+    /// Run the command on a terminal
+    #[arg(long, short)]
+    pub(super) tty: bool,
+
+    /// Reconnect and continue when the connection breaks, for up to SECONDS (30 if not given)
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, value_parser = seconds())]
+    #[arg(default_missing_value = DEFAULT_RECONNECT, conflicts_with_all = ["interactive", "detach"])]
+    reconnect: Option<Duration>,
+
+    /// Print the execution's id and exit; the command keeps running for as long as the service allows
+    #[arg(long, conflicts_with_all = ["interactive", "json"])]
+    detach: bool,
+
+    /// Print the service's messages instead of the output
+    #[arg(long)]
+    json: bool,
+
+    /// Command to run; several words are joined by a space, as ssh does
+    #[arg(value_name = "COMMAND", required = true, trailing_var_arg = true)]
+    command: Vec<String>,
+
+    // Last, because clap puts all later flags under its heading.
+    #[command(flatten)]
+    claude: ClaudeFlags,
+}
+
+/// Options of the executor `claude`.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Options of --executor claude")]
+struct ClaudeFlags {
+    /// Model to use
+    #[arg(long, value_name = "NAME")]
+    model: Option<String>,
+
+    /// Permission mode, such as acceptEdits or bypassPermissions
+    #[arg(long, value_name = "MODE")]
+    permission_mode: Option<String>,
+
+    /// Tools to use without asking, separated by commas, such as "Bash(git log:*),Read"
+    #[arg(long, value_name = "TOOLS", value_delimiter = ',')]
+    allowed_tools: Vec<String>,
+
+    /// Number of answers that the model may give
+    #[arg(long, value_name = "N", value_parser = checked(whole_number))]
+    max_turns: Option<u64>,
+
+    /// Claude session to continue, by the id that `run` printed at its end
+    #[arg(long, value_name = "SESSION")]
+    resume: Option<String>,
+}
+
+/// What happens to a command when its client is gone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum DisconnectAction {
+    /// The service ends it.
+    End,
+    /// It goes on for this time, in which the client tries to connect again.
+    Reconnect(Duration),
+    /// It goes on for as long as the service allows. The client only wants its id.
+    Detach,
+}
+
+impl RunOptions {
+    pub(super) fn on_disconnect(&self) -> DisconnectAction {
+        match self.reconnect {
+            Some(patience) => DisconnectAction::Reconnect(patience),
+            None if self.detach => DisconnectAction::Detach,
+            None => DisconnectAction::End,
+        }
+    }
+
+    /// The parameters of `execute`. `instance` names the only backend that may start the command, if the request was
+    /// sent before. `longest_detach_ms` is the service's limit of `detachMs`.
+    pub(super) fn execute_params(
+        &self,
+        id: Option<ExecutionId>,
+        longest_detach_ms: Option<u64>,
+        instance: Option<InstanceId>,
+    ) -> ExecuteParams {
+        let detach_ms = match self.on_disconnect() {
+            DisconnectAction::End => None,
+            DisconnectAction::Reconnect(patience) => Some(millis(patience)),
+            DisconnectAction::Detach => longest_detach_ms,
+        };
+        let term = std::env::var("TERM").ok().filter(|_| self.tty);
+        let run = ExecutionSpec {
+            executor: self.executor.clone(),
+            execution_id: id,
+            cwd: self.cwd.clone(),
+            env: term.map(|term| ("TERM".to_owned(), term)).into_iter().collect(),
+            stdin: self.interactive && !self.tty,
+            pty: self.tty.then(size),
+            timeout_ms: self.timeout.map(millis),
+            stall_timeout_ms: self.stall_timeout.map(millis),
+            heartbeat_ms: self.heartbeat.map(millis),
+            detach: detach_ms.map(|detach_ms| DetachOptions { detach_ms, overflow: Overflow::Wait }),
+            claude: self.claude.options(),
+            ..ExecutionSpec::of(self.command.join(" "))
+        };
+        // Without --executor the service may run Claude.
+        let may_be_claude = self.executor.as_deref().is_none_or(|name| name == EXECUTOR);
+        ExecuteParams { events: may_be_claude, instance, ..run.into() }
+    }
+}
+
+impl ClaudeFlags {
+    /// The parameter `claude` of `execute`, if any of its options is given.
+    fn options(&self) -> Option<ClaudeOptions> {
+        let ClaudeFlags { model, permission_mode, allowed_tools, max_turns, resume } = self.clone();
+        let options = ClaudeOptions { model, permission_mode, allowed_tools, max_turns, resume };
+        (options != ClaudeOptions::default()).then_some(options)
+    }
+}
+
+/// Runs a command through a service. Returns the command's own exit code.
+pub(super) async fn run(options: RunOptions) -> Result<u8, ClientError> {
+    let on_disconnect = options.on_disconnect();
+    // The client chooses the id of an execution that may outlive the connection, because the response may be lost.
+    let id = (on_disconnect != DisconnectAction::End).then(ExecutionId::random);
+    let heartbeat = HeartbeatEstimate::Requested(options.heartbeat);
     let loop_options = LoopOptions {
-        url: options.url.clone(),
+        url: options.service.url.clone(),
         json: options.json,
         shows_elapsed: !options.json && !options.tty,
         run: Some(options),
     };
-    report_outcome(SessionLoop::new(loop_options, purpose, heartbeat).run().await)
+    SessionLoop::new(loop_options, LoopPurpose::Run { id, on_disconnect }, heartbeat).run().await
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{Command, FromArgMatches};
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::config::variables::without_environment;
+
+    fn options(words: &[&str]) -> RunOptions {
+        let definition = RunOptions::augment_args(Command::new("run").no_binary_name(true));
+        let matches = without_environment(definition).try_get_matches_from(words).unwrap();
+        RunOptions::from_arg_matches(&matches).unwrap()
+    }
+
+    #[test]
+    fn execute_names_only_what_was_asked_for() {
+        let params = |words: &[&str], id, instance| -> Value {
+            serde_json::to_value(options(words).execute_params(id, Some(7), instance)).unwrap()
+        };
+        let plain = params(&["--executor", "shell", "true"], None, None);
+        assert_eq!(plain, json!({ "command": "true", "executor": "shell" }));
+        let (id, instance) = (ExecutionId::random(), InstanceId::random());
+        assert_eq!(
+            params(&["--detach", "--timeout", "0.005", "true"], Some(id), Some(instance)),
+            json!({
+                "command": "true", "events": true, "executionId": id, "timeoutMs": 5, "onDisconnect": "detach",
+                "detachMs": 7, "instance": instance,
+            })
+        );
+        assert_eq!(params(&["-i", "--", "true"], None, None)["stdin"], true);
+    }
+
+    #[test]
+    fn options_for_claude_have_their_names_on_the_wire() {
+        let words = "--model m --permission-mode plan --allowed-tools Bash,Read --max-turns 3 --resume s -- x";
+        let expected = json!({
+            "model": "m", "permissionMode": "plan", "allowedTools": ["Bash", "Read"], "maxTurns": 3, "resume": "s"
+        });
+        let given = options(&words.split(' ').collect::<Vec<_>>()).claude.options();
+        assert_eq!(serde_json::to_value(given).unwrap(), expected);
+        assert_eq!(options(&["--", "x"]).claude.options(), None);
+    }
+
+    #[test]
+    fn flags_choose_how_a_command_ends_with_its_client() {
+        for (flag, action) in [
+            ("--json", DisconnectAction::End),
+            ("--detach", DisconnectAction::Detach),
+            ("--reconnect", DisconnectAction::Reconnect(Duration::from_secs(30))),
+            ("--reconnect=1.5", DisconnectAction::Reconnect(Duration::from_millis(1500))),
+        ] {
+            assert_eq!(options(&[flag, "--", "x"]).on_disconnect(), action, "{flag}");
+        }
+    }
 }

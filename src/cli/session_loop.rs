@@ -1,8 +1,7 @@
-//! A command as its caller sees it: asked for, followed to its end, over one connection or several.
+//! Follows one execution to its end, over one connection or several, for `run` and `attach`.
 //!
-//! [`LoopState`] decides; this loop waits for the next event and carries the actions out. Where the command may go on
-//! without its client, a broken connection is made again and the output goes on where it was, because
-//! [`OutputView`] keeps its counts and digests over all connections.
+//! [`LoopState`] decides; this loop waits for the next event and carries the actions out. If the execution may outlive a
+//! connection, the loop connects again, and the output continues at the offsets that [`OutputView`] has reached.
 
 mod action;
 mod event;
@@ -10,9 +9,16 @@ mod state;
 
 use std::{collections::VecDeque, io, time::Instant};
 
-use base64::{Engine, engine::general_purpose::STANDARD};
-use cc_executor_actors::protocol::control::TerminalSize;
-use serde_json::{Value, json};
+use cc_executor_actors::{
+    protocol::{
+        DEFAULT_GRACE_MS, MethodParams,
+        attach::AttachParams,
+        control::{ControlParams, ControlRequest, ResizeParams},
+        execute::Framing,
+        input::InputParams,
+    },
+    rpc::ReceivedMessage,
+};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     time::{sleep, sleep_until, timeout_at},
@@ -25,28 +31,28 @@ use self::{
     state::LoopState,
 };
 use super::{
-    ClientError, RunOptions,
-    connection::{Connection, ConnectionEvent, ReceivedMessage, garbled},
+    ClientError,
+    connection::{Connection, ConnectionEvent, not_understood},
     exit,
     exit_code::EndRequest,
     output_view::OutputView,
-    params::{attach_params, execute_params},
     reconnect::ConnectAttempt,
+    run::RunOptions,
     silence::HeartbeatEstimate,
-    stdin::{StdinPiece, StdinReader},
+    stdin::StdinReader,
     terminal::{RawMode, size},
 };
 use crate::console;
 
-/// What a client was asked to do, as far as the loop needs to know.
+/// The options of `run` and `attach` that the loop needs.
 pub(super) struct LoopOptions {
     /// The session's URL.
     pub(super) url: String,
     /// Whether the service's messages are printed instead of the output.
     pub(super) json: bool,
-    /// Whether the elapsed time is shown while nothing else is.
+    /// Whether the elapsed time is shown while there is no output.
     pub(super) shows_elapsed: bool,
-    /// What to run; `None` for an execution that is there already.
+    /// The command to run; `None` for `attach`.
     pub(super) run: Option<RunOptions>,
 }
 
@@ -57,29 +63,29 @@ pub(super) struct SessionLoop {
     link: Link,
     view: OutputView,
     input: StdinReader,
-    /// Our terminal hands every key on, while this is held.
+    /// Keeps the terminal in raw mode.
     raw: Option<RawMode>,
 }
 
-/// The connection, which comes and goes.
+/// The state of the connection.
 enum Link {
     Open(Connection),
-    /// A connection is being opened. The broken one before it stays open until then: its end may end an execution that
-    /// the new one could still take over.
+    /// A connection is being opened. The broken one stays open until then, because its end may end an execution that
+    /// the new connection could take over.
     Opening {
         attempt: ConnectAttempt,
         before: Option<Connection>,
     },
 }
 
-/// What a person at the terminal can do to us.
+/// Signals from the terminal, or from another process.
 struct TerminalSignals {
     interrupt: Signal,
     terminate: Signal,
     resized: Signal,
 }
 
-/// What woke the loop.
+/// What the loop waits for.
 enum LoopWake {
     EndRequested(EndRequest),
     Resized,
@@ -87,7 +93,7 @@ enum LoopWake {
     Wrote(io::Result<()>),
     Received(ConnectionEvent),
     AnswerOverdue,
-    Typed(u64, StdinPiece),
+    Input(u64, InputParams),
     Tick,
 }
 
@@ -111,7 +117,7 @@ impl SessionLoop {
             terminate: signal(SignalKind::terminate()).map_err(no_signals)?,
             resized: signal(SignalKind::window_change()).map_err(no_signals)?,
         };
-        let left = loop {
+        let result = loop {
             let wake = match self.link {
                 Link::Opening { attempt, .. } => self.wait_for_connection(attempt, &mut signals).await,
                 Link::Open(_) => self.wait_for_event(&mut signals).await,
@@ -122,8 +128,8 @@ impl SessionLoop {
                 Err(error) => break Err(error),
             }
         };
-        self.view.clear_elapsed();
-        left
+        self.view.elapsed.clear();
+        result
     }
 
     async fn wait_for_connection(&self, attempt: ConnectAttempt, signals: &mut TerminalSignals) -> LoopWake {
@@ -133,7 +139,7 @@ impl SessionLoop {
             }
             let open = Connection::open(&self.options.url);
             let Some(until) = attempt.until else { return open.await };
-            // A service that is stopped may take a connection and never answer on it.
+            // A stopped service may accept a connection and never answer on it.
             timeout_at(until.into(), open)
                 .await
                 .unwrap_or_else(|_| Err(ClientError::new(exit::UNAVAILABLE, "the service does not answer")))
@@ -147,17 +153,17 @@ impl SessionLoop {
 
     async fn wait_for_event(&mut self, signals: &mut TerminalSignals) -> LoopWake {
         let Link::Open(connection) = &mut self.link else { return std::future::pending().await };
-        let (tick_at, answer_by) = (self.view.tick_at(), self.state.answer_by());
-        let is_waiting = self.view.is_waiting();
+        let (tick_at, answer_by) = (self.view.elapsed.tick_at(), self.state.answer_by());
+        let is_waiting = self.view.output.is_waiting();
         tokio::select! {
             biased;
             _ = signals.interrupt.recv() => LoopWake::EndRequested(EndRequest::Interrupted),
             _ = signals.terminate.recv() => LoopWake::EndRequested(EndRequest::Terminated),
             _ = signals.resized.recv(), if self.raw.is_some() => LoopWake::Resized,
-            written = self.view.write(), if is_waiting => LoopWake::Wrote(written),
+            written = self.view.output.write(), if is_waiting => LoopWake::Wrote(written),
             received = connection.next(), if !is_waiting => LoopWake::Received(received),
             () = at(answer_by), if !is_waiting => LoopWake::AnswerOverdue,
-            (number, piece) = self.input.next() => LoopWake::Typed(number, piece),
+            (number, params) = self.input.next() => LoopWake::Input(number, params),
             () = at(tick_at.map(Into::into)) => LoopWake::Tick,
         }
     }
@@ -165,50 +171,42 @@ impl SessionLoop {
     async fn on_wake(&mut self, wake: LoopWake) -> Result<Option<u8>, ClientError> {
         let event = match wake {
             LoopWake::EndRequested(request) => {
-                self.view.clear_elapsed();
-                LoopEvent::EndRequested(request)
+                self.view.elapsed.clear();
+                Some(LoopEvent::EndRequested(request))
             }
             LoopWake::Opened(Ok(connection)) => {
-                // The broken connection is closed when the request was sent on the new one, see `Link::Opening`.
+                // Dropped after the request was sent on the new connection, see `Link::Opening`.
                 let _before = std::mem::replace(&mut self.link, Link::Open(connection));
                 return self.on_event(LoopEvent::Opened).await;
             }
-            LoopWake::Opened(Err(error)) => LoopEvent::OpenFailed(error),
-            LoopWake::Received(ConnectionEvent::Broken(error)) => LoopEvent::Broken(error),
-            LoopWake::Received(ConnectionEvent::Nothing) => return Ok(None),
-            LoopWake::Received(ConnectionEvent::Message(text)) => match self.on_message(&text)? {
-                Some(event) => event,
-                None => return Ok(None),
-            },
-            LoopWake::AnswerOverdue => LoopEvent::AnswerOverdue,
-            LoopWake::Wrote(written) => match OutputLoss::check(console::outcome(written)) {
-                Ok(()) => return Ok(None),
-                Err(loss) => LoopEvent::OutputLost(loss),
-            },
+            LoopWake::Opened(Err(error)) => Some(LoopEvent::OpenFailed(error)),
+            LoopWake::Received(ConnectionEvent::Broken(error)) => Some(LoopEvent::Broken(error)),
+            LoopWake::Received(ConnectionEvent::Nothing) => None,
+            LoopWake::Received(ConnectionEvent::Message(text)) => self.on_message(&text)?,
+            LoopWake::AnswerOverdue => Some(LoopEvent::AnswerOverdue),
+            LoopWake::Wrote(written) => OutputLoss::check(console::outcome(written)).err().map(LoopEvent::OutputLost),
             LoopWake::Resized => {
-                let TerminalSize { rows, cols } = size();
-                self.call(call::RESIZE, "resize", json!({ "rows": rows, "cols": cols })).await;
-                return Ok(None);
+                self.call(call::RESIZE, &ResizeParams(size())).await;
+                None
             }
-            LoopWake::Typed(number, piece) => {
-                let params = match piece {
-                    StdinPiece::Piece(piece) => json!({ "dataBase64": STANDARD.encode(piece) }),
-                    StdinPiece::End => json!({ "eof": true }),
-                };
-                self.call(call::INPUT + number, "input", params).await;
-                return Ok(None);
+            LoopWake::Input(number, params) => {
+                self.call(call::INPUT + number, &params).await;
+                None
             }
             LoopWake::Tick => {
-                self.view.show_elapsed();
-                return Ok(None);
+                self.view.elapsed.show();
+                None
             }
         };
-        self.on_event(event).await
+        match event {
+            Some(event) => self.on_event(event).await,
+            None => Ok(None),
+        }
     }
 
     /// Shows a message's output. Returns the event of any other message.
     fn on_message(&mut self, text: &[u8]) -> Result<Option<LoopEvent>, ClientError> {
-        let message: ReceivedMessage<'_> = serde_json::from_slice(text).map_err(|error| garbled(&error))?;
+        let message: ReceivedMessage<'_> = serde_json::from_slice(text).map_err(|error| not_understood(&error))?;
         self.view.take_text(text);
         if self.view.take(message.method.as_deref(), message.params)? {
             return Ok(None);
@@ -216,44 +214,48 @@ impl SessionLoop {
         LoopEvent::of_message(message, self.state.awaits_connected())
     }
 
-    /// Carries out what an event asks for. Returns the exit code once the client is to leave.
+    /// Carries out the actions of an event. Returns the exit code when the client must exit.
     async fn on_event(&mut self, event: LoopEvent) -> Result<Option<u8>, ClientError> {
         let mut actions = VecDeque::from(self.state.step(event, Instant::now())?);
         while let Some(action) = actions.pop_front() {
             match action {
                 LoopAction::Connect(attempt) => self.begin_connect(attempt),
-                LoopAction::ExpectSignsEvery(period) => {
+                LoopAction::ExpectFramesEvery(period) => {
                     if let Link::Open(connection) = &mut self.link {
-                        connection.expect_signs_every(period);
+                        connection.expect_frames_every(period);
                     }
                 }
                 LoopAction::Execute { id, longest_detach_ms, instance } => {
                     let run = self.options.run.as_ref();
-                    if let Some(params) = run.map(|run| execute_params(run, id, longest_detach_ms, instance.as_deref()))
-                    {
-                        self.call(call::BEGIN, "execute", params).await;
+                    if let Some(params) = run.map(|run| run.execute_params(id, longest_detach_ms, instance)) {
+                        self.call(call::EXECUTE, &params).await;
                     }
                 }
-                LoopAction::Attach(id) => {
-                    self.call(call::BEGIN, "attach", attach_params(id, &self.view.offsets())).await;
+                LoopAction::Attach(execution_id) => {
+                    let offsets = self.view.output.offsets();
+                    let params = AttachParams { execution_id, offsets, framing: Framing::default(), events: true };
+                    self.call(call::ATTACH, &params).await;
                 }
-                LoopAction::Cancel => self.call(call::CANCEL, "control", json!({ "type": "CANCEL" })).await,
+                LoopAction::Cancel => {
+                    let request = ControlRequest::cancel(DEFAULT_GRACE_MS);
+                    self.call(call::CANCEL, &ControlParams { execution_id: None, request }).await;
+                }
                 LoopAction::Report(text) => self.view.report(&text),
-                LoopAction::ResumeAgentOutput => self.view.resume_agent_output(),
+                LoopAction::ResumeAgentOutput => self.view.output.resume_agent_text(),
                 LoopAction::StartInput => self.start_input(),
                 LoopAction::ContinueInput => self.input.answered(true),
                 LoopAction::StopInput => self.input.answered(false),
-                LoopAction::ShowActivity(activity) => self.view.show_activity(activity.as_deref()),
+                LoopAction::ShowActivity(activity) => self.view.elapsed.start(activity.as_deref()),
                 LoopAction::PrintId(id) => {
                     let printed = OutputLoss::check(console::print_line(&id.to_string()));
                     actions.extend(self.state.step(LoopEvent::IdPrinted(printed), Instant::now())?);
                 }
-                LoopAction::DiscardOutput => self.view.discard(),
+                LoopAction::DiscardOutput => self.view.output.discard(),
                 LoopAction::FinishOutput(outcome) => {
                     let written = OutputLoss::check(console::outcome(self.view.finish().await));
                     self.raw = None;
                     self.view.conclude(&outcome)?;
-                    let finished = LoopEvent::OutputFinished { outcome, written, lost: self.view.lost() };
+                    let finished = LoopEvent::OutputFinished { outcome, written, lost: self.view.output.lost() };
                     actions.extend(self.state.step(finished, Instant::now())?);
                 }
                 LoopAction::Exit(code) => {
@@ -284,10 +286,10 @@ impl SessionLoop {
         }
     }
 
-    /// Calls a method. A connection that is gone is noticed where it is read.
-    async fn call(&mut self, id: u64, method: &str, params: Value) {
+    /// Calls a method. Errors are ignored, because reading from the broken connection reports them.
+    async fn call<P: MethodParams>(&mut self, id: u64, params: &P) {
         if let Link::Open(connection) = &mut self.link {
-            let _ = connection.call(id, method, params).await;
+            let _ = connection.call(id, params).await;
         }
     }
 }

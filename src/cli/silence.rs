@@ -1,20 +1,20 @@
-//! Notices a connection over which nothing comes any more.
+//! Notices a connection on which no frame arrives any more.
 //!
-//! A stopped service, or a network that drops every packet, closes no connection: only the missing signs of life
-//! tell. Each frame is one: a heartbeat, output, or the pong to a ping of our own, which an idle session needs.
+//! A stopped service, or a network that drops every packet, closes no connection. So the client expects a frame in every
+//! period: a heartbeat, output, or the pong to its own ping.
 
 use std::time::{Duration, Instant};
 
-/// How often a sign of life is expected where nothing else is known: the service's default heartbeat.
+/// The period if the heartbeat is not known: the service's default heartbeat.
 const DEFAULT_PERIOD: Duration = Duration::from_secs(15);
 
 /// The shortest heartbeat that a service lets a client ask for.
 const SHORTEST_PERIOD: Duration = Duration::from_secs(1);
 
-/// So many missed signs of life in a row mean that the connection is broken.
+/// The connection is broken after this many periods without a frame.
 const MAX_MISSED: u32 = 3;
 
-/// Counts the signs of life that did not come. Only a client that reads misses any, so whoever reads nothing for
+/// Counts the periods without a frame. A period counts only while the client reads, so a client that reads nothing for
 /// an hour does not take that hour for silence.
 #[derive(Debug)]
 pub(super) struct Silence {
@@ -23,12 +23,12 @@ pub(super) struct Silence {
     due_at: Instant,
 }
 
-/// What to do about a sign of life that did not come.
+/// What to do when no frame came in a period.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Overdue {
-    /// Ask for one with a ping.
+    /// Send a ping.
     Ping,
-    /// Give the connection up: nothing came for so long.
+    /// Give the connection up: no frame came for this time.
     Broken(Duration),
 }
 
@@ -37,24 +37,24 @@ impl Silence {
         Silence { period: DEFAULT_PERIOD, missed: 0, due_at: now + DEFAULT_PERIOD }
     }
 
-    /// Expects signs of life at this period, but never less often than without it, because pings are answered at once.
+    /// Sets the period. It never exceeds the default, because pings are answered at once.
     pub(super) fn expect_every(&mut self, period: Duration, now: Instant) {
         self.period = period.clamp(SHORTEST_PERIOD, DEFAULT_PERIOD);
-        self.record_life(now);
+        self.record_frame(now);
     }
 
-    /// A frame came.
-    pub(super) fn record_life(&mut self, now: Instant) {
+    /// Records a frame.
+    pub(super) fn record_frame(&mut self, now: Instant) {
         self.missed = 0;
         self.due_at = now + self.period;
     }
 
-    /// When the next sign of life is overdue.
+    /// The end of the current period.
     pub(super) fn due_at(&self) -> Instant {
         self.due_at
     }
 
-    /// The time has come, and nothing else has.
+    /// Records a period without a frame.
     pub(super) fn overdue(&mut self, now: Instant) -> Overdue {
         self.missed += 1;
         self.due_at = now + self.period;
@@ -62,16 +62,16 @@ impl Silence {
     }
 }
 
-/// Two updates that follow one another faster are no heartbeats: a second is the shortest, give or take a delay.
+/// The shortest time between two updates that counts as a heartbeat: the shortest heartbeat less some delay.
 const SHORTEST_OBSERVED: Duration = Duration::from_millis(900);
 
 /// The period of the service's heartbeats, as far as it is known.
 #[derive(Debug)]
 pub(super) enum HeartbeatEstimate {
-    /// This client asked for it; `None` where it asked for the service's default.
-    AskedFor(Option<Duration>),
-    /// Another client asked for it. It is the longest time between two updates, because others than heartbeats come
-    /// between these.
+    /// The period that this client requested; `None` is the service's default.
+    Requested(Option<Duration>),
+    /// The client that started the execution chose the period. The longest time between two updates is the best
+    /// estimate, because a change of the status is an update, too.
     Observed {
         /// The longest time so far, over all connections.
         longest: Option<Duration>,
@@ -81,18 +81,10 @@ pub(super) enum HeartbeatEstimate {
 }
 
 impl HeartbeatEstimate {
-    pub(super) fn asked_for(period: Option<Duration>) -> Self {
-        HeartbeatEstimate::AskedFor(period)
-    }
-
-    pub(super) fn observed() -> Self {
-        HeartbeatEstimate::Observed { longest: None, updated_at: None }
-    }
-
-    /// A connection begins. Returns the period to expect on it, if one is known.
+    /// Begins a connection. Returns its period, if that is known.
     pub(super) fn begin_connection(&mut self) -> Option<Duration> {
         match self {
-            HeartbeatEstimate::AskedFor(period) => *period,
+            HeartbeatEstimate::Requested(period) => *period,
             HeartbeatEstimate::Observed { longest, updated_at } => {
                 *updated_at = None;
                 *longest
@@ -100,7 +92,7 @@ impl HeartbeatEstimate {
         }
     }
 
-    /// A status update came. Returns the period to expect from now on, if that changes.
+    /// Records a status update. Returns the period from now on, if that changes.
     pub(super) fn record_update(&mut self, now: Instant) -> Option<Duration> {
         let HeartbeatEstimate::Observed { longest, updated_at } = self else { return None };
         let since = now - updated_at.replace(now)?;
@@ -117,14 +109,14 @@ mod tests {
     fn the_longest_time_between_two_updates_is_the_heartbeat_of_an_attached_client() {
         let start = Instant::now();
         let at = |ms| start + Duration::from_millis(ms);
-        let mut heartbeat = HeartbeatEstimate::observed();
+        let mut heartbeat = HeartbeatEstimate::Observed { longest: None, updated_at: None };
         assert_eq!(heartbeat.begin_connection(), None);
         for (now, expected) in [(0, None), (500, None), (2_500, Some(2_000)), (4_000, None), (7_000, Some(3_000))] {
             assert_eq!(heartbeat.record_update(at(now)), expected.map(Duration::from_millis), "{now} ms");
         }
         assert_eq!(heartbeat.begin_connection(), Some(Duration::from_secs(3)));
         assert_eq!(heartbeat.record_update(at(60_000)), None, "the time between two connections is no heartbeat");
-        let mut heartbeat = HeartbeatEstimate::asked_for(Some(Duration::from_secs(5)));
+        let mut heartbeat = HeartbeatEstimate::Requested(Some(Duration::from_secs(5)));
         assert_eq!(heartbeat.begin_connection(), Some(Duration::from_secs(5)));
         assert_eq!([heartbeat.record_update(at(0)), heartbeat.record_update(at(9_000))], [None, None]);
     }
@@ -137,9 +129,9 @@ mod tests {
         silence.expect_every(Duration::from_secs(2), start);
         assert_eq!((silence.due_at(), silence.overdue(at(2))), (at(2), Overdue::Ping));
         assert_eq!((silence.due_at(), silence.overdue(at(4))), (at(4), Overdue::Ping));
-        silence.record_life(at(5));
+        silence.record_frame(at(5));
         assert_eq!((silence.due_at(), silence.overdue(at(7))), (at(7), Overdue::Ping));
-        // Nothing was read for an hour: what was missed meanwhile counts once.
+        // Nothing was read for an hour, which counts as one period.
         assert_eq!(silence.overdue(at(3_600)), Overdue::Ping);
         assert_eq!(
             (silence.due_at(), silence.overdue(at(3_602))),

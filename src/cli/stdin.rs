@@ -1,47 +1,40 @@
-//! Our own standard input, on its way to the command.
+//! Reads standard input for the command.
 
 use std::{io::Read, thread};
 
+use bytes::Bytes;
+use cc_executor_actors::protocol::input::InputParams;
 use tokio::sync::mpsc;
 
-/// The most that is sent in one message, in bytes.
+/// The largest piece in one message, in bytes.
 const PIECE: usize = 32 * 1024;
 
-/// Standard input on its way to the command: one piece at a time, the next one after the service's answer.
+/// Reads one piece at a time. The next one is read when the service has answered the piece before: this is the
+/// back-pressure of a command that does not read.
 ///
-/// It is read on a thread of its own, because a read cannot be given up, and a process that ends does not wait for
-/// that thread.
+/// A thread reads, because a blocking read cannot be canceled; the process exits without waiting for the thread.
 pub(super) struct StdinReader {
     state: StdinState,
-    /// How many pieces were sent.
+    /// The number of pieces that were sent.
     n_sent: u64,
 }
 
 enum StdinState {
-    /// Nothing is read: nothing was asked for, the end was sent, or the command takes no more.
+    /// Nothing is read: input is not forwarded, the end was sent, or the command takes no more.
     Closed,
     /// The next piece is read.
     Reading(mpsc::Receiver<Vec<u8>>),
-    /// A piece was sent, and the service has not answered it.
+    /// A piece was sent, and its response is awaited.
     AwaitingAnswer(mpsc::Receiver<Vec<u8>>),
 }
 
-/// What comes from standard input.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum StdinPiece {
-    /// Some bytes.
-    Piece(Vec<u8>),
-    /// Its end.
-    End,
-}
-
 impl StdinReader {
-    /// Nothing is read.
+    /// Input is not forwarded.
     pub(super) fn closed() -> Self {
         StdinReader { state: StdinState::Closed, n_sent: 0 }
     }
 
-    /// Begins to read.
+    /// Starts to read.
     pub(super) fn start() -> Self {
         let (sender, pieces) = mpsc::channel(1);
         thread::spawn(move || {
@@ -56,7 +49,7 @@ impl StdinReader {
         StdinReader { state: StdinState::Reading(pieces), n_sent: 0 }
     }
 
-    /// The service has answered the newest piece: with an error it takes no more.
+    /// Records the response to the newest piece. If it was not accepted, reading ends.
     pub(super) fn answered(&mut self, accepted: bool) {
         self.state = match std::mem::replace(&mut self.state, StdinState::Closed) {
             StdinState::Reading(pieces) | StdinState::AwaitingAnswer(pieces) if accepted => StdinState::Reading(pieces),
@@ -64,9 +57,9 @@ impl StdinReader {
         };
     }
 
-    /// The next piece to send, and its number. Waits for ever while the piece before it is not answered, and after the
-    /// end.
-    pub(super) async fn next(&mut self) -> (u64, StdinPiece) {
+    /// The next piece to send, and its number. Never completes while the response to the piece before is awaited, or
+    /// after the end.
+    pub(super) async fn next(&mut self) -> (u64, InputParams) {
         let StdinState::Reading(pieces) = &mut self.state else { return std::future::pending().await };
         let read = pieces.recv().await;
         self.n_sent += 1;
@@ -74,9 +67,9 @@ impl StdinReader {
         match (state, read) {
             (StdinState::Reading(pieces), Some(piece)) => {
                 self.state = StdinState::AwaitingAnswer(pieces);
-                (self.n_sent, StdinPiece::Piece(piece))
+                (self.n_sent, InputParams { data: piece.into(), eof: false })
             }
-            _ => (self.n_sent, StdinPiece::End),
+            _ => (self.n_sent, InputParams { data: Bytes::new(), eof: true }),
         }
     }
 }

@@ -1,5 +1,4 @@
-//! Our own terminal: raw while a command runs on one of its own, and a line that shows that time
-//! passes while a command says nothing.
+//! The client's terminal: raw mode for a command that has a terminal itself, and the line with the elapsed time.
 
 use std::{
     io::{IsTerminal, Write, stderr, stdin, stdout},
@@ -10,14 +9,14 @@ use cc_executor_actors::protocol::control::TerminalSize;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use tokio::time::Instant;
 
-/// The size of a terminal that nobody can ask for it.
+/// The size that a command's terminal gets if the client has none.
 const DEFAULT_SIZE: TerminalSize = TerminalSize { rows: 24, cols: 80 };
 
-/// Our terminal hands every key on as it is, until this is dropped.
+/// Keeps the terminal in raw mode until it is dropped.
 pub(super) struct RawMode(Termios);
 
 impl RawMode {
-    /// `None` where standard input is no terminal.
+    /// Returns `None` if standard input is not a terminal.
     pub(super) fn enter() -> Option<RawMode> {
         let before = tcgetattr(stdin()).ok()?;
         let mut raw = before.clone();
@@ -29,33 +28,33 @@ impl RawMode {
 
 impl Drop for RawMode {
     fn drop(&mut self) {
-        // A terminal that is gone needs no mending.
+        // This fails if the terminal is gone, and then needs no repair.
         let _ = tcsetattr(stdin(), OptionalActions::Now, &self.0);
     }
 }
 
-/// The size of our terminal.
+/// The size of the client's terminal.
 pub(super) fn size() -> TerminalSize {
     let found = [tcgetwinsize(stdout()), tcgetwinsize(stdin())].into_iter().flatten();
     let mut sizes = found.filter(|size| size.ws_row > 0 && size.ws_col > 0);
     sizes.next().map_or(DEFAULT_SIZE, |size| TerminalSize { rows: size.ws_row, cols: size.ws_col })
 }
 
-/// How long nothing must have been printed before the time is shown.
+/// The elapsed time is shown after this time without output, and as often.
 const QUIET: Duration = Duration::from_secs(1);
 
-/// The elapsed time, on a line of its own that is wiped before anything else is printed.
+/// A line with the elapsed time, which is erased before other output.
 pub(super) struct ElapsedLine {
     wanted: bool,
     since: Option<Instant>,
     next_at: Instant,
     at_line_start: bool,
     shown: bool,
-    doing: Option<String>,
+    activity: Option<String>,
 }
 
 impl ElapsedLine {
-    /// Shows nothing where standard error is no terminal.
+    /// Shows nothing if standard error is not a terminal.
     pub(super) fn new(wanted: bool) -> Self {
         ElapsedLine {
             wanted: wanted && stderr().is_terminal(),
@@ -63,25 +62,21 @@ impl ElapsedLine {
             next_at: Instant::now(),
             at_line_start: true,
             shown: false,
-            doing: None,
+            activity: None,
         }
     }
 
-    /// The command runs.
-    pub(super) fn running(&mut self) {
+    /// Starts the clock, if it is not running, and sets the activity that is shown beside the time.
+    pub(super) fn start(&mut self, activity: Option<&str>) {
         if self.since.is_none() {
             let now = Instant::now();
             self.since = Some(now);
             self.next_at = now + QUIET;
         }
+        self.activity = activity.map(|text| text.chars().filter(|c| !c.is_control()).take(60).collect());
     }
 
-    /// What the command is known to do.
-    pub(super) fn doing(&mut self, doing: Option<&str>) {
-        self.doing = doing.map(|doing| doing.chars().filter(|c| !c.is_control()).take(60).collect());
-    }
-
-    /// When [`ElapsedLine::show`] is due; `None` where there is nothing to show.
+    /// When [`ElapsedLine::show`] is due; `None` if there is nothing to show.
     pub(super) fn tick_at(&self) -> Option<Instant> {
         (self.wanted && self.since.is_some() && self.at_line_start).then_some(self.next_at)
     }
@@ -89,21 +84,21 @@ impl ElapsedLine {
     /// Shows the time.
     pub(super) fn show(&mut self) {
         if let Some(since) = self.since {
-            let doing = self.doing.as_ref().map(|doing| format!(" {doing}")).unwrap_or_default();
-            let _ = write!(stderr(), "\r\x1b[2K\x1b[2m{} s{doing}\x1b[0m", since.elapsed().as_secs());
+            let activity = self.activity.as_ref().map(|text| format!(" {text}")).unwrap_or_default();
+            let _ = write!(stderr(), "\r\x1b[2K\x1b[2m{} s{activity}\x1b[0m", since.elapsed().as_secs());
             self.shown = true;
             self.next_at = Instant::now() + QUIET;
         }
     }
 
-    /// Wipes the time.
+    /// Erases the line.
     pub(super) fn clear(&mut self) {
         if std::mem::take(&mut self.shown) {
             let _ = write!(stderr(), "\r\x1b[2K");
         }
     }
 
-    /// Something was printed.
+    /// Records that output was printed.
     pub(super) fn printed(&mut self, ended_a_line: bool) {
         self.at_line_start = ended_a_line;
         self.next_at = Instant::now() + QUIET;

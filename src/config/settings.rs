@@ -12,15 +12,15 @@ use cc_executor_actors::{
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, parser::ValueSource};
 
 use super::value::{
-    Checked, CommaSeparated, RangeExt, address, any_text, backend_url, comma_separated, executors, one_of, setting,
-    switch, variable,
+    BackendUrl, CommaSeparated, RangeExt, address, backend_url, comma_separated, executors, one_of, setting, switch,
+    variable,
 };
 use crate::backend::shim::containment::Containment;
 
 /// The longest time that can be set, in milliseconds: 35 years.
 const MAX_MS: u64 = 1 << 40;
 
-/// The most executions that a backend knows. One that has ended takes about 250 bytes besides its output.
+/// The highest limit of executions that a backend remembers. An ended one takes about 250 bytes besides its output.
 const MAX_ENDED: u64 = 1_000_000;
 
 /// Settings of the role `serve`.
@@ -28,16 +28,16 @@ const MAX_ENDED: u64 = 1_000_000;
 pub struct ServeArgs {
     /// Address and port to listen on
     #[arg(long, env = "CC_EXECUTOR_BIND", value_name = "ADDRESS", default_value = "127.0.0.1:8003")]
-    #[arg(value_parser = setting(address), help_heading = "Listening")]
-    pub(super) bind: Checked<SocketAddr>,
+    #[arg(value_parser = address(), help_heading = "Listening")]
+    pub(super) bind: SocketAddr,
 
     #[command(flatten)]
     pub(super) access: AccessArgs,
 
-    /// URL of the execution backend; without it, one runs inside this process
+    /// URL of a remote backend; without it, a backend runs inside this process
     #[arg(long, env = "CLAUDE_API_URL", value_name = "URL", value_parser = setting(backend_url))]
     #[arg(help_heading = "Executions")]
-    pub(super) claude_api_url: Option<Checked<String>>,
+    pub(super) claude_api_url: Option<BackendUrl>,
 
     #[command(flatten)]
     pub(super) backend: BackendOnlyArgs,
@@ -54,8 +54,8 @@ pub struct ServeArgs {
 pub struct BackendArgs {
     /// Address and port to listen on
     #[arg(long, env = "CC_EXECUTOR_BIND", value_name = "ADDRESS", default_value = "127.0.0.1:8000")]
-    #[arg(value_parser = setting(address), help_heading = "Listening")]
-    pub(super) bind: Checked<SocketAddr>,
+    #[arg(value_parser = address(), help_heading = "Listening")]
+    pub(super) bind: SocketAddr,
 
     #[command(flatten)]
     pub(super) access: AccessArgs,
@@ -71,79 +71,79 @@ pub struct BackendArgs {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Listening")]
 pub(super) struct AccessArgs {
-    /// Host names, separated by commas, that may be used without a token besides loopback names
+    /// Host names, separated by commas, that are accepted without a token besides loopback names
     #[arg(long, env = "CC_EXECUTOR_ALLOWED_HOSTS", value_name = "NAMES", value_parser = setting(comma_separated))]
-    pub(super) allowed_hosts: Option<Checked<CommaSeparated>>,
+    pub(super) allowed_hosts: Option<CommaSeparated>,
 
     /// Origins of web pages, separated by commas, that may call the service besides its own
     #[arg(long, env = "CC_EXECUTOR_ALLOWED_ORIGINS", value_name = "ORIGINS", value_parser = setting(comma_separated))]
-    pub(super) allowed_origins: Option<Checked<CommaSeparated>>,
+    pub(super) allowed_origins: Option<CommaSeparated>,
 
-    /// Listen beyond loopback without a token: whoever reaches the port can run commands
+    /// Allow an address beyond loopback without a token: anyone who reaches it can run commands
     #[arg(long, env = "CC_EXECUTOR_INSECURE_NO_AUTH", action = ArgAction::SetTrue, value_parser = setting(switch))]
-    pub(super) insecure_no_auth: Checked<bool>,
+    pub(super) insecure_no_auth: bool,
 }
 
-/// Sessions, which only a gateway has.
+/// Limits of sessions, which only a gateway has.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Sessions")]
 pub(super) struct SessionArgs {
-    /// Sessions at a time
+    /// Maximum number of sessions
     #[arg(long, env = "CC_EXECUTOR_MAX_SESSIONS", value_name = "N", default_value = "1024", range = 1..=1_000_000)]
-    pub(super) max_sessions: Checked<u64>,
+    pub(super) max_sessions: u64,
 
-    /// Sessions at a time from one client address
+    /// Maximum number of sessions from one client address
     #[arg(long, env = "CC_EXECUTOR_MAX_SESSIONS_PER_ADDRESS", value_name = "N", default_value = "512")]
     #[arg(range = 1..=1_000_000)]
-    pub(super) max_sessions_per_address: Checked<u64>,
+    pub(super) max_sessions_per_address: u64,
 
-    /// Close a client that does not read, or does not answer pings, for MS milliseconds
+    /// Close a session whose client does not read or does not answer pings for MS milliseconds
     #[arg(long, env = "CC_EXECUTOR_CLIENT_STALL_MS", value_name = "MS", range = 100..=MAX_MS)]
     #[arg(default_value = Limits::default().client_stall_ms.to_string())]
-    pub(super) client_stall_ms: Checked<u64>,
+    pub(super) client_stall_ms: u64,
 
-    /// Responses that a client may leave unread
+    /// Close a session whose client leaves more than N responses unread
     #[arg(long, env = "CC_EXECUTOR_MAX_UNSENT_RESPONSES", value_name = "N", range = 1..=65_536)]
     #[arg(default_value = Limits::default().unsent_responses.to_string())]
-    pub(super) max_unsent_responses: Checked<u64>,
+    pub(super) max_unsent_responses: u64,
 }
 
-/// Settings that a gateway needs, too, where its backend is another process.
+/// Settings of both roles.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Limits")]
 pub(super) struct SharedArgs {
-    /// Longest total or stall time-out that a client may ask for, in milliseconds
+    /// Longest total or stall time-out that a client may request, in milliseconds
     #[arg(long, env = "CC_EXECUTOR_MAX_TIMEOUT_MS", value_name = "MS", range = 1..=MAX_MS)]
     #[arg(default_value = Limits::default().timeout_ms.to_string())]
-    pub(super) max_timeout_ms: Checked<u64>,
+    pub(super) max_timeout_ms: u64,
 
-    /// Longest time that a client may let a command go on without it, in milliseconds
+    /// Longest time that a command may run without a client, in milliseconds
     #[arg(long, env = "CC_EXECUTOR_MAX_DETACH_MS", value_name = "MS", range = 1..=MAX_MS)]
     #[arg(default_value = Limits::default().detach_ms.to_string())]
-    pub(super) max_detach_ms: Checked<u64>,
+    pub(super) max_detach_ms: u64,
 
     /// Longest message from a client, in bytes
     #[arg(long, env = "CC_EXECUTOR_MAX_MESSAGE_BYTES", value_name = "BYTES", default_value = "1048576")]
     #[arg(range = 1_024..=16 * MAX_MESSAGE_TO_CLIENT as u64)]
-    pub(super) max_message_bytes: Checked<u64>,
+    pub(super) max_message_bytes: u64,
 
-    /// Kill Claude MS milliseconds after its last event if it has no task open and has not exited
+    /// Kill Claude if it has no open task and does not exit within MS milliseconds after its last event
     #[arg(long, env = "CC_EXECUTOR_CLAUDE_EXIT_MS", value_name = "MS", range = 100..=1 << 32)]
     #[arg(default_value = millis(EXIT_PATIENCE).to_string(), help_heading = "Claude")]
-    pub(super) claude_exit_ms: Checked<u64>,
+    pub(super) claude_exit_ms: u64,
 
-    /// Executions remembered, running or ended; more are refused
-    // Not among those of the backend alone: beside CLAUDE_API_URL it is ignored, not refused.
+    /// Maximum number of known executions, running or ended; more are refused
+    // Here and not in BackendOnlyArgs, because beside CLAUDE_API_URL it is ignored and not refused.
     #[arg(long, env = "CC_EXECUTOR_MAX_ENDED", value_name = "N", range = 1..=MAX_ENDED)]
     #[arg(default_value = MAX_ENDED.to_string(), help_heading = "Retained output")]
-    pub(super) max_ended: Checked<u64>,
+    pub(super) max_ended: u64,
 
     /// Longest duration of a shutdown, in milliseconds
     #[arg(long, env = "CC_EXECUTOR_DRAIN_MS", value_name = "MS", default_value = "8000", range = 100..=1 << 32)]
-    pub(super) drain_ms: Checked<u64>,
+    pub(super) drain_ms: u64,
 }
 
-/// Settings that mean nothing to a gateway whose backend is another process.
+/// Settings that a gateway with a remote backend refuses.
 #[derive(Args, Clone, Debug)]
 pub(super) struct BackendOnlyArgs {
     #[command(flatten)]
@@ -160,84 +160,85 @@ pub(super) struct BackendOnlyArgs {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Executions")]
 pub(super) struct ExecutionArgs {
-    /// Executor of commands that name none
+    /// Executor of commands for which the client names none
     #[arg(long, env = "CC_EXECUTOR_DEFAULT_EXECUTOR", value_name = "NAME", default_value = "shell")]
-    #[arg(value_parser = setting(any_text))]
-    pub(super) default_executor: Checked<String>,
+    #[arg(value_parser = setting(|text| Ok(text.to_owned())))]
+    pub(super) default_executor: String,
 
     /// More executors as a JSON object, such as {"node":["node","-e","{command}"]}
     #[arg(long, env = "CC_EXECUTOR_EXECUTORS", value_name = "JSON", value_parser = setting(executors))]
-    pub(super) executors: Option<Checked<BTreeMap<String, Vec<String>>>>,
+    pub(super) executors: Option<BTreeMap<String, Vec<String>>>,
 
     /// Variables, separated by commas, that commands inherit besides PATH, HOME and the like
     #[arg(long, env = "CC_EXECUTOR_PASS_ENV", value_name = "NAMES", value_parser = setting(comma_separated))]
-    pub(super) pass_env: Option<Checked<CommaSeparated>>,
+    pub(super) pass_env: Option<CommaSeparated>,
 
-    /// What holds the processes of a command together; auto is a cgroup if one can be made, else none
+    /// How the processes of a command are contained; auto is cgroup if one can be made, else none
     #[arg(long, env = "CC_EXECUTOR_CONTAINMENT", value_name = "NAME", default_value = "auto")]
     #[arg(value_parser = one_of(&Containment::NAMES, Containment::named))]
-    pub(super) containment: Checked<Containment>,
+    pub(super) containment: Containment,
 
-    /// Executions that run at a time
+    /// Maximum number of executions that run at the same time
     #[arg(long, env = "CC_EXECUTOR_MAX_EXECUTIONS", value_name = "N", default_value = "64", range = 1..=100_000)]
-    pub(super) max_executions: Checked<u64>,
+    pub(super) max_executions: u64,
 
-    /// Executions that may wait until they can run
+    /// Maximum number of executions in the queue
     #[arg(long, env = "CC_EXECUTOR_MAX_QUEUED", value_name = "N", default_value = "256", range = 0..=100_000)]
-    pub(super) max_queued: Checked<u64>,
+    pub(super) max_queued: u64,
 }
 
-/// What clients may ask of Claude.
+/// The limits of what clients may request of Claude.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Claude")]
 pub(super) struct ClaudeArgs {
     /// Models, separated by commas, that clients may name; the first is the default (unset: any)
     #[arg(long, env = "CC_EXECUTOR_CLAUDE_MODELS", value_name = "NAMES", value_parser = setting(comma_separated))]
-    pub(super) claude_models: Option<Checked<CommaSeparated>>,
+    pub(super) claude_models: Option<CommaSeparated>,
 
     /// Permission modes, separated by commas, that clients may name; the first is the default (unset: any)
     #[arg(long, env = "CC_EXECUTOR_CLAUDE_PERMISSION_MODES", value_name = "NAMES")]
     #[arg(value_parser = setting(comma_separated))]
-    pub(super) claude_permission_modes: Option<Checked<CommaSeparated>>,
+    pub(super) claude_permission_modes: Option<CommaSeparated>,
 
     /// Tools, separated by commas, that clients may allow (unset: any)
     #[arg(long, env = "CC_EXECUTOR_CLAUDE_TOOLS", value_name = "NAMES", value_parser = setting(comma_separated))]
-    pub(super) claude_tools: Option<Checked<CommaSeparated>>,
+    pub(super) claude_tools: Option<CommaSeparated>,
 
-    /// Answers of the model in one execution, any number if 0
+    /// Maximum number of answers of the model in one execution; 0 is no limit
     #[arg(long, env = "CC_EXECUTOR_CLAUDE_MAX_TURNS", value_name = "N", default_value = "0", range = 0..=1_000_000)]
-    pub(super) claude_max_turns: Checked<u64>,
+    pub(super) claude_max_turns: u64,
 
     /// Directories, separated by commas, in which Claude may work; the first is the default (unset: any)
     #[arg(long, env = "CC_EXECUTOR_CLAUDE_DIRECTORIES", value_name = "PATHS", value_parser = setting(comma_separated))]
-    pub(super) claude_directories: Option<Checked<CommaSeparated>>,
+    pub(super) claude_directories: Option<CommaSeparated>,
 }
 
-/// The output that a backend keeps.
+/// The output that a backend retains.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Retained output")]
 pub(super) struct OutputArgs {
-    /// Bytes that are kept of each output stream for clients that attach
+    /// Size of the buffer that keeps a stream of output for clients that attach, in bytes
     #[arg(long, env = "CC_EXECUTOR_RING_BYTES", value_name = "BYTES", default_value = "4194304")]
     #[arg(range = 64 << 10..=1 << 30)]
-    pub(super) ring_bytes: Checked<u64>,
+    pub(super) ring_bytes: u64,
 
-    /// Keep the ending and the output of an ended execution for MS milliseconds
+    /// Keep the status and the output of an ended execution for MS milliseconds
     #[arg(long, env = "CC_EXECUTOR_RETENTION_MS", value_name = "MS", default_value = "600000", range = 0..=MAX_MS)]
-    pub(super) retention_ms: Checked<u64>,
+    pub(super) retention_ms: u64,
 
-    /// Memory for the output of ended executions, in bytes
+    /// Maximum memory for the output of ended executions, in bytes
     #[arg(long, env = "CC_EXECUTOR_MAX_KEPT_BYTES", value_name = "BYTES", default_value = "268435456")]
     #[arg(range = 0..=1 << 40)]
-    pub(super) max_kept_bytes: Checked<u64>,
+    pub(super) max_kept_bytes: u64,
 
     /// Drop a gateway that neither reads nor polls for MS milliseconds
     #[arg(long, env = "CC_EXECUTOR_CONSUMER_STALL_MS", value_name = "MS", default_value = "90000")]
     #[arg(range = 100..=MAX_MS)]
-    pub(super) consumer_stall_ms: Checked<u64>,
+    pub(super) consumer_stall_ms: u64,
 }
 
-/// The names of the settings of a backend that a command line or the environment sets. A value does not tell where it came from.
+/// The variables of those settings in `BackendOnlyArgs` that are set by a flag or by the environment, and not by a
+/// default.
 pub fn given(matches: &ArgMatches) -> Vec<String> {
     let definition = BackendOnlyArgs::augment_args(Command::new("backend"));
     let is_given = |arg: &&Arg| match matches.value_source(arg.get_id().as_str()) {

@@ -1,4 +1,4 @@
-//! Validates declared settings: reports all problems together, or makes the configuration of a role.
+//! Makes the configuration of a role from its settings, or reports all problems together.
 
 use std::{collections::BTreeMap, ffi::OsString, fs, net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -7,7 +7,6 @@ use cc_executor_actors::{protocol::Limits, supervisor::SessionLimits};
 use super::{
     BackendLocation, BackendSettings, GatewaySettings, Problems,
     settings::{AccessArgs, BackendArgs, BackendOnlyArgs, ClaudeArgs, ServeArgs, SharedArgs},
-    value::{Checked, CommaSeparated},
     variables::{BACKEND_TOKEN, ClientVariables, RoleVariables, TOKEN},
 };
 use crate::{
@@ -15,64 +14,69 @@ use crate::{
         BackendConfig,
         agent::claude::{self, ClaudePolicy},
         executor::{Executors, OWN_PREFIX, inherited, service_environment},
-        shim::containment::Containment,
     },
     server::auth::{Access, Fingerprint, Secret},
 };
 
-/// Validates the settings of `serve`. `given` names the settings of a backend that are set, see [`super::given`].
+/// Validates the settings of `serve`. `given` names the settings of a backend that are set, see [`super::given`];
+/// `problems` are those of single values.
 ///
 /// # Errors
-/// Everything that is wrong, one line each.
-pub fn serve(args: ServeArgs, given: Vec<String>, variables: RoleVariables) -> Result<GatewaySettings, Problems> {
-    let mut problems = Problems::default();
+/// All problems, one line each.
+pub fn serve(
+    args: ServeArgs,
+    given: Vec<String>,
+    variables: RoleVariables,
+    mut problems: Problems,
+) -> Result<GatewaySettings, Problems> {
     let ServeArgs { bind, access, claude_api_url, backend, shared, sessions } = args;
-    let token = problems.demanded(TOKEN, &variables.client, variables.token_sha256);
-    let (bind, access) = problems.listen_and_auth(bind, access, token);
-    let shared = problems.shared(shared);
+    let token = problems.fingerprint(TOKEN, &variables.client, variables.token_sha256);
+    let access = problems.access(bind, access, token);
     let limits = Limits {
-        message_bytes: shared.message_bytes,
-        unsent_responses: problems.size(sessions.max_unsent_responses),
-        timeout_ms: shared.timeout_ms,
-        detach_ms: shared.detach_ms,
-        client_stall_ms: problems.valid(sessions.client_stall_ms),
+        message_bytes: size(shared.max_message_bytes),
+        unsent_responses: size(sessions.max_unsent_responses),
+        timeout_ms: shared.max_timeout_ms,
+        detach_ms: shared.max_detach_ms,
+        client_stall_ms: sessions.client_stall_ms,
         ..Limits::default()
     };
-    let sessions = SessionLimits {
-        sessions: problems.size(sessions.max_sessions),
-        per_peer: problems.size(sessions.max_sessions_per_address),
-    };
-    let backend = match claude_api_url {
-        Some(url) if url.0 != Ok(String::new()) => {
-            // Ignoring these would hide that the backend does not have them.
+    let sessions =
+        SessionLimits { sessions: size(sessions.max_sessions), per_peer: size(sessions.max_sessions_per_address) };
+    let drain = Duration::from_millis(shared.drain_ms);
+    let claude_exit = Duration::from_millis(shared.claude_exit_ms);
+    let backend = match claude_api_url.flatten() {
+        Some(url) => {
+            problems.ignore(["--max-ended", "CC_EXECUTOR_MAX_ENDED"]);
+            // They are refused, because they would have no effect at the remote backend.
             for name in given {
-                problems.add(&name, "belongs to the backend: set it there, not beside CLAUDE_API_URL");
+                problems.add(&name, "belongs to the backend; set it there, and not beside CLAUDE_API_URL");
             }
             let token = ClientVariables { token: variables.backend_token, token_file: variables.backend_token_file };
-            BackendLocation::Remote(problems.valid(url), problems.secret(BACKEND_TOKEN, &token))
+            BackendLocation::Remote(url, problems.secret(BACKEND_TOKEN, &token))
         }
-        _ => BackendLocation::Embedded(Box::new(problems.backend(backend, &shared))),
+        None => BackendLocation::Embedded(Box::new(problems.backend(backend, &shared))),
     };
-    let log_format = problems.valid(variables.log_format);
-    let (drain, claude_exit) = (shared.drain, shared.claude_exit);
+    let log_format = variables.log_format;
     problems.finish(GatewaySettings { bind, access, sessions, drain, limits, claude_exit, backend, log_format })
 }
 
-/// Validates the settings of `backend`.
+/// Validates the settings of `backend`. `problems` are those of single values.
 ///
 /// # Errors
-/// Everything that is wrong, one line each.
-pub fn backend(args: BackendArgs, variables: RoleVariables) -> Result<BackendSettings, Problems> {
-    let mut problems = Problems::default();
+/// All problems, one line each.
+pub fn backend(
+    args: BackendArgs,
+    variables: RoleVariables,
+    mut problems: Problems,
+) -> Result<BackendSettings, Problems> {
     let BackendArgs { bind, access, backend, shared } = args;
-    let own = problems.demanded(TOKEN, &variables.client, variables.token_sha256);
+    let own = problems.fingerprint(TOKEN, &variables.client, variables.token_sha256);
     let token = ClientVariables { token: variables.backend_token, token_file: variables.backend_token_file };
-    let token = problems.demanded(BACKEND_TOKEN, &token, variables.backend_token_sha256).or(own);
-    let (bind, access) = problems.listen_and_auth(bind, access, token);
-    let shared = problems.shared(shared);
+    let token = problems.fingerprint(BACKEND_TOKEN, &token, variables.backend_token_sha256).or(own);
+    let access = problems.access(bind, access, token);
     let backend = problems.backend(backend, &shared);
-    let log_format = problems.valid(variables.log_format);
-    problems.finish(BackendSettings { bind, access, backend, drain: shared.drain, log_format })
+    let (drain, log_format) = (Duration::from_millis(shared.drain_ms), variables.log_format);
+    problems.finish(BackendSettings { bind, access, backend, drain, log_format })
 }
 
 /// The token that a client sends: from the environment, or from the file that it names.
@@ -85,107 +89,77 @@ pub fn client_token(variables: &ClientVariables) -> Result<Option<Secret>, Probl
     problems.finish(secret)
 }
 
-/// Settings that gateway and backend share.
-struct Shared {
-    timeout_ms: u64,
-    detach_ms: u64,
-    message_bytes: usize,
-    claude_exit: Duration,
-    max_ended: Checked<u64>,
-    drain: Duration,
+fn size(number: u64) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
+}
+
+fn claude_policy(args: ClaudeArgs) -> ClaudePolicy {
+    ClaudePolicy {
+        models: args.claude_models.unwrap_or_default(),
+        permission_modes: args.claude_permission_modes.unwrap_or_default(),
+        tools: args.claude_tools.unwrap_or_default(),
+        max_turns: Some(args.claude_max_turns).filter(|turns| *turns > 0),
+        directories: args.claude_directories.unwrap_or_default().into_iter().map(PathBuf::from).collect(),
+        inherited: claude::inherited(service_environment()),
+    }
 }
 
 impl Problems {
-    fn size(&mut self, checked: Checked<u64>) -> usize {
-        usize::try_from(self.valid(checked)).unwrap_or(usize::MAX)
+    /// Removes the problems of a setting that has no effect.
+    fn ignore(&mut self, names: [&str; 2]) {
+        self.0.retain(|line| !names.iter().any(|name| line.split(' ').next() == Some(name)));
     }
 
-    fn time(&mut self, checked: Checked<u64>) -> Duration {
-        Duration::from_millis(self.valid(checked))
-    }
-
-    fn items(&mut self, checked: Option<Checked<CommaSeparated>>) -> Vec<String> {
-        checked.map(|checked| self.valid(checked)).unwrap_or_default().0
-    }
-
-    fn listen_and_auth(
-        &mut self,
-        bind: Checked<SocketAddr>,
-        args: AccessArgs,
-        token: Option<Fingerprint>,
-    ) -> (SocketAddr, Access) {
-        let bind = self.valid_or(SocketAddr::from(([127, 0, 0, 1], 0)), bind);
-        let insecure = self.valid(args.insecure_no_auth);
-        if !bind.ip().is_loopback() && token.is_none() && !insecure {
+    fn access(&mut self, bind: SocketAddr, args: AccessArgs, token: Option<Fingerprint>) -> Access {
+        if !bind.ip().is_loopback() && token.is_none() && !args.insecure_no_auth {
             self.add(
                 "CC_EXECUTOR_BIND",
-                format!("is {bind}, which others can reach, and there is no token: set {TOKEN} or {TOKEN}_FILE, or pass --insecure-no-auth"),
+                format!("is {bind}, which other machines can reach, and there is no token; set {TOKEN} or {TOKEN}_FILE, or pass --insecure-no-auth"),
             );
         }
-        let access = Access {
+        Access {
             token,
-            allowed_hosts: self.items(args.allowed_hosts),
-            allowed_origins: self.items(args.allowed_origins),
+            allowed_hosts: args.allowed_hosts.unwrap_or_default(),
+            allowed_origins: args.allowed_origins.unwrap_or_default(),
             port: bind.port(),
-        };
-        (bind, access)
-    }
-
-    fn shared(&mut self, args: SharedArgs) -> Shared {
-        Shared {
-            timeout_ms: self.valid(args.max_timeout_ms),
-            detach_ms: self.valid(args.max_detach_ms),
-            message_bytes: self.size(args.max_message_bytes),
-            claude_exit: self.time(args.claude_exit_ms),
-            max_ended: args.max_ended,
-            drain: self.time(args.drain_ms),
         }
     }
 
-    fn backend(&mut self, args: BackendOnlyArgs, shared: &Shared) -> BackendConfig {
+    fn backend(&mut self, args: BackendOnlyArgs, shared: &SharedArgs) -> BackendConfig {
         let BackendOnlyArgs { executions, claude, output } = args;
-        let added = executions.executors.map(|checked| self.valid(checked)).unwrap_or_default();
+        let added = executions.executors.unwrap_or_default();
         for (executor, _) in added.iter().filter(|(_, argv)| argv.first().is_none_or(String::is_empty)) {
-            self.add("CC_EXECUTOR_EXECUTORS", format!("gives the executor {executor:?} no program"));
+            self.add("CC_EXECUTOR_EXECUTORS", format!("must name a program for the executor {executor:?}"));
         }
-        let default = self.valid(executions.default_executor);
-        let pass = self.items(executions.pass_env);
+        let default = executions.default_executor;
+        let pass = executions.pass_env.unwrap_or_default();
         if let Some(own) = pass.iter().find(|name| name.starts_with(OWN_PREFIX)) {
-            self.add("CC_EXECUTOR_PASS_ENV", format!("names {own}: a command never gets the service's own settings"));
+            self.add(
+                "CC_EXECUTOR_PASS_ENV",
+                format!("must not name {own}; a command never gets the service's own settings"),
+            );
         }
         let inherited = inherited(service_environment(), &pass);
-        let claude = self.claude(claude);
+        let claude = claude_policy(claude);
         let executors = Executors::new(added, &default, inherited.clone(), claude.clone()).or_else(|problem| {
-            self.add("CC_EXECUTOR_DEFAULT_EXECUTOR", format!("is {default:?}, but {problem}"));
+            self.add("CC_EXECUTOR_DEFAULT_EXECUTOR", format!("cannot be used: {problem}"));
             Executors::new(BTreeMap::new(), "shell", inherited, claude)
         });
         BackendConfig {
-            executors: executors.expect("there is always a shell"),
-            max_executions: self.size(executions.max_executions),
-            max_queued: self.size(executions.max_queued),
-            max_timeout_ms: shared.timeout_ms,
-            max_detach_ms: shared.detach_ms,
-            ring_bytes: self.size(output.ring_bytes),
-            max_kept_bytes: self.size(output.max_kept_bytes),
-            max_ended: self.size(shared.max_ended.clone()),
-            retention: self.time(output.retention_ms),
-            consumer_stall: self.time(output.consumer_stall_ms),
-            claude_exit: shared.claude_exit,
-            max_message_bytes: shared.message_bytes,
-            containment: self.valid::<Containment>(executions.containment),
+            executors: executors.expect("the executor shell always exists"),
+            max_executions: size(executions.max_executions),
+            max_queued: size(executions.max_queued),
+            max_timeout_ms: shared.max_timeout_ms,
+            max_detach_ms: shared.max_detach_ms,
+            ring_bytes: size(output.ring_bytes),
+            max_kept_bytes: size(output.max_kept_bytes),
+            max_ended: size(shared.max_ended),
+            retention: Duration::from_millis(output.retention_ms),
+            consumer_stall: Duration::from_millis(output.consumer_stall_ms),
+            claude_exit: Duration::from_millis(shared.claude_exit_ms),
+            max_message_bytes: size(shared.max_message_bytes),
+            containment: executions.containment,
             descriptor_limit: rustix::process::getrlimit(rustix::process::Resource::Nofile).current,
-        }
-    }
-
-    fn claude(&mut self, args: ClaudeArgs) -> ClaudePolicy {
-        let max_turns = self.valid(args.claude_max_turns);
-        ClaudePolicy {
-            models: self.items(args.claude_models),
-            permission_modes: self.items(args.claude_permission_modes),
-            tools: self.items(args.claude_tools),
-            max_turns: (max_turns > 0).then_some(max_turns),
-            directories: self.items(args.claude_directories).into_iter().map(PathBuf::from).collect(),
-            inherited: claude::inherited(service_environment()),
         }
     }
 
@@ -194,7 +168,7 @@ impl Problems {
         let file = format!("{name}_FILE");
         let text = match (set(variables.token.as_ref()), set(variables.token_file.as_ref())) {
             (Some(_), Some(_)) => {
-                self.add(name, format!("and {file} are both set: which one is meant?"));
+                self.add(name, format!("and {file} are both set; unset one of them"));
                 return None;
             }
             (Some(text), None) => text.to_owned(),
@@ -208,20 +182,26 @@ impl Problems {
             (None, None) => return None,
         };
         if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
-            self.add(name, "must be printable ASCII without spaces, and not empty");
+            self.add(name, "must consist of printable ASCII characters without spaces");
             return None;
         }
         Some(Secret::new(text))
     }
 
-    /// Reads what a role demands: a secret, or its SHA-256, which is not secret. A command can read the environment
-    /// that the service was started with where another process of its user has it, such as a container's init.
-    fn demanded(&mut self, name: &str, variables: &ClientVariables, sha256: Option<OsString>) -> Option<Fingerprint> {
+    /// The fingerprint of the secret that a role demands, from the secret or from its SHA-256. The SHA-256 is not
+    /// secret: where another process of the same user has the service's environment, such as a container's init,
+    /// commands can read it.
+    fn fingerprint(
+        &mut self,
+        name: &str,
+        variables: &ClientVariables,
+        sha256: Option<OsString>,
+    ) -> Option<Fingerprint> {
         let hashed = format!("{name}_SHA256");
         let secret = self.secret(name, variables);
         match (secret, set(sha256.as_ref())) {
             (Some(_), Some(_)) => {
-                self.add(name, format!("and {hashed} are both set: which one is meant?"));
+                self.add(name, format!("and {hashed} are both set; unset one of them"));
                 None
             }
             (secret, None) => secret.map(|secret| secret.fingerprint()),
@@ -236,7 +216,7 @@ impl Problems {
     }
 }
 
-/// A variable's value, unless it is empty or is not text.
+/// The value of a variable. An empty value, or one that is not UTF-8, counts as unset.
 fn set(value: Option<&OsString>) -> Option<&str> {
     value?.to_str().filter(|text| !text.is_empty())
 }
@@ -248,6 +228,7 @@ mod tests {
     use super::*;
     use crate::config::{
         settings::given,
+        value::collect,
         variables::{self, without_environment},
     };
 
@@ -273,15 +254,21 @@ mod tests {
     fn serve(pairs: Pairs<'_>) -> Result<GatewaySettings, Problems> {
         let definition = ServeArgs::augment_args(Command::new("serve").no_binary_name(true));
         let words = words(&definition, pairs);
-        let matches = without_environment(definition).try_get_matches_from(words).unwrap();
-        super::serve(ServeArgs::from_arg_matches(&matches).unwrap(), given(&matches), variables(pairs))
+        let (parsed, problems) = collect(|| {
+            let matches = without_environment(definition).try_get_matches_from(words).unwrap();
+            (ServeArgs::from_arg_matches(&matches).unwrap(), given(&matches), variables(pairs))
+        });
+        super::serve(parsed.0, parsed.1, parsed.2, problems)
     }
 
     fn backend(pairs: Pairs<'_>) -> Result<BackendSettings, Problems> {
         let definition = BackendArgs::augment_args(Command::new("backend").no_binary_name(true));
         let words = words(&definition, pairs);
-        let matches = without_environment(definition).try_get_matches_from(words).unwrap();
-        super::backend(BackendArgs::from_arg_matches(&matches).unwrap(), variables(pairs))
+        let (parsed, problems) = collect(|| {
+            let matches = without_environment(definition).try_get_matches_from(words).unwrap();
+            (BackendArgs::from_arg_matches(&matches).unwrap(), variables(pairs))
+        });
+        super::backend(parsed.0, parsed.1, problems)
     }
 
     #[test]
@@ -304,7 +291,7 @@ mod tests {
         .unwrap_err();
         assert_eq!(problems.len(), 5, "{problems:#?}");
         for (problem, name) in
-            problems.iter().zip(["BIND", "--max-sessions", "EXECUTORS", "PASS_ENV", "DEFAULT_EXECUTOR"])
+            problems.iter().zip(["--max-sessions", "BIND", "EXECUTORS", "PASS_ENV", "DEFAULT_EXECUTOR"])
         {
             assert!(problem.contains(name), "{problem}");
         }

@@ -1,9 +1,11 @@
-//! Value parsers for clap that never fail.
+//! Value parsers for clap that let it report all problems together.
 //!
-//! clap stops at the first value that its parser refuses. The parsers here refuse none: they store the problem in place
-//! of the value, so that `validate` can report all problems together. Start reading at [`Checker`].
+//! clap stops at the first value that its parser refuses. The parsers here refuse no value: for a wrong one they record
+//! the problem and return a placeholder. [`collect`] returns the recorded problems, and a caller that gets any must not
+//! use the values. Start reading at [`Checker`].
 
 use std::{
+    cell::RefCell,
     collections::BTreeMap,
     env,
     ffi::OsStr,
@@ -14,54 +16,70 @@ use std::{
 
 use clap::{
     Arg, Command,
-    builder::{PossibleValue, TypedValueParser, ValueParserFactory},
+    builder::{PossibleValue, TypedValueParser},
     error::ErrorKind,
     parser::ValueSource,
 };
 
-/// A valid value, or one line that names the flag or the variable and says what is wrong with it.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Checked<T>(pub Result<T, String>);
+use super::Problems;
+
+thread_local! {
+    /// The problems of the values that clap parses inside [`collect`]. They are not a field of [`Checker`], because
+    /// clap's derive gives the parsers no common context.
+    static FOUND: RefCell<Problems> = RefCell::default();
+}
+
+/// Runs clap, and returns its result with the problems of the parsed values.
+pub fn collect<T>(parse: impl FnOnce() -> T) -> (T, Problems) {
+    FOUND.take();
+    let parsed = parse();
+    (parsed, FOUND.take())
+}
 
 /// Help texts leave out bounds from here up, because no sensible value comes near them.
 const UNBOUNDED: u64 = 1 << 32;
 
 type CheckText<T> = Arc<dyn Fn(&str) -> Result<T, String> + Send + Sync>;
 
-/// A value parser that accepts every text and checks it.
+/// A value parser that accepts every text, and records a problem if the check fails. The error of the check is the rest
+/// of a sentence that begins with the name of the flag or the variable: `must be true or false, not "x"`.
 #[derive(Clone)]
 pub struct Checker<T> {
     check: CheckText<T>,
+    placeholder: fn() -> T,
     possible: &'static [&'static str],
     empty_flag_is_unset: bool,
 }
 
-/// The parser of a setting: an empty flag counts as not given, as an empty variable does. The error of `check` is the
-/// rest of a sentence that begins with the setting's name: `must be true or false, not "x"`.
-pub fn setting<T>(check: impl Fn(&str) -> Result<T, String> + Send + Sync + 'static) -> Checker<T> {
-    Checker { check: Arc::new(check), possible: &[], empty_flag_is_unset: true }
+impl<T> Checker<T> {
+    /// The parser of a client's flag, with the value to return for a wrong text. An empty flag is not ignored, because
+    /// a script that loses a URL must not reach another service.
+    pub fn new(check: impl Fn(&str) -> Result<T, String> + Send + Sync + 'static, placeholder: fn() -> T) -> Self {
+        Checker { check: Arc::new(check), placeholder, possible: &[], empty_flag_is_unset: false }
+    }
 }
 
-/// The parser of a client's flag: an empty one is not ignored, because a script that loses a URL must not reach
-/// another service.
-pub fn checked<T>(check: impl Fn(&str) -> Result<T, String> + Send + Sync + 'static) -> Checker<T> {
-    Checker { empty_flag_is_unset: false, ..setting(check) }
+/// The parser of a client's flag, see [`Checker::new`].
+pub fn checked<T: Default>(check: impl Fn(&str) -> Result<T, String> + Send + Sync + 'static) -> Checker<T> {
+    Checker::new(check, T::default)
+}
+
+/// The parser of a setting: an empty flag counts as not given, as an empty variable does.
+pub fn setting<T: Default>(check: impl Fn(&str) -> Result<T, String> + Send + Sync + 'static) -> Checker<T> {
+    Checker { empty_flag_is_unset: true, ..checked(check) }
 }
 
 /// The parser of a setting that has one of these names.
-pub fn one_of<T>(names: &'static [&'static str], named: fn(&str) -> Option<T>) -> Checker<T>
-where
-    T: 'static,
-{
+pub fn one_of<T: Default + 'static>(names: &'static [&'static str], named: fn(&str) -> Option<T>) -> Checker<T> {
     let check =
         move |text: &str| named(text).ok_or_else(|| format!("must be one of {}, not {text:?}", names.join(", ")));
     Checker { possible: names, ..setting(check) }
 }
 
 impl<T: Clone + Send + Sync + 'static> TypedValueParser for Checker<T> {
-    type Value = Checked<T>;
+    type Value = T;
 
-    fn parse_ref(&self, command: &Command, arg: Option<&Arg>, value: &OsStr) -> Result<Checked<T>, clap::Error> {
+    fn parse_ref(&self, command: &Command, arg: Option<&Arg>, value: &OsStr) -> Result<T, clap::Error> {
         self.parse_ref_(command, arg, value, ValueSource::CommandLine)
     }
 
@@ -71,7 +89,7 @@ impl<T: Clone + Send + Sync + 'static> TypedValueParser for Checker<T> {
         arg: Option<&Arg>,
         value: &OsStr,
         source: ValueSource,
-    ) -> Result<Checked<T>, clap::Error> {
+    ) -> Result<T, clap::Error> {
         let default = || arg.and_then(|arg| arg.get_default_values().first()?.to_str()).unwrap_or_default().to_owned();
         let text = match (source, value.to_str()) {
             (ValueSource::EnvVariable, None | Some("")) => default(),
@@ -81,8 +99,11 @@ impl<T: Clone + Send + Sync + 'static> TypedValueParser for Checker<T> {
             (_, Some(text)) => text.to_owned(),
             (_, None) => return Err(clap::Error::new(ErrorKind::InvalidUtf8).with_cmd(command)),
         };
-        let named = |problem| format!("{} {problem}", arg.map(|arg| name(arg, source)).unwrap_or_default());
-        Ok(Checked((self.check)(&text).map_err(named)))
+        Ok((self.check)(&text).unwrap_or_else(|problem| {
+            let name = arg.map(|arg| name(arg, source)).unwrap_or_default();
+            FOUND.with_borrow_mut(|found| found.add(&name, problem));
+            (self.placeholder)()
+        }))
     }
 
     fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
@@ -104,18 +125,9 @@ pub fn variable(arg: &Arg) -> Option<String> {
     env::var(arg.get_env()?).ok().filter(|value| !value.is_empty())
 }
 
-/// The parser of a number without a range, because clap's derive asks for one before it sees the range.
-impl ValueParserFactory for Checked<u64> {
-    type Parser = Checker<u64>;
-
-    fn value_parser() -> Checker<u64> {
-        setting(|text| text.parse().map_err(|_| format!("must be a whole number, not {text:?}")))
-    }
-}
-
 /// Declares the range of a whole number, for the check and for the help text.
 pub trait RangeExt {
-    /// As an attribute of clap's derive: `#[arg(long, range = 1..=64)]` on a `Checked<u64>`.
+    /// As an attribute of clap's derive: `#[arg(long, range = 1..=64)]` on a `u64`.
     #[must_use]
     fn range(self, range: RangeInclusive<u64>) -> Self;
 }
@@ -136,7 +148,15 @@ impl RangeExt for Arg {
     }
 }
 
-/// Reads a switch, which a variable may turn off, too.
+/// Reads a whole number.
+///
+/// # Errors
+/// It is none, or does not fit into 64 bits.
+pub fn whole_number(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| format!("must be a whole number, not {text:?}"))
+}
+
+/// Reads a switch, which a variable may also turn off.
 ///
 /// # Errors
 /// It is neither true nor false.
@@ -148,9 +168,8 @@ pub fn switch(text: &str) -> Result<bool, String> {
     }
 }
 
-/// A list as it was given.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct CommaSeparated(pub Vec<String>);
+/// A list with commas. clap would take a plain `Vec` for a flag that may be repeated.
+pub type CommaSeparated = Vec<String>;
 
 /// Reads a list with commas. Blanks around its items and empty items are ignored.
 ///
@@ -158,30 +177,34 @@ pub struct CommaSeparated(pub Vec<String>);
 /// None: every text is a list.
 pub fn comma_separated(text: &str) -> Result<CommaSeparated, String> {
     let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
-    Ok(CommaSeparated(items.map(str::to_owned).collect()))
-}
-
-/// Accepts any text.
-///
-/// # Errors
-/// None.
-pub fn any_text(text: &str) -> Result<String, String> {
-    Ok(text.to_owned())
+    Ok(items.map(str::to_owned).collect())
 }
 
 /// Resolves the address to listen on.
-pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
+fn read_address(text: &str) -> Result<SocketAddr, String> {
     let found = text.to_socket_addrs().ok().and_then(|mut found| found.next());
     found.ok_or_else(|| format!("must be an address and a port such as 127.0.0.1:8003, not {text:?}"))
 }
 
+/// The parser of the address to listen on.
+pub(super) fn address() -> Checker<SocketAddr> {
+    let placeholder = || SocketAddr::from(([127, 0, 0, 1], 0));
+    Checker { empty_flag_is_unset: true, ..Checker::new(read_address, placeholder) }
+}
+
+/// The URL of a backend. `None` is an empty text, which counts as not given.
+pub(super) type BackendUrl = Option<String>;
+
 /// Reads the URL of a backend, without the slash at its end.
-pub(super) fn backend_url(text: &str) -> Result<String, String> {
+pub(super) fn backend_url(text: &str) -> Result<BackendUrl, String> {
+    if text.is_empty() {
+        return Ok(None);
+    }
     let url = text.trim_end_matches('/');
-    let is_plain = |authority: &str| !authority.is_empty() && !authority.contains(['/', '@', '?', '#', ' ']);
     match url.strip_prefix("http://") {
-        Some(authority) if is_plain(authority) => Ok(url.to_owned()),
-        None if text.is_empty() => Ok(String::new()),
+        Some(authority) if !authority.is_empty() && !authority.contains(['/', '@', '?', '#', ' ']) => {
+            Ok(Some(url.to_owned()))
+        }
         _ => Err(format!("must be like http://claude-api:8000, not {text:?}")),
     }
 }
@@ -191,5 +214,9 @@ pub(super) fn executors(text: &str) -> Result<BTreeMap<String, Vec<String>>, Str
     if text.is_empty() {
         return Ok(BTreeMap::new());
     }
-    serde_json::from_str(text).map_err(|error| format!("must be a JSON object of argument lists: {error}"))
+    serde_json::from_str(text).map_err(|error| {
+        format!(
+            "must be a JSON object of argument lists, such as {{\"node\":[\"node\",\"-e\",\"{{command}}\"]}}: {error}"
+        )
+    })
 }

@@ -1,25 +1,25 @@
-//! Environment variables that have no flag: secrets, and what is written to the log.
+//! Environment variables that have no flag: secrets, and the settings of the log.
 //!
-//! They are declared as clap arguments, but of a command of their own that is parsed from no words. So they cannot be
-//! typed: flags can be read by every user of the machine.
+//! They are arguments of a clap command of their own, which is parsed without any words. So they cannot be given as
+//! flags, which every user of the machine can read.
 
 use std::ffi::OsString;
 
 use clap::{Args, Command};
 
-use super::value::{Checked, one_of};
+use super::value::one_of;
 use crate::logging::{DEFAULT_FILTER, Format};
 
-/// The secret that each role demands of its callers, and that a client sends.
+/// The secret that a client sends, and that each role demands.
 pub const TOKEN: &str = "CC_EXECUTOR_TOKEN";
 
-/// The secret that a gateway sends to its backend, and that the backend then demands.
+/// The secret that a gateway sends to its backend.
 pub const BACKEND_TOKEN: &str = "CC_EXECUTOR_BACKEND_TOKEN";
 
 /// Variables of the client's commands.
 #[derive(Args, Clone)]
 pub struct ClientVariables {
-    /// Token that callers of the service must send
+    /// Token that clients must send to the service
     #[arg(long, env = "CC_EXECUTOR_TOKEN", hide_env_values = true)]
     pub token: Option<OsString>,
 
@@ -34,7 +34,7 @@ pub struct RoleVariables {
     #[command(flatten)]
     pub(super) client: ClientVariables,
 
-    /// SHA-256 of this token, instead of it
+    /// SHA-256 of this token, instead of the token
     #[arg(long, env = "CC_EXECUTOR_TOKEN_SHA256")]
     pub token_sha256: Option<OsString>,
 
@@ -52,10 +52,10 @@ pub struct RoleVariables {
 
     /// Form of log lines: text (default) or json
     #[arg(long, env = "LOG_FORMAT", default_value = "text", value_parser = one_of(&Format::NAMES, Format::named))]
-    pub log_format: Checked<Format>,
+    pub log_format: Format,
 
-    /// Filter of log lines, as of env_logger
-    // env_logger reads it by itself; it is declared for the help text and the README.
+    /// Filter of log lines, in env_logger's syntax
+    // env_logger reads it. It is declared here for the help text and the README.
     #[arg(long, env = "RUST_LOG", default_value = DEFAULT_FILTER)]
     pub rust_log: OsString,
 }
@@ -70,10 +70,10 @@ pub fn definition<V: Args>() -> Command {
     V::augment_args(Command::new("environment").no_binary_name(true))
 }
 
-/// Parses variables as flags, of which there are none outside of tests.
+/// Parses variables. Tests give them as flags.
 pub fn parse<V: Args>(definition: Command, words: Vec<OsString>) -> V {
     let variables = definition.try_get_matches_from(words).and_then(|matches| V::from_arg_matches(&matches));
-    variables.expect("none is required, and every value is accepted")
+    variables.expect("no argument is required, and every value is accepted")
 }
 
 /// A definition that reads no environment, so that tests do not depend on it.

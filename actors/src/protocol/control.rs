@@ -36,6 +36,7 @@ pub enum ControlRequest {
     /// End it: TERM, then KILL after the grace period.
     Cancel {
         /// Milliseconds between TERM and KILL.
+        #[serde(skip_serializing_if = "is_default_grace")]
         grace_ms: u64,
         /// On whose behalf. Not on the wire, because a client's request is always `Canceled`.
         #[serde(skip)]
@@ -91,6 +92,10 @@ pub struct TerminalSize {
     pub rows: u16,
     /// Columns.
     pub cols: u16,
+}
+
+fn is_default_grace(grace_ms: &u64) -> bool {
+    *grace_ms == DEFAULT_GRACE_MS
 }
 
 impl Signal {

@@ -98,6 +98,12 @@ pub enum Acceptance {
     Failed,
 }
 
+impl From<ExecutionSpec> for ExecuteParams {
+    fn from(run: ExecutionSpec) -> Self {
+        ExecuteParams { run, framing: Framing::default(), events: false, instance: None }
+    }
+}
+
 impl ExecuteParams {
     pub(super) fn from_fields(fields: &mut Params, limits: &Limits) -> Result<Self, ErrorObject> {
         Ok(ExecuteParams {

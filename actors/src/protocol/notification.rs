@@ -172,6 +172,34 @@ pub struct FinalStatus {
     pub ending: Outcome,
 }
 
+/// Params of `statusUpdate` as a client reads them.
+#[derive(Clone, PartialEq, Debug)]
+pub enum StatusNotice {
+    /// The execution has not ended.
+    Progress(StatusUpdate),
+    /// The last message about the execution.
+    Ended(FinalStatus),
+}
+
+impl StatusNotice {
+    /// Reads the parameters.
+    ///
+    /// # Errors
+    ///
+    /// They are not those of a `statusUpdate`.
+    pub fn read(params: &RawValue) -> serde_json::Result<Self> {
+        #[derive(Deserialize)]
+        struct AnyStatus {
+            status: Status,
+        }
+        let AnyStatus { status } = serde_json::from_str(params.get())?;
+        if status.is_final() {
+            return serde_json::from_str(params.get()).map(StatusNotice::Ended);
+        }
+        serde_json::from_str(params.get()).map(StatusNotice::Progress)
+    }
+}
+
 /// Params of `gap`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct GapNotice {

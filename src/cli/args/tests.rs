@@ -81,11 +81,13 @@ fn a_wrong_use_is_an_error_and_help_is_not() {
 }
 
 #[test]
-fn the_words_of_a_command_are_joined_and_its_flags_left_alone() {
-    let Ok(Invocation::Run(options)) = typed("cc-executor run --timeout 0.5 -- ls -la --json") else {
+fn the_flags_of_a_command_are_left_to_it() {
+    let Ok(Invocation::Client(ClientCommand::Run(options))) = typed("cc-executor run --timeout 0.5 -- ls -la --json")
+    else {
         panic!("is a run")
     };
-    assert_eq!((options.command.as_str(), options.timeout_ms, options.json), ("ls -la --json", Some(500), false));
+    let params = options.execute_params(None, None, None);
+    assert_eq!((params.run.command.as_str(), params.run.timeout_ms), ("ls -la --json", Some(500)));
 }
 
 #[test]
@@ -97,35 +99,6 @@ fn all_problems_of_a_client_are_reported_together() {
     assert_eq!(lines.len(), 4, "{lines:?}");
     assert_eq!(problems("cc-executor attach 7").len(), 1);
     assert!(matches!(typed_words(&["ps", "--url", ""]), Err(UsageError::Values(_))), "an empty URL is a wrong one");
-}
-
-#[test]
-fn options_for_claude_have_their_names_on_the_wire() {
-    let line =
-        "cc-executor run --model m --permission-mode plan --allowed-tools Bash,Read --max-turns 3 --resume s -- x";
-    let Ok(Invocation::Run(options)) = typed(line) else { panic!("is a run") };
-    let expected = serde_json::json!({
-        "model": "m", "permissionMode": "plan", "allowedTools": ["Bash", "Read"], "maxTurns": 3, "resume": "s"
-    });
-    assert_eq!(options.claude, Some(expected));
-    let Ok(Invocation::Run(options)) = typed("cc-executor run -- x") else { panic!("is a run") };
-    assert_eq!(options.claude, None);
-}
-
-#[test]
-fn how_a_command_ends_with_its_client_is_chosen_by_flags() {
-    use std::time::Duration;
-
-    use crate::cli::DisconnectAction;
-    for (flags, action) in [
-        ("", DisconnectAction::Ends),
-        ("--detach ", DisconnectAction::GoesOn),
-        ("--reconnect ", DisconnectAction::Returns(Duration::from_secs(30))),
-        ("--reconnect=1.5 ", DisconnectAction::Returns(Duration::from_millis(1500))),
-    ] {
-        let Ok(Invocation::Run(options)) = typed(&format!("cc-executor run {flags}-- x")) else { panic!("is a run") };
-        assert_eq!(options.leave, action, "{flags}");
-    }
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! The failure of a check, and its text.
 
-use serde_json::Value;
+use serde::Serialize;
+
+use crate::cli::ClientError;
 
 /// The longest part of a message that is shown, in characters.
 const SHOWN: usize = 300;
@@ -37,11 +39,21 @@ macro_rules! ensure {
 }
 pub(super) use ensure;
 
-/// JSON on one line, shortened for people.
-pub(super) fn shown(value: &Value) -> String {
-    let text = value.to_string();
+impl From<ClientError> for CheckFailure {
+    fn from(error: ClientError) -> Self {
+        wrong(error.message)
+    }
+}
+
+/// A message's JSON on one line, shortened for people.
+pub(super) fn shown(message: &impl Serialize) -> String {
+    shortened(&serde_json::to_string(message).unwrap_or_default())
+}
+
+/// The beginning of a text.
+pub(super) fn shortened(text: &str) -> String {
     match text.char_indices().nth(SHOWN) {
         Some((at, _)) => format!("{}...", &text[..at]),
-        None => text,
+        None => text.to_owned(),
     }
 }

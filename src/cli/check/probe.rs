@@ -1,4 +1,4 @@
-//! The context of a check: the service's address, the longest silence, and the progress display.
+//! The context of a check: the service's address, the time of the last progress, and the progress display.
 
 use std::{cell::Cell, time::Duration};
 
@@ -7,33 +7,30 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use super::failure::{CheckFailure, wrong};
-use crate::cli::{connection::Connection, http_url};
+use crate::cli::{connection::Connection, http::service_url};
+
+/// The longest time until the next message. The checks request heartbeats every 5 s; pings do not count as messages.
+pub(super) const QUIET: Duration = Duration::from_secs(12);
 
 /// The context of one check.
 pub(super) struct Probe {
     url: String,
-    quiet: Duration,
     progress: ProgressBar,
     moved_at: Cell<Instant>,
 }
 
 impl Probe {
-    pub(super) fn new(url: &str, quiet: Duration, progress: ProgressBar) -> Self {
-        Probe { url: url.to_owned(), quiet, progress, moved_at: Cell::new(Instant::now()) }
+    pub(super) fn new(url: &str, progress: ProgressBar) -> Self {
+        Probe { url: url.to_owned(), progress, moved_at: Cell::new(Instant::now()) }
     }
 
     /// Shows the current step.
-    pub(super) fn doing(&self, what: impl Into<String>) {
-        self.progress.set_message(what.into());
-    }
-
-    /// The longest time until the next message. Heartbeats count as messages, pings do not.
-    pub(super) fn quiet(&self) -> Duration {
-        self.quiet
+    pub(super) fn show_step(&self, step: impl Into<String>) {
+        self.progress.set_message(step.into());
     }
 
     /// Notes that an execution of some session has made progress.
-    pub(super) fn got_on(&self, now: Instant) {
+    pub(super) fn record_progress(&self, now: Instant) {
         self.moved_at.set(now);
     }
 
@@ -49,8 +46,8 @@ impl Probe {
 
     /// The number of sessions that the service reports, if it reports one.
     pub(super) async fn n_sessions(&self) -> Option<u64> {
-        let url = http_url(&self.url, "/health");
-        let client = awc::Client::builder().timeout(self.quiet).finish();
+        let url = service_url(&self.url, "/health");
+        let client = awc::Client::builder().timeout(QUIET).finish();
         let body = client.get(url).send().await.ok()?.body().limit(64 << 10).await.ok()?;
         serde_json::from_slice::<Value>(&body).ok()?["sessions"].as_u64()
     }

@@ -1,13 +1,12 @@
-//! Checks that processes are gone, with a later command that reads `/proc`, because the service's own word is what is
-//! being tested.
+//! Checks that processes are gone, with a command that reads `/proc`, because the service's own report is under test.
 
-use serde_json::json;
+use cc_executor_actors::protocol::execute::ExecutionSpec;
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
 use super::{
     failure::{CheckFailure, ensure},
-    probe::Probe,
+    probe::QUIET,
     session::{CADENCE, CheckSession},
 };
 
@@ -17,10 +16,11 @@ pub(super) struct ProcessMark {
     text: String,
 }
 
-/// Half of the mark is enough to know oneself by, and does not make the look find itself. Only bash's own
-/// words are used: no other process comes and goes for it.
+/// The command that searches `/proc`. It has the mark in two halves, so that it does not find itself by the whole mark,
+/// and prints `self` for the first half, which shows that it can read `/proc`. It uses only bash builtins, because
+/// another process would change the list.
 // It ends with `true` because a process may be gone when its file is opened.
-const LOOK: &str = r#"half=HALF; mark=$half'REST'; for f in /proc/[0-9]*/cmdline; do
+const SCAN: &str = r#"half=HALF; mark=$half'REST'; for f in /proc/[0-9]*/cmdline; do
 while IFS= read -r -d '' a; do case $a in *"$mark"*) echo "${f//[!0-9]/}";; "half=$half"*) echo self;; esac; done 2>/dev/null <$f
 done; true"#;
 
@@ -31,20 +31,20 @@ impl ProcessMark {
     }
 
     /// The command with each `MARK` replaced by the mark.
-    pub(super) fn on(&self, command: &str) -> String {
+    pub(super) fn mark(&self, command: &str) -> String {
         command.replace("MARK", &self.text)
     }
 
     /// The ids of the processes with the mark in their arguments.
     async fn found(&self, session: &mut CheckSession<'_>) -> Result<Vec<String>, CheckFailure> {
         let (half, rest) = self.text.split_at(self.text.len() / 2);
-        let command = LOOK.replace("HALF", half).replace("REST", rest);
-        let story = session.run(json!({ "command": command })).await?;
-        story.exited_with(0)?;
-        let mut found: Vec<_> = story.streams.stdout.text().lines().map(str::to_owned).collect();
+        let command = SCAN.replace("HALF", half).replace("REST", rest);
+        let transcript = session.run(ExecutionSpec::of(command)).await?;
+        transcript.exited_with(0)?;
+        let mut found: Vec<_> = transcript.streams.stdout.text().lines().map(str::to_owned).collect();
         let n_all = found.len();
         found.retain(|line| line != "self");
-        ensure!(found.len() < n_all, "a command does not see itself in /proc: nothing can be said of others");
+        ensure!(found.len() < n_all, "a command does not find itself in /proc, so it may not find other processes");
         found.sort_unstable();
         found.dedup();
         Ok(found)
@@ -58,16 +58,16 @@ impl ProcessMark {
     }
 
     /// Waits until no process has the mark.
-    pub(super) async fn goes(&self, probe: &Probe, session: &mut CheckSession<'_>) -> Result<(), CheckFailure> {
+    pub(super) async fn wait_until_gone(&self, session: &mut CheckSession<'_>) -> Result<(), CheckFailure> {
         let since = Instant::now();
         loop {
             let found = self.found(session).await?;
             if found.is_empty() {
                 return Ok(());
             }
-            let seconds = probe.quiet().as_secs();
+            let seconds = QUIET.as_secs();
             ensure!(
-                since.elapsed() < probe.quiet(),
+                since.elapsed() < QUIET,
                 "{} processes are left after {seconds} s: {}",
                 found.len(),
                 found.join(" ")

@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use cc_executor_actors::clock::millis;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
@@ -68,7 +69,7 @@ impl CheckReport {
             Err(_) => self.n_failed += 1,
         }
         self.bar.inc(1);
-        let lines = if self.json { of_program(outcome) } else { of_person(name, result, *took, log) };
+        let lines = if self.json { json_line(outcome) } else { text_line(name, result, *took, log) };
         self.report(&lines)
     }
 
@@ -83,21 +84,17 @@ impl CheckReport {
     pub(super) fn finish(mut self) -> Result<bool, ClientError> {
         self.bar.finish_and_clear();
         let (n_passed, n_failed) = (self.n_passed, self.n_failed);
-        let sums = if self.json {
+        let summary = if self.json {
             json!({ "summary": { "passed": n_passed, "failed": n_failed, "ms": millis(self.took) } }).to_string()
         } else {
             format!("{n_passed} passed, {n_failed} failed, in {:.1} s", self.took.as_secs_f64())
         };
-        self.report(&sums)?;
+        self.report(&summary)?;
         Ok(n_failed == 0)
     }
 }
 
-fn millis(took: Duration) -> u64 {
-    cc_executor_actors::clock::millis(took)
-}
-
-fn of_person(name: &str, result: &Result<String, CheckFailure>, took: Duration, log: &[String]) -> String {
+fn text_line(name: &str, result: &Result<String, CheckFailure>, took: Duration, log: &[String]) -> String {
     let took = format!("{:6.2} s", took.as_secs_f64());
     let mut lines = match result {
         Ok(evidence) => return format!("ok    {name:<13} {took}  {evidence}"),
@@ -110,7 +107,7 @@ fn of_person(name: &str, result: &Result<String, CheckFailure>, took: Duration, 
     lines.join("\n")
 }
 
-fn of_program(outcome: &CheckOutcome<'_>) -> String {
+fn json_line(outcome: &CheckOutcome<'_>) -> String {
     let CheckOutcome { name, result, took, log } = outcome;
     let mut line = json!({ "check": name, "passed": result.is_ok(), "ms": millis(*took) });
     match result {

@@ -4,21 +4,27 @@ use std::time::Duration;
 
 use cc_executor_actors::{
     outcome::{Reason, Status},
-    stream::Stream,
+    protocol::{
+        Framing,
+        attach::AttachParams,
+        execute::{DetachOptions, ExecutionSpec, Overflow},
+        notification::BackendHealth,
+    },
+    rpc::code,
+    stream::{PerStream, Stream},
 };
-use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use super::{
-    failure::{CheckFailure, ensure, wrong},
+    failure::{CheckFailure, ensure, shown, wrong},
     probe::Probe,
     session::CheckSession,
-    transcript::{Transcript, status_of},
+    transcript::Transcript,
 };
 
 /// Checks that this is what `seq 1 N` writes.
-fn counts_to(story: &Transcript, n: u64) -> Result<(), CheckFailure> {
-    let mut lines = story.streams.stdout.bytes.split(|byte| *byte == b'\n');
+fn counts_to(transcript: &Transcript, n: u64) -> Result<(), CheckFailure> {
+    let mut lines = transcript.streams.stdout.bytes.split(|byte| *byte == b'\n');
     for expected in 1..=n {
         let line = lines.next().unwrap_or_default();
         ensure!(
@@ -28,30 +34,30 @@ fn counts_to(story: &Transcript, n: u64) -> Result<(), CheckFailure> {
         );
     }
     let rest: Vec<_> = lines.collect();
-    ensure!(rest == [b""], "something comes after line {n}");
+    ensure!(rest == [b""], "there is output after line {n}");
     Ok(())
 }
 
-/// A client that reads nothing for a while and then slowly must lose nothing.
+/// A client that reads nothing for a while, and then slowly, must lose no output.
 pub(super) async fn slow_client(probe: &Probe) -> Result<String, CheckFailure> {
     const LINES: u64 = 3_000_000;
     const NOTHING: Duration = Duration::from_secs(2);
     const PAUSE: Duration = Duration::from_millis(200);
     probe
         .within(async |session| {
-            let mut story = session.execute(json!({ "command": format!("seq 1 {LINES}") })).await?;
-            probe.doing("reads nothing");
+            let mut transcript = session.execute(ExecutionSpec::of(format!("seq 1 {LINES}"))).await?;
+            probe.show_step("reads nothing");
             sleep(NOTHING).await;
-            probe.doing("reads slowly");
+            probe.show_step("reads slowly");
             for pause in 1..=8 {
                 let so_far = pause * 1_000_000;
-                session.follow(&mut story, |story| story.streams.stdout.bytes.len() > so_far).await?;
+                session.follow(&mut transcript, |transcript| transcript.streams.stdout.bytes.len() > so_far).await?;
                 sleep(PAUSE).await;
             }
-            session.finish(&mut story).await?;
-            story.exited_with(0)?;
-            counts_to(&story, LINES)?;
-            Ok(format!("{} bytes, each counted", story.streams.stdout.bytes.len()))
+            session.finish(&mut transcript).await?;
+            transcript.exited_with(0)?;
+            counts_to(&transcript, LINES)?;
+            Ok(format!("{} bytes, complete", transcript.streams.stdout.bytes.len()))
         })
         .await
 }
@@ -61,10 +67,10 @@ pub(super) async fn large_output(probe: &Probe) -> Result<String, CheckFailure> 
     const LINES: u64 = 6_000_000;
     probe
         .within(async |session| {
-            let story = session.run(json!({ "command": format!("seq 1 {LINES}") })).await?;
-            story.exited_with(0)?;
-            counts_to(&story, LINES)?;
-            Ok(format!("{} bytes, digest as where it ran", story.streams.stdout.bytes.len()))
+            let transcript = session.run(ExecutionSpec::of(format!("seq 1 {LINES}"))).await?;
+            transcript.exited_with(0)?;
+            counts_to(&transcript, LINES)?;
+            Ok(format!("{} bytes, with the digest of the backend", transcript.streams.stdout.bytes.len()))
         })
         .await
 }
@@ -75,27 +81,26 @@ pub(super) async fn heartbeat(probe: &Probe) -> Result<String, CheckFailure> {
     const SILENCE: &str = "sleep 5.5; echo awake";
     probe
         .within(async |session| {
-            let story = session.run(json!({ "command": SILENCE, "heartbeatMs": 1_000 })).await?;
-            story.exited_with(0)?;
-            let n_beats = beats(&story)?;
-            Ok(format!("{n_beats} signs of life in 5.5 s of silence"))
+            let transcript =
+                session.run(ExecutionSpec { heartbeat_ms: Some(1_000), ..ExecutionSpec::of(SILENCE) }).await?;
+            transcript.exited_with(0)?;
+            let n_beats = count_heartbeats(&transcript)?;
+            Ok(format!("{n_beats} heartbeats in 5.5 s without output"))
         })
         .await
 }
 
 /// The bounds leave room for a loaded machine.
-fn beats(story: &Transcript) -> Result<usize, CheckFailure> {
+fn count_heartbeats(transcript: &Transcript) -> Result<usize, CheckFailure> {
     const LONGEST_GAP: Duration = Duration::from_secs(3);
-    let beats: Vec<_> = story.updates.iter().filter(|(_, update)| status_of(update) == Some(Status::Running)).collect();
-    ensure!(beats.len() >= 4, "in 5.5 s with a heartbeat a second RUNNING was told {} times", beats.len());
-    let elapsed =
-        |update: &Value| update["elapsedMs"].as_u64().ok_or_else(|| wrong("a heartbeat does not say elapsedMs"));
+    let beats: Vec<_> = transcript.updates.iter().filter(|(_, update)| update.status == Status::Running).collect();
+    ensure!(beats.len() >= 4, "only {} heartbeats came in 5.5 s at one a second", beats.len());
     for pair in beats.windows(2) {
         let [(before_at, before), (at, beat)] = pair else { continue };
         let gap = at.duration_since(*before_at);
         ensure!(gap < LONGEST_GAP, "two heartbeats are {:.1} s apart", gap.as_secs_f64());
-        ensure!(elapsed(beat)? > elapsed(before)?, "elapsedMs does not move on");
-        ensure!(beat["backend"] == "alive", "the backend is said to be {}", beat["backend"]);
+        ensure!(beat.elapsed_ms > before.elapsed_ms, "elapsedMs does not increase");
+        ensure!(beat.backend == BackendHealth::Alive, "the backend is reported as silent");
     }
     Ok(beats.len())
 }
@@ -107,40 +112,48 @@ pub(super) async fn detach(probe: &Probe) -> Result<String, CheckFailure> {
     const DETACH_MS: u64 = 60_000;
     let command = format!("seq 1 {}; sleep 0.5; seq {} {LINES}", LINES / 2, LINES / 2 + 1);
     let mut session = probe.open().await?;
-    let longest = session.hello["limits"]["detachMs"].as_u64().unwrap_or(DETACH_MS);
-    let params = json!({ "command": command, "onDisconnect": "detach", "detachMs": DETACH_MS.min(longest) });
-    let mut story = session.execute(params).await?;
-    let id = story.id.clone();
+    let detach_ms = DETACH_MS.min(session.connected.limits.detach_ms);
+    let detach = Some(DetachOptions { detach_ms, overflow: Overflow::Wait });
+    let mut transcript = session.execute(ExecutionSpec { detach, ..ExecutionSpec::of(command) }).await?;
     for round in 1..=ROUNDS {
-        probe.doing(format!("breaks its connection, {round} of {ROUNDS}"));
+        probe.show_step(format!("breaks the connection, {round} of {ROUNDS}"));
         let so_far = round * 80_000;
-        session.follow(&mut story, |story| story.streams.stdout.bytes.len() > so_far).await?;
+        session.follow(&mut transcript, |transcript| transcript.streams.stdout.bytes.len() > so_far).await?;
         drop(session);
         session = probe.open().await?;
-        session.ask("attach", json!({ "executionId": id, "offsets": story.offsets() })).await?;
+        session.ask(&attach(&transcript, transcript.offsets())).await?;
     }
-    session.finish(&mut story).await?;
-    let whole = story.exited_with(0).and_then(|()| counts_to(&story, LINES));
+    session.finish(&mut transcript).await?;
+    let whole = transcript.exited_with(0).and_then(|()| counts_to(&transcript, LINES));
     session.located(whole)?;
-    probe.doing("comes once more, after the end");
-    let late = late(&mut session, &story).await;
+    probe.show_step("attaches after the end");
+    let late = attach_after_end(&mut session, &transcript).await;
     let late = session.located(late)?;
     session.close().await?;
-    Ok(format!("{ROUNDS} broken connections, {} bytes, each once{late}", story.streams.stdout.bytes.len()))
+    Ok(format!("{ROUNDS} broken connections, {} bytes, each once{late}", transcript.streams.stdout.bytes.len()))
 }
 
-/// Attaches after the end. Output that is not kept any more must be reported as a gap.
-async fn late(session: &mut CheckSession<'_>, story: &Transcript) -> Result<&'static str, CheckFailure> {
-    const UNKNOWN_EXECUTION: i64 = -32006;
-    match session.call("attach", json!({ "executionId": story.id })).await? {
+fn attach(transcript: &Transcript, offsets: PerStream<u64>) -> AttachParams {
+    AttachParams { execution_id: transcript.id, offsets, framing: Framing::default(), events: false }
+}
+
+/// Attaches after the end. Output that is not retained any more must be reported as a gap.
+async fn attach_after_end(
+    session: &mut CheckSession<'_>,
+    transcript: &Transcript,
+) -> Result<&'static str, CheckFailure> {
+    match session.call(&attach(transcript, PerStream::default())).await? {
         Ok(_) => {}
-        Err(error) if error["code"] == UNKNOWN_EXECUTION => return Ok("; nothing is kept after the end"),
-        Err(error) => return Err(wrong(format!("attach after the end is refused: {error}"))),
+        Err(error) if error.code == code::UNKNOWN_EXECUTION => return Ok("; no output is retained after the end"),
+        Err(error) => return Err(wrong(format!("attach after the end is refused: {}", shown(&error)))),
     }
-    let mut again = Transcript::of(&story.id, Instant::now());
+    let mut again = Transcript::of(transcript.id, Instant::now());
     session.finish(&mut again).await?;
     again.ended_as(Status::Completed, Reason::Exit)?;
     again.adds_up()?;
-    ensure!(again.streams.stdout.is_of(&story.streams.stdout.bytes), "after the end something else comes than before");
-    Ok(if again.n_lost(Stream::Stdout) == 0 { "" } else { "; a part is kept after the end" })
+    ensure!(
+        again.streams.stdout.is_of(&transcript.streams.stdout.bytes),
+        "the retained output differs from the received output"
+    );
+    Ok(if again.n_lost(Stream::Stdout) == 0 { "" } else { "; a part of the output is retained after the end" })
 }

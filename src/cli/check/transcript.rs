@@ -3,16 +3,19 @@
 use std::time::Duration;
 
 use cc_executor_actors::{
-    outcome::{Reason, Status},
-    protocol::notification::{GapNotice, OutputNotice},
+    id::ExecutionId,
+    outcome::{Outcome, Reason, Status},
+    protocol::notification::{ErrorNotice, GapNotice, OutputNotice, StatusNotice, StatusUpdate},
+    rpc::{ErrorObject, ReceivedMessage},
     stream::{PerStream, Stream},
 };
-use serde::Deserialize;
-use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::failure::{CheckFailure, ensure, shown, wrong};
-use crate::cli::checksum::{StreamChecksum, decoded};
+use crate::cli::{
+    checksum::{StreamChecksum, decoded},
+    connection::{not_understood, read},
+};
 
 /// The received bytes of a stream.
 #[derive(Default)]
@@ -25,15 +28,13 @@ pub(super) struct ReceivedStream {
 
 /// The messages of an execution.
 pub(super) struct Transcript {
-    /// Its id.
-    pub(super) id: String,
+    pub(super) id: ExecutionId,
     pub(super) streams: PerStream<ReceivedStream>,
-    /// The parameters of each `statusUpdate`, with the time of arrival.
-    pub(super) updates: Vec<(Instant, Value)>,
-    /// The parameters of each `error`.
-    pub(super) errors: Vec<Value>,
-    /// The final `statusUpdate`, once it has arrived.
-    pub(super) end: Value,
+    /// Each `statusUpdate` that is not final, with the time of its arrival.
+    pub(super) updates: Vec<(Instant, StatusUpdate)>,
+    pub(super) errors: Vec<ErrorObject>,
+    /// How the execution ended, once the final `statusUpdate` has arrived.
+    end: Option<Outcome>,
     moved_at: Instant,
 }
 
@@ -57,18 +58,29 @@ impl ReceivedStream {
 }
 
 impl Transcript {
-    pub(super) fn of(id: &str, now: Instant) -> Self {
-        let (streams, end) = (PerStream::default(), Value::Null);
-        Transcript { id: id.to_owned(), streams, updates: Vec::new(), errors: Vec::new(), end, moved_at: now }
+    pub(super) fn of(id: ExecutionId, now: Instant) -> Self {
+        Transcript {
+            id,
+            streams: PerStream::default(),
+            updates: Vec::new(),
+            errors: Vec::new(),
+            end: None,
+            moved_at: now,
+        }
     }
 
     /// The offsets for `attach` after a broken connection.
-    pub(super) fn offsets(&self) -> Value {
-        json!({ "stdout": self.streams.stdout.seen.end, "stderr": self.streams.stderr.seen.end })
+    pub(super) fn offsets(&self) -> PerStream<u64> {
+        PerStream { stdout: self.streams.stdout.seen.end, stderr: self.streams.stderr.seen.end }
     }
 
     pub(super) fn has_ended(&self) -> bool {
-        !self.end.is_null()
+        self.end.is_some()
+    }
+
+    /// How the execution ended.
+    pub(super) fn end(&self) -> Result<&Outcome, CheckFailure> {
+        self.end.as_ref().ok_or_else(|| wrong("the execution has not ended"))
     }
 
     /// The time since anything but the clocks of the heartbeats has changed.
@@ -77,17 +89,18 @@ impl Transcript {
     }
 
     /// Takes the next message. Returns true if it shows progress.
-    pub(super) fn take(&mut self, message: &Value, now: Instant) -> Result<bool, CheckFailure> {
-        let params = &message["params"];
-        let moved = match message["method"].as_str() {
-            Some("output") => self.on_output(params).map(|()| true),
-            Some("gap") => self.on_gap(params).map(|()| true),
-            Some("statusUpdate") => self.on_status(params, now),
-            Some("error") => {
-                self.errors.push(params.clone());
+    pub(super) fn take(&mut self, message: &ReceivedMessage<'_>, now: Instant) -> Result<bool, CheckFailure> {
+        let moved = match (message.method.as_deref(), message.params) {
+            (Some("output"), Some(params)) => self.on_output(&read(params)?).map(|()| true),
+            (Some("gap"), Some(params)) => self.on_gap(&read(params)?).map(|()| true),
+            (Some("statusUpdate"), Some(params)) => {
+                self.on_status(StatusNotice::read(params).map_err(|error| not_understood(&error))?, now)
+            }
+            (Some("error"), Some(params)) => {
+                self.errors.push(read::<ErrorNotice>(params)?.error);
                 Ok(true)
             }
-            _ => Err(wrong(format!("an unexpected message: {}", shown(message)))),
+            (method, _) => Err(wrong(format!("unexpected message: {}", method.unwrap_or("a response")))),
         }?;
         if moved {
             self.moved_at = now;
@@ -95,52 +108,54 @@ impl Transcript {
         Ok(moved)
     }
 
-    fn on_status(&mut self, params: &Value, now: Instant) -> Result<bool, CheckFailure> {
-        ensure!(params["executionId"] == self.id.as_str(), "a status of another execution than {}", self.id);
-        let news = |(_, before): &(Instant, Value)| {
-            ["status", "position", "offsets", "reason"].iter().any(|name| before[*name] != params[*name])
+    fn on_status(&mut self, notice: StatusNotice, now: Instant) -> Result<bool, CheckFailure> {
+        let id = match &notice {
+            StatusNotice::Progress(update) => update.execution_id,
+            StatusNotice::Ended(end) => end.execution_id,
         };
-        let moved = self.updates.last().is_none_or(news);
-        self.updates.push((now, params.clone()));
-        if params.get("reason").is_some() {
-            self.end = params.clone();
-        }
-        Ok(moved)
+        ensure!(id == self.id, "a status of another execution than {}", self.id);
+        Ok(match notice {
+            StatusNotice::Progress(update) => {
+                let state = |update: &StatusUpdate| (update.status, update.position, update.offsets);
+                let moved = self.updates.last().is_none_or(|(_, before)| state(before) != state(&update));
+                self.updates.push((now, update));
+                moved
+            }
+            StatusNotice::Ended(end) => {
+                self.end = Some(end.ending);
+                true
+            }
+        })
     }
 
-    fn on_output(&mut self, params: &Value) -> Result<(), CheckFailure> {
-        let OutputNotice { r#type, content, content_base64, end: told } =
-            OutputNotice::deserialize(params).map_err(|error| unreadable(params, &error))?;
-        let bytes = decoded((content.as_deref(), content_base64.as_deref())).map_err(|damage| wrong(damage.0))?;
-        let received = self.streams.get_mut(r#type);
+    fn on_output(&mut self, output: &OutputNotice<'_>) -> Result<(), CheckFailure> {
+        let bytes = decoded(output).map_err(|damage| wrong(damage.0))?;
+        let received = self.streams.get_mut(output.r#type);
         received.seen.take(&bytes);
         received.bytes.extend_from_slice(&bytes);
-        let end = received.seen.end;
-        ensure!(told == end, "{end} bytes of {} had arrived where the service says {told}", r#type.as_str());
+        let (end, stated, name) = (received.seen.end, output.end, output.r#type.as_str());
+        ensure!(stated == end, "{end} bytes of {name} had arrived where the service states {stated}");
         Ok(())
     }
 
-    fn on_gap(&mut self, params: &Value) -> Result<(), CheckFailure> {
-        let GapNotice { r#type, from, to, .. } =
-            GapNotice::deserialize(params).map_err(|error| unreadable(params, &error))?;
-        let received = self.streams.get_mut(r#type);
+    fn on_gap(&mut self, gap: &GapNotice) -> Result<(), CheckFailure> {
+        let received = self.streams.get_mut(gap.r#type);
         let end = received.seen.end;
-        ensure!(from == end && to > from, "a gap after {end} bytes is told as {}", shown(params));
-        received.seen.end = to;
-        received.seen.lost += to - from;
-        received.gaps.push((from, to));
+        ensure!(gap.from == end && gap.to > gap.from, "after {end} bytes this gap is reported: {}", shown(gap));
+        received.seen.end = gap.to;
+        received.seen.lost += gap.to - gap.from;
+        received.gaps.push((gap.from, gap.to));
         Ok(())
     }
 
     /// Checks status and reason of the end.
     pub(super) fn ended_as(&self, status: Status, reason: Reason) -> Result<(), CheckFailure> {
-        let end = (status_of(&self.end), Reason::deserialize(&self.end["reason"]).ok());
+        let end = self.end()?;
+        let (expected, reason_name) = (status.as_str(), reason.as_str());
         ensure!(
-            end == (Some(status), Some(reason)),
-            "the end should be {} {}, and is {}",
-            status.as_str(),
-            reason.as_str(),
-            shown(&self.end)
+            (end.status, end.reason) == (status, reason),
+            "the end should be {expected} {reason_name}, and is {}",
+            shown(end)
         );
         Ok(())
     }
@@ -148,7 +163,8 @@ impl Transcript {
     /// Checks that the command exited with this code and that no byte is missing.
     pub(super) fn exited_with(&self, code: i32) -> Result<(), CheckFailure> {
         self.ended_as(if code == 0 { Status::Completed } else { Status::Failed }, Reason::Exit)?;
-        ensure!(self.end["exit_code"] == code, "the exit code should be {code}: {}", shown(&self.end));
+        let end = self.end()?;
+        ensure!(end.exit_code == Some(code), "the exit code should be {code}: {}", shown(end));
         self.is_whole()
     }
 
@@ -156,17 +172,17 @@ impl Transcript {
     pub(super) fn is_whole(&self) -> Result<(), CheckFailure> {
         for stream in Stream::BOTH {
             let lost = self.n_lost(stream);
-            ensure!(lost == 0, "{lost} bytes of {} are told to be lost", stream.as_str());
+            ensure!(lost == 0, "{lost} bytes of {} are reported as lost", stream.as_str());
         }
         self.adds_up()
     }
 
     /// Checks that received and lost bytes add up to what was written.
     pub(super) fn adds_up(&self) -> Result<(), CheckFailure> {
+        let end = self.end()?;
         for stream in Stream::BOTH {
-            let name = stream.as_str();
-            let (bytes, sha256) = (self.end["bytes"][name].as_u64(), self.end["sha256"][name].as_str());
-            ensure!(bytes.is_some() && sha256.is_some(), "the end has no count or digest: {}", shown(&self.end));
+            let (bytes, sha256) = (*end.bytes.get(stream), end.sha256.get(stream).as_deref());
+            ensure!(bytes.is_some() && sha256.is_some(), "the end has no count or digest: {}", shown(end));
             self.streams.get(stream).seen.check(stream, bytes, sha256).map_err(|damage| wrong(damage.0))?;
         }
         Ok(())
@@ -178,73 +194,83 @@ impl Transcript {
     }
 }
 
-fn unreadable(params: &Value, error: &serde_json::Error) -> CheckFailure {
-    wrong(format!("{} is not understood: {error}", shown(params)))
-}
-
-/// The status that an update or an ending states.
-pub(super) fn status_of(update: &Value) -> Option<Status> {
-    Status::deserialize(&update["status"]).ok()
-}
-
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::*;
 
-    fn update(params: Value) -> Value {
-        let mut params = params;
-        params["executionId"] = json!("x");
-        json!({ "method": "statusUpdate", "params": params })
+    const ID: &str = "00000000-0000-4000-8000-000000000000";
+
+    fn transcript(now: Instant) -> Transcript {
+        Transcript::of(ID.parse().unwrap(), now)
+    }
+
+    fn update(status: &str, position: Option<u64>, elapsed_ms: u64, stdout: u64) -> Value {
+        json!({ "method": "statusUpdate", "params": {
+            "executionId": ID, "status": status, "position": position, "elapsedMs": elapsed_ms,
+            "sinceOutputMs": elapsed_ms, "backend": "alive", "offsets": { "stdout": stdout, "stderr": 0 },
+        } })
     }
 
     fn output(content: &str, end: u64) -> Value {
         json!({ "method": "output", "params": { "type": "stdout", "content": content, "end": end } })
     }
 
+    fn take(transcript: &mut Transcript, message: &Value, now: Instant) -> Result<bool, CheckFailure> {
+        let text = message.to_string();
+        transcript.take(&serde_json::from_str(&text).unwrap(), now)
+    }
+
     #[test]
     fn only_what_is_new_restarts_the_clock() {
         let began_at = Instant::now();
         let after = |seconds| began_at + Duration::from_secs(seconds);
-        let mut story = Transcript::of("x", began_at);
+        let mut transcript = transcript(began_at);
         let mut clock = |seconds, message| {
-            story.take(&message, after(seconds)).unwrap();
-            story.stuck_for(after(seconds)).as_secs()
+            take(&mut transcript, &message, after(seconds)).unwrap();
+            transcript.stuck_for(after(seconds)).as_secs()
         };
-        assert_eq!(clock(1, update(json!({ "status": "QUEUED", "position": 2 }))), 0);
-        assert_eq!(clock(4, update(json!({ "status": "QUEUED", "position": 2 }))), 3, "a heartbeat is none");
-        assert_eq!(clock(5, update(json!({ "status": "QUEUED", "position": 1 }))), 0);
-        assert_eq!(clock(9, update(json!({ "status": "RUNNING", "elapsedMs": 0, "offsets": { "stdout": 0 } }))), 0);
-        assert_eq!(clock(12, update(json!({ "status": "RUNNING", "elapsedMs": 9, "offsets": { "stdout": 0 } }))), 3);
+        assert_eq!(clock(1, update("QUEUED", Some(2), 0, 0)), 0);
+        assert_eq!(clock(4, update("QUEUED", Some(2), 0, 0)), 3, "a heartbeat is no progress");
+        assert_eq!(clock(5, update("QUEUED", Some(1), 0, 0)), 0);
+        assert_eq!(clock(9, update("RUNNING", None, 0, 0)), 0);
+        assert_eq!(clock(12, update("RUNNING", None, 9, 0)), 3);
         assert_eq!(clock(13, output("x", 1)), 0);
-        assert_eq!(clock(20, update(json!({ "status": "RUNNING", "elapsedMs": 9, "offsets": { "stdout": 1 } }))), 0);
-        assert_eq!(clock(29, update(json!({ "status": "RUNNING", "elapsedMs": 19, "offsets": { "stdout": 1 } }))), 9);
+        assert_eq!(clock(20, update("RUNNING", None, 9, 1)), 0);
+        assert_eq!(clock(29, update("RUNNING", None, 19, 1)), 9);
     }
 
     #[test]
     fn a_gap_is_accepted_where_it_fits_and_adds_up() {
         let now = Instant::now();
-        let id = "00000000-0000-4000-8000-000000000000";
-        let gap = |from, to| {
-            let (r#type, reason) = (Stream::Stdout, "dropped");
-            json!({ "method": "gap", "params": { "executionId": id, "type": r#type, "from": from, "to": to, "reason": reason } })
+        let gap = |from: u64, to: u64| {
+            json!({ "method": "gap", "params": {
+                "executionId": ID, "type": "stdout", "from": from, "to": to, "reason": "dropped",
+            } })
         };
-        let mut story = Transcript::of("x", now);
-        assert!(story.take(&gap(1, 2), now).is_err(), "it begins where nothing has come to");
-        story.take(&gap(0, 2), now).unwrap();
-        story.take(&output("cd", 4), now).unwrap();
-        story.take(&gap(4, 5), now).unwrap();
-        story.take(&output("f", 6), now).unwrap();
-        assert!(story.take(&output("g", 8), now).is_err());
-        let stdout = &story.streams.stdout;
+        let mut transcript = transcript(now);
+        let mut take = |message: &Value| take(&mut transcript, message, now);
+        assert!(take(&gap(1, 2)).is_err(), "it begins beyond the end of the received output");
+        take(&gap(0, 2)).unwrap();
+        take(&output("cd", 4)).unwrap();
+        take(&gap(4, 5)).unwrap();
+        take(&output("f", 6)).unwrap();
+        assert!(take(&output("g", 8)).is_err());
+        let stdout = &transcript.streams.stdout;
         assert!(stdout.is_of(b"abcdefg"));
         assert!(!stdout.is_of(b"abCdefg") && !stdout.is_of(b"abcdef") && !stdout.is_of(b"abcdefgh"));
-        let end = |bytes: u64| {
-            json!({ "bytes": { "stdout": bytes, "stderr": 0 }, "sha256": { "stdout": "of all",
-            "stderr": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855" } })
+        let end = |bytes| {
+            let empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+            Some(Outcome {
+                bytes: PerStream { stdout: Some(bytes), stderr: Some(0) },
+                sha256: PerStream { stdout: Some("of all".to_owned()), stderr: Some(empty.to_owned()) },
+                ..Outcome::without_process(Status::Completed, Reason::Exit, None)
+            })
         };
-        story.end = end(7);
-        assert_eq!((story.adds_up(), story.is_whole().is_err()), (Ok(()), true));
-        story.end = end(9);
-        assert!(story.adds_up().is_err());
+        transcript.end = end(7);
+        assert_eq!((transcript.adds_up(), transcript.is_whole().is_err()), (Ok(()), true));
+        transcript.end = end(9);
+        assert!(transcript.adds_up().is_err());
     }
 }

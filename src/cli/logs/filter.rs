@@ -1,5 +1,5 @@
-//! Selects lines. The backend does not know sessions, so a backend's line belongs to a session if a line of the
-//! gateway, earlier or later, says that the session holds the line's execution.
+//! Selects lines. The backend does not know sessions, so a line of the backend belongs to a session if a line of the
+//! gateway, earlier or later, has both the session and the line's execution.
 
 use std::collections::BTreeSet;
 
@@ -29,8 +29,8 @@ fn text<'a>(fields: &'a LineFields, name: &str) -> Option<&'a str> {
 /// The decision about a line.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum FilterResult {
-    Wanted,
-    Unwanted,
+    Selected,
+    Rejected,
     /// Selected if this execution belongs to the session.
     IfOfSession(String),
 }
@@ -48,7 +48,7 @@ impl<'a> LineFilter<'a> {
     }
 
     /// Whether every line is selected.
-    pub(super) fn is_of_all(&self) -> bool {
+    pub(super) fn selects_all(&self) -> bool {
         let LogsOptions { session, execution, event, .. } = self.options;
         session.is_none() && execution.is_none() && event.is_none()
     }
@@ -71,14 +71,14 @@ impl<'a> LineFilter<'a> {
         if event.as_deref().is_some_and(|wanted| !is_event(wanted))
             || execution.as_deref().is_some_and(|wanted| !begins("execution_id", wanted))
         {
-            return FilterResult::Unwanted;
+            return FilterResult::Rejected;
         }
-        let Some(session) = session else { return FilterResult::Wanted };
+        let Some(session) = session else { return FilterResult::Selected };
         match (fields.contains_key("session_id"), text(fields, "execution_id")) {
-            (true, _) if begins("session_id", session) => FilterResult::Wanted,
-            (false, Some(execution)) if self.is_of_session(execution) => FilterResult::Wanted,
+            (true, _) if begins("session_id", session) => FilterResult::Selected,
+            (false, Some(execution)) if self.is_of_session(execution) => FilterResult::Selected,
             (false, Some(execution)) => FilterResult::IfOfSession(execution.to_owned()),
-            _ => FilterResult::Unwanted,
+            _ => FilterResult::Rejected,
         }
     }
 

@@ -18,7 +18,7 @@ pub(super) struct LineFormatter {
 }
 
 impl LineFormatter {
-    pub(super) fn written(&mut self, mut fields: LineFields) -> String {
+    pub(super) fn format(&mut self, mut fields: LineFields) -> String {
         let at = time_of(&fields);
         let mut text = |name: &str| match fields.remove(name) {
             Some(Value::String(text)) => text,
@@ -52,9 +52,9 @@ impl LineFormatter {
             };
             line.push_str(&format!("  {name}={value}"));
         }
-        let why = beyond(&message, &event);
-        if !why.is_empty() {
-            line.push_str(&format!("  {why}"));
+        let message = additional(&message, &event);
+        if !message.is_empty() {
+            line.push_str(&format!("  {message}"));
         }
         plain(&line)
     }
@@ -71,7 +71,7 @@ pub(super) fn plain(line: &str) -> String {
 }
 
 /// The message, or nothing if it only repeats the event, like `process started` of `process.started`.
-fn beyond<'a>(message: &'a str, event: &str) -> &'a str {
+fn additional<'a>(message: &'a str, event: &str) -> &'a str {
     let name = event.replace(['.', '_'], " ");
     match message.strip_prefix(&name) {
         Some("") => "",

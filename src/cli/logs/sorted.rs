@@ -33,7 +33,7 @@ impl SortedLines {
 
     /// Only lines that are selected, or may be, stay in memory.
     pub(super) fn of(options: &LogsOptions, input: impl BufRead) -> io::Result<SortedLines> {
-        let mut choice = LineFilter::new(options);
+        let mut filter = LineFilter::new(options);
         let mut counts = LineCounts::default();
         let mut kept: Vec<KeptLine> = Vec::new();
         let mut at = None;
@@ -48,17 +48,17 @@ impl SortedLines {
                 counts.foreign += 1;
                 continue;
             };
-            choice.learn(&fields);
-            let if_of_session = match choice.apply(&fields) {
-                FilterResult::Wanted => None,
-                FilterResult::Unwanted => continue,
+            filter.learn(&fields);
+            let if_of_session = match filter.apply(&fields) {
+                FilterResult::Selected => None,
+                FilterResult::Rejected => continue,
                 FilterResult::IfOfSession(execution) => Some(execution),
             };
             // A line without a time keeps its place after the line before it.
             at = time_of(&fields).or(at);
             kept.push(KeptLine { at, if_of_session, json: json.to_owned() });
         }
-        kept.retain(|line| line.if_of_session.as_ref().is_none_or(|execution| choice.is_of_session(execution)));
+        kept.retain(|line| line.if_of_session.as_ref().is_none_or(|execution| filter.is_of_session(execution)));
         kept.sort_by_key(|line| line.at);
         Ok(SortedLines { lines: kept.into_iter().map(|line| line.json).collect(), counts })
     }
@@ -69,7 +69,7 @@ impl SortedLines {
 
     /// The timeline.
     pub(crate) fn lines(self) -> impl Iterator<Item = String> {
-        let mut writer = LineFormatter::default();
-        self.lines.into_iter().filter_map(move |json| Some(writer.written(serde_json::from_str(&json).ok()?)))
+        let mut formatter = LineFormatter::default();
+        self.lines.into_iter().filter_map(move |json| Some(formatter.format(serde_json::from_str(&json).ok()?)))
     }
 }

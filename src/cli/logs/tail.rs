@@ -14,17 +14,17 @@ const LOOK_BACK: usize = 50_000;
 
 /// Reads a log line by line.
 pub(super) struct LogTail<'a> {
-    choice: LineFilter<'a>,
+    filter: LineFilter<'a>,
     /// Lines of executions whose session is not known yet, with the execution.
     waiting: VecDeque<(String, String)>,
-    writer: LineFormatter,
+    formatter: LineFormatter,
     counts: LineCounts,
 }
 
 impl<'a> LogTail<'a> {
     pub(super) fn new(options: &'a LogsOptions) -> Self {
-        let (choice, writer) = (LineFilter::new(options), LineFormatter::default());
-        LogTail { choice, waiting: VecDeque::new(), writer, counts: LineCounts::default() }
+        let (filter, formatter) = (LineFilter::new(options), LineFormatter::default());
+        LogTail { filter, waiting: VecDeque::new(), formatter, counts: LineCounts::default() }
     }
 
     /// Takes a line, and returns the lines to print now.
@@ -35,23 +35,23 @@ impl<'a> LogTail<'a> {
         self.counts.lines += 1;
         let Some((json, fields)) = json_of(line) else {
             // Without a selection, lines that are not JSON are printed too: a panic, a wrong setting.
-            if self.choice.is_of_all() {
+            if self.filter.selects_all() {
                 return vec![format::plain(line)];
             }
             self.counts.foreign += 1;
             return Vec::new();
         };
-        let mut wanted = match self.choice.learn(&fields) {
-            Some(execution) => self.no_longer_waiting(&execution),
+        let mut selected = match self.filter.learn(&fields) {
+            Some(execution) => self.release(&execution),
             None => Vec::new(),
         };
-        match self.choice.apply(&fields) {
-            FilterResult::Wanted => wanted.push(fields),
-            FilterResult::Unwanted => {}
+        match self.filter.apply(&fields) {
+            FilterResult::Selected => selected.push(fields),
+            FilterResult::Rejected => {}
             FilterResult::IfOfSession(execution) => self.wait(execution, json.to_owned()),
         }
-        wanted.sort_by_key(time_of);
-        wanted.into_iter().map(|fields| self.writer.written(fields)).collect()
+        selected.sort_by_key(time_of);
+        selected.into_iter().map(|fields| self.formatter.format(fields)).collect()
     }
 
     fn wait(&mut self, execution: String, json: String) {
@@ -62,11 +62,11 @@ impl<'a> LogTail<'a> {
         self.waiting.push_back((execution, json));
     }
 
-    fn no_longer_waiting(&mut self, wanted: &str) -> Vec<LineFields> {
+    fn release(&mut self, wanted: &str) -> Vec<LineFields> {
         let all = std::mem::take(&mut self.waiting);
-        let (of_it, others) = all.into_iter().partition(|(execution, _)| execution == wanted);
+        let (of_session, others) = all.into_iter().partition(|(execution, _)| execution == wanted);
         self.waiting = others;
-        VecDeque::into_iter(of_it).filter_map(|(_, json)| serde_json::from_str(&json).ok()).collect()
+        VecDeque::into_iter(of_session).filter_map(|(_, json)| serde_json::from_str(&json).ok()).collect()
     }
 
     pub(super) fn counts(&self) -> LineCounts {
@@ -79,14 +79,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_given_up_is_counted() {
+    fn dropped_lines_are_counted() {
         let options = LogsOptions { session: Some("a".into()), ..LogsOptions::default() };
-        let mut live = LogTail::new(&options);
+        let mut tail = LogTail::new(&options);
         for n in 0..LOOK_BACK + 3 {
             let line =
                 format!(r#"{{"time":"2026-01-02T03:04:05.000Z","event":"process.started","execution_id":"{n}"}}"#);
-            assert!(live.take(&line).is_empty());
+            assert!(tail.take(&line).is_empty());
         }
-        assert_eq!(live.counts(), LineCounts { lines: LOOK_BACK + 3, foreign: 0, dropped: 3 });
+        assert_eq!(tail.counts(), LineCounts { lines: LOOK_BACK + 3, foreign: 0, dropped: 3 });
     }
 }

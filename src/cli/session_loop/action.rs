@@ -1,41 +1,44 @@
-//! What the loop must do after an event.
+//! The actions of the loop after an event.
 
 use std::time::Duration;
 
-use cc_executor_actors::{id::ExecutionId, outcome::Outcome};
+use cc_executor_actors::{
+    id::{ExecutionId, InstanceId},
+    outcome::Outcome,
+};
 
 use crate::cli::reconnect::ConnectAttempt;
 
-/// What the loop must do.
+/// An action of the loop.
 #[derive(Debug, PartialEq)]
 pub(super) enum LoopAction {
-    /// Open a connection. The one before it stays open until then, because its end may end the execution.
+    /// Open a connection. The broken one stays open until then, because its end may end the execution.
     Connect(ConnectAttempt),
-    /// Expect signs of life on the connection at this period.
-    ExpectSignsEvery(Duration),
+    /// Expect a frame on the connection in every period.
+    ExpectFramesEvery(Duration),
     /// Send `execute`.
-    Execute { id: Option<ExecutionId>, longest_detach_ms: Option<u64>, instance: Option<String> },
+    Execute { id: Option<ExecutionId>, longest_detach_ms: Option<u64>, instance: Option<InstanceId> },
     /// Send `attach`, with the offsets of the output so far.
     Attach(ExecutionId),
     /// Send CANCEL.
     Cancel,
-    /// Tell the user.
+    /// Print this message for the user.
     Report(String),
-    /// Standard output is made of Claude's events; its newest text comes again whole.
+    /// Standard output is text from Claude's events, of which the newest may be repeated on this connection.
     ResumeAgentOutput,
-    /// Hand our standard input on, if it is the command's.
+    /// Start to forward standard input, if that was requested.
     StartInput,
-    /// Read the next piece of our standard input.
+    /// Forward the next piece of standard input.
     ContinueInput,
-    /// The command takes no more of our standard input.
+    /// Stop forwarding standard input.
     StopInput,
-    /// The command runs, and this is what it is known to do.
+    /// Show that the command runs, and its activity.
     ShowActivity(Option<String>),
-    /// Print the execution's id, and feed back [`LoopEvent::IdPrinted`].
+    /// Print the execution's id. [`LoopEvent::IdPrinted`] is the result.
     PrintId(ExecutionId),
-    /// Write no more output.
+    /// Discard all further output.
     DiscardOutput,
-    /// Write the rest of the output and compare it, then feed back [`LoopEvent::OutputFinished`].
+    /// Write the rest of the output and check it. [`LoopEvent::OutputFinished`] is the result.
     FinishOutput(Box<Outcome>),
     /// Close the session and exit with this code.
     Exit(u8),

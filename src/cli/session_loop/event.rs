@@ -1,15 +1,21 @@
-//! What happens to a client, and how a message of the service is read as such an event. No I/O and no clock.
+//! The events of a client, and how a message of the service is read as one of them. No I/O and no clock.
 
-use std::borrow::Cow;
-
-use cc_executor_actors::{id::ExecutionId, outcome::Outcome, rpc::ErrorObject, stream::PerStream};
-use serde::Deserialize;
-use serde_json::value::RawValue;
+use cc_executor_actors::{
+    id::InstanceId,
+    outcome::Outcome,
+    protocol::{
+        attach::AttachResult,
+        execute::ExecuteResult,
+        notification::{Connected, ErrorNotice, StatusNotice},
+    },
+    rpc::{ErrorObject, ReceivedMessage},
+    stream::PerStream,
+};
 
 use crate::{
     cli::{
         ClientError,
-        connection::{ReceivedMessage, garbled},
+        connection::{not_understood, read},
         exit_code::EndRequest,
     },
     console::{OutputReader, WriteFailed},
@@ -17,48 +23,50 @@ use crate::{
 
 /// The ids of the client's calls.
 pub(super) mod call {
-    /// `execute` or `attach`.
-    pub(in crate::cli::session_loop) const BEGIN: u64 = 1;
+    pub(in crate::cli::session_loop) const EXECUTE: u64 = 1;
     pub(in crate::cli::session_loop) const CANCEL: u64 = 2;
     pub(in crate::cli::session_loop) const RESIZE: u64 = 3;
-    /// The calls of `input` count up from here.
+    pub(in crate::cli::session_loop) const ATTACH: u64 = 4;
+    /// The first call of `input`; each further one has the next number.
     pub(in crate::cli::session_loop) const INPUT: u64 = 10;
 }
 
-/// What happens to a client, besides output.
+/// An event of a client, apart from the command's output.
 #[derive(Debug)]
 pub(super) enum LoopEvent {
     /// A connection was opened.
     Opened,
-    /// It could not be opened.
+    /// No connection could be opened.
     OpenFailed(ClientError),
     /// The connection broke.
     Broken(ClientError),
-    /// The answer to `execute` or `attach` did not come in time.
+    /// The response to `execute` or `attach` did not come in time.
     AnswerOverdue,
-    /// A signal: the user wants it ended.
+    /// A signal: the user wants to end the command.
     EndRequested(EndRequest),
-    /// Our standard output or standard error could not be written.
+    /// Standard output or standard error could not be written.
     OutputLost(OutputLoss),
-    /// The service has greeted the connection.
-    Connected { instance: Option<String>, longest_detach_ms: Option<u64> },
-    /// The service has the execution.
-    Accepted(AcceptedResult),
+    /// `connected` was received.
+    Connected { instance: Option<InstanceId>, longest_detach_ms: u64 },
+    /// The response to `execute`.
+    Executed(ExecuteResult),
+    /// The response to `attach`.
+    Attached(AttachResult),
     /// The service refuses `execute` or `attach`.
     Refused(ErrorObject),
-    /// The service has answered a piece of standard input.
+    /// The response to `input`.
     InputAnswered(Result<(), ErrorObject>),
-    /// The execution's id was to be printed.
+    /// The result of printing the execution's id.
     IdPrinted(Result<(), OutputLoss>),
     /// A status that is not final.
     StatusUpdated { activity: Option<String> },
     /// The final status.
     Ended(Box<Outcome>),
-    /// The rest of the output was to be written; it is what the command wrote, besides what was lost.
+    /// The result of writing the rest of the output, which is complete except for the bytes that were lost.
     OutputFinished { outcome: Box<Outcome>, written: Result<(), OutputLoss>, lost: PerStream<u64> },
     /// Another client has taken the execution over.
     Detached,
-    /// An `error` of the service.
+    /// The notification `error`.
     ServiceError(ErrorObject),
 }
 
@@ -72,7 +80,7 @@ pub(super) enum OutputLoss {
 }
 
 impl OutputLoss {
-    /// What became of a write.
+    /// The result of a write.
     pub(super) fn check(written: Result<OutputReader, WriteFailed>) -> Result<(), OutputLoss> {
         match written {
             Ok(OutputReader::Present) => Ok(()),
@@ -80,45 +88,6 @@ impl OutputLoss {
             Err(error) => Err(OutputLoss::WriteFailed(error.to_string())),
         }
     }
-}
-
-/// The result of `execute` or `attach`.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct AcceptedResult {
-    pub(super) execution_id: ExecutionId,
-    pub(super) status: String,
-    /// Whether its standard output is made of Claude's events.
-    #[serde(default)]
-    pub(super) claude: bool,
-    /// The executor of another agent, of whose events it is made.
-    #[serde(default)]
-    pub(super) agent: Option<String>,
-    /// The backend that has it, a UUID made at its start.
-    #[serde(default)]
-    pub(super) instance: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct ConnectedParams {
-    limits: DetachLimit,
-    #[serde(default)]
-    instance: Option<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct DetachLimit {
-    #[serde(default)]
-    detach_ms: Option<u64>,
-}
-
-#[derive(Deserialize)]
-struct StatusSummary<'a> {
-    #[serde(borrow)]
-    status: Cow<'a, str>,
-    #[serde(default)]
-    activity: Option<String>,
 }
 
 impl LoopEvent {
@@ -129,65 +98,67 @@ impl LoopEvent {
         awaits_connected: bool,
     ) -> Result<Option<LoopEvent>, ClientError> {
         Ok(match (message.method.as_deref(), message.params) {
-            (Some("statusUpdate"), Some(params)) => Some(status_event(params)?),
+            (Some("statusUpdate"), Some(params)) => {
+                Some(match StatusNotice::read(params).map_err(|error| not_understood(&error))? {
+                    StatusNotice::Progress(update) => LoopEvent::StatusUpdated { activity: update.activity },
+                    StatusNotice::Ended(end) => LoopEvent::Ended(Box::new(end.ending)),
+                })
+            }
             (Some("detached"), _) => Some(LoopEvent::Detached),
             (Some("connected"), Some(params)) if awaits_connected => {
-                let ConnectedParams { limits, instance } = read(params)?;
+                let Connected { instance, limits, .. } = read(params)?;
                 Some(LoopEvent::Connected { instance, longest_detach_ms: limits.detach_ms })
             }
-            (Some("error"), Some(params)) => Some(LoopEvent::ServiceError(read(params)?)),
+            (Some("error"), Some(params)) => Some(LoopEvent::ServiceError(read::<ErrorNotice>(params)?.error)),
             (None, _) => response_event(message)?,
             _ => None,
         })
     }
 }
 
-fn status_event(params: &RawValue) -> Result<LoopEvent, ClientError> {
-    let StatusSummary { status, activity } = read(params)?;
-    match status.as_ref() {
-        "COMPLETED" | "CANCELLED" | "FAILED" => Ok(LoopEvent::Ended(read(params)?)),
-        _ => Ok(LoopEvent::StatusUpdated { activity }),
-    }
-}
-
-/// The answers to CANCEL and `resize` change nothing: if they came too late, the end is on its way.
+/// The responses to CANCEL and `resize` need no action: an error there means that the execution is ending.
 fn response_event(message: ReceivedMessage<'_>) -> Result<Option<LoopEvent>, ClientError> {
     Ok(match (message.id, message.error, message.result) {
-        (Some(call::BEGIN), Some(error), _) => Some(LoopEvent::Refused(error)),
-        (Some(call::BEGIN), None, Some(result)) => Some(LoopEvent::Accepted(read(result)?)),
+        (Some(call::EXECUTE | call::ATTACH), Some(error), _) => Some(LoopEvent::Refused(error)),
+        (Some(call::EXECUTE), None, Some(result)) => Some(LoopEvent::Executed(read(result)?)),
+        (Some(call::ATTACH), None, Some(result)) => Some(LoopEvent::Attached(read(result)?)),
         (Some(id), error, _) if id >= call::INPUT => Some(LoopEvent::InputAnswered(error.map_or(Ok(()), Err))),
         _ => None,
     })
 }
 
-/// Reads parameters or a result.
-pub(super) fn read<'a, T: Deserialize<'a>>(json: &'a RawValue) -> Result<T, ClientError> {
-    serde_json::from_str(json.get()).map_err(|error| garbled(&error))
-}
-
 #[cfg(test)]
 mod tests {
+    use cc_executor_actors::{
+        id::{ExecutionId, SessionId},
+        protocol::Limits,
+    };
+    use serde_json::json;
+
     use super::*;
 
     #[test]
     fn each_message_is_its_event() {
         let event = |text: &str| {
             let message = serde_json::from_str(text).unwrap();
-            LoopEvent::of_message(message, true)
-                .map(|event| format!("{event:?}"))
-                .unwrap_or_else(|error| error.to_string())
+            LoopEvent::of_message(message, true).map(|event| format!("{event:?}")).unwrap_or_else(|error| error.message)
         };
+        let (id, instance) = (ExecutionId::random(), InstanceId::random());
+        let update = json!({ "method": "statusUpdate", "params": {
+            "executionId": id, "status": "RUNNING", "elapsedMs": 1, "sinceOutputMs": 1, "backend": "alive",
+            "offsets": { "stdout": 0, "stderr": 0 }, "activity": "a", "unknown": "of a newer service",
+        } });
+        let connected = json!({ "method": "connected", "params": {
+            "sessionId": SessionId::random(), "protocol": 1, "server": { "name": "cc-executor", "version": "1" },
+            "executors": null, "instance": instance, "limits": Limits { detach_ms: 7, ..Limits::default() },
+            "capabilities": [],
+        } });
+        let expected = format!("Some(Connected {{ instance: Some({instance:?}), longest_detach_ms: 7 }})");
         let error = r#"{"code":-32001,"message":"no"}"#;
         for (text, expected) in [
             (r#"{"method":"detached"}"#, "Some(Detached)"),
-            (
-                r#"{"method":"statusUpdate","params":{"status":"RUNNING","activity":"a"}}"#,
-                "Some(StatusUpdated { activity: Some(\"a\") })",
-            ),
-            (
-                r#"{"method":"connected","params":{"limits":{"detachMs":7},"instance":"i"}}"#,
-                "Some(Connected { instance: Some(\"i\"), longest_detach_ms: Some(7) })",
-            ),
+            (&update.to_string(), "Some(StatusUpdated { activity: Some(\"a\") })"),
+            (&connected.to_string(), &expected),
             (r#"{"id":1,"result":null}"#, "None"),
             (r#"{"id":2,"result":{}}"#, "None"),
             (r#"{"id":10,"result":{}}"#, "Some(InputAnswered(Ok(())))"),
@@ -195,10 +166,14 @@ mod tests {
         ] {
             assert_eq!(event(text), expected, "{text}");
         }
+        let executed = json!({ "id": 1, "result": { "executionId": id, "status": "started" } });
+        assert!(event(&executed.to_string()).starts_with("Some(Executed("));
+        let attached = json!({ "id": 4, "result": { "executionId": id, "status": "RUNNING" } });
+        assert!(event(&attached.to_string()).starts_with("Some(Attached("));
         assert!(event(&format!(r#"{{"id":1,"error":{error}}}"#)).starts_with("Some(Refused("));
         assert!(event(&format!(r#"{{"id":11,"error":{error}}}"#)).starts_with("Some(InputAnswered(Err("));
         assert!(event(&format!(r#"{{"method":"error","params":{error}}}"#)).starts_with("Some(ServiceError("));
-        assert!(event(r#"{"method":"connected","params":{}}"#).contains("not understood"));
+        assert!(event(r#"{"method":"connected","params":{}}"#).contains("not valid"));
         let message = serde_json::from_str(r#"{"method":"connected","params":{}}"#).unwrap();
         assert!(LoopEvent::of_message(message, false).unwrap().is_none(), "it is not read where it is not awaited");
     }

@@ -1,35 +1,34 @@
-//! What a client does next: [`LoopState::step`] takes an event and returns actions, or the error to leave with.
+//! The decisions of a client: [`LoopState::step`] takes an event and returns actions, or the error to exit with.
 //! No I/O and no clock: time is a parameter.
 //!
-//! Two enums: the phase of the connection, and what is known of the execution, which outlives connections.
+//! The state has two enums: the phase of the connection, and the request for the execution, which outlives connections.
 
 mod ending;
 
 use std::time::{Duration, Instant};
 
 use cc_executor_actors::{
-    id::ExecutionId,
+    id::{ExecutionId, InstanceId},
+    protocol::execute::{Acceptance, HoldResult},
     rpc::{ErrorObject, code},
 };
+use serde::Deserialize;
 
-use super::{
-    action::LoopAction,
-    event::{AcceptedResult, LoopEvent},
-};
+use super::{action::LoopAction, event::LoopEvent};
 use crate::cli::{
-    ClientError, DisconnectAction, exit, exit_code::EndRequest, exit_code_of_refusal, reconnect::Absence,
+    ClientError, exit, exit_code::EndRequest, exit_code_of_refusal, reconnect::Absence, run::DisconnectAction,
     silence::HeartbeatEstimate,
 };
 
-/// How long a service may take to answer `execute` or `attach`. It waits 10 s for its backend itself.
+/// The longest wait for the response to `execute` or `attach`. The service itself waits 10 s for its backend.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(30);
 
-/// What the client does with the execution.
+/// The purpose of the client.
 #[derive(Debug)]
 pub(in crate::cli) enum LoopPurpose {
-    /// Runs it. The client chooses the id if the execution may outlive the connection.
+    /// Run a command. The client chooses the id if the execution may outlive the connection.
     Run { id: Option<ExecutionId>, on_disconnect: DisconnectAction },
-    /// Follows it, and reconnects for this long when the connection breaks.
+    /// Follow an execution, and connect again for this time when the connection breaks.
     Attach { id: ExecutionId, reconnect: Option<Duration> },
 }
 
@@ -38,28 +37,28 @@ pub(in crate::cli) enum LoopPurpose {
 enum LoopPhase {
     /// The first connection is being opened.
     Connecting,
-    /// The connection is open, and `execute` is sent when `connected` has come: that states the backend's instance, and the
-    /// longest time for which `--detach` may ask. After a broken connection the absence goes on until the answer.
+    /// The connection is open. `connected` is awaited before `execute`, because it states the backend's instance and
+    /// the longest time that `--detach` may request. An absence lasts until the response.
     AwaitingConnected { answer_by: Instant, absence: Option<Absence> },
-    /// The answer to `execute` or `attach` is awaited.
-    Asking { answer_by: Instant, absence: Option<Absence> },
-    /// The execution is followed.
+    /// The response to `execute` or `attach` is awaited.
+    AwaitingAnswer { answer_by: Instant, absence: Option<Absence> },
+    /// The service has accepted the request, and the output arrives.
     Following,
     /// The connection broke, and another one is being opened.
-    Away(Absence),
-    /// The last status has come; the rest of the output is written.
+    Reconnecting(Absence),
+    /// The final status has arrived, and the rest of the output is written.
     Ending,
 }
 
-/// What is known of the execution, over all connections.
+/// The request for the execution, over all connections.
 #[derive(Debug)]
 enum RequestState {
     /// `execute` was not sent yet.
     NotSent { id: Option<ExecutionId> },
-    /// `execute` was sent to this backend, if the service states which: the command may have been started.
-    Sent { id: Option<ExecutionId>, instance: Option<String> },
-    /// This backend has it.
-    Accepted { id: ExecutionId, instance: Option<String> },
+    /// `execute` was sent, to this instance of the backend if the service states it. The command may run.
+    Sent { id: Option<ExecutionId>, instance: Option<InstanceId> },
+    /// The service has accepted the request; this instance of the backend has the execution.
+    Accepted { id: ExecutionId, instance: Option<InstanceId> },
 }
 
 impl RequestState {
@@ -70,10 +69,10 @@ impl RequestState {
         }
     }
 
-    fn instance(&self) -> Option<&str> {
+    fn instance(&self) -> Option<InstanceId> {
         match self {
             RequestState::NotSent { .. } => None,
-            RequestState::Sent { instance, .. } | RequestState::Accepted { instance, .. } => instance.as_deref(),
+            RequestState::Sent { instance, .. } | RequestState::Accepted { instance, .. } => *instance,
         }
     }
 }
@@ -91,7 +90,7 @@ pub(super) struct LoopState {
 }
 
 impl LoopState {
-    /// The first connection is to be opened.
+    /// The state before the first connection is opened.
     pub(super) fn new(purpose: LoopPurpose, heartbeat: HeartbeatEstimate) -> Self {
         let request = match purpose {
             LoopPurpose::Run { id, .. } => RequestState::NotSent { id },
@@ -103,7 +102,9 @@ impl LoopState {
     /// When [`LoopEvent::AnswerOverdue`] is due.
     pub(super) fn answer_by(&self) -> Option<Instant> {
         match self.phase {
-            LoopPhase::AwaitingConnected { answer_by, .. } | LoopPhase::Asking { answer_by, .. } => Some(answer_by),
+            LoopPhase::AwaitingConnected { answer_by, .. } | LoopPhase::AwaitingAnswer { answer_by, .. } => {
+                Some(answer_by)
+            }
             _ => None,
         }
     }
@@ -113,10 +114,11 @@ impl LoopState {
         matches!(self.phase, LoopPhase::AwaitingConnected { .. })
     }
 
-    /// The cancellation to send now, if the end was asked for. While no request was sent on this connection there is
-    /// none: a session without an execution would refuse it, so it follows the request.
+    /// The cancellation to send, if the user wants the command to end. It is sent only after the request for the
+    /// execution, because a session without an execution refuses it.
     fn cancel(&self) -> Option<LoopAction> {
-        let is_possible = matches!(self.phase, LoopPhase::Asking { .. } | LoopPhase::Following | LoopPhase::Ending);
+        let is_possible =
+            matches!(self.phase, LoopPhase::AwaitingAnswer { .. } | LoopPhase::Following | LoopPhase::Ending);
         (is_possible && self.end_request != EndRequest::NotMade).then_some(LoopAction::Cancel)
     }
 
@@ -124,30 +126,34 @@ impl LoopState {
         matches!(self.purpose, LoopPurpose::Attach { .. })
     }
 
-    /// Takes an event. The error ends the client.
+    /// Takes an event. An error ends the client.
     pub(super) fn step(&mut self, event: LoopEvent, now: Instant) -> Step {
         match event {
             LoopEvent::Opened => Ok(self.on_opened(now)),
             LoopEvent::OpenFailed(error) => self.on_open_failed(error, now),
-            LoopEvent::Broken(why) => self.come_back(why, now),
+            LoopEvent::Broken(why) => self.reconnect(why, now),
             LoopEvent::AnswerOverdue => {
-                self.come_back(ClientError::new(exit::UNAVAILABLE, "the service does not answer"), now)
+                self.reconnect(ClientError::new(exit::UNAVAILABLE, "the service does not answer"), now)
             }
             LoopEvent::EndRequested(request) => self.on_end_requested(request, now),
             LoopEvent::OutputLost(loss) => Ok(self.on_output_lost(loss)),
             LoopEvent::Connected { instance, longest_detach_ms } => Ok(self.on_connected(instance, longest_detach_ms)),
-            LoopEvent::Accepted(accepted) => Ok(self.on_accepted(accepted)),
+            LoopEvent::Executed(result) => {
+                let failed = result.status == Acceptance::Failed;
+                Ok(self.on_accepted(&result, failed))
+            }
+            LoopEvent::Attached(result) => Ok(self.on_accepted(&result, false)),
             LoopEvent::Refused(error) => self.on_refused(&error, now),
             LoopEvent::IdPrinted(Ok(())) => Ok(vec![LoopAction::Exit(0)]),
             LoopEvent::IdPrinted(Err(loss)) => {
-                // Nobody can follow or end an execution whose id is not known.
+                // Without its id no client could follow or end the execution.
                 let mut actions = self.record_loss(loss);
                 actions.push(LoopAction::Cancel);
                 Ok(actions)
             }
             LoopEvent::InputAnswered(answer) => Ok(on_input_answered(answer)),
             LoopEvent::StatusUpdated { activity } => {
-                let period = self.heartbeat.record_update(now).map(LoopAction::ExpectSignsEvery);
+                let period = self.heartbeat.record_update(now).map(LoopAction::ExpectFramesEvery);
                 Ok(period.into_iter().chain([LoopAction::ShowActivity(activity)]).collect())
             }
             LoopEvent::Ended(outcome) => {
@@ -157,12 +163,12 @@ impl LoopState {
             LoopEvent::OutputFinished { outcome, written, lost } => {
                 Ok(self.on_output_finished(&outcome, written, &lost))
             }
-            LoopEvent::Detached => Err(self.ended_early(ClientError::new(
+            LoopEvent::Detached => Err(self.exit_error(ClientError::new(
                 exit::UNAVAILABLE,
-                "another client follows the execution now; it goes on",
+                "another client has attached to the execution, which continues",
             ))),
             LoopEvent::ServiceError(error) if error.code == code::SESSION_LIMIT => {
-                self.come_back(ClientError::new(exit::TEMPFAIL, error.message), now)
+                self.reconnect(ClientError::new(exit::TEMPFAIL, error.message), now)
             }
             LoopEvent::ServiceError(error) => Ok(vec![LoopAction::Report(error.message)]),
         }
@@ -171,23 +177,23 @@ impl LoopState {
     /// Requests the execution on the new connection: to run it, or to continue where its output was.
     fn on_opened(&mut self, now: Instant) -> Vec<LoopAction> {
         let absence = match self.phase {
-            LoopPhase::Away(absence) => Some(absence),
+            LoopPhase::Reconnecting(absence) => Some(absence),
             _ => None,
         };
         let answer_by = now + ANSWER_PATIENCE;
         let answer_by = absence.map_or(answer_by, |absence| absence.until().min(answer_by));
         let mut actions = Vec::new();
-        actions.extend(self.heartbeat.begin_connection().map(LoopAction::ExpectSignsEvery));
-        let ends_with_client = matches!(self.purpose, LoopPurpose::Run { on_disconnect: DisconnectAction::Ends, .. });
+        actions.extend(self.heartbeat.begin_connection().map(LoopAction::ExpectFramesEvery));
+        let ends_with_client = matches!(self.purpose, LoopPurpose::Run { on_disconnect: DisconnectAction::End, .. });
         self.phase = match self.request {
             RequestState::Accepted { id, .. } => {
                 actions.push(LoopAction::Attach(id));
-                LoopPhase::Asking { answer_by, absence }
+                LoopPhase::AwaitingAnswer { answer_by, absence }
             }
             RequestState::NotSent { id } | RequestState::Sent { id, .. } if ends_with_client => {
                 self.request = RequestState::Sent { id, instance: None };
                 actions.push(LoopAction::Execute { id, longest_detach_ms: None, instance: None });
-                LoopPhase::Asking { answer_by, absence }
+                LoopPhase::AwaitingAnswer { answer_by, absence }
             }
             RequestState::NotSent { .. } | RequestState::Sent { .. } => {
                 LoopPhase::AwaitingConnected { answer_by, absence }
@@ -197,40 +203,40 @@ impl LoopState {
         actions
     }
 
-    fn on_connected(&mut self, instance: Option<String>, longest_detach_ms: Option<u64>) -> Vec<LoopAction> {
+    fn on_connected(&mut self, instance: Option<InstanceId>, longest_detach_ms: u64) -> Vec<LoopAction> {
         let LoopPhase::AwaitingConnected { answer_by, absence } = self.phase else { return Vec::new() };
-        self.phase = LoopPhase::Asking { answer_by, absence };
-        let request = match &self.request {
+        self.phase = LoopPhase::AwaitingAnswer { answer_by, absence };
+        let longest_detach_ms = Some(longest_detach_ms);
+        let request = match self.request {
             RequestState::NotSent { id } => {
-                let id = *id;
                 self.request = RequestState::Sent { id, instance };
                 LoopAction::Execute { id, longest_detach_ms, instance: None }
             }
-            // The command may have been started. Only the instance that was asked for it may take the request again.
+            // The command may run. Only the instance that got the request may get it again.
             RequestState::Sent { id, instance: Some(before) } => {
-                LoopAction::Execute { id: *id, longest_detach_ms, instance: Some(before.clone()) }
+                LoopAction::Execute { id, longest_detach_ms, instance: Some(before) }
             }
-            // Nobody knows which instance was asked, and attaching starts nothing.
+            // The instance is not known. `attach` cannot start the command a second time.
             RequestState::Sent { id: Some(id), instance: None } | RequestState::Accepted { id, .. } => {
-                LoopAction::Attach(*id)
+                LoopAction::Attach(id)
             }
             RequestState::Sent { id: None, instance: None } => return Vec::new(),
         };
         [Some(request), self.cancel()].into_iter().flatten().collect()
     }
 
-    fn on_accepted(&mut self, accepted: AcceptedResult) -> Vec<LoopAction> {
-        let AcceptedResult { execution_id: id, status, claude, agent, instance } = accepted;
+    fn on_accepted<S>(&mut self, accepted: &HoldResult<S>, failed: bool) -> Vec<LoopAction> {
+        let HoldResult { execution_id: id, instance, .. } = *accepted;
         let is_first = !matches!(self.request, RequestState::Accepted { .. });
-        let instance = instance.or_else(|| self.request.instance().map(str::to_owned));
+        let instance = instance.or(self.request.instance());
         self.request = RequestState::Accepted { id, instance };
         self.phase = LoopPhase::Following;
         let mut actions = Vec::new();
-        if claude || agent.is_some() {
+        if accepted.claude || accepted.agent.is_some() {
             actions.push(LoopAction::ResumeAgentOutput);
         }
         match self.purpose {
-            LoopPurpose::Run { on_disconnect: DisconnectAction::GoesOn, .. } if status != "failed" => {
+            LoopPurpose::Run { on_disconnect: DisconnectAction::Detach, .. } if !failed => {
                 actions.push(LoopAction::PrintId(id));
             }
             LoopPurpose::Run { .. } if is_first => actions.push(LoopAction::StartInput),
@@ -241,22 +247,23 @@ impl LoopState {
 
     fn on_refused(&mut self, error: &ErrorObject, now: Instant) -> Step {
         let refusal = self.refusal(error);
-        let passes = matches!(error.code, code::BACKEND | code::DRAINING | code::SESSION_LIMIT);
+        let is_temporary = matches!(error.code, code::BACKEND | code::DRAINING | code::SESSION_LIMIT);
         match self.phase {
-            LoopPhase::AwaitingConnected { absence: Some(_), .. } | LoopPhase::Asking { absence: Some(_), .. }
-                if passes =>
+            LoopPhase::AwaitingConnected { absence: Some(_), .. }
+            | LoopPhase::AwaitingAnswer { absence: Some(_), .. }
+                if is_temporary =>
             {
-                self.come_back(refusal, now)
+                self.reconnect(refusal, now)
             }
-            _ => Err(self.ended_early(refusal)),
+            _ => Err(self.exit_error(refusal)),
         }
     }
 
-    /// The error for a refused `execute` or `attach`. An unknown execution at another instance means that the backend was
-    /// restarted, and that the execution ended with the instance before.
+    /// The error for a refused `execute` or `attach`. If another instance does not know the execution, the backend was
+    /// restarted, which has ended the execution.
     fn refusal(&self, error: &ErrorObject) -> ClientError {
         let code = exit_code_of_refusal(error.code);
-        let instance = error.data.as_ref().and_then(|data| data["instance"].as_str());
+        let instance = error.data.as_ref().and_then(|data| InstanceId::deserialize(&data["instance"]).ok());
         match (error.code, self.request.instance(), instance) {
             (code::UNKNOWN_EXECUTION, Some(before), Some(now)) if before != now => {
                 ClientError::new(code, "the service was restarted; the execution ended with it")
@@ -273,28 +280,28 @@ impl LoopState {
         }
     }
 
-    /// Opens another connection after this one broke, if the execution goes on without it.
-    fn come_back(&mut self, why: ClientError, now: Instant) -> Step {
+    /// Opens another connection after this one broke, if the execution may outlive the connection.
+    fn reconnect(&mut self, why: ClientError, now: Instant) -> Step {
         let reconnect = match self.purpose {
-            LoopPurpose::Run { on_disconnect: DisconnectAction::Returns(patience), .. } => Some(patience),
+            LoopPurpose::Run { on_disconnect: DisconnectAction::Reconnect(patience), .. } => Some(patience),
             LoopPurpose::Run { .. } => None,
             LoopPurpose::Attach { reconnect, .. } => reconnect,
         };
         let Some(patience) = reconnect else {
             let why = match self.request.id().filter(|_| !self.is_attached()) {
-                // With --detach: it may have been started.
+                // With --detach, where the command may run.
                 Some(id) => ClientError::new(why.code, format!("{}; it may run: cc-executor cancel {id}", why.message)),
                 None => why,
             };
-            return Err(self.ended_early(why));
+            return Err(self.exit_error(why));
         };
         let mut actions = Vec::new();
         let absence = match self.phase {
             LoopPhase::AwaitingConnected { absence: Some(absence), .. }
-            | LoopPhase::Asking { absence: Some(absence), .. }
-            | LoopPhase::Away(absence) => absence,
+            | LoopPhase::AwaitingAnswer { absence: Some(absence), .. }
+            | LoopPhase::Reconnecting(absence) => absence,
             _ => {
-                let message = format!("{}; trying to come back for {} s", why.message, patience.as_secs());
+                let message = format!("{}; trying to reconnect for {} s", why.message, patience.as_secs());
                 actions.push(LoopAction::Report(message));
                 Absence::begin(patience, now)
             }
@@ -303,28 +310,30 @@ impl LoopState {
         Ok(actions)
     }
 
-    fn try_again(&mut self, mut absence: Absence, last: ClientError, now: Instant) -> Result<LoopAction, ClientError> {
-        let attempt = absence.next_attempt(last, self.request.id(), now);
-        let attempt = attempt.map_err(|error| self.ended_early(error))?;
-        self.phase = LoopPhase::Away(absence);
+    fn try_again(&mut self, mut absence: Absence, error: ClientError, now: Instant) -> Result<LoopAction, ClientError> {
+        let attempt = absence.next_attempt(error, self.request.id(), now);
+        let attempt = attempt.map_err(|error| self.exit_error(error))?;
+        self.phase = LoopPhase::Reconnecting(absence);
         Ok(LoopAction::Connect(attempt))
     }
 
     fn on_open_failed(&mut self, error: ClientError, now: Instant) -> Step {
         match self.phase {
-            LoopPhase::Away(_) if matches!(error.code, exit::NOPERM | exit::USAGE) => Err(self.ended_early(error)),
-            LoopPhase::Away(absence) => Ok(vec![self.try_again(absence, error, now)?]),
+            LoopPhase::Reconnecting(_) if matches!(error.code, exit::NOPERM | exit::USAGE) => {
+                Err(self.exit_error(error))
+            }
+            LoopPhase::Reconnecting(absence) => Ok(vec![self.try_again(absence, error, now)?]),
             _ => Err(error),
         }
     }
 
-    /// The error to leave with: its code is that of the request to end, if there is one.
-    fn ended_early(&self, error: ClientError) -> ClientError {
+    /// The error to exit with. A signal of the user decides its exit code, if there was one.
+    fn exit_error(&self, error: ClientError) -> ClientError {
         ClientError { code: self.end_request.code().unwrap_or(error.code), ..error }
     }
 }
 
-/// What comes too late is no error: the end is on its way.
+/// Input for a command that has just ended is not an error.
 fn on_input_answered(answer: Result<(), ErrorObject>) -> Vec<LoopAction> {
     match answer {
         Ok(()) => vec![LoopAction::ContinueInput],

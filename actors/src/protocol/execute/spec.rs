@@ -68,7 +68,8 @@ pub struct ExecutionSpec {
 pub struct DetachOptions {
     /// The longest time without a client, in milliseconds.
     pub detach_ms: u64,
-    /// What a full output buffer means.
+    /// What the backend does when the output buffer is full.
+    #[serde(skip_serializing_if = "Overflow::is_default")]
     pub overflow: Overflow,
 }
 
@@ -81,6 +82,12 @@ pub enum Overflow {
     Wait,
     /// It is dropped, and the client gets a `gap`.
     Drop,
+}
+
+impl Overflow {
+    fn is_default(&self) -> bool {
+        *self == Overflow::Wait
+    }
 }
 
 impl ExecutionSpec {

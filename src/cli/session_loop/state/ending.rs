@@ -1,4 +1,4 @@
-//! How a client leaves: because of a signal, because its own output cannot be written, or because the execution ended.
+//! How a client ends: by a signal, because its output cannot be written, or because the execution ended.
 
 use std::time::Instant;
 
@@ -11,43 +11,43 @@ use crate::cli::{
     session_loop::event::OutputLoss,
 };
 
-/// What a client reports that stops following an execution.
-const LEFT: &str = "left; an execution that may detach goes on";
+/// The message of `attach` at a signal.
+pub(super) const LEFT: &str = "no longer attached; the execution continues if it was started to outlive its client";
 
 impl LoopState {
-    /// Ctrl-C or SIGTERM. The first one cancels the command, the second one does not wait for its end. A client that
-    /// only follows leaves.
+    /// Ctrl-C or SIGTERM. The first one cancels the command of `run`, the second one exits without waiting for its end.
+    /// `attach` exits at the first one, and cancels nothing.
     pub(super) fn on_end_requested(&mut self, request: EndRequest, now: Instant) -> Step {
         let code = request.code().unwrap_or(EndRequest::INTERRUPTED);
         match self.phase {
             LoopPhase::Connecting => Ok(vec![LoopAction::ExitAtOnce(code)]),
-            LoopPhase::Away(_) | LoopPhase::AwaitingConnected { .. }
+            LoopPhase::Reconnecting(_) | LoopPhase::AwaitingConnected { .. }
                 if matches!(self.request, RequestState::NotSent { .. }) =>
             {
                 // Nothing was requested, so there is nothing to cancel.
                 Ok(vec![LoopAction::ExitAtOnce(code)])
             }
-            LoopPhase::Away(_) if self.is_attached() => {
+            LoopPhase::Reconnecting(_) if self.is_attached() => {
                 Ok(vec![LoopAction::Report(LEFT.to_owned()), LoopAction::ExitAtOnce(code)])
             }
-            LoopPhase::Away(absence) => {
-                if !self.end_request.ask(request) {
+            LoopPhase::Reconnecting(absence) => {
+                if !self.end_request.record(request) {
                     return Ok(vec![LoopAction::ExitAtOnce(self.end_request.code().unwrap_or(code))]);
                 }
-                // The command is canceled as soon as there is a connection again.
-                let last = ClientError::new(exit::UNAVAILABLE, "interrupted while there was no connection");
-                Ok(vec![self.try_again(absence, last, now)?])
+                // The command is canceled on the next connection.
+                let error = ClientError::new(exit::UNAVAILABLE, "interrupted while there was no connection");
+                Ok(vec![self.try_again(absence, error, now)?])
             }
             _ if self.is_attached() => Ok(vec![LoopAction::Report(LEFT.to_owned()), LoopAction::Exit(code)]),
-            _ if self.end_request.ask(request) => {
-                let report = LoopAction::Report("canceling; once more to leave at once".to_owned());
+            _ if self.end_request.record(request) => {
+                let report = LoopAction::Report("canceling; send the signal again to exit without waiting".to_owned());
                 Ok([Some(report), self.cancel()].into_iter().flatten().collect())
             }
             _ => Ok(vec![LoopAction::ExitAtOnce(self.end_request.code().unwrap_or(code))]),
         }
     }
 
-    /// The reader of our output is gone, as in `run … | head`, or the disk is full: the command is not wanted any more.
+    /// The reader of the output is gone, as in `run … | head`, or the disk is full. `run` cancels the command.
     pub(super) fn on_output_lost(&mut self, loss: OutputLoss) -> Vec<LoopAction> {
         let mut actions = self.record_loss(loss);
         if self.is_attached() {
@@ -68,9 +68,9 @@ impl LoopState {
                 EndRequest::WriteFailed
             }
         };
-        // It is no second request of the user: the end is waited for.
+        // Not recorded beside a signal, because a second request would end the client at once.
         if self.end_request == EndRequest::NotMade {
-            self.end_request.ask(request);
+            self.end_request.record(request);
         }
         actions
     }
@@ -94,7 +94,7 @@ impl LoopState {
         } else {
             // Exit code 70 replaces the command's own, so the message names that.
             let message = format!(
-                "the output is incomplete: {stdout} bytes of stdout and {stderr} of stderr are lost; without that the exit code would be {code}"
+                "the output is incomplete: {stdout} bytes of stdout and {stderr} bytes of stderr are lost; without this loss the exit code would be {code}"
             );
             actions.extend([LoopAction::Report(message), LoopAction::Exit(exit::SOFTWARE)]);
         }

@@ -1,7 +1,8 @@
-//! Scripts of events, with the actions that each asks for.
+//! Scripts of events, with the actions of each.
 
 use cc_executor_actors::{
     outcome::{Outcome, Reason, Status},
+    protocol::execute::ExecuteResult,
     stream::PerStream,
 };
 use serde_json::json;
@@ -21,13 +22,16 @@ struct Script {
 impl Script {
     fn run(on_disconnect: DisconnectAction) -> Script {
         let id = ExecutionId::random();
-        let purpose = LoopPurpose::Run { id: (on_disconnect != DisconnectAction::Ends).then_some(id), on_disconnect };
-        Script { state: LoopState::new(purpose, HeartbeatEstimate::asked_for(None)), start: Instant::now(), id }
+        let purpose = LoopPurpose::Run { id: (on_disconnect != DisconnectAction::End).then_some(id), on_disconnect };
+        Script { state: LoopState::new(purpose, HeartbeatEstimate::Requested(None)), start: Instant::now(), id }
     }
 
     fn attach(reconnect: Option<Duration>) -> Script {
         let id = ExecutionId::random();
-        let state = LoopState::new(LoopPurpose::Attach { id, reconnect }, HeartbeatEstimate::observed());
+        let state = LoopState::new(
+            LoopPurpose::Attach { id, reconnect },
+            HeartbeatEstimate::Observed { longest: None, updated_at: None },
+        );
         Script { state, start: Instant::now(), id }
     }
 
@@ -37,13 +41,13 @@ impl Script {
         step.map_err(|error| (error.message, error.code))
     }
 
-    fn accepted(&self, status: &str, instance: Option<&str>) -> LoopEvent {
-        let (status, instance) = (status.to_owned(), instance.map(str::to_owned));
-        LoopEvent::Accepted(AcceptedResult { execution_id: self.id, status, claude: false, agent: None, instance })
+    fn accepted(&self, status: Acceptance, instance: Option<&str>) -> LoopEvent {
+        let instance = instance.map(instance_id);
+        LoopEvent::Executed(ExecuteResult { execution_id: self.id, status, claude: false, agent: None, instance })
     }
 
     fn execute(&self, longest_detach_ms: Option<u64>, instance: Option<&str>) -> LoopAction {
-        LoopAction::Execute { id: Some(self.id), longest_detach_ms, instance: instance.map(str::to_owned) }
+        LoopAction::Execute { id: Some(self.id), longest_detach_ms, instance: instance.map(instance_id) }
     }
 
     fn connect(&self, after_ms: u64, until: Duration) -> LoopAction {
@@ -52,8 +56,14 @@ impl Script {
     }
 }
 
+/// The id of the instance with this name in a script.
+fn instance_id(name: &str) -> InstanceId {
+    let digit = if name == "one" { 1 } else { 2 };
+    format!("00000000-0000-4000-8000-00000000000{digit}").parse().unwrap()
+}
+
 fn connected(instance: Option<&str>) -> LoopEvent {
-    LoopEvent::Connected { instance: instance.map(str::to_owned), longest_detach_ms: Some(7) }
+    LoopEvent::Connected { instance: instance.map(instance_id), longest_detach_ms: 7 }
 }
 
 fn broken() -> ClientError {
@@ -75,30 +85,30 @@ const TERM: LoopEvent = LoopEvent::EndRequested(EndRequest::Terminated);
 
 #[test]
 fn a_command_that_ends_with_its_client_is_requested_at_once_and_never_again() {
-    let mut script = Script::run(DisconnectAction::Ends);
+    let mut script = Script::run(DisconnectAction::End);
     let execute = LoopAction::Execute { id: None, longest_detach_ms: None, instance: None };
     assert_eq!(script.play(0, LoopEvent::Opened), Ok(vec![execute]));
     assert!(!script.state.awaits_connected());
     assert_eq!(script.state.answer_by(), Some(script.start + ANSWER_PATIENCE));
-    let accepted = script.accepted("running", None);
+    let accepted = script.accepted(Acceptance::Started, None);
     assert_eq!(script.play(1, accepted), Ok(vec![LoopAction::StartInput]));
     assert_eq!(script.state.answer_by(), None);
     let message = format!("it broke; it may run: cc-executor cancel {}", script.id);
     assert_eq!(script.play(2, LoopEvent::Broken(broken())), Err((message, exit::UNAVAILABLE)));
-    let mut script = Script::run(DisconnectAction::Ends);
+    let mut script = Script::run(DisconnectAction::End);
     script.play(0, LoopEvent::Opened).unwrap();
     let silent = ("the service does not answer".to_owned(), exit::UNAVAILABLE);
     assert_eq!(script.play(30_000, LoopEvent::AnswerOverdue), Err(silent), "it has no id that could be named");
 }
 
 #[test]
-fn a_client_that_comes_back_asks_the_same_backend() {
-    let mut script = Script::run(DisconnectAction::Returns(PATIENCE));
+fn a_client_that_reconnects_sends_its_request_to_the_same_instance() {
+    let mut script = Script::run(DisconnectAction::Reconnect(PATIENCE));
     assert_eq!(script.play(0, LoopEvent::Opened), Ok(vec![]), "`connected` is awaited");
     assert_eq!(script.play(0, connected(Some("one"))), Ok(vec![script.execute(Some(7), None)]));
-    let coming_back = report("it broke; trying to come back for 5 s");
+    let reconnecting = report("it broke; trying to reconnect for 5 s");
     let until = Duration::from_millis(1_000) + PATIENCE;
-    assert_eq!(script.play(1_000, LoopEvent::Broken(broken())), Ok(vec![coming_back, script.connect(50, until)]));
+    assert_eq!(script.play(1_000, LoopEvent::Broken(broken())), Ok(vec![reconnecting, script.connect(50, until)]));
     assert_eq!(script.play(1_050, LoopEvent::OpenFailed(broken())), Ok(vec![script.connect(100, until)]));
     assert_eq!(script.play(1_150, LoopEvent::Opened), Ok(vec![]));
     assert_eq!(script.state.answer_by(), Some(script.start + until), "the absence bounds the answer, too");
@@ -109,22 +119,24 @@ fn a_client_that_comes_back_asks_the_same_backend() {
         "it is told once"
     );
     script.play(1_360, LoopEvent::Opened).unwrap();
-    let accepted = script.accepted("running", Some("one"));
+    let accepted = script.accepted(Acceptance::Started, Some("one"));
     assert_eq!(script.play(1_361, accepted), Ok(vec![LoopAction::StartInput]));
     // The next absence has a time of its own, and the execution is attached to.
     let until = Duration::from_secs(60) + PATIENCE;
     let actions = script.play(60_000, LoopEvent::Broken(broken())).unwrap();
     assert_eq!(actions[1], script.connect(50, until));
     assert_eq!(script.play(60_050, LoopEvent::Opened), Ok(vec![LoopAction::Attach(script.id)]));
-    let error =
-        ErrorObject { data: Some(json!({ "instance": "two" })), ..ErrorObject::new(code::UNKNOWN_EXECUTION, "?") };
+    let error = ErrorObject {
+        data: Some(json!({ "instance": instance_id("two") })),
+        ..ErrorObject::new(code::UNKNOWN_EXECUTION, "?")
+    };
     let restarted = "the service was restarted; the execution ended with it".to_owned();
     assert_eq!(script.play(60_060, LoopEvent::Refused(error)), Err((restarted, exit::UNAVAILABLE)));
 }
 
 #[test]
 fn a_command_that_may_have_run_is_attached_to_at_a_service_without_instances() {
-    let mut script = Script::run(DisconnectAction::Returns(PATIENCE));
+    let mut script = Script::run(DisconnectAction::Reconnect(PATIENCE));
     script.play(0, LoopEvent::Opened).unwrap();
     script.play(0, connected(None)).unwrap();
     script.play(0, LoopEvent::Broken(broken())).unwrap();
@@ -137,34 +149,34 @@ fn a_command_that_may_have_run_is_attached_to_at_a_service_without_instances() {
 
 #[test]
 fn an_interrupt_before_the_request_leaves_and_one_after_it_is_never_lost() {
-    let mut script = Script::run(DisconnectAction::Returns(PATIENCE));
+    let mut script = Script::run(DisconnectAction::Reconnect(PATIENCE));
     script.play(0, LoopEvent::Opened).unwrap();
     assert_eq!(script.play(1, CTRL_C), Ok(vec![LoopAction::ExitAtOnce(130)]), "nothing was requested");
-    let mut script = Script::run(DisconnectAction::Returns(PATIENCE));
+    let mut script = Script::run(DisconnectAction::Reconnect(PATIENCE));
     script.play(0, LoopEvent::Opened).unwrap();
     script.play(0, LoopEvent::Broken(broken())).unwrap();
     assert_eq!(script.play(1, CTRL_C), Ok(vec![LoopAction::ExitAtOnce(130)]), "nothing was requested");
     // The request was sent, and is to be repeated: the cancellation follows it.
-    let mut script = Script::run(DisconnectAction::Returns(PATIENCE));
+    let mut script = Script::run(DisconnectAction::Reconnect(PATIENCE));
     script.play(0, LoopEvent::Opened).unwrap();
     script.play(0, connected(Some("one"))).unwrap();
     script.play(1, LoopEvent::Broken(broken())).unwrap();
     script.play(60, LoopEvent::Opened).unwrap();
-    assert_eq!(script.play(61, CTRL_C), Ok(vec![report("canceling; once more to leave at once")]));
+    assert_eq!(script.play(61, CTRL_C), Ok(vec![report("canceling; send the signal again to exit without waiting")]));
     assert_eq!(script.play(62, connected(Some("one"))).unwrap()[1], LoopAction::Cancel);
     let mut script = Script::attach(Some(PATIENCE));
     script.play(0, LoopEvent::Opened).unwrap();
-    let accepted = script.accepted("running", None);
+    let accepted = script.accepted(Acceptance::Started, None);
     script.play(1, accepted).unwrap();
     script.play(2, LoopEvent::Broken(broken())).unwrap();
-    let left = report("left; an execution that may detach goes on");
+    let left = report(ending::LEFT);
     assert_eq!(script.play(3, CTRL_C), Ok(vec![left, LoopAction::ExitAtOnce(130)]), "a follower cancels nothing");
 }
 
 #[test]
 fn an_absence_ends_with_its_time_or_with_an_error_that_does_not_pass() {
     let away = || {
-        let mut script = Script::run(DisconnectAction::Returns(PATIENCE));
+        let mut script = Script::run(DisconnectAction::Reconnect(PATIENCE));
         script.play(0, LoopEvent::Opened).unwrap();
         script.play(0, connected(Some("one"))).unwrap();
         script.play(0, LoopEvent::Broken(broken())).unwrap();
@@ -183,7 +195,7 @@ fn an_absence_ends_with_its_time_or_with_an_error_that_does_not_pass() {
         let step = script.play(60, LoopEvent::Refused(ErrorObject::new(code, "no")));
         assert_eq!(step.is_ok(), passes, "{code}");
     }
-    let mut script = Script::run(DisconnectAction::Returns(PATIENCE));
+    let mut script = Script::run(DisconnectAction::Reconnect(PATIENCE));
     script.play(0, LoopEvent::Opened).unwrap();
     let refused = LoopEvent::Refused(ErrorObject::new(code::DRAINING, "no"));
     assert_eq!(script.play(1, refused), Err(("no".to_owned(), exit::TEMPFAIL)), "the first refusal is told at once");
@@ -191,16 +203,16 @@ fn an_absence_ends_with_its_time_or_with_an_error_that_does_not_pass() {
 
 #[test]
 fn interrupts_cancel_first_and_then_leave() {
-    let canceling = || vec![report("canceling; once more to leave at once"), LoopAction::Cancel];
-    let mut script = Script::run(DisconnectAction::Ends);
+    let canceling = || vec![report("canceling; send the signal again to exit without waiting"), LoopAction::Cancel];
+    let mut script = Script::run(DisconnectAction::End);
     assert_eq!(script.play(0, CTRL_C), Ok(vec![LoopAction::ExitAtOnce(130)]), "nothing was asked for yet");
     for (first, second, code) in [(CTRL_C, CTRL_C, 130), (CTRL_C, TERM, 143), (TERM, TERM, 143)] {
-        let mut script = Script::run(DisconnectAction::Ends);
+        let mut script = Script::run(DisconnectAction::End);
         script.play(0, LoopEvent::Opened).unwrap();
         assert_eq!(script.play(1, first), Ok(canceling()));
         assert_eq!(script.play(2, second), Ok(vec![LoopAction::ExitAtOnce(code)]));
     }
-    let mut script = Script::run(DisconnectAction::Returns(PATIENCE));
+    let mut script = Script::run(DisconnectAction::Reconnect(PATIENCE));
     script.play(0, LoopEvent::Opened).unwrap();
     script.play(0, connected(Some("one"))).unwrap();
     script.play(0, LoopEvent::Broken(broken())).unwrap();
@@ -214,7 +226,7 @@ fn interrupts_cancel_first_and_then_leave() {
     assert_eq!(script.play(40, CTRL_C), Ok(vec![LoopAction::ExitAtOnce(130)]));
     let mut script = Script::attach(None);
     assert_eq!(script.play(0, LoopEvent::Opened), Ok(vec![LoopAction::Attach(script.id)]));
-    let left = report("left; an execution that may detach goes on");
+    let left = report(ending::LEFT);
     assert_eq!(script.play(1, TERM), Ok(vec![left, LoopAction::Exit(143)]));
 }
 
@@ -224,23 +236,22 @@ fn a_detached_command_is_left_with_its_id_or_canceled() {
         (None, vec![LoopAction::Exit(0)]),
         (Some(OutputLoss::ReaderGone), vec![LoopAction::DiscardOutput, LoopAction::Cancel]),
     ] {
-        let mut script = Script::run(DisconnectAction::GoesOn);
+        let mut script = Script::run(DisconnectAction::Detach);
         script.play(0, LoopEvent::Opened).unwrap();
         script.play(0, connected(Some("one"))).unwrap();
-        let accepted = script.accepted("running", Some("one"));
+        let accepted = script.accepted(Acceptance::Started, Some("one"));
         assert_eq!(script.play(1, accepted), Ok(vec![LoopAction::PrintId(script.id)]));
         assert_eq!(script.play(1, LoopEvent::IdPrinted(loss.map_or(Ok(()), Err))), Ok(actions));
     }
-    let mut script = Script::run(DisconnectAction::GoesOn);
+    let mut script = Script::run(DisconnectAction::Detach);
     script.play(0, LoopEvent::Opened).unwrap();
-    let failed = script.accepted("failed", None);
+    let failed = script.accepted(Acceptance::Failed, None);
     assert_eq!(script.play(1, failed), Ok(vec![LoopAction::StartInput]), "its end is followed");
 }
 
 #[test]
 fn the_exit_code_is_the_commands_own_unless_something_else_decided() {
-    let incomplete =
-        "the output is incomplete: 9 bytes of stdout and 0 of stderr are lost; without that the exit code would be 3";
+    let incomplete = "the output is incomplete: 9 bytes of stdout and 0 bytes of stderr are lost; without this loss the exit code would be 3";
     let canceled = "the execution was canceled";
     for (request, event, actions) in [
         (None, finished(Reason::Exit, 0, Ok(()), 0), vec![LoopAction::Exit(0)]),
@@ -259,9 +270,9 @@ fn the_exit_code_is_the_commands_own_unless_something_else_decided() {
             vec![LoopAction::Exit(141)],
         ),
     ] {
-        let mut script = Script::run(DisconnectAction::Ends);
+        let mut script = Script::run(DisconnectAction::End);
         script.play(0, LoopEvent::Opened).unwrap();
-        let accepted = script.accepted("running", None);
+        let accepted = script.accepted(Acceptance::Started, None);
         script.play(1, accepted).unwrap();
         let what = format!("{request:?} {event:?}");
         if let Some(request) = request {
@@ -275,7 +286,7 @@ fn the_exit_code_is_the_commands_own_unless_something_else_decided() {
 fn a_client_that_only_follows_leaves_when_nobody_reads_it() {
     let mut script = Script::attach(None);
     script.play(0, LoopEvent::Opened).unwrap();
-    let accepted = script.accepted("running", None);
+    let accepted = script.accepted(Acceptance::Started, None);
     assert_eq!(script.play(1, accepted), Ok(vec![]));
     let lost = LoopEvent::OutputLost(OutputLoss::ReaderGone);
     assert_eq!(script.play(2, lost), Ok(vec![LoopAction::DiscardOutput, LoopAction::Exit(141)]));
@@ -288,7 +299,7 @@ fn late_input_is_no_error() {
         (Err(ErrorObject::new(code::NOT_RUNNING, "over")), vec![LoopAction::StopInput]),
         (Err(ErrorObject::new(code::INTERNAL, "no")), vec![LoopAction::StopInput, report("no")]),
     ] {
-        let mut script = Script::run(DisconnectAction::Ends);
+        let mut script = Script::run(DisconnectAction::End);
         script.play(0, LoopEvent::Opened).unwrap();
         assert_eq!(script.play(1, LoopEvent::InputAnswered(answer)), Ok(actions));
     }
@@ -303,6 +314,6 @@ fn a_session_that_the_service_has_no_room_for_is_a_broken_connection() {
     let mut script = Script::attach(Some(PATIENCE));
     script.play(0, LoopEvent::Opened).unwrap();
     let until = Duration::from_millis(1) + PATIENCE;
-    let coming_back = report("full; trying to come back for 5 s");
-    assert_eq!(script.play(1, full()), Ok(vec![coming_back, script.connect(50, until)]));
+    let reconnecting = report("full; trying to reconnect for 5 s");
+    assert_eq!(script.play(1, full()), Ok(vec![reconnecting, script.connect(50, until)]));
 }
