@@ -4,5 +4,5 @@
 pub mod auth;
 pub mod connection;
 pub mod drain;
-pub mod refusal;
+pub mod refused;
 pub mod shutdown;

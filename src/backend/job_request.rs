@@ -53,6 +53,11 @@ impl JobRequest {
             JobRequest::Cancel(_) | JobRequest::Acknowledge(..) => false,
         }
     }
+
+    /// Whether only an execution that has not ended can carry it out.
+    pub fn needs_process(&self) -> bool {
+        matches!(self, JobRequest::Cancel(_) | JobRequest::Control(..) | JobRequest::Withdraw { .. })
+    }
 }
 
 /// How to end a job.

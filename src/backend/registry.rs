@@ -165,47 +165,29 @@ impl Registry {
         Ok(Admission::New(slot, asks))
     }
 
-    /// Asks something of an execution that has not ended.
+    /// Sends a request to an execution. After the execution's end it reaches the task that keeps the output, or the record
+    /// answers.
     ///
     /// # Errors
     ///
-    /// The execution is not known, or has ended.
-    pub fn ask(
-        &self,
-        id: ExecutionId,
-        ask: JobRequest,
-    ) -> Result<watch::Receiver<Option<CancelReport>>, RegistryError> {
-        let mut inner = self.shared.lock();
-        match inner.known(id, self.shared.now_ms()).map(|known| &mut known.stage) {
-            None => Err(RegistryError::Unknown(id)),
-            Some(JobStage::Ended(..)) => Err(RegistryError::Ended(id)),
-            // The task ends in this moment: then it has ended.
-            Some(JobStage::Live(live)) => {
-                live.task.send(ask).map(|()| live.gone.clone()).map_err(|_| RegistryError::Ended(id))
-            }
-        }
-    }
-
-    /// Asks something of an execution, ended or not.
-    ///
-    /// # Errors
-    ///
-    /// The execution is not known, or its task ends at this moment.
-    pub fn ask_any(&self, id: ExecutionId, ask: JobRequest) -> Result<(), RegistryError> {
-        let is_attach = matches!(ask, JobRequest::Attach(..));
+    /// The execution is not known, or has ended and cannot carry out such a request any more.
+    pub fn send(&self, id: ExecutionId, request: JobRequest) -> Result<(), RegistryError> {
+        let is_attach = matches!(request, JobRequest::Attach(..));
         let mut inner = self.shared.lock();
         let now_ms = self.shared.now_ms();
         match inner.known(id, now_ms).map(|known| &mut known.stage) {
-            None => return Err(RegistryError::Unknown(id)),
-            Some(JobStage::Live(live)) => return live.task.send(ask).map_err(|_| RegistryError::Ended(id)),
+            None => return Err(self.unknown(id)),
+            // Fails if the task has just ended.
+            Some(JobStage::Live(live)) => return live.task.send(request).map_err(|_| RegistryError::Ended(id)),
+            Some(JobStage::Ended(..)) if request.needs_process() => return Err(RegistryError::Ended(id)),
             Some(JobStage::Ended(record, task)) => {
-                let refused = match task {
-                    Some(task) => task.send(ask).err(),
-                    None => Some(ask),
+                let unsent = match task {
+                    Some(task) => task.send(request).err(),
+                    None => Some(request),
                 };
-                // Under the lock, because two that attach at a time must not get one hold.
-                if let Some(ask) = refused {
-                    (self.answer)(record, id, self.instance, &self.config, ask);
+                // Under the lock, because two consumers that attach at the same time must not get the same hold.
+                if let Some(request) = unsent {
+                    (self.answer)(record, id, self.instance, &self.config, request);
                 }
             }
         }
@@ -214,6 +196,23 @@ impl Registry {
             inner.model.follow(id, now_ms);
         }
         Ok(())
+    }
+
+    /// Gets the report of an execution that has not ended, as soon as its processes are gone.
+    ///
+    /// # Errors
+    ///
+    /// The execution is not known, or has ended.
+    pub fn cancel_report(&self, id: ExecutionId) -> Result<watch::Receiver<Option<CancelReport>>, RegistryError> {
+        match self.shared.lock().known(id, self.shared.now_ms()).map(|known| &known.stage) {
+            None => Err(self.unknown(id)),
+            Some(JobStage::Ended(..)) => Err(RegistryError::Ended(id)),
+            Some(JobStage::Live(live)) => Ok(live.gone.clone()),
+        }
+    }
+
+    fn unknown(&self, id: ExecutionId) -> RegistryError {
+        RegistryError::Unknown { id, instance: self.instance }
     }
 
     /// Refuses this id for a while: it was canceled, and its request may still be under way. False if that
@@ -235,10 +234,10 @@ impl Registry {
     /// The execution is not known, or does not answer.
     pub async fn snapshot(&self, id: ExecutionId) -> Result<Snapshot, RegistryError> {
         let (answer, answered) = oneshot::channel();
-        self.ask_any(id, JobRequest::Describe(answer))?;
+        self.send(id, JobRequest::Describe(answer))?;
         match tokio::time::timeout(DESCRIBE_PATIENCE, answered).await {
             Ok(Ok(snapshot)) => Ok(snapshot),
-            Ok(Err(_)) => Err(RegistryError::Unknown(id)),
+            Ok(Err(_)) => Err(self.unknown(id)),
             Err(_) => Err(RegistryError::NoReply),
         }
     }
@@ -389,7 +388,7 @@ mod tests {
     /// Sends an ask of the kind that counts.
     fn attach(registry: &Registry, id: ExecutionId) {
         let (consumer, _feed) = crate::backend::output_buffer::Consumer::new(Default::default(), true);
-        registry.ask_any(id, JobRequest::Attach(Box::new(consumer), oneshot::channel().0)).unwrap();
+        registry.send(id, JobRequest::Attach(Box::new(consumer), oneshot::channel().0)).unwrap();
     }
 
     #[actix_web::test]

@@ -15,7 +15,7 @@ use cc_executor_actors::{
 use serde_json::json;
 
 use super::upgrade;
-use crate::server::refusal::refuse;
+use crate::server::refused::Refused;
 
 /// Adds the routes to a service.
 pub fn configure(service: &mut web::ServiceConfig) {
@@ -80,11 +80,11 @@ async fn ready(around: web::Data<SessionContext>) -> HttpResponse {
 }
 
 /// All executions that the backend knows.
-async fn list(around: web::Data<SessionContext>) -> HttpResponse {
+async fn list(around: web::Data<SessionContext>) -> Result<HttpResponse, Refused> {
     match around.backend.list().await {
-        Ok(list) => HttpResponse::Ok().json(list),
-        Err(BackendError::Refused(error)) => refuse(error),
-        Err(error) => HttpResponse::BadGateway().json(error.into_error()),
+        Ok(list) => Ok(HttpResponse::Ok().json(list)),
+        Err(BackendError::Refused(error)) => Err(error.into()),
+        Err(error) => Ok(HttpResponse::BadGateway().json(error.into_error())),
     }
 }
 

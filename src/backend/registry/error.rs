@@ -1,6 +1,6 @@
 //! Why the registry does not admit or find an execution.
 
-use cc_executor_actors::id::ExecutionId;
+use cc_executor_actors::id::{ExecutionId, InstanceId};
 
 /// A refusal by the registry.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -49,8 +49,13 @@ pub enum RegistryError {
     #[error("execution {0} was canceled before it was asked for")]
     Withdrawn(ExecutionId),
     /// The id is not known, or not any more.
-    #[error("there is no execution {0} here, or it ended long ago")]
-    Unknown(ExecutionId),
+    #[error("there is no execution {id} here, or it ended long ago")]
+    Unknown {
+        /// The id.
+        id: ExecutionId,
+        /// The backend's process that does not know it.
+        instance: InstanceId,
+    },
     /// The execution has ended.
     #[error("execution {0} has ended")]
     Ended(ExecutionId),

@@ -22,7 +22,6 @@ use super::{
 };
 use crate::{
     backend::{
-        error::refuse_by,
         executor::ResolvedCommand,
         holds::Claim,
         job::{self, JobContext},
@@ -32,51 +31,55 @@ use crate::{
         stream::{StreamBody, StreamFormat},
         subreaper::handle::Subreapers,
     },
-    server::connection::{self, DRAIN_PATIENCE, PeerTimeout},
+    server::{
+        connection::{self, DRAIN_PATIENCE, PeerTimeout},
+        refused::Refused,
+    },
 };
 
-pub(super) async fn execute(request: HttpRequest, body: Bytes, registry: web::Data<Registry>) -> HttpResponse {
-    let format = StreamFormat::of(&request);
-    run_in(&request, format, ExecuteRequest::read(&body, &registry.limits()), &registry).await
+pub(super) async fn execute(
+    request: HttpRequest,
+    body: Bytes,
+    registry: web::Data<Registry>,
+    subreapers: web::Data<Subreapers>,
+) -> Result<HttpResponse, Refused> {
+    let wanted = ExecuteRequest::read(&body, &registry.limits())?;
+    run(&request, StreamFormat::of(&request), wanted, &registry, subreapers).await
 }
 
-/// For callers of the legacy image: Claude's events as they come, then the ending.
-pub(super) async fn execute_claude(request: HttpRequest, body: Bytes, registry: web::Data<Registry>) -> HttpResponse {
-    let asked = ExecuteRequest::read(&body, &registry.limits()).and_then(|asked| match asked.run.executor.as_deref() {
-        None | Some(EXECUTOR) => {
-            let run = ExecutionSpec { executor: Some(EXECUTOR.to_owned()), ..asked.run };
-            run.check_for(EXECUTOR).map(|()| ExecuteRequest { run, ..asked })
-        }
-        Some(other) => {
-            let message = format!("executor must be claude here, not {other:?}: leave it out, or POST /execute/stream");
-            Err(ErrorObject::new(code::PARAMS, message).with(json!({ "param": "executor" })))
-        }
-    });
-    run_in(&request, StreamFormat::Claude, asked, &registry).await
+/// For callers of the legacy image: the response is Claude's events as they come, then the ending.
+pub(super) async fn execute_claude(
+    request: HttpRequest,
+    body: Bytes,
+    registry: web::Data<Registry>,
+    subreapers: web::Data<Subreapers>,
+) -> Result<HttpResponse, Refused> {
+    let mut wanted = ExecuteRequest::read(&body, &registry.limits())?;
+    if let Some(other) = wanted.run.executor.filter(|name| name != EXECUTOR) {
+        let message = format!("executor must be claude here, not {other:?}: leave it out, or POST /execute/stream");
+        return Err(ErrorObject::new(code::PARAMS, message).with(json!({ "param": "executor" })).into());
+    }
+    wanted.run.executor = Some(EXECUTOR.to_owned());
+    wanted.run.check_for(EXECUTOR)?;
+    run(&request, StreamFormat::Claude, wanted, &registry, subreapers).await
 }
 
-async fn run_in(
+async fn run(
     request: &HttpRequest,
     format: StreamFormat,
-    asked: Result<ExecuteRequest, ErrorObject>,
+    ExecuteRequest { run, instance, request_id }: ExecuteRequest,
     registry: &Registry,
-) -> HttpResponse {
-    let begun = async {
-        let ExecuteRequest { run, instance, request_id: named } = asked?;
-        must_be_this(instance, registry)?;
-        let (consumer, feed) = consumer_of(request, registry, format, PerStream::default());
-        let subreapers = request.app_data::<web::Data<Subreapers>>().expect("every service of this role has it");
-        Ok::<_, ErrorObject>((begin(run, registry, subreapers, consumer.claiming(Claim::Request(named))).await?, feed))
-    };
-    match begun.await {
-        Ok((id, feed)) => stream_of(request, registry, id, format, PerStream::default(), feed),
-        Err(error) => refuse_by(registry, error),
-    }
+    subreapers: web::Data<Subreapers>,
+) -> Result<HttpResponse, Refused> {
+    check_instance(instance, registry)?;
+    let (consumer, feed) = consumer_of(request, registry, format, PerStream::default());
+    let consumer = consumer.claiming(Claim::Request(request_id));
+    let id = begin(run, registry, subreapers, consumer).await?;
+    Ok(stream_of(request, registry, id, format, PerStream::default(), feed))
 }
 
-/// A request that was meant for a process of the backend before this one may have run there: it must not
-/// run again here.
-fn must_be_this(instance: Option<InstanceId>, registry: &Registry) -> Result<(), ErrorObject> {
+/// Refuses a request for another process of the backend: it may have run there, and must not run again here.
+fn check_instance(instance: Option<InstanceId>, registry: &Registry) -> Result<(), ErrorObject> {
     match instance.filter(|instance| *instance != registry.instance()) {
         None => Ok(()),
         Some(instance) => {
@@ -86,12 +89,12 @@ fn must_be_this(instance: Option<InstanceId>, registry: &Registry) -> Result<(),
     }
 }
 
-/// Takes a place, and starts the execution's task; one that is there already is
-/// followed from its beginning.
+/// Registers the execution and starts its task. If the same request is registered already, attaches to its execution
+/// from the beginning.
 async fn begin(
     mut run: ExecutionSpec,
     registry: &Registry,
-    subreapers: &web::Data<Subreapers>,
+    subreapers: web::Data<Subreapers>,
     consumer: Consumer,
 ) -> Result<ExecutionId, ErrorObject> {
     let ResolvedCommand { name: executor, run: mut to_start, agent } = registry.config().executors.resolve(&run)?;
@@ -125,13 +128,12 @@ async fn begin(
     let rings = PerStream { stdout: events + config.ring_bytes, stderr: config.ring_bytes };
     let policy = run.detach.map_or(UnreadPolicy::Overwrite, |detach| UnreadPolicy::Detach(detach.overflow));
     let output_buffer = OutputBuffer::new(policy, rings, consumer);
-    let subreapers = subreapers.clone().into_inner();
-    actix_web::rt::spawn(job::live(terms, asks, output_buffer, slot, subreapers, to_start));
+    actix_web::rt::spawn(job::live(terms, asks, output_buffer, slot, subreapers.into_inner(), to_start));
     Ok(id)
 }
 
 async fn follow(registry: &Registry, id: ExecutionId, consumer: Consumer) -> Result<(), ErrorObject> {
-    send_request(registry, id, true, |answer| JobRequest::Attach(Box::new(consumer), answer)).await
+    send_request(registry, id, |answer| JobRequest::Attach(Box::new(consumer), answer)).await
 }
 
 /// A consumer on the connection of this request. Only a gateway's is watched: a person may well stop
@@ -170,25 +172,19 @@ pub(super) async fn attach(
     id: web::Path<String>,
     query: web::Query<Map<String, Value>>,
     registry: web::Data<Registry>,
-) -> HttpResponse {
+) -> Result<HttpResponse, Refused> {
     let format = StreamFormat::of(&request);
-    let attached = async {
-        let mut fields = Params::new(query.into_inner());
-        let (id, offsets, has_arrived) = (parse_id(&id)?, read_offsets(&mut fields)?, has_arrived(&mut fields)?);
-        let claim = match read_claim(&mut fields)? {
-            // What it has read may not have arrived: it comes back for itself.
-            Claim::Request(Some(request)) if !has_arrived => Claim::Back(request),
-            claim => claim,
-        };
-        fields.finish()?;
-        let (consumer, feed) = consumer_of(&request, &registry, format, offsets);
-        follow(&registry, id, consumer.arrived(has_arrived).claiming(claim)).await?;
-        Ok::<_, ErrorObject>((id, offsets, feed))
+    let mut fields = Params::new(query.into_inner());
+    let (id, offsets, has_arrived) = (parse_id(&id)?, read_offsets(&mut fields)?, has_arrived(&mut fields)?);
+    let claim = match read_claim(&mut fields)? {
+        // The client has not acknowledged these offsets, so this is the request's own gateway coming back.
+        Claim::Request(Some(request)) if !has_arrived => Claim::Back(request),
+        claim => claim,
     };
-    match attached.await {
-        Ok((id, offsets, feed)) => stream_of(&request, &registry, id, format, offsets, feed),
-        Err(error) => refuse_by(&registry, error),
-    }
+    fields.finish()?;
+    let (consumer, feed) = consumer_of(&request, &registry, format, offsets);
+    follow(&registry, id, consumer.arrived(has_arrived).claiming(claim)).await?;
+    Ok(stream_of(&request, &registry, id, format, offsets, feed))
 }
 
 /// Shuts the connection of this request down a while after its consumer was sent away, if it has not even taken that.
