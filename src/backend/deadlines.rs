@@ -9,6 +9,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::process::Signal;
+use serde::{Deserialize, Serialize};
+
 /// How long an acknowledgement may take before the receiver is continued.
 pub const CONTINUE_AFTER: Duration = Duration::from_millis(500);
 
@@ -21,8 +24,9 @@ pub const KILL_AFTER: Duration = Duration::from_secs(5);
 /// How long an order to end something may take beyond its grace.
 pub const COMPLETE_AFTER: Duration = Duration::from_secs(5);
 
-/// What is to be done to a receiver that does not obey.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// What to do with a receiver that does not obey.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum WatchAction {
     /// Continue it: it may be stopped.
     Continue,
@@ -30,6 +34,17 @@ pub enum WatchAction {
     KillIfStopped,
     /// Kill it.
     Kill,
+}
+
+impl WatchAction {
+    /// The signal to send, if any.
+    pub fn signal(self, is_stopped: impl FnOnce() -> bool) -> Option<Signal> {
+        match self {
+            WatchAction::Continue => Some(Signal::CONT),
+            WatchAction::KillIfStopped => is_stopped().then_some(Signal::KILL),
+            WatchAction::Kill => Some(Signal::KILL),
+        }
+    }
 }
 
 /// The orders that one receiver has not acknowledged.

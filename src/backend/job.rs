@@ -32,7 +32,7 @@ use super::{
     output_buffer::OutputBuffer,
     process::Process,
     registry::{JobInbox, Slot},
-    shim::protocol::JobSpec,
+    shim::protocol::{JobSpec, StartError},
     subreaper::handle::Subreapers,
 };
 
@@ -81,7 +81,5 @@ fn disconnected(context: &JobContext, ran: bool) -> String {
 /// The service itself is short of something: processes, descriptors, memory.
 fn no_shim(context: &JobContext, error: &std::io::Error) -> Outcome {
     log::error!(event = "shim.not_started", execution_id:% = context.id; "cannot start a shim: {error}");
-    let ending = outcome::not_started(126, format!("the backend cannot start another process: {error}"));
-    debug_assert_eq!(ending.reason, Reason::NotStarted);
-    ending
+    outcome::not_started(StartError::no_process(error))
 }

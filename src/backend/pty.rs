@@ -1,14 +1,12 @@
 //! A pseudo-terminal (pty(7)), as far as it is more than a pipe, and what both have in common: a command's output.
 
-use std::{
-    io::{self, ErrorKind},
-    os::fd::OwnedFd,
-};
+use std::{io, os::fd::OwnedFd};
 
 use bytes::BytesMut;
 use cc_executor_actors::protocol::control::TerminalSize;
 use rustix::{
     fs::{Mode, OFlags},
+    io::Errno,
     pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
     termios::{SpecialCodeIndex, Winsize, tcgetattr, tcsetwinsize},
 };
@@ -77,21 +75,6 @@ pub enum OutputSource {
     Terminal(pipe::Receiver),
 }
 
-/// What is still to be read once the command's processes are gone.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Remainder {
-    /// So much: what comes after it was written by others.
-    Pipe {
-        /// How many bytes.
-        bytes_left: usize,
-    },
-    /// What there is without waiting, but not more than so much.
-    Terminal {
-        /// How many bytes.
-        at_most: usize,
-    },
-}
-
 impl OutputSource {
     fn receiver(&self) -> &pipe::Receiver {
         let (OutputSource::Pipe(receiver) | OutputSource::Terminal(receiver)) = self;
@@ -112,33 +95,28 @@ impl OutputSource {
         self.receiver().try_read_buf(buffer)
     }
 
-    /// What is to be read of it, now that the command's processes are gone. A terminal cannot say: FIONREAD (tty_ioctl(4))
-    /// counts the line buffer alone.
-    pub fn remainder(&self) -> Remainder {
-        match self {
+    /// Reads what is left now that the command's processes are gone, piece by piece, without waiting. Of a pipe this is what
+    /// it holds now, because others may write to it later. A terminal does not tell how much it holds, since FIONREAD
+    /// (tty_ioctl(4)) counts the line buffer alone, so it is read until it is empty.
+    pub fn read_remainder(&self, piece: usize, mut take: impl FnMut(&[u8])) {
+        let mut left = match self {
             OutputSource::Pipe(pipe) => {
-                let left = rustix::io::ioctl_fionread(pipe).unwrap_or_default();
-                Remainder::Pipe { bytes_left: usize::try_from(left).unwrap_or(usize::MAX) }
+                usize::try_from(rustix::io::ioctl_fionread(pipe).unwrap_or_default()).unwrap_or(usize::MAX)
             }
-            OutputSource::Terminal(_) => Remainder::Terminal { at_most: TERMINAL_REMAINDER },
-        }
-    }
-
-    /// Reads the remainder, piece by piece, and hands it on. It never waits.
-    pub fn drain(&self, remainder: Remainder, piece: usize, mut take: impl FnMut(&[u8])) {
-        let (Remainder::Pipe { bytes_left: mut left } | Remainder::Terminal { at_most: mut left }) = remainder;
+            OutputSource::Terminal(_) => TERMINAL_REMAINDER,
+        };
         let mut buffer = vec![0; piece];
         while left > 0 {
             let n = left.min(buffer.len());
-            // Below the runtime, which may not have noticed yet that there is something.
+            // Not through the runtime, which may not have noticed yet that there are bytes to read.
             match rustix::io::read(self.receiver(), &mut buffer[..n]) {
                 Ok(0) => return,
                 Ok(n) => {
                     take(&buffer[..n]);
                     left -= n;
                 }
-                Err(error) if io::Error::from(error).kind() == ErrorKind::Interrupted => {}
-                // EAGAIN: a pipe cannot have less than it said; of a terminal that was all. EIO: the same.
+                Err(Errno::INTR) => {}
+                // EAGAIN or EIO: the terminal is empty. A pipe cannot hold less than it reported.
                 Err(_) => return,
             }
         }

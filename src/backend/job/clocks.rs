@@ -187,7 +187,7 @@ impl JobClocks {
             (Life::Leftovers { .. }, _) => {
                 when_quiet = self.leftovers_quiet_at().map(|at| (at, LifeEvent::LeftoversQuiet));
             }
-            (Life::Ending { .. } | Life::Gone { .. } | Life::NotStarted { .. }, _) => {}
+            (Life::Ending { .. } | Life::Gone { .. } | Life::NotStarted(_), _) => {}
         }
         let is_disconnected = life.cause() == Some(EndCause::Disconnected);
         let detached = other.detached_until.filter(|_| !is_disconnected);
@@ -265,7 +265,7 @@ mod tests {
     use cc_executor_actors::outcome::CancelReason;
 
     use super::*;
-    use crate::backend::shim::protocol::LeaderExit;
+    use crate::backend::shim::protocol::{LeaderExit, StartError};
 
     const NOTHING: OtherDeadlines =
         OtherDeadlines { detached_until: None, start_is_unreported: false, agent_exit: AgentExit::NotExpected };
@@ -378,7 +378,7 @@ mod tests {
         clocks.record_execution(at(3));
         assert_eq!((clocks.started_at(), clocks.output_at()), (at(3), at(3)));
         assert_eq!((clocks.timeout_at(), clocks.stalled_at()), (Some(at(10)), Some(at(7))));
-        assert_eq!(clocks.due(&Life::NotStarted { exit_code: 127, message: String::new() }, NOTHING).urgent.0, at(60));
+        assert_eq!(clocks.due(&Life::NotStarted(StartError::new(String::new())), NOTHING).urgent.0, at(60));
         clocks.record_heartbeat(at(61));
         assert_eq!(clocks.heartbeat_at, at(121));
     }

@@ -9,7 +9,7 @@ use cc_executor_actors::outcome::{CancelReason, Evidence};
 
 use crate::backend::{
     deadlines::COMPLETE_AFTER,
-    shim::protocol::{LeaderExit, TreeGone},
+    shim::protocol::{LeaderExit, StartError, TreeGone},
 };
 
 /// How long a shim may take to report the end beyond its grace, before nothing more is waited for. Its line has it
@@ -55,12 +55,7 @@ pub(super) enum Life {
         gone: TreeGone,
     },
     /// The command could not be executed.
-    NotStarted {
-        /// 127 if the program is missing, else 126.
-        exit_code: i32,
-        /// What failed.
-        message: String,
-    },
+    NotStarted(StartError),
 }
 
 /// Why the service ended an execution.
@@ -121,12 +116,7 @@ pub(super) enum LifeEvent {
     /// The shim has executed the command.
     Started,
     /// The shim could not.
-    NotStarted {
-        /// 127 if the program is missing, else 126.
-        exit_code: i32,
-        /// What failed.
-        message: String,
-    },
+    NotStarted(StartError),
     /// The command itself has exited.
     Exited(LeaderExit),
     /// The whole tree was stopped, or continued.
@@ -167,7 +157,7 @@ pub(super) enum LifeAction {
 impl Life {
     /// Whether nothing more can happen.
     pub(super) fn is_over(&self) -> bool {
-        matches!(self, Life::Gone { .. } | Life::NotStarted { .. })
+        matches!(self, Life::Gone { .. } | Life::NotStarted(_))
     }
 
     /// Whether it is being ended because somebody wanted that.
@@ -201,15 +191,13 @@ impl Life {
 
     fn next(self, event: LifeEvent, now: Instant) -> (Life, Option<LifeAction>) {
         match (self, event) {
-            (over @ (Life::Gone { .. } | Life::NotStarted { .. }), _) => (over, None),
+            (over @ (Life::Gone { .. } | Life::NotStarted(_)), _) => (over, None),
             (life, LifeEvent::Gone(gone)) => (life.gone(gone), None),
 
             (Life::Starting, LifeEvent::Started) => (Life::Running { paused: false }, None),
-            (Life::Starting, LifeEvent::NotStarted { exit_code, message }) => {
-                (Life::NotStarted { exit_code, message }, None)
-            }
+            (Life::Starting, LifeEvent::NotStarted(error)) => (Life::NotStarted(error), None),
             // It was ended before that: who ended it is told, and there is nothing left.
-            (life, LifeEvent::NotStarted { .. }) => (life.gone(TreeGone::proven(Evidence::NeverStarted)), None),
+            (life, LifeEvent::NotStarted(_)) => (life.gone(TreeGone::proven(Evidence::NeverStarted)), None),
 
             (Life::Running { .. }, LifeEvent::Paused(paused)) => (Life::Running { paused }, None),
             (Life::Starting | Life::Running { .. }, LifeEvent::Exited(exit)) => (Life::Leftovers { exit }, None),
@@ -271,7 +259,7 @@ impl Life {
             Life::Starting | Life::Running { .. } => Life::Gone { why: None, exit: None, gone },
             Life::Leftovers { exit } => Life::Gone { why: None, exit: Some(exit), gone },
             Life::Ending { why, exit, .. } => Life::Gone { why: Some(why), exit, gone },
-            over @ (Life::Gone { .. } | Life::NotStarted { .. }) => over,
+            over @ (Life::Gone { .. } | Life::NotStarted(_)) => over,
         }
     }
 }
@@ -294,8 +282,12 @@ mod tests {
         LifeEvent::Wanted { cause, grace_ms }
     }
 
+    fn missing() -> StartError {
+        StartError { exit_code: StartError::NOT_FOUND, message: "no".to_owned() }
+    }
+
     fn not_started() -> LifeEvent {
-        LifeEvent::NotStarted { exit_code: 127, message: "no".to_owned() }
+        LifeEvent::NotStarted(missing())
     }
 
     fn gone() -> LifeEvent {
@@ -360,12 +352,7 @@ mod tests {
                 Life::Gone { why: cancel, exit: None, gone: TreeGone::proven(Evidence::NeverStarted) },
                 vec![LifeAction::End { grace_ms: 5 }],
             ),
-            (
-                "not started",
-                vec![not_started(), wanted(CANCEL, 5), gone()],
-                Life::NotStarted { exit_code: 127, message: "no".to_owned() },
-                vec![],
-            ),
+            ("not started", vec![not_started(), wanted(CANCEL, 5), gone()], Life::NotStarted(missing()), vec![]),
             (
                 "its shim is lost while it starts: nobody says that it did not",
                 vec![LifeEvent::Lost, gone()],

@@ -10,7 +10,7 @@ use cc_executor_actors::{
 use sha2::{Digest, Sha256};
 
 use super::life::{EndCause, EndReason};
-use crate::backend::shim::protocol::{LeaderExit, TreeGone};
+use crate::backend::shim::protocol::{LeaderExit, StartError, TreeGone};
 
 impl EndCause {
     fn verdict(self) -> (Status, Reason, Option<&'static str>) {
@@ -93,10 +93,8 @@ pub(super) fn report(why: Option<EndReason>, gone: TreeGone) -> CancelReport {
 }
 
 /// The command could not be started.
-pub(super) fn not_started(exit_code: i32, message: String) -> Outcome {
-    let mut ending = never_ran(Status::Failed, Reason::NotStarted, message);
-    ending.exit_code = Some(exit_code);
-    ending
+pub(super) fn not_started(StartError { exit_code, message }: StartError) -> Outcome {
+    Outcome { exit_code: Some(exit_code), ..never_ran(Status::Failed, Reason::NotStarted, message) }
 }
 
 /// The command never ran, and wrote nothing.

@@ -31,10 +31,10 @@ use super::{
 use crate::backend::{
     job_request::{JobRequest, ReplySender},
     output_buffer::ConsumerChange,
-    process::{LinkMessage, Process, ShimLink},
+    process::{Process, Stdio, shim_link::ShimLink},
     pty::Terminal,
     registry::Slot,
-    shim::protocol::{Order, TreeGone},
+    shim::protocol::{Order, ShimEvent, TreeGone},
 };
 
 /// Follows a command that is being started to its end.
@@ -46,7 +46,7 @@ pub(super) async fn follow(process: Process, program: &str, shared: &mut JobShar
 
 /// A command, and what is known of it.
 struct RunningJob {
-    line: ShimLink,
+    link: ShimLink,
     life: Life,
     start: StartReport,
     /// What ends the processes of a lost shim.
@@ -83,7 +83,8 @@ enum StartReport {
 
 /// What woke the loop.
 enum JobWake {
-    Link(LinkMessage),
+    /// An event of the shim; `None` if it is lost.
+    Shim(Option<ShimEvent>),
     Swept(TreeGone),
     Request(JobRequest),
     /// The registry has released the task: no request follows.
@@ -97,11 +98,11 @@ enum JobWake {
 
 impl RunningJob {
     fn new(process: Process, shared: &JobShared) -> Self {
-        let Process { outputs, stdin, terminal, line } = process;
+        let Process { stdio: Stdio { outputs, stdin, terminal }, link } = process;
         let now = Instant::now();
         let context = &shared.context;
         RunningJob {
-            line,
+            link,
             life: Life::Starting,
             start: StartReport::Pending,
             sweep: None,
@@ -155,13 +156,13 @@ impl RunningJob {
         let is_held_back = self.pipes.iter().zip(may_read).any(|(pipe, may)| pipe.is_open() && !may);
         self.run_clocks(is_held_back, Instant::now());
         let due = self.clocks.due(&self.life, self.other_deadlines(shared));
-        let link_due = self.line.due();
+        let link_due = self.link.due();
         let [stdout, stderr] = &mut self.pipes;
         // Rare events first, because a busy pipe would starve them; then the pipes; quiet deadlines last, because unread
         // output extends them.
         tokio::select! {
             biased;
-            message = self.line.next() => JobWake::Link(message),
+            event = self.link.next() => JobWake::Shim(event),
             gone = swept(&mut self.sweep) => JobWake::Swept(gone),
             request = shared.requests.recv(), if !is_released => match request {
                 Some(request) => JobWake::Request(request),
@@ -180,10 +181,10 @@ impl RunningJob {
 
     fn on_wake(&mut self, wake: JobWake, shared: &mut JobShared) {
         match wake {
-            JobWake::Link(message) => self.on_link_message(message, shared),
+            JobWake::Shim(event) => self.on_shim_event(event, shared),
             JobWake::Swept(gone) => self.on_life_event(LifeEvent::Gone(gone), shared),
             JobWake::Request(request) => self.on_request(request, shared),
-            JobWake::LinkDeadline => self.line.act(Instant::now()),
+            JobWake::LinkDeadline => self.link.act(Instant::now()),
             JobWake::Clock(event) => self.on_clock(event, shared),
             JobWake::Read(at, Ok(n)) if n > 0 => {
                 let pipe = &mut self.pipes[at];
@@ -303,9 +304,9 @@ impl RunningJob {
         let was_canceling = self.life.is_canceling();
         match self.life.on(event, Instant::now()) {
             None => {}
-            Some(LifeAction::End { grace_ms }) => self.line.order(Order::End { grace_ms }),
-            Some(LifeAction::KillLeftovers) => self.line.order(Order::Sweep),
-            Some(LifeAction::Sweep) => self.sweep = Some(Box::pin(self.line.sweep())),
+            Some(LifeAction::End { grace_ms }) => self.link.order(Order::End { grace_ms }),
+            Some(LifeAction::KillLeftovers) => self.link.order(Order::Sweep),
+            Some(LifeAction::Sweep) => self.sweep = Some(Box::pin(self.link.sweep())),
         }
         if self.life.is_canceling() && !was_canceling {
             // The total runs again from this moment, whatever else happens in this turn.

@@ -34,13 +34,13 @@ use rustix::{
 use tokio::sync::oneshot;
 
 use self::adoption::Adoption;
-use super::protocol::{ARGUMENT, MAX_PASSED, NumberedRequest, SubreaperRequest, SubreaperResponse, Ticket};
+use super::protocol::{ARGUMENT, MAX_PASSED, SubreaperAction, SubreaperRequest, SubreaperResponse, Ticket};
 use crate::backend::{
     deadlines::OrderWatch,
     shim::{
         cgroup::{end_cgroup, make_subreaper_base, remove_base},
         containment::{Contained, Containment},
-        protocol::TreeGone,
+        protocol::{Numbered, TreeGone},
     },
 };
 
@@ -90,24 +90,44 @@ impl Drop for SharedHandle {
 
 #[derive(Debug, Default)]
 struct HandleState {
+    phase: HandlePhase,
     /// Requests that are not answered.
-    waiting: HashMap<u64, PendingRequest>,
+    pending: HashMap<u64, PendingRequest>,
     watch: OrderWatch,
-    /// The shims that it has forked and that their executions have not lost.
+    /// The shims that it has forked and whose executions hold on to them.
     shims: HashMap<Ticket, Pid>,
-    is_lost: bool,
-    /// Nobody needs it any more: its end is no loss.
-    is_given_up: bool,
-    /// How often it was seen, after the loss, that nothing is left but living shims.
-    n_clean: u64,
-    /// It cannot take new executions: its limits were lowered, perhaps.
-    is_unfit: bool,
+}
+
+/// How far the life of a subreaper has come. A phase never goes back to one above it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+enum HandlePhase {
+    /// It takes new executions.
+    #[default]
+    Fit,
+    /// It could not fork a shim, perhaps because a command has lowered its limits. It takes no new executions.
+    Unfit,
+    /// No execution needs it any more, so its end is no loss.
+    GivenUp,
+    /// It has ended.
+    Lost {
+        /// How often this process has seen since that nothing but living shims is left.
+        n_clean: u64,
+    },
 }
 
 #[derive(Debug)]
 struct PendingRequest {
-    request: SubreaperRequest,
+    ticket: Ticket,
     answer: oneshot::Sender<SubreaperResponse>,
+}
+
+impl HandleState {
+    fn n_clean(&self) -> u64 {
+        match self.phase {
+            HandlePhase::Lost { n_clean } => n_clean,
+            HandlePhase::Fit | HandlePhase::Unfit | HandlePhase::GivenUp => 0,
+        }
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -193,8 +213,7 @@ impl Drop for Subreapers {
 
 impl SubreaperHandle {
     fn is_fit(&self) -> bool {
-        let state = lock(&self.shared.state);
-        !state.is_lost && !state.is_unfit
+        lock(&self.shared.state).phase == HandlePhase::Fit
     }
 
     /// A name for a shim that no other has had, of whichever subreaper: its cgroup has that name, too.
@@ -203,47 +222,47 @@ impl SubreaperHandle {
         NEXT.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Asks for something. The answer comes in time, or the sender is dropped because the subreaper was lost.
-    /// The error says that it cannot even be asked.
-    pub fn ask(
+    /// Sends a request about a shim, with descriptors. The receiver gets the response, or is closed because the subreaper
+    /// was lost.
+    ///
+    /// # Errors
+    ///
+    /// The request cannot be sent.
+    pub fn send(
         &self,
-        request: SubreaperRequest,
-        descriptors: &[&OwnedFd],
+        ticket: Ticket,
+        action: SubreaperAction,
+        descriptors: &[OwnedFd],
     ) -> io::Result<oneshot::Receiver<SubreaperResponse>> {
         let number = self.shared.next.fetch_add(1, Ordering::Relaxed);
-        let message = serde_json::to_vec(&NumberedRequest { number, message: request })?;
+        let message = serde_json::to_vec(&Numbered { number, message: SubreaperRequest { ticket, action } })?;
         let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_PASSED))];
         let mut passed = SendAncillaryBuffer::new(&mut space);
-        let borrowed: Vec<_> = descriptors.iter().map(|descriptor| descriptor.as_fd()).collect();
+        let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
         if !borrowed.is_empty() && !passed.push(SendAncillaryMessage::ScmRights(&borrowed)) {
             return Err(io::Error::other("no room for the descriptors of a shim"));
         }
         let (answer, answered) = oneshot::channel();
         let mut state = lock(&self.shared.state);
-        if state.is_lost {
+        if matches!(state.phase, HandlePhase::Lost { .. }) {
             return Err(io::Error::other("the subreaper is gone"));
         }
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
         sendmsg(&self.shared.socket, &[IoSlice::new(&message)], &mut passed, flags)?;
-        let was_idle = state.waiting.is_empty();
-        state.waiting.insert(number, PendingRequest { request, answer });
+        let was_idle = state.pending.is_empty();
+        state.pending.insert(number, PendingRequest { ticket, answer });
         state.watch.sent(number, Instant::now(), true);
         drop(state);
         if was_idle {
-            // The counter cannot overflow: the thread empties it.
+            // The counter cannot overflow, because the thread empties it.
             let _ = rustix::io::write(&self.shared.wake, &1u64.to_ne_bytes());
         }
         Ok(answered)
     }
 
-    /// Tells it something that needs no answer. Where it cannot be asked it is lost, and its shims end.
-    pub fn tell(&self, request: SubreaperRequest) {
-        let _ = self.ask(request, &[]);
-    }
-
     /// Ends what this shim has left behind, and says what is known of that.
     pub async fn sweep(self: Arc<Self>, ticket: Ticket) -> TreeGone {
-        if let Ok(answered) = self.ask(SubreaperRequest::Sweep { ticket }, &[])
+        if let Ok(answered) = self.send(ticket, SubreaperAction::Sweep, &[])
             && let Ok(SubreaperResponse::Swept(gone)) = answered.await
         {
             return gone;
@@ -264,9 +283,9 @@ impl SubreaperHandle {
         // Also with an empty cgroup, because a command that runs as root can have left it.
         let until = Instant::now() + ADOPTED_PATIENCE;
         // The look that is under way may have begun before this shim was given up: the one after it counts.
-        let wanted = lock(&self.shared.state).n_clean + 2;
+        let wanted = lock(&self.shared.state).n_clean() + 2;
         while Instant::now() < until {
-            if lock(&self.shared.state).n_clean >= wanted {
+            if lock(&self.shared.state).n_clean() >= wanted {
                 return TreeGone::proven(Evidence::Swept);
             }
             std::thread::sleep(ADOPTED_CADENCE);
@@ -282,7 +301,11 @@ impl SubreaperHandle {
 
 impl Drop for SubreaperHandle {
     fn drop(&mut self) {
-        lock(&self.shared.state).is_given_up = true;
+        let mut state = lock(&self.shared.state);
+        if !matches!(state.phase, HandlePhase::Lost { .. }) {
+            state.phase = HandlePhase::GivenUp;
+        }
+        drop(state);
         // The thread has the socket, too; the subreaper ends on this, and the thread with it.
         let _ = rustix::net::shutdown(&self.shared.socket, rustix::net::Shutdown::Write);
     }

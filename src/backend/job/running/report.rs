@@ -9,14 +9,14 @@ use cc_executor_actors::{
 };
 
 use super::{RunningJob, StartReport};
-use crate::backend::job::{
-    life::Life,
-    outcome,
-    shared::{JobShared, JobSnapshot},
+use crate::backend::{
+    job::{
+        life::Life,
+        outcome,
+        shared::{JobShared, JobSnapshot},
+    },
+    shim::protocol::StartError,
 };
-
-/// The exit code of a program that does not exist, as in shells.
-const NOT_FOUND: i32 = 127;
 
 impl RunningJob {
     /// Sends the first event of the stream, or the one that follows `queued`.
@@ -55,10 +55,12 @@ impl RunningJob {
     pub(super) fn into_outcome(mut self, program: &str) -> Outcome {
         self.finish_agent();
         let mut ending = match &self.life {
-            Life::NotStarted { exit_code, message } => {
-                let agent = self.agent.as_ref().filter(|_| *exit_code == NOT_FOUND);
-                let advice = agent.map(|running| running.agent.advice_if_missing(program));
-                outcome::not_started(*exit_code, advice.unwrap_or_else(|| message.clone()))
+            Life::NotStarted(error) => {
+                let mut error = error.clone();
+                if let Some(running) = self.agent.as_ref().filter(|_| error.exit_code == StartError::NOT_FOUND) {
+                    error.message = running.agent.advice_if_missing(program);
+                }
+                outcome::not_started(error)
             }
             Life::Gone { why, exit, gone } => {
                 let progress = self.agent.as_ref().map(|running| &*running.progress);

@@ -49,7 +49,7 @@ impl RunningJob {
         if pauses && !matches!(self.life, Life::Running { .. }) {
             return Some("it is being ended");
         }
-        (!self.line.is_listening()).then_some("its shim does not answer: try again in a moment, or cancel it")
+        (!self.link.is_listening()).then_some("its shim does not answer: try again in a moment, or cancel it")
     }
 
     fn carry_out(&mut self, request: ControlRequest, reply: ReplySender, shared: &mut JobShared) {
@@ -68,7 +68,7 @@ impl RunningJob {
             ControlRequest::Pause => self.order_pause(Order::Pause, reply),
             ControlRequest::Resume => self.order_pause(Order::Resume, reply),
             ControlRequest::Signal { signal } => {
-                self.line.order(Order::Signal { signal });
+                self.link.order(Order::Signal { signal });
                 let _ = reply.send(Ok(()));
             }
         }
@@ -76,7 +76,7 @@ impl RunningJob {
 
     /// Gives an order that the shim answers with an event, which becomes the reply.
     fn order_pause(&mut self, order: Order, reply: ReplySender) {
-        self.line.order(order);
+        self.link.order(order);
         self.pause_replies.push_back(reply);
     }
 

@@ -9,7 +9,7 @@ use std::{
 
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, set_child_subreaper, waitpid};
 
-use super::{ADOPTED_CADENCE, SharedHandle, lock};
+use super::{ADOPTED_CADENCE, HandlePhase, SharedHandle, lock};
 use crate::backend::shim::procfs::{pid, stat_of};
 
 /// Takes over the children of a lost subreaper. The kernel gives them to this process if it is a subreaper itself,
@@ -56,8 +56,11 @@ impl Adoption {
     /// holds that subreaper any more.
     pub(super) fn look_after(&self, shared: &Arc<SharedHandle>) {
         while Arc::strong_count(shared) > 1 {
-            if self.is_subreaper && self.end_orphans().is_ok_and(|n| n == 0) {
-                lock(&shared.state).n_clean += 1;
+            if self.is_subreaper
+                && self.end_orphans().is_ok_and(|n| n == 0)
+                && let HandlePhase::Lost { n_clean } = &mut lock(&shared.state).phase
+            {
+                *n_clean += 1;
             }
             let is_waited_for = !lock(&shared.state).shims.is_empty();
             thread::sleep(if is_waited_for { ADOPTED_CADENCE } else { ADOPTED_CADENCE * 10 });
