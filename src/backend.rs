@@ -26,7 +26,7 @@ pub mod subreaper;
 
 use std::{io, net::TcpListener, path::Path, sync::Arc, time::Duration};
 
-use actix_web::{App, HttpServer, dev::Server, middleware::from_fn, web};
+use actix_web::{App, HttpServer, dev::ServerHandle, middleware::from_fn, web};
 use futures_util::future::LocalBoxFuture;
 
 pub use self::config::BackendConfig;
@@ -50,8 +50,8 @@ const WRITE_BUFFER: usize = 256 * 1024;
 
 /// A backend that serves.
 pub struct Serving {
-    /// Its server; it must be polled.
-    pub server: Server,
+    /// Stops its server.
+    pub server: ServerHandle,
     /// What runs, and what has run.
     pub registry: web::Data<Registry>,
     /// The name of what contains executions besides their process trees.
@@ -98,5 +98,7 @@ pub fn serve(listener: TcpListener, config: BackendConfig, access: Access) -> io
     .disable_signals()
     .listen(listener)?
     .run();
-    Ok(Serving { server, registry, contained })
+    let handle = server.handle();
+    actix_web::rt::spawn(server);
+    Ok(Serving { server: handle, registry, contained })
 }

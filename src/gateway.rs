@@ -10,7 +10,7 @@ pub mod upgrade;
 use std::{io, net::TcpListener, time::Duration};
 
 use actix::{Actor, Addr};
-use actix_web::{App, HttpServer, dev::Server, middleware::from_fn, web};
+use actix_web::{App, HttpServer, dev::ServerHandle, middleware::from_fn, web};
 use cc_executor_actors::{
     backend_client::{BackendClient, KnownBackend},
     protocol::Limits,
@@ -48,6 +48,8 @@ pub struct GatewayConfig {
     pub limits: Limits,
     /// How long Claude may take to exit after its last event, where the backend is the legacy image.
     pub claude_exit: Duration,
+    /// Whether executions go on when this gateway ends, because the backend is another process.
+    pub executions_live_on: bool,
 }
 
 impl GatewayConfig {
@@ -59,29 +61,15 @@ impl GatewayConfig {
 
 /// A gateway that serves.
 pub struct Gateway {
-    /// The HTTP server, which must be awaited.
-    pub server: Server,
-    /// Who knows its sessions.
-    pub supervisor: Addr<Supervisor>,
-    /// Connections of sessions that may not have been told everything.
-    pub unflushed: Unflushed,
-}
-
-/// The end of a gateway.
-pub struct GatewayDrain {
+    /// Stops its server.
+    pub server: ServerHandle,
     supervisor: Addr<Supervisor>,
+    /// Connections of sessions whose last frames may still wait in user space.
     unflushed: Unflushed,
     executions_live_on: bool,
 }
 
-impl Gateway {
-    /// What ends this gateway in order. `executions_live_on` says whether its backend is another process.
-    pub fn drain(&self, executions_live_on: bool) -> GatewayDrain {
-        GatewayDrain { supervisor: self.supervisor.clone(), unflushed: self.unflushed.clone(), executions_live_on }
-    }
-}
-
-impl Drainable for GatewayDrain {
+impl Drainable for Gateway {
     fn drained(&self, grace_ms: u64) -> LocalBoxFuture<'_, ()> {
         let begin = Drain::Begin { executions_live_on: self.executions_live_on, grace_ms };
         let begun = self.supervisor.send(begin);
@@ -100,6 +88,7 @@ impl Drainable for GatewayDrain {
 /// Serves on a bound listener until stopped. Must be called inside an actix system.
 pub fn serve(listener: TcpListener, config: GatewayConfig, access: Access) -> io::Result<Gateway> {
     let supervisor = Supervisor::new(config.sessions).start();
+    let executions_live_on = config.executions_live_on;
     let unflushed = Unflushed::default();
     let for_sockets = web::Data::new(unflushed.clone());
     let known = KnownBackend::default();
@@ -129,7 +118,9 @@ pub fn serve(listener: TcpListener, config: GatewayConfig, access: Access) -> io
     .disable_signals()
     .listen(listener)?
     .run();
-    Ok(Gateway { server, supervisor, unflushed })
+    let handle = server.handle();
+    actix_web::rt::spawn(server);
+    Ok(Gateway { server: handle, supervisor, unflushed, executions_live_on })
 }
 
 /// Asks the backend how it is, for as long as the gateway lives, and says when that changes.

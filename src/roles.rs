@@ -9,7 +9,7 @@ use std::{
 
 use actix_web::dev::ServerHandle;
 use cc_executor::{
-    backend::{self, registry::Registry},
+    backend::{self, BackendConfig, Serving},
     config::{BackendLocation, BackendSettings, GatewaySettings},
     console,
     gateway::{self, GatewayConfig},
@@ -84,18 +84,17 @@ pub async fn serve(config: GatewaySettings) -> io::Result<()> {
         sessions: config.sessions,
         limits: config.limits,
         claude_exit: config.claude_exit,
+        executions_live_on: backend.is_none(),
     };
     let access = Access { port: address.port(), ..config.access };
     let gateway = gateway::serve(listener, gateway, access)?;
-    let mut roles: Vec<Box<dyn Drainable>> = vec![Box::new(gateway.drain(backend.is_none()))];
-    let mut servers = vec![gateway.server.handle()];
-    let serving = actix_web::rt::spawn(gateway.server);
-    if let Some(EmbeddedBackend { handle, registry, .. }) = backend {
-        servers.push(handle);
+    let mut servers = vec![gateway.server.clone()];
+    let mut roles: Vec<Box<dyn Drainable>> = vec![Box::new(gateway)];
+    if let Some(Serving { server, registry, .. }) = backend {
+        servers.push(server);
         roles.push(Box::new(registry.into_inner()));
     }
     stop(&mut shutdown, "gateway", roles, config.drain, servers).await;
-    drop(serving);
     Ok(())
 }
 
@@ -106,23 +105,16 @@ pub async fn backend(config: BackendSettings) -> io::Result<()> {
     let address = listener.local_addr()?;
     let access = Access { port: address.port(), ..config.access };
     let executors = config.backend.executors.names();
-    let EmbeddedBackend { handle, registry, contained } = EmbeddedBackend::start(listener, config.backend, access)?;
+    let Serving { server, registry, contained } = backend::serve(listener, config.backend, access)?;
     info!(event = "service.listening", role = "backend", address:% = address, executors:serde = executors,
         containment = contained, version = env!("CARGO_PKG_VERSION"); "listening on http://{address}");
     let roles: Vec<Box<dyn Drainable>> = vec![Box::new(registry.into_inner())];
-    stop(&mut shutdown, "backend", roles, config.drain, vec![handle]).await;
+    stop(&mut shutdown, "backend", roles, config.drain, vec![server]).await;
     Ok(())
 }
 
-/// A backend in this process.
-struct EmbeddedBackend {
-    handle: ServerHandle,
-    registry: actix_web::web::Data<Registry>,
-    contained: &'static str,
-}
-
 /// Starts a backend on a loopback port of its own, behind a token that only this process knows.
-fn embed(config: backend::BackendConfig) -> io::Result<(String, Secret, EmbeddedBackend)> {
+fn embed(config: BackendConfig) -> io::Result<(String, Secret, Serving)> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let address = listener.local_addr()?;
     let token = Secret::new(format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple()));
@@ -132,17 +124,8 @@ fn embed(config: backend::BackendConfig) -> io::Result<(String, Secret, Embedded
         allowed_origins: Vec::new(),
         port: address.port(),
     };
-    let running = EmbeddedBackend::start(listener, config, access)?;
+    let running = backend::serve(listener, config, access)?;
     Ok((format!("http://{address}"), token, running))
-}
-
-impl EmbeddedBackend {
-    fn start(listener: TcpListener, config: backend::BackendConfig, access: Access) -> io::Result<Self> {
-        let backend::Serving { server, registry, contained } = backend::serve(listener, config, access)?;
-        let handle = server.handle();
-        actix_web::rt::spawn(server);
-        Ok(EmbeddedBackend { handle, registry, contained })
-    }
 }
 
 /// Waits for the signal to end, and ends in order. A second signal does not wait: the subreaper and its shims end

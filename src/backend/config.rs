@@ -36,3 +36,28 @@ pub struct BackendConfig {
     /// The soft limit of open descriptors that commands get, where the service has raised its own.
     pub descriptor_limit: Option<u64>,
 }
+
+#[cfg(test)]
+impl BackendConfig {
+    /// A configuration for tests.
+    pub fn for_tests() -> BackendConfig {
+        let no_executors = std::collections::BTreeMap::new();
+        let executors = Executors::new(no_executors, "shell", Default::default(), Default::default());
+        BackendConfig {
+            executors: executors.expect("shell is an executor"),
+            max_executions: 64,
+            max_queued: 256,
+            max_timeout_ms: 1_000,
+            max_detach_ms: 1_000,
+            ring_bytes: 1_000,
+            max_kept_bytes: 1 << 20,
+            max_ended: 1_000,
+            retention: Duration::from_secs(3_600),
+            consumer_stall: Duration::from_secs(60),
+            max_message_bytes: 1_000,
+            containment: Containment::None,
+            claude_exit: Duration::from_secs(45),
+            descriptor_limit: None,
+        }
+    }
+}

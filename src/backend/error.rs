@@ -5,8 +5,12 @@ use cc_executor_actors::rpc::{ErrorObject, code};
 use serde_json::json;
 
 use super::{
-    agent::claude::PolicyError, executor::ExecutorError, holds::HoldError, job_request::JobError,
-    output_buffer::OffsetError, registry::error::RegistryError,
+    agent::claude::PolicyError,
+    executor::ExecutorError,
+    holds::HoldError,
+    job_request::JobError,
+    output_buffer::{ConsumerError, OffsetError},
+    registry::error::RegistryError,
 };
 
 impl From<HoldError> for ErrorObject {
@@ -31,8 +35,8 @@ impl From<OffsetError> for ErrorObject {
 impl From<JobError> for ErrorObject {
     fn from(error: JobError) -> ErrorObject {
         let code = match error {
-            JobError::Hold(error) => return error.into(),
-            JobError::Offset(error) => return error.into(),
+            JobError::Consumer(ConsumerError::Hold(error)) => return error.into(),
+            JobError::Consumer(ConsumerError::Offset(error)) => return error.into(),
             JobError::NotNow(_) | JobError::JustEnded(_) | JobError::EndedUnread(_) | JobError::StdinClosed => {
                 code::NOT_RUNNING
             }
@@ -115,13 +119,13 @@ mod tests {
                 400,
             ),
             (
-                JobError::Hold(HoldError::TakenOver { newest: 2 }).into(),
+                JobError::Consumer(HoldError::TakenOver { newest: 2 }.into()).into(),
                 code::NOT_RUNNING,
                 json!({ "reason": "taken_over", "hold": 2 }),
                 409,
             ),
             (
-                JobError::Offset(OffsetError { stream: Stream::Stderr, asked: 9, end: 8 }).into(),
+                JobError::Consumer(OffsetError { stream: Stream::Stderr, asked: 9, end: 8 }.into()).into(),
                 code::PARAMS,
                 json!({ "param": "stderr", "asked": 9, "max": 8 }),
                 400,

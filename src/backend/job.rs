@@ -26,8 +26,8 @@ use cc_executor_actors::{
 };
 use log::info;
 
-pub use self::shared::JobContext;
 use self::{clocks::ConsumerClock, shared::JobShared};
+pub use self::{clocks::JobLimits, shared::JobContext};
 use super::{
     output_buffer::OutputBuffer,
     process::Process,

@@ -10,8 +10,8 @@ use cc_executor_actors::{
 use tokio::sync::oneshot;
 
 use super::{
-    holds::{Claim, HoldError},
-    output_buffer::{AttachError, Consumer, OffsetError},
+    holds::Claim,
+    output_buffer::{Consumer, ConsumerError},
 };
 
 /// Where the answer to a request goes.
@@ -92,12 +92,9 @@ pub enum JobError {
     /// Its task gives no answer.
     #[error("execution {0} does not answer")]
     NoReply(ExecutionId),
-    /// The consumer's hold is over.
+    /// The consumer's claim or its offsets are refused.
     #[error(transparent)]
-    Hold(#[from] HoldError),
-    /// The offsets are not those of its output.
-    #[error(transparent)]
-    Offset(#[from] OffsetError),
+    Consumer(#[from] ConsumerError),
     /// The command was started without standard input.
     #[error("this command has no standard input: ask for it with stdin or pty in execute")]
     NoStdin,
@@ -116,13 +113,4 @@ pub enum JobError {
     /// The system did not change the terminal's size.
     #[error("cannot resize the terminal: {0}")]
     Resize(String),
-}
-
-impl From<AttachError> for JobError {
-    fn from(error: AttachError) -> JobError {
-        match error {
-            AttachError::Hold(error) => error.into(),
-            AttachError::Offset(error) => error.into(),
-        }
-    }
 }

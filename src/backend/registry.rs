@@ -30,7 +30,7 @@ use self::{
     error::RegistryError,
     inbox::TaskHandle,
     record::{Record, RequestDigest},
-    retention::{AdmissionError, RegistryLimits},
+    retention::RegistryLimits,
     state::{FORGOTTEN_AT_A_TIME, JobStage, KnownExecution, LiveJob, RegistryShared, RegistryState},
 };
 pub use self::{
@@ -51,11 +51,11 @@ const FORGET_CADENCE: Duration = Duration::from_secs(1);
 const DESCRIBE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Answers a request of an execution that has no task any more, from its record.
-pub type RecordAnswer = fn(&mut Record, ExecutionId, InstanceId, &BackendConfig, JobRequest);
+pub type RecordAnswer = fn(&mut Record, ExecutionId, InstanceId, &Arc<BackendConfig>, JobRequest);
 
 /// The registry of one backend, shared by its worker threads.
 pub struct Registry {
-    config: BackendConfig,
+    config: Arc<BackendConfig>,
     instance: InstanceId,
     answer: RecordAnswer,
     shared: Arc<RegistryShared>,
@@ -78,11 +78,11 @@ impl Registry {
             max_kept_bytes: config.max_kept_bytes,
         };
         let shared = Arc::new(RegistryShared::new(limits, config.max_executions));
-        Registry { config, instance: InstanceId::random(), answer, shared }
+        Registry { config: Arc::new(config), instance: InstanceId::random(), answer, shared }
     }
 
     /// What this backend was configured with.
-    pub fn config(&self) -> &BackendConfig {
+    pub fn config(&self) -> &Arc<BackendConfig> {
         &self.config
     }
 
@@ -116,14 +116,11 @@ impl Registry {
         if inner.draining {
             return Err(RegistryError::Draining);
         }
-        let BackendConfig { max_executions, max_queued, max_ended, max_kept_bytes, .. } = self.config;
+        let BackendConfig { max_executions, max_queued, .. } = *self.config;
         if inner.running >= max_executions && inner.queue.len() >= max_queued {
             return Err(RegistryError::Full { max: max_executions, max_queued });
         }
-        inner.model.accepts(may_detach, self.shared.now_ms()).map_err(|refusal| match refusal {
-            AdmissionError::Entries { next_in_ms } => RegistryError::TooManyEnded { max_ended, next_in_ms },
-            AdmissionError::Memory { held } => RegistryError::TooMuchUnfetched { held, max: max_kept_bytes },
-        })
+        inner.model.accepts(may_detach, self.shared.now_ms())
     }
 
     /// Takes a place for an execution, unless it is there already.
@@ -335,35 +332,14 @@ async fn forget_in_time(this: Weak<RegistryShared>) {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use cc_executor_actors::outcome::{Outcome, Reason, Status};
 
     use super::*;
-    use crate::backend::{
-        agent::claude::ClaudePolicy, executor::Executors, job::retained, output_buffer::RetainedOutput,
-    };
+    use crate::backend::{job::retained, output_buffer::RetainedOutput};
 
     fn registry() -> Registry {
-        Registry::new(
-            BackendConfig {
-                executors: Executors::new(BTreeMap::new(), "shell", BTreeMap::new(), ClaudePolicy::default()).unwrap(),
-                max_executions: 1,
-                max_queued: 1,
-                max_timeout_ms: 1_000,
-                max_detach_ms: 1_000,
-                ring_bytes: 1_000,
-                max_kept_bytes: 10 * FIXED_BYTES,
-                max_ended: 10,
-                retention: Duration::from_secs(3_600),
-                consumer_stall: Duration::from_secs(60),
-                max_message_bytes: 1_000,
-                containment: crate::backend::shim::containment::Containment::None,
-                claude_exit: Duration::from_secs(45),
-                descriptor_limit: None,
-            },
-            retained::answer,
-        )
+        let limits = BackendConfig { max_executions: 1, max_queued: 1, max_ended: 10, ..BackendConfig::for_tests() };
+        Registry::new(BackendConfig { max_kept_bytes: 10 * FIXED_BYTES, ..limits }, retained::answer)
     }
 
     fn admit(registry: &Registry, id: ExecutionId) -> (Slot, JobInbox) {
@@ -402,9 +378,9 @@ mod tests {
         assert_eq!((ending.status, ending.reason), (Status::Failed, Reason::BackendLost));
         assert!(matches!(registry.admit(id, &ExecutionSpec::of("true")), Ok(Admission::Existing)));
         let (slot, asks) = admit(&registry, ExecutionId::random());
-        let kept = slot.end(record(), RetainedOutput::Unfetched(FIXED_BYTES), 0);
-        drop((kept, asks));
-        assert_eq!(registry.shared.lock().model.evict(), [], "what a failed task kept is not counted");
+        let retained = slot.end(record(), RetainedOutput::Unfetched(FIXED_BYTES));
+        drop((retained, asks));
+        assert_eq!(registry.shared.lock().model.evict(), [], "what a failed task retained is not counted");
     }
 
     #[actix_web::test]
@@ -412,17 +388,17 @@ mod tests {
         let (registry, id) = (registry(), ExecutionId::random());
         let (slot, mut asks) = admit(&registry, id);
         attach(&registry, id);
-        let mut kept = slot.end(record(), RetainedOutput::Nothing, asks.n_attaches());
+        let retained = slot.end(record(), RetainedOutput::Nothing);
         assert!(has_task(&registry, id), "a consumer is on its way");
-        kept.report(RetainedOutput::Fetched(20 * FIXED_BYTES), (1, None), asks.n_attaches());
+        retained.report(RetainedOutput::Fetched(20 * FIXED_BYTES), (1, None));
         assert!(has_task(&registry, id), "what it says of the time before does not count");
         assert!(matches!(asks.recv().await, Some(JobRequest::Attach(..))));
-        kept.report(RetainedOutput::Followed(20 * FIXED_BYTES), (1, None), asks.n_attaches());
+        retained.report(RetainedOutput::Followed(20 * FIXED_BYTES), (1, None));
         attach(&registry, id);
-        kept.report(RetainedOutput::Fetched(20 * FIXED_BYTES), (1, None), asks.n_attaches());
+        retained.report(RetainedOutput::Fetched(20 * FIXED_BYTES), (1, None));
         assert!(has_task(&registry, id), "another one is on its way");
         assert!(matches!(asks.recv().await, Some(JobRequest::Attach(..))));
-        kept.report(RetainedOutput::Fetched(20 * FIXED_BYTES), (1, None), asks.n_attaches());
+        retained.report(RetainedOutput::Fetched(20 * FIXED_BYTES), (1, None));
         assert!(!has_task(&registry, id), "memory is short, and nobody reads it");
         assert!(asks.recv().await.is_none(), "the task is told by the end of its asks");
         let ending = registry.snapshot(id).await.unwrap().ending.unwrap();

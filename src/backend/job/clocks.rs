@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use cc_executor_actors::{
     clock::{Stopwatch, millis},
-    protocol::DEFAULT_GRACE_MS,
+    protocol::{DEFAULT_GRACE_MS, execute::ExecutionSpec},
 };
 
 use super::life::{EndCause, Life, LifeEvent};
@@ -27,13 +27,24 @@ const LEFTOVERS_CAP: Duration = Duration::from_secs(10);
 
 /// How much time a job has.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct JobLimits {
+pub struct JobLimits {
     /// Since its start, without pauses.
-    pub(super) timeout: Option<Duration>,
+    pub timeout: Option<Duration>,
     /// Since its newest output.
-    pub(super) stall: Option<Duration>,
+    pub stall: Option<Duration>,
     /// Between two heartbeats.
-    pub(super) heartbeat: Duration,
+    pub heartbeat: Duration,
+}
+
+impl JobLimits {
+    /// The limits that a request asks for.
+    pub fn of(spec: &ExecutionSpec) -> JobLimits {
+        JobLimits {
+            timeout: spec.timeout_ms.map(Duration::from_millis),
+            stall: spec.stall_timeout_ms.map(Duration::from_millis),
+            heartbeat: Duration::from_millis(spec.heartbeat_ms()),
+        }
+    }
 }
 
 /// The clocks of a command that was started.
@@ -213,50 +224,40 @@ impl JobClocks {
 /// How long a job has been without a consumer, and without a question about it.
 #[derive(Debug)]
 pub(super) struct ConsumerClock {
-    presence: Presence,
-    asked_at: Instant,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Presence {
-    /// A consumer follows the job, or none is waited for.
-    Attached,
-    /// The consumer went away at this time.
-    LeftAt(Instant),
+    /// When the last consumer went away; `None` while one follows the job, or none is waited for.
+    left_at: Option<Instant>,
+    polled_at: Instant,
 }
 
 impl ConsumerClock {
     /// A consumer follows the job.
     pub(super) fn attached(now: Instant) -> Self {
-        ConsumerClock { presence: Presence::Attached, asked_at: now }
+        ConsumerClock { left_at: None, polled_at: now }
     }
 
     /// The consumer went away.
     pub(super) fn record_leave(&mut self, now: Instant) {
-        self.presence = Presence::LeftAt(now);
+        self.left_at = Some(now);
     }
 
     /// Somebody asked how the job is.
-    pub(super) fn record_question(&mut self, now: Instant) {
-        self.asked_at = now;
+    pub(super) fn record_poll(&mut self, now: Instant) {
+        self.polled_at = now;
     }
 
     /// No consumer is waited for any more.
     pub(super) fn stop_waiting(&mut self) {
-        self.presence = Presence::Attached;
+        self.left_at = None;
     }
 
     /// When somebody last asked how the job is.
-    pub(super) fn asked_at(&self) -> Instant {
-        self.asked_at
+    pub(super) fn polled_at(&self) -> Instant {
+        self.polled_at
     }
 
     /// When a job that may be detached for so long is ended; `None` while a consumer follows it.
     pub(super) fn detached_until(&self, limit: Option<Duration>) -> Option<Instant> {
-        match self.presence {
-            Presence::Attached => None,
-            Presence::LeftAt(at) => Some(at + limit?),
-        }
+        Some(self.left_at? + limit?)
     }
 }
 
@@ -391,8 +392,8 @@ mod tests {
         clock.record_leave(start + secs(1));
         assert_eq!(clock.detached_until(Some(secs(5))), Some(start + secs(6)));
         assert_eq!(clock.detached_until(None), None, "it may not go on without a consumer");
-        clock.record_question(start + secs(2));
-        assert_eq!((clock.asked_at(), clock.detached_until(Some(secs(5)))), (start + secs(2), Some(start + secs(6))));
+        clock.record_poll(start + secs(2));
+        assert_eq!((clock.polled_at(), clock.detached_until(Some(secs(5)))), (start + secs(2), Some(start + secs(6))));
         clock.stop_waiting();
         assert_eq!(clock.detached_until(Some(secs(5))), None);
     }

@@ -20,7 +20,7 @@ use crate::backend::{
 
 /// Waits until the execution may run. The error is how it ended before that.
 pub(super) async fn wait_for_turn(shared: &mut JobShared, slot: &mut Slot) -> Result<(), Outcome> {
-    let mut heartbeat_at = Instant::now() + shared.context.heartbeat;
+    let mut heartbeat_at = Instant::now() + shared.context.limits.heartbeat;
     let mut said = None;
     loop {
         let position = match slot.turn() {
@@ -51,11 +51,11 @@ pub(super) async fn wait_for_turn(shared: &mut JobShared, slot: &mut Slot) -> Re
                 None => {}
             },
             () = at(Some(heartbeat_at)) => {
-                heartbeat_at = Instant::now() + shared.context.heartbeat;
+                heartbeat_at = Instant::now() + shared.context.limits.heartbeat;
                 shared.look_after_consumer(Instant::now());
-                shared.output_buffer.mention(BackendEvent::Alive(snapshot.alive));
+                shared.output_buffer.send_event_if_room(BackendEvent::Alive(snapshot.alive));
             }
-            change = shared.output_buffer.moved(shared.context.consumer_stall, shared.consumer_clock.asked_at()) => {
+            change = shared.output_buffer.consumer_change(shared.context.config.consumer_stall, shared.consumer_clock.polled_at()) => {
                 if change != ConsumerChange::Room && shared.must_end_without_consumer(change) {
                     return Err(canceled(Reason::Disconnected, slot));
                 }

@@ -107,17 +107,17 @@ impl RunningJob {
             start: StartReport::Pending,
             sweep: None,
             pipes: OutputPipe::both(outputs),
-            agent: context
-                .agent
-                .as_ref()
-                .map(|job| RunningAgent { agent: job.agent, progress: job.agent.progress(context.claude_exit, now) }),
+            agent: context.agent.as_ref().map(|job| RunningAgent {
+                agent: job.agent,
+                progress: job.agent.progress(context.config.claude_exit, now),
+            }),
             input: match &context.agent {
                 Some(job) => StdinWriter::given(stdin, job.prompt.clone()),
                 None => StdinWriter::new(stdin, terminal.is_some()),
             },
             terminal,
             digests: OutputDigests::default(),
-            clocks: JobClocks::started(context.limits(), now),
+            clocks: JobClocks::started(context.limits, now),
             is_stopped: false,
             pause_replies: VecDeque::new(),
         }
@@ -173,7 +173,7 @@ impl RunningJob {
             () = self.input.write(), if self.input.is_waiting() => JobWake::InputWritten,
             n = stdout.read(), if may_read[0] && stdout.is_open() => JobWake::Read(0, n),
             n = stderr.read(), if may_read[1] && stderr.is_open() => JobWake::Read(1, n),
-            change = shared.output_buffer.moved(shared.context.consumer_stall, shared.consumer_clock.asked_at()) => JobWake::Consumer(change),
+            change = shared.output_buffer.consumer_change(shared.context.config.consumer_stall, shared.consumer_clock.polled_at()) => JobWake::Consumer(change),
             // Behind the pipes, because what is there to be read may give more time.
             event = at_event(due.when_quiet) => JobWake::Clock(ClockEvent::Life(event)),
         }
@@ -214,7 +214,7 @@ impl RunningJob {
                 let now = Instant::now();
                 self.clocks.record_heartbeat(now);
                 shared.look_after_consumer(now);
-                shared.output_buffer.mention(BackendEvent::Alive(self.heartbeat(now)));
+                shared.output_buffer.send_event_if_room(BackendEvent::Alive(self.heartbeat(now)));
             }
         }
     }
@@ -225,7 +225,7 @@ impl RunningJob {
         shared.output_buffer.push(stream, bytes);
         let now = Instant::now();
         if activity_changed {
-            shared.output_buffer.mention(BackendEvent::Alive(self.heartbeat(now)));
+            shared.output_buffer.send_event_if_room(BackendEvent::Alive(self.heartbeat(now)));
         }
         self.clocks.record_output(now);
     }
@@ -320,7 +320,7 @@ impl RunningJob {
         if cause == EndCause::Disconnected {
             // No consumer comes for what did not fit.
             shared.consumer_clock.stop_waiting();
-            shared.output_buffer.finish();
+            shared.output_buffer.set_ending();
         }
         let before = self.life.cause();
         self.on_life_event(LifeEvent::Wanted { cause, grace_ms }, shared);

@@ -1,7 +1,10 @@
 //! What every part of a job's life needs: its inbox, its output and its consumer, and the requests that are answered in
 //! the same way in every part.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use cc_executor_actors::{
     backend_api::{self, BackendEvent, Heartbeat, QueuedEvent, Snapshot, StartedEvent},
@@ -15,9 +18,10 @@ use log::{debug, info};
 use super::clocks::{ConsumerClock, JobLimits};
 use crate::backend::{
     agent::AgentJob,
+    config::BackendConfig,
     holds::ClaimResult,
     job_request::{JobError, JobRequest},
-    output_buffer::{ConsumerChange, DismissReason, OutputBuffer},
+    output_buffer::{ConsumerChange, ConsumerError, DismissReason, OutputBuffer},
     registry::JobInbox,
 };
 
@@ -33,34 +37,16 @@ pub struct JobContext {
     pub instance: InstanceId,
     /// What runs it.
     pub executor: String,
-    /// Total time-out, in milliseconds.
-    pub timeout_ms: Option<u64>,
-    /// The longest time without output, in milliseconds.
-    pub stall_timeout_ms: Option<u64>,
-    /// How often a sign of life is sent.
-    pub heartbeat: Duration,
+    /// How much time it has.
+    pub limits: JobLimits,
     /// How it goes on without a consumer; it is ended if absent.
     pub detach: Option<DetachOptions>,
     /// The size of its terminal, if it runs on one.
     pub pty: Option<TerminalSize>,
-    /// How long a consumer may take nothing while nobody asks for it.
-    pub consumer_stall: Duration,
-    /// How long Claude may take to exit after its last event.
-    pub claude_exit: Duration,
-    /// How much of each stream is kept, in bytes.
-    pub ring_bytes: usize,
     /// The agent that it is, if it is one.
     pub agent: Option<AgentJob>,
-}
-
-impl JobContext {
-    pub(super) fn limits(&self) -> JobLimits {
-        JobLimits {
-            timeout: self.timeout_ms.map(Duration::from_millis),
-            stall: self.stall_timeout_ms.map(Duration::from_millis),
-            heartbeat: self.heartbeat,
-        }
-    }
+    /// The configuration of the backend.
+    pub config: Arc<BackendConfig>,
 }
 
 /// What every part of a job's life needs.
@@ -86,9 +72,9 @@ impl JobSnapshot {
     /// The first event of a consumer's stream.
     pub(super) fn first_event(&self, context: &JobContext) -> BackendEvent {
         let info = backend_api::StreamInfo {
-            heartbeat_ms: Some(millis(context.heartbeat)),
+            heartbeat_ms: Some(millis(context.limits.heartbeat)),
             may_detach: context.detach.is_some(),
-            acknowledge_bytes: context.detach.map(|_| context.ring_bytes as u64 / ACKNOWLEDGEMENTS_A_RING),
+            acknowledge_bytes: context.detach.map(|_| context.config.ring_bytes as u64 / ACKNOWLEDGEMENTS_A_RING),
             claude: context.agent.is_some(),
             instance: Some(context.instance),
             // Set by `OutputBuffer`, which numbers the holds.
@@ -136,21 +122,24 @@ impl JobShared {
                 let _ = answer.send(attached.map(drop).map_err(JobError::from));
             }
             JobRequest::Acknowledge((offsets, claim), answer) => {
-                let checked = self.output_buffer.holds().check(claim).map_err(JobError::from);
-                let _ = answer.send(checked.and_then(|()| Ok(self.output_buffer.acknowledge(offsets)?)));
+                let checked = self.output_buffer.holds().check(claim).map_err(ConsumerError::from);
+                let acknowledged = checked.and_then(|()| Ok(self.output_buffer.acknowledge(offsets)?));
+                let _ = answer.send(acknowledged.map_err(JobError::from));
             }
             JobRequest::Withdraw { claim, cancel, answer } => {
                 let checked = match ending {
                     Some(_) => Err(JobError::NotNow("it has ended")),
-                    None => self.output_buffer.holds().check(claim).map_err(JobError::from),
+                    None => {
+                        self.output_buffer.holds().check(claim).map_err(ConsumerError::from).map_err(JobError::from)
+                    }
                 };
                 let accepted = checked.is_ok();
                 let _ = answer.send(checked);
                 return accepted.then_some(JobRequest::Cancel(cancel));
             }
             JobRequest::Describe(answer) => {
-                self.consumer_clock.record_question(Instant::now());
-                self.output_buffer.is_known_to_live(true);
+                self.consumer_clock.record_poll(Instant::now());
+                self.output_buffer.set_consumer_alive(true);
                 let _ = answer.send(self.describe(snapshot(), ending));
             }
             other => return Some(other),
@@ -187,8 +176,8 @@ impl JobShared {
 
     /// Its heartbeat: a gateway that has not asked for long must show by its connection that it lives.
     pub(super) fn look_after_consumer(&mut self, now: Instant) {
-        if now.saturating_duration_since(self.consumer_clock.asked_at()) > self.context.consumer_stall {
-            self.output_buffer.is_known_to_live(false);
+        if now.saturating_duration_since(self.consumer_clock.polled_at()) > self.context.config.consumer_stall {
+            self.output_buffer.set_consumer_alive(false);
         }
     }
 
@@ -229,15 +218,11 @@ mod tests {
             id: ExecutionId::random(),
             instance: InstanceId::random(),
             executor: "shell".to_owned(),
-            timeout_ms: None,
-            stall_timeout_ms: None,
-            heartbeat: Duration::from_secs(15),
+            limits: JobLimits { timeout: None, stall: None, heartbeat: Duration::from_secs(15) },
             detach: None,
             pty: None,
-            consumer_stall: Duration::from_secs(90),
-            claude_exit: Duration::from_secs(45),
-            ring_bytes: 100,
             agent: None,
+            config: Arc::new(BackendConfig::for_tests()),
         };
         let output_buffer =
             OutputBuffer::new(UnreadPolicy::Overwrite, PerStream { stdout: 100, stderr: 100 }, consumer);

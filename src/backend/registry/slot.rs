@@ -10,9 +10,8 @@ use cc_executor_actors::{
 use tokio::sync::watch;
 
 use super::{
-    inbox::TaskHandle,
     record::Record,
-    state::{JobStage, KnownExecution, QueueTurn, RegistryShared},
+    state::{JobStage, QueueTurn, RegistryShared},
 };
 use crate::backend::{holds::NewestHold, output_buffer::RetainedOutput};
 
@@ -36,7 +35,6 @@ pub struct Retained {
     shared: Arc<RegistryShared>,
     id: ExecutionId,
     number: u64,
-    reported: Option<(RetainedOutput, u64)>,
 }
 
 /// A stream that is being consumed.
@@ -72,22 +70,18 @@ impl Slot {
     }
 
     /// Records the end and the retained output, and frees the place.
-    pub fn end(mut self, record: Record, output: RetainedOutput, n_attaches: u64) -> Retained {
-        self.leave(record, Some((output, n_attaches)));
-        Retained { shared: Arc::clone(&self.shared), id: self.id, number: self.number, reported: None }
+    pub fn end(mut self, record: Record, output: RetainedOutput) -> Retained {
+        self.leave(record, Some(output));
+        Retained { shared: Arc::clone(&self.shared), id: self.id, number: self.number }
     }
 
-    /// `retained` is what the task keeps, and how many attaches it has received; `None` if the task has failed.
-    fn leave(&mut self, mut record: Record, kept: Option<(RetainedOutput, u64)>) {
-        if std::mem::replace(&mut self.left, true) {
-            return;
-        }
+    /// `output` is what the task retains; `None` if the task has failed.
+    fn leave(&mut self, mut record: Record, output: Option<RetainedOutput>) {
+        self.left = true;
         let mut inner = self.shared.lock();
         let now_ms = self.shared.now_ms();
         match inner.queue.iter().position(|id| *id == self.id) {
-            Some(at) => {
-                inner.queue.remove(at);
-            }
+            Some(at) => drop(inner.queue.remove(at)),
             None => inner.running -= 1,
         }
         if !inner.executors.insert(record.executor.clone()) {
@@ -96,19 +90,16 @@ impl Slot {
         if let Some(known) = inner.known(self.id, now_ms)
             && let JobStage::Live(live) = &known.stage
         {
-            let task = TaskHandle { asks: live.task.asks.clone(), n_attaches: live.task.n_attaches };
-            let output = match kept {
+            let task = live.task.clone();
+            let output = match output {
                 None => RetainedOutput::Nothing,
-                Some((output, n_attaches)) if n_attaches == task.n_attaches => output,
-                // A consumer is on its way to the task, and will be served by it.
-                Some((RetainedOutput::Nothing, _)) => RetainedOutput::Followed(FIXED_BYTES),
-                Some((
-                    RetainedOutput::Followed(bytes) | RetainedOutput::Unfetched(bytes) | RetainedOutput::Fetched(bytes),
-                    _,
-                )) => RetainedOutput::Followed(bytes),
+                Some(output) if !task.has_unreceived_attach() => output,
+                // The task has to serve the consumer that is on its way.
+                Some(RetainedOutput::Nothing) => RetainedOutput::Followed(FIXED_BYTES),
+                Some(output) => output.followed(),
             };
             known.stage = JobStage::Ended(record, (output != RetainedOutput::Nothing).then_some(task));
-            inner.model.keep(self.id, output, now_ms);
+            inner.model.retain(self.id, output, now_ms);
         }
         self.shared.promote(&mut inner, now_ms);
         inner.evict(now_ms);
@@ -127,17 +118,11 @@ impl Drop for Slot {
 }
 
 impl Retained {
-    /// Reports what is kept now, the newest hold, and how many consumers have come. The registry may then release the
-    /// task: it closes the task's [`JobInbox`](super::JobInbox).
-    pub fn report(&mut self, output: RetainedOutput, hold: NewestHold, n_attaches: u64) {
-        if self.reported.replace((output, n_attaches)) != Some((output, n_attaches)) {
-            let mut inner = self.shared.lock();
-            let now_ms = self.shared.now_ms();
-            if let Some(KnownExecution { stage: JobStage::Ended(record, _), .. }) = inner.known(self.id, now_ms) {
-                record.set_newest_hold(hold);
-            }
-            inner.keep(self.id, self.number, output, n_attaches, now_ms);
-        }
+    /// Reports what is retained now, and the newest hold. The registry may then release the task: it closes the task's
+    /// [`JobInbox`](super::JobInbox).
+    pub fn report(&self, output: RetainedOutput, hold: NewestHold) {
+        let mut inner = self.shared.lock();
+        inner.report(self.id, self.number, output, hold, self.shared.now_ms());
     }
 }
 
@@ -150,7 +135,7 @@ impl Drop for Retained {
             && let JobStage::Ended(_, task) = &mut entry.value.stage
             && task.take().is_some()
         {
-            inner.model.keep(self.id, RetainedOutput::Nothing, now_ms);
+            inner.model.retain(self.id, RetainedOutput::Nothing, now_ms);
         }
     }
 }

@@ -20,6 +20,7 @@ use super::{
     retention::{RegistryEntry, RegistryLimits, RegistryModel, WithdrawnIds},
 };
 use crate::backend::{
+    holds::NewestHold,
     job_request::{CancelOrder, JobRequest},
     output_buffer::RetainedOutput,
 };
@@ -189,18 +190,26 @@ impl RegistryState {
         }
     }
 
-    /// Takes a task's report of what it keeps. It counts only if the task has received every attach: else a consumer
-    /// that is on its way could lose the output to an eviction.
-    pub(super) fn keep(&mut self, id: ExecutionId, number: u64, output: RetainedOutput, n_attaches: u64, now_ms: u64) {
+    /// Takes a task's report. What it retains counts only if the task has received every attach: else a consumer that is
+    /// on its way could lose the output to an eviction.
+    pub(super) fn report(
+        &mut self,
+        id: ExecutionId,
+        number: u64,
+        output: RetainedOutput,
+        hold: NewestHold,
+        now_ms: u64,
+    ) {
         let Some(entry) = self.entry(id, now_ms).filter(|entry| entry.number == number) else { return };
-        let JobStage::Ended(_, task) = &mut entry.value.stage else { return };
-        if task.as_ref().is_none_or(|task| task.n_attaches != n_attaches) {
+        let JobStage::Ended(record, task) = &mut entry.value.stage else { return };
+        record.set_newest_hold(hold);
+        if task.as_ref().is_none_or(TaskHandle::has_unreceived_attach) {
             return;
         }
         if output == RetainedOutput::Nothing {
             *task = None;
         }
-        self.model.keep(id, output, now_ms);
+        self.model.retain(id, output, now_ms);
         self.evict(now_ms);
     }
 }

@@ -1,6 +1,6 @@
 //! Runs a command, or attaches to one that is there, and streams what it writes.
 
-use std::{rc::Weak, time::Duration};
+use std::{rc::Weak, sync::Arc};
 
 use actix_web::{HttpRequest, HttpResponse, http::header, web};
 use bytes::Bytes;
@@ -24,7 +24,7 @@ use crate::{
     backend::{
         executor::ResolvedCommand,
         holds::Claim,
-        job::{self, JobContext},
+        job::{self, JobContext, JobLimits},
         job_request::JobRequest,
         output_buffer::{Consumer, ConsumerFeed, DismissReason, OutputBuffer, UnreadPolicy},
         registry::{Admission, Registry},
@@ -72,8 +72,8 @@ async fn run(
     subreapers: web::Data<Subreapers>,
 ) -> Result<HttpResponse, Refused> {
     check_instance(instance, registry)?;
-    let (consumer, feed) = consumer_of(request, registry, format, PerStream::default());
-    let consumer = consumer.claiming(Claim::Request(request_id));
+    let (mut consumer, feed) = consumer_of(request, registry, format, PerStream::default());
+    consumer.claim = Claim::Request(request_id);
     let id = begin(run, registry, subreapers, consumer).await?;
     Ok(stream_of(request, registry, id, format, PerStream::default(), feed))
 }
@@ -101,34 +101,30 @@ async fn begin(
     to_start.descriptor_limit = registry.config().descriptor_limit;
     run.executor = Some(executor.clone());
     let id = run.execution_id.unwrap_or_else(ExecutionId::random);
-    let (slot, asks) = match registry.admit(id, &run)? {
-        Admission::New(slot, asks) => (slot, asks),
+    let (slot, inbox) = match registry.admit(id, &run)? {
+        Admission::New(slot, inbox) => (slot, inbox),
         Admission::Existing => return follow(registry, id, consumer).await.map(|()| id),
     };
     // What a variable holds may be a secret.
     let names: Vec<_> = to_start.env.keys().collect();
     debug!(event = "process.command", execution_id:% = id, argv:serde = to_start.argv, env:serde = names; "execution asked for");
     let config = registry.config();
-    let terms = JobContext {
+    // An agent's events are delivered whole, so the longest of them must have room.
+    let events = agent.as_ref().map_or(0, |job| job.agent.max_event_bytes());
+    let rings = PerStream { stdout: events + config.ring_bytes, stderr: config.ring_bytes };
+    let context = JobContext {
         id,
         instance: registry.instance(),
         executor,
-        timeout_ms: run.timeout_ms,
-        stall_timeout_ms: run.stall_timeout_ms,
-        heartbeat: Duration::from_millis(run.heartbeat_ms()),
+        limits: JobLimits::of(&run),
         detach: run.detach,
         pty: run.pty,
-        consumer_stall: config.consumer_stall,
-        claude_exit: config.claude_exit,
-        ring_bytes: config.ring_bytes,
         agent,
+        config: Arc::clone(config),
     };
-    // An agent's events are delivered whole, so the longest of them must have room.
-    let events = terms.agent.as_ref().map_or(0, |job| job.agent.max_event_bytes());
-    let rings = PerStream { stdout: events + config.ring_bytes, stderr: config.ring_bytes };
     let policy = run.detach.map_or(UnreadPolicy::Overwrite, |detach| UnreadPolicy::Detach(detach.overflow));
     let output_buffer = OutputBuffer::new(policy, rings, consumer);
-    actix_web::rt::spawn(job::live(terms, asks, output_buffer, slot, subreapers.into_inner(), to_start));
+    actix_web::rt::spawn(job::live(context, inbox, output_buffer, slot, subreapers.into_inner(), to_start));
     Ok(id)
 }
 
@@ -145,9 +141,9 @@ fn consumer_of(
     offsets: PerStream<u64>,
 ) -> (Consumer, ConsumerFeed) {
     let is_gateway = format == StreamFormat::Multiplexed;
-    let (consumer, feed) = Consumer::new(offsets, is_gateway);
-    let watch = is_gateway.then(|| PeerTimeout::over(request, registry.config().consumer_stall)).flatten();
-    (consumer.watched(watch), feed)
+    let (mut consumer, feed) = Consumer::new(offsets, is_gateway);
+    consumer.peer_timeout = is_gateway.then(|| PeerTimeout::over(request, registry.config().consumer_stall)).flatten();
+    (consumer, feed)
 }
 
 /// The response that carries what a consumer is fed.
@@ -160,7 +156,7 @@ fn stream_of(
     ConsumerFeed { items, dismissed, released }: ConsumerFeed,
 ) -> HttpResponse {
     let body = StreamBody::new(format, id, offsets, (items, dismissed), connection::of(request), registry.streaming());
-    release_dismissed(request, released, body.is_alive(), id);
+    release_dismissed(request, released, body.liveness(), id);
     HttpResponse::Ok()
         .insert_header((header::CONTENT_TYPE, format.content_type()))
         .insert_header((EXECUTION_ID_HEADER, id.to_string()))
@@ -182,8 +178,9 @@ pub(super) async fn attach(
         claim => claim,
     };
     fields.finish()?;
-    let (consumer, feed) = consumer_of(&request, &registry, format, offsets);
-    follow(&registry, id, consumer.arrived(has_arrived).claiming(claim)).await?;
+    let (mut consumer, feed) = consumer_of(&request, &registry, format, offsets);
+    (consumer.has_arrived, consumer.claim) = (has_arrived, claim);
+    follow(&registry, id, consumer).await?;
     Ok(stream_of(&request, &registry, id, format, offsets, feed))
 }
 
