@@ -1,8 +1,9 @@
 //! The output of one execution between its pipes and its consumer: one ring for each stream, and at most one consumer.
 //!
-//! A consumer reads from the rings at its own pace, from any offset that they still hold; output that it can take at once
-//! is handed over without a copy. Back-pressure on the command is decided in [`OutputBuffer::may_read`]. An execution that
-//! may go on without a consumer keeps unacknowledged output; any other waits for its consumer and overwrites the rest.
+//! A consumer reads from the rings at its own pace, from any offset that they still hold; output that it can take at
+//! once is handed over without a copy. Back-pressure on the command is decided in [`OutputBuffer::may_read`]. An
+//! execution that may go on without a consumer keeps unacknowledged output; any other waits for its consumer and
+//! overwrites the rest.
 
 mod consumer;
 mod error;
@@ -109,8 +110,8 @@ impl OutputBuffer {
         self.policy != UnreadPolicy::Overwrite
     }
 
-    /// Whether a stream's pipe may be read. Back-pressure on the command begins here: a pipe that is not read fills, and
-    /// then the command's writes block.
+    /// Whether a stream's pipe may be read. Back-pressure on the command begins here: a pipe that is not read fills,
+    /// and then the command's writes block.
     pub fn may_read(&self, stream: Stream) -> bool {
         match (self.policy, &self.consumer) {
             (UnreadPolicy::Overwrite, Some(consumer)) => consumer.items.capacity() > 0,
@@ -151,8 +152,8 @@ impl OutputBuffer {
         ring.make_room(from, more);
     }
 
-    /// Sends an event as soon as the consumer has room, before undelivered output. Of undelivered events of one kind only
-    /// the newest is sent.
+    /// Sends an event as soon as the consumer has room, before undelivered output. Of undelivered events of one kind
+    /// only the newest is sent.
     pub fn send_event(&mut self, event: BackendEvent) {
         let replaces = |older: &BackendEvent| {
             matches!(
@@ -168,8 +169,8 @@ impl OutputBuffer {
         self.deliver();
     }
 
-    /// Sends an event if the consumer has room now. Only for heartbeats: a consumer without room has items to read, which
-    /// show that the execution lives.
+    /// Sends an event if the consumer has room now. Only for heartbeats: a consumer without room has items to read,
+    /// which show that the execution lives.
     pub fn send_event_if_room(&mut self, event: BackendEvent) {
         if let Some(consumer) = &self.consumer
             && self.unsent.is_empty()
@@ -178,7 +179,8 @@ impl OutputBuffer {
         }
     }
 
-    /// The execution is being ended because no consumer came: unacknowledged output does not hold the pipes back any more.
+    /// The execution is being ended because no consumer came: unacknowledged output does not hold the pipes back any
+    /// more.
     pub fn set_ending(&mut self) {
         self.is_ending = true;
     }
@@ -195,7 +197,8 @@ impl OutputBuffer {
         self.rings.stdout.memory() + self.rings.stderr.memory()
     }
 
-    /// Hands over events and output while the consumer has room. Returns true when the consumer has received everything.
+    /// Hands over events and output while the consumer has room. Returns true when the consumer has received
+    /// everything.
     pub fn deliver(&mut self) -> bool {
         let now = Instant::now();
         loop {
@@ -307,15 +310,16 @@ impl OutputBuffer {
         Ok(())
     }
 
-    /// Records whether the consumer is known to be alive however little it reads, because its gateway has polled lately.
+    /// Records whether the consumer is known to be alive however little it reads, because its gateway has polled
+    /// lately.
     pub fn set_consumer_alive(&mut self, is_alive: bool) {
         if let Some(timeout) = self.consumer.as_mut().and_then(|consumer| consumer.peer_timeout.as_mut()) {
-            timeout.hold_off(is_alive);
+            timeout.suspend(is_alive);
         }
     }
 
-    /// Waits until the consumer makes room, is gone, or has vanished: it has read nothing for `patience`, and its gateway
-    /// has not polled since `polled_at` either.
+    /// Waits until the consumer makes room, is gone, or has vanished: it has read nothing for `patience`, and its
+    /// gateway has not polled since `polled_at` either.
     pub async fn consumer_change(&self, patience: Duration, polled_at: Instant) -> ConsumerChange {
         let Some(consumer) = &self.consumer else { return std::future::pending().await };
         consumer.change(patience, polled_at, self.is_ending).await

@@ -40,8 +40,8 @@ pub struct Stdio {
 }
 
 impl Process {
-    /// Has a shim forked and orders it to start the command, on a terminal of this size if one is given. Does not wait for
-    /// the result, which the link reports.
+    /// Has a shim forked and orders it to start the command, on a terminal of this size if one is given. Does not wait
+    /// for the result, which the link reports.
     ///
     /// # Errors
     ///

@@ -1,12 +1,12 @@
-//! The shim: a small process beside each execution that ends the whole process tree, whatever happens.
+//! The shim: a small process beside each execution that ends the whole process tree in every case.
 //!
 //! The [subreaper](super::subreaper) forks it. It is a subreaper itself: descendants that lose their parent, also those
 //! that left the process group, become its children. So the tree is gone exactly when wait(2) returns ECHILD. That is a
 //! proof; a scan of /proc is not.
 //!
-//! It reads its orders from a socket (see [`protocol`]) and acknowledges each. It kills the tree at once when that socket
-//! ends, because the backend died or has given the execution up, and when its lifeline ends, because the subreaper died.
-//! It never blocks but in [`Shim::wait`].
+//! It reads its orders from a socket (see [`protocol`]) and acknowledges each. It kills the tree at once when that
+//! socket ends, because the backend died or has given the execution up, and when its lifeline ends, because the
+//! subreaper died. It never blocks but in [`Shim::wait`].
 
 pub mod cgroup;
 mod channel;
@@ -117,13 +117,13 @@ enum CommandState {
     NotExecuted,
 }
 
-/// How far the end has come. Each step is taken once; the loop in [`Shim::run`] walks them.
+/// How far the end has come. [`Shim::run`] takes the steps in this order.
 enum EndState {
     /// The end was not ordered yet.
     Running,
     /// TERM was sent; KILL follows at this time.
     Terminating { kill_at: Instant },
-    /// KILL is repeated until nothing is left, or until the patience is over.
+    /// KILL is repeated until no child is left, or until [`KILL_PATIENCE`] is over.
     Killing { since: Instant },
 }
 
@@ -141,8 +141,8 @@ struct Shim {
 }
 
 impl Shim {
-    /// Ends when no child is left: every turn either waits for a fact, or kills and reaps. Only a
-    /// process that cannot be killed keeps it, and that only for [`KILL_PATIENCE`].
+    /// Returns when no child is left. Each turn waits for an event, or kills and reaps. A process that cannot be killed
+    /// delays it for [`KILL_PATIENCE`] only.
     fn run(mut self) -> io::Result<bool> {
         loop {
             let exit = self.tree.reap()?;
@@ -194,8 +194,8 @@ impl Shim {
         gone.evidence.is_proof()
     }
 
-    /// Reports the exit of the leader if it has executed the command. The exec report tells that; it is complete, because
-    /// the process that wrote it has ended.
+    /// Reports the exit of the leader if it has executed the command. The exec report tells that; it is complete,
+    /// because the process that wrote it has ended.
     fn on_leader_exit(&mut self, exit: LeaderExit) {
         self.read_report();
         if matches!(self.command, CommandState::Executed) {

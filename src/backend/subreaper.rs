@@ -2,7 +2,7 @@
 //!
 //! It is this same binary, executed again before a runtime exists. It forks a shim for each execution, which is
 //! faster than executing one. The tree of a killed shim becomes children of the subreaper: each child that is not a
-//! living shim is such an orphan, and the subreaper ends it. When it has no orphan left, the trees of all lost shims
+//! living shim is such an orphan, and the subreaper ends it. When it has no orphans, the trees of all lost shims
 //! are gone, because the kernel reparents a process's children before the process can be reaped.
 //!
 //! The end of its socket means that the backend is gone: the subreaper then ends all processes below it, shims
@@ -55,7 +55,7 @@ const SWEEP_CADENCE: [Duration; 2] = [Duration::from_millis(1), Duration::from_m
 /// The longest time for all processes to end after the backend is gone.
 const LAST_PATIENCE: Duration = Duration::from_secs(30);
 
-/// Runs until the backend is gone, and nothing is left.
+/// Runs until the backend is gone and all processes below have ended.
 pub fn main(contained: Option<&str>) -> ExitCode {
     let Some(contained) = contained.and_then(|text| serde_json::from_str(text).ok()) else { return ExitCode::FAILURE };
     match SubreaperLoop::start(contained).and_then(SubreaperLoop::run) {
@@ -90,7 +90,7 @@ struct SubreaperLoop {
     socket: OwnedFd,
     signals: OwnedFd,
     procfs: Procfs,
-    /// Shims hold the reading end: it ends when this process does.
+    /// Shims hold the reading end, which reaches its end of file when this process ends.
     lifeline: (OwnedFd, OwnedFd),
     shims: HashMap<Ticket, Pid>,
     sweep: Option<Sweep>,
@@ -143,7 +143,7 @@ impl SubreaperLoop {
         })
     }
 
-    /// Ends when the backend is gone and no child is left; at the latest when what is left cannot be ended.
+    /// Returns when the backend is gone and no child is left, or [`LAST_PATIENCE`] after the backend is gone.
     fn run(mut self) -> io::Result<Role> {
         loop {
             let has_children = self.reap()?;
@@ -152,13 +152,13 @@ impl SubreaperLoop {
                     return Ok(Role::Subreaper);
                 }
                 if since.elapsed() > LAST_PATIENCE {
-                    return Err(io::Error::other("something below cannot be ended"));
+                    return Err(io::Error::other("a process below cannot be ended"));
                 }
                 self.kill_everything();
             }
             let timeout = self.step_sweep().or(self.ending_since.map(|_| SWEEP_CADENCE[0]));
             if let Some(Forked { socket, ends, ticket }) = self.wait(timeout)? {
-                // The writing end of the lifeline goes with the rest of the subreaper: it must be held by nobody else.
+                // Drops the writing end of the lifeline with the rest, because only the subreaper itself may hold it.
                 let SubreaperLoop { single, contained, lifeline: (lifeline, _), .. } = self;
                 let is_first = contained == Contained::PidNamespace;
                 let cgroup = match contained {
@@ -170,7 +170,7 @@ impl SubreaperLoop {
         }
     }
 
-    /// False when there are no children.
+    /// Reaps all ended children. Returns false when there are no children.
     fn reap(&mut self) -> io::Result<bool> {
         loop {
             match reap_one()? {
@@ -300,7 +300,7 @@ impl SubreaperLoop {
                 self.answer(number, &SubreaperResponse::Done);
             }
             SubreaperAction::Sweep => {
-                // Killed, because its backend does not read its events any more.
+                // The shim is killed, because its backend does not read its events any more.
                 if let Some(shim) = shim {
                     let _ = kill_process(shim, Signal::KILL);
                 }
@@ -318,7 +318,7 @@ impl SubreaperLoop {
         let _ = send(&self.socket, &message, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
     }
 
-    /// Forks a shim, and answers in the parent. Gives what the child needs in the child.
+    /// Forks a shim, and answers in the parent. Returns a value in the child.
     fn fork(&mut self, number: u64, ticket: Ticket, descriptors: Vec<OwnedFd>) -> Option<Forked> {
         let mut descriptors = descriptors.into_iter();
         let passed = (descriptors.next(), descriptors.next(), descriptors.next(), descriptors.next());

@@ -1,5 +1,5 @@
-//! The clocks of a job: its time-outs, the quiet time of what it left behind, its heartbeat, and how long it may be
-//! without a consumer. Each stands still while its time does not count.
+//! The clocks of a job: its time-outs, the time of its leftovers, its heartbeat, and the time without a consumer. Each
+//! clock stands still while its time does not count.
 //!
 //! Pure: time is a parameter. [`JobClocks::due`] returns the next deadlines.
 
@@ -12,27 +12,27 @@ use cc_executor_actors::{
 
 use super::life::{EndCause, Life, LifeEvent};
 
-/// The grace of an execution that is ended without anybody having named one.
+/// The grace when the service itself ends an execution, in milliseconds.
 pub(super) const GRACE_MS: u64 = DEFAULT_GRACE_MS;
 
-/// How long a command may take to be executed before its consumer is told that it is not yet: longer than it takes to
-/// wake a stopped shim, and less than a gateway waits for the first message.
+/// How long after the start a command that has not been executed is reported as queued: longer than it takes to wake a
+/// stopped shim, and less than a gateway waits for the first message.
 const START_PATIENCE: Duration = Duration::from_secs(2);
 
-/// After the command's own exit: how long what it left behind may be quiet before it is ended.
+/// How long leftovers may be quiet, after the command's own exit, before they are ended.
 const QUIET: Duration = Duration::from_secs(2);
 
-/// After the command's own exit: how long what it left behind may write at all.
+/// How long leftovers may write at all after the command's own exit.
 const LEFTOVERS_CAP: Duration = Duration::from_secs(10);
 
 /// How much time a job has.
 #[derive(Clone, Copy, Debug)]
 pub struct JobLimits {
-    /// Since its start, without pauses.
+    /// The longest time since its start, without pauses.
     pub timeout: Option<Duration>,
-    /// Since its newest output.
+    /// The longest time without output.
     pub stall: Option<Duration>,
-    /// Between two heartbeats.
+    /// The time between two heartbeats.
     pub heartbeat: Duration,
 }
 
@@ -68,13 +68,13 @@ pub(super) struct JobClocks {
 pub(super) struct OtherDeadlines {
     /// When the job has been without a consumer for too long.
     pub(super) detached_until: Option<Instant>,
-    /// Whether a consumer still waits to be told that the command has not been executed yet.
+    /// Whether the start was not reported to the consumer yet.
     pub(super) start_is_unreported: bool,
-    /// What its events tell of its exit, where the command is an agent.
+    /// When an agent must exit.
     pub(super) agent_exit: AgentExit,
 }
 
-/// When an agent must exit, from its events.
+/// When an agent must exit, as its events show.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum AgentExit {
     /// The agent works, or the command is not an agent.
@@ -87,20 +87,20 @@ pub(super) enum AgentExit {
 /// The event of a deadline that has passed.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum ClockEvent {
-    /// Something for the life of the processes.
+    /// An event in the life of the processes.
     Life(LifeEvent),
-    /// The command has not been executed for long enough to tell that.
+    /// The command has not been executed for so long that it is reported as queued.
     StartReport,
     /// A heartbeat.
     Heartbeat,
 }
 
-/// What is due next.
+/// The next deadlines.
 #[derive(PartialEq, Eq, Debug)]
 pub(super) struct NextDeadlines {
-    /// This must not starve behind a busy pipe.
+    /// A deadline that a busy pipe must not delay.
     pub(super) urgent: (Instant, ClockEvent),
-    /// This is only true while nothing is there to be read.
+    /// A deadline that applies only if there is no output to read.
     pub(super) when_quiet: Option<(Instant, LifeEvent)>,
 }
 
@@ -118,7 +118,7 @@ impl JobClocks {
         }
     }
 
-    /// The command was executed. The total goes on: a shim may have been kept from telling this at once.
+    /// The command was executed. The total goes on, because the shim may report this late.
     pub(super) fn record_execution(&mut self, now: Instant) {
         (self.started_at, self.output_at) = (now, now);
         (self.quiet, self.leftovers) = (Stopwatch::started(now), Stopwatch::started(now));
@@ -130,7 +130,7 @@ impl JobClocks {
         self.quiet.reset(now);
     }
 
-    /// The command itself has exited: the time of what it left behind begins.
+    /// The command itself has exited, so the time of its leftovers begins.
     pub(super) fn record_exit(&mut self, now: Instant) {
         self.quiet.reset(now);
         self.leftovers.reset(now);
@@ -159,7 +159,7 @@ impl JobClocks {
         self.started_at
     }
 
-    /// When it wrote something last, or was started.
+    /// When it last wrote, or was started.
     pub(super) fn output_at(&self) -> Instant {
         self.output_at
     }
@@ -183,7 +183,7 @@ impl JobClocks {
         Some(quiet.min(self.leftovers.due_at(LEFTOVERS_CAP)?))
     }
 
-    /// What is due next, and when.
+    /// The next deadlines in this state.
     pub(super) fn due(&self, life: &Life, other: OtherDeadlines) -> NextDeadlines {
         let wanted = |cause| LifeEvent::Wanted { cause, grace_ms: GRACE_MS };
         let (mut timeout, mut stalled, mut when_quiet) = (None, None, None);
@@ -203,7 +203,7 @@ impl JobClocks {
         let is_disconnected = life.cause() == Some(EndCause::Disconnected);
         let detached = other.detached_until.filter(|_| !is_disconnected);
         let reports_start = matches!(life, Life::Starting) && other.start_is_unreported;
-        // In the order in which they are told where several are due at once.
+        // In the order of precedence: of several causes that are due at once the first is reported.
         let others = [
             timeout.map(|at| (at, ClockEvent::Life(wanted(EndCause::Timeout)))),
             stalled.map(|at| (at, ClockEvent::Life(wanted(EndCause::Stalled)))),
@@ -221,41 +221,41 @@ impl JobClocks {
     }
 }
 
-/// How long a job has been without a consumer, and without a question about it.
+/// How long a job has been without a consumer, and how long its gateway has not polled.
 #[derive(Debug)]
 pub(super) struct ConsumerClock {
-    /// When the last consumer went away; `None` while one follows the job, or none is waited for.
+    /// When the last consumer left; `None` while a consumer is attached, or when the job does not wait for one.
     left_at: Option<Instant>,
     polled_at: Instant,
 }
 
 impl ConsumerClock {
-    /// A consumer follows the job.
+    /// A consumer is attached.
     pub(super) fn attached(now: Instant) -> Self {
         ConsumerClock { left_at: None, polled_at: now }
     }
 
-    /// The consumer went away.
+    /// The consumer has left.
     pub(super) fn record_leave(&mut self, now: Instant) {
         self.left_at = Some(now);
     }
 
-    /// Somebody asked how the job is.
+    /// A gateway has polled the state of the job.
     pub(super) fn record_poll(&mut self, now: Instant) {
         self.polled_at = now;
     }
 
-    /// No consumer is waited for any more.
+    /// The job does not wait for a consumer any more.
     pub(super) fn stop_waiting(&mut self) {
         self.left_at = None;
     }
 
-    /// When somebody last asked how the job is.
+    /// When a gateway last polled.
     pub(super) fn polled_at(&self) -> Instant {
         self.polled_at
     }
 
-    /// When a job that may be detached for so long is ended; `None` while a consumer follows it.
+    /// When a job that may be detached for `limit` is ended; `None` while a consumer is attached.
     pub(super) fn detached_until(&self, limit: Option<Duration>) -> Option<Instant> {
         Some(self.left_at? + limit?)
     }
@@ -368,7 +368,7 @@ mod tests {
         clocks.record_output(at(14));
         assert_eq!(clocks.leftovers_quiet_at(), Some(at(15)));
         clocks.run(false, true, at(14));
-        assert_eq!(clocks.leftovers_quiet_at(), None, "nobody reads it");
+        assert_eq!(clocks.leftovers_quiet_at(), None, "unread output");
     }
 
     #[test]

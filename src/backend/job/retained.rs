@@ -1,7 +1,7 @@
-//! An execution that has ended: consumers that come back get its output and its ending.
+//! An execution that has ended: consumers that attach get its output and its ending.
 //!
-//! A task keeps the output, while there is any or a consumer reads it. After that [`answer`] answers each request, from the
-//! registry's record.
+//! A task holds the output as long as it is retained or a consumer reads it. After that [`answer`] answers each request
+//! from the registry's record.
 
 use std::{
     sync::Arc,
@@ -32,23 +32,23 @@ use crate::backend::{
     registry::{FIXED_BYTES, JobInbox, Retained, Slot, record::Record},
 };
 
-/// Gives up the execution's place, and has its output kept.
+/// Gives up the execution's place in the registry, and starts the task that holds its output.
 pub(super) fn end(mut shared: JobShared, ending: Outcome, slot: Slot) {
     shared.output_buffer.finish();
     if let Some(job) = &mut shared.context.agent {
-        // Freed, because a prompt can be as long as a message, and is not needed any more.
+        // A prompt can be as long as a message, and is not needed any more.
         job.prompt = Bytes::new();
     }
     let JobContext { executor, limits, detach, .. } = &shared.context;
     let mut record = Record::new(executor.as_str().into(), millis(limits.heartbeat), detach.is_some(), &ending);
     record.set_newest_hold(shared.output_buffer.holds().remembered());
     let retained = slot.end(record, shared.output_buffer.retained(FIXED_BYTES));
-    // A task of its own, because one that has run a command is larger than one that keeps its output.
+    // A new task, because it takes less memory than the one that has run the command.
     actix_web::rt::spawn(retain(Box::new(shared), ending, retained));
 }
 
-/// Delivers the rest and the last word, to the consumer that follows it now and to those that come, until the registry
-/// releases it: its retention is over, its output is evicted, or nothing is left to keep.
+/// Delivers the remaining output and the final event to the current consumer and to each that attaches, until the
+/// registry releases the task: the retention is over, the output is evicted, or nothing is retained.
 async fn retain(mut shared: Box<JobShared>, ending: Outcome, retained: Retained) {
     let snapshot = JobSnapshot::ended(&ending);
     let mut is_released = false;
@@ -79,8 +79,8 @@ async fn retain(mut shared: Box<JobShared>, ending: Outcome, retained: Retained)
     debug!(event = "execution.output_released", execution_id:% = shared.context.id; "output released");
 }
 
-/// Answers a request to an execution whose output is gone: with its ending, and with a gap for what is missing. It may make
-/// a new hold.
+/// Answers a request to an execution whose output is gone: with its ending, and with a gap in place of the output. An
+/// attach may make a new hold.
 pub fn answer(
     record: &mut Record,
     id: ExecutionId,
@@ -111,13 +111,16 @@ pub fn answer(
     }
     shared.output_buffer.deliver_final(|| BackendEvent::Exit(ending));
     record.set_newest_hold(shared.output_buffer.holds().remembered());
-    debug_assert!(!shared.output_buffer.is_attached(), "all that is said of it fits in a consumer's slots");
+    debug_assert!(
+        !shared.output_buffer.is_attached(),
+        "all items of an execution without output fit in a consumer's slots"
+    );
 }
 
 impl JobSnapshot {
     fn ended(ending: &Outcome) -> JobSnapshot {
         JobSnapshot {
-            is_told: true,
+            is_reported: true,
             status: ending.status,
             position: None,
             alive: Heartbeat { elapsed_ms: ending.elapsed_ms.unwrap_or(0), ..Heartbeat::default() },

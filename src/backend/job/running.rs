@@ -1,9 +1,9 @@
-//! A command from its start to its end: its pipes are read, its clocks kept, its requests carried out.
+//! A command from its start to its end: reads its pipes, keeps its clocks and carries out its requests.
 //!
-//! [`Life`] and [`JobClocks`] decide; this loop waits for the next event and carries out what they say. A pipe is read
-//! only where the output buffer lets it be (`OutputBuffer::may_read`): a slow consumer slows the command down and nothing
-//! grows. Requests, clocks, consumers and the shim are served in every state; only once the processes are gone is a
-//! remainder read, and then without waiting.
+//! [`Life`] and [`JobClocks`] decide; this loop waits for the next event and carries out their actions. It reads a pipe
+//! only if the output buffer has room (`OutputBuffer::may_read`), so that a slow consumer slows the command down and
+//! memory stays bounded. Requests, clocks, consumers and the shim are served in every state. When the processes are
+//! gone, the rest in the pipes is read without waiting.
 
 mod report;
 mod requests;
@@ -44,23 +44,23 @@ pub(super) async fn follow(process: Process, program: &str, shared: &mut JobShar
     job.into_outcome(program)
 }
 
-/// A command, and what is known of it.
+/// A command and its state.
 struct RunningJob {
     link: ShimLink,
     life: Life,
     start: StartReport,
-    /// What ends the processes of a lost shim.
+    /// Ends the processes of a lost shim.
     sweep: Option<Pin<Box<dyn Future<Output = TreeGone>>>>,
     pipes: [OutputPipe; 2],
     terminal: Option<Terminal>,
     input: StdinWriter,
-    /// The agent, if the command is one, and what its events tell.
+    /// The agent and its progress, if the command is one.
     agent: Option<RunningAgent>,
     digests: OutputDigests,
     clocks: JobClocks,
-    /// Whether all of its processes are stopped, by whomever, as of the shim's last answer.
+    /// Whether all of its processes are stopped, as of the shim's last inspection. Others can stop them, too.
     is_stopped: bool,
-    /// Where the answers go when the tree is stopped, or continued, in the order of the requests.
+    /// For the requests to pause and resume that the shim has not answered, in their order.
     pause_replies: VecDeque<ReplySender>,
 }
 
@@ -70,18 +70,18 @@ struct RunningAgent {
     progress: Box<dyn AgentProgress>,
 }
 
-/// What the consumer knows of the command's start.
+/// How far the command's start was reported to the consumer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum StartReport {
-    /// Nothing yet.
+    /// Not at all.
     Pending,
-    /// That the command has not been executed yet.
+    /// As queued: the command has not been executed yet.
     Queued,
-    /// That the command was executed.
+    /// As started.
     Executed,
 }
 
-/// What woke the loop.
+/// The event that woke the loop.
 enum JobWake {
     /// An event of the shim; `None` if it is lost.
     Shim(Option<ShimEvent>),
@@ -125,8 +125,8 @@ impl RunningJob {
 
     /// Follows the command until its processes are gone.
     ///
-    /// It ends: the command's own exit begins the time of its leftovers; their quiet and every cause begin an end with a
-    /// deadline; and what is then in the pipes is read without waiting, whoever takes it.
+    /// This terminates: the command's own exit starts the time limit of its leftovers; that limit and every cause start
+    /// an end with a deadline; and the rest in the pipes is read without waiting.
     async fn run(&mut self, shared: &mut JobShared, slot: &Slot) {
         let mut is_released = false;
         while !self.life.is_over() {
@@ -158,8 +158,7 @@ impl RunningJob {
         let due = self.clocks.due(&self.life, self.other_deadlines(shared));
         let link_due = self.link.due();
         let [stdout, stderr] = &mut self.pipes;
-        // Rare events first, because a busy pipe would starve them; then the pipes; quiet deadlines last, because unread
-        // output extends them.
+        // Rare events first, because a busy pipe would starve them.
         tokio::select! {
             biased;
             event = self.link.next() => JobWake::Shim(event),
@@ -170,11 +169,11 @@ impl RunningJob {
             },
             () = at(link_due) => JobWake::LinkDeadline,
             () = at(Some(due.urgent.0)) => JobWake::Clock(due.urgent.1),
-            () = self.input.write(), if self.input.is_waiting() => JobWake::InputWritten,
+            () = self.input.write(), if self.input.is_pending() => JobWake::InputWritten,
             n = stdout.read(), if may_read[0] && stdout.is_open() => JobWake::Read(0, n),
             n = stderr.read(), if may_read[1] && stderr.is_open() => JobWake::Read(1, n),
             change = shared.output_buffer.consumer_change(shared.context.config.consumer_stall, shared.consumer_clock.polled_at()) => JobWake::Consumer(change),
-            // Behind the pipes, because what is there to be read may give more time.
+            // After the pipes, because unread output extends these deadlines.
             event = at_event(due.when_quiet) => JobWake::Clock(ClockEvent::Life(event)),
         }
     }
@@ -191,7 +190,7 @@ impl RunningJob {
                 let (stream, bytes) = (pipe.stream(), pipe.take(n));
                 self.on_output(stream, bytes, shared);
             }
-            // The end of the pipe, or a pipe that cannot be read: nothing more comes from it.
+            // The pipe has ended or cannot be read.
             JobWake::Read(at, _) => self.on_end_of_output(at),
             JobWake::Consumer(ConsumerChange::Room) | JobWake::InputWritten | JobWake::Released => {}
             JobWake::Consumer(change) => {
@@ -213,7 +212,7 @@ impl RunningJob {
             ClockEvent::Heartbeat => {
                 let now = Instant::now();
                 self.clocks.record_heartbeat(now);
-                shared.look_after_consumer(now);
+                shared.check_consumer(now);
                 shared.output_buffer.send_event_if_room(BackendEvent::Alive(self.heartbeat(now)));
             }
         }
@@ -237,7 +236,7 @@ impl RunningJob {
         }
     }
 
-    /// Reads what is in the pipes now that all processes are gone, however full the ring is.
+    /// Reads the rest in the pipes after all processes are gone, even if the ring is full.
     fn read_remainder(&mut self, shared: &mut JobShared) {
         for at in 0..self.pipes.len() {
             let Some(pieces) = self.pipes[at].take_remainder() else { continue };
@@ -259,7 +258,7 @@ impl RunningJob {
         self.start == StartReport::Executed
     }
 
-    /// Reads along in the agent's events. Returns whether its activity has changed.
+    /// Passes output to the agent's progress. Returns whether its activity has changed.
     fn watch_agent(&mut self, stream: Stream, bytes: &[u8]) -> bool {
         let Some(RunningAgent { progress, .. }) = &mut self.agent else { return false };
         if stream == Stream::Stderr {
@@ -269,7 +268,7 @@ impl RunningJob {
         progress.feed(bytes, Instant::now())
     }
 
-    /// Tells the agent's progress that no event follows.
+    /// Completes the agent's progress: no event follows.
     fn finish_agent(&mut self) {
         if let Some(agent) = &mut self.agent {
             agent.progress.finish(Instant::now());
@@ -309,7 +308,7 @@ impl RunningJob {
             Some(LifeAction::Sweep) => self.sweep = Some(Box::pin(self.link.sweep())),
         }
         if self.life.is_canceling() && !was_canceling {
-            // The total runs again from this moment, whatever else happens in this turn.
+            // The total runs again from this moment, before the next turn of the loop sets all clocks.
             self.clocks.run_total(true, Instant::now());
             shared.output_buffer.send_event(BackendEvent::Status(StatusChange::to(Status::Cancelling)));
         }
@@ -318,7 +317,7 @@ impl RunningJob {
     /// Ends the job for this cause.
     fn end(&mut self, cause: EndCause, grace_ms: u64, shared: &mut JobShared) {
         if cause == EndCause::Disconnected {
-            // No consumer comes for what did not fit.
+            // No consumer will read the output that exceeds the ring.
             shared.consumer_clock.stop_waiting();
             shared.output_buffer.set_ending();
         }

@@ -58,8 +58,8 @@ pub struct Consumer {
     /// The claim with which it attaches.
     pub claim: Claim,
     pub(super) cursor: PerStream<u64>,
-    /// Whether its client has received everything before the cursor. False for a gateway that attaches again, because it
-    /// knows only what it has read itself.
+    /// Whether its client has received everything before the cursor. False for a gateway that attaches again, because
+    /// it knows only what it has read itself.
     pub has_arrived: bool,
     /// Since when it has no room, as of the last delivery.
     pub(super) blocked_since: Option<Instant>,
@@ -102,8 +102,8 @@ impl Consumer {
         let _ = socket.send(reason);
     }
 
-    /// Waits for the next change, see [`OutputBuffer::consumer_change`](super::OutputBuffer::consumer_change). A consumer
-    /// that is not a gateway may stop reading until the execution `is_ending`.
+    /// Waits for the next change, see [`OutputBuffer::consumer_change`](super::OutputBuffer::consumer_change). A
+    /// consumer that is not a gateway may stop reading until the execution `is_ending`.
     pub(super) async fn change(&self, patience: Duration, polled_at: Instant, is_ending: bool) -> ConsumerChange {
         // As of the last delivery, because the consumer may have made room since.
         let Some(blocked_since) = self.blocked_since else {

@@ -67,8 +67,8 @@ impl Ring {
         }
     }
 
-    /// The bytes from this offset on, up to `most`, as far as they are contiguous. Empty at the end of the stream, and before
-    /// the start of the ring.
+    /// The bytes from this offset on, up to `most`, as far as they are contiguous. Empty at the end of the stream, and
+    /// before the start of the ring.
     pub fn piece(&self, from: u64, most: usize) -> &[u8] {
         if from < self.start() || from >= self.end {
             return &[];

@@ -29,7 +29,8 @@ use crate::backend::{
 /// The interval of inspections, which show that a shim lives, and whether its command is stopped.
 const INSPECT_EVERY: Duration = Duration::from_secs(2);
 
-/// The interval before the command is executed. Shorter, because until then the client of a stopped shim gets no message.
+/// The interval before the command is executed. Shorter, because until then the client of a stopped shim gets no
+/// message.
 const INSPECT_STARTING: Duration = Duration::from_millis(500);
 
 /// How many bytes of orders may wait for a shim that does not read, besides the order to start.
@@ -141,8 +142,8 @@ impl ShimLink {
         self.unsent.len() < MAX_UNSENT
     }
 
-    /// The next event, or `None` if the shim is lost. Sends orders meanwhile. Never returns after that or after the last
-    /// event. May be dropped and called again.
+    /// The next event, or `None` if the shim is lost. Sends orders meanwhile. Never returns after that or after the
+    /// last event. May be dropped and called again.
     pub async fn next(&mut self) -> Option<ShimEvent> {
         loop {
             self.send();
@@ -175,8 +176,8 @@ impl ShimLink {
         }
     }
 
-    /// Has another subreaper fork the shim, once, because a command may have lowered the limits of the first one. Nothing
-    /// has run, because the first one reported that it did not fork. The error is why there is no shim.
+    /// Has another subreaper fork the shim, once, because a command may have lowered the limits of the first one.
+    /// Nothing has run, because the first one reported that it did not fork. The error is why there is no shim.
     fn fork_again(&mut self, cause: String) -> Result<(), String> {
         let LinkState::Forking { descriptors, retry, .. } = std::mem::replace(&mut self.state, LinkState::Open) else {
             return Err(cause);
@@ -212,8 +213,8 @@ impl ShimLink {
         [self.watch.due(), self.inspect_at].into_iter().flatten().min()
     }
 
-    /// Does what is due: orders an inspection, or has a shim woken or killed that has not acknowledged an order. A killed
-    /// shim is lost.
+    /// Does what is due: orders an inspection, or has a shim woken or killed that has not acknowledged an order. A
+    /// killed shim is lost.
     pub fn act(&mut self, now: Instant) {
         if self.inspect_at.is_some_and(|at| at <= now) {
             self.inspect_at = Some(now + self.inspect_every);

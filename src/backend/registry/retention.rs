@@ -15,29 +15,29 @@ use std::{
 use super::error::RegistryError;
 use crate::backend::output_buffer::RetainedOutput;
 
-/// What a registry may remember.
+/// The limits of a registry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RegistryLimits {
-    /// How long an execution is known after its end, in milliseconds.
+    /// How long an execution is remembered after its end, in milliseconds.
     pub retention_ms: u64,
-    /// How many executions are known at the most.
+    /// How many executions are remembered at the most, running ones included.
     pub max_entries: usize,
-    /// How much memory kept output may take before some is evicted or refused, in bytes.
+    /// How much memory retained output may take before some is evicted or executions are refused, in bytes.
     pub max_kept_bytes: usize,
 }
 
-/// All executions that are known, by their ids.
+/// All remembered executions, by their ids.
 #[derive(Debug)]
 pub struct RegistryModel<K, T> {
     limits: RegistryLimits,
-    // Boxed, because a map that grows moves its values while everybody waits for the lock.
+    // Boxed, because a map that grows moves its values under the lock.
     entries: HashMap<K, Box<RegistryEntry<T>>>,
     next_number: u64,
-    /// Those that are not forgotten by time: they have not ended, or are followed.
+    /// Executions that have not ended or are read by a consumer. They are not forgotten by time.
     active: BTreeSet<K>,
-    /// The others, by the time from which their retention counts.
+    /// All other executions, by the time from which their retention counts.
     by_age: BTreeSet<(u64, K)>,
-    /// Those of them whose output may be evicted.
+    /// The executions in `by_age` whose output may be evicted.
     evictable: BTreeSet<(u64, K)>,
     held_bytes: usize,
     fetched_bytes: usize,
@@ -46,9 +46,9 @@ pub struct RegistryModel<K, T> {
 /// One execution.
 #[derive(Debug)]
 pub struct RegistryEntry<T> {
-    /// No other entry has it, whatever its id.
+    /// Unique over all entries, also over those with the same id.
     pub number: u64,
-    /// What its caller knows of it.
+    /// The value of the caller.
     pub value: T,
     state: EntryState,
 }
@@ -78,7 +78,8 @@ impl<K: Copy + Ord + Hash, T> RegistryModel<K, T> {
     ///
     /// # Errors
     ///
-    /// The limit of entries is reached, or one that may detach would leave output for which there is no memory.
+    /// The limit of entries is reached, or the execution may detach and there is no memory for the output that it would
+    /// leave.
     pub fn accepts(&self, may_detach: bool, now_ms: u64) -> Result<(), RegistryError> {
         let RegistryLimits { retention_ms, max_entries, max_kept_bytes } = self.limits;
         if self.entries.len() >= max_entries {
@@ -91,7 +92,7 @@ impl<K: Copy + Ord + Hash, T> RegistryModel<K, T> {
         Ok(())
     }
 
-    /// How many executions were added, and how many bytes are kept of those that have ended.
+    /// How many executions were ever added, and how many bytes of output are retained.
     pub fn usage(&self) -> (u64, usize) {
         (self.next_number, self.held_bytes + self.fetched_bytes)
     }
@@ -100,26 +101,26 @@ impl<K: Copy + Ord + Hash, T> RegistryModel<K, T> {
     pub fn insert(&mut self, id: K, value: T) -> u64 {
         let number = self.next_number;
         self.next_number += 1;
-        // One that was due to be forgotten may still be there.
+        // An entry that is due to be forgotten may still be there.
         self.remove(id);
         self.entries.insert(id, Box::new(RegistryEntry { number, value, state: EntryState::Live }));
         self.index(id, EntryState::Live, true);
         number
     }
 
-    /// An execution, unless it is due to be forgotten.
+    /// The entry of an execution, unless it is due to be forgotten.
     pub fn get(&self, id: K, now_ms: u64) -> Option<&RegistryEntry<T>> {
         self.entries.get(&id).map(|entry| &**entry).filter(|entry| !self.is_over(entry.state, now_ms))
     }
 
-    /// The same, to be changed.
+    /// The mutable entry of an execution, unless it is due to be forgotten.
     pub fn get_mut(&mut self, id: K, now_ms: u64) -> Option<&mut RegistryEntry<T>> {
         let retention_ms = self.limits.retention_ms;
         self.entries.get_mut(&id).map(|entry| &mut **entry).filter(|entry| !entry.state.is_over(retention_ms, now_ms))
     }
 
-    /// An execution has ended, or what is kept of its output has changed. The retention counts from its end, and
-    /// anew from the moment when a consumer leaves.
+    /// Records that an execution has ended, or that its retained output has changed. The retention counts from the end,
+    /// and again from the time when a consumer leaves.
     pub fn retain(&mut self, id: K, output: RetainedOutput, now_ms: u64) {
         let Some(entry) = self.entries.get(&id) else { return };
         let since_ms = match entry.state {
@@ -129,14 +130,14 @@ impl<K: Copy + Ord + Hash, T> RegistryModel<K, T> {
         self.change(id, EntryState::Ended { since_ms, output });
     }
 
-    /// A consumer comes to an execution that has ended.
+    /// Records that a consumer attaches to an execution that has ended.
     pub fn follow(&mut self, id: K, now_ms: u64) {
         let Some(EntryState::Ended { output, .. }) = self.entries.get(&id).map(|entry| entry.state) else { return };
         // Where nothing is retained the record answers at once, and no consumer stays.
         self.change(id, EntryState::Ended { since_ms: now_ms, output: output.followed() });
     }
 
-    /// Evicts fetched output, the oldest first, until all fits or there is no more. Gives the executions that it was of.
+    /// Evicts fetched output, the oldest first, until the rest fits or there is no more. Returns the executions.
     pub fn evict(&mut self) -> Vec<K> {
         let mut evicted = Vec::new();
         while self.held_bytes + self.fetched_bytes > self.limits.max_kept_bytes
@@ -148,7 +149,7 @@ impl<K: Copy + Ord + Hash, T> RegistryModel<K, T> {
         evicted
     }
 
-    /// Forgets executions whose retention is over, the oldest first, `most` at a time.
+    /// Forgets up to `most` executions whose retention is over, the oldest first, and returns them.
     pub fn forget(&mut self, most: usize, now_ms: u64) -> Vec<(K, T)> {
         let mut forgotten = Vec::new();
         while forgotten.len() < most
@@ -160,14 +161,14 @@ impl<K: Copy + Ord + Hash, T> RegistryModel<K, T> {
         forgotten
     }
 
-    /// At most `most` ids: those that run or are followed, then the others, the last to end first.
+    /// Up to `most` ids: first the active executions, then the others, beginning with the last that ended.
     pub fn newest(&self, most: usize, now_ms: u64) -> Vec<K> {
         let over = |since_ms: u64| EntryState::Ended { since_ms, output: RetainedOutput::Nothing };
         let ended = self.by_age.iter().rev().filter(|(since_ms, _)| !self.is_over(over(*since_ms), now_ms));
         self.active.iter().copied().chain(ended.map(|(_, id)| *id)).take(most).collect()
     }
 
-    /// Those that run, or are followed.
+    /// The executions that have not ended or are read by a consumer.
     pub fn active(&self) -> impl Iterator<Item = K> {
         self.active.iter().copied()
     }
@@ -226,7 +227,7 @@ impl EntryState {
     }
 }
 
-/// Ids that were canceled before their requests came, for a while.
+/// Ids that were canceled before their requests arrived. They are remembered for a while.
 #[derive(Debug)]
 pub struct WithdrawnIds<K> {
     for_ms: u64,
@@ -235,7 +236,7 @@ pub struct WithdrawnIds<K> {
 }
 
 impl<K: Copy + Eq + Hash> WithdrawnIds<K> {
-    /// Remembers each for so many milliseconds.
+    /// Remembers each id for this many milliseconds.
     pub fn new(for_ms: u64) -> Self {
         WithdrawnIds { for_ms, at: HashMap::new(), by_age: VecDeque::new() }
     }
@@ -246,7 +247,7 @@ impl<K: Copy + Eq + Hash> WithdrawnIds<K> {
             && at + self.for_ms <= now_ms
         {
             self.by_age.pop_front();
-            // It may have come again since.
+            // The id may have been inserted again since.
             if self.at.get(&id) == Some(&at) {
                 self.at.remove(&id);
             }
@@ -399,7 +400,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever comes in whatever order, it is as if all entries were looked at each time.
+        /// In every order of calls the result is that of a scan of all entries.
         #[test]
         fn it_decides_as_one_that_looks_at_everything(
             moves in prop::collection::vec((0u32..12, 0..7, 0usize..60, 0u64..40), 1..200),

@@ -108,7 +108,8 @@ pub(super) async fn control(
     let request = read_action(action, query, bytes)?;
     match request {
         ControlRequest::Stdin(_) => {
-            // Without a time limit, because the answer comes when the command has read enough to make room for the input.
+            // Without a time limit, because the answer comes when the command has read enough to make room for the
+            // input.
             let (answer, answered) = oneshot::channel();
             registry.send(id, JobRequest::Control(request, answer))?;
             answered.await.unwrap_or(Err(JobError::EndedUnread(id)))?;

@@ -1,4 +1,4 @@
-//! Runs a command, or attaches to one that is there, and streams what it writes.
+//! Creates an execution or attaches to one, and streams its output.
 
 use std::{rc::Weak, sync::Arc};
 
@@ -103,11 +103,11 @@ async fn begin(
     let id = run.execution_id.unwrap_or_else(ExecutionId::random);
     let (slot, inbox) = match registry.admit(id, &run)? {
         Admission::New(slot, inbox) => (slot, inbox),
-        Admission::Existing => return follow(registry, id, consumer).await.map(|()| id),
+        Admission::Existing => return attach_consumer(registry, id, consumer).await.map(|()| id),
     };
-    // What a variable holds may be a secret.
+    // Not the values of variables, because they may be secrets.
     let names: Vec<_> = to_start.env.keys().collect();
-    debug!(event = "process.command", execution_id:% = id, argv:serde = to_start.argv, env:serde = names; "execution asked for");
+    debug!(event = "process.command", execution_id:% = id, argv:serde = to_start.argv, env:serde = names; "execution requested");
     let config = registry.config();
     // An agent's events are delivered whole, so the longest of them must have room.
     let events = agent.as_ref().map_or(0, |job| job.agent.max_event_bytes());
@@ -128,11 +128,11 @@ async fn begin(
     Ok(id)
 }
 
-async fn follow(registry: &Registry, id: ExecutionId, consumer: Consumer) -> Result<(), ErrorObject> {
+async fn attach_consumer(registry: &Registry, id: ExecutionId, consumer: Consumer) -> Result<(), ErrorObject> {
     send_request(registry, id, |answer| JobRequest::Attach(Box::new(consumer), answer)).await
 }
 
-/// A consumer on the connection of this request. Only a gateway's is watched: a person may well stop
+/// A consumer on the connection of this request. Only a gateway's connection has a time-out, because a person may stop
 /// reading for a while.
 fn consumer_of(
     request: &HttpRequest,
@@ -146,7 +146,7 @@ fn consumer_of(
     (consumer, feed)
 }
 
-/// The response that carries what a consumer is fed.
+/// The response that streams a consumer's feed.
 fn stream_of(
     request: &HttpRequest,
     registry: &Registry,
@@ -180,11 +180,12 @@ pub(super) async fn attach(
     fields.finish()?;
     let (mut consumer, feed) = consumer_of(&request, &registry, format, offsets);
     (consumer.has_arrived, consumer.claim) = (has_arrived, claim);
-    follow(&registry, id, consumer).await?;
+    attach_consumer(&registry, id, consumer).await?;
     Ok(stream_of(&request, &registry, id, format, offsets, feed))
 }
 
-/// Shuts the connection of this request down a while after its consumer was sent away, if it has not even taken that.
+/// Shuts the connection of this request down some time after its consumer was dismissed, if the response has not ended
+/// by then because the peer does not read.
 fn release_dismissed(
     request: &HttpRequest,
     dismissed: oneshot::Receiver<DismissReason>,
@@ -192,14 +193,14 @@ fn release_dismissed(
     id: ExecutionId,
 ) {
     let is_due = async move {
-        // A consumer that goes after its last word is not sent away.
-        let Ok(why) = dismissed.await else { return false };
-        if why == DismissReason::TakenOver {
+        // The sender is dropped without a reason after the last event.
+        let Ok(reason) = dismissed.await else { return false };
+        if reason == DismissReason::TakenOver {
             actix_web::rt::time::sleep(DRAIN_PATIENCE).await;
         }
         body.strong_count() > 0
     };
     connection::shut_down_when(request, is_due, move || {
-        info!(event = "socket.shut_down", execution_id:% = id; "a consumer that was sent away does not read: its connection is cut");
+        info!(event = "socket.shut_down", execution_id:% = id; "a dismissed consumer does not read: its connection is shut down");
     });
 }

@@ -21,7 +21,7 @@ impl Channel {
         Channel { socket: UnixStream::from(socket), input: Vec::new() }
     }
 
-    /// Where orders arrive.
+    /// Readable when orders arrive.
     pub(super) fn descriptor(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }

@@ -114,7 +114,7 @@ fn stop_running(signaled: &mut HashSet<Pid>, until: Instant, procfs: &Procfs) ->
     if Instant::now() > until { PauseStep::Failed } else { PauseStep::Again }
 }
 
-/// Continues everything below this process, whoever stopped it, children first.
+/// Continues everything below this process, children first, also processes that others have stopped.
 pub(super) fn continue_all(procfs: &Procfs) {
     for (process, stat) in procfs.descendants(usize::MAX).unwrap_or_default().into_iter().rev() {
         send(process, stat, Signal::CONT);
@@ -123,7 +123,7 @@ pub(super) fn continue_all(procfs: &Procfs) {
 
 /// Whether all processes below this one are stopped. False if they cannot be listed.
 pub(super) fn is_stopped(leader: Option<Pid>, procfs: &Procfs) -> bool {
-    // The tree is listed only if the leader is stopped, because this is asked once a heartbeat.
+    // The tree is listed only if the leader is stopped, because this is called for each inspection.
     let leader_is_still = leader.is_none_or(|leader| procfs.stat(leader).is_ok_and(Stat::is_still));
     leader_is_still && procfs.descendants(usize::MAX).is_ok_and(|tree| tree.iter().all(|(_, stat)| stat.is_still()))
 }

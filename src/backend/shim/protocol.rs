@@ -14,7 +14,7 @@ pub struct Numbered<T> {
     pub message: T,
 }
 
-/// An order of the backend to a shim.
+/// An order of the backend to a shim. A control request that reaches the processes has an order of its own.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Order {
@@ -96,10 +96,10 @@ pub enum ShimEvent {
     Resumed,
     /// The answer to an inspection.
     Inspected {
-        /// Whether all processes of the tree are stopped, whoever stopped them.
+        /// Whether all processes of the tree are stopped. Others can stop them, too.
         stopped: bool,
     },
-    /// The subreaper is gone. The shim is ending the tree, because nobody could end it after the shim.
+    /// The subreaper is gone. The shim is ending the tree, because nothing could end it after the shim.
     Unguarded,
     /// The tree is gone. The last event.
     Gone(TreeGone),
@@ -142,7 +142,7 @@ pub enum LeaderExit {
 /// What is known about the end of a tree.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct TreeGone {
-    /// How it is known that nothing is left.
+    /// How it is known that no process is left.
     pub evidence: Evidence,
     /// Processes that could not be ended; `None` where they could not be counted.
     pub survivors: Option<u32>,
@@ -151,7 +151,7 @@ pub struct TreeGone {
 }
 
 impl TreeGone {
-    /// It is not known what is left.
+    /// It is not known whether processes are left.
     pub const UNKNOWN: TreeGone = TreeGone { evidence: Evidence::Unknown, survivors: None, killed: 0 };
 
     /// All processes are gone, as this evidence shows.

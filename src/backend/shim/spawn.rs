@@ -81,7 +81,7 @@ pub(super) fn start(
         return Ok(StartingChild { leader, report: File::from(report) });
     }
     let (error, their_report) = become_command(spec, &ends, cgroup, their_report);
-    // Ignored, because there is nobody else to report to.
+    // Ignored, because there is no other way to report.
     let _ = File::from(their_report).write_all(&serde_json::to_vec(&error).unwrap_or_default());
     process::exit(NOT_EXECUTED)
 }
@@ -146,8 +146,8 @@ fn prepare(spec: &JobSpec, ends: &CommandEnds, cgroup: Option<&Cgroup>) -> io::R
     Ok(())
 }
 
-/// Makes the kernel end the command, and not the service, when memory runs out: raises the score of this process, which an
-/// exec keeps and children inherit. If that is not allowed, the command keeps the default score.
+/// Makes the kernel end the command, and not the service, when memory runs out: raises the score of this process, which
+/// an exec keeps and children inherit. If that is not allowed, the command keeps the default score.
 fn raise_oom_score() {
     const PATH: &str = "/proc/self/oom_score_adj";
     let own = fs::read_to_string(PATH).ok().and_then(|text| text.trim().parse::<i32>().ok());

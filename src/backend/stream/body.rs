@@ -1,7 +1,7 @@
 //! The body of a streaming response.
 //!
-//! A stream that ended early must not look complete: the body is cut, so that the client sees an error, if the execution's
-//! last event did not come, and in a plain stream, which has no events, if the command did not exit with 0.
+//! A stream that ended early must not look complete: the body is cut, so that the client sees an error, if the
+//! execution's last event did not come, and in a plain stream, which has no events, if the command did not exit with 0.
 
 use std::{
     pin::Pin,

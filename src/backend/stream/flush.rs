@@ -16,9 +16,9 @@ const FLUSHES: u32 = 3;
 /// The interval between two looks at a full socket.
 const FULL_CADENCE: Duration = Duration::from_millis(10);
 
-/// The wait at the end of a body. When a body is cut, actix drops the connection with the bytes in its own buffer, and a
-/// shutdown ends the whole process, so the buffer must be empty before. Each pending poll lets actix flush, which stops
-/// only at a full socket.
+/// The wait at the end of a body. When a body is cut, actix drops the connection with the bytes in its own buffer, and
+/// a shutdown ends the whole process, so the buffer must be empty before. Each pending poll lets actix flush, which
+/// stops only at a full socket.
 #[derive(Default)]
 pub(super) struct FlushWait {
     n_flushes: u32,

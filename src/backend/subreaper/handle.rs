@@ -1,8 +1,8 @@
-//! The backend's side of a subreaper: it starts one, asks it for shims, and sees to it that it obeys.
+//! The backend's side of a subreaper: starts it, sends it requests, and enforces their deadlines.
 //!
-//! A thread belongs to each subreaper and lives as long as that does, because the kernel wakes a stopped
-//! subreaper when the *thread* that started it ends. The thread reads the answers, and keeps the deadlines by which
-//! each request must be answered: a command of the same user can stop or kill the subreaper, too.
+//! A thread belongs to each subreaper and lives as long as the subreaper does, because the kernel wakes a stopped
+//! subreaper when the *thread* that started it ends. The thread reads the responses and enforces their deadlines,
+//! because a command of the same user can stop or kill the subreaper.
 
 mod adoption;
 mod thread;
@@ -44,13 +44,13 @@ use crate::backend::{
     },
 };
 
-/// How long what a lost subreaper leaves behind may take to end before it is called unknown.
+/// How long the orphans of a lost subreaper may take to end before the evidence is `unknown`.
 const ADOPTED_PATIENCE: Duration = Duration::from_secs(5);
 
-/// How often what a lost subreaper left behind is looked at.
+/// The interval between two looks for the orphans of a lost subreaper.
 const ADOPTED_CADENCE: Duration = Duration::from_millis(2);
 
-/// Makes subreapers: one at a time takes new executions.
+/// Starts subreapers. One at a time takes new executions; a lost one is replaced.
 #[derive(Debug)]
 pub struct Subreapers {
     binary: PathBuf,
@@ -59,28 +59,29 @@ pub struct Subreapers {
     current: Mutex<Option<Arc<SubreaperHandle>>>,
 }
 
-/// A running subreaper. It ends when the last one who holds this is gone.
+/// A running subreaper. It ends when the last reference is dropped.
 #[derive(Debug)]
 pub struct SubreaperHandle {
     shared: Arc<SharedHandle>,
 }
 
-/// What its thread shares with those who ask.
+/// The state that the thread of a subreaper shares with its executions.
 #[derive(Debug)]
 struct SharedHandle {
     socket: OwnedFd,
-    /// Wakes the thread where it waits without a deadline.
+    /// Wakes the thread, which waits without a deadline while no request is pending.
     wake: OwnedFd,
     state: Mutex<HandleState>,
     next: AtomicU64,
-    /// Whether its children come to this process when it is lost.
+    /// Whether this process inherits its children when it is lost.
     adopts: bool,
     /// The containment of its executions. A cgroup directory belongs to it alone.
     contained: Contained,
 }
 
 impl Drop for SharedHandle {
-    /// The subreaper and its executions are over, or it was never started: its cgroups go. The last owner is its thread.
+    /// Removes the cgroups when the subreaper and its executions have ended, or it was not started. The last owner is
+    /// its thread.
     fn drop(&mut self) {
         if let Contained::Cgroup(base) = &self.contained {
             end_cgroup(base, ADOPTED_PATIENCE);
@@ -131,12 +132,12 @@ impl HandleState {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // No critical section panics half-way.
+    // A poisoned lock still guards valid state, because no critical section panics half-way.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Subreapers {
-    /// Starts the first one. To be called before this process has any other children.
+    /// Starts the first subreaper. To be called before this process has any other children.
     pub fn start(binary: &Path, containment: Containment) -> io::Result<Subreapers> {
         let contained = containment.resolve()?;
         let adoption = Arc::new(Adoption::prepare()?);
@@ -145,12 +146,12 @@ impl Subreapers {
         Ok(subreapers)
     }
 
-    /// What contains executions, for the log.
+    /// The containment of executions.
     pub fn contained(&self) -> &Contained {
         &self.contained
     }
 
-    /// The one that takes new executions. Starts another where it was lost.
+    /// The subreaper that takes new executions. Starts another if that is lost or unfit.
     pub fn current(&self) -> io::Result<Arc<SubreaperHandle>> {
         let mut current = lock(&self.current);
         if let Some(subreaper) = current.as_ref().filter(|subreaper| subreaper.is_fit()) {
@@ -188,7 +189,7 @@ impl Subreapers {
         let (adoption, thread_shared) = (Arc::clone(&self.adoption), Arc::clone(&shared));
         std::thread::Builder::new().name("subreaper".to_owned()).spawn(move || {
             let spawned = adoption.spawn(&mut command, &thread_shared);
-            // It holds our copy of the other end.
+            // Closes this process's copy of the subreaper's socket.
             drop(command);
             match spawned {
                 Err(error) => drop(started.send(Err(error))),
@@ -216,14 +217,14 @@ impl SubreaperHandle {
         lock(&self.shared.state).phase == HandlePhase::Fit
     }
 
-    /// A name for a shim that no other has had, of whichever subreaper: its cgroup has that name, too.
+    /// A new name for a shim, unique over all subreapers, because it also names the cgroup.
     pub fn ticket(&self) -> Ticket {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         NEXT.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Sends a request about a shim, with descriptors. The receiver gets the response, or is closed because the subreaper
-    /// was lost.
+    /// Sends a request about a shim, with descriptors. The receiver gets the response, or is closed because the
+    /// subreaper was lost.
     ///
     /// # Errors
     ///
@@ -260,14 +261,14 @@ impl SubreaperHandle {
         Ok(answered)
     }
 
-    /// Ends what this shim has left behind, and says what is known of that.
+    /// Ends the processes that this shim has left behind, and returns what is known of them.
     pub async fn sweep(self: Arc<Self>, ticket: Ticket) -> TreeGone {
         if let Ok(answered) = self.send(ticket, SubreaperAction::Sweep, &[])
             && let Ok(SubreaperResponse::Swept(gone)) = answered.await
         {
             return gone;
         }
-        // The subreaper was lost as well. Its thread adopts what it left; a cgroup shows by itself what is in it.
+        // The subreaper is lost, too. Its thread ends the orphans, and a cgroup shows by itself whether it is empty.
         lock(&self.shared.state).shims.remove(&ticket);
         tokio::task::spawn_blocking(move || self.sweep_without(ticket)).await.unwrap_or(TreeGone::UNKNOWN)
     }
@@ -282,7 +283,7 @@ impl SubreaperHandle {
         }
         // Also with an empty cgroup, because a command that runs as root can have left it.
         let until = Instant::now() + ADOPTED_PATIENCE;
-        // The look that is under way may have begun before this shim was given up: the one after it counts.
+        // Two more looks, because the current one may have begun before this shim was forgotten.
         let wanted = lock(&self.shared.state).n_clean() + 2;
         while Instant::now() < until {
             if lock(&self.shared.state).n_clean() >= wanted {
@@ -293,7 +294,7 @@ impl SubreaperHandle {
         TreeGone::UNKNOWN
     }
 
-    /// The execution of this shim has read its last word, or has lost it.
+    /// Forgets a shim whose last event its execution has read, or which is lost.
     pub fn forget(&self, ticket: Ticket) {
         lock(&self.shared.state).shims.remove(&ticket);
     }
@@ -306,7 +307,7 @@ impl Drop for SubreaperHandle {
             state.phase = HandlePhase::GivenUp;
         }
         drop(state);
-        // The thread has the socket, too; the subreaper ends on this, and the thread with it.
+        // Ends the subreaper, and with it the thread, which holds the socket, too.
         let _ = rustix::net::shutdown(&self.shared.socket, rustix::net::Shutdown::Write);
     }
 }

@@ -1,4 +1,4 @@
-//! What a running command reports of itself: to a consumer that comes, with each heartbeat, and at its end.
+//! The reports of a running command: to a consumer that attaches, with each heartbeat, and at its end.
 
 use std::time::Instant;
 
@@ -27,14 +27,14 @@ impl RunningJob {
 
     pub(super) fn snapshot(&self, now: Instant) -> JobSnapshot {
         let (status, position) = match &self.life {
-            // Its turn has come: no execution is before it.
+            // No other execution waits before it.
             Life::Starting => (Status::Queued, Some(0)),
             Life::Running { paused: true } => (Status::Paused, None),
             life if life.is_canceling() => (Status::Cancelling, None),
             _ => (Status::Running, None),
         };
-        let is_told = self.life != Life::Starting || self.start != StartReport::Pending;
-        JobSnapshot { is_told, status, position, alive: self.heartbeat(now) }
+        let is_reported = self.life != Life::Starting || self.start != StartReport::Pending;
+        JobSnapshot { is_reported, status, position, alive: self.heartbeat(now) }
     }
 
     pub(super) fn heartbeat(&self, now: Instant) -> Heartbeat {
@@ -51,7 +51,7 @@ impl RunningJob {
         }
     }
 
-    /// How it ended, once it is over.
+    /// The outcome, when the life of the processes is over.
     pub(super) fn into_outcome(mut self, program: &str) -> Outcome {
         self.finish_agent();
         let mut ending = match &self.life {

@@ -37,7 +37,7 @@ impl RunningJob {
         }
     }
 
-    /// Why a request cannot be carried out now. What the backend does itself it can do in every state.
+    /// Why a request cannot be carried out now. Requests that need no shim can be carried out in every state.
     fn refusal(&self, request: &ControlRequest) -> Option<&'static str> {
         if matches!(request, ControlRequest::Stdin(_) | ControlRequest::Resize(_)) {
             return None;
@@ -56,11 +56,11 @@ impl RunningJob {
         match request {
             ControlRequest::Cancel { grace_ms, reason } => {
                 self.end(EndCause::Asked(reason), grace_ms, shared);
-                // Here and below: the client that asked may be gone.
+                // Fails if the client is gone. The same holds below.
                 let _ = reply.send(Ok(()));
             }
             ControlRequest::Stdin(InputParams { data, eof }) => {
-                self.input.take(self.with_end_of_file(data, eof), eof, reply);
+                self.input.push(self.with_end_of_file(data, eof), eof, reply);
             }
             ControlRequest::Resize(size) => {
                 let _ = reply.send(self.resize(size));
@@ -80,7 +80,7 @@ impl RunningJob {
         self.pause_replies.push_back(reply);
     }
 
-    /// On a terminal a character ends the input.
+    /// Appends the character that ends the input of a terminal.
     fn with_end_of_file(&self, bytes: Bytes, eof: bool) -> Bytes {
         match &self.terminal {
             Some(terminal) if eof => [&bytes[..], &[terminal.end_of_file()]].concat().into(),

@@ -56,15 +56,15 @@ impl RunningJob {
     /// The shim has stopped the tree, or continued it.
     fn on_paused(&mut self, paused: bool, outcome: Result<(), JobError>, shared: &mut JobShared) {
         if let Some(reply) = self.pause_replies.pop_front() {
-            // The client that asked may be gone.
+            // Fails if the client is gone.
             let _ = reply.send(outcome);
         }
         let before = self.life.clone();
         self.on_life_event(LifeEvent::Paused(paused), shared);
-        // A cancellation may have overtaken it: a pause that is over is not told.
+        // Not reported if a cancellation has come meanwhile.
         if self.life != before {
             self.is_stopped = paused;
-            // The total stands still from this moment, whatever else happens in this turn.
+            // From this moment, before the next turn of the loop sets all clocks.
             self.clocks.run_total(!paused, Instant::now());
             let status = if paused { Status::Paused } else { Status::Running };
             info!(event = "process.steered", execution_id:% = shared.context.id, status = status.as_str(); "the process tree is {}",

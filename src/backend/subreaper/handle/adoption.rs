@@ -1,4 +1,4 @@
-//! Ends and reaps what a lost subreaper has left to this process.
+//! Ends and reaps the processes that a lost subreaper has left to this process.
 
 use std::{
     io,
@@ -32,7 +32,7 @@ impl Adoption {
     }
 
     pub(super) fn spawn(&self, command: &mut Command, shared: &Arc<SharedHandle>) -> io::Result<(Child, Pid)> {
-        // One lock around both: a subreaper that is not listed would be taken for an orphan.
+        // One lock around both, because a subreaper that is not listed would be taken for an orphan.
         let mut own = lock(&self.own);
         let child = command.spawn()?;
         let pid = Pid::from_child(&child);
@@ -67,9 +67,9 @@ impl Adoption {
         }
     }
 
-    /// Ends every child that is neither a subreaper nor a living shim. Gives how many there were.
+    /// Kills every child that is neither a subreaper nor a living shim. Returns how many there were.
     fn end_orphans(&self) -> io::Result<usize> {
-        // Held while looking: no subreaper can come to be in between.
+        // Held while listing, so that no subreaper is started meanwhile.
         let own = lock(&self.own);
         let mut children = own_children()?;
         children.retain(|child| !own.contains(child));

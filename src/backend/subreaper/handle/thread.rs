@@ -1,4 +1,4 @@
-//! The thread of one subreaper: reads its answers, and keeps the deadlines by which it must answer.
+//! The thread of one subreaper: reads its responses, and enforces their deadlines.
 
 use std::{os::fd::AsFd, process::Child, sync::Arc, time::Instant};
 
@@ -19,7 +19,7 @@ use crate::backend::{
     subreaper::protocol::{MAX_REQUEST, SubreaperResponse},
 };
 
-/// Reads answers and keeps deadlines until the subreaper is gone, then looks after what it left.
+/// Reads responses and enforces deadlines until the subreaper is gone, then ends the orphans that it left.
 pub(super) fn look_after(shared: &Arc<SharedHandle>, mut child: Child, pid: Pid, adoption: &Adoption) {
     while step(shared, pid) {}
     let was_given_up = {
@@ -28,13 +28,13 @@ pub(super) fn look_after(shared: &Arc<SharedHandle>, mut child: Child, pid: Pid,
         state.pending.clear();
         std::mem::replace(&mut state.phase, HandlePhase::Lost { n_clean: 0 }) == HandlePhase::GivenUp
     };
-    // It has ended, or has closed its socket and is of no use: KILL reaches it in any state.
+    // It has ended, or has closed its socket and cannot work. KILL also ends a stopped process.
     let _ = child.kill();
     let _ = child.wait();
     adoption.forget(pid);
     if !was_given_up {
         error!(event = "subreaper.lost", pid = pid.as_raw_nonzero().get();
-            "the subreaper was ended by somebody else: its shims end their executions; another one is started for the next");
+            "the subreaper was killed by another process: its shims end their executions, and the next execution starts another subreaper");
         adoption.look_after(shared);
     }
 }
