@@ -1,11 +1,11 @@
-//! The role `backend`: runs commands, owns their processes, and streams what they write.
+//! The role `backend`: runs commands, owns their processes, and streams their output.
 //!
-//! The order of reading: [`registry`] admits an execution or has it wait, [`executor`] turns its command
-//! into a program and its arguments ([`agent`] has its own), [`process`] has it started by a [`shim`], with pipes or on a
-//! [`pty`], [`job`] follows it to its end, and what it writes goes through its [`output_buffer`] to
-//! whoever follows it, now or later; [`holds`] says who that is. What is remembered of it then is decided in the [`registry::retention`] and lies in a
-//! [`registry::record`]. The [`subreaper`] forks the shims and ends what a killed one leaves behind, and
-//! [`routes`] is the HTTP in front, with the three forms of a stream in [`stream`].
+//! In the order of a request: [`routes`] is the HTTP interface, [`registry`] admits or queues an execution,
+//! [`executor`] resolves its command to a program ([`agent`] for agents), [`job`] is its task, and [`process`] has it
+//! started by a [`shim`] with pipes or on a [`pty`]. The output goes through the [`output_buffer`], which applies
+//! back-pressure, to a [`stream`]; [`holds`] decides which consumer may read it. After the end [`registry::retention`]
+//! decides how long it is kept, and a [`registry::record`] remembers the ending. The [`subreaper`] forks the shims and
+//! ends the processes of a killed one; [`deadlines`] bounds how long either may be silent.
 
 pub mod agent;
 pub mod config;
@@ -26,7 +26,7 @@ pub mod subreaper;
 
 use std::{io, net::TcpListener, path::Path, sync::Arc, time::Duration};
 
-use actix_web::{App, HttpServer, dev::Server, middleware::from_fn, web};
+use actix_web::{App, HttpServer, dev::ServerHandle, middleware::from_fn, web};
 use futures_util::future::LocalBoxFuture;
 
 pub use self::config::BackendConfig;
@@ -37,24 +37,23 @@ use crate::server::{
     drain::Drainable,
 };
 
-/// The subreaper's binary: this one, even if its file has been replaced since.
+/// The subreaper's binary: this process's own, even if its file has been replaced since.
 pub const THIS_BINARY: &str = "/proc/self/exe";
 
-/// How long an idle connection is kept. Longer than a gateway keeps one, so that a gateway never
-/// meets a dead one.
+/// How long an idle connection is kept open. Longer than gateways keep theirs, so that a gateway never sends a request
+/// on a closed connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
 
-/// Bytes of a response that may wait for its consumer in user space. At 32 KiB a third of the rate
-/// is lost.
+/// How many bytes of a response actix buffers. At 32 KiB a third of the rate is lost.
 const WRITE_BUFFER: usize = 256 * 1024;
 
-/// A backend that serves.
+/// A running backend.
 pub struct Serving {
-    /// Its server; it must be polled.
-    pub server: Server,
-    /// What runs, and what has run.
+    /// Stops its server.
+    pub server: ServerHandle,
+    /// Its executions.
     pub registry: web::Data<Registry>,
-    /// The name of what contains executions besides their process trees.
+    /// The name of the containment of executions.
     pub contained: &'static str,
 }
 
@@ -69,8 +68,8 @@ impl Drainable for Arc<Registry> {
     }
 }
 
-/// Serves on a bound listener until stopped. The registry tells what runs, and ends it. To be called before this process
-/// has children: it starts the subreaper.
+/// Serves on a bound listener until stopped. To be called before this process has children, because it starts the
+/// subreaper.
 pub fn serve(listener: TcpListener, config: BackendConfig, access: Access) -> io::Result<Serving> {
     let subreapers = web::Data::new(Subreapers::start(Path::new(THIS_BINARY), config.containment)?);
     let contained = subreapers.contained().as_str();
@@ -98,5 +97,7 @@ pub fn serve(listener: TcpListener, config: BackendConfig, access: Access) -> io
     .disable_signals()
     .listen(listener)?
     .run();
-    Ok(Serving { server, registry, contained })
+    let handle = server.handle();
+    actix_web::rt::spawn(server);
+    Ok(Serving { server: handle, registry, contained })
 }

@@ -1,7 +1,8 @@
 //! The role `serve`: WebSocket sessions in front of an execution backend.
 //!
-//! [`routes`] has the HTTP around it, [`upgrade`] makes a session of an upgraded connection, [`frame_reader`]
-//! reads a client's frames, [`crate::server::connection`] makes sure that a closed session's descriptor comes back.
+//! [`routes`] is the HTTP interface, [`upgrade`] turns a WebSocket connection into a session, and [`frame_reader`]
+//! reads a client's frames. [`crate::server::connection`] closes the connection of a closed session whose client does
+//! not read.
 
 pub mod frame_reader;
 pub mod routes;
@@ -10,7 +11,7 @@ pub mod upgrade;
 use std::{io, net::TcpListener, time::Duration};
 
 use actix::{Actor, Addr};
-use actix_web::{App, HttpServer, dev::Server, middleware::from_fn, web};
+use actix_web::{App, HttpServer, dev::ServerHandle, middleware::from_fn, web};
 use cc_executor_actors::{
     backend_client::{BackendClient, KnownBackend},
     protocol::Limits,
@@ -26,28 +27,30 @@ use crate::server::{
     drain::Drainable,
 };
 
-/// How often the backend is asked how it is.
+/// The interval of health checks of the backend.
 const BACKEND_CADENCE: Duration = Duration::from_secs(2);
 
-/// How often while it has not answered yet: a session that opens then does not know its executors.
+/// The interval until its first answer. Short, because a session that opens before does not know the executors.
 const BACKEND_FIRST_CADENCE: Duration = Duration::from_millis(100);
 
-/// Bytes of output that may wait for a client in user space.
+/// How many bytes of output actix buffers for a client.
 const WRITE_BUFFER: usize = 256 * 1024;
 
-/// What a gateway needs to know.
+/// The configuration of a gateway.
 #[derive(Clone, Debug)]
 pub struct GatewayConfig {
-    /// Where the backend is, such as `http://127.0.0.1:8000`.
+    /// The URL of the backend, such as `http://127.0.0.1:8000`.
     pub backend_url: String,
-    /// What is sent to it.
+    /// The token for the backend.
     pub backend_token: Option<Secret>,
-    /// How many sessions there may be at a time.
+    /// The limits of sessions.
     pub sessions: SessionLimits,
-    /// What clients may ask for.
+    /// The limits of clients' requests.
     pub limits: Limits,
     /// How long Claude may take to exit after its last event, where the backend is the legacy image.
     pub claude_exit: Duration,
+    /// Whether executions go on when this gateway ends, because the backend is another process.
+    pub executions_live_on: bool,
 }
 
 impl GatewayConfig {
@@ -59,34 +62,20 @@ impl GatewayConfig {
 
 /// A gateway that serves.
 pub struct Gateway {
-    /// The HTTP server, which must be awaited.
-    pub server: Server,
-    /// Who knows its sessions.
-    pub supervisor: Addr<Supervisor>,
-    /// Connections of sessions that may not have been told everything.
-    pub unflushed: Unflushed,
-}
-
-/// The end of a gateway.
-pub struct GatewayDrain {
+    /// Stops its server.
+    pub server: ServerHandle,
     supervisor: Addr<Supervisor>,
+    /// Connections of sessions whose last frames may still wait in user space.
     unflushed: Unflushed,
     executions_live_on: bool,
 }
 
-impl Gateway {
-    /// What ends this gateway in order. `executions_live_on` says whether its backend is another process.
-    pub fn drain(&self, executions_live_on: bool) -> GatewayDrain {
-        GatewayDrain { supervisor: self.supervisor.clone(), unflushed: self.unflushed.clone(), executions_live_on }
-    }
-}
-
-impl Drainable for GatewayDrain {
+impl Drainable for Gateway {
     fn drained(&self, grace_ms: u64) -> LocalBoxFuture<'_, ()> {
         let begin = Drain::Begin { executions_live_on: self.executions_live_on, grace_ms };
         let begun = self.supervisor.send(begin);
         Box::pin(async move {
-            // A supervisor that is gone has no sessions either.
+            // Fails if the supervisor is gone; it has no sessions then.
             let _ = begun.await;
             self.unflushed.none().await;
         })
@@ -100,6 +89,7 @@ impl Drainable for GatewayDrain {
 /// Serves on a bound listener until stopped. Must be called inside an actix system.
 pub fn serve(listener: TcpListener, config: GatewayConfig, access: Access) -> io::Result<Gateway> {
     let supervisor = Supervisor::new(config.sessions).start();
+    let executions_live_on = config.executions_live_on;
     let unflushed = Unflushed::default();
     let for_sockets = web::Data::new(unflushed.clone());
     let known = KnownBackend::default();
@@ -107,14 +97,14 @@ pub fn serve(listener: TcpListener, config: GatewayConfig, access: Access) -> io
     let for_workers = supervisor.clone();
     let access = web::Data::new(access);
     let server = HttpServer::new(move || {
-        // One for each worker thread: an awc client does not leave its own.
-        let around = SessionContext {
+        // One context for each worker thread, because an awc client is not `Send`.
+        let context = SessionContext {
             supervisor: for_workers.clone(),
             backend: config.backend(known.clone()),
             limits: config.limits,
         };
         App::new()
-            .app_data(web::Data::new(around))
+            .app_data(web::Data::new(context))
             .app_data(access.clone())
             .app_data(for_sockets.clone())
             .wrap(from_fn(guard))
@@ -129,10 +119,12 @@ pub fn serve(listener: TcpListener, config: GatewayConfig, access: Access) -> io
     .disable_signals()
     .listen(listener)?
     .run();
-    Ok(Gateway { server, supervisor, unflushed })
+    let handle = server.handle();
+    actix_web::rt::spawn(server);
+    Ok(Gateway { server: handle, supervisor, unflushed, executions_live_on })
 }
 
-/// Asks the backend how it is, for as long as the gateway lives, and says when that changes.
+/// Checks the backend's health as long as the gateway lives, and logs when it changes.
 async fn watch_backend(backend: BackendClient) {
     let mut reachable = None;
     loop {

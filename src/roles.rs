@@ -7,9 +7,9 @@ use std::{
     time::Duration,
 };
 
-use actix_web::dev::{Server, ServerHandle};
+use actix_web::dev::ServerHandle;
 use cc_executor::{
-    backend::{self, Serving},
+    backend::{self, BackendConfig, Serving},
     config::{BackendLocation, BackendSettings, GatewaySettings},
     console,
     gateway::{self, GatewayConfig},
@@ -86,14 +86,15 @@ pub async fn serve(config: GatewaySettings) -> io::Result<()> {
         sessions: config.sessions,
         limits: config.limits,
         claude_exit: config.claude_exit,
+        executions_live_on: backend.is_none(),
     };
     let access = Access { port: address.port(), ..config.access };
     let gateway = gateway::serve(listener, gateway, access)?;
-    let mut roles: Vec<Box<dyn Drainable>> = vec![Box::new(gateway.drain(backend.is_none()))];
-    let mut servers = vec![spawn(gateway.server)];
-    if let Some(backend) = backend {
-        servers.push(spawn(backend.server));
-        roles.push(Box::new(backend.registry.into_inner()));
+    let mut servers = vec![gateway.server.clone()];
+    let mut roles: Vec<Box<dyn Drainable>> = vec![Box::new(gateway)];
+    if let Some(Serving { server, registry, .. }) = backend {
+        servers.push(server);
+        roles.push(Box::new(registry.into_inner()));
     }
     stop(&mut shutdown, "gateway", roles, config.drain, servers).await;
     Ok(())
@@ -110,12 +111,12 @@ pub async fn backend(config: BackendSettings) -> io::Result<()> {
     info!(event = "service.listening", role = "backend", address:% = address, executors:serde = executors,
         containment = contained, version = env!("CARGO_PKG_VERSION"); "listening on http://{address}");
     let roles: Vec<Box<dyn Drainable>> = vec![Box::new(registry.into_inner())];
-    stop(&mut shutdown, "backend", roles, config.drain, vec![spawn(server)]).await;
+    stop(&mut shutdown, "backend", roles, config.drain, vec![server]).await;
     Ok(())
 }
 
-/// Makes a backend on a loopback port of its own, with a token that only this process knows.
-fn embed(config: backend::BackendConfig) -> io::Result<(String, Secret, Serving)> {
+/// Starts a backend on a loopback port of its own, with a token that only this process knows.
+fn embed(config: BackendConfig) -> io::Result<(String, Secret, Serving)> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let address = listener.local_addr()?;
     let token = Secret::new(format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple()));
@@ -127,13 +128,6 @@ fn embed(config: backend::BackendConfig) -> io::Result<(String, Secret, Serving)
     };
     let embedded = backend::serve(listener, config, access)?;
     Ok((format!("http://{address}"), token, embedded))
-}
-
-/// Runs a server until it is stopped through its handle.
-fn spawn(server: Server) -> ServerHandle {
-    let handle = server.handle();
-    actix_web::rt::spawn(server);
-    handle
 }
 
 /// Waits for a signal, and drains the roles. A second signal cuts the drain short: the subreaper and its shims end

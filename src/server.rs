@@ -1,8 +1,8 @@
-//! What both roles need of a listener: who may connect, how a connection is looked after, how a request is refused, how
-//! the service is told to stop and ends. It knows neither role.
+//! The parts of an HTTP server that both roles use: authorization, connections, refused requests, signals, and the
+//! drain (on SIGTERM, [`shutdown`] receives the signal and [`drain`] ends the roles in order). It knows neither role.
 
 pub mod auth;
 pub mod connection;
 pub mod drain;
-pub mod refusal;
+pub mod refused;
 pub mod shutdown;

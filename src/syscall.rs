@@ -121,7 +121,7 @@ pub fn block_signals(wanted: &[Signal]) -> io::Result<OwnedFd> {
     set_mask(!faults.iter().fold(0, |set, number| set | bit(*number)));
     let set = wanted.iter().fold(0u64, |set, signal| set | bit(signal.as_raw()));
     let flags = libc::SFD_CLOEXEC | libc::SFD_NONBLOCK;
-    // SAFETY: the set is read during the call and is as long as is said; -1 asks for a new descriptor.
+    // SAFETY: the set is read during the call and has the given length; -1 requests a new descriptor.
     let fd = unsafe { libc::syscall(libc::SYS_signalfd4, -1, &raw const set, SIGSET_BYTES, flags) };
     match i32::try_from(fd) {
         // SAFETY: the kernel has just made it for us.
@@ -154,15 +154,15 @@ pub fn keep_only(kept: OwnedFd) -> Result<OwnedFd, (io::Error, OwnedFd)> {
         let _ = kept.into_raw_fd();
     }
     close_from(KEPT.unsigned_abs() + 1);
-    // SAFETY: it is open, and nobody else owns it any more.
+    // SAFETY: it is open, and nothing else owns it any more.
     Ok(unsafe { OwnedFd::from_raw_fd(KEPT) })
 }
 
-/// Which descriptor [`keep_only`] keeps.
+/// The descriptor that [`keep_only`] keeps.
 const KEPT: i32 = 3;
 
 fn close_from(first: u32) {
-    // SAFETY: the callers are processes that use none of these again; see there.
+    // SAFETY: the callers' processes use none of these again; see there.
     let done = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) };
     if done == 0 {
         return;
@@ -182,9 +182,9 @@ fn bit(number: i32) -> u64 {
 
 fn disposition(number: i32) -> Option<usize> {
     let mut old = DEFAULT;
-    // SAFETY: it only asks, and writes one structure of the kernel's layout.
-    let asked = unsafe { rt_sigaction(number, ptr::null(), &raw mut old) };
-    (asked == 0).then_some(old.handler)
+    // SAFETY: without a new action it only writes one structure of the kernel's layout.
+    let result = unsafe { rt_sigaction(number, ptr::null(), &raw mut old) };
+    (result == 0).then_some(old.handler)
 }
 
 fn set_default(number: i32) {
@@ -194,7 +194,7 @@ fn set_default(number: i32) {
 }
 
 fn set_mask(set: u64) {
-    // SAFETY: the set is read during the call and is as long as is said.
+    // SAFETY: the set is read during the call and has the given length.
     unsafe {
         libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const set, ptr::null_mut::<u64>(), SIGSET_BYTES)
     };

@@ -1,38 +1,63 @@
-//! What a backend needs to know: its executors, its limits, its containment.
+//! The configuration of a backend: its executors, its limits, its containment.
 
 use std::time::Duration;
 
 use super::{executor::Executors, shim::containment::Containment};
 
-/// What a backend needs to know.
+/// The configuration of a backend.
 #[derive(Clone, Debug)]
 pub struct BackendConfig {
-    /// What can be run.
+    /// The executors.
     pub executors: Executors,
     /// How many executions may run at a time.
     pub max_executions: usize,
-    /// How many may wait for a place.
+    /// How many may be queued.
     pub max_queued: usize,
     /// The longest total or stall time-out a client may ask for, in milliseconds.
     pub max_timeout_ms: u64,
     /// The longest time without a consumer that a client may ask for, in milliseconds.
     pub max_detach_ms: u64,
-    /// How much of each output stream is kept, in bytes.
+    /// How much of each output stream its ring holds, in bytes.
     pub ring_bytes: usize,
-    /// How much output of ended executions is kept in all, in bytes.
+    /// How much output of ended executions is retained in all, in bytes.
     pub max_kept_bytes: usize,
-    /// How many executions are known at the most, those that have ended included.
+    /// How many executions are remembered at the most, running and ended ones.
     pub max_ended: usize,
-    /// How long output and ending of an ended execution are kept.
+    /// How long the output and the ending of an execution are retained after its end.
     pub retention: Duration,
-    /// How long a consumer may take nothing while nobody asks for it, before it counts as gone.
+    /// How long a consumer may read nothing while its gateway does not poll, before it counts as gone.
     pub consumer_stall: Duration,
     /// How long Claude may take to exit after its last event.
     pub claude_exit: Duration,
     /// The longest request body, in bytes.
     pub max_message_bytes: usize,
-    /// What contains executions besides their process trees.
+    /// The containment of executions besides their process trees.
     pub containment: Containment,
     /// The soft limit of open descriptors that commands get, where the service has raised its own.
     pub descriptor_limit: Option<u64>,
+}
+
+#[cfg(test)]
+impl BackendConfig {
+    /// A configuration for tests.
+    pub fn for_tests() -> BackendConfig {
+        let no_executors = std::collections::BTreeMap::new();
+        let executors = Executors::new(no_executors, "shell", Default::default(), Default::default());
+        BackendConfig {
+            executors: executors.expect("shell is an executor"),
+            max_executions: 64,
+            max_queued: 256,
+            max_timeout_ms: 1_000,
+            max_detach_ms: 1_000,
+            ring_bytes: 1_000,
+            max_kept_bytes: 1 << 20,
+            max_ended: 1_000,
+            retention: Duration::from_secs(3_600),
+            consumer_stall: Duration::from_secs(60),
+            max_message_bytes: 1_000,
+            containment: Containment::None,
+            claude_exit: Duration::from_secs(45),
+            descriptor_limit: None,
+        }
+    }
 }

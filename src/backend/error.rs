@@ -1,7 +1,6 @@
 //! The one place where errors of the backend's modules become JSON-RPC errors, with their codes and `data`. The HTTP
-//! status follows from the code, see [`crate::server::refusal`].
+//! status follows from the code, see [`crate::server::refused::Refused`].
 
-use actix_web::HttpResponse;
 use cc_executor_actors::rpc::{ErrorObject, code};
 use serde_json::json;
 
@@ -10,10 +9,9 @@ use super::{
     executor::ExecutorError,
     holds::HoldError,
     job_request::JobError,
-    output_buffer::OffsetError,
-    registry::{Registry, error::RegistryError},
+    output_buffer::{ConsumerError, OffsetError},
+    registry::error::RegistryError,
 };
-use crate::server::refusal::refuse;
 
 impl From<HoldError> for ErrorObject {
     fn from(error: HoldError) -> ErrorObject {
@@ -37,8 +35,8 @@ impl From<OffsetError> for ErrorObject {
 impl From<JobError> for ErrorObject {
     fn from(error: JobError) -> ErrorObject {
         let code = match error {
-            JobError::Hold(error) => return error.into(),
-            JobError::Offset(error) => return error.into(),
+            JobError::Consumer(ConsumerError::Hold(error)) => return error.into(),
+            JobError::Consumer(ConsumerError::Offset(error)) => return error.into(),
             JobError::NotNow(_) | JobError::JustEnded(_) | JobError::EndedUnread(_) | JobError::StdinClosed => {
                 code::NOT_RUNNING
             }
@@ -63,7 +61,8 @@ impl From<RegistryError> for ErrorObject {
             RegistryError::TooMuchUnfetched { held, max } => (code::FULL, Some(json!({ "held": held, "max": max }))),
             RegistryError::IdTaken { difference, .. } => (code::PARAMS, Some(json!({ "param": difference }))),
             RegistryError::Withdrawn(_) | RegistryError::Ended(_) => (code::NOT_RUNNING, None),
-            RegistryError::Unknown(_) => (code::UNKNOWN_EXECUTION, None),
+            // A client can tell from the instance whether the backend was restarted since.
+            RegistryError::Unknown { instance, .. } => (code::UNKNOWN_EXECUTION, Some(json!({ "instance": instance }))),
             RegistryError::NoReply => (code::INTERNAL, None),
         };
         ErrorObject { code, message: error.to_string(), data }
@@ -98,25 +97,20 @@ impl From<PolicyError> for ErrorObject {
     }
 }
 
-/// The response to a request that this backend refuses. If the execution is unknown, the response names this process
-/// of the backend, because a client can then tell whether the backend was restarted since.
-pub fn refuse_by(registry: &Registry, error: impl Into<ErrorObject>) -> HttpResponse {
-    let error = error.into();
-    if error.code == code::UNKNOWN_EXECUTION {
-        return refuse(error.with(json!({ "instance": registry.instance() })));
-    }
-    refuse(error)
-}
-
 #[cfg(test)]
 mod tests {
-    use cc_executor_actors::{id::ExecutionId, stream::Stream};
+    use actix_web::ResponseError;
+    use cc_executor_actors::{
+        id::{ExecutionId, InstanceId},
+        stream::Stream,
+    };
 
     use super::*;
+    use crate::server::refused::Refused;
 
     #[test]
     fn each_error_has_its_code_its_data_and_its_status() {
-        let id = ExecutionId::random();
+        let (id, instance) = (ExecutionId::random(), InstanceId::random());
         let table: Vec<(ErrorObject, i64, serde_json::Value, u16)> = vec![
             (
                 HoldError::NeverGiven { asked: 7, newest: 2 }.into(),
@@ -125,13 +119,13 @@ mod tests {
                 400,
             ),
             (
-                JobError::Hold(HoldError::TakenOver { newest: 2 }).into(),
+                JobError::Consumer(HoldError::TakenOver { newest: 2 }.into()).into(),
                 code::NOT_RUNNING,
                 json!({ "reason": "taken_over", "hold": 2 }),
                 409,
             ),
             (
-                JobError::Offset(OffsetError { stream: Stream::Stderr, asked: 9, end: 8 }).into(),
+                JobError::Consumer(OffsetError { stream: Stream::Stderr, asked: 9, end: 8 }.into()).into(),
                 code::PARAMS,
                 json!({ "param": "stderr", "asked": 9, "max": 8 }),
                 400,
@@ -154,7 +148,12 @@ mod tests {
                 429,
             ),
             (RegistryError::IdTaken { id, difference: "cwd" }.into(), code::PARAMS, json!({ "param": "cwd" }), 400),
-            (RegistryError::Unknown(id).into(), code::UNKNOWN_EXECUTION, json!(null), 404),
+            (
+                RegistryError::Unknown { id, instance }.into(),
+                code::UNKNOWN_EXECUTION,
+                json!({ "instance": instance }),
+                404,
+            ),
             (
                 ExecutorError::Unknown { asked: "perl".into(), known: vec!["shell".into()] }.into(),
                 code::NOT_ALLOWED,
@@ -176,7 +175,7 @@ mod tests {
         ];
         for (error, code, data, status) in table {
             assert_eq!((error.code, error.data.clone().unwrap_or_default()), (code, data), "{}", error.message);
-            assert_eq!(refuse(error.clone()).status().as_u16(), status, "{}", error.message);
+            assert_eq!(Refused::from(error.clone()).status_code().as_u16(), status, "{}", error.message);
         }
     }
 }

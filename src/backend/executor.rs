@@ -1,4 +1,4 @@
-//! Executors: named templates of a program and its arguments, and the environment a command gets.
+//! Executors: named templates of a program and its arguments, and the environment of commands.
 
 use std::{collections::BTreeMap, env};
 
@@ -13,7 +13,7 @@ use super::{
     shim::protocol::{JobSpec, Stdin},
 };
 
-/// What in a template stands for the command. Without it the command is the last argument.
+/// Stands for the command in a template. Without it the command is the last argument.
 const COMMAND: &str = "{command}";
 
 /// Variables that a command inherits from the service, besides every `LC_*`.
@@ -22,7 +22,7 @@ const INHERITED: &[&str] = &["PATH", "HOME", "USER", "SHELL", "LANG", "TZ", "TER
 /// Names with this prefix hold the service's own settings and secrets; no command inherits one.
 pub const OWN_PREFIX: &str = "CC_EXECUTOR_";
 
-/// What can be run, and with which environment.
+/// All executors, and the environment of commands.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Executors {
     templates: BTreeMap<String, Vec<String>>,
@@ -31,14 +31,14 @@ pub struct Executors {
     claude: ClaudePolicy,
 }
 
-/// How an execution is started.
+/// A command, resolved to a program and its arguments.
 #[derive(Debug)]
 pub struct ResolvedCommand {
     /// The executor's name.
     pub name: String,
-    /// What the shim is to start.
+    /// The program for the shim to start.
     pub run: JobSpec,
-    /// The agent that it is, with its prompt.
+    /// The agent and its prompt, if the command is one.
     pub agent: Option<AgentJob>,
 }
 
@@ -50,20 +50,20 @@ pub enum ExecutorError {
     Unknown {
         /// The name.
         asked: String,
-        /// The names that there are.
+        /// The names of all executors.
         known: Vec<String>,
     },
-    /// The options are not for this executor; the protocol says which one, and why.
+    /// An option is not for this executor. The error names the option.
     #[error(transparent)]
     Spec(#[from] ErrorObject),
-    /// The operator does not allow what was asked of Claude.
+    /// The operator does not allow an option of Claude.
     #[error(transparent)]
     Policy(#[from] PolicyError),
 }
 
 impl Executors {
-    /// `shell`, `python`, `claude`, and what the operator adds or replaces. `inherited` is what every command's
-    /// environment starts with, see [`inherited`].
+    /// `shell`, `python`, `claude`, and the executors that the operator adds or replaces. `inherited` is the part of
+    /// the environment that all commands share, see [`inherited`].
     ///
     /// # Errors
     ///
@@ -93,17 +93,17 @@ impl Executors {
         self.templates.keys().cloned().collect()
     }
 
-    /// Which one runs a command that names none.
+    /// The executor of commands that name none.
     pub fn default_name(&self) -> &str {
         &self.default
     }
 
-    /// What starts the agent that this executor runs, if it runs one.
+    /// The launcher of the agent that this executor runs, if it runs one.
     fn launcher(&self, name: &str) -> Option<&dyn AgentLauncher> {
         launchers(&self.claude).into_iter().find(|launcher| launcher.agent().executor() == name)
     }
 
-    /// What this is run by, and how.
+    /// Resolves a request to the executor that runs it, the program and its arguments.
     ///
     /// # Errors
     ///
@@ -142,8 +142,7 @@ impl Executors {
     }
 }
 
-/// The part of the service's own environment that commands inherit: a fixed list, and what the
-/// operator adds to it.
+/// The part of the service's own environment that commands inherit: a fixed list, and the names that the operator adds.
 pub fn inherited(vars: impl Iterator<Item = (String, String)>, added: &[String]) -> BTreeMap<String, String> {
     vars.filter(|(name, _)| {
         let listed = INHERITED.contains(&name.as_str()) || name.starts_with("LC_") || added.contains(name);
@@ -152,7 +151,7 @@ pub fn inherited(vars: impl Iterator<Item = (String, String)>, added: &[String])
     .collect()
 }
 
-/// The service's environment, as far as it is text.
+/// The variables of the service's environment that are UTF-8.
 pub fn service_environment() -> impl Iterator<Item = (String, String)> {
     env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
 }

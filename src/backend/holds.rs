@@ -1,8 +1,8 @@
 //! Decides which consumer holds an execution: holds are numbered, and only the newest is valid.
 //!
 //! The request that creates an execution makes hold 1, and each consumer that attaches to it afterwards
-//! makes the next. A consumer that comes back for itself names its hold, so that a connection which broke
-//! never decides who has the execution. Start with [`Holds::claim`].
+//! makes the next. A consumer whose connection broke names its hold when it attaches again, so that it never takes the
+//! execution from a newer consumer. Start with [`Holds::claim`].
 
 use std::collections::VecDeque;
 
@@ -16,9 +16,9 @@ const REMEMBERED: usize = 16;
 pub enum Claim {
     /// A new request takes the execution over. The same request again is the same holder.
     Request(Option<RequestId>),
-    /// The holder with this number comes back.
+    /// The holder with this number attaches again.
     Number(u64),
-    /// The holder that this request made comes back. It does not take the execution over.
+    /// The holder that this request made attaches again. It does not take the execution over.
     Back(RequestId),
 }
 
@@ -33,21 +33,21 @@ pub enum ClaimResult {
     TakenOver,
 }
 
-/// The number of the newest hold, and the request that made it where that was named.
+/// The number of the newest hold, and the id of the request that made it, if it had one.
 pub type NewestHold = (u64, Option<RequestId>);
 
-/// Why a claim does not count.
+/// Why a claim is not valid.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum HoldError {
-    /// It names a number that was never given.
-    #[error("hold {asked} was never given: the newest is {newest}")]
+    /// No hold with this number was ever made.
+    #[error("there is no hold {asked}: the newest is {newest}")]
     NeverGiven {
         /// The number.
         asked: u64,
-        /// The newest that was given.
+        /// The number of the newest hold.
         newest: u64,
     },
-    /// Another consumer has had the execution since.
+    /// Another consumer has taken the execution over.
     #[error("another consumer holds the execution now: its hold is {newest}")]
     TakenOver {
         /// The number of that hold.
@@ -70,12 +70,12 @@ impl Holds {
         holds
     }
 
-    /// The holds of an execution of which only the newest is remembered.
+    /// The holds of an ended execution, of which only the newest is remembered.
     pub fn since((newest, request): NewestHold) -> Holds {
         Holds { newest, requests: request.map(|request| (request, newest)).into_iter().collect() }
     }
 
-    /// What is remembered of an ended execution's holds.
+    /// The newest hold, which is remembered when the execution has ended.
     pub fn remembered(&self) -> NewestHold {
         let request = self.requests.back().filter(|(_, number)| *number == self.newest).map(|(request, _)| *request);
         (self.newest, request)
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_names_an_old_hold_changes_nothing() {
+    fn an_old_hold_is_refused() {
         let [creator, second] = [(); 2].map(|()| RequestId::random());
         let mut holds = Holds::first(Some(creator));
         assert_eq!(holds.check(Claim::Number(1)), Ok(()));

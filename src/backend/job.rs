@@ -1,9 +1,8 @@
-//! One execution in the backend: it waits for its turn, follows its command to the end, and keeps what
-//! the command wrote for a while after.
+//! One execution in the backend: it waits for its turn ([`queued`]), follows its command to the end ([`running`]), and
+//! holds the output for a while ([`retained`]).
 //!
-//! It is one task, and everything that happens to it comes through it: orders, clocks, the shim, the
-//! pipes, and consumers that come and go. So nothing here is locked, and nothing has to be. When there is nothing left
-//! to keep or to say, the task ends, and the registry's record answers ([`retained`]).
+//! It is one task. Requests, clocks, the shim, the pipes and the consumers are all handled in it, so no state is
+//! locked. Who decides COMPLETED: [`outcome`], from the last state of [`life`].
 
 mod clocks;
 mod life;
@@ -26,17 +25,17 @@ use cc_executor_actors::{
 };
 use log::info;
 
-pub use self::shared::JobContext;
 use self::{clocks::ConsumerClock, shared::JobShared};
+pub use self::{clocks::JobLimits, shared::JobContext};
 use super::{
     output_buffer::OutputBuffer,
     process::Process,
     registry::{JobInbox, Slot},
-    shim::protocol::JobSpec,
+    shim::protocol::{JobSpec, StartError},
     subreaper::handle::Subreapers,
 };
 
-/// Lives through one execution to its end. A task of its own then keeps the output, as long as there is any.
+/// Runs one execution to its end, and starts the task that then holds its output.
 pub async fn live(
     context: JobContext,
     requests: JobInbox,
@@ -67,21 +66,19 @@ pub async fn live(
     retained::end(shared, ending, slot);
 }
 
-/// Why an execution was ended that nobody followed.
+/// Why an execution without a consumer was ended.
 fn disconnected(context: &JobContext, ran: bool) -> String {
     let why = match context.detach {
         Some(DetachOptions { detach_ms, .. }) => {
-            format!("nobody attached for {} s", Duration::from_millis(detach_ms).as_secs_f64())
+            format!("no client attached for {} s", Duration::from_millis(detach_ms).as_secs_f64())
         }
-        None => "its client went away".to_owned(),
+        None => "its client left".to_owned(),
     };
     if ran { why } else { format!("{why}; it was ended before its turn came") }
 }
 
-/// The service itself is short of something: processes, descriptors, memory.
+/// The outcome if the service is short of processes, descriptors or memory.
 fn no_shim(context: &JobContext, error: &std::io::Error) -> Outcome {
     log::error!(event = "shim.not_started", execution_id:% = context.id; "cannot start a shim: {error}");
-    let ending = outcome::not_started(126, format!("the backend cannot start another process: {error}"));
-    debug_assert_eq!(ending.reason, Reason::NotStarted);
-    ending
+    outcome::not_started(StartError::no_process(error))
 }

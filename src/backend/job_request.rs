@@ -1,4 +1,4 @@
-//! The requests that reach a job, from its consumers and from the service, and the errors that answer them.
+//! The requests to a job, from its consumers and from the service, and the errors that answer them.
 
 use cc_executor_actors::{
     backend_api::Snapshot,
@@ -10,11 +10,11 @@ use cc_executor_actors::{
 use tokio::sync::oneshot;
 
 use super::{
-    holds::{Claim, HoldError},
-    output_buffer::{AttachError, Consumer, OffsetError},
+    holds::Claim,
+    output_buffer::{Consumer, ConsumerError},
 };
 
-/// Where the answer to a request goes.
+/// For the answer to a request.
 pub type ReplySender = oneshot::Sender<Result<(), JobError>>;
 
 /// A request to a job.
@@ -22,28 +22,28 @@ pub type ReplySender = oneshot::Sender<Result<(), JobError>>;
 pub enum JobRequest {
     /// End it. There is no answer, because a job can be canceled in every state.
     Cancel(CancelOrder),
-    /// Carry this out, and answer whether it was.
+    /// Carry out a control request.
     Control(ControlRequest, ReplySender),
-    /// End it if this claim still holds it, for a gateway that gives up its own request. Answered when that is decided.
+    /// End it if this claim is valid, because a gateway gives up its own request. Answered when that is decided.
     Withdraw {
         /// The claim of the gateway.
         claim: Claim,
         /// How to end it.
         cancel: CancelOrder,
-        /// Where the answer goes.
+        /// For the answer.
         answer: ReplySender,
     },
-    /// Follow it from now on.
+    /// Attach a consumer.
     Attach(Box<Consumer>, ReplySender),
-    /// The client of this holder has this much.
+    /// The client of this holder has received everything before these offsets.
     Acknowledge((PerStream<u64>, Claim), ReplySender),
-    /// Tell how it is. A gateway asks that for as long as its client does not read.
+    /// Describe its state. A gateway polls it as long as its client does not read.
     Describe(oneshot::Sender<Snapshot>),
 }
 
 impl JobRequest {
-    /// Whether the client that sent it has gone. A cancellation has no answer to wait for, and an acknowledgement stays
-    /// true without its client.
+    /// Whether its client is gone. A cancellation is not answered, and an acknowledgement stays true without its
+    /// client.
     pub fn is_abandoned(&self) -> bool {
         match self {
             JobRequest::Control(_, answer) | JobRequest::Attach(_, answer) | JobRequest::Withdraw { answer, .. } => {
@@ -53,6 +53,11 @@ impl JobRequest {
             JobRequest::Cancel(_) | JobRequest::Acknowledge(..) => false,
         }
     }
+
+    /// Whether only an execution that has not ended can carry it out.
+    pub fn needs_process(&self) -> bool {
+        matches!(self, JobRequest::Cancel(_) | JobRequest::Control(..) | JobRequest::Withdraw { .. })
+    }
 }
 
 /// How to end a job.
@@ -60,14 +65,14 @@ impl JobRequest {
 pub struct CancelOrder {
     /// Milliseconds between TERM and KILL.
     pub grace_ms: u64,
-    /// Who wants it ended.
+    /// The reason for the client.
     pub reason: CancelReason,
 }
 
 /// Refuses a request that only a running process can carry out.
 pub fn refuse(request: JobRequest, why: &'static str) {
     if let JobRequest::Control(_, answer) | JobRequest::Withdraw { answer, .. } = request {
-        // The client that asked may be gone.
+        // Fails if the client is gone.
         let _ = answer.send(Err(JobError::NotNow(why)));
     }
 }
@@ -82,42 +87,30 @@ pub enum JobError {
     #[error("execution {0} has just ended")]
     JustEnded(ExecutionId),
     /// It ended before its command had read all of the input.
-    #[error("execution {0} ended before it had read that")]
+    #[error("execution {0} ended before it had read the input")]
     EndedUnread(ExecutionId),
-    /// Its task gives no answer.
+    /// Its task does not answer.
     #[error("execution {0} does not answer")]
     NoReply(ExecutionId),
-    /// The consumer's hold is over.
+    /// The consumer's claim or its offsets are refused.
     #[error(transparent)]
-    Hold(#[from] HoldError),
-    /// The offsets are not those of its output.
-    #[error(transparent)]
-    Offset(#[from] OffsetError),
+    Consumer(#[from] ConsumerError),
     /// The command was started without standard input.
-    #[error("this command has no standard input: ask for it with stdin or pty in execute")]
+    #[error("this command has no standard input: execute it with stdin or pty")]
     NoStdin,
     /// The command's standard input has ended.
     #[error("the command's standard input is closed: nothing more can be written to it")]
     StdinClosed,
     /// The command does not read its input fast enough.
-    #[error("{waiting} bytes of input wait already, and at most {MAX_INPUT_WAITING} may: wait for the answers")]
+    #[error("{waiting} bytes of input are pending, and at most {MAX_INPUT_WAITING} may be: wait for the responses")]
     StdinFull {
-        /// How much waits, in bytes.
+        /// How much is pending, in bytes.
         waiting: usize,
     },
     /// The command was started without a terminal.
-    #[error("this command runs on no terminal: ask for one with pty in execute")]
+    #[error("this command runs on no terminal: execute it with pty")]
     NoTerminal,
     /// The system did not change the terminal's size.
     #[error("cannot resize the terminal: {0}")]
     Resize(String),
-}
-
-impl From<AttachError> for JobError {
-    fn from(error: AttachError) -> JobError {
-        match error {
-            AttachError::Hold(error) => error.into(),
-            AttachError::Offset(error) => error.into(),
-        }
-    }
 }

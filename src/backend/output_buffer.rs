@@ -1,11 +1,12 @@
-//! What a command has written, on its way to whoever follows it: one ring a stream, and one consumer.
+//! The output of one execution between its pipes and its consumer: one ring for each stream, and at most one consumer.
 //!
-//! A consumer reads from the rings at its own pace, from any offset that is still kept; a live one gets
-//! what is read without a copy. Back-pressure is decided in [`OutputBuffer::may_read`]. An execution that may
-//! go on without a consumer keeps what nobody has acknowledged; any other overwrites, and waits for
-//! its consumer alone.
+//! A consumer reads from the rings at its own pace, from any offset that they still hold; output that it can take at
+//! once is handed over without a copy. Back-pressure on the command is decided in [`OutputBuffer::may_read`]. An
+//! execution that may go on without a consumer keeps unacknowledged output; any other waits for its consumer and
+//! overwrites the rest.
 
 mod consumer;
+mod error;
 mod retention;
 mod ring;
 
@@ -24,38 +25,16 @@ use cc_executor_actors::{
 use self::ring::Ring;
 pub use self::{
     consumer::{Consumer, ConsumerChange, ConsumerFeed, ConsumerItem, DismissReason, SLOTS},
+    error::{ConsumerError, OffsetError},
     retention::{RetainedOutput, UnreadPolicy},
 };
-use super::holds::{Claim, ClaimResult, HoldError, Holds};
+use super::holds::{Claim, ClaimResult, Holds};
 
 /// The most that is read from a pipe at a time, in bytes.
 pub const READ: usize = 64 * 1024;
 
-/// A stream whose ring is not full is read once more: as much as one read takes.
+/// The capacity of a ring beyond its limit: a stream below its limit is read once more, which adds at most one read.
 const SLACK: usize = READ;
-
-/// Offsets that the output of an execution does not have.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("offset {asked} of {} is beyond its {end} bytes", .stream.as_str())]
-pub struct OffsetError {
-    /// The stream.
-    pub stream: Stream,
-    /// The offset.
-    pub asked: u64,
-    /// How much was written to the stream so far.
-    pub end: u64,
-}
-
-/// Why a consumer does not get the output.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum AttachError {
-    /// It claims to have more than was written.
-    #[error(transparent)]
-    Offset(#[from] OffsetError),
-    /// Its claim does not count.
-    #[error(transparent)]
-    Hold(#[from] HoldError),
-}
 
 /// The output of one execution.
 #[derive(Debug)]
@@ -64,51 +43,49 @@ pub struct OutputBuffer {
     acknowledged: PerStream<u64>,
     policy: UnreadPolicy,
     /// How much of each stream may wait for acknowledgement, in bytes.
-    limits: PerStream<u64>,
+    unacknowledged_limits: PerStream<u64>,
     holds: Holds,
     consumer: Option<Consumer>,
-    unsaid: VecDeque<BackendEvent>,
-    /// Nothing more will be written, or read.
-    finished: bool,
-    /// Which stream is looked at first: they take turns.
+    /// Events that the consumer had no room for.
+    unsent: VecDeque<BackendEvent>,
+    /// Whether the execution has ended, or is being ended because no consumer came.
+    is_ending: bool,
+    /// The index of the stream that is delivered first. The streams take turns.
     first: usize,
 }
 
 impl OutputBuffer {
-    /// A buffer with rings of so many bytes.
+    /// A buffer with rings of this size for an execution that this consumer has created.
     pub fn new(policy: UnreadPolicy, ring_bytes: PerStream<usize>, consumer: Consumer) -> Self {
-        let ring = |bytes: usize| Ring::new(bytes + SLACK);
         let holds = Holds::first(match consumer.claim {
             Claim::Request(request) => request,
             Claim::Number(_) | Claim::Back(_) => None,
         });
+        let rings = ring_bytes.map(|bytes| bytes + SLACK).map(Ring::new);
         OutputBuffer {
-            rings: PerStream { stdout: ring(ring_bytes.stdout), stderr: ring(ring_bytes.stderr) },
-            acknowledged: PerStream::default(),
             policy,
-            limits: ring_bytes.map(|bytes| bytes as u64),
-            holds,
+            unacknowledged_limits: ring_bytes.map(|bytes| bytes as u64),
             consumer: Some(consumer),
-            unsaid: VecDeque::new(),
-            finished: false,
-            first: 0,
+            is_ending: false,
+            ..OutputBuffer::of(rings, holds)
         }
     }
 
-    /// The buffer of an execution that has ended, and of whose output nothing is kept.
+    /// The buffer of an execution that has ended and whose output is not retained.
     pub fn without_output(written: PerStream<u64>, holds: Holds) -> Self {
+        OutputBuffer::of(written.map(Ring::without_bytes), holds)
+    }
+
+    fn of(rings: PerStream<Ring>, holds: Holds) -> Self {
         OutputBuffer {
-            holds,
-            rings: PerStream {
-                stdout: Ring::without_bytes(written.stdout),
-                stderr: Ring::without_bytes(written.stderr),
-            },
+            rings,
             acknowledged: PerStream::default(),
             policy: UnreadPolicy::Overwrite,
-            limits: PerStream::default(),
+            unacknowledged_limits: PerStream::default(),
+            holds,
             consumer: None,
-            unsaid: VecDeque::new(),
-            finished: true,
+            unsent: VecDeque::new(),
+            is_ending: true,
             first: 0,
         }
     }
@@ -123,45 +100,47 @@ impl OutputBuffer {
         &self.holds
     }
 
-    /// Whether somebody follows it.
+    /// Whether a consumer is attached.
     pub fn is_attached(&self) -> bool {
         self.consumer.is_some()
     }
 
-    /// Whether it goes on without a consumer.
+    /// Whether the execution may go on without a consumer.
     pub fn may_detach(&self) -> bool {
         self.policy != UnreadPolicy::Overwrite
     }
 
-    /// Whether a stream's pipe may be read: back-pressure begins here.
+    /// Whether a stream's pipe may be read. Back-pressure on the command begins here: a pipe that is not read fills,
+    /// and then the command's writes block.
     pub fn may_read(&self, stream: Stream) -> bool {
         match (self.policy, &self.consumer) {
             (UnreadPolicy::Overwrite, Some(consumer)) => consumer.items.capacity() > 0,
             (UnreadPolicy::Detach(Overflow::Wait), _) => {
-                self.finished || self.rings.get(stream).end() - self.acknowledged.get(stream) < *self.limits.get(stream)
+                let unacknowledged = self.rings.get(stream).end() - self.acknowledged.get(stream);
+                self.is_ending || unacknowledged < *self.unacknowledged_limits.get(stream)
             }
             (UnreadPolicy::Overwrite, None) | (UnreadPolicy::Detach(Overflow::Drop), _) => true,
         }
     }
 
-    /// Takes what was read. A consumer that has had everything before gets it as it is.
+    /// Adds output. A consumer that has received everything before it gets it without a copy.
     pub fn push(&mut self, stream: Stream, bytes: Bytes) {
         let ring = self.rings.get_mut(stream);
         let before = ring.end();
         ring.push(&bytes);
         if let Some(consumer) = &mut self.consumer
             && *consumer.cursor.get(stream) == before
-            && self.unsaid.is_empty()
+            && self.unsent.is_empty()
             && consumer.items.capacity() > 0
         {
             *consumer.cursor.get_mut(stream) = ring.end();
-            // One that is gone is noticed where it is waited for.
+            // Fails if the consumer is gone, which `consumer_change` reports.
             let _ = consumer.items.try_send(ConsumerItem::Output { stream, bytes });
             self.acknowledge_sent();
         }
     }
 
-    /// Makes room for so many more bytes of a stream, without overwriting output that is unacknowledged or unread.
+    /// Makes room for this many more bytes of a stream, so that unacknowledged and unread output is not overwritten.
     pub fn make_room(&mut self, stream: Stream, more: usize) {
         let acknowledged = match self.policy {
             UnreadPolicy::Detach(Overflow::Wait) => Some(*self.acknowledged.get(stream)),
@@ -173,41 +152,42 @@ impl OutputBuffer {
         ring.make_room(from, more);
     }
 
-    /// Says a word as soon as there is room, before any output that has not been handed over. Of words
-    /// of one kind only the newest waits.
-    pub fn send_event(&mut self, word: BackendEvent) {
+    /// Sends an event as soon as the consumer has room, before undelivered output. Of undelivered events of one kind
+    /// only the newest is sent.
+    pub fn send_event(&mut self, event: BackendEvent) {
         let replaces = |older: &BackendEvent| {
             matches!(
-                (older, &word),
+                (older, &event),
                 (BackendEvent::Queued(_), BackendEvent::Queued(_) | BackendEvent::Started(_))
                     | (BackendEvent::Status(_), BackendEvent::Status(_))
             )
         };
-        if self.unsaid.back().is_some_and(replaces) {
-            self.unsaid.pop_back();
+        if self.unsent.back().is_some_and(replaces) {
+            self.unsent.pop_back();
         }
-        self.unsaid.push_back(word.with_hold(self.holds.newest()));
+        self.unsent.push_back(event.with_hold(self.holds.newest()));
         self.deliver();
     }
 
-    /// Says a word if there is room now.
-    pub fn mention(&mut self, word: BackendEvent) {
+    /// Sends an event if the consumer has room now. Only for heartbeats: a consumer without room has items to read,
+    /// which show that the execution lives.
+    pub fn send_event_if_room(&mut self, event: BackendEvent) {
         if let Some(consumer) = &self.consumer
-            && self.unsaid.is_empty()
+            && self.unsent.is_empty()
         {
-            // A consumer without room has signs of life enough waiting for it.
-            let _ = consumer.items.try_send(ConsumerItem::Word(word));
+            let _ = consumer.items.try_send(ConsumerItem::Event(event));
         }
     }
 
-    /// The pipes may be read to their ends from now on, whoever takes that.
-    pub fn finish(&mut self) {
-        self.finished = true;
+    /// The execution is being ended because no consumer came: unacknowledged output does not hold the pipes back any
+    /// more.
+    pub fn set_ending(&mut self) {
+        self.is_ending = true;
     }
 
-    /// Nothing will be written any more: the last word waits for whoever has had everything.
-    pub fn end(&mut self) {
-        self.finished = true;
+    /// Nothing more will be written. Gives back memory that the rings do not need.
+    pub fn finish(&mut self) {
+        self.is_ending = true;
         self.rings.stdout.finish();
         self.rings.stderr.finish();
     }
@@ -217,7 +197,8 @@ impl OutputBuffer {
         self.rings.stdout.memory() + self.rings.stderr.memory()
     }
 
-    /// Hands over what there is, as far as there is room. True when the consumer has had everything.
+    /// Hands over events and output while the consumer has room. Returns true when the consumer has received
+    /// everything.
     pub fn deliver(&mut self) -> bool {
         let now = Instant::now();
         loop {
@@ -227,8 +208,8 @@ impl OutputBuffer {
                 return false;
             }
             consumer.blocked_since = None;
-            let item = match self.unsaid.pop_front() {
-                Some(word) => ConsumerItem::Word(word),
+            let item = match self.unsent.pop_front() {
+                Some(event) => ConsumerItem::Event(event),
                 None => match consumer.next_item(&self.rings, &mut self.first, self.policy, &self.acknowledged) {
                     Some(item) => item,
                     None => return true,
@@ -241,65 +222,59 @@ impl OutputBuffer {
         }
     }
 
-    /// Hands over the last word, after everything else. The consumer is then done.
-    pub fn deliver_last(&mut self, last: impl FnOnce() -> BackendEvent) {
+    /// Hands over the final event when the consumer has received everything else, and lets go of the consumer.
+    pub fn deliver_final(&mut self, event: impl FnOnce() -> BackendEvent) {
         if self.deliver()
             && let Some(consumer) = self.consumer.take()
         {
-            let _ = consumer.items.try_send(ConsumerItem::Word(last()));
+            let _ = consumer.items.try_send(ConsumerItem::Event(event()));
         }
     }
 
-    /// What is kept, of an execution that has ended: `fixed` is the memory that it takes besides its output.
-    pub fn kept(&self, fixed: usize) -> RetainedOutput {
-        let behind = |stream| self.acknowledged.get(stream) < &self.rings.get(stream).end();
+    /// The retained output of an execution that has ended. `fixed` is the memory that it takes besides its output.
+    pub fn retained(&self, fixed: usize) -> RetainedOutput {
+        let is_unacknowledged = |stream| self.acknowledged.get(stream) < &self.rings.get(stream).end();
         let bytes = fixed + self.memory();
         if self.is_attached() {
             RetainedOutput::Followed(bytes)
         } else if self.memory() == 0 {
             RetainedOutput::Nothing
-        } else if self.may_detach() && Stream::BOTH.into_iter().any(behind) {
+        } else if self.may_detach() && Stream::BOTH.into_iter().any(is_unacknowledged) {
             RetainedOutput::Unfetched(bytes)
         } else {
             RetainedOutput::Fetched(bytes)
         }
     }
 
-    /// Nobody but a gateway acknowledges: what was handed to anybody else counts as received.
+    /// Only gateways send acknowledgements: output that was handed to any other consumer counts as received.
     fn acknowledge_sent(&mut self) {
         if let Some(consumer) = self.consumer.as_ref().filter(|consumer| !consumer.is_gateway) {
-            for stream in Stream::BOTH {
-                let acknowledged = self.acknowledged.get_mut(stream);
-                *acknowledged = (*acknowledged).max(*consumer.cursor.get(stream));
-            }
+            self.acknowledged = max_offsets(self.acknowledged, consumer.cursor);
         }
     }
 
-    /// Takes note of what a client has received.
+    /// Records that a client has received everything before these offsets.
     ///
     /// # Errors
     ///
-    /// Offsets beyond the end: nothing has changed then.
+    /// The offsets are beyond the end. Nothing has changed then.
     pub fn acknowledge(&mut self, offsets: PerStream<u64>) -> Result<(), OffsetError> {
         self.check_offsets(offsets)?;
-        for stream in Stream::BOTH {
-            let acknowledged = self.acknowledged.get_mut(stream);
-            *acknowledged = (*acknowledged).max(*offsets.get(stream));
-        }
+        self.acknowledged = max_offsets(self.acknowledged, offsets);
         Ok(())
     }
 
-    /// Gives the output to a consumer that may have it, from where it has it; the one before is sent away.
-    /// `first` is what the new one is told before anything else. A consumer whose hold is over is sent
-    /// away itself, with the single message that another consumer has taken over.
+    /// Attaches a consumer from its offsets on, and dismisses the one before. The new consumer gets the event `first`
+    /// before anything else. A consumer whose hold is not the newest is dismissed itself, with the single message that
+    /// another consumer has taken over.
     ///
     /// # Errors
     ///
-    /// Offsets beyond the end, or a hold that was never given: nothing has changed then.
-    pub fn attach(&mut self, consumer: Consumer, first: Option<BackendEvent>) -> Result<ClaimResult, AttachError> {
+    /// The offsets are beyond the end, or the hold was never given. Nothing has changed then.
+    pub fn attach(&mut self, consumer: Consumer, first: Option<BackendEvent>) -> Result<ClaimResult, ConsumerError> {
         self.check_offsets(consumer.cursor)?;
         let claimed = self.holds.claim(consumer.claim)?;
-        let why = match claimed {
+        let reason = match claimed {
             ClaimResult::New => DismissReason::TakenOver,
             ClaimResult::Same => DismissReason::Replaced,
             ClaimResult::TakenOver => {
@@ -310,18 +285,18 @@ impl OutputBuffer {
         if consumer.has_arrived {
             self.acknowledge(consumer.cursor)?;
         }
-        self.unsaid.clear();
-        self.unsaid.extend(first.map(|word| word.with_hold(self.holds.newest())));
+        self.unsent.clear();
+        self.unsent.extend(first.map(|event| event.with_hold(self.holds.newest())));
         if let Some(before) = self.consumer.replace(consumer) {
-            before.dismiss(why);
+            before.dismiss(reason);
         }
         Ok(claimed)
     }
 
-    /// Lets go of a consumer that is gone, or takes nothing.
-    pub fn dismiss(&mut self, why: DismissReason) {
+    /// Lets go of a consumer that is gone or does not read.
+    pub fn dismiss(&mut self, reason: DismissReason) {
         if let Some(consumer) = self.consumer.take() {
-            consumer.dismiss(why);
+            consumer.dismiss(reason);
         }
     }
 
@@ -335,19 +310,24 @@ impl OutputBuffer {
         Ok(())
     }
 
-    /// Whether the consumer is known to live, however little it reads: its gateway has asked lately.
-    pub fn is_known_to_live(&mut self, lives: bool) {
-        if let Some(watch) = self.consumer.as_mut().and_then(|consumer| consumer.watch.as_mut()) {
-            watch.hold_off(lives);
+    /// Records whether the consumer is known to be alive however little it reads, because its gateway has polled
+    /// lately.
+    pub fn set_consumer_alive(&mut self, is_alive: bool) {
+        if let Some(timeout) = self.consumer.as_mut().and_then(|consumer| consumer.peer_timeout.as_mut()) {
+            timeout.suspend(is_alive);
         }
     }
 
-    /// Waits until the consumer makes room, is gone, or has vanished: it took nothing for so long, and
-    /// its gateway did not ask for it since `asked_at` either.
-    pub async fn moved(&self, patience: Duration, asked_at: Instant) -> ConsumerChange {
+    /// Waits until the consumer makes room, is gone, or has vanished: it has read nothing for `patience`, and its
+    /// gateway has not polled since `polled_at` either.
+    pub async fn consumer_change(&self, patience: Duration, polled_at: Instant) -> ConsumerChange {
         let Some(consumer) = &self.consumer else { return std::future::pending().await };
-        consumer.changed(patience, asked_at, self.finished).await
+        consumer.change(patience, polled_at, self.is_ending).await
     }
+}
+
+fn max_offsets(a: PerStream<u64>, b: PerStream<u64>) -> PerStream<u64> {
+    PerStream { stdout: a.stdout.max(b.stdout), stderr: a.stderr.max(b.stderr) }
 }
 
 #[cfg(test)]
@@ -377,25 +357,25 @@ mod tests {
         PerStream { stdout, stderr: 0 }
     }
 
-    /// Reads what is there: the bytes of stdout by their offset, and the words.
+    /// Reads what is there: the bytes of stdout by their offset, and the events.
     fn read(feed: &mut ConsumerFeed, from: u64) -> (u64, Vec<BackendEvent>) {
-        let (mut end, mut words) = (from, Vec::new());
+        let (mut end, mut events) = (from, Vec::new());
         while let Ok(item) = feed.items.try_recv() {
             match item {
                 ConsumerItem::Output { bytes: got, .. } => {
                     assert_eq!(got, bytes(got.len(), end as usize), "the right bytes at {end}");
                     end += got.len() as u64;
                 }
-                ConsumerItem::Word(word) => {
-                    if let BackendEvent::Gap(gap) = &word {
+                ConsumerItem::Event(event) => {
+                    if let BackendEvent::Gap(gap) = &event {
                         assert_eq!(gap.from, end);
                         end = gap.to;
                     }
-                    words.push(word);
+                    events.push(event);
                 }
             }
         }
-        (end, words)
+        (end, events)
     }
 
     #[test]
@@ -438,7 +418,7 @@ mod tests {
         let beyond = OffsetError { stream: Stream::Stdout, asked: written as u64 + 8, end: written as u64 + 7 };
         assert_eq!(output_buffer.acknowledge(at(written as u64 + 8)), Err(beyond));
         let consumer = Consumer::new(at(written as u64 + 8), true).0;
-        assert_eq!(output_buffer.attach(consumer, None), Err(AttachError::Offset(beyond)));
+        assert_eq!(output_buffer.attach(consumer, None), Err(ConsumerError::Offset(beyond)));
         assert!(output_buffer.is_attached(), "the one before stays");
     }
 
@@ -450,7 +430,7 @@ mod tests {
         }
         assert!(!output_buffer.deliver(), "there is one more piece than there is room");
         feed.items.try_recv().unwrap();
-        let moved = output_buffer.moved(Duration::from_secs(60), Instant::now());
+        let moved = output_buffer.consumer_change(Duration::from_secs(60), Instant::now());
         assert_eq!(moved.now_or_never(), Some(ConsumerChange::Room));
     }
 
@@ -468,9 +448,9 @@ mod tests {
         let mut gaps = Vec::new();
         while end < written as u64 {
             output_buffer.deliver();
-            let (to, words) = read(&mut feed, end);
+            let (to, events) = read(&mut feed, end);
             end = to;
-            gaps.extend(words);
+            gaps.extend(events);
         }
         let Some(BackendEvent::Gap(gap)) = gaps.first() else { panic!("a gap: {gaps:?}") };
         assert_eq!((gap.from, gap.to, gap.reason), (256, (written - RING - SLACK) as u64, GapReason::Dropped));
@@ -485,7 +465,7 @@ mod tests {
         output_buffer.attach(consumer, Some(first.clone())).unwrap();
         assert_eq!(old.dismissed.try_recv(), Ok(DismissReason::TakenOver));
         let ending = Outcome::without_process(Status::Completed, Reason::Exit, None);
-        output_buffer.deliver_last(|| BackendEvent::Exit(ending.clone()));
+        output_buffer.deliver_final(|| BackendEvent::Exit(ending.clone()));
         assert_eq!(read(&mut feed, 4), (10, vec![first, BackendEvent::Exit(ending)]));
         assert!(!output_buffer.is_attached());
     }
@@ -498,25 +478,25 @@ mod tests {
         let first = BackendEvent::Status(StatusChange::to(Status::Running));
         output_buffer.attach(consumer, Some(first.clone())).unwrap();
         let ending = Outcome::without_process(Status::Completed, Reason::Exit, None);
-        output_buffer.deliver_last(|| BackendEvent::Exit(ending.clone()));
+        output_buffer.deliver_final(|| BackendEvent::Exit(ending.clone()));
         assert!(!output_buffer.is_attached(), "nothing more is to be said");
-        let words: Vec<_> = std::iter::from_fn(|| feed.items.try_recv().ok()).collect();
-        assert_eq!(words.len(), SLOTS);
-        let gap = |at: usize| match &words[at] {
-            ConsumerItem::Word(BackendEvent::Gap(gap)) => (gap.from, gap.to, gap.reason),
+        let events: Vec<_> = std::iter::from_fn(|| feed.items.try_recv().ok()).collect();
+        assert_eq!(events.len(), SLOTS);
+        let gap = |at: usize| match &events[at] {
+            ConsumerItem::Event(BackendEvent::Gap(gap)) => (gap.from, gap.to, gap.reason),
             other => panic!("{other:?}"),
         };
         assert_eq!([gap(1), gap(2)], [(4, 9, GapReason::Overwritten), (0, 5, GapReason::Overwritten)]);
         assert!(matches!(
-            (&words[0], &words[3]),
-            (ConsumerItem::Word(BackendEvent::Status(_)), ConsumerItem::Word(BackendEvent::Exit(_)))
+            (&events[0], &events[3]),
+            (ConsumerItem::Event(BackendEvent::Status(_)), ConsumerItem::Event(BackendEvent::Exit(_)))
         ));
         let beyond = OffsetError { stream: Stream::Stdout, asked: 10, end: 9 };
         assert_eq!(output_buffer.attach(Consumer::new(at(10), true).0, None), Err(beyond.into()));
     }
 
     #[test]
-    fn of_the_words_that_wait_only_the_newest_of_a_kind_is_said() {
+    fn of_undelivered_events_of_a_kind_only_the_newest_is_sent() {
         let (mut output_buffer, mut feed) = output_buffer(UnreadPolicy::Overwrite);
         for n in 0..SLOTS {
             output_buffer.push(Stream::Stdout, bytes(1, n));
@@ -548,10 +528,10 @@ mod tests {
                     },
                     2 => {
                         output_buffer.deliver();
-                        let (to, words) = read(&mut feed, end);
+                        let (to, events) = read(&mut feed, end);
                         end = to;
-                        for word in words {
-                            let BackendEvent::Gap(gap) = word else { panic!("{word:?}") };
+                        for event in events {
+                            let BackendEvent::Gap(gap) = event else { panic!("{event:?}") };
                             lost += gap.to - gap.from;
                         }
                     }
@@ -567,9 +547,9 @@ mod tests {
             while end < written as u64 {
                 output_buffer.deliver();
                 let before = end;
-                let (to, words) = read(&mut feed, end);
+                let (to, events) = read(&mut feed, end);
                 end = to;
-                lost += words.iter().map(|word| if let BackendEvent::Gap(gap) = word { gap.to - gap.from } else { 0 }).sum::<u64>();
+                lost += events.iter().map(|event| if let BackendEvent::Gap(gap) = event { gap.to - gap.from } else { 0 }).sum::<u64>();
                 prop_assert!(end > before, "it goes on");
             }
             prop_assert_eq!(end, written as u64);

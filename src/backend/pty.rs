@@ -1,14 +1,12 @@
-//! A pseudo-terminal (pty(7)), as far as it is more than a pipe, and what both have in common: a command's output.
+//! The terminal of a command (pty(7)), and the source of a command's output, which is a pipe or a terminal.
 
-use std::{
-    io::{self, ErrorKind},
-    os::fd::OwnedFd,
-};
+use std::{io, os::fd::OwnedFd};
 
 use bytes::BytesMut;
 use cc_executor_actors::protocol::control::TerminalSize;
 use rustix::{
     fs::{Mode, OFlags},
+    io::Errno,
     pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
     termios::{SpecialCodeIndex, Winsize, tcgetattr, tcsetwinsize},
 };
@@ -17,50 +15,50 @@ use tokio::net::unix::pipe;
 /// End of file as a terminal's driver has it by default: Ctrl-D.
 const DEFAULT_VEOF: u8 = 4;
 
-/// The most that a terminal's driver keeps for us, with room to spare: 64 KiB of buffers and 4 KiB of lines. More than
-/// that was written after the command's processes were gone, by others.
+/// More than a terminal's driver buffers, which is 64 KiB and 4 KiB of lines. Whatever exceeds it was written by other
+/// processes after the command's were gone.
 const TERMINAL_REMAINDER: usize = 128 * 1024;
 
-/// Our end of a terminal.
+/// The backend's end of a terminal.
 pub struct Terminal {
-    ours: OwnedFd,
-    /// Held open, because a read fails with EIO while no process has the other end open, and one may open it again
-    /// (`/dev/tty`). So the end of the output is the end of the processes, and an empty read.
-    _theirs: OwnedFd,
+    fd: OwnedFd,
+    /// The command's end, held open because a read fails with EIO while no process has it open, and a process may open
+    /// it again (`/dev/tty`). So the output ends when the processes are gone and a read finds nothing.
+    _command_end: OwnedFd,
 }
 
 impl Terminal {
     /// A new terminal of this size, and the end that a command gets.
     pub fn open(size: TerminalSize) -> io::Result<(Terminal, OwnedFd)> {
-        let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
-        grantpt(&ours)?;
-        unlockpt(&ours)?;
-        // Before anybody can ask for it.
-        tcsetwinsize(&ours, winsize(size))?;
-        let name = ptsname(&ours, Vec::new())?;
-        let theirs = rustix::fs::open(name, OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty())?;
-        rustix::io::ioctl_fionbio(&ours, true)?;
-        Ok((Terminal { ours, _theirs: theirs.try_clone()? }, theirs))
+        let fd = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
+        grantpt(&fd)?;
+        unlockpt(&fd)?;
+        // Before the command can read the size.
+        tcsetwinsize(&fd, winsize(size))?;
+        let name = ptsname(&fd, Vec::new())?;
+        let command_end = rustix::fs::open(name, OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty())?;
+        rustix::io::ioctl_fionbio(&fd, true)?;
+        Ok((Terminal { fd, _command_end: command_end.try_clone()? }, command_end))
     }
 
-    /// What is written to it.
+    /// The source of what the command writes.
     pub fn output(&self) -> io::Result<OutputSource> {
-        Ok(OutputSource::Terminal(pipe::Receiver::from_owned_fd_unchecked(self.ours.try_clone()?)?))
+        Ok(OutputSource::Terminal(pipe::Receiver::from_owned_fd_unchecked(self.fd.try_clone()?)?))
     }
 
-    /// What is typed on it.
+    /// The sink for what the command reads.
     pub fn input(&self) -> io::Result<pipe::Sender> {
-        pipe::Sender::from_owned_fd_unchecked(self.ours.try_clone()?)
+        pipe::Sender::from_owned_fd_unchecked(self.fd.try_clone()?)
     }
 
     /// Tells the terminal its size; its foreground processes get SIGWINCH.
     pub fn resize(&self, size: TerminalSize) -> io::Result<()> {
-        Ok(tcsetwinsize(&self.ours, winsize(size))?)
+        Ok(tcsetwinsize(&self.fd, winsize(size))?)
     }
 
-    /// What ends the input, as the terminal is set now.
+    /// The character that ends the input, as the terminal is set now.
     pub fn end_of_file(&self) -> u8 {
-        tcgetattr(&self.ours).map_or(DEFAULT_VEOF, |set| set.special_codes[SpecialCodeIndex::VEOF])
+        tcgetattr(&self.fd).map_or(DEFAULT_VEOF, |set| set.special_codes[SpecialCodeIndex::VEOF])
     }
 }
 
@@ -68,28 +66,13 @@ fn winsize(size: TerminalSize) -> Winsize {
     Winsize { ws_row: size.rows, ws_col: size.cols, ws_xpixel: 0, ws_ypixel: 0 }
 }
 
-/// Where a command's output is read.
+/// The source of a command's output.
 #[derive(Debug)]
 pub enum OutputSource {
-    /// A pipe: it ends when no process has its other end.
+    /// A pipe, which ends when no process has its other end open.
     Pipe(pipe::Receiver),
-    /// A terminal: it never ends by itself.
+    /// A terminal, which never ends by itself.
     Terminal(pipe::Receiver),
-}
-
-/// What is still to be read once the command's processes are gone.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Remainder {
-    /// So much: what comes after it was written by others.
-    Pipe {
-        /// How many bytes.
-        bytes_left: usize,
-    },
-    /// What there is without waiting, but not more than so much.
-    Terminal {
-        /// How many bytes.
-        at_most: usize,
-    },
 }
 
 impl OutputSource {
@@ -103,42 +86,37 @@ impl OutputSource {
         self.receiver().readable().await
     }
 
-    /// Reads what is there, without waiting.
+    /// Reads without waiting.
     ///
     /// # Errors
     ///
-    /// `WouldBlock` where there is nothing yet.
+    /// `WouldBlock` if there is nothing to read yet.
     pub fn try_read(&self, buffer: &mut BytesMut) -> io::Result<usize> {
         self.receiver().try_read_buf(buffer)
     }
 
-    /// What is to be read of it, now that the command's processes are gone. A terminal cannot say: FIONREAD (tty_ioctl(4))
-    /// counts the line buffer alone.
-    pub fn remainder(&self) -> Remainder {
-        match self {
+    /// Reads what is left now that the command's processes are gone, piece by piece, without waiting. Of a pipe this is
+    /// what it holds now, because others may write to it later. A terminal does not tell how much it holds, since
+    /// FIONREAD (tty_ioctl(4)) counts the line buffer alone, so it is read until it is empty.
+    pub fn read_remainder(&self, piece: usize, mut take: impl FnMut(&[u8])) {
+        let mut left = match self {
             OutputSource::Pipe(pipe) => {
-                let left = rustix::io::ioctl_fionread(pipe).unwrap_or_default();
-                Remainder::Pipe { bytes_left: usize::try_from(left).unwrap_or(usize::MAX) }
+                usize::try_from(rustix::io::ioctl_fionread(pipe).unwrap_or_default()).unwrap_or(usize::MAX)
             }
-            OutputSource::Terminal(_) => Remainder::Terminal { at_most: TERMINAL_REMAINDER },
-        }
-    }
-
-    /// Reads the remainder, piece by piece, and hands it on. It never waits.
-    pub fn drain(&self, remainder: Remainder, piece: usize, mut take: impl FnMut(&[u8])) {
-        let (Remainder::Pipe { bytes_left: mut left } | Remainder::Terminal { at_most: mut left }) = remainder;
+            OutputSource::Terminal(_) => TERMINAL_REMAINDER,
+        };
         let mut buffer = vec![0; piece];
         while left > 0 {
             let n = left.min(buffer.len());
-            // Below the runtime, which may not have noticed yet that there is something.
+            // Not through the runtime, which may not have noticed yet that there are bytes to read.
             match rustix::io::read(self.receiver(), &mut buffer[..n]) {
                 Ok(0) => return,
                 Ok(n) => {
                     take(&buffer[..n]);
                     left -= n;
                 }
-                Err(error) if io::Error::from(error).kind() == ErrorKind::Interrupted => {}
-                // EAGAIN: a pipe cannot have less than it said; of a terminal that was all. EIO: the same.
+                Err(Errno::INTR) => {}
+                // EAGAIN or EIO: the terminal is empty. A pipe cannot hold less than it reported.
                 Err(_) => return,
             }
         }

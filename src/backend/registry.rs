@@ -1,9 +1,9 @@
-//! All executions of a backend: those that wait, those that run, and for a while those that have ended.
+//! All executions of a backend: queued, running, and for a while those that have ended.
 //!
-//! It admits executions up to the limit, has the others wait in the order in which they came, and
-//! remembers ids and endings, so that no id ever runs twice. It holds no output and no process; each execution's
-//! task owns those, and answers for itself. Of one that has no task any more, the registry has a record. What is
-//! remembered and what gives way is decided in [`retention`].
+//! The registry admits executions up to the limit, queues the others in their order, and remembers ids and endings, so
+//! that no id runs twice. It holds neither output nor processes: the task of each execution owns them and answers
+//! requests. When an ended execution has no task any more, its record answers. [`retention`] decides how long
+//! executions are remembered and whose output is evicted.
 
 pub mod error;
 mod inbox;
@@ -30,7 +30,7 @@ use self::{
     error::RegistryError,
     inbox::TaskHandle,
     record::{Record, RequestDigest},
-    retention::{AdmissionError, RegistryLimits},
+    retention::RegistryLimits,
     state::{FORGOTTEN_AT_A_TIME, JobStage, KnownExecution, LiveJob, RegistryShared, RegistryState},
 };
 pub use self::{
@@ -44,33 +44,33 @@ use crate::syscall::trim_heaps;
 /// How many executions are listed at the most.
 const MAX_LISTED: usize = 4_096;
 
-/// How often an idle backend forgets what is due.
+/// The interval in which executions whose retention is over are forgotten.
 const FORGET_CADENCE: Duration = Duration::from_secs(1);
 
-/// How long an execution may take to say how it is.
+/// How long an execution may take to describe its state.
 const DESCRIBE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Answers a request of an execution that has no task any more, from its record.
-pub type RecordAnswer = fn(&mut Record, ExecutionId, InstanceId, &BackendConfig, JobRequest);
+pub type RecordAnswer = fn(&mut Record, ExecutionId, InstanceId, &Arc<BackendConfig>, JobRequest);
 
 /// The registry of one backend, shared by its worker threads.
 pub struct Registry {
-    config: BackendConfig,
+    config: Arc<BackendConfig>,
     instance: InstanceId,
     answer: RecordAnswer,
     shared: Arc<RegistryShared>,
 }
 
-/// What came of asking for an execution.
+/// The result of an admission.
 pub enum Admission {
-    /// It is a new one.
+    /// The execution is new.
     New(Slot, JobInbox),
-    /// It was there already, asked for in the same terms.
+    /// The same request has created this execution before.
     Existing,
 }
 
 impl Registry {
-    /// An empty registry. `answer` is what answers for executions of which only a record is left.
+    /// An empty registry. `answer` answers requests from records.
     pub fn new(config: BackendConfig, answer: RecordAnswer) -> Self {
         let limits = RegistryLimits {
             retention_ms: millis(config.retention),
@@ -78,20 +78,20 @@ impl Registry {
             max_kept_bytes: config.max_kept_bytes,
         };
         let shared = Arc::new(RegistryShared::new(limits, config.max_executions));
-        Registry { config, instance: InstanceId::random(), answer, shared }
+        Registry { config: Arc::new(config), instance: InstanceId::random(), answer, shared }
     }
 
-    /// What this backend was configured with.
-    pub fn config(&self) -> &BackendConfig {
+    /// The configuration of this backend.
+    pub fn config(&self) -> &Arc<BackendConfig> {
         &self.config
     }
 
-    /// Which process this is: another one after each restart.
+    /// Identifies this process: another one after each restart.
     pub fn instance(&self) -> InstanceId {
         self.instance
     }
 
-    /// The bounds on what may be asked for.
+    /// The limits of requests.
     pub fn limits(&self) -> Limits {
         Limits {
             message_bytes: self.config.max_message_bytes,
@@ -107,26 +107,23 @@ impl Registry {
     ///
     /// The service ends, or there is no room for another execution.
     pub fn ready(&self) -> Result<(), RegistryError> {
-        let mut inner = self.shared.lock();
-        inner.forget(self.shared.now_ms());
-        self.accepts(&inner, false)
+        let mut state = self.shared.lock();
+        state.forget(self.shared.now_ms());
+        self.accepts(&state, false)
     }
 
-    fn accepts(&self, inner: &RegistryState, may_detach: bool) -> Result<(), RegistryError> {
-        if inner.draining {
+    fn accepts(&self, state: &RegistryState, may_detach: bool) -> Result<(), RegistryError> {
+        if state.draining {
             return Err(RegistryError::Draining);
         }
-        let BackendConfig { max_executions, max_queued, max_ended, max_kept_bytes, .. } = self.config;
-        if inner.running >= max_executions && inner.queue.len() >= max_queued {
+        let BackendConfig { max_executions, max_queued, .. } = *self.config;
+        if state.running >= max_executions && state.queue.len() >= max_queued {
             return Err(RegistryError::Full { max: max_executions, max_queued });
         }
-        inner.model.accepts(may_detach, self.shared.now_ms()).map_err(|refusal| match refusal {
-            AdmissionError::Entries { next_in_ms } => RegistryError::TooManyEnded { max_ended, next_in_ms },
-            AdmissionError::Memory { held } => RegistryError::TooMuchUnfetched { held, max: max_kept_bytes },
-        })
+        state.model.accepts(may_detach, self.shared.now_ms())
     }
 
-    /// Takes a place for an execution, unless it is there already.
+    /// Admits an execution, or finds it if the same request has come before.
     ///
     /// # Errors
     ///
@@ -134,129 +131,128 @@ impl Registry {
     pub fn admit(&self, id: ExecutionId, run: &ExecutionSpec) -> Result<Admission, RegistryError> {
         // Outside of the lock: a request can have a megabyte.
         let request = RequestDigest::of(run);
-        let mut inner = self.shared.lock();
+        let mut state = self.shared.lock();
         let now_ms = self.shared.now_ms();
-        inner.forget(now_ms);
-        if let Some(known) = inner.known(id, now_ms) {
+        state.forget(now_ms);
+        if let Some(known) = state.known(id, now_ms) {
             return match known.request.difference(&request) {
                 None => Ok(Admission::Existing),
                 Some(difference) => Err(RegistryError::IdTaken { id, difference }),
             };
         }
-        self.accepts(&inner, run.detach.is_some())?;
-        if inner.withdrawn.contains(id, now_ms) {
+        self.accepts(&state, run.detach.is_some())?;
+        if state.withdrawn.contains(id, now_ms) {
             return Err(RegistryError::Withdrawn(id));
         }
-        let (task, asks) = TaskHandle::new();
-        let (gone, watched) = watch::channel(None);
-        let turn = if inner.running < self.config.max_executions {
-            inner.running += 1;
+        let (task, inbox) = TaskHandle::new();
+        let (gone, report) = watch::channel(None);
+        let turn = if state.running < self.config.max_executions {
+            state.running += 1;
             QueueTurn::Now
         } else {
-            inner.queue.push_back(id);
-            QueueTurn::Position(inner.queue.len() as u64)
+            state.queue.push_back(id);
+            QueueTurn::Position(state.queue.len() as u64)
         };
         let turn = watch::Sender::new(turn);
         let subscribed = turn.subscribe();
-        let live = LiveJob { task, turn, gone: watched };
-        let number = inner.model.insert(id, KnownExecution { request, stage: JobStage::Live(Box::new(live)) });
+        let live = LiveJob { task, turn, gone: report };
+        let number = state.model.insert(id, KnownExecution { request, stage: JobStage::Live(Box::new(live)) });
         let slot = Slot::new(Arc::clone(&self.shared), id, number, subscribed, gone);
-        self.shared.count(&inner);
-        Ok(Admission::New(slot, asks))
+        self.shared.count(&state);
+        Ok(Admission::New(slot, inbox))
     }
 
-    /// Asks something of an execution that has not ended.
+    /// Sends a request to an execution. After the execution's end it reaches the task that keeps the output, or the
+    /// record answers.
     ///
     /// # Errors
     ///
-    /// The execution is not known, or has ended.
-    pub fn ask(
-        &self,
-        id: ExecutionId,
-        ask: JobRequest,
-    ) -> Result<watch::Receiver<Option<CancelReport>>, RegistryError> {
-        let mut inner = self.shared.lock();
-        match inner.known(id, self.shared.now_ms()).map(|known| &mut known.stage) {
-            None => Err(RegistryError::Unknown(id)),
-            Some(JobStage::Ended(..)) => Err(RegistryError::Ended(id)),
-            // The task ends in this moment: then it has ended.
-            Some(JobStage::Live(live)) => {
-                live.task.send(ask).map(|()| live.gone.clone()).map_err(|_| RegistryError::Ended(id))
-            }
-        }
-    }
-
-    /// Asks something of an execution, ended or not.
-    ///
-    /// # Errors
-    ///
-    /// The execution is not known, or its task ends at this moment.
-    pub fn ask_any(&self, id: ExecutionId, ask: JobRequest) -> Result<(), RegistryError> {
-        let is_attach = matches!(ask, JobRequest::Attach(..));
-        let mut inner = self.shared.lock();
+    /// The execution is not known, or has ended and cannot carry out such a request any more.
+    pub fn send(&self, id: ExecutionId, request: JobRequest) -> Result<(), RegistryError> {
+        let is_attach = matches!(request, JobRequest::Attach(..));
+        let mut state = self.shared.lock();
         let now_ms = self.shared.now_ms();
-        match inner.known(id, now_ms).map(|known| &mut known.stage) {
-            None => return Err(RegistryError::Unknown(id)),
-            Some(JobStage::Live(live)) => return live.task.send(ask).map_err(|_| RegistryError::Ended(id)),
+        match state.known(id, now_ms).map(|known| &mut known.stage) {
+            None => return Err(self.unknown(id)),
+            // Fails if the task has just ended.
+            Some(JobStage::Live(live)) => return live.task.send(request).map_err(|_| RegistryError::Ended(id)),
+            Some(JobStage::Ended(..)) if request.needs_process() => return Err(RegistryError::Ended(id)),
             Some(JobStage::Ended(record, task)) => {
-                let refused = match task {
-                    Some(task) => task.send(ask).err(),
-                    None => Some(ask),
+                let unsent = match task {
+                    Some(task) => task.send(request).err(),
+                    None => Some(request),
                 };
-                // Under the lock, because two that attach at a time must not get one hold.
-                if let Some(ask) = refused {
-                    (self.answer)(record, id, self.instance, &self.config, ask);
+                // Under the lock, because two consumers that attach at the same time must not get the same hold.
+                if let Some(request) = unsent {
+                    (self.answer)(record, id, self.instance, &self.config, request);
                 }
             }
         }
         if is_attach {
             // Before the task receives it, because its output could be evicted meanwhile.
-            inner.model.follow(id, now_ms);
+            state.model.follow(id, now_ms);
         }
         Ok(())
     }
 
-    /// Refuses this id for a while: it was canceled, and its request may still be under way. False if that
-    /// has come meanwhile.
+    /// Gets the report of an execution that has not ended, as soon as its processes are gone.
+    ///
+    /// # Errors
+    ///
+    /// The execution is not known, or has ended.
+    pub fn cancel_report(&self, id: ExecutionId) -> Result<watch::Receiver<Option<CancelReport>>, RegistryError> {
+        match self.shared.lock().known(id, self.shared.now_ms()).map(|known| &known.stage) {
+            None => Err(self.unknown(id)),
+            Some(JobStage::Ended(..)) => Err(RegistryError::Ended(id)),
+            Some(JobStage::Live(live)) => Ok(live.gone.clone()),
+        }
+    }
+
+    fn unknown(&self, id: ExecutionId) -> RegistryError {
+        RegistryError::Unknown { id, instance: self.instance }
+    }
+
+    /// Refuses an id for a while, because it was canceled and its request may still arrive. Returns false if the
+    /// request has arrived meanwhile.
     pub fn withdraw(&self, id: ExecutionId) -> bool {
-        let mut inner = self.shared.lock();
+        let mut state = self.shared.lock();
         let now_ms = self.shared.now_ms();
-        let is_unknown = inner.known(id, now_ms).is_none();
+        let is_unknown = state.known(id, now_ms).is_none();
         if is_unknown {
-            inner.withdrawn.insert(id, now_ms);
+            state.withdrawn.insert(id, now_ms);
         }
         is_unknown
     }
 
-    /// How an execution is.
+    /// The state of an execution.
     ///
     /// # Errors
     ///
     /// The execution is not known, or does not answer.
     pub async fn snapshot(&self, id: ExecutionId) -> Result<Snapshot, RegistryError> {
         let (answer, answered) = oneshot::channel();
-        self.ask_any(id, JobRequest::Describe(answer))?;
+        self.send(id, JobRequest::Describe(answer))?;
         match tokio::time::timeout(DESCRIBE_PATIENCE, answered).await {
             Ok(Ok(snapshot)) => Ok(snapshot),
-            Ok(Err(_)) => Err(RegistryError::Unknown(id)),
+            Ok(Err(_)) => Err(self.unknown(id)),
             Err(_) => Err(RegistryError::NoReply),
         }
     }
 
-    /// How the newest executions are, the newest first.
+    /// The states of the newest executions, the newest first.
     pub async fn snapshots(&self) -> Vec<Snapshot> {
         let mut numbered: Vec<_> = {
-            let (inner, now_ms) = (self.shared.lock(), self.shared.now_ms());
-            let ids = inner.model.newest(MAX_LISTED, now_ms).into_iter();
-            ids.filter_map(|id| Some((inner.model.get(id, now_ms)?.number, id))).collect()
+            let (state, now_ms) = (self.shared.lock(), self.shared.now_ms());
+            let ids = state.model.newest(MAX_LISTED, now_ms).into_iter();
+            ids.filter_map(|id| Some((state.model.get(id, now_ms)?.number, id))).collect()
         };
         numbered.sort_unstable_by_key(|(number, _)| std::cmp::Reverse(*number));
-        let asked = numbered.into_iter().map(|(_, id)| self.snapshot(id));
-        // Those that are forgotten in this moment are not listed.
-        futures_util::future::join_all(asked).await.into_iter().flatten().collect()
+        let snapshots = numbered.into_iter().map(|(_, id)| self.snapshot(id));
+        // Executions that are forgotten meanwhile are left out.
+        futures_util::future::join_all(snapshots).await.into_iter().flatten().collect()
     }
 
-    /// What `GET /health` tells.
+    /// The response to `GET /health`.
     pub fn health(&self) -> Health {
         let counts = self.counts();
         Health {
@@ -272,41 +268,42 @@ impl Registry {
         }
     }
 
-    /// What there is at the moment.
+    /// The current counts.
     pub fn counts(&self) -> ExecutionCounts {
         *self.shared.counts.borrow()
     }
 
-    /// Waits until nothing runs, nothing waits, and every consumer has had everything.
+    /// Waits until no execution runs or is queued, and every consumer has received everything.
     pub async fn idle(&self) {
         // The sender lives as long as the registry.
-        let _ = self.shared.counts.subscribe().wait_for(|counts| *counts == ExecutionCounts::default()).await;
+        let _ = self.shared.counts.subscribe().wait_for(ExecutionCounts::is_idle).await;
     }
 
-    /// Accepts nothing more. What waits is canceled at once.
+    /// Refuses new executions, and cancels the queued ones.
     pub fn drain(&self) {
-        let mut inner = self.shared.lock();
-        inner.draining = true;
-        for id in inner.queue.clone() {
-            inner.cancel(id, 0, self.shared.now_ms());
+        let mut state = self.shared.lock();
+        state.draining = true;
+        for id in state.queue.clone() {
+            state.cancel(id, 0, self.shared.now_ms());
         }
     }
 
-    /// Has everything ended that still runs, within this grace.
+    /// Cancels all executions with this grace.
     pub fn cancel_all(&self, grace_ms: u64) {
-        let mut inner = self.shared.lock();
-        let active: Vec<_> = inner.model.active().collect();
+        let mut state = self.shared.lock();
+        let active: Vec<_> = state.model.active().collect();
         for id in active {
-            inner.cancel(id, grace_ms, self.shared.now_ms());
+            state.cancel(id, grace_ms, self.shared.now_ms());
         }
     }
 
-    /// Forgets what is due for as long as the registry exists, because an idle backend must give memory back, too.
+    /// Forgets executions in time for as long as the registry exists, because an idle backend must give memory back,
+    /// too.
     pub fn forget_in_time(&self) -> impl Future<Output = ()> + use<> {
         forget_in_time(Arc::downgrade(&self.shared))
     }
 
-    /// A stream begins.
+    /// Counts a stream until the guard is dropped.
     pub fn streaming(&self) -> StreamGuard {
         self.shared.counts.send_modify(|counts| counts.streams += 1);
         StreamGuard(Arc::clone(&self.shared))
@@ -324,7 +321,8 @@ async fn forget_in_time(this: Weak<RegistryShared>) {
             tokio::task::yield_now().await;
         }
         let Some(idle_at) = this.upgrade().map(|shared| shared.lock().idle_at()) else { return };
-        // Only when nothing has changed since the last look, because a backend with short executions needs the memory again.
+        // Only if nothing has changed since the last look, because a backend with short executions needs the memory
+        // again.
         if idle_at.is_some() && idle_at == seen_at && idle_at != trimmed_at {
             // Not on this thread, because it takes milliseconds to walk large heaps. It does not panic.
             let _ = tokio::task::spawn_blocking(trim_heaps).await;
@@ -336,40 +334,19 @@ async fn forget_in_time(this: Weak<RegistryShared>) {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use cc_executor_actors::outcome::{Outcome, Reason, Status};
 
     use super::*;
-    use crate::backend::{
-        agent::claude::ClaudePolicy, executor::Executors, job::retained, output_buffer::RetainedOutput,
-    };
+    use crate::backend::{job::retained, output_buffer::RetainedOutput};
 
     fn registry() -> Registry {
-        Registry::new(
-            BackendConfig {
-                executors: Executors::new(BTreeMap::new(), "shell", BTreeMap::new(), ClaudePolicy::default()).unwrap(),
-                max_executions: 1,
-                max_queued: 1,
-                max_timeout_ms: 1_000,
-                max_detach_ms: 1_000,
-                ring_bytes: 1_000,
-                max_kept_bytes: 10 * FIXED_BYTES,
-                max_ended: 10,
-                retention: Duration::from_secs(3_600),
-                consumer_stall: Duration::from_secs(60),
-                max_message_bytes: 1_000,
-                containment: crate::backend::shim::containment::Containment::None,
-                claude_exit: Duration::from_secs(45),
-                descriptor_limit: None,
-            },
-            retained::answer,
-        )
+        let limits = BackendConfig { max_executions: 1, max_queued: 1, max_ended: 10, ..BackendConfig::for_tests() };
+        Registry::new(BackendConfig { max_kept_bytes: 10 * FIXED_BYTES, ..limits }, retained::answer)
     }
 
     fn admit(registry: &Registry, id: ExecutionId) -> (Slot, JobInbox) {
         match registry.admit(id, &ExecutionSpec::of("true")).unwrap() {
-            Admission::New(slot, asks) => (slot, asks),
+            Admission::New(slot, inbox) => (slot, inbox),
             Admission::Existing => panic!("{id} is known already"),
         }
     }
@@ -386,46 +363,46 @@ mod tests {
         )
     }
 
-    /// Sends an ask of the kind that counts.
+    /// Sends an attach, which is counted.
     fn attach(registry: &Registry, id: ExecutionId) {
         let (consumer, _feed) = crate::backend::output_buffer::Consumer::new(Default::default(), true);
-        registry.ask_any(id, JobRequest::Attach(Box::new(consumer), oneshot::channel().0)).unwrap();
+        registry.send(id, JobRequest::Attach(Box::new(consumer), oneshot::channel().0)).unwrap();
     }
 
     #[actix_web::test]
     async fn an_execution_whose_task_failed_is_lost_and_its_id_stays_known() {
         let (registry, id) = (registry(), ExecutionId::random());
-        let (slot, asks) = admit(&registry, id);
+        let (slot, inbox) = admit(&registry, id);
         attach(&registry, id);
-        drop((slot, asks));
+        drop((slot, inbox));
         assert_eq!(registry.counts().running, 0, "its place is free");
         let ending = registry.snapshot(id).await.unwrap().ending.unwrap();
         assert_eq!((ending.status, ending.reason), (Status::Failed, Reason::BackendLost));
         assert!(matches!(registry.admit(id, &ExecutionSpec::of("true")), Ok(Admission::Existing)));
-        let (slot, asks) = admit(&registry, ExecutionId::random());
-        let kept = slot.end(record(), RetainedOutput::Unfetched(FIXED_BYTES), 0);
-        drop((kept, asks));
-        assert_eq!(registry.shared.lock().model.evict(), [], "what a failed task kept is not counted");
+        let (slot, inbox) = admit(&registry, ExecutionId::random());
+        let retained = slot.end(record(), RetainedOutput::Unfetched(FIXED_BYTES));
+        drop((retained, inbox));
+        assert_eq!(registry.shared.lock().model.evict(), [], "what a failed task retained is not counted");
     }
 
     #[actix_web::test]
     async fn a_task_is_released_only_when_it_has_received_every_attach() {
         let (registry, id) = (registry(), ExecutionId::random());
-        let (slot, mut asks) = admit(&registry, id);
+        let (slot, mut inbox) = admit(&registry, id);
         attach(&registry, id);
-        let mut kept = slot.end(record(), RetainedOutput::Nothing, asks.n_attaches());
+        let retained = slot.end(record(), RetainedOutput::Nothing);
         assert!(has_task(&registry, id), "a consumer is on its way");
-        kept.report(RetainedOutput::Fetched(20 * FIXED_BYTES), (1, None), asks.n_attaches());
-        assert!(has_task(&registry, id), "what it says of the time before does not count");
-        assert!(matches!(asks.recv().await, Some(JobRequest::Attach(..))));
-        kept.report(RetainedOutput::Followed(20 * FIXED_BYTES), (1, None), asks.n_attaches());
+        retained.report(RetainedOutput::Fetched(20 * FIXED_BYTES), (1, None));
+        assert!(has_task(&registry, id), "a report from before the attach does not count");
+        assert!(matches!(inbox.recv().await, Some(JobRequest::Attach(..))));
+        retained.report(RetainedOutput::Followed(20 * FIXED_BYTES), (1, None));
         attach(&registry, id);
-        kept.report(RetainedOutput::Fetched(20 * FIXED_BYTES), (1, None), asks.n_attaches());
+        retained.report(RetainedOutput::Fetched(20 * FIXED_BYTES), (1, None));
         assert!(has_task(&registry, id), "another one is on its way");
-        assert!(matches!(asks.recv().await, Some(JobRequest::Attach(..))));
-        kept.report(RetainedOutput::Fetched(20 * FIXED_BYTES), (1, None), asks.n_attaches());
-        assert!(!has_task(&registry, id), "memory is short, and nobody reads it");
-        assert!(asks.recv().await.is_none(), "the task is told by the end of its asks");
+        assert!(matches!(inbox.recv().await, Some(JobRequest::Attach(..))));
+        retained.report(RetainedOutput::Fetched(20 * FIXED_BYTES), (1, None));
+        assert!(!has_task(&registry, id), "memory is short, and no consumer reads it");
+        assert!(inbox.recv().await.is_none(), "its inbox is closed");
         let ending = registry.snapshot(id).await.unwrap().ending.unwrap();
         assert_eq!((ending.reason, ending.message.as_deref()), (Reason::Exit, Some("as it was")));
     }

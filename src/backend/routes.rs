@@ -6,14 +6,14 @@ mod params;
 
 use actix_web::{HttpRequest, HttpResponse, web};
 use cc_executor_actors::{
-    backend_api::control as control_api,
+    backend_api::{Snapshot, control as control_api},
     rpc::{ErrorObject, code},
 };
 use serde_json::{Map, Value, json};
 
 use self::params::parse_id;
-use super::{error::refuse_by, registry::Registry};
-use crate::server::refusal::refuse;
+use super::registry::Registry;
+use crate::server::refused::Refused;
 
 /// Adds the routes to a service.
 pub fn configure(service: &mut web::ServiceConfig) {
@@ -63,13 +63,6 @@ async fn list(registry: web::Data<Registry>) -> HttpResponse {
     HttpResponse::Ok().json(json!({ "executions": registry.snapshots().await }))
 }
 
-async fn show(id: web::Path<String>, registry: web::Data<Registry>) -> HttpResponse {
-    let id = match parse_id(&id) {
-        Ok(id) => id,
-        Err(error) => return refuse(error),
-    };
-    match registry.snapshot(id).await {
-        Ok(snapshot) => HttpResponse::Ok().json(snapshot),
-        Err(error) => refuse_by(&registry, error),
-    }
+async fn show(id: web::Path<String>, registry: web::Data<Registry>) -> Result<web::Json<Snapshot>, Refused> {
+    Ok(web::Json(registry.snapshot(parse_id(&id)?).await?))
 }

@@ -1,20 +1,20 @@
-//! The shim: a small process beside each execution that ends the whole process tree, whatever happens.
+//! The shim: a small process beside each execution that ends the whole process tree in every case.
 //!
-//! The [subreaper](super::subreaper) forks it. It is a subreaper itself: descendants that lose their parent,
-//! those that left the process group included, become its children. So the tree is gone exactly when wait(2)
-//! says that there are no children (ECHILD). That is a proof; a scan of /proc is not.
+//! The [subreaper](super::subreaper) forks it. It is a subreaper itself: descendants that lose their parent, also those
+//! that left the process group, become its children. So the tree is gone exactly when wait(2) returns ECHILD. That is a
+//! proof; a scan of /proc is not.
 //!
-//! It reads its orders from a socket, see [`protocol`], and acknowledges each when it has read it. The end of that
-//! socket means that the backend died or has given the execution up, and the end of its lifeline that
-//! the subreaper died: the tree is ended at once. It never waits for anything but its poll.
+//! It reads its orders from a socket (see [`protocol`]) and acknowledges each. It kills the tree at once when that
+//! socket ends, because the backend died or has given the execution up, and when its lifeline ends, because the
+//! subreaper died. It never blocks but in [`Shim::wait`].
 
 pub mod cgroup;
 mod channel;
 pub mod containment;
-mod oom_score;
 mod pause;
 pub mod procfs;
 pub mod protocol;
+pub mod readable;
 pub mod spawn;
 pub mod tree;
 
@@ -26,18 +26,16 @@ use std::{
 };
 
 use cc_executor_actors::outcome::Evidence;
-use rustix::{
-    event::{PollFd, PollFlags, Timespec, poll},
-    process::{Pid, Signal, set_child_subreaper, set_parent_process_death_signal},
-};
+use rustix::process::{Pid, Signal, set_child_subreaper, set_parent_process_death_signal};
 
 use self::{
     cgroup::Cgroup,
     channel::Channel,
     pause::{PauseState, PauseStep},
     procfs::Procfs,
-    protocol::{LeaderExit, NumberedOrder, Order, ShimEvent, TreeGone},
-    spawn::{CommandEnds, ExecReport, StartingChild},
+    protocol::{LeaderExit, Order, ShimEvent, StartError, TreeGone},
+    readable::{discard_signals, wait_readable},
+    spawn::{CommandEnds, StartingChild},
     tree::ProcessTree,
 };
 use crate::syscall::{SingleThread, block_signals};
@@ -73,7 +71,7 @@ pub fn main(single: &SingleThread, inherited: ShimInheritance) -> io::Result<boo
     let _ = rustix::thread::set_name(c"cc-shim");
     let mut channel = Channel::new(socket);
     let prepared = prepare(cgroup, is_first);
-    let Some(NumberedOrder { order: Order::Run(spec), .. }) = channel.wait()? else { return Ok(true) };
+    let Some(Order::Run(spec)) = channel.wait()? else { return Ok(true) };
     let started = prepared.and_then(|(procfs, cgroup, signals)| {
         let starting = spawn::start(single, &spec, ends, cgroup.as_ref())?;
         Ok((procfs, cgroup, signals, starting))
@@ -81,8 +79,7 @@ pub fn main(single: &SingleThread, inherited: ShimInheritance) -> io::Result<boo
     let (procfs, cgroup, signals, starting) = match started {
         Ok(started) => started,
         Err(error) => {
-            let message = format!("the backend cannot start another process: {error}");
-            channel.tell(&ShimEvent::NotStarted { exit_code: 126, message });
+            channel.send(&ShimEvent::NotStarted(StartError::no_process(error)));
             return Ok(true);
         }
     };
@@ -96,8 +93,7 @@ pub fn main(single: &SingleThread, inherited: ShimInheritance) -> io::Result<boo
         cgroup,
         end: EndState::Running,
         pause: PauseState::default(),
-        freezing_until: None,
-        pauses_owed: 0,
+        unanswered_pauses: 0,
     };
     shim.run()
 }
@@ -121,13 +117,13 @@ enum CommandState {
     NotExecuted,
 }
 
-/// How far the end has come. Each step is taken once; the loop in [`Shim::run`] walks them.
+/// How far the end has come. [`Shim::run`] takes the steps in this order.
 enum EndState {
     /// The end was not ordered yet.
     Running,
     /// TERM was sent; KILL follows at this time.
-    Asked { kill_at: Instant },
-    /// KILL is repeated until nothing is left, or until the patience is over.
+    Terminating { kill_at: Instant },
+    /// KILL is repeated until no child is left, or until [`KILL_PATIENCE`] is over.
     Killing { since: Instant },
 }
 
@@ -141,15 +137,12 @@ struct Shim {
     cgroup: Option<Cgroup>,
     end: EndState,
     pause: PauseState,
-    /// The deadline for the cgroup to freeze.
-    freezing_until: Option<Instant>,
-    /// Orders to pause that have not been answered.
-    pauses_owed: u32,
+    unanswered_pauses: u32,
 }
 
 impl Shim {
-    /// Ends when no child is left: every turn either waits for a fact, or kills and reaps. Only a
-    /// process that cannot be killed keeps it, and that only for [`KILL_PATIENCE`].
+    /// Returns when no child is left. Each turn waits for an event, or kills and reaps. A process that cannot be killed
+    /// delays it for [`KILL_PATIENCE`] only.
     fn run(mut self) -> io::Result<bool> {
         loop {
             let exit = self.tree.reap()?;
@@ -162,7 +155,7 @@ impl Shim {
             let mut timeout = None;
             match self.end {
                 EndState::Running => {}
-                EndState::Asked { kill_at } => {
+                EndState::Terminating { kill_at } => {
                     self.tree.terminate_new_children(&self.procfs);
                     let left = kill_at.saturating_duration_since(Instant::now());
                     if left.is_zero() {
@@ -196,17 +189,17 @@ impl Shim {
 
     fn finish(&mut self, gone: TreeGone) -> bool {
         if !matches!(self.command, CommandState::NotExecuted) {
-            self.tell(&ShimEvent::Gone(gone));
+            self.send(&ShimEvent::Gone(gone));
         }
         gone.evidence.is_proof()
     }
 
-    /// Reports the exit of the leader, but only if it has executed the command. The exec report says so; it is
-    /// complete, because the process that wrote it has ended.
+    /// Reports the exit of the leader if it has executed the command. The exec report tells that; it is complete,
+    /// because the process that wrote it has ended.
     fn on_leader_exit(&mut self, exit: LeaderExit) {
         self.read_report();
         if matches!(self.command, CommandState::Executed) {
-            self.tell(&ShimEvent::Exited(exit));
+            self.send(&ShimEvent::Exited(exit));
         }
     }
 
@@ -216,23 +209,22 @@ impl Shim {
         };
         let leader = starting.leader;
         match starting.read() {
-            ExecReport::Executed => self.tell(&ShimEvent::Started { pid: leader.as_raw_nonzero().get() }),
-            ExecReport::Failed(fact) => {
+            Ok(()) => self.send(&ShimEvent::Started { pid: leader.as_raw_nonzero().get() }),
+            Err(error) => {
                 self.command = CommandState::NotExecuted;
-                self.tell(&fact);
+                self.send(&ShimEvent::NotStarted(error));
             }
         }
     }
 
-    fn tell(&mut self, fact: &ShimEvent) {
+    fn send(&mut self, event: &ShimEvent) {
         if let Some(channel) = &mut self.channel {
-            channel.tell(fact);
+            channel.send(event);
         }
     }
 
     /// Waits for a child's end, an order, the exec report, or the time-out.
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
-        let timeout = timeout.and_then(|left| Timespec::try_from(left).ok());
         let report = match &self.command {
             CommandState::Starting(starting) => Some(starting.report()),
             CommandState::Executed | CommandState::NotExecuted => None,
@@ -243,30 +235,21 @@ impl Shim {
             self.lifeline.as_ref().map(AsFd::as_fd),
             report,
         ];
-        let mut fds: Vec<_> = sources.iter().flatten().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
-        match poll(&mut fds, timeout.as_ref()) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
+        let [signaled, ordered, lifeline_ended, reported] = wait_readable(sources, timeout)?;
+        if signaled {
+            // The loop looks up which children have ended.
+            discard_signals(self.signals.as_fd());
         }
-        let mut ready = fds.iter().map(|fd| !fd.revents().is_empty());
-        let mut is_ready = sources.map(|source| source.is_some() && ready.next() == Some(true));
-        drop(fds);
-        if std::mem::take(&mut is_ready[0]) {
-            let mut signals = [0u8; 1024];
-            // Only emptied: the loop looks up which children have ended.
-            let _ = rustix::io::read(&self.signals, &mut signals);
-        }
-        let [_, from_backend, lifeline_ended, reported] = is_ready;
         if lifeline_ended {
-            // The subreaper is gone, so nobody could end what this process leaves behind.
+            // The subreaper is gone, so nothing could end what this process leaves behind.
             self.lifeline = None;
-            self.tell(&ShimEvent::Unguarded);
+            self.send(&ShimEvent::Unguarded);
             self.kill_now();
         }
         if reported {
             self.read_report();
         }
-        if from_backend { self.on_orders() } else { Ok(()) }
+        if ordered { self.on_orders() } else { Ok(()) }
     }
 
     fn on_orders(&mut self) -> io::Result<()> {
@@ -277,20 +260,23 @@ impl Shim {
             self.kill_now();
             return Ok(());
         }
-        while let Some(NumberedOrder { order, .. }) = self.channel.as_mut().and_then(Channel::next) {
+        while let Some(order) = self.channel.as_mut().and_then(Channel::next) {
             match order {
                 Order::Run(_) => {}
                 Order::Signal { signal } => self.tree.signal_group(signal.number()),
-                Order::Pause => self.begin_pause(),
+                Order::Pause => {
+                    self.unanswered_pauses += 1;
+                    self.pause.begin();
+                }
                 Order::Resume => {
                     self.end_pause();
                     // Also processes that others stopped, because a client has no other way to continue them.
                     pause::continue_all(&self.procfs);
-                    self.tell(&ShimEvent::Resumed);
+                    self.send(&ShimEvent::Resumed);
                 }
                 Order::Inspect => {
                     let stopped = pause::is_stopped(self.tree.leader(), &self.procfs);
-                    self.tell(&ShimEvent::Inspected { stopped });
+                    self.send(&ShimEvent::Inspected { stopped });
                 }
                 Order::End { grace_ms } => self.end_within(Duration::from_millis(grace_ms)),
                 Order::Sweep => self.kill_now(),
@@ -299,30 +285,12 @@ impl Shim {
         Ok(())
     }
 
-    fn begin_pause(&mut self) {
-        self.pauses_owed += 1;
-        self.pause.begin();
-    }
-
-    /// Takes a step of a pause that is under way. Returns true if another step is needed. The cgroup is frozen only if
-    /// a process cannot be stopped, because /proc shows stopped processes and does not show frozen ones.
+    /// Takes a step of a pause that is under way. Returns true if another step is needed.
     fn step_pause(&mut self) -> bool {
-        if self.pauses_owed == 0 {
+        if self.unanswered_pauses == 0 {
             return false;
         }
-        let step = match (self.freezing_until, &self.cgroup) {
-            (Some(_), Some(cgroup)) if cgroup.is_frozen() => PauseStep::Done,
-            (Some(until), _) if Instant::now() > until => PauseStep::Failed,
-            (Some(_), _) => PauseStep::Again,
-            (None, cgroup) => match self.pause.step(&self.procfs) {
-                PauseStep::Failed if cgroup.as_ref().is_some_and(|cgroup| cgroup.freeze(true).is_ok()) => {
-                    self.freezing_until = Some(Instant::now() + pause::STOP_PATIENCE);
-                    PauseStep::Again
-                }
-                step => step,
-            },
-        };
-        match step {
+        match self.pause.step(&self.procfs, self.cgroup.as_ref()) {
             PauseStep::Again => return true,
             PauseStep::Done => self.answer_pauses(&ShimEvent::Paused),
             PauseStep::Failed => self.end_pause(),
@@ -330,20 +298,15 @@ impl Shim {
         false
     }
 
-    fn answer_pauses(&mut self, fact: &ShimEvent) {
-        self.freezing_until = None;
-        for _ in 0..std::mem::take(&mut self.pauses_owed) {
-            self.tell(fact);
+    fn answer_pauses(&mut self, event: &ShimEvent) {
+        for _ in 0..std::mem::take(&mut self.unanswered_pauses) {
+            self.send(event);
         }
     }
 
-    /// Continues everything. A pause that was under way has failed.
+    /// Continues the tree if it was paused. A pause that was under way has failed.
     fn end_pause(&mut self) {
-        if let Some(cgroup) = &self.cgroup {
-            // Does nothing to a cgroup that is not frozen.
-            let _ = cgroup.freeze(false);
-        }
-        self.pause.end(&self.procfs);
+        self.pause.end(&self.procfs, self.cgroup.as_ref());
         self.answer_pauses(&ShimEvent::NotPaused);
     }
 
@@ -359,9 +322,9 @@ impl Shim {
                 // Also to the group, because that needs no listing of the tree.
                 self.tree.signal_group(Signal::CONT.as_raw());
                 pause::continue_all(&self.procfs);
-                self.end = EndState::Asked { kill_at };
+                self.end = EndState::Terminating { kill_at };
             }
-            EndState::Asked { kill_at: planned } => *planned = kill_at.min(*planned),
+            EndState::Terminating { kill_at: planned } => *planned = kill_at.min(*planned),
             EndState::Killing { .. } => {}
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! It is this same binary, executed again before a runtime exists. It forks a shim for each execution, which is
 //! faster than executing one. The tree of a killed shim becomes children of the subreaper: each child that is not a
-//! living shim is such an orphan, and the subreaper ends it. When it has no orphan left, the trees of all lost shims
+//! living shim is such an orphan, and the subreaper ends it. When it has no orphans, the trees of all lost shims
 //! are gone, because the kernel reparents a process's children before the process can be reaped.
 //!
 //! The end of its socket means that the backend is gone: the subreaper then ends all processes below it, shims
@@ -24,7 +24,6 @@ use std::{
 use cc_executor_actors::outcome::Evidence;
 use rustix::{
     cmsg_space,
-    event::{PollFd, PollFlags, Timespec, poll},
     net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recvmsg, send},
     process::{
         DumpableBehavior, Pid, Signal, kill_process, set_child_subreaper, set_dumpable_behavior,
@@ -34,13 +33,14 @@ use rustix::{
 };
 
 pub use self::protocol::ARGUMENT;
-use self::protocol::{MAX_PASSED, MAX_REQUEST, NumberedRequest, SubreaperRequest, SubreaperResponse, Ticket};
+use self::protocol::{MAX_PASSED, MAX_REQUEST, SubreaperAction, SubreaperRequest, SubreaperResponse, Ticket};
 use super::shim::{
     self, ShimInheritance,
     cgroup::end_cgroup,
     containment::Contained,
-    procfs::Procfs,
-    protocol::TreeGone,
+    procfs::{Procfs, Stat},
+    protocol::{Numbered, TreeGone},
+    readable::{discard_signals, wait_readable},
     spawn::CommandEnds,
     tree::{Reaped, count, reap_one},
 };
@@ -55,7 +55,7 @@ const SWEEP_CADENCE: [Duration; 2] = [Duration::from_millis(1), Duration::from_m
 /// The longest time for all processes to end after the backend is gone.
 const LAST_PATIENCE: Duration = Duration::from_secs(30);
 
-/// Runs until the backend is gone, and nothing is left.
+/// Runs until the backend is gone and all processes below have ended.
 pub fn main(contained: Option<&str>) -> ExitCode {
     let Some(contained) = contained.and_then(|text| serde_json::from_str(text).ok()) else { return ExitCode::FAILURE };
     match SubreaperLoop::start(contained).and_then(SubreaperLoop::run) {
@@ -90,19 +90,19 @@ struct SubreaperLoop {
     socket: OwnedFd,
     signals: OwnedFd,
     procfs: Procfs,
-    /// Shims hold the reading end: it ends when this process does.
+    /// Shims hold the reading end, which reaches its end of file when this process ends.
     lifeline: (OwnedFd, OwnedFd),
     shims: HashMap<Ticket, Pid>,
     sweep: Option<Sweep>,
-    /// When the backend's end was noticed.
-    is_ending: Option<Instant>,
+    /// When the end of the backend was noticed.
+    ending_since: Option<Instant>,
 }
 
 /// A sweep: orphans are being ended.
 struct Sweep {
     since: Instant,
     /// The requests that wait for its end.
-    asked: Vec<SweepRequest>,
+    requests: Vec<SweepRequest>,
 }
 
 /// A request that waits for a sweep.
@@ -139,26 +139,26 @@ impl SubreaperLoop {
             lifeline: rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?,
             shims: HashMap::new(),
             sweep: None,
-            is_ending: None,
+            ending_since: None,
         })
     }
 
-    /// Ends when the backend is gone and no child is left; at the latest when what is left cannot be ended.
+    /// Returns when the backend is gone and no child is left, or [`LAST_PATIENCE`] after the backend is gone.
     fn run(mut self) -> io::Result<Role> {
         loop {
             let has_children = self.reap()?;
-            if let Some(since) = self.is_ending {
+            if let Some(since) = self.ending_since {
                 if !has_children {
                     return Ok(Role::Subreaper);
                 }
                 if since.elapsed() > LAST_PATIENCE {
-                    return Err(io::Error::other("something below cannot be ended"));
+                    return Err(io::Error::other("a process below cannot be ended"));
                 }
                 self.kill_everything();
             }
-            let timeout = self.step_sweep().or(self.is_ending.map(|_| SWEEP_CADENCE[0]));
+            let timeout = self.step_sweep().or(self.ending_since.map(|_| SWEEP_CADENCE[0]));
             if let Some(Forked { socket, ends, ticket }) = self.wait(timeout)? {
-                // The writing end of the lifeline goes with the rest of the subreaper: it must be held by nobody else.
+                // Drops the writing end of the lifeline with the rest, because only the subreaper itself may hold it.
                 let SubreaperLoop { single, contained, lifeline: (lifeline, _), .. } = self;
                 let is_first = contained == Contained::PidNamespace;
                 let cgroup = match contained {
@@ -170,7 +170,7 @@ impl SubreaperLoop {
         }
     }
 
-    /// False when there are no children.
+    /// Reaps all ended children. Returns false when there are no children.
     fn reap(&mut self) -> io::Result<bool> {
         loop {
             match reap_one()? {
@@ -191,7 +191,7 @@ impl SubreaperLoop {
     }
 
     fn begin_sweep(&mut self) -> &mut Sweep {
-        self.sweep.get_or_insert_with(|| Sweep { since: Instant::now(), asked: Vec::new() })
+        self.sweep.get_or_insert_with(|| Sweep { since: Instant::now(), requests: Vec::new() })
     }
 
     /// Sends KILL to the orphans, and answers the waiting requests once there are none. Returns when to look again.
@@ -204,29 +204,30 @@ impl SubreaperLoop {
         }
         let left = orphans.as_ref().ok().map(|orphans| count(orphans.len()));
         let mut sweep = self.sweep.take()?;
-        let asked = std::mem::take(&mut sweep.asked);
-        for asked in asked {
-            // The lost shim itself may not have been reaped yet.
-            let is_swept = left == Some(0) && !self.shims.contains_key(&asked.ticket);
-            if is_swept || asked.since.elapsed() > SWEEP_PATIENCE {
-                let evidence = match self.contained {
-                    _ if !is_swept => Evidence::Unknown,
-                    Contained::PidNamespace => Evidence::PidNamespace,
-                    Contained::Tree | Contained::Cgroup(_) => Evidence::Swept,
-                };
-                self.clean_cgroup(asked.ticket);
-                let gone = TreeGone { evidence, survivors: left, killed: 0 };
-                self.answer(asked.number, &SubreaperResponse::Swept(gone));
-            } else {
-                sweep.asked.push(asked);
-            }
-        }
-        if left == Some(0) && sweep.asked.is_empty() {
+        sweep.requests.retain(|request| !self.answer_sweep(request, left));
+        if left == Some(0) && sweep.requests.is_empty() {
             return None;
         }
-        let is_slow = sweep.asked.is_empty() && sweep.since.elapsed() > SWEEP_PATIENCE;
+        let is_slow = sweep.requests.is_empty() && sweep.since.elapsed() > SWEEP_PATIENCE;
         self.sweep = Some(sweep);
         Some(SWEEP_CADENCE[usize::from(is_slow)])
+    }
+
+    /// Answers a request if no orphan is left or its patience is over. Returns whether it did.
+    fn answer_sweep(&self, request: &SweepRequest, left: Option<u32>) -> bool {
+        // The lost shim itself may not have been reaped yet.
+        let is_swept = left == Some(0) && !self.shims.contains_key(&request.ticket);
+        if !is_swept && request.since.elapsed() <= SWEEP_PATIENCE {
+            return false;
+        }
+        let evidence = match self.contained {
+            _ if !is_swept => Evidence::Unknown,
+            Contained::PidNamespace => Evidence::PidNamespace,
+            Contained::Tree | Contained::Cgroup(_) => Evidence::Swept,
+        };
+        self.clean_cgroup(request.ticket);
+        self.answer(request.number, &SubreaperResponse::Swept(TreeGone { evidence, survivors: left, killed: 0 }));
+        true
     }
 
     /// The children that are not living shims.
@@ -255,24 +256,13 @@ impl SubreaperLoop {
 
     /// Waits for a child's end, a request, or the time-out. Returns a value in a forked child, which becomes a shim.
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<Option<Forked>> {
-        let timeout = timeout.and_then(|left| Timespec::try_from(left).ok());
-        let mut fds = vec![PollFd::new(&self.signals, PollFlags::IN)];
-        if self.is_ending.is_none() {
-            fds.push(PollFd::new(&self.socket, PollFlags::IN));
-        }
-        match poll(&mut fds, timeout.as_ref()) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-        let (signaled, asked) =
-            (!fds[0].revents().is_empty(), fds.get(1).is_some_and(|socket| !socket.revents().is_empty()));
-        drop(fds);
+        let socket = self.ending_since.is_none().then(|| self.socket.as_fd());
+        let [signaled, requested] = wait_readable([Some(self.signals.as_fd()), socket], timeout)?;
         if signaled {
-            let mut signals = [0u8; 1024];
-            // Which children have ended is looked up; reading only empties it.
-            let _ = rustix::io::read(&self.signals, &mut signals);
+            // The loop looks up which children have ended.
+            discard_signals(self.signals.as_fd());
         }
-        if asked { Ok(self.on_request()) } else { Ok(None) }
+        if requested { Ok(self.on_request()) } else { Ok(None) }
     }
 
     fn on_request(&mut self) -> Option<Forked> {
@@ -286,7 +276,7 @@ impl SubreaperLoop {
             Err(_) => 0,
         };
         if received == 0 {
-            self.is_ending = Some(Instant::now());
+            self.ending_since = Some(Instant::now());
             return None;
         }
         let mut descriptors = Vec::with_capacity(MAX_PASSED);
@@ -295,49 +285,40 @@ impl SubreaperLoop {
                 descriptors.extend(rights);
             }
         }
-        let NumberedRequest { number, message: request } = serde_json::from_slice(&bytes[..received]).ok()?;
-        match request {
-            SubreaperRequest::Fork { ticket } => return self.fork(number, ticket, descriptors),
-            SubreaperRequest::Continue { ticket } => self.signal(number, ticket, Signal::CONT),
-            SubreaperRequest::KillIfStopped { ticket } => {
-                let shim = self.shims.get(&ticket).copied();
+        let request: Numbered<SubreaperRequest> = serde_json::from_slice(&bytes[..received]).ok()?;
+        let Numbered { number, message: SubreaperRequest { ticket, action } } = request;
+        let shim = self.shims.get(&ticket).copied();
+        match action {
+            SubreaperAction::Fork => return self.fork(number, ticket, descriptors),
+            SubreaperAction::Enforce(action) => {
                 // If the state cannot be read, the later, unconditional KILL decides.
-                let is_stopped = shim.and_then(|shim| self.procfs.stat(shim).ok()).is_some_and(|stat| stat.is_still());
-                if is_stopped {
-                    self.signal(number, ticket, Signal::KILL);
-                } else {
-                    self.answer(number, &SubreaperResponse::Done);
+                let signal = |shim| action.signal(|| self.procfs.stat(shim).is_ok_and(Stat::is_still));
+                if let Some((shim, signal)) = shim.and_then(|shim| Some((shim, signal(shim)?))) {
+                    // The id is not reused, because this process has not reaped the shim.
+                    let _ = kill_process(shim, signal);
                 }
+                self.answer(number, &SubreaperResponse::Done);
             }
-            SubreaperRequest::Kill { ticket } => self.signal(number, ticket, Signal::KILL),
-            SubreaperRequest::Sweep { ticket } => {
-                // Killed, because its backend does not read its events any more.
-                if let Some(shim) = self.shims.get(&ticket) {
-                    let _ = kill_process(*shim, Signal::KILL);
+            SubreaperAction::Sweep => {
+                // The shim is killed, because its backend does not read its events any more.
+                if let Some(shim) = shim {
+                    let _ = kill_process(shim, Signal::KILL);
                 }
                 self.answer(number, &SubreaperResponse::Accepted);
                 let since = Instant::now();
-                self.begin_sweep().asked.push(SweepRequest { number, since, ticket });
+                self.begin_sweep().requests.push(SweepRequest { number, since, ticket });
             }
         }
         None
     }
 
-    fn signal(&self, number: u64, ticket: Ticket, signal: Signal) {
-        if let Some(shim) = self.shims.get(&ticket) {
-            // The id is not reused, because this process has not reaped it.
-            let _ = kill_process(*shim, signal);
-        }
-        self.answer(number, &SubreaperResponse::Done);
-    }
-
     fn answer(&self, number: u64, answer: &SubreaperResponse) {
-        let message = serde_json::to_vec(&NumberedRequest { number, message: answer }).unwrap_or_default();
+        let message = serde_json::to_vec(&Numbered { number, message: answer }).unwrap_or_default();
         // Ignored: the backend is gone, or does not read responses.
         let _ = send(&self.socket, &message, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
     }
 
-    /// Forks a shim, and answers in the parent. Gives what the child needs in the child.
+    /// Forks a shim, and answers in the parent. Returns a value in the child.
     fn fork(&mut self, number: u64, ticket: Ticket, descriptors: Vec<OwnedFd>) -> Option<Forked> {
         let mut descriptors = descriptors.into_iter();
         let passed = (descriptors.next(), descriptors.next(), descriptors.next(), descriptors.next());

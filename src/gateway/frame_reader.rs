@@ -85,7 +85,7 @@ where
     /// The next message in the bytes that were read.
     fn decode(&mut self) -> Result<Option<Incoming>, CloseReason> {
         loop {
-            self.judge_header()?;
+            self.check_header()?;
             let Some(frame) = self.codec.decode(&mut self.input).map_err(|error| fault_of(&error))? else {
                 if self.input.is_empty() {
                     // An idle session holds no buffer.
@@ -100,7 +100,7 @@ where
     }
 
     /// Checks the header at the front before the codec waits for the rest of the frame.
-    fn judge_header(&self) -> Result<(), CloseReason> {
+    fn check_header(&self) -> Result<(), CloseReason> {
         let Some(&[first, second]) = self.input.first_chunk::<2>() else { return Ok(()) };
         let (fin, opcode) = (first & 0x80 != 0, first & 0x0f);
         let declared = match second & 0x7f {

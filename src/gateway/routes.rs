@@ -15,7 +15,7 @@ use cc_executor_actors::{
 use serde_json::json;
 
 use super::upgrade;
-use crate::server::refusal::refuse;
+use crate::server::refused::Refused;
 
 /// Adds the routes to a service.
 pub fn configure(service: &mut web::ServiceConfig) {
@@ -29,15 +29,15 @@ pub fn configure(service: &mut web::ServiceConfig) {
         .default_service(web::to(nothing_here));
 }
 
-/// The process lives.
-async fn health(around: web::Data<SessionContext>) -> HttpResponse {
-    match around.supervisor.send(GetStats).await {
-        Ok(census) => HttpResponse::Ok().json(json!({
+/// The process is alive.
+async fn health(context: web::Data<SessionContext>) -> HttpResponse {
+    match context.supervisor.send(GetStats).await {
+        Ok(stats) => HttpResponse::Ok().json(json!({
             "server": ServerInfo::THIS.name,
             "version": ServerInfo::THIS.version,
             "role": "gateway",
-            "sessions": census.n_sessions,
-            "executions": census.n_executions,
+            "sessions": stats.n_sessions,
+            "executions": stats.n_executions,
         })),
         Err(_) => {
             HttpResponse::InternalServerError().json(ErrorObject::new(code::INTERNAL, "the supervisor does not answer"))
@@ -45,7 +45,7 @@ async fn health(around: web::Data<SessionContext>) -> HttpResponse {
     }
 }
 
-/// A page for people who look here for the interface: which protocol is spoken, and where.
+/// A page for people that names the protocol and its URL.
 async fn docs() -> HttpResponse {
     HttpResponse::Ok()
         .content_type(ContentType::html())
@@ -59,32 +59,32 @@ async fn docs() -> HttpResponse {
         ))
 }
 
-/// It accepts work, and the backend does.
-async fn ready(around: web::Data<SessionContext>) -> HttpResponse {
+/// The gateway and its backend accept work.
+async fn ready(context: web::Data<SessionContext>) -> HttpResponse {
     let not_ready = |reason: &str, message: String| {
         HttpResponse::ServiceUnavailable().json(json!({ "ready": false, "reason": reason, "message": message }))
     };
-    match around.supervisor.send(GetStats).await {
-        Ok(census) if census.draining => return not_ready("draining", "the service is shutting down".to_owned()),
-        Ok(census) if census.n_sessions >= census.max_sessions => {
-            return not_ready("full", format!("all {} sessions are taken", census.max_sessions));
+    match context.supervisor.send(GetStats).await {
+        Ok(stats) if stats.draining => return not_ready("draining", "the service is shutting down".to_owned()),
+        Ok(stats) if stats.n_sessions >= stats.max_sessions => {
+            return not_ready("full", format!("all {} sessions are taken", stats.max_sessions));
         }
         Ok(_) => {}
         Err(_) => return not_ready("draining", "the supervisor does not answer".to_owned()),
     }
-    let was_known = around.backend.known().is_some();
-    match around.backend.ready().await {
+    let was_known = context.backend.known().is_some();
+    match context.backend.ready().await {
         Ok(()) => HttpResponse::Ok().json(json!({ "ready": true })),
         Err(error) => not_ready(if was_known { "backend" } else { "starting" }, error.to_string()),
     }
 }
 
 /// All executions that the backend knows.
-async fn list(around: web::Data<SessionContext>) -> HttpResponse {
-    match around.backend.list().await {
-        Ok(list) => HttpResponse::Ok().json(list),
-        Err(BackendError::Refused(error)) => refuse(error),
-        Err(error) => HttpResponse::BadGateway().json(error.into_error()),
+async fn list(context: web::Data<SessionContext>) -> Result<HttpResponse, Refused> {
+    match context.backend.list().await {
+        Ok(list) => Ok(HttpResponse::Ok().json(list)),
+        Err(BackendError::Refused(error)) => Err(error.into()),
+        Err(error) => Ok(HttpResponse::BadGateway().json(error.into_error())),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Turns an upgraded connection into a session.
 //!
-//! actix-web-actors does the handshake. The session itself is an actor on a plain context: the response
-//! body is the receiving end of its outbox, and what the client sends is a stream to its mailbox.
+//! actix-web-actors does the handshake. The session is an actor on a plain context: the response body is the receiving
+//! end of its outbox, and the client's messages are a stream to its mailbox.
 
 use actix_web::{
     Error, HttpRequest, HttpResponse,
@@ -29,7 +29,7 @@ const BEARER: &str = "bearer.";
 pub async fn upgrade(
     request: HttpRequest,
     payload: Payload,
-    around: web::Data<SessionContext>,
+    context: web::Data<SessionContext>,
     unflushed: web::Data<Unflushed>,
 ) -> Result<HttpResponse, Error> {
     let offered = offered_protocols(&request);
@@ -40,15 +40,15 @@ pub async fn upgrade(
         );
         return Ok(HttpResponse::BadRequest().json(ErrorObject::new(code::METHOD, message)));
     }
-    if around.supervisor.send(GetStats).await.is_ok_and(|census| census.draining) {
+    if context.supervisor.send(GetStats).await.is_ok_and(|stats| stats.draining) {
         let error = ErrorObject::new(code::DRAINING, "the service is shutting down: connect again in a moment");
         return Ok(HttpResponse::ServiceUnavailable().json(error));
     }
     let mut response = ws::handshake_with_protocols(&request, &[SUBPROTOCOL])?;
     let id = SessionId::random();
-    let incoming = FrameReader::new(payload, around.limits.message_bytes).into_stream();
+    let incoming = FrameReader::new(payload, context.limits.message_bytes).into_stream();
     let peer = request.peer_addr().map(|peer| peer.ip());
-    let (frames, closed) = session::start(id, peer, SessionContext::clone(&around), incoming).await;
+    let (frames, closed) = session::start(id, peer, SessionContext::clone(&context), incoming).await;
     unflushed.add(&request);
     let lingered = async move {
         closed.wait().await;
@@ -56,7 +56,7 @@ pub async fn upgrade(
         true
     };
     connection::shut_down_when(&request, lingered, move || {
-        info!(event = "socket.shut_down", session_id:% = id; "a closed session's client does not read: its connection is cut");
+        info!(event = "socket.shut_down", session_id:% = id; "a closed session's client does not read: its connection is shut down");
     });
     Ok(response.streaming(frames.map(Ok::<Bytes, Error>)))
 }

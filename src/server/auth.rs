@@ -1,8 +1,8 @@
-//! Who may speak to this service: one judgement for every route of both roles.
+//! Authorizes requests, with the same rules for every route of both roles.
 //!
-//! The service runs commands for whoever reaches it, and any web page can open a WebSocket to localhost
-//! or post a form there. So it looks at the raw `Host`, `Origin`, `Content-Type` and token of every
-//! request, before any handler does. `Forwarded` headers are not believed.
+//! The service runs commands for every client that reaches it, and any web page can open a WebSocket to localhost or
+//! post a form there. So the `Host`, `Origin`, `Content-Type` and token of every request are checked before a handler
+//! runs. `Forwarded` headers are ignored, because a client can set them.
 
 use std::{fmt, net::IpAddr};
 
@@ -36,12 +36,12 @@ impl Secret {
         Secret(text)
     }
 
-    /// The text, to be sent to whoever must know it.
+    /// The text, to be sent to the service that demands it.
     pub fn reveal(&self) -> &str {
         &self.0
     }
 
-    /// What proves that somebody knows it.
+    /// The digest by which it is recognized.
     pub fn fingerprint(&self) -> Fingerprint {
         Fingerprint(Sha256::digest(&self.0).into())
     }
@@ -53,13 +53,12 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// The SHA-256 of a secret: enough to know the secret by, and of no use to whoever reads it. Compared in
-/// constant time.
+/// The SHA-256 of a secret. It suffices to recognize the secret, and does not reveal it. Compared in constant time.
 #[derive(Clone, Debug)]
 pub struct Fingerprint([u8; 32]);
 
 impl Fingerprint {
-    /// One that is written in hexadecimal digits.
+    /// The fingerprint with these 64 hexadecimal digits.
     pub fn from_hex(text: &str) -> Option<Self> {
         let digits = text.as_bytes();
         if digits.len() != 64 || !digits.iter().all(u8::is_ascii_hexdigit) {
@@ -80,11 +79,11 @@ impl Fingerprint {
 /// The rules of one role.
 #[derive(Clone, Debug)]
 pub struct Access {
-    /// Of the token that a request must know.
+    /// The token that a request must carry; `None` if none is demanded.
     pub token: Option<Fingerprint>,
-    /// Names by which this service may be addressed, besides the loopback ones.
+    /// Host names of this service besides the loopback names.
     pub allowed_hosts: Vec<String>,
-    /// Origins of web pages that may speak to it, besides its own.
+    /// Origins of web pages that may call it besides its own.
     pub allowed_origins: Vec<String>,
     /// The port it listens on.
     pub port: u16,
@@ -98,48 +97,52 @@ pub struct Rejection {
 }
 
 impl Access {
-    /// Judges a request.
+    /// Checks a request.
+    ///
+    /// # Errors
+    ///
+    /// The request is rejected, with a status and a message.
     pub fn authorize(&self, method: &Method, path: &str, headers: &HeaderMap) -> Result<(), Rejection> {
         if self.token.is_none() {
-            self.judge_host(headers)?;
+            self.check_host(headers)?;
         }
-        self.judge_origin(headers)?;
+        self.check_origin(headers)?;
         let open = matches!(path, "/health" | "/healthz" | "/ready" | "/docs");
         if let Some(token) = &self.token
             && !open
             && !offered_tokens(headers).iter().any(|offered| token.is_of(offered))
         {
-            return Err(deny(
+            return Err(reject(
                 StatusCode::UNAUTHORIZED,
-                "a token is needed: send `Authorization: Bearer` and the token",
+                "a token is required: send the header `Authorization: Bearer TOKEN`",
             ));
         }
         if method == Method::POST && !path.ends_with("/stdin") {
-            judge_content_type(headers)?;
+            check_content_type(headers)?;
         }
         Ok(())
     }
 
-    /// Without a token only loopback names are believed: a page whose name was made to resolve to this
-    /// machine (DNS rebinding) still sends its own name.
-    fn judge_host(&self, headers: &HeaderMap) -> Result<(), Rejection> {
+    /// Without a token only loopback names are accepted, because a page whose name was made to resolve to this machine
+    /// (DNS rebinding) still sends its own name.
+    fn check_host(&self, headers: &HeaderMap) -> Result<(), Rejection> {
         let host = single(headers, &header::HOST)?.ok_or_else(|| forbidden("the request has no Host header"))?;
         match split_port(host) {
             Some((name, _)) if self.is_own(name) => Ok(()),
             _ => Err(forbidden(format!(
-                "this service does not answer to the name {host:?}: use localhost, or add it with CC_EXECUTOR_ALLOWED_HOSTS"
+                "this service is not known as {host:?}: use localhost, or add the name with --allowed-hosts"
             ))),
         }
     }
 
-    fn judge_origin(&self, headers: &HeaderMap) -> Result<(), Rejection> {
+    fn check_origin(&self, headers: &HeaderMap) -> Result<(), Rejection> {
         let Some(origin) = single(headers, &header::ORIGIN)? else { return Ok(()) };
         if self.allowed_origins.iter().any(|allowed| allowed.eq_ignore_ascii_case(origin)) || self.is_own_origin(origin)
         {
             return Ok(());
         }
         Err(forbidden(format!(
-            "pages of the origin {origin:?} may not speak to this service: add it with CC_EXECUTOR_ALLOWED_ORIGINS"
+            "pages of the origin {origin:?} may not call this service: add the origin with --allowed-origins"
         )))
     }
 
@@ -157,13 +160,14 @@ impl Access {
     }
 }
 
-/// Whether a host name means this machine and nothing else.
+/// Whether a host name can only mean this machine.
 fn is_loopback(name: &str) -> bool {
     let address = name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(name);
     name.eq_ignore_ascii_case("localhost") || address.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
-/// Splits `name:port` or `[address]:port`. `None` where the rest is not a port or the name is odd.
+/// Splits `name:port` or `[address]:port`. `None` if the port is not a number or the name has other characters than
+/// host names have.
 fn split_port(authority: &str) -> Option<(&str, Option<u16>)> {
     let name_end = match authority.strip_prefix('[') {
         Some(rest) => rest.find(']')? + 2,
@@ -190,8 +194,8 @@ fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a st
     value.to_str().map(Some).map_err(|_| forbidden(format!("the {name} header is not text")))
 }
 
-/// Tokens in the `Authorization` header, and among the offered subprotocols: a browser cannot set the
-/// former for a WebSocket.
+/// The tokens in the `Authorization` header and among the offered subprotocols, because a browser cannot set the header
+/// for a WebSocket.
 fn offered_tokens(headers: &HeaderMap) -> Vec<Vec<u8>> {
     let bearer = headers.get_all(header::AUTHORIZATION).filter_map(|value| {
         let (scheme, token) = value.as_bytes().split_at_checked(7)?;
@@ -207,24 +211,25 @@ fn offered_tokens(headers: &HeaderMap) -> Vec<Vec<u8>> {
     bearer.chain(protocols).collect()
 }
 
-/// A web page can post a form or plain text unasked, JSON only after a preflight, which is refused.
-fn judge_content_type(headers: &HeaderMap) -> Result<(), Rejection> {
+/// Only JSON is accepted, because a web page can post a form or plain text without a preflight request, which is
+/// refused.
+fn check_content_type(headers: &HeaderMap) -> Result<(), Rejection> {
     let media =
         single(headers, &header::CONTENT_TYPE)?.unwrap_or_default().split(';').next().unwrap_or_default().trim();
     if media.eq_ignore_ascii_case("application/json") {
         return Ok(());
     }
-    Err(deny(
+    Err(reject(
         StatusCode::UNSUPPORTED_MEDIA_TYPE,
         format!("a POST must have the content type application/json, not {media:?}"),
     ))
 }
 
 fn forbidden(message: impl Into<String>) -> Rejection {
-    deny(StatusCode::FORBIDDEN, message)
+    reject(StatusCode::FORBIDDEN, message)
 }
 
-fn deny(status: StatusCode, message: impl Into<String>) -> Rejection {
+fn reject(status: StatusCode, message: impl Into<String>) -> Rejection {
     Rejection { status, message: message.into() }
 }
 
@@ -264,12 +269,12 @@ mod tests {
         }
     }
 
-    fn judged(access: &Access, method: Method, path: &str, headers: &[(&str, &str)]) -> u16 {
+    fn status_of(access: &Access, method: Method, path: &str, headers: &[(&str, &str)]) -> u16 {
         let mut map = HeaderMap::new();
         for (name, value) in headers {
             map.append(HeaderName::try_from(*name).unwrap(), HeaderValue::from_str(value).unwrap());
         }
-        access.authorize(&method, path, &map).map_or_else(|denial| denial.status.as_u16(), |()| 200)
+        access.authorize(&method, path, &map).map_or_else(|rejection| rejection.status.as_u16(), |()| 200)
     }
 
     #[test]
@@ -295,10 +300,10 @@ mod tests {
             ("2130706433", 403),
             ("", 403),
         ] {
-            assert_eq!(judged(&access, Method::GET, "/ws/mcp", &[("host", host)]), status, "{host}");
+            assert_eq!(status_of(&access, Method::GET, "/ws/mcp", &[("host", host)]), status, "{host}");
         }
-        assert_eq!(judged(&access, Method::GET, "/ws/mcp", &[]), 403);
-        assert_eq!(judged(&access, Method::GET, "/health", &[("host", "localhost"), ("host", "evil.example")]), 403);
+        assert_eq!(status_of(&access, Method::GET, "/ws/mcp", &[]), 403);
+        assert_eq!(status_of(&access, Method::GET, "/health", &[("host", "localhost"), ("host", "evil.example")]), 403);
     }
 
     #[test]
@@ -319,8 +324,8 @@ mod tests {
             ("http://user@localhost:8003", 403),
         ] {
             let headers = [("host", "localhost:8003"), ("origin", origin), ("authorization", "Bearer right")];
-            assert_eq!(judged(&access(None), Method::GET, "/ws/mcp", &headers), status, "{origin}");
-            assert_eq!(judged(&access(Some("right")), Method::GET, "/ws/mcp", &headers), status, "{origin}");
+            assert_eq!(status_of(&access(None), Method::GET, "/ws/mcp", &headers), status, "{origin}");
+            assert_eq!(status_of(&access(Some("right")), Method::GET, "/ws/mcp", &headers), status, "{origin}");
         }
     }
 
@@ -341,8 +346,8 @@ mod tests {
             (vec![], 401),
         ] {
             let headers: Vec<_> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
-            assert_eq!(judged(&access, Method::GET, "/ws/mcp", &headers), status, "{headers:?}");
-            assert_eq!(judged(&access, Method::GET, "/health", &headers), 200);
+            assert_eq!(status_of(&access, Method::GET, "/ws/mcp", &headers), status, "{headers:?}");
+            assert_eq!(status_of(&access, Method::GET, "/health", &headers), 200);
         }
     }
 
@@ -358,8 +363,8 @@ mod tests {
             ("text/plain; application/json", 415),
         ] {
             let headers = [("host", "localhost"), ("content-type", media)];
-            assert_eq!(judged(&access, Method::POST, "/execute/stream", &headers), status, "{media}");
+            assert_eq!(status_of(&access, Method::POST, "/execute/stream", &headers), status, "{media}");
         }
-        assert_eq!(judged(&access, Method::POST, "/execute/stream", &[("host", "localhost")]), 415);
+        assert_eq!(status_of(&access, Method::POST, "/execute/stream", &[("host", "localhost")]), 415);
     }
 }

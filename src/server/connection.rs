@@ -1,11 +1,9 @@
-//! A duplicate of each connection's descriptor, for what actix does not offer.
+//! A duplicate of each connection's descriptor, for two operations that actix does not offer.
 //!
-//! First, to shut down the socket of a closed session.
-//! When a response body has ended, actix waits for the peer to take what is left, for ever if the peer
-//! does not read. Only shutdown(2) on a duplicate of the descriptor ends that. The duplicate is taken
-//! when the connection is made and belongs to the connection's own data: it goes when the connection
-//! does, and the timer holds it weakly. Second, whether a socket has room, see
-//! [`ConnectionHandle::has_room`].
+//! The first is to shut down a socket whose peer does not read: when a response body has ended, actix waits without a
+//! limit for the peer to read the rest, and only shutdown(2) ends that. The second is to see whether a socket has room,
+//! see [`ConnectionHandle::has_room`]. The duplicate is made with the connection and belongs to its data, so it is
+//! closed with the connection; timers hold it weakly.
 
 use std::{
     any::Any,
@@ -23,10 +21,10 @@ use rustix::{
 };
 use tokio::sync::watch;
 
-/// How long the peer may take to read what was sent last, before its connection is shut down.
+/// How long the peer may take to read the last bytes before its connection is shut down.
 pub const DRAIN_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Unanswered keepalive probes after which a quiet peer is gone.
+/// The number of unanswered keepalive probes after which an idle peer counts as gone.
 const KEEPALIVE_PROBES: u32 = 6;
 
 /// A second descriptor of a connection.
@@ -37,19 +35,19 @@ pub struct ConnectionHandle {
 }
 
 impl ConnectionHandle {
-    /// Whether the kernel would take more. True where it cannot say: nothing is waited for then.
+    /// Whether the kernel accepts more bytes now. True if poll(2) fails, so that no caller waits for it.
     pub fn has_room(&self) -> bool {
         let mut fds = [PollFd::new(&*self.descriptor, PollFlags::OUT)];
         poll(&mut fds, Some(&Timespec::default())).map_or(true, |n| n > 0)
     }
 }
 
-/// The duplicate of the connection that this request came over.
+/// The duplicate of the connection of this request.
 pub fn of(request: &HttpRequest) -> Option<Rc<ConnectionHandle>> {
     request.conn_data::<Rc<ConnectionHandle>>().map(Rc::clone)
 }
 
-/// Takes the duplicate of a new connection.
+/// Duplicates the descriptor of a new connection.
 pub fn keep(connection: &dyn Any, data: &mut Extensions) {
     let duplicate = connection.downcast_ref::<TcpStream>().and_then(|stream| stream.as_fd().try_clone_to_owned().ok());
     if let Some(duplicate) = duplicate {
@@ -57,57 +55,57 @@ pub fn keep(connection: &dyn Any, data: &mut Extensions) {
     }
 }
 
-/// Has the kernel look after a peer that is quiet: one that vanished without a word is found within
-/// this time. One that is being written to is not found so, see [`PeerTimeout`].
+/// Has the kernel probe an idle peer, so that one that vanished is noticed within this time. It does not probe while
+/// data is unacknowledged, see [`PeerTimeout`].
 pub fn watch_peer(connection: &dyn Any, patience: Duration) {
     let Some(stream) = connection.downcast_ref::<TcpStream>() else { return };
     let step = (patience / (KEEPALIVE_PROBES + 2)).max(Duration::from_secs(1));
-    // Without these the peer is only found later.
+    // If this fails, the loss of the peer is only noticed later.
     let _ = sockopt::set_socket_keepalive(stream, true)
         .and_then(|()| sockopt::set_tcp_keepidle(stream, step * 2))
         .and_then(|()| sockopt::set_tcp_keepintvl(stream, step))
         .and_then(|()| sockopt::set_tcp_keepcnt(stream, KEEPALIVE_PROBES));
 }
 
-/// Has the kernel look after a peer that is written to: one that acknowledges nothing for so long is
-/// gone (TCP_USER_TIMEOUT, tcp(7)). The kernel takes a peer that only does not read for one that is gone,
-/// so this is held off while the peer is known to live.
+/// Has the kernel close a connection whose peer acknowledges no data for this long (TCP_USER_TIMEOUT, tcp(7)). The
+/// kernel does not distinguish a peer that is gone from one that does not read, so this is suspended while the peer is
+/// known to be alive.
 #[derive(Debug)]
 pub struct PeerTimeout {
     socket: Arc<OwnedFd>,
     patience: Duration,
-    held_off: bool,
+    is_suspended: bool,
 }
 
 impl PeerTimeout {
-    /// Watches the connection of this request.
+    /// Sets the time-out of the connection of this request.
     pub fn over(request: &HttpRequest, patience: Duration) -> Option<PeerTimeout> {
         let socket = Arc::clone(&of(request)?.descriptor);
-        let watch = PeerTimeout { socket, patience, held_off: false };
+        let watch = PeerTimeout { socket, patience, is_suspended: false };
         watch.set(patience);
         Some(watch)
     }
 
-    /// Holds off, or not.
-    pub fn hold_off(&mut self, held_off: bool) {
-        if self.held_off != held_off {
-            self.held_off = held_off;
-            self.set(if held_off { Duration::ZERO } else { self.patience });
+    /// Suspends the time-out, or resumes it.
+    pub fn suspend(&mut self, is_suspended: bool) {
+        if self.is_suspended != is_suspended {
+            self.is_suspended = is_suspended;
+            self.set(if is_suspended { Duration::ZERO } else { self.patience });
         }
     }
 
     fn set(&self, patience: Duration) {
         let ms = u32::try_from(patience.as_millis()).unwrap_or(u32::MAX);
-        // Without it the peer is only found later.
+        // If this fails, the loss of the peer is only noticed later.
         let _ = sockopt::set_tcp_user_timeout(&*self.socket, ms);
     }
 }
 
-/// Connections on which something was said that the kernel may not have yet.
+/// Counts connections whose last bytes the kernel may not have yet.
 #[derive(Clone, Debug, Default)]
 pub struct Unflushed(watch::Sender<usize>);
 
-/// One of them. It goes with its connection, which goes when all is flushed.
+/// Counts one connection. Dropped with the connection, which actix drops when all bytes are flushed.
 #[derive(Debug)]
 struct Flushing(Unflushed);
 
@@ -120,9 +118,9 @@ impl Unflushed {
         }
     }
 
-    /// Waits until there are none.
+    /// Waits until the count is 0.
     pub async fn none(&self) {
-        // The sender is this one.
+        // Never fails, because this is the sender.
         let _ = self.0.subscribe().wait_for(|n| *n == 0).await;
     }
 }
@@ -133,7 +131,7 @@ impl Drop for Flushing {
     }
 }
 
-/// Shuts the connection of this request down when `is_due` says so, if it is still there then, and calls `log`.
+/// Shuts the connection of this request down if `is_due` returns true and the connection still exists, and calls `log`.
 pub fn shut_down_when(
     request: &HttpRequest,
     is_due: impl Future<Output = bool> + 'static,
@@ -147,11 +145,11 @@ pub fn shut_down_when(
     });
 }
 
-/// True if there was something to shut down.
+/// Returns whether the connection still existed.
 fn shut_down(socket: &Weak<ConnectionHandle>) -> bool {
     let socket = socket.upgrade();
     if let Some(socket) = &socket {
-        // It can only fail on a connection that has ended already.
+        // Fails only if the connection has ended already.
         let _ = rustix::net::shutdown(&*socket.descriptor, rustix::net::Shutdown::Both);
     }
     socket.is_some()

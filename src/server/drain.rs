@@ -1,5 +1,5 @@
-//! The end of a service: executions may finish for three quarters of the time, then they are canceled, and their last
-//! output is delivered.
+//! The orderly end of a service after SIGTERM: executions may finish for three quarters of the time, then they are
+//! canceled, and their last output is delivered. Each role implements [`Drainable`].
 
 use std::{rc::Rc, time::Duration};
 
@@ -8,11 +8,11 @@ use futures_util::future::LocalBoxFuture;
 use log::error;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-/// The longest grace of a command that still runs when its time is over.
+/// The longest grace of an execution that is canceled because the time is over.
 const MAX_GRACE: Duration = Duration::from_secs(1);
 
-/// What part of the whole that grace is at the most: the rest of the last quarter is for ending what did
-/// not obey, and for clients that are slow to close.
+/// The longest grace as a part of the whole time. The rest of the last quarter is for killing what did not end, and for
+/// clients that are slow to close.
 const GRACE_PART: u32 = 16;
 
 /// A role of this process that can be drained.
@@ -21,16 +21,16 @@ pub trait Drainable {
     /// delivered. `grace_ms` is the time between TERM and KILL of executions that are canceled meanwhile.
     fn drained(&self, grace_ms: u64) -> LocalBoxFuture<'_, ()>;
 
-    /// Cancels what still runs, with this time between TERM and KILL.
+    /// Cancels all executions that still run, with this time between TERM and KILL.
     fn cancel_rest(&self, grace_ms: u64);
 }
 
-/// When what happens.
+/// The times of a drain.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Plan {
-    /// How long what runs may go on.
+    /// How long running executions may go on.
     finish: Duration,
-    /// Between TERM and KILL for what then still runs.
+    /// The time between TERM and KILL for executions that then still run.
     grace: Duration,
 }
 

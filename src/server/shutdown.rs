@@ -1,4 +1,4 @@
-//! The signals that ask the service to end.
+//! The signals that stop the service: SIGTERM and SIGINT. [`super::drain`] then ends the roles in order.
 
 use std::io;
 
@@ -6,8 +6,8 @@ use rustix::process::Signal as Number;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Undoes what whoever started this process has blocked or ignored. Kept is what nohup(1) and a shell's background
-/// jobs are meant for, and that a write to a closed socket is an error.
+/// Restores the signals that the parent process has blocked or ignored. Ignored HUP and QUIT stay ignored, because
+/// nohup(1) and background jobs of a shell need that, and so does PIPE, so that a write to a closed socket is an error.
 pub fn reset() {
     crate::syscall::reset_ignored_signals(&[Number::HUP, Number::QUIT, Number::PIPE]);
 }

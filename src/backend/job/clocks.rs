@@ -1,5 +1,5 @@
-//! The clocks of a job: its time-outs, the quiet time of what it left behind, its heartbeat, and how long it may be
-//! without a consumer. Each stands still while its time does not count.
+//! The clocks of a job: its time-outs, the time of its leftovers, its heartbeat, and the time without a consumer. Each
+//! clock stands still while its time does not count.
 //!
 //! Pure: time is a parameter. [`JobClocks::due`] returns the next deadlines.
 
@@ -7,33 +7,44 @@ use std::time::{Duration, Instant};
 
 use cc_executor_actors::{
     clock::{Stopwatch, millis},
-    protocol::DEFAULT_GRACE_MS,
+    protocol::{DEFAULT_GRACE_MS, execute::ExecutionSpec},
 };
 
 use super::life::{EndCause, Life, LifeEvent};
 
-/// The grace of an execution that is ended without anybody having named one.
+/// The grace when the service itself ends an execution, in milliseconds.
 pub(super) const GRACE_MS: u64 = DEFAULT_GRACE_MS;
 
-/// How long a command may take to be executed before its consumer is told that it is not yet: longer than it takes to
-/// wake a stopped shim, and less than a gateway waits for the first message.
+/// How long after the start a command that has not been executed is reported as queued: longer than it takes to wake a
+/// stopped shim, and less than a gateway waits for the first message.
 const START_PATIENCE: Duration = Duration::from_secs(2);
 
-/// After the command's own exit: how long what it left behind may be quiet before it is ended.
+/// How long leftovers may be quiet, after the command's own exit, before they are ended.
 const QUIET: Duration = Duration::from_secs(2);
 
-/// After the command's own exit: how long what it left behind may write at all.
+/// How long leftovers may write at all after the command's own exit.
 const LEFTOVERS_CAP: Duration = Duration::from_secs(10);
 
 /// How much time a job has.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct JobLimits {
-    /// Since its start, without pauses.
-    pub(super) timeout: Option<Duration>,
-    /// Since its newest output.
-    pub(super) stall: Option<Duration>,
-    /// Between two heartbeats.
-    pub(super) heartbeat: Duration,
+pub struct JobLimits {
+    /// The longest time since its start, without pauses.
+    pub timeout: Option<Duration>,
+    /// The longest time without output.
+    pub stall: Option<Duration>,
+    /// The time between two heartbeats.
+    pub heartbeat: Duration,
+}
+
+impl JobLimits {
+    /// The limits that a request asks for.
+    pub fn of(spec: &ExecutionSpec) -> JobLimits {
+        JobLimits {
+            timeout: spec.timeout_ms.map(Duration::from_millis),
+            stall: spec.stall_timeout_ms.map(Duration::from_millis),
+            heartbeat: Duration::from_millis(spec.heartbeat_ms()),
+        }
+    }
 }
 
 /// The clocks of a command that was started.
@@ -57,13 +68,13 @@ pub(super) struct JobClocks {
 pub(super) struct OtherDeadlines {
     /// When the job has been without a consumer for too long.
     pub(super) detached_until: Option<Instant>,
-    /// Whether a consumer still waits to be told that the command has not been executed yet.
+    /// Whether the start was not reported to the consumer yet.
     pub(super) start_is_unreported: bool,
-    /// What its events tell of its exit, where the command is an agent.
+    /// When an agent must exit.
     pub(super) agent_exit: AgentExit,
 }
 
-/// When an agent must exit, from its events.
+/// When an agent must exit, as its events show.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum AgentExit {
     /// The agent works, or the command is not an agent.
@@ -76,20 +87,20 @@ pub(super) enum AgentExit {
 /// The event of a deadline that has passed.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum ClockEvent {
-    /// Something for the life of the processes.
+    /// An event in the life of the processes.
     Life(LifeEvent),
-    /// The command has not been executed for long enough to tell that.
+    /// The command has not been executed for so long that it is reported as queued.
     StartReport,
     /// A heartbeat.
     Heartbeat,
 }
 
-/// What is due next.
+/// The next deadlines.
 #[derive(PartialEq, Eq, Debug)]
 pub(super) struct NextDeadlines {
-    /// This must not starve behind a busy pipe.
+    /// A deadline that a busy pipe must not delay.
     pub(super) urgent: (Instant, ClockEvent),
-    /// This is only true while nothing is there to be read.
+    /// A deadline that applies only if there is no output to read.
     pub(super) when_quiet: Option<(Instant, LifeEvent)>,
 }
 
@@ -107,7 +118,7 @@ impl JobClocks {
         }
     }
 
-    /// The command was executed. The total goes on: a shim may have been kept from telling this at once.
+    /// The command was executed. The total goes on, because the shim may report this late.
     pub(super) fn record_execution(&mut self, now: Instant) {
         (self.started_at, self.output_at) = (now, now);
         (self.quiet, self.leftovers) = (Stopwatch::started(now), Stopwatch::started(now));
@@ -119,7 +130,7 @@ impl JobClocks {
         self.quiet.reset(now);
     }
 
-    /// The command itself has exited: the time of what it left behind begins.
+    /// The command itself has exited, so the time of its leftovers begins.
     pub(super) fn record_exit(&mut self, now: Instant) {
         self.quiet.reset(now);
         self.leftovers.reset(now);
@@ -148,7 +159,7 @@ impl JobClocks {
         self.started_at
     }
 
-    /// When it wrote something last, or was started.
+    /// When it last wrote, or was started.
     pub(super) fn output_at(&self) -> Instant {
         self.output_at
     }
@@ -172,7 +183,7 @@ impl JobClocks {
         Some(quiet.min(self.leftovers.due_at(LEFTOVERS_CAP)?))
     }
 
-    /// What is due next, and when.
+    /// The next deadlines in this state.
     pub(super) fn due(&self, life: &Life, other: OtherDeadlines) -> NextDeadlines {
         let wanted = |cause| LifeEvent::Wanted { cause, grace_ms: GRACE_MS };
         let (mut timeout, mut stalled, mut when_quiet) = (None, None, None);
@@ -187,12 +198,12 @@ impl JobClocks {
             (Life::Leftovers { .. }, _) => {
                 when_quiet = self.leftovers_quiet_at().map(|at| (at, LifeEvent::LeftoversQuiet));
             }
-            (Life::Ending { .. } | Life::Gone { .. } | Life::NotStarted { .. }, _) => {}
+            (Life::Ending { .. } | Life::Gone { .. } | Life::NotStarted(_), _) => {}
         }
         let is_disconnected = life.cause() == Some(EndCause::Disconnected);
         let detached = other.detached_until.filter(|_| !is_disconnected);
         let reports_start = matches!(life, Life::Starting) && other.start_is_unreported;
-        // In the order in which they are told where several are due at once.
+        // In the order of precedence: of several causes that are due at once the first is reported.
         let others = [
             timeout.map(|at| (at, ClockEvent::Life(wanted(EndCause::Timeout)))),
             stalled.map(|at| (at, ClockEvent::Life(wanted(EndCause::Stalled)))),
@@ -210,53 +221,43 @@ impl JobClocks {
     }
 }
 
-/// How long a job has been without a consumer, and without a question about it.
+/// How long a job has been without a consumer, and how long its gateway has not polled.
 #[derive(Debug)]
 pub(super) struct ConsumerClock {
-    presence: Presence,
-    asked_at: Instant,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Presence {
-    /// A consumer follows the job, or none is waited for.
-    Attached,
-    /// The consumer went away at this time.
-    LeftAt(Instant),
+    /// When the last consumer left; `None` while a consumer is attached, or when the job does not wait for one.
+    left_at: Option<Instant>,
+    polled_at: Instant,
 }
 
 impl ConsumerClock {
-    /// A consumer follows the job.
+    /// A consumer is attached.
     pub(super) fn attached(now: Instant) -> Self {
-        ConsumerClock { presence: Presence::Attached, asked_at: now }
+        ConsumerClock { left_at: None, polled_at: now }
     }
 
-    /// The consumer went away.
+    /// The consumer has left.
     pub(super) fn record_leave(&mut self, now: Instant) {
-        self.presence = Presence::LeftAt(now);
+        self.left_at = Some(now);
     }
 
-    /// Somebody asked how the job is.
-    pub(super) fn record_question(&mut self, now: Instant) {
-        self.asked_at = now;
+    /// A gateway has polled the state of the job.
+    pub(super) fn record_poll(&mut self, now: Instant) {
+        self.polled_at = now;
     }
 
-    /// No consumer is waited for any more.
+    /// The job does not wait for a consumer any more.
     pub(super) fn stop_waiting(&mut self) {
-        self.presence = Presence::Attached;
+        self.left_at = None;
     }
 
-    /// When somebody last asked how the job is.
-    pub(super) fn asked_at(&self) -> Instant {
-        self.asked_at
+    /// When a gateway last polled.
+    pub(super) fn polled_at(&self) -> Instant {
+        self.polled_at
     }
 
-    /// When a job that may be detached for so long is ended; `None` while a consumer follows it.
+    /// When a job that may be detached for `limit` is ended; `None` while a consumer is attached.
     pub(super) fn detached_until(&self, limit: Option<Duration>) -> Option<Instant> {
-        match self.presence {
-            Presence::Attached => None,
-            Presence::LeftAt(at) => Some(at + limit?),
-        }
+        Some(self.left_at? + limit?)
     }
 }
 
@@ -265,7 +266,7 @@ mod tests {
     use cc_executor_actors::outcome::CancelReason;
 
     use super::*;
-    use crate::backend::shim::protocol::LeaderExit;
+    use crate::backend::shim::protocol::{LeaderExit, StartError};
 
     const NOTHING: OtherDeadlines =
         OtherDeadlines { detached_until: None, start_is_unreported: false, agent_exit: AgentExit::NotExpected };
@@ -367,7 +368,7 @@ mod tests {
         clocks.record_output(at(14));
         assert_eq!(clocks.leftovers_quiet_at(), Some(at(15)));
         clocks.run(false, true, at(14));
-        assert_eq!(clocks.leftovers_quiet_at(), None, "nobody reads it");
+        assert_eq!(clocks.leftovers_quiet_at(), None, "unread output");
     }
 
     #[test]
@@ -378,7 +379,7 @@ mod tests {
         clocks.record_execution(at(3));
         assert_eq!((clocks.started_at(), clocks.output_at()), (at(3), at(3)));
         assert_eq!((clocks.timeout_at(), clocks.stalled_at()), (Some(at(10)), Some(at(7))));
-        assert_eq!(clocks.due(&Life::NotStarted { exit_code: 127, message: String::new() }, NOTHING).urgent.0, at(60));
+        assert_eq!(clocks.due(&Life::NotStarted(StartError::new(String::new())), NOTHING).urgent.0, at(60));
         clocks.record_heartbeat(at(61));
         assert_eq!(clocks.heartbeat_at, at(121));
     }
@@ -391,8 +392,8 @@ mod tests {
         clock.record_leave(start + secs(1));
         assert_eq!(clock.detached_until(Some(secs(5))), Some(start + secs(6)));
         assert_eq!(clock.detached_until(None), None, "it may not go on without a consumer");
-        clock.record_question(start + secs(2));
-        assert_eq!((clock.asked_at(), clock.detached_until(Some(secs(5)))), (start + secs(2), Some(start + secs(6))));
+        clock.record_poll(start + secs(2));
+        assert_eq!((clock.polled_at(), clock.detached_until(Some(secs(5)))), (start + secs(2), Some(start + secs(6))));
         clock.stop_waiting();
         assert_eq!(clock.detached_until(Some(secs(5))), None);
     }

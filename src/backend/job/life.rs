@@ -1,7 +1,7 @@
-//! The life of an execution's processes, from the order to start them until nothing is left of them.
+//! The life of an execution's processes, from the order to start the command until all of them are gone.
 //!
-//! One enum, changed by one function: every event is answered in every state, and whoever looks at it sees all that is
-//! known. It holds no process and no clock; time is a parameter.
+//! One enum and one function that handles every event in every state. Pure: it holds no process and no clock; time is a
+//! parameter. The outcome that follows from the last state is in [`super::outcome`].
 
 use std::time::{Duration, Instant};
 
@@ -9,43 +9,43 @@ use cc_executor_actors::outcome::{CancelReason, Evidence};
 
 use crate::backend::{
     deadlines::COMPLETE_AFTER,
-    shim::protocol::{LeaderExit, TreeGone},
+    shim::protocol::{LeaderExit, StartError, TreeGone},
 };
 
-/// How long a shim may take to report the end beyond its grace, before nothing more is waited for. Its line has it
-/// killed long before; see [`crate::backend::deadlines`].
+/// How much later than its deadline a shim may report the end before the job stops waiting. The link has a silent shim
+/// killed long before, see [`crate::backend::deadlines`].
 const SHIM_BOUND: Duration = Duration::from_secs(8);
 
-/// How long the sweep after a lost shim may take: the subreaper's own patience, and a second one where that is lost, too.
+/// How long the sweep after a lost shim may take: as long as the subreaper tries, and again if that is lost, too.
 const SWEEP_BOUND: Duration = Duration::from_secs(15);
 
 /// The life of an execution's processes.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Life {
-    /// The shim was asked to execute the command, which takes as long as the file system does.
+    /// The shim was ordered to execute the command. A slow file system can delay that.
     Starting,
-    /// The command runs, or is stopped by a pause.
+    /// The command runs, or is paused.
     Running {
-        /// It is.
+        /// Whether the tree is stopped.
         paused: bool,
     },
-    /// The command has exited by itself. What it left behind may write for a while.
+    /// The command has exited by itself. Processes that it left behind may write for a while.
     Leftovers {
         /// How it exited.
         exit: LeaderExit,
     },
-    /// What is left is being ended.
+    /// The processes are being ended.
     Ending {
         /// Why.
         why: EndReason,
         /// How the command exited, once it has.
         exit: Option<LeaderExit>,
-        /// Who ends it.
+        /// The process that ends them.
         guard: Guardian,
-        /// When nothing more is waited for.
+        /// When the job stops waiting for the end.
         deadline: Instant,
     },
-    /// Nothing is left, or nothing more will be known. What is in the pipes now is the rest of the output.
+    /// The processes are gone, or their end can no longer be established. The pipes hold the rest of the output.
     Gone {
         /// Why it was ended, if it was.
         why: Option<EndReason>,
@@ -55,18 +55,13 @@ pub(super) enum Life {
         gone: TreeGone,
     },
     /// The command could not be executed.
-    NotStarted {
-        /// 127 if the program is missing, else 126.
-        exit_code: i32,
-        /// What failed.
-        message: String,
-    },
+    NotStarted(StartError),
 }
 
 /// Why the service ended an execution.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum EndCause {
-    /// Somebody asked.
+    /// A request, of a client or of the service itself.
     Asked(CancelReason),
     /// The total time-out passed.
     Timeout,
@@ -74,7 +69,7 @@ pub(super) enum EndCause {
     Stalled,
     /// Its consumer went away.
     Disconnected,
-    /// Claude has said how it ended, and did not exit.
+    /// An agent has reported its result and has not exited.
     Done,
 }
 
@@ -93,20 +88,20 @@ impl EndCause {
 /// Why the service ends processes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum EndReason {
-    /// This was wanted, with so many milliseconds between TERM and KILL.
+    /// An end was ordered.
     Wanted {
-        /// Who wanted it.
+        /// The first cause.
         cause: EndCause,
-        /// The shortest that was asked for.
+        /// The shortest time between TERM and KILL that was ordered, in milliseconds.
         grace_ms: u64,
     },
-    /// The command exited, and these were left.
+    /// The command has exited and has left these processes behind.
     LeftBehind,
-    /// Somebody else ended the shim, or the subreaper behind it: nothing guards the processes any more.
+    /// Another process has killed the shim or its subreaper, so nothing guards the processes any more.
     GuardLost,
 }
 
-/// Who ends the processes.
+/// The process that ends the tree.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Guardian {
     /// The shim.
@@ -115,62 +110,57 @@ pub(super) enum Guardian {
     Subreaper,
 }
 
-/// What happens to it.
+/// An event in the life of the processes.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum LifeEvent {
     /// The shim has executed the command.
     Started,
-    /// The shim could not.
-    NotStarted {
-        /// 127 if the program is missing, else 126.
-        exit_code: i32,
-        /// What failed.
-        message: String,
-    },
+    /// The shim could not execute the command.
+    NotStarted(StartError),
     /// The command itself has exited.
     Exited(LeaderExit),
     /// The whole tree was stopped, or continued.
     Paused(bool),
-    /// The shim, or the subreaper, has ended everything as far as it could.
+    /// The shim or the subreaper has ended the processes, as far as it could.
     Gone(TreeGone),
-    /// The shim is gone without its last fact.
+    /// The shim is gone, and has not sent its last event.
     Lost,
-    /// The shim ends everything, because the subreaper behind it was ended by somebody else.
+    /// The shim is ending the tree, because its subreaper is gone.
     Unguarded,
-    /// It is to be ended.
+    /// The end is ordered.
     Wanted {
-        /// By whom.
+        /// Why.
         cause: EndCause,
         /// Milliseconds between TERM and KILL.
         grace_ms: u64,
     },
-    /// What was left behind is quiet, or has written for long enough.
+    /// The leftovers were quiet for long enough, or have had all of their time.
     LeftoversQuiet,
-    /// The deadline has passed.
+    /// The deadline of the end has passed.
     Overdue,
 }
 
-/// What must be done for it.
+/// An action that follows from an event.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum LifeAction {
-    /// Have the shim end it: TERM, and KILL after so many milliseconds.
+    /// Have the shim end the tree: TERM, then KILL after the grace.
     End {
-        /// The grace.
+        /// Milliseconds between the two.
         grace_ms: u64,
     },
-    /// Have the shim kill what was left behind.
+    /// Have the shim kill the leftovers.
     KillLeftovers,
-    /// Have the subreaper end what the lost shim has left.
+    /// Have the subreaper end the processes of the lost shim.
     Sweep,
 }
 
 impl Life {
     /// Whether nothing more can happen.
     pub(super) fn is_over(&self) -> bool {
-        matches!(self, Life::Gone { .. } | Life::NotStarted { .. })
+        matches!(self, Life::Gone { .. } | Life::NotStarted(_))
     }
 
-    /// Whether it is being ended because somebody wanted that.
+    /// Whether it is being ended for another reason than leftovers.
     pub(super) fn is_canceling(&self) -> bool {
         matches!(self, Life::Ending { why: EndReason::Wanted { .. } | EndReason::GuardLost, .. })
     }
@@ -192,24 +182,22 @@ impl Life {
         }
     }
 
-    /// Takes an event. Gives what must be done.
+    /// Applies an event. Returns the action that follows.
     pub(super) fn on(&mut self, event: LifeEvent, now: Instant) -> Option<LifeAction> {
-        let (next, deed) = std::mem::replace(self, Life::Starting).next(event, now);
+        let (next, action) = std::mem::replace(self, Life::Starting).next(event, now);
         *self = next;
-        deed
+        action
     }
 
     fn next(self, event: LifeEvent, now: Instant) -> (Life, Option<LifeAction>) {
         match (self, event) {
-            (over @ (Life::Gone { .. } | Life::NotStarted { .. }), _) => (over, None),
+            (over @ (Life::Gone { .. } | Life::NotStarted(_)), _) => (over, None),
             (life, LifeEvent::Gone(gone)) => (life.gone(gone), None),
 
             (Life::Starting, LifeEvent::Started) => (Life::Running { paused: false }, None),
-            (Life::Starting, LifeEvent::NotStarted { exit_code, message }) => {
-                (Life::NotStarted { exit_code, message }, None)
-            }
-            // It was ended before that: who ended it is told, and there is nothing left.
-            (life, LifeEvent::NotStarted { .. }) => (life.gone(TreeGone::proven(Evidence::NeverStarted)), None),
+            (Life::Starting, LifeEvent::NotStarted(error)) => (Life::NotStarted(error), None),
+            // The end was ordered before, so its cause is reported. No process was started.
+            (life, LifeEvent::NotStarted(_)) => (life.gone(TreeGone::proven(Evidence::NeverStarted)), None),
 
             (Life::Running { .. }, LifeEvent::Paused(paused)) => (Life::Running { paused }, None),
             (Life::Starting | Life::Running { .. }, LifeEvent::Exited(exit)) => (Life::Leftovers { exit }, None),
@@ -221,12 +209,12 @@ impl Life {
                 let why = EndReason::Wanted { cause, grace_ms };
                 (Life::ending(why, None, shim_deadline(grace_ms, now)), Some(LifeAction::End { grace_ms }))
             }
-            // The command's own end stands; only what it left behind is ended, without a grace.
+            // The command's own exit stands. Only the leftovers are ended, without a grace.
             (Life::Leftovers { exit }, LifeEvent::LeftoversQuiet | LifeEvent::Wanted { .. }) => (
                 Life::ending(EndReason::LeftBehind, Some(exit), shim_deadline(0, now)),
                 Some(LifeAction::KillLeftovers),
             ),
-            // The first cause is the one that is told; a shorter grace takes effect.
+            // The first cause is reported; a shorter grace takes effect.
             (
                 Life::Ending {
                     why: EndReason::Wanted { cause, grace_ms: planned },
@@ -238,8 +226,8 @@ impl Life {
             ) => {
                 let why = EndReason::Wanted { cause, grace_ms: planned.min(grace_ms) };
                 let deadline = deadline.min(shim_deadline(grace_ms, now));
-                let deed = (grace_ms < planned).then_some(LifeAction::End { grace_ms });
-                (Life::Ending { why, exit, guard: Guardian::Shim, deadline }, deed)
+                let action = (grace_ms < planned).then_some(LifeAction::End { grace_ms });
+                (Life::Ending { why, exit, guard: Guardian::Shim, deadline }, action)
             }
 
             (Life::Starting | Life::Running { .. }, LifeEvent::Unguarded) => {
@@ -271,7 +259,7 @@ impl Life {
             Life::Starting | Life::Running { .. } => Life::Gone { why: None, exit: None, gone },
             Life::Leftovers { exit } => Life::Gone { why: None, exit: Some(exit), gone },
             Life::Ending { why, exit, .. } => Life::Gone { why: Some(why), exit, gone },
-            over @ (Life::Gone { .. } | Life::NotStarted { .. }) => over,
+            over @ (Life::Gone { .. } | Life::NotStarted(_)) => over,
         }
     }
 }
@@ -294,21 +282,25 @@ mod tests {
         LifeEvent::Wanted { cause, grace_ms }
     }
 
+    fn missing() -> StartError {
+        StartError { exit_code: StartError::NOT_FOUND, message: "no".to_owned() }
+    }
+
     fn not_started() -> LifeEvent {
-        LifeEvent::NotStarted { exit_code: 127, message: "no".to_owned() }
+        LifeEvent::NotStarted(missing())
     }
 
     fn gone() -> LifeEvent {
         LifeEvent::Gone(TreeGone::proven(Evidence::Echild))
     }
 
-    /// Plays events one second apart. Gives the last state, and all deeds.
+    /// Applies events one second apart. Returns the last state and all actions.
     fn play(events: impl IntoIterator<Item = LifeEvent>) -> (Life, Vec<LifeAction>) {
         let start = Instant::now();
         let mut life = Life::Starting;
-        let deeds = events.into_iter().enumerate();
-        let deeds = deeds.filter_map(|(n, event)| life.on(event, start + Duration::from_secs(n as u64))).collect();
-        (life, deeds)
+        let actions = events.into_iter().enumerate();
+        let actions = actions.filter_map(|(n, event)| life.on(event, start + Duration::from_secs(n as u64))).collect();
+        (life, actions)
     }
 
     #[test]
@@ -343,7 +335,7 @@ mod tests {
                 vec![LifeAction::End { grace_ms: 5 }],
             ),
             (
-                "the first cause is told, the shortest grace counts",
+                "the first cause is reported, the shortest grace counts",
                 vec![LifeEvent::Started, wanted(CANCEL, 9), wanted(EndCause::Timeout, 5), wanted(CANCEL, 7), gone()],
                 ended(cancel, None),
                 vec![LifeAction::End { grace_ms: 9 }, LifeAction::End { grace_ms: 5 }],
@@ -360,14 +352,9 @@ mod tests {
                 Life::Gone { why: cancel, exit: None, gone: TreeGone::proven(Evidence::NeverStarted) },
                 vec![LifeAction::End { grace_ms: 5 }],
             ),
+            ("not started", vec![not_started(), wanted(CANCEL, 5), gone()], Life::NotStarted(missing()), vec![]),
             (
-                "not started",
-                vec![not_started(), wanted(CANCEL, 5), gone()],
-                Life::NotStarted { exit_code: 127, message: "no".to_owned() },
-                vec![],
-            ),
-            (
-                "its shim is lost while it starts: nobody says that it did not",
+                "its shim is lost while it starts: it may have started",
                 vec![LifeEvent::Lost, gone()],
                 ended(Some(EndReason::GuardLost), None),
                 vec![LifeAction::Sweep],
@@ -386,14 +373,14 @@ mod tests {
                 vec![LifeAction::End { grace_ms: 5 }, LifeAction::Sweep],
             ),
             (
-                "nobody answers",
+                "neither shim nor subreaper answers",
                 vec![LifeEvent::Started, LifeEvent::Lost, LifeEvent::Overdue, gone()],
                 Life::Gone { why: Some(EndReason::GuardLost), exit: None, gone: TreeGone::UNKNOWN },
                 vec![LifeAction::Sweep],
             ),
         ];
-        for (what, events, life, deeds) in table {
-            assert_eq!(play(events), (life, deeds), "{what}");
+        for (what, events, life, actions) in table {
+            assert_eq!(play(events), (life, actions), "{what}");
         }
     }
 
@@ -415,8 +402,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever happens in whatever order: once it is being ended it is over within a bounded time, the first cause
-        /// and the command's own exit are never replaced, and an order to a shim is given only while there is one.
+        /// In every order of events: an end that has begun is over within a bounded time, the first cause and the
+        /// command's own exit are never replaced, and a lost shim gets no order.
         #[test]
         fn it_ends_once_and_in_time(events in prop::collection::vec((any_event(), 0u64..3_000), 0..60)) {
             let mut now = Instant::now();
@@ -426,15 +413,15 @@ mod tests {
                 now += Duration::from_millis(ms);
                 let (before, was_lost) = (life.clone(), is_lost);
                 is_lost |= event == LifeEvent::Lost && !before.is_over();
-                let deed = life.on(event, now);
+                let action = life.on(event, now);
                 if before.is_over() {
                     prop_assert_eq!(&life, &before);
-                    prop_assert_eq!(deed, None);
+                    prop_assert_eq!(action, None);
                 }
-                if matches!(deed, Some(LifeAction::End { .. } | LifeAction::KillLeftovers)) {
+                if matches!(action, Some(LifeAction::End { .. } | LifeAction::KillLeftovers)) {
                     prop_assert!(!was_lost, "an order to a shim that is lost");
                 }
-                prop_assert_eq!(matches!(deed, Some(LifeAction::Sweep)), is_lost && !was_lost, "swept once");
+                prop_assert_eq!(matches!(action, Some(LifeAction::Sweep)), is_lost && !was_lost, "swept once");
                 if let Some(cause) = life.cause() {
                     prop_assert_eq!(*first.get_or_insert(cause), cause);
                 }
@@ -449,7 +436,7 @@ mod tests {
                     }
                 }
             }
-            // Somebody wants it ended, and nobody answers anything.
+            // The end is ordered, and no process answers.
             life.on(wanted(CANCEL, 20_000), now);
             let until = now + Duration::from_secs(60);
             while let Some(deadline) = life.deadline() {

@@ -1,4 +1,4 @@
-//! Builds the outcome from how the command exited and why the service ended it.
+//! Decides the outcome of an execution, COMPLETED among them, from how the command exited and why the service ended it.
 
 use cc_executor_actors::{
     agent::AgentProgress,
@@ -10,7 +10,7 @@ use cc_executor_actors::{
 use sha2::{Digest, Sha256};
 
 use super::life::{EndCause, EndReason};
-use crate::backend::shim::protocol::{LeaderExit, TreeGone};
+use crate::backend::shim::protocol::{LeaderExit, StartError, TreeGone};
 
 impl EndCause {
     fn verdict(self) -> (Status, Reason, Option<&'static str>) {
@@ -24,8 +24,8 @@ impl EndCause {
     }
 }
 
-/// The outcome. The cause decides, not the exit code: a command that exits with 0 after TERM was canceled. For an agent
-/// that exited by itself its own result counts, too.
+/// The outcome. The cause decides before the exit code: a command that exits with 0 after TERM was canceled. COMPLETED
+/// needs the exit code 0 without a cause; for an agent that exited by itself its own result counts, too.
 pub(super) fn ending(
     why: Option<EndReason>,
     exit: Option<LeaderExit>,
@@ -36,7 +36,7 @@ pub(super) fn ending(
         Some(EndReason::Wanted { cause, .. }) => Some(cause),
         Some(EndReason::LeftBehind | EndReason::GuardLost) | None => None,
     };
-    // What was killed because nothing guarded it has not ended by itself.
+    // A command that was killed because nothing guarded it has not ended by itself.
     let exit = exit.filter(|_| why != Some(EndReason::GuardLost));
     let (status, reason, message) = match (cause, exit) {
         (Some(cause), _) => cause.verdict(),
@@ -65,7 +65,7 @@ pub(super) fn ending(
     if !was_ended {
         ending.leftovers = gone.killed;
     }
-    // What may still run is told even where only leftovers were ended.
+    // Also if only leftovers were ended, because processes that may still run must be reported.
     if was_ended || !gone.evidence.is_proof() {
         ending.cancel = Some(report(why, gone));
     }
@@ -80,23 +80,21 @@ fn lost(gone: TreeGone) -> &'static str {
     }
 }
 
-/// What is known of the processes.
+/// The report of the end of the processes.
 pub(super) fn report(why: Option<EndReason>, gone: TreeGone) -> CancelReport {
     let TreeGone { evidence, survivors, killed } = gone;
     let (grace_ms, escalated) = match why {
         Some(EndReason::Wanted { grace_ms, .. }) => (grace_ms, killed > 0 || evidence != Evidence::Echild),
         Some(EndReason::LeftBehind | EndReason::GuardLost) | None => (0, true),
     };
-    // Nothing was killed of what never started.
+    // A command that never started was not killed.
     let escalated = escalated && evidence != Evidence::NeverStarted;
     CancelReport { verified: evidence.is_proof(), survivors, grace_ms, escalated, evidence }
 }
 
 /// The command could not be started.
-pub(super) fn not_started(exit_code: i32, message: String) -> Outcome {
-    let mut ending = never_ran(Status::Failed, Reason::NotStarted, message);
-    ending.exit_code = Some(exit_code);
-    ending
+pub(super) fn not_started(StartError { exit_code, message }: StartError) -> Outcome {
+    Outcome { exit_code: Some(exit_code), ..never_ran(Status::Failed, Reason::NotStarted, message) }
 }
 
 /// The command never ran, and wrote nothing.
@@ -203,6 +201,6 @@ mod tests {
             assert_eq!(report(why, gone), expected);
         }
         let left = ending(Some(EndReason::LeftBehind), Some(LeaderExit::Code(0)), TreeGone::UNKNOWN, None);
-        assert_eq!(left.cancel.map(|report| report.verified), Some(false), "what may still run is told");
+        assert_eq!(left.cancel.map(|report| report.verified), Some(false), "processes that may still run are reported");
     }
 }

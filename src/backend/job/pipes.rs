@@ -67,7 +67,7 @@ impl OutputPipe {
     pub(super) fn take_remainder(&mut self) -> Option<Vec<Bytes>> {
         let source = self.source.take()?;
         let mut pieces = Vec::new();
-        source.drain(source.remainder(), READ, |piece| pieces.push(Bytes::copy_from_slice(piece)));
+        source.read_remainder(READ, |piece| pieces.push(Bytes::copy_from_slice(piece)));
         Some(pieces)
     }
 }

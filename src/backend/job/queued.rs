@@ -18,26 +18,26 @@ use crate::backend::{
     registry::{QueueTurn, Slot},
 };
 
-/// Waits until the execution may run. The error is how it ended before that.
+/// Waits until the execution may run. The error is its outcome if it is ended before.
 pub(super) async fn wait_for_turn(shared: &mut JobShared, slot: &mut Slot) -> Result<(), Outcome> {
-    let mut heartbeat_at = Instant::now() + shared.context.heartbeat;
-    let mut said = None;
+    let mut heartbeat_at = Instant::now() + shared.context.limits.heartbeat;
+    let mut reported = None;
     loop {
         let position = match slot.turn() {
             QueueTurn::Now => return Ok(()),
             QueueTurn::Position(position) => position,
         };
         let snapshot = JobSnapshot {
-            is_told: true,
+            is_reported: true,
             status: Status::Queued,
             position: Some(position),
             alive: Heartbeat::default(),
         };
-        if said != Some(position) {
-            if said.is_none() {
+        if reported != Some(position) {
+            if reported.is_none() {
                 info!(event = "execution.queued", execution_id:% = shared.context.id, position = position; "execution queued");
             }
-            said = Some(position);
+            reported = Some(position);
             shared.output_buffer.send_event(snapshot.first_event(&shared.context));
         }
         shared.output_buffer.deliver();
@@ -51,11 +51,11 @@ pub(super) async fn wait_for_turn(shared: &mut JobShared, slot: &mut Slot) -> Re
                 None => {}
             },
             () = at(Some(heartbeat_at)) => {
-                heartbeat_at = Instant::now() + shared.context.heartbeat;
-                shared.look_after_consumer(Instant::now());
-                shared.output_buffer.mention(BackendEvent::Alive(snapshot.alive));
+                heartbeat_at = Instant::now() + shared.context.limits.heartbeat;
+                shared.check_consumer(Instant::now());
+                shared.output_buffer.send_event_if_room(BackendEvent::Alive(snapshot.alive));
             }
-            change = shared.output_buffer.moved(shared.context.consumer_stall, shared.consumer_clock.asked_at()) => {
+            change = shared.output_buffer.consumer_change(shared.context.config.consumer_stall, shared.consumer_clock.polled_at()) => {
                 if change != ConsumerChange::Room && shared.must_end_without_consumer(change) {
                     return Err(canceled(Reason::Disconnected, slot));
                 }
@@ -65,7 +65,7 @@ pub(super) async fn wait_for_turn(shared: &mut JobShared, slot: &mut Slot) -> Re
     }
 }
 
-/// It never ran: there is nothing that could be left of it.
+/// The outcome of an execution that never ran, so that no process can be left.
 fn canceled(reason: Reason, slot: &Slot) -> Outcome {
     let report = CancelReport::never_ran(0);
     slot.gone(report);

@@ -1,14 +1,18 @@
-//! An execution that has ended: consumers that come back get its output and its ending.
+//! An execution that has ended: consumers that attach get its output and its ending.
 //!
-//! A task keeps the output, while there is any or a consumer reads it. After that [`answer`] answers each request, from the
-//! registry's record.
+//! A task holds the output as long as it is retained or a consumer reads it. After that [`answer`] answers each request
+//! from the registry's record.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use cc_executor_actors::{
     agent,
     backend_api::{BackendEvent, Heartbeat},
+    clock::millis,
     id::{ExecutionId, InstanceId},
     outcome::Outcome,
     protocol::execute::{DetachOptions, Overflow},
@@ -16,7 +20,7 @@ use cc_executor_actors::{
 use log::debug;
 
 use super::{
-    clocks::ConsumerClock,
+    clocks::{ConsumerClock, JobLimits},
     shared::{JobContext, JobShared, JobSnapshot},
 };
 use crate::backend::{
@@ -28,49 +32,44 @@ use crate::backend::{
     registry::{FIXED_BYTES, JobInbox, Retained, Slot, record::Record},
 };
 
-/// Gives up the execution's place, and has its output kept.
+/// Gives up the execution's place in the registry, and starts the task that holds its output.
 pub(super) fn end(mut shared: JobShared, ending: Outcome, slot: Slot) {
-    shared.output_buffer.end();
+    shared.output_buffer.finish();
     if let Some(job) = &mut shared.context.agent {
-        // Freed, because a prompt can be as long as a message, and is not needed any more.
+        // A prompt can be as long as a message, and is not needed any more.
         job.prompt = Bytes::new();
     }
-    let JobContext { executor, heartbeat, detach, .. } = &shared.context;
-    let heartbeat_ms = cc_executor_actors::clock::millis(*heartbeat);
-    let mut record = Record::new(executor.as_str().into(), heartbeat_ms, detach.is_some(), &ending);
+    let JobContext { executor, limits, detach, .. } = &shared.context;
+    let mut record = Record::new(executor.as_str().into(), millis(limits.heartbeat), detach.is_some(), &ending);
     record.set_newest_hold(shared.output_buffer.holds().remembered());
-    let kept = slot.end(record, shared.output_buffer.kept(FIXED_BYTES), shared.requests.n_attaches());
-    // A task of its own, because one that has run a command is larger than one that keeps its output.
-    actix_web::rt::spawn(keep(Box::new(shared), ending, kept));
+    let retained = slot.end(record, shared.output_buffer.retained(FIXED_BYTES));
+    // A new task, because it takes less memory than the one that has run the command.
+    actix_web::rt::spawn(retain(Box::new(shared), ending, retained));
 }
 
-/// Delivers the rest and the last word, to the consumer that follows it now and to those that come, until the registry
-/// releases it: its retention is over, its output is evicted, or nothing is left to keep.
-async fn keep(mut shared: Box<JobShared>, ending: Outcome, mut kept: Retained) {
+/// Delivers the remaining output and the final event to the current consumer and to each that attaches, until the
+/// registry releases the task: the retention is over, the output is evicted, or nothing is retained.
+async fn retain(mut shared: Box<JobShared>, ending: Outcome, retained: Retained) {
     let snapshot = JobSnapshot::ended(&ending);
-    let mut is_kept = true;
+    let mut is_released = false;
     loop {
-        shared.output_buffer.deliver_last(|| BackendEvent::Exit(ending.clone()));
-        kept.report(
-            shared.output_buffer.kept(FIXED_BYTES),
-            shared.output_buffer.holds().remembered(),
-            shared.requests.n_attaches(),
-        );
+        shared.output_buffer.deliver_final(|| BackendEvent::Exit(ending.clone()));
+        retained.report(shared.output_buffer.retained(FIXED_BYTES), shared.output_buffer.holds().remembered());
         // A consumer is served to the end, even if the registry has released the task.
-        if !is_kept && !shared.output_buffer.is_attached() {
+        if is_released && !shared.output_buffer.is_attached() {
             break;
         }
         tokio::select! {
             biased;
-            request = shared.requests.recv(), if is_kept => match request {
-                None => is_kept = false,
+            request = shared.requests.recv(), if !is_released => match request {
+                None => is_released = true,
                 Some(request) => {
                     if let Some(request) = shared.answer_common(request, || snapshot.clone(), Some(&ending)) {
                         refuse(request, "it has ended");
                     }
                 }
             },
-            change = shared.output_buffer.moved(shared.context.consumer_stall, shared.consumer_clock.asked_at()) => {
+            change = shared.output_buffer.consumer_change(shared.context.config.consumer_stall, shared.consumer_clock.polled_at()) => {
                 if change != ConsumerChange::Room {
                     shared.output_buffer.dismiss(DismissReason::Vanished);
                 }
@@ -80,22 +79,24 @@ async fn keep(mut shared: Box<JobShared>, ending: Outcome, mut kept: Retained) {
     debug!(event = "execution.output_released", execution_id:% = shared.context.id; "output released");
 }
 
-/// Answers a request to an execution whose output is gone: with its ending, and with a gap for what is missing. It may make
-/// a new hold.
-pub fn answer(record: &mut Record, id: ExecutionId, instance: InstanceId, config: &BackendConfig, request: JobRequest) {
+/// Answers a request to an execution whose output is gone: with its ending, and with a gap in place of the output. An
+/// attach may make a new hold.
+pub fn answer(
+    record: &mut Record,
+    id: ExecutionId,
+    instance: InstanceId,
+    config: &Arc<BackendConfig>,
+    request: JobRequest,
+) {
     let ending = record.ending();
     let context = JobContext {
         id,
         instance,
         executor: record.executor.to_string(),
-        timeout_ms: None,
-        stall_timeout_ms: None,
-        heartbeat: Duration::from_millis(record.heartbeat_ms.into()),
+        limits: JobLimits { timeout: None, stall: None, heartbeat: Duration::from_millis(record.heartbeat_ms.into()) },
         detach: record.may_detach.then_some(DetachOptions { detach_ms: 0, overflow: Overflow::Wait }),
         pty: None,
-        consumer_stall: config.consumer_stall,
-        claude_exit: config.claude_exit,
-        ring_bytes: config.ring_bytes,
+        config: Arc::clone(config),
         agent: agent::named(&record.executor).map(|agent| AgentJob { agent, prompt: Bytes::new() }),
     };
     let output_buffer = OutputBuffer::without_output(record.written(), Holds::since(record.newest_hold()));
@@ -108,15 +109,18 @@ pub fn answer(record: &mut Record, id: ExecutionId, instance: InstanceId, config
     if let Some(request) = shared.answer_common(request, || JobSnapshot::ended(&ending), Some(&ending)) {
         refuse(request, "it has ended");
     }
-    shared.output_buffer.deliver_last(|| BackendEvent::Exit(ending));
+    shared.output_buffer.deliver_final(|| BackendEvent::Exit(ending));
     record.set_newest_hold(shared.output_buffer.holds().remembered());
-    debug_assert!(!shared.output_buffer.is_attached(), "all that is said of it fits in a consumer's slots");
+    debug_assert!(
+        !shared.output_buffer.is_attached(),
+        "all items of an execution without output fit in a consumer's slots"
+    );
 }
 
 impl JobSnapshot {
     fn ended(ending: &Outcome) -> JobSnapshot {
         JobSnapshot {
-            is_told: true,
+            is_reported: true,
             status: ending.status,
             position: None,
             alive: Heartbeat { elapsed_ms: ending.elapsed_ms.unwrap_or(0), ..Heartbeat::default() },

@@ -1,9 +1,9 @@
-//! A command from its start to its end: its pipes are read, its clocks kept, its requests carried out.
+//! A command from its start to its end: reads its pipes, keeps its clocks and carries out its requests.
 //!
-//! [`Life`] and [`JobClocks`] decide; this loop waits for the next event and carries out what they say. A pipe is read
-//! only where the output buffer lets it be (`OutputBuffer::may_read`): a slow consumer slows the command down and nothing
-//! grows. Requests, clocks, consumers and the shim are served in every state; only once the processes are gone is a
-//! remainder read, and then without waiting.
+//! [`Life`] and [`JobClocks`] decide; this loop waits for the next event and carries out their actions. It reads a pipe
+//! only if the output buffer has room (`OutputBuffer::may_read`), so that a slow consumer slows the command down and
+//! memory stays bounded. Requests, clocks, consumers and the shim are served in every state. When the processes are
+//! gone, the rest in the pipes is read without waiting.
 
 mod report;
 mod requests;
@@ -31,10 +31,10 @@ use super::{
 use crate::backend::{
     job_request::{JobRequest, ReplySender},
     output_buffer::ConsumerChange,
-    process::{LinkMessage, Process, ShimLink},
+    process::{Process, Stdio, shim_link::ShimLink},
     pty::Terminal,
     registry::Slot,
-    shim::protocol::{Order, TreeGone},
+    shim::protocol::{Order, ShimEvent, TreeGone},
 };
 
 /// Follows a command that is being started to its end.
@@ -44,23 +44,23 @@ pub(super) async fn follow(process: Process, program: &str, shared: &mut JobShar
     job.into_outcome(program)
 }
 
-/// A command, and what is known of it.
+/// A command and its state.
 struct RunningJob {
-    line: ShimLink,
+    link: ShimLink,
     life: Life,
     start: StartReport,
-    /// What ends the processes of a lost shim.
+    /// Ends the processes of a lost shim.
     sweep: Option<Pin<Box<dyn Future<Output = TreeGone>>>>,
     pipes: [OutputPipe; 2],
     terminal: Option<Terminal>,
     input: StdinWriter,
-    /// The agent, if the command is one, and what its events tell.
+    /// The agent and its progress, if the command is one.
     agent: Option<RunningAgent>,
     digests: OutputDigests,
     clocks: JobClocks,
-    /// Whether all of its processes are stopped, by whomever, as of the shim's last answer.
+    /// Whether all of its processes are stopped, as of the shim's last inspection. Others can stop them, too.
     is_stopped: bool,
-    /// Where the answers go when the tree is stopped, or continued, in the order of the requests.
+    /// For the requests to pause and resume that the shim has not answered, in their order.
     pause_replies: VecDeque<ReplySender>,
 }
 
@@ -70,20 +70,21 @@ struct RunningAgent {
     progress: Box<dyn AgentProgress>,
 }
 
-/// What the consumer knows of the command's start.
+/// How far the command's start was reported to the consumer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum StartReport {
-    /// Nothing yet.
+    /// Not at all.
     Pending,
-    /// That the command has not been executed yet.
+    /// As queued: the command has not been executed yet.
     Queued,
-    /// That the command was executed.
+    /// As started.
     Executed,
 }
 
-/// What woke the loop.
+/// The event that woke the loop.
 enum JobWake {
-    Link(LinkMessage),
+    /// An event of the shim; `None` if it is lost.
+    Shim(Option<ShimEvent>),
     Swept(TreeGone),
     Request(JobRequest),
     /// The registry has released the task: no request follows.
@@ -97,26 +98,26 @@ enum JobWake {
 
 impl RunningJob {
     fn new(process: Process, shared: &JobShared) -> Self {
-        let Process { outputs, stdin, terminal, line } = process;
+        let Process { stdio: Stdio { outputs, stdin, terminal }, link } = process;
         let now = Instant::now();
         let context = &shared.context;
         RunningJob {
-            line,
+            link,
             life: Life::Starting,
             start: StartReport::Pending,
             sweep: None,
             pipes: OutputPipe::both(outputs),
-            agent: context
-                .agent
-                .as_ref()
-                .map(|job| RunningAgent { agent: job.agent, progress: job.agent.progress(context.claude_exit, now) }),
+            agent: context.agent.as_ref().map(|job| RunningAgent {
+                agent: job.agent,
+                progress: job.agent.progress(context.config.claude_exit, now),
+            }),
             input: match &context.agent {
                 Some(job) => StdinWriter::given(stdin, job.prompt.clone()),
                 None => StdinWriter::new(stdin, terminal.is_some()),
             },
             terminal,
             digests: OutputDigests::default(),
-            clocks: JobClocks::started(context.limits(), now),
+            clocks: JobClocks::started(context.limits, now),
             is_stopped: false,
             pause_replies: VecDeque::new(),
         }
@@ -124,8 +125,8 @@ impl RunningJob {
 
     /// Follows the command until its processes are gone.
     ///
-    /// It ends: the command's own exit begins the time of its leftovers; their quiet and every cause begin an end with a
-    /// deadline; and what is then in the pipes is read without waiting, whoever takes it.
+    /// This terminates: the command's own exit starts the time limit of its leftovers; that limit and every cause start
+    /// an end with a deadline; and the rest in the pipes is read without waiting.
     async fn run(&mut self, shared: &mut JobShared, slot: &Slot) {
         let mut is_released = false;
         while !self.life.is_over() {
@@ -155,13 +156,12 @@ impl RunningJob {
         let is_held_back = self.pipes.iter().zip(may_read).any(|(pipe, may)| pipe.is_open() && !may);
         self.run_clocks(is_held_back, Instant::now());
         let due = self.clocks.due(&self.life, self.other_deadlines(shared));
-        let link_due = self.line.due();
+        let link_due = self.link.due();
         let [stdout, stderr] = &mut self.pipes;
-        // Rare events first, because a busy pipe would starve them; then the pipes; quiet deadlines last, because unread
-        // output extends them.
+        // Rare events first, because a busy pipe would starve them.
         tokio::select! {
             biased;
-            message = self.line.next() => JobWake::Link(message),
+            event = self.link.next() => JobWake::Shim(event),
             gone = swept(&mut self.sweep) => JobWake::Swept(gone),
             request = shared.requests.recv(), if !is_released => match request {
                 Some(request) => JobWake::Request(request),
@@ -169,28 +169,28 @@ impl RunningJob {
             },
             () = at(link_due) => JobWake::LinkDeadline,
             () = at(Some(due.urgent.0)) => JobWake::Clock(due.urgent.1),
-            () = self.input.write(), if self.input.is_waiting() => JobWake::InputWritten,
+            () = self.input.write(), if self.input.is_pending() => JobWake::InputWritten,
             n = stdout.read(), if may_read[0] && stdout.is_open() => JobWake::Read(0, n),
             n = stderr.read(), if may_read[1] && stderr.is_open() => JobWake::Read(1, n),
-            change = shared.output_buffer.moved(shared.context.consumer_stall, shared.consumer_clock.asked_at()) => JobWake::Consumer(change),
-            // Behind the pipes, because what is there to be read may give more time.
+            change = shared.output_buffer.consumer_change(shared.context.config.consumer_stall, shared.consumer_clock.polled_at()) => JobWake::Consumer(change),
+            // After the pipes, because unread output extends these deadlines.
             event = at_event(due.when_quiet) => JobWake::Clock(ClockEvent::Life(event)),
         }
     }
 
     fn on_wake(&mut self, wake: JobWake, shared: &mut JobShared) {
         match wake {
-            JobWake::Link(message) => self.on_link_message(message, shared),
+            JobWake::Shim(event) => self.on_shim_event(event, shared),
             JobWake::Swept(gone) => self.on_life_event(LifeEvent::Gone(gone), shared),
             JobWake::Request(request) => self.on_request(request, shared),
-            JobWake::LinkDeadline => self.line.act(Instant::now()),
+            JobWake::LinkDeadline => self.link.act(Instant::now()),
             JobWake::Clock(event) => self.on_clock(event, shared),
             JobWake::Read(at, Ok(n)) if n > 0 => {
                 let pipe = &mut self.pipes[at];
                 let (stream, bytes) = (pipe.stream(), pipe.take(n));
                 self.on_output(stream, bytes, shared);
             }
-            // The end of the pipe, or a pipe that cannot be read: nothing more comes from it.
+            // The pipe has ended or cannot be read.
             JobWake::Read(at, _) => self.on_end_of_output(at),
             JobWake::Consumer(ConsumerChange::Room) | JobWake::InputWritten | JobWake::Released => {}
             JobWake::Consumer(change) => {
@@ -212,8 +212,8 @@ impl RunningJob {
             ClockEvent::Heartbeat => {
                 let now = Instant::now();
                 self.clocks.record_heartbeat(now);
-                shared.look_after_consumer(now);
-                shared.output_buffer.mention(BackendEvent::Alive(self.heartbeat(now)));
+                shared.check_consumer(now);
+                shared.output_buffer.send_event_if_room(BackendEvent::Alive(self.heartbeat(now)));
             }
         }
     }
@@ -224,7 +224,7 @@ impl RunningJob {
         shared.output_buffer.push(stream, bytes);
         let now = Instant::now();
         if activity_changed {
-            shared.output_buffer.mention(BackendEvent::Alive(self.heartbeat(now)));
+            shared.output_buffer.send_event_if_room(BackendEvent::Alive(self.heartbeat(now)));
         }
         self.clocks.record_output(now);
     }
@@ -236,7 +236,7 @@ impl RunningJob {
         }
     }
 
-    /// Reads what is in the pipes now that all processes are gone, however full the ring is.
+    /// Reads the rest in the pipes after all processes are gone, even if the ring is full.
     fn read_remainder(&mut self, shared: &mut JobShared) {
         for at in 0..self.pipes.len() {
             let Some(pieces) = self.pipes[at].take_remainder() else { continue };
@@ -258,7 +258,7 @@ impl RunningJob {
         self.start == StartReport::Executed
     }
 
-    /// Reads along in the agent's events. Returns whether its activity has changed.
+    /// Passes output to the agent's progress. Returns whether its activity has changed.
     fn watch_agent(&mut self, stream: Stream, bytes: &[u8]) -> bool {
         let Some(RunningAgent { progress, .. }) = &mut self.agent else { return false };
         if stream == Stream::Stderr {
@@ -268,7 +268,7 @@ impl RunningJob {
         progress.push_stdout(bytes, Instant::now())
     }
 
-    /// Tells the agent's progress that no event follows.
+    /// Completes the agent's progress: no event follows.
     fn finish_agent(&mut self) {
         if let Some(agent) = &mut self.agent {
             agent.progress.finish(Instant::now());
@@ -303,12 +303,12 @@ impl RunningJob {
         let was_canceling = self.life.is_canceling();
         match self.life.on(event, Instant::now()) {
             None => {}
-            Some(LifeAction::End { grace_ms }) => self.line.order(Order::End { grace_ms }),
-            Some(LifeAction::KillLeftovers) => self.line.order(Order::Sweep),
-            Some(LifeAction::Sweep) => self.sweep = Some(Box::pin(self.line.sweep())),
+            Some(LifeAction::End { grace_ms }) => self.link.order(Order::End { grace_ms }),
+            Some(LifeAction::KillLeftovers) => self.link.order(Order::Sweep),
+            Some(LifeAction::Sweep) => self.sweep = Some(Box::pin(self.link.sweep())),
         }
         if self.life.is_canceling() && !was_canceling {
-            // The total runs again from this moment, whatever else happens in this turn.
+            // The total runs again from this moment, before the next turn of the loop sets all clocks.
             self.clocks.run_total(true, Instant::now());
             shared.output_buffer.send_event(BackendEvent::Status(StatusChange::to(Status::Cancelling)));
         }
@@ -317,9 +317,9 @@ impl RunningJob {
     /// Ends the job for this cause.
     fn end(&mut self, cause: EndCause, grace_ms: u64, shared: &mut JobShared) {
         if cause == EndCause::Disconnected {
-            // No consumer comes for what did not fit.
+            // No consumer will read the output that exceeds the ring.
             shared.consumer_clock.stop_waiting();
-            shared.output_buffer.finish();
+            shared.output_buffer.set_ending();
         }
         let before = self.life.cause();
         self.on_life_event(LifeEvent::Wanted { cause, grace_ms }, shared);

@@ -1,7 +1,10 @@
-//! What every part of a job's life needs: its inbox, its output and its consumer, and the requests that are answered in
-//! the same way in every part.
+//! The state that a job has in every phase (queued, running, ended): its inbox, its output and its consumer. Also
+//! answers the requests that mean the same in every phase.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use cc_executor_actors::{
     backend_api::{self, BackendEvent, Heartbeat, QueuedEvent, Snapshot, StartedEvent},
@@ -15,55 +18,38 @@ use log::{debug, info};
 use super::clocks::{ConsumerClock, JobLimits};
 use crate::backend::{
     agent::AgentJob,
+    config::BackendConfig,
     holds::ClaimResult,
     job_request::{JobError, JobRequest},
-    output_buffer::{ConsumerChange, DismissReason, OutputBuffer},
+    output_buffer::{ConsumerChange, ConsumerError, DismissReason, OutputBuffer},
     registry::JobInbox,
 };
 
-/// How often a ring's content is acknowledged while it fills.
+/// How many acknowledgements a gateway sends while a ring fills once.
 const ACKNOWLEDGEMENTS_A_RING: u64 = 4;
 
-/// What an execution needs to know of itself.
+/// The constant properties of an execution.
 #[derive(Clone, Debug)]
 pub struct JobContext {
     /// Its id.
     pub id: ExecutionId,
-    /// The backend's process that has it.
+    /// The backend's process that runs it.
     pub instance: InstanceId,
-    /// What runs it.
+    /// The name of its executor.
     pub executor: String,
-    /// Total time-out, in milliseconds.
-    pub timeout_ms: Option<u64>,
-    /// The longest time without output, in milliseconds.
-    pub stall_timeout_ms: Option<u64>,
-    /// How often a sign of life is sent.
-    pub heartbeat: Duration,
-    /// How it goes on without a consumer; it is ended if absent.
+    /// How much time it has.
+    pub limits: JobLimits,
+    /// How it goes on without a consumer; without these it is ended.
     pub detach: Option<DetachOptions>,
     /// The size of its terminal, if it runs on one.
     pub pty: Option<TerminalSize>,
-    /// How long a consumer may take nothing while nobody asks for it.
-    pub consumer_stall: Duration,
-    /// How long Claude may take to exit after its last event.
-    pub claude_exit: Duration,
-    /// How much of each stream is kept, in bytes.
-    pub ring_bytes: usize,
-    /// The agent that it is, if it is one.
+    /// The agent, if the command is one.
     pub agent: Option<AgentJob>,
+    /// The configuration of the backend.
+    pub config: Arc<BackendConfig>,
 }
 
-impl JobContext {
-    pub(super) fn limits(&self) -> JobLimits {
-        JobLimits {
-            timeout: self.timeout_ms.map(Duration::from_millis),
-            stall: self.stall_timeout_ms.map(Duration::from_millis),
-            heartbeat: self.heartbeat,
-        }
-    }
-}
-
-/// What every part of a job's life needs.
+/// The state that a job has in every phase.
 pub(super) struct JobShared {
     pub(super) context: JobContext,
     pub(super) requests: JobInbox,
@@ -71,12 +57,12 @@ pub(super) struct JobShared {
     pub(super) consumer_clock: ConsumerClock,
 }
 
-/// The state of a job at one moment, for a consumer that comes or asks.
+/// The state of a job at one moment, for a consumer that attaches or polls.
 #[derive(Clone)]
 pub(super) struct JobSnapshot {
-    /// Whether a consumer that comes now is told at once. One that comes while the command is being started waits with
-    /// those before it, for a moment.
-    pub(super) is_told: bool,
+    /// Whether a consumer that attaches gets an event at once. While the command is being started it waits for the
+    /// report of the start.
+    pub(super) is_reported: bool,
     pub(super) status: Status,
     pub(super) position: Option<u64>,
     pub(super) alive: Heartbeat,
@@ -86,9 +72,9 @@ impl JobSnapshot {
     /// The first event of a consumer's stream.
     pub(super) fn first_event(&self, context: &JobContext) -> BackendEvent {
         let info = backend_api::StreamInfo {
-            heartbeat_ms: Some(millis(context.heartbeat)),
+            heartbeat_ms: Some(millis(context.limits.heartbeat)),
             may_detach: context.detach.is_some(),
-            acknowledge_bytes: context.detach.map(|_| context.ring_bytes as u64 / ACKNOWLEDGEMENTS_A_RING),
+            acknowledge_bytes: context.detach.map(|_| context.config.ring_bytes as u64 / ACKNOWLEDGEMENTS_A_RING),
             instance: Some(context.instance),
             // `OutputBuffer` sets the hold, because it numbers the holds.
             ..backend_api::StreamInfo::default()
@@ -108,8 +94,8 @@ impl JobSnapshot {
 }
 
 impl JobShared {
-    /// Answers a request that means the same in every part of a job's life. Returns any other. A request whose client is
-    /// gone does nothing: an attach that waited here too long must not throw the holder out.
+    /// Answers a request that means the same in every phase. Returns any other. A request whose client is gone is
+    /// dropped, because a late attach must not take the execution from its holder.
     pub(super) fn answer_common(
         &mut self,
         request: JobRequest,
@@ -117,7 +103,7 @@ impl JobShared {
         ending: Option<&Outcome>,
     ) -> Option<JobRequest> {
         if request.is_abandoned() {
-            debug!(event = "ask.abandoned", execution_id:% = self.context.id; "whoever asked is gone");
+            debug!(event = "ask.abandoned", execution_id:% = self.context.id; "the client of a request is gone: it is dropped");
             return None;
         }
         match request {
@@ -125,7 +111,7 @@ impl JobShared {
                 let snapshot = snapshot();
                 // A job that never ran sends only its outcome.
                 let never_ran = ending.is_some_and(|ending| ending.elapsed_ms.is_none());
-                let first = (snapshot.is_told && !never_ran).then(|| snapshot.first_event(&self.context));
+                let first = (snapshot.is_reported && !never_ran).then(|| snapshot.first_event(&self.context));
                 let attached = self.output_buffer.attach(*consumer, first);
                 if let Ok(ClaimResult::New | ClaimResult::Same) = attached {
                     self.consumer_clock = ConsumerClock::attached(Instant::now());
@@ -136,21 +122,24 @@ impl JobShared {
                 let _ = answer.send(attached.map(drop).map_err(JobError::from));
             }
             JobRequest::Acknowledge((offsets, claim), answer) => {
-                let checked = self.output_buffer.holds().check(claim).map_err(JobError::from);
-                let _ = answer.send(checked.and_then(|()| Ok(self.output_buffer.acknowledge(offsets)?)));
+                let checked = self.output_buffer.holds().check(claim).map_err(ConsumerError::from);
+                let acknowledged = checked.and_then(|()| Ok(self.output_buffer.acknowledge(offsets)?));
+                let _ = answer.send(acknowledged.map_err(JobError::from));
             }
             JobRequest::Withdraw { claim, cancel, answer } => {
                 let checked = match ending {
                     Some(_) => Err(JobError::NotNow("it has ended")),
-                    None => self.output_buffer.holds().check(claim).map_err(JobError::from),
+                    None => {
+                        self.output_buffer.holds().check(claim).map_err(ConsumerError::from).map_err(JobError::from)
+                    }
                 };
                 let accepted = checked.is_ok();
                 let _ = answer.send(checked);
                 return accepted.then_some(JobRequest::Cancel(cancel));
             }
             JobRequest::Describe(answer) => {
-                self.consumer_clock.record_question(Instant::now());
-                self.output_buffer.is_known_to_live(true);
+                self.consumer_clock.record_poll(Instant::now());
+                self.output_buffer.set_consumer_alive(true);
                 let _ = answer.send(self.describe(snapshot(), ending));
             }
             other => return Some(other),
@@ -185,21 +174,21 @@ impl JobShared {
         false
     }
 
-    /// Its heartbeat: a gateway that has not asked for long must show by its connection that it lives.
-    pub(super) fn look_after_consumer(&mut self, now: Instant) {
-        if now.saturating_duration_since(self.consumer_clock.asked_at()) > self.context.consumer_stall {
-            self.output_buffer.is_known_to_live(false);
+    /// Applies the connection's time-out to a gateway that has not polled for long. Called with each heartbeat.
+    pub(super) fn check_consumer(&mut self, now: Instant) {
+        if now.saturating_duration_since(self.consumer_clock.polled_at()) > self.context.config.consumer_stall {
+            self.output_buffer.set_consumer_alive(false);
         }
     }
 
-    /// The time at which it has been without a consumer for too long.
+    /// When the job has been without a consumer for too long.
     pub(super) fn detached_until(&self) -> Option<Instant> {
         let limit = self.context.detach.map(|DetachOptions { detach_ms, .. }| Duration::from_millis(detach_ms));
         self.consumer_clock.detached_until(limit)
     }
 }
 
-/// Waits until this time, for ever if there is none.
+/// Waits until this time, or for ever.
 pub(super) async fn at(time: Option<Instant>) {
     match time {
         Some(time) => tokio::time::sleep_until(time.into()).await,
@@ -229,15 +218,11 @@ mod tests {
             id: ExecutionId::random(),
             instance: InstanceId::random(),
             executor: "shell".to_owned(),
-            timeout_ms: None,
-            stall_timeout_ms: None,
-            heartbeat: Duration::from_secs(15),
+            limits: JobLimits { timeout: None, stall: None, heartbeat: Duration::from_secs(15) },
             detach: None,
             pty: None,
-            consumer_stall: Duration::from_secs(90),
-            claude_exit: Duration::from_secs(45),
-            ring_bytes: 100,
             agent: None,
+            config: Arc::new(BackendConfig::for_tests()),
         };
         let output_buffer =
             OutputBuffer::new(UnreadPolicy::Overwrite, PerStream { stdout: 100, stderr: 100 }, consumer);
@@ -246,36 +231,36 @@ mod tests {
     }
 
     fn running() -> JobSnapshot {
-        JobSnapshot { is_told: true, status: Status::Running, position: None, alive: Heartbeat::default() }
+        JobSnapshot { is_reported: true, status: Status::Running, position: None, alive: Heartbeat::default() }
     }
 
     #[test]
     fn a_request_whose_client_is_gone_does_nothing() {
         let (mut shared, mut feed) = shared();
-        let attach = |asker_stays: bool, shared: &mut JobShared| {
+        let attach = |client_stays: bool, shared: &mut JobShared| {
             let (consumer, other) = Consumer::new(PerStream::default(), true);
-            let (answer, asker) = oneshot::channel();
-            let asker = asker_stays.then_some(asker);
+            let (answer, client) = oneshot::channel();
+            let client = client_stays.then_some(client);
             assert!(shared.answer_common(JobRequest::Attach(Box::new(consumer), answer), running, None).is_none());
-            (other, asker)
+            (other, client)
         };
         attach(false, &mut shared);
         assert!(feed.dismissed.try_recv().is_err(), "the holder stays");
         assert_eq!(shared.output_buffer.holds().newest(), 1);
-        let (answer, asker) = oneshot::channel();
-        drop(asker);
+        let (answer, client) = oneshot::channel();
+        drop(client);
         let pause = JobRequest::Control(ControlRequest::Pause, answer);
-        assert!(shared.answer_common(pause, running, None).is_none(), "nor is anything else done");
-        let (_other, asker) = attach(true, &mut shared);
+        assert!(shared.answer_common(pause, running, None).is_none(), "another request is dropped, too");
+        let (_other, client) = attach(true, &mut shared);
         assert_eq!(feed.dismissed.try_recv(), Ok(DismissReason::TakenOver));
-        assert_eq!((asker.unwrap().try_recv(), shared.output_buffer.holds().newest()), (Ok(Ok(())), 2));
+        assert_eq!((client.unwrap().try_recv(), shared.output_buffer.holds().newest()), (Ok(Ok(())), 2));
     }
 
     #[test]
     fn a_withdrawal_ends_only_what_its_holder_still_has() {
         let (mut shared, _feed) = shared();
         let mut withdraw = |claim: Claim, ending: Option<&Outcome>| {
-            let (answer, mut asker) = oneshot::channel();
+            let (answer, mut client) = oneshot::channel();
             let request = JobRequest::Withdraw {
                 claim,
                 cancel: CancelOrder { grace_ms: 7, reason: CancelReason::Canceled },
@@ -283,7 +268,7 @@ mod tests {
             };
             let left = shared.answer_common(request, running, ending);
             let is_canceled = matches!(left, Some(JobRequest::Cancel(CancelOrder { grace_ms: 7, .. })));
-            (is_canceled, asker.try_recv().unwrap().is_ok())
+            (is_canceled, client.try_recv().unwrap().is_ok())
         };
         assert_eq!(withdraw(Claim::Number(2), None), (false, false));
         assert_eq!(withdraw(Claim::Number(1), None), (true, true));

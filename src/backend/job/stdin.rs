@@ -1,4 +1,4 @@
-//! What a command is to read, on its way into its pipe or terminal.
+//! The standard input of a command: requests wait here until the pipe or the terminal has room.
 
 use std::collections::VecDeque;
 
@@ -8,94 +8,96 @@ use tokio::{io::AsyncWriteExt, net::unix::pipe, sync::oneshot};
 
 use crate::backend::job_request::{JobError, ReplySender};
 
-/// The input of one command, in the order in which it was asked for.
+/// The input of one command, in the order of the requests.
 pub(super) struct StdinWriter {
-    /// Whether the command has one at all.
-    wanted: bool,
+    /// Whether clients may write to it.
+    is_for_clients: bool,
+    /// `None` if the command has no input, or the input has ended.
     sink: Option<pipe::Sender>,
     /// A terminal stays open; its input is ended by a character.
     is_terminal: bool,
-    waiting: VecDeque<PendingWrite>,
-    n_waiting: usize,
+    pending: VecDeque<PendingWrite>,
+    n_pending: usize,
 }
 
 struct PendingWrite {
     bytes: Bytes,
     eof: bool,
-    answer: ReplySender,
+    reply: ReplySender,
 }
 
 impl StdinWriter {
-    /// The input that goes into this sink.
+    /// An input that clients write to, if the command has one.
     pub(super) fn new(sink: Option<pipe::Sender>, is_terminal: bool) -> Self {
-        StdinWriter { wanted: sink.is_some(), sink, is_terminal, waiting: VecDeque::new(), n_waiting: 0 }
+        let is_for_clients = sink.is_some();
+        StdinWriter { is_for_clients, sink, is_terminal, pending: VecDeque::new(), n_pending: 0 }
     }
 
-    /// The input that is this and ends with it: nobody else writes any.
+    /// An input with these bytes, to which clients may not write.
     pub(super) fn given(sink: Option<pipe::Sender>, bytes: Bytes) -> Self {
-        let mut input = StdinWriter { wanted: false, ..StdinWriter::new(sink, false) };
-        input.n_waiting = bytes.len();
-        input.waiting.push_back(PendingWrite { bytes, eof: true, answer: oneshot::channel().0 });
+        let mut input = StdinWriter { is_for_clients: false, ..StdinWriter::new(sink, false) };
+        input.n_pending = bytes.len();
+        input.pending.push_back(PendingWrite { bytes, eof: true, reply: oneshot::channel().0 });
         input
     }
 
-    /// Takes more. The answer comes when all of it is where the command can read it.
-    pub(super) fn take(&mut self, bytes: Bytes, eof: bool, answer: ReplySender) {
+    /// Adds bytes. The reply is sent when the command can read all of them.
+    pub(super) fn push(&mut self, bytes: Bytes, eof: bool, reply: ReplySender) {
         if let Err(error) = self.check_length(bytes.len()) {
-            // Whoever asked may be gone.
-            let _ = answer.send(Err(error));
+            // Fails if the client is gone. The same holds below.
+            let _ = reply.send(Err(error));
             return;
         }
-        self.n_waiting += bytes.len();
-        self.waiting.push_back(PendingWrite { bytes, eof, answer });
+        self.n_pending += bytes.len();
+        self.pending.push_back(PendingWrite { bytes, eof, reply });
     }
 
     fn check_length(&self, length: usize) -> Result<(), JobError> {
-        if !self.wanted {
+        if !self.is_for_clients {
             return Err(JobError::NoStdin);
         }
-        if self.sink.is_none() || self.waiting.back().is_some_and(|last| last.eof && !self.is_terminal) {
+        if self.sink.is_none() || self.pending.back().is_some_and(|last| last.eof && !self.is_terminal) {
             return Err(JobError::StdinClosed);
         }
-        if self.n_waiting + length > MAX_INPUT_WAITING {
-            return Err(JobError::StdinFull { waiting: self.n_waiting });
+        if self.n_pending + length > MAX_INPUT_WAITING {
+            return Err(JobError::StdinFull { waiting: self.n_pending });
         }
         Ok(())
     }
 
-    /// Whether there is something to write.
-    pub(super) fn is_waiting(&self) -> bool {
-        !self.waiting.is_empty()
+    /// Whether there are bytes to write, or an end.
+    pub(super) fn is_pending(&self) -> bool {
+        !self.pending.is_empty()
     }
 
-    /// Writes some of what waits. May be dropped and called again: only what was written is taken off.
+    /// Writes some of the pending bytes. May be dropped and called again, because only written bytes are removed.
     pub(super) async fn write(&mut self) {
-        let (Some(first), Some(sink)) = (self.waiting.front_mut(), &mut self.sink) else { return };
+        let (Some(first), Some(sink)) = (self.pending.front_mut(), &mut self.sink) else { return };
         if !first.bytes.is_empty() {
             match sink.write(&first.bytes).await {
                 Ok(n) => {
                     first.bytes.advance(n);
-                    self.n_waiting -= n;
+                    self.n_pending -= n;
                 }
                 Err(_) => return self.close(),
             }
         }
         if first.bytes.is_empty()
-            && let Some(PendingWrite { eof, answer, .. }) = self.waiting.pop_front()
+            && let Some(PendingWrite { eof, reply, .. }) = self.pending.pop_front()
         {
             if eof && !self.is_terminal {
                 self.sink = None;
             }
-            let _ = answer.send(Ok(()));
+            let _ = reply.send(Ok(()));
         }
     }
 
-    /// Nobody will read any more: what waits is answered with that.
+    /// The command reads no more. All pending requests fail.
     pub(super) fn close(&mut self) {
         self.sink = None;
-        self.n_waiting = 0;
-        for PendingWrite { answer, .. } in self.waiting.drain(..) {
-            let _ = answer.send(Err(JobError::StdinClosed));
+        self.n_pending = 0;
+        for PendingWrite { reply, .. } in self.pending.drain(..) {
+            let _ = reply.send(Err(JobError::StdinClosed));
         }
     }
 }

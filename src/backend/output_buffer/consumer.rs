@@ -1,4 +1,4 @@
-//! Whoever follows an execution: what it has had, and the few items that wait for it.
+//! The consumer of an execution's output: how far it has read, and the few items that wait for it.
 
 use std::time::{Duration, Instant};
 
@@ -13,14 +13,14 @@ use tokio::sync::{mpsc, oneshot};
 use super::{retention::UnreadPolicy, ring::Ring};
 use crate::{backend::holds::Claim, server::connection::PeerTimeout};
 
-/// Pieces of output, or words, that wait for a consumer beside the rings. All that is said of an execution whose output
-/// is gone fits in here: how it stands, a gap in each stream, and its ending.
+/// How many items wait for a consumer besides the output in the rings. All that is sent of an execution whose output is
+/// gone fits in here: its state, a gap in each stream, and its ending.
 pub const SLOTS: usize = 4;
 
-/// The most that is handed over at a time, in bytes.
+/// The longest piece that is handed over, in bytes.
 const PIECE: usize = 64 * 1024;
 
-/// What a consumer is given.
+/// A piece of output, or an event.
 #[derive(Debug)]
 pub enum ConsumerItem {
     /// Output.
@@ -30,54 +30,54 @@ pub enum ConsumerItem {
         /// The bytes.
         bytes: Bytes,
     },
-    /// A word of the backend. `Exit` is the last item.
-    Word(BackendEvent),
+    /// An event of the backend. `Exit` is the last item.
+    Event(BackendEvent),
 }
 
-/// Why a consumer is sent away.
+/// Why a consumer is dismissed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum DismissReason {
-    /// Another one has come.
+    /// Another consumer has attached.
     TakenOver,
-    /// It took nothing, and nobody asked for it.
+    /// It has read nothing for too long, and its gateway has not polled.
     Vanished,
-    /// Its gateway has come back for it over another connection.
+    /// Its gateway has attached again over another connection.
     Replaced,
 }
 
-/// Whoever follows an execution.
+/// The execution's end of a consumer.
 #[derive(Debug)]
 pub struct Consumer {
     pub(super) items: mpsc::Sender<ConsumerItem>,
-    /// To the body, which says it, and to whoever makes sure that its socket comes back.
-    pub(super) dismiss: (oneshot::Sender<DismissReason>, oneshot::Sender<DismissReason>),
-    /// A gateway: it acknowledges, and asks how the execution is while it does not read.
+    /// To the response body, which sends the reason on, and to the task that shuts down a socket that is not read.
+    dismiss: (oneshot::Sender<DismissReason>, oneshot::Sender<DismissReason>),
+    /// Whether it is a gateway, which acknowledges, and polls the execution's state while it does not read.
     pub(super) is_gateway: bool,
-    /// Looks after its connection, where it is a gateway's.
-    pub(super) watch: Option<PeerTimeout>,
-    /// How it asks for the execution.
-    pub(super) claim: Claim,
+    /// The time-out of a gateway's connection.
+    pub peer_timeout: Option<PeerTimeout>,
+    /// The claim with which it attaches.
+    pub claim: Claim,
     pub(super) cursor: PerStream<u64>,
-    /// What comes before the cursor has arrived where it was to go. A gateway that comes back for itself
-    /// knows only that it has read it.
-    pub(super) has_arrived: bool,
-    /// Since when there was no room for it, as of the last delivery.
+    /// Whether its client has received everything before the cursor. False for a gateway that attaches again, because
+    /// it knows only what it has read itself.
+    pub has_arrived: bool,
+    /// Since when it has no room, as of the last delivery.
     pub(super) blocked_since: Option<Instant>,
 }
 
-/// The consumer's end.
+/// The response's end of a consumer.
 #[derive(Debug)]
 pub struct ConsumerFeed {
-    /// What it is given.
+    /// Output and events.
     pub items: mpsc::Receiver<ConsumerItem>,
-    /// Fires when it is sent away.
+    /// Gets the reason when the consumer is dismissed.
     pub dismissed: oneshot::Receiver<DismissReason>,
-    /// The same, for whoever watches its socket.
+    /// The same, for the task that shuts the socket down.
     pub released: oneshot::Receiver<DismissReason>,
 }
 
 impl Consumer {
-    /// A consumer that has so much of each stream already.
+    /// A consumer that has read everything before these offsets.
     pub fn new(offsets: PerStream<u64>, is_gateway: bool) -> (Consumer, ConsumerFeed) {
         let (items, receiver) = mpsc::channel(SLOTS);
         let (dismiss, dismissed) = oneshot::channel();
@@ -86,7 +86,7 @@ impl Consumer {
             items,
             dismiss: (dismiss, release),
             is_gateway,
-            watch: None,
+            peer_timeout: None,
             claim: Claim::Request(None),
             cursor: offsets,
             has_arrived: true,
@@ -95,40 +95,25 @@ impl Consumer {
         (consumer, ConsumerFeed { items: receiver, dismissed, released })
     }
 
-    /// The same, with somebody who looks after its connection.
-    pub fn watched(self, watch: Option<PeerTimeout>) -> Consumer {
-        Consumer { watch, ..self }
+    pub(super) fn dismiss(self, reason: DismissReason) {
+        let (body, socket) = self.dismiss;
+        // Either receiver may be gone already.
+        let _ = body.send(reason);
+        let _ = socket.send(reason);
     }
 
-    /// The same, of which only acknowledgements say what has arrived.
-    pub fn arrived(self, has_arrived: bool) -> Consumer {
-        Consumer { has_arrived, ..self }
-    }
-
-    /// The same, under this name.
-    pub fn claiming(self, claim: Claim) -> Consumer {
-        Consumer { claim, ..self }
-    }
-
-    pub(super) fn dismiss(self, why: DismissReason) {
-        let (body, watch) = self.dismiss;
-        // Either may be gone already.
-        let _ = body.send(why);
-        let _ = watch.send(why);
-    }
-
-    /// Waits until it makes room, is gone, or has vanished: it took nothing for so long, and its gateway did not ask for
-    /// it since `asked_at` either. One that is not a gateway's may stop reading until the execution has `finished`.
-    pub(super) async fn changed(&self, patience: Duration, asked_at: Instant, finished: bool) -> ConsumerChange {
-        // What the last delivery found, not what is there now: the consumer may have made room since.
+    /// Waits for the next change, see [`OutputBuffer::consumer_change`](super::OutputBuffer::consumer_change). A
+    /// consumer that is not a gateway may stop reading until the execution `is_ending`.
+    pub(super) async fn change(&self, patience: Duration, polled_at: Instant, is_ending: bool) -> ConsumerChange {
+        // As of the last delivery, because the consumer may have made room since.
         let Some(blocked_since) = self.blocked_since else {
             self.items.closed().await;
             return ConsumerChange::Gone;
         };
-        // Only a gateway asks for its client's sake.
-        let since = if self.is_gateway { blocked_since.max(asked_at) } else { blocked_since };
+        // Only a gateway polls on behalf of its client.
+        let since = if self.is_gateway { blocked_since.max(polled_at) } else { blocked_since };
         let vanished = async {
-            if self.is_gateway || finished {
+            if self.is_gateway || is_ending {
                 tokio::time::sleep_until((since + patience).into()).await;
             } else {
                 std::future::pending().await
@@ -141,8 +126,8 @@ impl Consumer {
         }
     }
 
-    /// The next piece that it has not had, or the gap before it. `first` is the stream that is looked at first: they
-    /// take turns.
+    /// The next piece that it has not received, or the gap before it. `first` is the index of the stream to begin with;
+    /// the streams take turns.
     pub(super) fn next_item(
         &mut self,
         rings: &PerStream<Ring>,
@@ -159,7 +144,7 @@ impl Consumer {
                 let reason = if dropped { GapReason::Dropped } else { GapReason::Overwritten };
                 let gap = Gap { stream, from: *cursor, to: ring.start(), reason };
                 *cursor = gap.to;
-                return Some(ConsumerItem::Word(BackendEvent::Gap(gap)));
+                return Some(ConsumerItem::Event(BackendEvent::Gap(gap)));
             }
             let piece = ring.piece(*cursor, PIECE);
             if !piece.is_empty() {
@@ -171,13 +156,13 @@ impl Consumer {
     }
 }
 
-/// What happened to the consumer.
+/// A change of the consumer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ConsumerChange {
     /// It has made room.
     Room,
     /// It is gone.
     Gone,
-    /// It has taken nothing for too long, and nobody asked for it.
+    /// It has read nothing for too long, and its gateway has not polled.
     Vanished,
 }

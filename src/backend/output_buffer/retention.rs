@@ -1,25 +1,37 @@
-//! What is kept of output that nobody has received, and of the output of an execution that has ended.
+//! What happens to unread output, and what is retained of an ended execution's output.
 
 use cc_executor_actors::protocol::execute::Overflow;
 
-/// What becomes of output that nobody has taken.
+/// What happens to output that no client has acknowledged when a ring is full.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum UnreadPolicy {
-    /// It is overwritten: the execution does not outlive its consumer.
+    /// It is overwritten, because the execution does not outlive its consumer.
     Overwrite,
-    /// It is kept, or not, for an execution that may.
+    /// The execution may go on without a consumer, and the client has chosen.
     Detach(Overflow),
 }
 
-/// What is kept of the output of an execution that has ended, with the memory that this takes in bytes.
+/// The retained output of an ended execution, with the memory that it takes in bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum RetainedOutput {
     /// Nothing.
     Nothing,
-    /// A consumer follows it: it is neither evicted nor forgotten.
+    /// A consumer reads it, so it is neither evicted nor forgotten.
     Followed(usize),
-    /// Its client may come back for it: it is kept for the whole retention.
+    /// Its client may come back for it, so it is retained for the whole retention time.
     Unfetched(usize),
-    /// Its client has it, or will not come back: it is evicted when memory is short.
+    /// Its client has received it or will not come back, so it may be evicted when memory is short.
     Fetched(usize),
+}
+
+impl RetainedOutput {
+    /// The same output while a consumer reads it.
+    pub fn followed(self) -> RetainedOutput {
+        match self {
+            RetainedOutput::Nothing => RetainedOutput::Nothing,
+            RetainedOutput::Followed(bytes) | RetainedOutput::Unfetched(bytes) | RetainedOutput::Fetched(bytes) => {
+                RetainedOutput::Followed(bytes)
+            }
+        }
+    }
 }

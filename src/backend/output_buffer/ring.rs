@@ -1,56 +1,56 @@
 //! The last bytes of one output stream, by their offset in the stream.
 //!
-//! It allocates as it fills, and holds one buffer: bounding bytes bounds memory.
+//! It allocates one buffer as it fills, so a bound on its bytes bounds its memory.
 
 use std::cmp::min;
 
-/// The end of one stream.
+/// The last bytes of one stream.
 #[derive(Debug)]
 pub struct Ring {
     bytes: Vec<u8>,
     capacity: usize,
-    /// The offset of the byte that lies at the beginning of the buffer, or lay there.
+    /// The offset of a byte whose place is the beginning of the buffer.
     base: u64,
     end: u64,
 }
 
 impl Ring {
-    /// An empty ring that keeps so many bytes; at least one.
+    /// An empty ring for this many bytes, at least one.
     pub fn new(capacity: usize) -> Self {
         Ring { bytes: Vec::new(), capacity: capacity.max(1), base: 0, end: 0 }
     }
 
-    /// A ring of a stream of so many bytes, of which none is kept.
+    /// A ring that holds nothing of a stream of this length.
     pub fn without_bytes(end: u64) -> Self {
         Ring { end, ..Ring::new(1) }
     }
 
-    /// The offset of the oldest byte that is kept.
+    /// The offset of the oldest byte in the ring.
     pub fn start(&self) -> u64 {
         self.end - self.bytes.len() as u64
     }
 
-    /// The offset after the newest byte: how long the stream is so far.
+    /// The offset after the newest byte, which is the length of the stream so far.
     pub fn end(&self) -> u64 {
         self.end
     }
 
-    /// Bytes of memory that it takes.
+    /// The memory that it takes, in bytes.
     pub fn memory(&self) -> usize {
         self.bytes.capacity()
     }
 
-    /// Adds to the stream. The oldest bytes give way.
+    /// Adds to the stream. Overwrites the oldest bytes.
     pub fn push(&mut self, mut bytes: &[u8]) {
         if bytes.len() > self.capacity {
-            // Only the last of these can be kept. What was there is all overwritten.
-            let (passed, kept) = bytes.split_at(bytes.len() - self.capacity);
+            // Only the last bytes fit, and they overwrite the whole ring.
+            let (skipped, last) = bytes.split_at(bytes.len() - self.capacity);
             if self.bytes.len() < self.capacity {
                 self.grow(self.capacity);
                 self.bytes.resize(self.capacity, 0);
             }
-            self.end += passed.len() as u64;
-            bytes = kept;
+            self.end += skipped.len() as u64;
+            bytes = last;
         }
         while !bytes.is_empty() {
             let at = self.index(self.end);
@@ -67,8 +67,8 @@ impl Ring {
         }
     }
 
-    /// The bytes from this offset on, as far as they lie in one piece and up to so many. Empty at the
-    /// end, and where they are not kept any more.
+    /// The bytes from this offset on, up to `most`, as far as they are contiguous. Empty at the end of the stream, and
+    /// before the start of the ring.
     pub fn piece(&self, from: u64, most: usize) -> &[u8] {
         if from < self.start() || from >= self.end {
             return &[];
@@ -79,15 +79,15 @@ impl Ring {
         &self.bytes[at..at + n]
     }
 
-    /// Nothing will be added: gives back what it does not need.
+    /// Gives back unused memory. Nothing may be added after it.
     pub fn finish(&mut self) {
         self.bytes.shrink_to_fit();
     }
 
-    /// Makes room, so that after so many more bytes everything from this offset on is still kept.
+    /// Grows so that everything from this offset on is still in the ring after this many more bytes.
     pub fn make_room(&mut self, from: u64, more: usize) {
-        let kept = usize::try_from(self.end - from.clamp(self.start(), self.end)).unwrap_or(usize::MAX);
-        let needed = kept.saturating_add(more);
+        let present = usize::try_from(self.end - from.clamp(self.start(), self.end)).unwrap_or(usize::MAX);
+        let needed = present.saturating_add(more);
         if needed > self.capacity {
             let start = self.start();
             if !self.bytes.is_empty() {
@@ -99,12 +99,12 @@ impl Ring {
         }
     }
 
-    /// Where the byte of this offset lies.
+    /// The place of the byte with this offset.
     fn index(&self, offset: u64) -> usize {
         ((offset - self.base) % self.capacity as u64) as usize
     }
 
-    /// Doubles, but not beyond the capacity: a vector by itself would.
+    /// Doubles the buffer, but not beyond the capacity, which a vector would do by itself.
     fn grow(&mut self, needed: usize) {
         if needed > self.bytes.capacity() {
             let wanted = min((self.bytes.capacity() * 2).max(needed), self.capacity);

@@ -1,6 +1,6 @@
 //! Why the registry does not admit or find an execution.
 
-use cc_executor_actors::id::ExecutionId;
+use cc_executor_actors::id::{ExecutionId, InstanceId};
 
 /// A refusal by the registry.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -8,12 +8,12 @@ pub enum RegistryError {
     /// The service ends.
     #[error("the backend is shutting down: try again in a moment")]
     Draining,
-    /// Neither a place to run nor one to wait is free.
-    #[error("all {max} executions are taken and {max_queued} wait: try again when one has ended")]
+    /// All places to run and in the queue are taken.
+    #[error("{max} executions run and {max_queued} are queued, which are the limits: try again when one has ended")]
     Full {
         /// How many may run.
         max: usize,
-        /// How many may wait.
+        /// How many may be queued.
         max_queued: usize,
     },
     /// No more executions can be remembered.
@@ -45,16 +45,21 @@ pub enum RegistryError {
         /// The parameter in which the requests differ.
         difference: &'static str,
     },
-    /// A cancellation came before the request.
-    #[error("execution {0} was canceled before it was asked for")]
+    /// The execution was canceled before its request arrived.
+    #[error("execution {0} was canceled before its request arrived")]
     Withdrawn(ExecutionId),
-    /// The id is not known, or not any more.
-    #[error("there is no execution {0} here, or it ended long ago")]
-    Unknown(ExecutionId),
+    /// The id was never known, or was forgotten.
+    #[error("there is no execution {id} here, or it ended long ago")]
+    Unknown {
+        /// The id.
+        id: ExecutionId,
+        /// The backend's process that does not know it.
+        instance: InstanceId,
+    },
     /// The execution has ended.
     #[error("execution {0} has ended")]
     Ended(ExecutionId),
-    /// The execution's task gives no answer.
+    /// The execution's task does not answer.
     #[error("the execution does not answer")]
     NoReply,
 }

@@ -1,21 +1,46 @@
 //! The channel from the registry to the task of one execution.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
 use tokio::sync::mpsc;
 
 use crate::backend::job_request::JobRequest;
 
-/// The registry's end of an execution's task. Dropping it ends the task as soon as the task has served its consumer.
+/// The registry's end. Dropping all of them ends the task as soon as it has served its consumer.
+#[derive(Clone)]
 pub(super) struct TaskHandle {
-    pub(super) asks: mpsc::UnboundedSender<JobRequest>,
-    /// Attaches that were sent to it. The task's report counts only if it has received all of them.
-    pub(super) n_attaches: u64,
+    requests: mpsc::UnboundedSender<JobRequest>,
+    unreceived_attaches: Arc<AtomicUsize>,
 }
 
-/// The task's end: the asks that reach it. Attaches are counted here, because the task may drop one unanswered and
-/// must still agree with the registry on how many have come.
+/// The task's end.
 pub struct JobInbox {
-    receiver: mpsc::UnboundedReceiver<JobRequest>,
-    n_attaches: u64,
+    requests: mpsc::UnboundedReceiver<JobRequest>,
+    unreceived_attaches: Arc<AtomicUsize>,
+}
+
+impl TaskHandle {
+    pub(super) fn new() -> (TaskHandle, JobInbox) {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let unreceived_attaches = Arc::<AtomicUsize>::default();
+        let inbox = JobInbox { requests: receiver, unreceived_attaches: Arc::clone(&unreceived_attaches) };
+        (TaskHandle { requests: sender, unreceived_attaches }, inbox)
+    }
+
+    /// Sends a request, or returns it if the task has ended.
+    pub(super) fn send(&self, request: JobRequest) -> Result<(), JobRequest> {
+        let n_attaches = usize::from(matches!(request, JobRequest::Attach(..)));
+        self.unreceived_attaches.fetch_add(n_attaches, Ordering::AcqRel);
+        self.requests.send(request).map_err(|mpsc::error::SendError(request)| request)
+    }
+
+    /// Whether a consumer is on its way to the task. A report of the task then says nothing about that consumer.
+    pub(super) fn has_unreceived_attach(&self) -> bool {
+        self.unreceived_attaches.load(Ordering::Acquire) > 0
+    }
 }
 
 impl JobInbox {
@@ -24,29 +49,11 @@ impl JobInbox {
         TaskHandle::new().1
     }
 
-    /// The next ask; `None` when the registry has released the task. Cancel safe.
+    /// The next request; `None` when the registry has released the task. Cancel safe.
     pub async fn recv(&mut self) -> Option<JobRequest> {
-        let ask = self.receiver.recv().await?;
-        self.n_attaches += u64::from(matches!(ask, JobRequest::Attach(..)));
-        Some(ask)
-    }
-
-    /// How many consumers have come.
-    pub fn n_attaches(&self) -> u64 {
-        self.n_attaches
-    }
-}
-
-impl TaskHandle {
-    pub(super) fn new() -> (TaskHandle, JobInbox) {
-        let (asks, receiver) = mpsc::unbounded_channel();
-        (TaskHandle { asks, n_attaches: 0 }, JobInbox { receiver, n_attaches: 0 })
-    }
-
-    pub(super) fn send(&mut self, ask: JobRequest) -> Result<(), JobRequest> {
-        let is_attach = matches!(ask, JobRequest::Attach(..));
-        self.asks.send(ask).map_err(|mpsc::error::SendError(ask)| ask)?;
-        self.n_attaches += u64::from(is_attach);
-        Ok(())
+        let request = self.requests.recv().await?;
+        let n_attaches = usize::from(matches!(request, JobRequest::Attach(..)));
+        self.unreceived_attaches.fetch_sub(n_attaches, Ordering::AcqRel);
+        Some(request)
     }
 }

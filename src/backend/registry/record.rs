@@ -17,7 +17,7 @@ use crate::backend::holds::NewestHold;
 
 type Sha = [u8; 32];
 
-/// A request, as far as it must be told from others.
+/// The digest of a request, which tells it from other requests with the same id.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RequestDigest {
     /// SHA-256 over the SHA-256 of each part.
@@ -49,23 +49,23 @@ impl RequestDigest {
 /// An execution that has ended.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Record {
-    /// What ran it. Shared by all that the same executor ran.
+    /// The name of its executor. Shared between records.
     pub executor: Arc<str>,
-    /// How often it gave a sign of life, in milliseconds: at most a minute.
+    /// The interval of its heartbeats, in milliseconds; at most a minute.
     pub heartbeat_ms: u32,
-    /// Whether it could go on without a consumer.
+    /// Whether it was allowed to go on without a consumer.
     pub may_detach: bool,
     /// The number of its newest hold.
     hold: u32,
-    /// The request that made that hold, where it was named: a gateway may come back for itself after the end, too.
+    /// The request that made that hold, if it had an id. A gateway may attach again for the same request after the end.
     request: Option<RequestId>,
     status: Status,
     reason: Reason,
     exit_code: Option<i32>,
     elapsed_ms: Option<u64>,
-    /// Absent where it wrote nothing.
+    /// Absent if it wrote nothing.
     wrote: Option<Box<WrittenBytes>>,
-    /// The fields that most endings do not have. The others are at their defaults in here.
+    /// The fields that most endings do not have; the others have their defaults in it.
     rare: Option<Box<Outcome>>,
 }
 
@@ -76,7 +76,7 @@ struct WrittenBytes {
 }
 
 impl Record {
-    /// The record of an execution that ended like this.
+    /// The record of an execution with this ending.
     pub fn new(executor: Arc<str>, heartbeat_ms: u64, may_detach: bool, ending: &Outcome) -> Self {
         let wrote = WrittenBytes { bytes: ending.bytes, sha256: each(&ending.sha256, |hex| from_hex(hex)) };
         let rare = Outcome {
@@ -107,13 +107,13 @@ impl Record {
         (self.hold.into(), self.request)
     }
 
-    /// It has this hold now.
+    /// Records its newest hold.
     pub fn set_newest_hold(&mut self, (number, request): NewestHold) {
         self.hold = u32::try_from(number).unwrap_or(u32::MAX);
         self.request = request;
     }
 
-    /// How it ended.
+    /// Its ending.
     pub fn ending(&self) -> Outcome {
         let rare = self.rare.as_deref().cloned().unwrap_or_else(|| plain(self.status, self.reason));
         let nothing = WrittenBytes::nothing();

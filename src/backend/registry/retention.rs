@@ -12,48 +12,32 @@ use std::{
     hash::Hash,
 };
 
+use super::error::RegistryError;
 use crate::backend::output_buffer::RetainedOutput;
 
-/// What a registry may remember.
+/// The limits of a registry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RegistryLimits {
-    /// How long an execution is known after its end, in milliseconds.
+    /// How long an execution is remembered after its end, in milliseconds.
     pub retention_ms: u64,
-    /// How many executions are known at the most.
+    /// How many executions are remembered at the most, running ones included.
     pub max_entries: usize,
-    /// How much memory kept output may take before some is evicted or refused, in bytes.
+    /// How much memory retained output may take before some is evicted or executions are refused, in bytes.
     pub max_kept_bytes: usize,
 }
 
-/// Why another execution is not admitted.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum AdmissionError {
-    /// The limit of entries is reached. The oldest ended one is forgotten after so long.
-    #[error("the limit of entries is reached")]
-    Entries {
-        /// Milliseconds.
-        next_in_ms: Option<u64>,
-    },
-    /// Output that may not be evicted takes more memory than the limit.
-    #[error("unfetched output takes {held} bytes, more than the limit")]
-    Memory {
-        /// How much, in bytes.
-        held: usize,
-    },
-}
-
-/// All executions that are known, by their ids.
+/// All remembered executions, by their ids.
 #[derive(Debug)]
 pub struct RegistryModel<K, T> {
-    bounds: RegistryLimits,
-    // Boxed, because a map that grows moves its values while everybody waits for the lock.
+    limits: RegistryLimits,
+    // Boxed, because a map that grows moves its values under the lock.
     entries: HashMap<K, Box<RegistryEntry<T>>>,
     next_number: u64,
-    /// Those that are not forgotten by time: they have not ended, or are followed.
+    /// Executions that have not ended or are read by a consumer. They are not forgotten by time.
     active: BTreeSet<K>,
-    /// The others, by the time from which their retention counts.
+    /// All other executions, by the time from which their retention counts.
     by_age: BTreeSet<(u64, K)>,
-    /// Those of them whose output may be evicted.
+    /// The executions in `by_age` whose output may be evicted.
     evictable: BTreeSet<(u64, K)>,
     held_bytes: usize,
     fetched_bytes: usize,
@@ -62,9 +46,9 @@ pub struct RegistryModel<K, T> {
 /// One execution.
 #[derive(Debug)]
 pub struct RegistryEntry<T> {
-    /// No other entry has it, whatever its id.
+    /// Unique over all entries, also over those with the same id.
     pub number: u64,
-    /// What its caller knows of it.
+    /// The value of the caller.
     pub value: T,
     state: EntryState,
 }
@@ -77,9 +61,9 @@ enum EntryState {
 
 impl<K: Copy + Ord + Hash, T> RegistryModel<K, T> {
     /// An empty registry.
-    pub fn new(bounds: RegistryLimits) -> Self {
+    pub fn new(limits: RegistryLimits) -> Self {
         RegistryModel {
-            bounds,
+            limits,
             entries: HashMap::new(),
             next_number: 0,
             active: BTreeSet::new(),
@@ -94,20 +78,21 @@ impl<K: Copy + Ord + Hash, T> RegistryModel<K, T> {
     ///
     /// # Errors
     ///
-    /// The limit of entries is reached, or one that may detach would leave output for which there is no memory.
-    pub fn accepts(&self, may_detach: bool, now_ms: u64) -> Result<(), AdmissionError> {
-        if self.entries.len() >= self.bounds.max_entries {
-            let oldest = self.by_age.first();
-            let next_in_ms = oldest.map(|(since, _)| (since + self.bounds.retention_ms).saturating_sub(now_ms));
-            return Err(AdmissionError::Entries { next_in_ms });
+    /// The limit of entries is reached, or the execution may detach and there is no memory for the output that it would
+    /// leave.
+    pub fn accepts(&self, may_detach: bool, now_ms: u64) -> Result<(), RegistryError> {
+        let RegistryLimits { retention_ms, max_entries, max_kept_bytes } = self.limits;
+        if self.entries.len() >= max_entries {
+            let next_in_ms = self.by_age.first().map(|(since, _)| (since + retention_ms).saturating_sub(now_ms));
+            return Err(RegistryError::TooManyEnded { max_ended: max_entries, next_in_ms });
         }
-        if may_detach && self.held_bytes > self.bounds.max_kept_bytes {
-            return Err(AdmissionError::Memory { held: self.held_bytes });
+        if may_detach && self.held_bytes > max_kept_bytes {
+            return Err(RegistryError::TooMuchUnfetched { held: self.held_bytes, max: max_kept_bytes });
         }
         Ok(())
     }
 
-    /// How many executions were added, and how many bytes are kept of those that have ended.
+    /// How many executions were ever added, and how many bytes of output are retained.
     pub fn usage(&self) -> (u64, usize) {
         (self.next_number, self.held_bytes + self.fetched_bytes)
     }
@@ -116,27 +101,27 @@ impl<K: Copy + Ord + Hash, T> RegistryModel<K, T> {
     pub fn insert(&mut self, id: K, value: T) -> u64 {
         let number = self.next_number;
         self.next_number += 1;
-        // One that was due to be forgotten may still be there.
+        // An entry that is due to be forgotten may still be there.
         self.remove(id);
         self.entries.insert(id, Box::new(RegistryEntry { number, value, state: EntryState::Live }));
-        self.link(id, EntryState::Live);
+        self.index(id, EntryState::Live, true);
         number
     }
 
-    /// An execution, unless it is due to be forgotten.
+    /// The entry of an execution, unless it is due to be forgotten.
     pub fn get(&self, id: K, now_ms: u64) -> Option<&RegistryEntry<T>> {
         self.entries.get(&id).map(|entry| &**entry).filter(|entry| !self.is_over(entry.state, now_ms))
     }
 
-    /// The same, to be changed.
+    /// The mutable entry of an execution, unless it is due to be forgotten.
     pub fn get_mut(&mut self, id: K, now_ms: u64) -> Option<&mut RegistryEntry<T>> {
-        let retention_ms = self.bounds.retention_ms;
+        let retention_ms = self.limits.retention_ms;
         self.entries.get_mut(&id).map(|entry| &mut **entry).filter(|entry| !entry.state.is_over(retention_ms, now_ms))
     }
 
-    /// An execution has ended, or what is kept of its output has changed. The retention counts from its end, and
-    /// anew from the moment when a consumer leaves.
-    pub fn keep(&mut self, id: K, output: RetainedOutput, now_ms: u64) {
+    /// Records that an execution has ended, or that its retained output has changed. The retention counts from the end,
+    /// and again from the time when a consumer leaves.
+    pub fn retain(&mut self, id: K, output: RetainedOutput, now_ms: u64) {
         let Some(entry) = self.entries.get(&id) else { return };
         let since_ms = match entry.state {
             EntryState::Live | EntryState::Ended { output: RetainedOutput::Followed(_), .. } => now_ms,
@@ -145,23 +130,17 @@ impl<K: Copy + Ord + Hash, T> RegistryModel<K, T> {
         self.change(id, EntryState::Ended { since_ms, output });
     }
 
-    /// A consumer comes to an execution that has ended.
+    /// Records that a consumer attaches to an execution that has ended.
     pub fn follow(&mut self, id: K, now_ms: u64) {
         let Some(EntryState::Ended { output, .. }) = self.entries.get(&id).map(|entry| entry.state) else { return };
-        let output = match output {
-            // The record answers at once, and the consumer has left.
-            RetainedOutput::Nothing => RetainedOutput::Nothing,
-            RetainedOutput::Followed(bytes) | RetainedOutput::Unfetched(bytes) | RetainedOutput::Fetched(bytes) => {
-                RetainedOutput::Followed(bytes)
-            }
-        };
-        self.change(id, EntryState::Ended { since_ms: now_ms, output });
+        // Where nothing is retained the record answers at once, and no consumer stays.
+        self.change(id, EntryState::Ended { since_ms: now_ms, output: output.followed() });
     }
 
-    /// Evicts fetched output, the oldest first, until all fits or there is no more. Gives the executions that it was of.
+    /// Evicts fetched output, the oldest first, until the rest fits or there is no more. Returns the executions.
     pub fn evict(&mut self) -> Vec<K> {
         let mut evicted = Vec::new();
-        while self.held_bytes + self.fetched_bytes > self.bounds.max_kept_bytes
+        while self.held_bytes + self.fetched_bytes > self.limits.max_kept_bytes
             && let Some(&(since_ms, id)) = self.evictable.first()
         {
             self.change(id, EntryState::Ended { since_ms, output: RetainedOutput::Nothing });
@@ -170,85 +149,72 @@ impl<K: Copy + Ord + Hash, T> RegistryModel<K, T> {
         evicted
     }
 
-    /// Forgets executions whose retention is over, the oldest first, `most` at a time.
+    /// Forgets up to `most` executions whose retention is over, the oldest first, and returns them.
     pub fn forget(&mut self, most: usize, now_ms: u64) -> Vec<(K, T)> {
         let mut forgotten = Vec::new();
         while forgotten.len() < most
             && let Some(&(since_ms, id)) = self.by_age.first()
-            && since_ms + self.bounds.retention_ms <= now_ms
+            && since_ms + self.limits.retention_ms <= now_ms
         {
             forgotten.extend(self.remove(id).map(|value| (id, value)));
         }
         forgotten
     }
 
-    /// At most `most` ids: those that run or are followed, then the others, the last to end first.
+    /// Up to `most` ids: first the active executions, then the others, beginning with the last that ended.
     pub fn newest(&self, most: usize, now_ms: u64) -> Vec<K> {
         let over = |since_ms: u64| EntryState::Ended { since_ms, output: RetainedOutput::Nothing };
         let ended = self.by_age.iter().rev().filter(|(since_ms, _)| !self.is_over(over(*since_ms), now_ms));
         self.active.iter().copied().chain(ended.map(|(_, id)| *id)).take(most).collect()
     }
 
-    /// Those that run, or are followed.
+    /// The executions that have not ended or are read by a consumer.
     pub fn active(&self) -> impl Iterator<Item = K> {
         self.active.iter().copied()
     }
 
     fn is_over(&self, state: EntryState, now_ms: u64) -> bool {
-        state.is_over(self.bounds.retention_ms, now_ms)
+        state.is_over(self.limits.retention_ms, now_ms)
     }
 
     fn remove(&mut self, id: K) -> Option<T> {
         let entry = self.entries.remove(&id)?;
-        self.unlink(id, entry.state);
+        self.index(id, entry.state, false);
         Some(entry.value)
     }
 
     fn change(&mut self, id: K, to: EntryState) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
         let from = std::mem::replace(&mut entry.state, to);
-        self.unlink(id, from);
-        self.link(id, to);
+        self.index(id, from, false);
+        self.index(id, to, true);
     }
 
-    fn link(&mut self, id: K, state: EntryState) {
-        match state {
-            EntryState::Live => drop(self.active.insert(id)),
-            EntryState::Ended { since_ms, output } => {
-                match output {
-                    RetainedOutput::Followed(_) => self.active.insert(id),
-                    _ => self.by_age.insert((since_ms, id)),
-                };
-                match output {
-                    RetainedOutput::Nothing => {}
-                    RetainedOutput::Followed(bytes) | RetainedOutput::Unfetched(bytes) => self.held_bytes += bytes,
-                    RetainedOutput::Fetched(bytes) => {
-                        self.fetched_bytes += bytes;
-                        self.evictable.insert((since_ms, id));
-                    }
-                }
-            }
+    /// Adds an entry in this state to the sorted sets and the sums, or removes it.
+    fn index(&mut self, id: K, state: EntryState, is_known: bool) {
+        let EntryState::Ended { since_ms, output } = state else { return put(&mut self.active, id, is_known) };
+        match output {
+            RetainedOutput::Followed(_) => put(&mut self.active, id, is_known),
+            _ => put(&mut self.by_age, (since_ms, id), is_known),
         }
+        let (sum, bytes) = match output {
+            RetainedOutput::Nothing => return,
+            RetainedOutput::Followed(bytes) | RetainedOutput::Unfetched(bytes) => (&mut self.held_bytes, bytes),
+            RetainedOutput::Fetched(bytes) => {
+                put(&mut self.evictable, (since_ms, id), is_known);
+                (&mut self.fetched_bytes, bytes)
+            }
+        };
+        if is_known { *sum += bytes } else { *sum -= bytes }
     }
+}
 
-    fn unlink(&mut self, id: K, state: EntryState) {
-        match state {
-            EntryState::Live => drop(self.active.remove(&id)),
-            EntryState::Ended { since_ms, output } => {
-                match output {
-                    RetainedOutput::Followed(_) => self.active.remove(&id),
-                    _ => self.by_age.remove(&(since_ms, id)),
-                };
-                match output {
-                    RetainedOutput::Nothing => {}
-                    RetainedOutput::Followed(bytes) | RetainedOutput::Unfetched(bytes) => self.held_bytes -= bytes,
-                    RetainedOutput::Fetched(bytes) => {
-                        self.fetched_bytes -= bytes;
-                        self.evictable.remove(&(since_ms, id));
-                    }
-                }
-            }
-        }
+/// Adds a value to a set, or removes it.
+fn put<T: Ord>(set: &mut BTreeSet<T>, value: T, is_member: bool) {
+    if is_member {
+        set.insert(value);
+    } else {
+        set.remove(&value);
     }
 }
 
@@ -261,7 +227,7 @@ impl EntryState {
     }
 }
 
-/// Ids that were canceled before their requests came, for a while.
+/// Ids that were canceled before their requests arrived. They are remembered for a while.
 #[derive(Debug)]
 pub struct WithdrawnIds<K> {
     for_ms: u64,
@@ -270,7 +236,7 @@ pub struct WithdrawnIds<K> {
 }
 
 impl<K: Copy + Eq + Hash> WithdrawnIds<K> {
-    /// Remembers each for so many milliseconds.
+    /// Remembers each id for this many milliseconds.
     pub fn new(for_ms: u64) -> Self {
         WithdrawnIds { for_ms, at: HashMap::new(), by_age: VecDeque::new() }
     }
@@ -281,7 +247,7 @@ impl<K: Copy + Eq + Hash> WithdrawnIds<K> {
             && at + self.for_ms <= now_ms
         {
             self.by_age.pop_front();
-            // It may have come again since.
+            // The id may have been inserted again since.
             if self.at.get(&id) == Some(&at) {
                 self.at.remove(&id);
             }
@@ -303,16 +269,16 @@ mod tests {
 
     use super::*;
 
-    const BOUNDS: RegistryLimits = RegistryLimits { retention_ms: 100, max_entries: 1_000, max_kept_bytes: 100 };
+    const LIMITS: RegistryLimits = RegistryLimits { retention_ms: 100, max_entries: 1_000, max_kept_bytes: 100 };
 
     fn ended(registry: &mut RegistryModel<u32, ()>, id: u32, output: RetainedOutput, now_ms: u64) {
         registry.insert(id, ());
-        registry.keep(id, output, now_ms);
+        registry.retain(id, output, now_ms);
     }
 
     #[test]
     fn fetched_output_is_evicted_the_oldest_first_and_no_other() {
-        let mut registry = RegistryModel::new(BOUNDS);
+        let mut registry = RegistryModel::new(LIMITS);
         for (id, output) in [
             (1, RetainedOutput::Fetched(30)),
             (2, RetainedOutput::Unfetched(30)),
@@ -323,20 +289,20 @@ mod tests {
             ended(&mut registry, id, output, u64::from(id));
         }
         assert_eq!(registry.evict(), [1]);
-        registry.keep(1, RetainedOutput::Nothing, 6);
+        registry.retain(1, RetainedOutput::Nothing, 6);
         ended(&mut registry, 6, RetainedOutput::Unfetched(50), 6);
         assert_eq!(registry.evict(), [3]);
         assert_eq!(registry.evict(), [0; 0], "110 bytes are held");
-        assert_eq!(registry.accepts(true, 6), Err(AdmissionError::Memory { held: 110 }));
+        assert_eq!(registry.accepts(true, 6), Err(RegistryError::TooMuchUnfetched { held: 110, max: 100 }));
         assert_eq!(registry.accepts(false, 6), Ok(()));
         assert!((1..=6).all(|id| registry.get(id, 6).is_some()), "all endings are known");
-        registry.keep(2, RetainedOutput::Fetched(30), 7);
+        registry.retain(2, RetainedOutput::Fetched(30), 7);
         assert_eq!(registry.accepts(true, 7), Ok(()), "what was fetched makes room");
     }
 
     #[test]
     fn the_retention_begins_anew_when_a_consumer_leaves() {
-        let mut registry = RegistryModel::new(BOUNDS);
+        let mut registry = RegistryModel::new(LIMITS);
         ended(&mut registry, 1, RetainedOutput::Unfetched(10), 0);
         ended(&mut registry, 2, RetainedOutput::Nothing, 0);
         registry.follow(1, 90);
@@ -344,9 +310,9 @@ mod tests {
         assert_eq!(registry.forget(10, 189), [], "one is followed, and the other gave its ending at 90");
         assert_eq!(registry.forget(10, 190), [(2, ())]);
         assert!(registry.get(1, 10_000).is_some(), "one that is followed is not forgotten");
-        registry.keep(1, RetainedOutput::Followed(10), 9_000);
-        registry.keep(1, RetainedOutput::Unfetched(10), 10_000);
-        registry.keep(1, RetainedOutput::Fetched(10), 10_050);
+        registry.retain(1, RetainedOutput::Followed(10), 9_000);
+        registry.retain(1, RetainedOutput::Unfetched(10), 10_000);
+        registry.retain(1, RetainedOutput::Fetched(10), 10_050);
         assert!(registry.get(1, 10_099).is_some());
         assert!(registry.get(1, 10_100).is_none(), "an acknowledgement is no leaving");
         assert_eq!(registry.forget(10, 10_100), [(1, ())]);
@@ -355,13 +321,14 @@ mod tests {
 
     #[test]
     fn more_than_may_be_known_is_refused_until_the_oldest_is_forgotten() {
-        let mut registry = RegistryModel::new(RegistryLimits { max_entries: 2, ..BOUNDS });
+        let mut registry = RegistryModel::new(RegistryLimits { max_entries: 2, ..LIMITS });
         registry.insert(1, ());
         registry.insert(2, ());
-        assert_eq!(registry.accepts(false, 10), Err(AdmissionError::Entries { next_in_ms: None }), "none has ended");
-        registry.keep(1, RetainedOutput::Nothing, 10);
-        registry.keep(2, RetainedOutput::Nothing, 20);
-        assert_eq!(registry.accepts(false, 20), Err(AdmissionError::Entries { next_in_ms: Some(90) }));
+        let refused = |next_in_ms| Err(RegistryError::TooManyEnded { max_ended: 2, next_in_ms });
+        assert_eq!(registry.accepts(false, 10), refused(None), "none has ended");
+        registry.retain(1, RetainedOutput::Nothing, 10);
+        registry.retain(2, RetainedOutput::Nothing, 20);
+        assert_eq!(registry.accepts(false, 20), refused(Some(90)));
         assert_eq!(registry.newest(10, 20), [2, 1]);
         assert_eq!(registry.newest(10, 110), [2], "it is not listed though it is still there");
         assert_eq!(registry.forget(1, 110), [(1, ())]);
@@ -370,9 +337,9 @@ mod tests {
 
     #[test]
     fn an_id_that_is_due_to_be_forgotten_is_a_new_one() {
-        let mut registry = RegistryModel::new(BOUNDS);
+        let mut registry = RegistryModel::new(LIMITS);
         registry.insert(1, "old");
-        registry.keep(1, RetainedOutput::Unfetched(10), 0);
+        registry.retain(1, RetainedOutput::Unfetched(10), 0);
         let number = registry.get(1, 99).unwrap().number;
         assert!(registry.get(1, 100).is_none());
         assert_ne!(registry.insert(1, "new"), number);
@@ -384,8 +351,8 @@ mod tests {
     #[test]
     fn a_hundred_thousand_entries_slow_nothing() {
         const N: u32 = 100_000;
-        let bounds = RegistryLimits { max_entries: N as usize, max_kept_bytes: 1_000, ..BOUNDS };
-        let mut registry = RegistryModel::new(bounds);
+        let limits = RegistryLimits { max_entries: N as usize, max_kept_bytes: 1_000, ..LIMITS };
+        let mut registry = RegistryModel::new(limits);
         let start = std::time::Instant::now();
         for id in 0..N {
             assert_eq!(registry.accepts(true, 0), Ok(()));
@@ -433,13 +400,13 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever comes in whatever order, it is as if all entries were looked at each time.
+        /// In every order of calls the result is that of a scan of all entries.
         #[test]
         fn it_decides_as_one_that_looks_at_everything(
             moves in prop::collection::vec((0u32..12, 0..7, 0usize..60, 0u64..40), 1..200),
         ) {
-            let bounds = RegistryLimits { retention_ms: 100, max_entries: 8, max_kept_bytes: 100 };
-            let mut registry = RegistryModel::new(bounds);
+            let limits = RegistryLimits { retention_ms: 100, max_entries: 8, max_kept_bytes: 100 };
+            let mut registry = RegistryModel::new(limits);
             let mut model = std::collections::BTreeMap::<u32, Known>::new();
             let mut now = 0;
             for (id, what, bytes, passed) in moves {
@@ -469,7 +436,7 @@ mod tests {
                     (1..=4, Some(known)) => {
                         let output = output[what as usize - 1];
                         let since_ms = if followed(&known) { now } else { known.since_ms };
-                        registry.keep(id, output, now);
+                        registry.retain(id, output, now);
                         model.insert(id, Known { since_ms, output: Some(output) });
                     }
                     (5, Some(Known { output: Some(before), .. })) => {

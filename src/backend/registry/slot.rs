@@ -1,5 +1,5 @@
-//! What the task of an execution holds of the registry: its place, and later what it keeps. Dropping either tells the
-//! registry, so that no place is lost with a failed task.
+//! The guards that the task of an execution holds: its place in the registry, and after its end the report of its
+//! retained output. Dropping either corrects the registry, so that a failed task leaves no place taken.
 
 use std::sync::Arc;
 
@@ -10,18 +10,16 @@ use cc_executor_actors::{
 use tokio::sync::watch;
 
 use super::{
-    inbox::TaskHandle,
     record::Record,
-    state::{JobStage, KnownExecution, QueueTurn, RegistryShared},
+    state::{JobStage, QueueTurn, RegistryShared},
 };
 use crate::backend::{holds::NewestHold, output_buffer::RetainedOutput};
 
-/// Memory that a kept execution takes besides its output, in bytes: its task, its channel, and what they hold.
+/// Memory that an ended execution with retained output takes besides that output, in bytes: its task and its channels.
 /// Measured at 7 200 bytes each, over 2 000 executions of `echo x`.
 pub const FIXED_BYTES: usize = 8 * 1024;
 
-/// An execution's place in the registry: in the queue, or among those that run. Dropping it gives the
-/// place to the next.
+/// An execution's place in the queue or among the running executions. Dropping it frees the place.
 pub struct Slot {
     shared: Arc<RegistryShared>,
     id: ExecutionId,
@@ -31,15 +29,14 @@ pub struct Slot {
     left: bool,
 }
 
-/// Reports to the registry what the task of an ended execution keeps. Dropping it reports that nothing is kept.
+/// Reports the retained output of an ended execution to the registry. Dropping it reports that none is retained.
 pub struct Retained {
     shared: Arc<RegistryShared>,
     id: ExecutionId,
     number: u64,
-    reported: Option<(RetainedOutput, u64)>,
 }
 
-/// A stream that is being consumed.
+/// Counts a stream as long as it is consumed.
 pub struct StreamGuard(pub(super) Arc<RegistryShared>);
 
 impl Slot {
@@ -53,41 +50,37 @@ impl Slot {
         Slot { shared, id, number, turn, gone, left: false }
     }
 
-    /// When it may run.
+    /// When the execution may run.
     pub fn turn(&mut self) -> QueueTurn {
         *self.turn.borrow_and_update()
     }
 
-    /// Waits until that has changed.
+    /// Waits until its turn has changed.
     pub async fn turn_changed(&mut self) {
         if self.turn.changed().await.is_err() {
-            // Its entry is gone, which happens only after its end.
+            // The entry is gone, which happens only after the end of the execution.
             std::future::pending::<()>().await;
         }
     }
 
-    /// Its processes are gone. Their last output may still wait for the consumer.
+    /// Publishes that the processes are gone. Their last output may still wait for the consumer.
     pub fn gone(&self, report: CancelReport) {
         self.gone.send_replace(Some(report));
     }
 
     /// Records the end and the retained output, and frees the place.
-    pub fn end(mut self, record: Record, output: RetainedOutput, n_attaches: u64) -> Retained {
-        self.leave(record, Some((output, n_attaches)));
-        Retained { shared: Arc::clone(&self.shared), id: self.id, number: self.number, reported: None }
+    pub fn end(mut self, record: Record, output: RetainedOutput) -> Retained {
+        self.leave(record, Some(output));
+        Retained { shared: Arc::clone(&self.shared), id: self.id, number: self.number }
     }
 
-    /// `retained` is what the task keeps, and how many attaches it has received; `None` if the task has failed.
-    fn leave(&mut self, mut record: Record, kept: Option<(RetainedOutput, u64)>) {
-        if std::mem::replace(&mut self.left, true) {
-            return;
-        }
+    /// `output` is what the task retains; `None` if the task has failed.
+    fn leave(&mut self, mut record: Record, output: Option<RetainedOutput>) {
+        self.left = true;
         let mut inner = self.shared.lock();
         let now_ms = self.shared.now_ms();
         match inner.queue.iter().position(|id| *id == self.id) {
-            Some(at) => {
-                inner.queue.remove(at);
-            }
+            Some(at) => drop(inner.queue.remove(at)),
             None => inner.running -= 1,
         }
         if !inner.executors.insert(record.executor.clone()) {
@@ -96,19 +89,16 @@ impl Slot {
         if let Some(known) = inner.known(self.id, now_ms)
             && let JobStage::Live(live) = &known.stage
         {
-            let task = TaskHandle { asks: live.task.asks.clone(), n_attaches: live.task.n_attaches };
-            let output = match kept {
+            let task = live.task.clone();
+            let output = match output {
                 None => RetainedOutput::Nothing,
-                Some((output, n_attaches)) if n_attaches == task.n_attaches => output,
-                // A consumer is on its way to the task, and will be served by it.
-                Some((RetainedOutput::Nothing, _)) => RetainedOutput::Followed(FIXED_BYTES),
-                Some((
-                    RetainedOutput::Followed(bytes) | RetainedOutput::Unfetched(bytes) | RetainedOutput::Fetched(bytes),
-                    _,
-                )) => RetainedOutput::Followed(bytes),
+                Some(output) if !task.has_unreceived_attach() => output,
+                // The task has to serve the consumer that is on its way.
+                Some(RetainedOutput::Nothing) => RetainedOutput::Followed(FIXED_BYTES),
+                Some(output) => output.followed(),
             };
             known.stage = JobStage::Ended(record, (output != RetainedOutput::Nothing).then_some(task));
-            inner.model.keep(self.id, output, now_ms);
+            inner.model.retain(self.id, output, now_ms);
         }
         self.shared.promote(&mut inner, now_ms);
         inner.evict(now_ms);
@@ -118,8 +108,8 @@ impl Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         if !self.left {
-            // Its task has failed, or the whole service ends.
-            let message = "the backend's task of this execution failed: what it ran may still run";
+            // The task has failed, or the whole service ends.
+            let message = "the backend's task of this execution failed: its command may still run";
             let ending = Outcome::failed(Reason::BackendLost, message);
             self.leave(Record::new("".into(), 0, false, &ending), None);
         }
@@ -127,17 +117,11 @@ impl Drop for Slot {
 }
 
 impl Retained {
-    /// Reports what is kept now, the newest hold, and how many consumers have come. The registry may then release the
-    /// task: it closes the task's [`JobInbox`](super::JobInbox).
-    pub fn report(&mut self, output: RetainedOutput, hold: NewestHold, n_attaches: u64) {
-        if self.reported.replace((output, n_attaches)) != Some((output, n_attaches)) {
-            let mut inner = self.shared.lock();
-            let now_ms = self.shared.now_ms();
-            if let Some(KnownExecution { stage: JobStage::Ended(record, _), .. }) = inner.known(self.id, now_ms) {
-                record.set_newest_hold(hold);
-            }
-            inner.keep(self.id, self.number, output, n_attaches, now_ms);
-        }
+    /// Reports what is retained now, and the newest hold. The registry may then release the task: it closes the task's
+    /// [`JobInbox`](super::JobInbox).
+    pub fn report(&self, output: RetainedOutput, hold: NewestHold) {
+        let mut inner = self.shared.lock();
+        inner.report(self.id, self.number, output, hold, self.shared.now_ms());
     }
 }
 
@@ -145,12 +129,12 @@ impl Drop for Retained {
     fn drop(&mut self) {
         let mut inner = self.shared.lock();
         let now_ms = self.shared.now_ms();
-        // Only where the task has failed it is still there.
+        // The entry still has the task only if the task has failed.
         if let Some(entry) = inner.entry(self.id, now_ms).filter(|entry| entry.number == self.number)
             && let JobStage::Ended(_, task) = &mut entry.value.stage
             && task.take().is_some()
         {
-            inner.model.keep(self.id, RetainedOutput::Nothing, now_ms);
+            inner.model.retain(self.id, RetainedOutput::Nothing, now_ms);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What the registry knows, behind one lock: the executions, the queue of those that wait, and the counts.
+//! The state of the registry behind one lock: the executions, the queue, and the counts.
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -20,6 +20,7 @@ use super::{
     retention::{RegistryEntry, RegistryLimits, RegistryModel, WithdrawnIds},
 };
 use crate::backend::{
+    holds::NewestHold,
     job_request::{CancelOrder, JobRequest},
     output_buffer::RetainedOutput,
 };
@@ -30,38 +31,45 @@ pub(super) const FORGOTTEN_AT_A_TIME: usize = 256;
 /// How long an id that was canceled before its request came is refused, in milliseconds.
 const WITHDRAWN_MS: u64 = 60_000;
 
-/// The state, shared by the registry and the places of its executions.
+/// The state, shared by the registry and the slots of its executions.
 pub(super) struct RegistryShared {
     max_executions: usize,
-    /// The registry's times count from here.
+    /// The start of the registry's times.
     began_at: Instant,
     state: Mutex<RegistryState>,
     pub(super) counts: watch::Sender<ExecutionCounts>,
 }
 
-/// What there is at the moment.
+/// Counts that a drain waits for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct ExecutionCounts {
     /// Executions that run.
     pub running: usize,
-    /// Executions that wait.
+    /// Executions that are queued.
     pub queued: usize,
-    /// Streams whose consumers have not had everything.
+    /// Streams whose consumers have not received everything.
     pub streams: usize,
 }
 
-/// What the lock guards.
+impl ExecutionCounts {
+    /// Whether no execution runs or is queued, and every consumer has received everything.
+    pub(super) fn is_idle(&self) -> bool {
+        (self.running, self.queued, self.streams) == (0, 0, 0)
+    }
+}
+
+/// The state that the lock guards.
 pub(super) struct RegistryState {
     pub(super) model: RegistryModel<ExecutionId, KnownExecution>,
     pub(super) queue: VecDeque<ExecutionId>,
     pub(super) withdrawn: WithdrawnIds<ExecutionId>,
-    /// The names that records share.
+    /// The names of executors, which records share.
     pub(super) executors: BTreeSet<Arc<str>>,
     pub(super) running: usize,
     pub(super) draining: bool,
 }
 
-/// What is known of an execution.
+/// A known execution.
 pub(super) struct KnownExecution {
     pub(super) request: RequestDigest,
     pub(super) stage: JobStage,
@@ -69,13 +77,13 @@ pub(super) struct KnownExecution {
 
 /// Whether an execution has ended.
 pub(super) enum JobStage {
-    /// It waits or runs.
+    /// It is queued or runs.
     Live(Box<LiveJob>),
-    /// It has ended. While output is kept or a consumer is served there is a task for that.
+    /// It has ended. The task exists while output is retained or a consumer is served.
     Ended(Record, Option<TaskHandle>),
 }
 
-/// An execution that waits or runs.
+/// An execution that is queued or runs.
 pub(super) struct LiveJob {
     pub(super) task: TaskHandle,
     pub(super) turn: watch::Sender<QueueTurn>,
@@ -85,9 +93,9 @@ pub(super) struct LiveJob {
 /// When an execution may run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum QueueTurn {
-    /// At once.
+    /// Now.
     Now,
-    /// When so many others have had their turn; 1 is the next.
+    /// At this position of the queue; 1 is the next.
     Position(u64),
 }
 
@@ -105,7 +113,7 @@ impl RegistryShared {
         RegistryShared { max_executions, began_at: Instant::now(), state: Mutex::new(state), counts }
     }
 
-    /// A critical section never panics half-way: a poisoned lock still guards whole entries.
+    /// A poisoned lock still guards valid state, because no critical section panics half-way.
     pub(super) fn lock(&self) -> MutexGuard<'_, RegistryState> {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
@@ -119,7 +127,7 @@ impl RegistryShared {
         self.counts.send_modify(|counts| *counts = ExecutionCounts { running, queued, ..*counts });
     }
 
-    /// Gives a free place to the next in the queue, and tells the others where they stand now.
+    /// Gives free places to the first executions of the queue, and tells the others their new positions.
     pub(super) fn promote(&self, inner: &mut RegistryState, now_ms: u64) {
         while !inner.draining
             && inner.running < self.max_executions
@@ -133,7 +141,7 @@ impl RegistryShared {
         for at in 0..inner.queue.len() {
             if let Some(live) = inner.live(inner.queue[at], now_ms) {
                 let turn = QueueTurn::Position(at as u64 + 1);
-                live.turn.send_if_modified(|stood| std::mem::replace(stood, turn) != turn);
+                live.turn.send_if_modified(|current| std::mem::replace(current, turn) != turn);
             }
         }
         self.count(inner);
@@ -156,15 +164,15 @@ impl RegistryState {
         }
     }
 
-    /// Ends what still waits or runs, for the shutdown.
+    /// Cancels an execution that is queued or runs, for the shutdown.
     pub(super) fn cancel(&mut self, id: ExecutionId, grace_ms: u64, now_ms: u64) {
         if let Some(live) = self.live(id, now_ms) {
-            // A task that does not listen any more has failed.
+            // Fails if the task has failed.
             let _ = live.task.send(JobRequest::Cancel(CancelOrder { grace_ms, reason: CancelReason::Drained }));
         }
     }
 
-    /// Forgets what is due, a part of it at a time. Gives how much it was.
+    /// Forgets up to [`FORGOTTEN_AT_A_TIME`] executions whose retention is over. Returns how many.
     pub(super) fn forget(&mut self, now_ms: u64) -> usize {
         let forgotten = self.model.forget(FORGOTTEN_AT_A_TIME, now_ms);
         for (id, _) in &forgotten {
@@ -173,13 +181,12 @@ impl RegistryState {
         forgotten.len()
     }
 
-    /// How much was used until now, while nothing runs or waits: how many executions there were, and the bytes that
-    /// are kept.
+    /// While no execution runs or is queued: how many executions there were, and how many bytes are retained.
     pub(super) fn idle_at(&self) -> Option<(u64, usize)> {
         (self.running == 0 && self.queue.is_empty()).then(|| self.model.usage())
     }
 
-    /// Evicts output until what is kept fits, if that can be: its task ends, and the record stays.
+    /// Evicts output until the rest fits, as far as it may be evicted. The tasks end, and the records stay.
     pub(super) fn evict(&mut self, now_ms: u64) {
         for id in self.model.evict() {
             debug!(event = "execution.evicted", execution_id:% = id; "memory is short: output evicted");
@@ -189,18 +196,26 @@ impl RegistryState {
         }
     }
 
-    /// Takes a task's report of what it keeps. It counts only if the task has received every attach: else a consumer
-    /// that is on its way could lose the output to an eviction.
-    pub(super) fn keep(&mut self, id: ExecutionId, number: u64, output: RetainedOutput, n_attaches: u64, now_ms: u64) {
+    /// Takes a task's report. What it retains counts only if the task has received every attach: else a consumer that
+    /// is on its way could lose the output to an eviction.
+    pub(super) fn report(
+        &mut self,
+        id: ExecutionId,
+        number: u64,
+        output: RetainedOutput,
+        hold: NewestHold,
+        now_ms: u64,
+    ) {
         let Some(entry) = self.entry(id, now_ms).filter(|entry| entry.number == number) else { return };
-        let JobStage::Ended(_, task) = &mut entry.value.stage else { return };
-        if task.as_ref().is_none_or(|task| task.n_attaches != n_attaches) {
+        let JobStage::Ended(record, task) = &mut entry.value.stage else { return };
+        record.set_newest_hold(hold);
+        if task.as_ref().is_none_or(TaskHandle::has_unreceived_attach) {
             return;
         }
         if output == RetainedOutput::Nothing {
             *task = None;
         }
-        self.model.keep(id, output, now_ms);
+        self.model.retain(id, output, now_ms);
         self.evict(now_ms);
     }
 }

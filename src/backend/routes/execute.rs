@@ -1,6 +1,6 @@
-//! Runs a command, or attaches to one that is there, and streams what it writes.
+//! Creates an execution or attaches to one, and streams its output.
 
-use std::{rc::Weak, time::Duration};
+use std::{rc::Weak, sync::Arc};
 
 use actix_web::{HttpRequest, HttpResponse, http::header, web};
 use bytes::Bytes;
@@ -22,61 +22,64 @@ use super::{
 };
 use crate::{
     backend::{
-        error::refuse_by,
         executor::ResolvedCommand,
         holds::Claim,
-        job::{self, JobContext},
+        job::{self, JobContext, JobLimits},
         job_request::JobRequest,
         output_buffer::{Consumer, ConsumerFeed, DismissReason, OutputBuffer, UnreadPolicy},
         registry::{Admission, Registry},
         stream::{StreamBody, StreamFormat},
         subreaper::handle::Subreapers,
     },
-    server::connection::{self, DRAIN_PATIENCE, PeerTimeout},
+    server::{
+        connection::{self, DRAIN_PATIENCE, PeerTimeout},
+        refused::Refused,
+    },
 };
 
-pub(super) async fn execute(request: HttpRequest, body: Bytes, registry: web::Data<Registry>) -> HttpResponse {
-    let format = StreamFormat::of(&request);
-    run_in(&request, format, ExecuteRequest::read(&body, &registry.limits()), &registry).await
+pub(super) async fn execute(
+    request: HttpRequest,
+    body: Bytes,
+    registry: web::Data<Registry>,
+    subreapers: web::Data<Subreapers>,
+) -> Result<HttpResponse, Refused> {
+    let wanted = ExecuteRequest::read(&body, &registry.limits())?;
+    run(&request, StreamFormat::of(&request), wanted, &registry, subreapers).await
 }
 
-/// For callers of the legacy image: Claude's events as they come, then the ending.
-pub(super) async fn execute_claude(request: HttpRequest, body: Bytes, registry: web::Data<Registry>) -> HttpResponse {
-    let asked = ExecuteRequest::read(&body, &registry.limits()).and_then(|asked| match asked.run.executor.as_deref() {
-        None | Some(EXECUTOR) => {
-            let run = ExecutionSpec { executor: Some(EXECUTOR.to_owned()), ..asked.run };
-            run.check_executor(EXECUTOR, true).map(|()| ExecuteRequest { run, ..asked })
-        }
-        Some(other) => {
-            let message = format!("executor must be claude here, not {other:?}: leave it out, or POST /execute/stream");
-            Err(ErrorObject::new(code::PARAMS, message).with(json!({ "param": "executor" })))
-        }
-    });
-    run_in(&request, StreamFormat::Claude, asked, &registry).await
+/// For callers of the legacy image: the response is Claude's events as they come, then the ending.
+pub(super) async fn execute_claude(
+    request: HttpRequest,
+    body: Bytes,
+    registry: web::Data<Registry>,
+    subreapers: web::Data<Subreapers>,
+) -> Result<HttpResponse, Refused> {
+    let mut wanted = ExecuteRequest::read(&body, &registry.limits())?;
+    if let Some(other) = wanted.run.executor.filter(|name| name != EXECUTOR) {
+        let message = format!("executor must be claude here, not {other:?}: leave it out, or POST /execute/stream");
+        return Err(ErrorObject::new(code::PARAMS, message).with(json!({ "param": "executor" })).into());
+    }
+    wanted.run.executor = Some(EXECUTOR.to_owned());
+    wanted.run.check_executor(EXECUTOR, true)?;
+    run(&request, StreamFormat::Claude, wanted, &registry, subreapers).await
 }
 
-async fn run_in(
+async fn run(
     request: &HttpRequest,
     format: StreamFormat,
-    asked: Result<ExecuteRequest, ErrorObject>,
+    ExecuteRequest { run, instance, request_id }: ExecuteRequest,
     registry: &Registry,
-) -> HttpResponse {
-    let begun = async {
-        let ExecuteRequest { run, instance, request_id: named } = asked?;
-        must_be_this(instance, registry)?;
-        let (consumer, feed) = consumer_of(request, registry, format, PerStream::default());
-        let subreapers = request.app_data::<web::Data<Subreapers>>().expect("every service of this role has it");
-        Ok::<_, ErrorObject>((begin(run, registry, subreapers, consumer.claiming(Claim::Request(named))).await?, feed))
-    };
-    match begun.await {
-        Ok((id, feed)) => stream_of(request, registry, id, format, PerStream::default(), feed),
-        Err(error) => refuse_by(registry, error),
-    }
+    subreapers: web::Data<Subreapers>,
+) -> Result<HttpResponse, Refused> {
+    check_instance(instance, registry)?;
+    let (mut consumer, feed) = consumer_of(request, registry, format, PerStream::default());
+    consumer.claim = Claim::Request(request_id);
+    let id = begin(run, registry, subreapers, consumer).await?;
+    Ok(stream_of(request, registry, id, format, PerStream::default(), feed))
 }
 
-/// A request that was meant for a process of the backend before this one may have run there: it must not
-/// run again here.
-fn must_be_this(instance: Option<InstanceId>, registry: &Registry) -> Result<(), ErrorObject> {
+/// Refuses a request for another process of the backend: it may have run there, and must not run again here.
+fn check_instance(instance: Option<InstanceId>, registry: &Registry) -> Result<(), ErrorObject> {
     match instance.filter(|instance| *instance != registry.instance()) {
         None => Ok(()),
         Some(instance) => {
@@ -86,55 +89,50 @@ fn must_be_this(instance: Option<InstanceId>, registry: &Registry) -> Result<(),
     }
 }
 
-/// Takes a place, and starts the execution's task; one that is there already is
-/// followed from its beginning.
+/// Registers the execution and starts its task. If the same request is registered already, attaches to its execution
+/// from the beginning.
 async fn begin(
     mut run: ExecutionSpec,
     registry: &Registry,
-    subreapers: &web::Data<Subreapers>,
+    subreapers: web::Data<Subreapers>,
     consumer: Consumer,
 ) -> Result<ExecutionId, ErrorObject> {
     let ResolvedCommand { name: executor, run: mut to_start, agent } = registry.config().executors.resolve(&run)?;
     to_start.descriptor_limit = registry.config().descriptor_limit;
     run.executor = Some(executor.clone());
     let id = run.execution_id.unwrap_or_else(ExecutionId::random);
-    let (slot, asks) = match registry.admit(id, &run)? {
-        Admission::New(slot, asks) => (slot, asks),
-        Admission::Existing => return follow(registry, id, consumer).await.map(|()| id),
+    let (slot, inbox) = match registry.admit(id, &run)? {
+        Admission::New(slot, inbox) => (slot, inbox),
+        Admission::Existing => return attach_consumer(registry, id, consumer).await.map(|()| id),
     };
-    // What a variable holds may be a secret.
+    // Not the values of variables, because they may be secrets.
     let names: Vec<_> = to_start.env.keys().collect();
-    debug!(event = "process.command", execution_id:% = id, argv:serde = to_start.argv, env:serde = names; "execution asked for");
+    debug!(event = "process.command", execution_id:% = id, argv:serde = to_start.argv, env:serde = names; "execution requested");
     let config = registry.config();
-    let terms = JobContext {
+    // An agent's events are delivered whole, so the longest of them must have room.
+    let events = agent.as_ref().map_or(0, |job| job.agent.max_event_bytes());
+    let rings = PerStream { stdout: events + config.ring_bytes, stderr: config.ring_bytes };
+    let context = JobContext {
         id,
         instance: registry.instance(),
         executor,
-        timeout_ms: run.timeout_ms,
-        stall_timeout_ms: run.stall_timeout_ms,
-        heartbeat: Duration::from_millis(run.heartbeat_ms()),
+        limits: JobLimits::of(&run),
         detach: run.detach,
         pty: run.pty,
-        consumer_stall: config.consumer_stall,
-        claude_exit: config.claude_exit,
-        ring_bytes: config.ring_bytes,
         agent,
+        config: Arc::clone(config),
     };
-    // An agent's events are delivered whole, so the longest of them must have room.
-    let events = terms.agent.as_ref().map_or(0, |job| job.agent.max_event_bytes());
-    let rings = PerStream { stdout: events + config.ring_bytes, stderr: config.ring_bytes };
     let policy = run.detach.map_or(UnreadPolicy::Overwrite, |detach| UnreadPolicy::Detach(detach.overflow));
     let output_buffer = OutputBuffer::new(policy, rings, consumer);
-    let subreapers = subreapers.clone().into_inner();
-    actix_web::rt::spawn(job::live(terms, asks, output_buffer, slot, subreapers, to_start));
+    actix_web::rt::spawn(job::live(context, inbox, output_buffer, slot, subreapers.into_inner(), to_start));
     Ok(id)
 }
 
-async fn follow(registry: &Registry, id: ExecutionId, consumer: Consumer) -> Result<(), ErrorObject> {
-    send_request(registry, id, true, |answer| JobRequest::Attach(Box::new(consumer), answer)).await
+async fn attach_consumer(registry: &Registry, id: ExecutionId, consumer: Consumer) -> Result<(), ErrorObject> {
+    send_request(registry, id, |answer| JobRequest::Attach(Box::new(consumer), answer)).await
 }
 
-/// A consumer on the connection of this request. Only a gateway's is watched: a person may well stop
+/// A consumer on the connection of this request. Only a gateway's connection has a time-out, because a person may stop
 /// reading for a while.
 fn consumer_of(
     request: &HttpRequest,
@@ -143,12 +141,12 @@ fn consumer_of(
     offsets: PerStream<u64>,
 ) -> (Consumer, ConsumerFeed) {
     let is_gateway = format == StreamFormat::Multiplexed;
-    let (consumer, feed) = Consumer::new(offsets, is_gateway);
-    let watch = is_gateway.then(|| PeerTimeout::over(request, registry.config().consumer_stall)).flatten();
-    (consumer.watched(watch), feed)
+    let (mut consumer, feed) = Consumer::new(offsets, is_gateway);
+    consumer.peer_timeout = is_gateway.then(|| PeerTimeout::over(request, registry.config().consumer_stall)).flatten();
+    (consumer, feed)
 }
 
-/// The response that carries what a consumer is fed.
+/// The response that streams a consumer's feed.
 fn stream_of(
     request: &HttpRequest,
     registry: &Registry,
@@ -158,7 +156,7 @@ fn stream_of(
     ConsumerFeed { items, dismissed, released }: ConsumerFeed,
 ) -> HttpResponse {
     let body = StreamBody::new(format, id, offsets, (items, dismissed), connection::of(request), registry.streaming());
-    release_dismissed(request, released, body.is_alive(), id);
+    release_dismissed(request, released, body.liveness(), id);
     HttpResponse::Ok()
         .insert_header((header::CONTENT_TYPE, format.content_type()))
         .insert_header((EXECUTION_ID_HEADER, id.to_string()))
@@ -170,28 +168,24 @@ pub(super) async fn attach(
     id: web::Path<String>,
     query: web::Query<Map<String, Value>>,
     registry: web::Data<Registry>,
-) -> HttpResponse {
+) -> Result<HttpResponse, Refused> {
     let format = StreamFormat::of(&request);
-    let attached = async {
-        let mut fields = Params::new(query.into_inner());
-        let (id, offsets, has_arrived) = (parse_id(&id)?, read_offsets(&mut fields)?, has_arrived(&mut fields)?);
-        let claim = match read_claim(&mut fields)? {
-            // What it has read may not have arrived: it comes back for itself.
-            Claim::Request(Some(request)) if !has_arrived => Claim::Back(request),
-            claim => claim,
-        };
-        fields.finish()?;
-        let (consumer, feed) = consumer_of(&request, &registry, format, offsets);
-        follow(&registry, id, consumer.arrived(has_arrived).claiming(claim)).await?;
-        Ok::<_, ErrorObject>((id, offsets, feed))
+    let mut fields = Params::new(query.into_inner());
+    let (id, offsets, has_arrived) = (parse_id(&id)?, read_offsets(&mut fields)?, has_arrived(&mut fields)?);
+    let claim = match read_claim(&mut fields)? {
+        // The client has not acknowledged these offsets, so this is the request's own gateway coming back.
+        Claim::Request(Some(request)) if !has_arrived => Claim::Back(request),
+        claim => claim,
     };
-    match attached.await {
-        Ok((id, offsets, feed)) => stream_of(&request, &registry, id, format, offsets, feed),
-        Err(error) => refuse_by(&registry, error),
-    }
+    fields.finish()?;
+    let (mut consumer, feed) = consumer_of(&request, &registry, format, offsets);
+    (consumer.has_arrived, consumer.claim) = (has_arrived, claim);
+    attach_consumer(&registry, id, consumer).await?;
+    Ok(stream_of(&request, &registry, id, format, offsets, feed))
 }
 
-/// Shuts the connection of this request down a while after its consumer was sent away, if it has not even taken that.
+/// Shuts the connection of this request down some time after its consumer was dismissed, if the response has not ended
+/// by then because the peer does not read.
 fn release_dismissed(
     request: &HttpRequest,
     dismissed: oneshot::Receiver<DismissReason>,
@@ -199,14 +193,14 @@ fn release_dismissed(
     id: ExecutionId,
 ) {
     let is_due = async move {
-        // A consumer that goes after its last word is not sent away.
-        let Ok(why) = dismissed.await else { return false };
-        if why == DismissReason::TakenOver {
+        // The sender is dropped without a reason after the last event.
+        let Ok(reason) = dismissed.await else { return false };
+        if reason == DismissReason::TakenOver {
             actix_web::rt::time::sleep(DRAIN_PATIENCE).await;
         }
         body.strong_count() > 0
     };
     connection::shut_down_when(request, is_due, move || {
-        info!(event = "socket.shut_down", execution_id:% = id; "a consumer that was sent away does not read: its connection is cut");
+        info!(event = "socket.shut_down", execution_id:% = id; "a dismissed consumer does not read: its connection is shut down");
     });
 }

@@ -10,16 +10,16 @@ use serde_json::{Map, Value};
 
 use crate::backend::{holds::Claim, job_request::CancelOrder, registry::Registry};
 
-/// What a cancellation says.
+/// The parameters of a cancellation.
 pub(super) struct CancelQuery {
     pub(super) cancel: CancelOrder,
-    /// A gateway that gives its own request up cancels nothing that another one has by now.
+    /// A gateway that gives up its own request must not cancel an execution that another consumer has taken over.
     pub(super) claim: Claim,
 }
 
 impl CancelQuery {
-    pub(super) fn read(query: &Map<String, Value>, registry: &Registry) -> Result<CancelQuery, ErrorObject> {
-        let mut fields = Params::new(query.clone());
+    pub(super) fn read(query: Map<String, Value>, registry: &Registry) -> Result<CancelQuery, ErrorObject> {
+        let mut fields = Params::new(query);
         let (grace_ms, reason) = read_cancel(&mut fields, &registry.limits())?;
         let claim = read_claim(&mut fields)?;
         fields.finish()?;

@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use super::protocol::{NumberedOrder, ShimEvent};
+use super::protocol::{Numbered, Order, ShimEvent};
 
 /// Reads orders and writes events.
 pub(super) struct Channel {
@@ -21,13 +21,13 @@ impl Channel {
         Channel { socket: UnixStream::from(socket), input: Vec::new() }
     }
 
-    /// Where orders arrive.
+    /// Readable when orders arrive.
     pub(super) fn descriptor(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
 
     /// Waits for the next order. `None` at the end, and after anything that is not an order.
-    pub(super) fn wait(&mut self) -> io::Result<Option<NumberedOrder>> {
+    pub(super) fn wait(&mut self) -> io::Result<Option<Order>> {
         loop {
             if let Some(order) = self.next() {
                 return Ok(Some(order));
@@ -53,17 +53,17 @@ impl Channel {
         }
     }
 
-    /// The next whole order, and its acknowledgement.
-    pub(super) fn next(&mut self) -> Option<NumberedOrder> {
+    /// Takes the next whole order, and acknowledges it.
+    pub(super) fn next(&mut self) -> Option<Order> {
         let end = self.input.iter().position(|byte| *byte == b'\n')?;
         let line: Vec<u8> = self.input.drain(..=end).collect();
-        let order: NumberedOrder = serde_json::from_slice(&line).ok()?;
-        self.tell(&ShimEvent::Accepted { number: order.number });
-        Some(order)
+        let order: Numbered<Order> = serde_json::from_slice(&line).ok()?;
+        self.send(&ShimEvent::Accepted { number: order.number });
+        Some(order.message)
     }
 
-    pub(super) fn tell(&mut self, fact: &ShimEvent) {
-        let mut line = serde_json::to_vec(fact).unwrap_or_default();
+    pub(super) fn send(&mut self, event: &ShimEvent) {
+        let mut line = serde_json::to_vec(event).unwrap_or_default();
         line.push(b'\n');
         // Ignored, because the next read notices that the backend is gone.
         let _ = self.socket.write_all(&line);

@@ -1,5 +1,4 @@
-//! What holds an execution's processes together besides their parents: nothing, a cgroup of their own, or a PID
-//! namespace.
+//! The containment of an execution's processes besides the process tree: none, a cgroup, or a PID namespace.
 
 use std::{
     io::{self, ErrorKind},

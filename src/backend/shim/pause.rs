@@ -15,10 +15,13 @@ use std::{
 
 use rustix::process::{Pid, PidfdFlags, Signal, getpid, pidfd_open, pidfd_send_signal};
 
-use super::procfs::{Procfs, Stat, stat_of};
+use super::{
+    cgroup::Cgroup,
+    procfs::{Procfs, Stat, stat_of},
+};
 
-/// The longest time for a tree to stop.
-pub(super) const STOP_PATIENCE: Duration = Duration::from_millis(800);
+/// The longest time for a tree to stop, and then for a cgroup to freeze.
+const STOP_PATIENCE: Duration = Duration::from_millis(800);
 
 /// How far a pause has come.
 #[derive(Debug, Default)]
@@ -26,8 +29,11 @@ pub(super) enum PauseState {
     /// The shim has stopped nothing.
     #[default]
     Running,
-    /// The shim has sent STOP to these, and not all have stopped.
-    Stopping { told: HashSet<Pid>, until: Instant },
+    /// The shim has sent STOP to these processes, and not all have stopped.
+    Stopping { signaled: HashSet<Pid>, until: Instant },
+    /// A process could not be stopped, so the shim has the cgroup frozen. It is not frozen at once, because /proc shows
+    /// stopped processes and does not show frozen ones.
+    Freezing { until: Instant },
     /// All processes were stopped.
     Stopped,
 }
@@ -47,43 +53,68 @@ impl PauseState {
     /// Begins to stop everything below this process.
     pub(super) fn begin(&mut self) {
         if matches!(self, PauseState::Running) {
-            *self = PauseState::Stopping { told: HashSet::new(), until: Instant::now() + STOP_PATIENCE };
+            *self = PauseState::Stopping { signaled: HashSet::new(), until: Instant::now() + STOP_PATIENCE };
         }
     }
 
-    /// Lists the tree once, and sends STOP to the processes whose parents have stopped.
-    pub(super) fn step(&mut self, procfs: &Procfs) -> PauseStep {
-        let PauseState::Stopping { told, until } = self else { return PauseStep::Done };
-        let Ok(tree) = procfs.descendants(usize::MAX) else { return PauseStep::Failed };
-        let mut running = HashSet::new();
-        let mut all_still = true;
-        for (process, stat) in tree {
-            let is_still = stat.is_still();
-            all_still &= is_still;
-            if !is_still {
-                running.insert(process.as_raw_nonzero().get());
+    /// Stops the processes whose parents have stopped, or looks whether the cgroup has frozen.
+    pub(super) fn step(&mut self, procfs: &Procfs, cgroup: Option<&Cgroup>) -> PauseStep {
+        let step = match self {
+            PauseState::Running | PauseState::Stopped => PauseStep::Done,
+            PauseState::Stopping { signaled, until } => stop_running(signaled, *until, procfs),
+            PauseState::Freezing { .. } if cgroup.is_some_and(Cgroup::is_frozen) => PauseStep::Done,
+            PauseState::Freezing { until } if Instant::now() > *until => PauseStep::Failed,
+            PauseState::Freezing { .. } => PauseStep::Again,
+        };
+        match step {
+            PauseStep::Done => *self = PauseState::Stopped,
+            PauseStep::Failed
+                if matches!(self, PauseState::Stopping { .. })
+                    && cgroup.is_some_and(|cgroup| cgroup.freeze(true).is_ok()) =>
+            {
+                *self = PauseState::Freezing { until: Instant::now() + STOP_PATIENCE };
+                return PauseStep::Again;
             }
-            if !running.contains(&stat.parent) && told.insert(process) {
-                send(process, stat, Signal::STOP);
-                all_still = false;
-            }
+            PauseStep::Again | PauseStep::Failed => {}
         }
-        if all_still {
-            *self = PauseState::Stopped;
-            return PauseStep::Done;
-        }
-        if Instant::now() > *until { PauseStep::Failed } else { PauseStep::Again }
+        step
     }
 
     /// Continues all processes if the shim had begun to stop them.
-    pub(super) fn end(&mut self, procfs: &Procfs) {
+    pub(super) fn end(&mut self, procfs: &Procfs, cgroup: Option<&Cgroup>) {
+        if let Some(cgroup) = cgroup {
+            // Does nothing to a cgroup that is not frozen.
+            let _ = cgroup.freeze(false);
+        }
         if !matches!(std::mem::take(self), PauseState::Running) {
             continue_all(procfs);
         }
     }
 }
 
-/// Continues everything below this process, whoever stopped it, children first.
+/// Lists the tree once, and sends STOP to each running process whose parent has stopped.
+fn stop_running(signaled: &mut HashSet<Pid>, until: Instant, procfs: &Procfs) -> PauseStep {
+    let Ok(tree) = procfs.descendants(usize::MAX) else { return PauseStep::Failed };
+    let mut running = HashSet::new();
+    let mut all_still = true;
+    for (process, stat) in tree {
+        let is_still = stat.is_still();
+        all_still &= is_still;
+        if !is_still {
+            running.insert(process.as_raw_nonzero().get());
+        }
+        if !running.contains(&stat.parent) && signaled.insert(process) {
+            send(process, stat, Signal::STOP);
+            all_still = false;
+        }
+    }
+    if all_still {
+        return PauseStep::Done;
+    }
+    if Instant::now() > until { PauseStep::Failed } else { PauseStep::Again }
+}
+
+/// Continues everything below this process, children first, also processes that others have stopped.
 pub(super) fn continue_all(procfs: &Procfs) {
     for (process, stat) in procfs.descendants(usize::MAX).unwrap_or_default().into_iter().rev() {
         send(process, stat, Signal::CONT);
@@ -92,7 +123,7 @@ pub(super) fn continue_all(procfs: &Procfs) {
 
 /// Whether all processes below this one are stopped. False if they cannot be listed.
 pub(super) fn is_stopped(leader: Option<Pid>, procfs: &Procfs) -> bool {
-    // The tree is listed only if the leader is stopped, because this is asked once a heartbeat.
+    // The tree is listed only if the leader is stopped, because this is called for each inspection.
     let leader_is_still = leader.is_none_or(|leader| procfs.stat(leader).is_ok_and(Stat::is_still));
     leader_is_still && procfs.descendants(usize::MAX).is_ok_and(|tree| tree.iter().all(|(_, stat)| stat.is_still()))
 }

@@ -4,7 +4,7 @@
 //! new descriptor; and a listing that failed must never look like an empty one.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs::{self, File},
     io::{self, Read},
     os::{
@@ -17,6 +17,9 @@ use rustix::{
     fs::{Dir, Mode, OFlags, openat},
     process::{Pid, getpid},
 };
+
+/// The most passes of one listing. A tree whose processes go on forking and ending never comes to rest.
+const MAX_PASSES: usize = 4;
 
 /// The fields of /proc/PID/stat that the shim uses (proc(5)).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -79,31 +82,18 @@ impl Procfs {
     ///
     /// # Errors
     ///
-    /// /proc cannot be read, or there are more than `most` processes. Without a limit a tree that goes on forking may keep
-    /// this busy for as long as it forks.
+    /// /proc cannot be read, or there are more than `most` processes. Without a limit a tree that goes on forking may
+    /// keep this busy for as long as it forks.
     pub fn descendants(&self, most: usize) -> io::Result<Vec<(Pid, Stat)>> {
         if self.children.is_none() {
             return self.descendants_of_all();
         }
-        let mut found: Vec<(Pid, Stat)> = Vec::new();
-        let mut next = self.children()?;
-        while !next.is_empty() {
-            let mut below = Vec::new();
-            for process in next {
-                match self.stat(process) {
-                    Ok(stat) => found.push((process, stat)),
-                    // It has ended, and its children are children of this process now.
-                    Err(error) if is_ended(&error) => continue,
-                    Err(error) => return Err(error),
-                }
-                below.extend(self.children_of(process)?);
-                if found.len() > most {
-                    return Err(io::Error::other("too many processes"));
-                }
-            }
-            next = below;
-        }
-        Ok(found)
+        let visit = |process| match self.stat(process) {
+            Ok(stat) => Ok(Some((stat, self.children_of(process)?))),
+            Err(error) if is_ended(&error) => Ok(None),
+            Err(error) => Err(error),
+        };
+        walk(|| self.children(), visit, most)
     }
 
     /// The children of all threads of a process. Empty for a process that has ended.
@@ -181,6 +171,40 @@ impl Procfs {
     }
 }
 
+/// Lists a tree from this process's children on. `visit` returns the fields and the children of a process, or `None` if
+/// it has ended. This process's children are listed again after each pass, because the children of a process that ended
+/// meanwhile have become children of this process.
+fn walk(
+    own_children: impl Fn() -> io::Result<Vec<Pid>>,
+    visit: impl Fn(Pid) -> io::Result<Option<(Stat, Vec<Pid>)>>,
+    most: usize,
+) -> io::Result<Vec<(Pid, Stat)>> {
+    let (mut found, mut seen) = (Vec::new(), HashSet::new());
+    for _ in 0..MAX_PASSES {
+        let mut next = own_children()?;
+        next.retain(|process| !seen.contains(process));
+        if next.is_empty() {
+            break;
+        }
+        while !next.is_empty() {
+            let mut below = Vec::new();
+            for process in next {
+                if seen.insert(process)
+                    && let Some((stat, children)) = visit(process)?
+                {
+                    found.push((process, stat));
+                    below.extend(children);
+                }
+                if found.len() > most {
+                    return Err(io::Error::other("too many processes"));
+                }
+            }
+            next = below;
+        }
+    }
+    Ok(found)
+}
+
 fn is_ended(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error())
 }
@@ -205,7 +229,24 @@ fn parse_stat(text: &str) -> Option<Stat> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
+
+    #[test]
+    fn a_process_whose_parent_ends_during_the_listing_is_listed() {
+        let [shell, child] = [2, 3].map(|number| Pid::from_raw(number).unwrap());
+        let has_ended = Cell::new(false);
+        let own_children = || Ok(if has_ended.get() { vec![shell, child] } else { vec![shell] });
+        let visit = |process| {
+            // The shell ends, so that it has no children any more, and its child is moved to this process.
+            has_ended.set(true);
+            let state = if process == shell { 'Z' } else { 'S' };
+            Ok(Some((Stat { parent: 1, group: 2, started: 0, state }, Vec::new())))
+        };
+        let listed: Vec<_> = walk(own_children, visit, 10).unwrap().into_iter().map(|(process, _)| process).collect();
+        assert_eq!(listed, [shell, child]);
+    }
 
     #[test]
     fn a_name_with_parentheses_does_not_shift_the_fields() {

@@ -1,20 +1,20 @@
 //! The messages between backend and shim: one JSON object a line.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt::Display};
 
 use cc_executor_actors::{outcome::Evidence, signal::Signal};
 use serde::{Deserialize, Serialize};
 
-/// An order with its number, which the shim's acknowledgement repeats.
+/// A message with its number. The response or the acknowledgement repeats the number.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct NumberedOrder {
-    /// Increases by one with each order.
+pub struct Numbered<T> {
+    /// Increases by one with each message of a sender.
     pub number: u64,
-    /// The order.
-    pub order: Order,
+    /// The message.
+    pub message: T,
 }
 
-/// An order of the backend to a shim.
+/// An order of the backend to a shim. A control request that reaches the processes has an order of its own.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Order {
@@ -85,12 +85,7 @@ pub enum ShimEvent {
         pid: i32,
     },
     /// The command could not be executed, and no code of it ran.
-    NotStarted {
-        /// 127 if the program is missing, 126 for any other cause.
-        exit_code: i32,
-        /// What failed.
-        message: String,
-    },
+    NotStarted(StartError),
     /// The command's own process has ended. Other processes of the tree may be left.
     Exited(LeaderExit),
     /// The tree is stopped.
@@ -101,13 +96,37 @@ pub enum ShimEvent {
     Resumed,
     /// The answer to an inspection.
     Inspected {
-        /// Whether all processes of the tree are stopped, whoever stopped them.
+        /// Whether all processes of the tree are stopped. Others can stop them, too.
         stopped: bool,
     },
-    /// The subreaper is gone. The shim is ending the tree, because nobody could end it after the shim.
+    /// The subreaper is gone. The shim is ending the tree, because nothing could end it after the shim.
     Unguarded,
     /// The tree is gone. The last event.
     Gone(TreeGone),
+}
+
+/// Why a command was not executed.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct StartError {
+    /// 127 if the program is missing, 126 for any other cause, as in shells.
+    pub exit_code: i32,
+    /// The cause, for people.
+    pub message: String,
+}
+
+impl StartError {
+    /// The exit code for a program that does not exist.
+    pub const NOT_FOUND: i32 = 127;
+
+    /// An error with the exit code 126.
+    pub fn new(message: String) -> StartError {
+        StartError { exit_code: 126, message }
+    }
+
+    /// The service has no process, descriptor or memory left for another command.
+    pub fn no_process(cause: impl Display) -> StartError {
+        StartError::new(format!("the backend cannot start another process: {cause}"))
+    }
 }
 
 /// How the command's own process ended.
@@ -123,7 +142,7 @@ pub enum LeaderExit {
 /// What is known about the end of a tree.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct TreeGone {
-    /// How it is known that nothing is left.
+    /// How it is known that no process is left.
     pub evidence: Evidence,
     /// Processes that could not be ended; `None` where they could not be counted.
     pub survivors: Option<u32>,
@@ -132,7 +151,7 @@ pub struct TreeGone {
 }
 
 impl TreeGone {
-    /// It is not known what is left.
+    /// It is not known whether processes are left.
     pub const UNKNOWN: TreeGone = TreeGone { evidence: Evidence::Unknown, survivors: None, killed: 0 };
 
     /// All processes are gone, as this evidence shows.

@@ -4,7 +4,7 @@
 //! wait for it: the child reports a failure on a pipe, which a successful exec closes.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{self, ErrorKind, Read, Write},
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
@@ -20,10 +20,12 @@ use rustix::{
 
 use super::{
     cgroup::Cgroup,
-    oom_score,
-    protocol::{JobSpec, ShimEvent, Stdin},
+    protocol::{JobSpec, StartError, Stdin},
 };
 use crate::syscall::{SingleThread, keep_only, reset_all_signals};
+
+/// The value of `oom_score_adj` for commands, in thousandths of all memory (proc(5)).
+const OOM_SCORE: i32 = 500;
 
 /// The exit code of a child that failed to execute the command. The exec report arrives before it and replaces it.
 const NOT_EXECUTED: i32 = 126;
@@ -45,14 +47,6 @@ pub(super) struct StartingChild {
     report: File,
 }
 
-/// The content of the exec report.
-pub(super) enum ExecReport {
-    /// The child has executed the command.
-    Executed,
-    /// The exec failed.
-    Failed(ShimEvent),
-}
-
 impl StartingChild {
     /// The reading end of the report's pipe.
     pub(super) fn report(&self) -> BorrowedFd<'_> {
@@ -61,14 +55,11 @@ impl StartingChild {
 
     /// Reads the report. Call it when the pipe is readable. A child that was killed before its exec closes the pipe,
     /// too; its exit status tells it apart.
-    pub(super) fn read(mut self) -> ExecReport {
+    pub(super) fn read(mut self) -> Result<(), StartError> {
         let mut text = Vec::new();
         // The child writes it in one piece, or closes the pipe.
         let _ = self.report.read_to_end(&mut text);
-        match serde_json::from_slice(&text) {
-            Ok(fact) => ExecReport::Failed(fact),
-            Err(_) => ExecReport::Executed,
-        }
+        serde_json::from_slice(&text).map_or(Ok(()), Err)
     }
 }
 
@@ -89,20 +80,20 @@ pub(super) fn start(
     if let Some(leader) = forked {
         return Ok(StartingChild { leader, report: File::from(report) });
     }
-    let (fact, their_report) = become_command(spec, &ends, cgroup, their_report);
-    // Ignored, because there is nobody else to report to.
-    let _ = File::from(their_report).write_all(&serde_json::to_vec(&fact).unwrap_or_default());
+    let (error, their_report) = become_command(spec, &ends, cgroup, their_report);
+    // Ignored, because there is no other way to report.
+    let _ = File::from(their_report).write_all(&serde_json::to_vec(&error).unwrap_or_default());
     process::exit(NOT_EXECUTED)
 }
 
-/// Executes the command in this process. Returns only if that failed, with the event to report and the pipe for it.
+/// Executes the command in this process. Returns only if that failed, with the error to report and the pipe for it.
 fn become_command(
     spec: &JobSpec,
     ends: &CommandEnds,
     cgroup: Option<&Cgroup>,
     report: OwnedFd,
-) -> (ShimEvent, OwnedFd) {
-    let failed = |error: io::Error, report| (not_started(format!("cannot prepare its process: {error}")), report);
+) -> (StartError, OwnedFd) {
+    let failed = |error: io::Error, report| (StartError::new(format!("cannot prepare its process: {error}")), report);
     if let Err(error) = prepare(spec, ends, cgroup) {
         return failed(error, report);
     }
@@ -114,10 +105,10 @@ fn become_command(
     if let Some(cwd) = &spec.cwd
         && let Err(error) = std::env::set_current_dir(cwd)
     {
-        return (not_started(format!("cannot use the working directory {cwd:?}: {error}")), report);
+        return (StartError::new(format!("cannot use the working directory {cwd:?}: {error}")), report);
     }
     let [program, arguments @ ..] = spec.argv.as_slice() else {
-        return (not_started("the executor names no program".to_owned()), report);
+        return (StartError::new("the executor names no program".to_owned()), report);
     };
     let mut command = Command::new(program);
     command.args(arguments).env_clear().envs(&spec.env);
@@ -127,7 +118,7 @@ fn become_command(
 fn prepare(spec: &JobSpec, ends: &CommandEnds, cgroup: Option<&Cgroup>) -> io::Result<()> {
     // Dumpable again, as the command will be, because only a dumpable process may write its own oom_score_adj.
     set_dumpable_behavior(DumpableBehavior::Dumpable)?;
-    oom_score::raise();
+    raise_oom_score();
     if let Some(cgroup) = cgroup {
         cgroup.enter()?;
     }
@@ -155,14 +146,20 @@ fn prepare(spec: &JobSpec, ends: &CommandEnds, cgroup: Option<&Cgroup>) -> io::R
     Ok(())
 }
 
-fn could_not_execute(program: &str, error: &io::Error) -> ShimEvent {
-    if error.kind() == ErrorKind::NotFound {
-        let message = format!("there is no program {program:?} here: install it, or name another executor");
-        return ShimEvent::NotStarted { exit_code: 127, message };
+/// Makes the kernel end the command, and not the service, when memory runs out: raises the score of this process, which
+/// an exec keeps and children inherit. If that is not allowed, the command keeps the default score.
+fn raise_oom_score() {
+    const PATH: &str = "/proc/self/oom_score_adj";
+    let own = fs::read_to_string(PATH).ok().and_then(|text| text.trim().parse::<i32>().ok());
+    if own.is_some_and(|own| own < OOM_SCORE) {
+        let _ = fs::write(PATH, OOM_SCORE.to_string());
     }
-    not_started(format!("cannot start {program:?}: {error}"))
 }
 
-fn not_started(message: String) -> ShimEvent {
-    ShimEvent::NotStarted { exit_code: 126, message }
+fn could_not_execute(program: &str, error: &io::Error) -> StartError {
+    if error.kind() == ErrorKind::NotFound {
+        let message = format!("there is no program {program:?} here: install it, or name another executor");
+        return StartError { exit_code: StartError::NOT_FOUND, message };
+    }
+    StartError::new(format!("cannot start {program:?}: {error}"))
 }

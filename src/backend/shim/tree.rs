@@ -1,8 +1,8 @@
 //! The process tree under a shim, seen from its root.
 //!
-//! Only direct children are ever signalled, and the leader's group while the leader has not been
-//! reaped: no number of these can have been given to another process, since only this process reaps
-//! them. Deeper descendants become direct children when their parents are gone.
+//! Signals go only to direct children, and to the leader's group while the leader has not been reaped. Their ids cannot
+//! have been reused, because only this process reaps them. Deeper descendants become direct children when their parents
+//! are gone.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -29,10 +29,10 @@ pub struct ProcessTree {
     leader: Option<Pid>,
     gone: bool,
     /// The children that TERM was sent to.
-    asked: HashSet<Pid>,
-    /// Everything that got TERM as a member of the leader's group, with its time of start: it may become a child
-    /// later, and a second TERM would interrupt its clean-up.
-    asked_as_group: HashMap<Pid, u64>,
+    terminated: HashSet<Pid>,
+    /// The processes that got TERM as members of the leader's group, with their times of start. They may become
+    /// children later, and a second TERM would interrupt their clean-up.
+    terminated_as_group: HashMap<Pid, u64>,
     killed: HashSet<Pid>,
 }
 
@@ -42,8 +42,8 @@ impl ProcessTree {
         ProcessTree {
             leader: Some(leader),
             gone: false,
-            asked: HashSet::new(),
-            asked_as_group: HashMap::new(),
+            terminated: HashSet::new(),
+            terminated_as_group: HashMap::new(),
             killed: HashSet::new(),
         }
     }
@@ -64,7 +64,7 @@ impl ProcessTree {
         loop {
             match reap_one()? {
                 Reaped::Child(pid, status) => {
-                    self.asked.remove(&pid);
+                    self.terminated.remove(&pid);
                     if self.leader == Some(pid)
                         && let Some(ended) = leader_exit(status)
                     {
@@ -96,13 +96,13 @@ impl ProcessTree {
         let before = now_in_ticks();
         // Before anything is listed, because a tree that goes on forking can make that slow.
         self.signal_group(Signal::TERM.as_raw());
-        self.asked_as_group = self.group_members(before, procfs);
-        self.asked.extend(self.leader);
+        self.terminated_as_group = self.group_members(before, procfs);
+        self.terminated.extend(self.leader);
         self.terminate_new_children(procfs);
     }
 
-    /// The processes in the leader's group that were started before this time, with their times of start. Empty if the tree
-    /// cannot be listed or is too large: then a process may get TERM twice.
+    /// The processes in the leader's group that were started before this time, with their times of start. Empty if the
+    /// tree cannot be listed or is too large: then a process may get TERM twice.
     fn group_members(&self, before: u64, procfs: &Procfs) -> HashMap<Pid, u64> {
         let Some(leader) = self.leader.map(|leader| leader.as_raw_nonzero().get()) else { return HashMap::new() };
         let tree = procfs.descendants(MAX_LISTED).unwrap_or_default().into_iter();
@@ -114,7 +114,7 @@ impl ProcessTree {
     /// Where the children cannot be listed, TERM reaches the leader's group only.
     pub fn terminate_new_children(&mut self, procfs: &Procfs) {
         for child in procfs.children().unwrap_or_default() {
-            if self.asked.insert(child) && !self.has_got_term(child, procfs) {
+            if self.terminated.insert(child) && !self.has_got_term(child, procfs) {
                 let _ = kill_process(child, Signal::TERM);
                 let _ = kill_process(child, Signal::CONT);
             }
@@ -122,8 +122,8 @@ impl ProcessTree {
     }
 
     fn has_got_term(&self, child: Pid, procfs: &Procfs) -> bool {
-        let asked = self.asked_as_group.get(&child);
-        asked.is_some_and(|started| procfs.stat(child).is_ok_and(|stat| stat.started == *started))
+        let started = self.terminated_as_group.get(&child);
+        started.is_some_and(|started| procfs.stat(child).is_ok_and(|stat| stat.started == *started))
     }
 
     /// The number of processes that [`ProcessTree::kill`] has sent KILL to.

@@ -1,7 +1,7 @@
-//! The format for legacy callers: Claude's events as they came, then the ending.
+//! The format for callers of the legacy image: Claude's events as they came, then the ending.
 //!
-//! Whatever else there is becomes an event of ours, so that every line is JSON. No byte is lost in silence:
-//! what is no UTF-8 goes as base64, what is not there any more is a `gap`.
+//! All other output becomes an event of type `output`, so that every line is JSON. Bytes that are not UTF-8 are written
+//! as base64, and lost bytes as a `gap`.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use cc_executor_actors::{
@@ -16,16 +16,16 @@ use cc_executor_actors::{
 };
 use serde_json::{Value, json};
 
-/// What waits for its rest.
+/// Formats the output of Claude. Holds incomplete lines and characters.
 #[derive(Default)]
 pub(super) struct EventFormatter {
     lines: LineSplitter,
-    /// The beginning of a character, of what is no event.
+    /// Incomplete characters of output that is not an event.
     carry: PerStream<Vec<u8>>,
 }
 
 impl EventFormatter {
-    /// The lines that more of a stream makes whole.
+    /// The lines that this output completes.
     pub(super) fn output(&mut self, stream: Stream, bytes: &[u8]) -> Vec<u8> {
         let mut out = Vec::new();
         if stream == Stream::Stderr {
@@ -39,7 +39,7 @@ impl EventFormatter {
         out
     }
 
-    /// What came before a gap stays before it, and does not grow together with what comes after.
+    /// A gap. Incomplete output before it is written first, so that it is not joined with output after the gap.
     pub(super) fn gap(&mut self, gap: Gap) -> Vec<u8> {
         let mut out = Vec::new();
         self.rest(gap.stream, &mut out);
@@ -48,7 +48,7 @@ impl EventFormatter {
         out
     }
 
-    /// The last lines: what waited, and how it ended.
+    /// The last lines: incomplete output, and the ending.
     pub(super) fn complete(&mut self, id: ExecutionId, ending: &Outcome) -> Vec<u8> {
         let mut out = Vec::new();
         for stream in Stream::BOTH {
@@ -86,7 +86,7 @@ impl EventFormatter {
         output(stream, &std::mem::replace(carry, rest), out);
     }
 
-    /// Nothing that waits in a stream is going to be whole.
+    /// Writes the incomplete output of a stream.
     fn rest(&mut self, stream: Stream, out: &mut Vec<u8>) {
         if stream == Stream::Stdout
             && let Some(line) = self.lines.rest()
@@ -97,7 +97,7 @@ impl EventFormatter {
     }
 }
 
-/// What is no event, as one.
+/// Writes output that is not an event.
 fn output(stream: Stream, bytes: &[u8], out: &mut Vec<u8>) {
     if bytes.is_empty() {
         return;
@@ -136,36 +136,36 @@ mod tests {
     #[test]
     fn a_character_that_is_cut_in_two_is_whole() {
         let mut events = EventFormatter::default();
-        let mut said = read(&events.output(Stream::Stderr, b"caf\xc3"));
-        said.extend(read(&events.output(Stream::Stderr, b"\xa9 \xe2\x82")));
-        said.extend(read(&events.output(Stream::Stderr, b"\xac\n")));
-        let contents: String = said.iter().map(|line| line["content"].as_str().unwrap()).collect();
+        let mut written = read(&events.output(Stream::Stderr, b"caf\xc3"));
+        written.extend(read(&events.output(Stream::Stderr, b"\xa9 \xe2\x82")));
+        written.extend(read(&events.output(Stream::Stderr, b"\xac\n")));
+        let contents: String = written.iter().map(|line| line["content"].as_str().unwrap()).collect();
         assert_eq!(contents, "café €\n");
         // A line of odd length is cut in a character.
         let long = format!("x{}\n", "é".repeat(MAX_LINE / 2));
-        let said = read(&events.output(Stream::Stdout, long.as_bytes()));
-        let contents: String = said.iter().map(|line| line["content"].as_str().unwrap()).collect();
-        assert!(said.len() == 2 && contents == long, "{} messages, {} bytes", said.len(), contents.len());
+        let written = read(&events.output(Stream::Stdout, long.as_bytes()));
+        let contents: String = written.iter().map(|line| line["content"].as_str().unwrap()).collect();
+        assert!(written.len() == 2 && contents == long, "{} messages, {} bytes", written.len(), contents.len());
         assert_eq!(complete(&mut events), Vec::<Value>::new());
     }
 
     #[test]
-    fn what_is_no_text_goes_as_base64() {
+    fn output_that_is_not_utf8_is_base64() {
         let mut events = EventFormatter::default();
-        let said = read(&events.output(Stream::Stderr, b"\xff\n\xc3"));
-        assert_eq!(said, [json!({ "type": "output", "stream": "stderr", "contentBase64": "/wo=" })]);
+        let written = read(&events.output(Stream::Stderr, b"\xff\n\xc3"));
+        assert_eq!(written, [json!({ "type": "output", "stream": "stderr", "contentBase64": "/wo=" })]);
         assert_eq!(complete(&mut events), [json!({ "type": "output", "stream": "stderr", "contentBase64": "ww==" })]);
     }
 
     #[test]
-    fn a_gap_is_told_in_its_place_and_nothing_grows_together_over_it() {
+    fn a_gap_is_written_in_its_place_and_output_is_not_joined_over_it() {
         let mut events = EventFormatter::default();
         assert_eq!(read(&events.output(Stream::Stdout, br#"{"type":"#)), Vec::<Value>::new());
         let gap = Gap { stream: Stream::Stdout, from: 8, to: 20, reason: GapReason::Dropped };
-        let mut said = read(&events.gap(gap));
-        said.extend(read(&events.output(Stream::Stdout, b"\"a\"}\n{\"type\":\"b\"}\n")));
+        let mut written = read(&events.gap(gap));
+        written.extend(read(&events.output(Stream::Stdout, b"\"a\"}\n{\"type\":\"b\"}\n")));
         assert_eq!(
-            said,
+            written,
             [
                 json!({ "type": "output", "stream": "stdout", "content": "{\"type\":" }),
                 json!({ "type": "gap", "stream": "stdout", "from": 8, "to": 20, "reason": "dropped" }),

@@ -1,8 +1,8 @@
-//! The backend's side of a subreaper: it starts one, asks it for shims, and sees to it that it obeys.
+//! The backend's side of a subreaper: starts it, sends it requests, and enforces their deadlines.
 //!
-//! A thread belongs to each subreaper and lives as long as that does, because the kernel wakes a stopped
-//! subreaper when the *thread* that started it ends. The thread reads the answers, and keeps the deadlines by which
-//! each request must be answered: a command of the same user can stop or kill the subreaper, too.
+//! A thread belongs to each subreaper and lives as long as the subreaper does, because the kernel wakes a stopped
+//! subreaper when the *thread* that started it ends. The thread reads the responses and enforces their deadlines,
+//! because a command of the same user can stop or kill the subreaper.
 
 mod adoption;
 mod thread;
@@ -34,23 +34,23 @@ use rustix::{
 use tokio::sync::oneshot;
 
 use self::adoption::Adoption;
-use super::protocol::{ARGUMENT, MAX_PASSED, NumberedRequest, SubreaperRequest, SubreaperResponse, Ticket};
+use super::protocol::{ARGUMENT, MAX_PASSED, SubreaperAction, SubreaperRequest, SubreaperResponse, Ticket};
 use crate::backend::{
     deadlines::OrderWatch,
     shim::{
         cgroup::{end_cgroup, make_subreaper_base, remove_base},
         containment::{Contained, Containment},
-        protocol::TreeGone,
+        protocol::{Numbered, TreeGone},
     },
 };
 
-/// How long what a lost subreaper leaves behind may take to end before it is called unknown.
+/// How long the orphans of a lost subreaper may take to end before the evidence is `unknown`.
 const ADOPTED_PATIENCE: Duration = Duration::from_secs(5);
 
-/// How often what a lost subreaper left behind is looked at.
+/// The interval between two looks for the orphans of a lost subreaper.
 const ADOPTED_CADENCE: Duration = Duration::from_millis(2);
 
-/// Makes subreapers: one at a time takes new executions.
+/// Starts subreapers. One at a time takes new executions; a lost one is replaced.
 #[derive(Debug)]
 pub struct Subreapers {
     binary: PathBuf,
@@ -59,28 +59,29 @@ pub struct Subreapers {
     current: Mutex<Option<Arc<SubreaperHandle>>>,
 }
 
-/// A running subreaper. It ends when the last one who holds this is gone.
+/// A running subreaper. It ends when the last reference is dropped.
 #[derive(Debug)]
 pub struct SubreaperHandle {
     shared: Arc<SharedHandle>,
 }
 
-/// What its thread shares with those who ask.
+/// The state that the thread of a subreaper shares with its executions.
 #[derive(Debug)]
 struct SharedHandle {
     socket: OwnedFd,
-    /// Wakes the thread where it waits without a deadline.
+    /// Wakes the thread, which waits without a deadline while no request is pending.
     wake: OwnedFd,
     state: Mutex<HandleState>,
     next: AtomicU64,
-    /// Whether its children come to this process when it is lost.
+    /// Whether this process inherits its children when it is lost.
     adopts: bool,
     /// The containment of its executions. A cgroup directory belongs to it alone.
     contained: Contained,
 }
 
 impl Drop for SharedHandle {
-    /// The subreaper and its executions are over, or it was never started: its cgroups go. The last owner is its thread.
+    /// Removes the cgroups when the subreaper and its executions have ended, or it was not started. The last owner is
+    /// its thread.
     fn drop(&mut self) {
         if let Contained::Cgroup(base) = &self.contained {
             end_cgroup(base, ADOPTED_PATIENCE);
@@ -90,33 +91,53 @@ impl Drop for SharedHandle {
 
 #[derive(Debug, Default)]
 struct HandleState {
+    phase: HandlePhase,
     /// Requests that are not answered.
-    waiting: HashMap<u64, PendingRequest>,
+    pending: HashMap<u64, PendingRequest>,
     watch: OrderWatch,
-    /// The shims that it has forked and that their executions have not lost.
+    /// The shims that it has forked and whose executions hold on to them.
     shims: HashMap<Ticket, Pid>,
-    is_lost: bool,
-    /// Nobody needs it any more: its end is no loss.
-    is_given_up: bool,
-    /// How often it was seen, after the loss, that nothing is left but living shims.
-    n_clean: u64,
-    /// It cannot take new executions: its limits were lowered, perhaps.
-    is_unfit: bool,
+}
+
+/// How far the life of a subreaper has come. A phase never goes back to one above it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+enum HandlePhase {
+    /// It takes new executions.
+    #[default]
+    Fit,
+    /// It could not fork a shim, perhaps because a command has lowered its limits. It takes no new executions.
+    Unfit,
+    /// No execution needs it any more, so its end is no loss.
+    GivenUp,
+    /// It has ended.
+    Lost {
+        /// How often this process has seen since that nothing but living shims is left.
+        n_clean: u64,
+    },
 }
 
 #[derive(Debug)]
 struct PendingRequest {
-    request: SubreaperRequest,
+    ticket: Ticket,
     answer: oneshot::Sender<SubreaperResponse>,
 }
 
+impl HandleState {
+    fn n_clean(&self) -> u64 {
+        match self.phase {
+            HandlePhase::Lost { n_clean } => n_clean,
+            HandlePhase::Fit | HandlePhase::Unfit | HandlePhase::GivenUp => 0,
+        }
+    }
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // No critical section panics half-way.
+    // A poisoned lock still guards valid state, because no critical section panics half-way.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Subreapers {
-    /// Starts the first one. To be called before this process has any other children.
+    /// Starts the first subreaper. To be called before this process has any other children.
     pub fn start(binary: &Path, containment: Containment) -> io::Result<Subreapers> {
         let contained = containment.resolve()?;
         let adoption = Arc::new(Adoption::prepare()?);
@@ -125,12 +146,12 @@ impl Subreapers {
         Ok(subreapers)
     }
 
-    /// What contains executions, for the log.
+    /// The containment of executions.
     pub fn contained(&self) -> &Contained {
         &self.contained
     }
 
-    /// The one that takes new executions. Starts another where it was lost.
+    /// The subreaper that takes new executions. Starts another if that is lost or unfit.
     pub fn current(&self) -> io::Result<Arc<SubreaperHandle>> {
         let mut current = lock(&self.current);
         if let Some(subreaper) = current.as_ref().filter(|subreaper| subreaper.is_fit()) {
@@ -168,7 +189,7 @@ impl Subreapers {
         let (adoption, thread_shared) = (Arc::clone(&self.adoption), Arc::clone(&shared));
         std::thread::Builder::new().name("subreaper".to_owned()).spawn(move || {
             let spawned = adoption.spawn(&mut command, &thread_shared);
-            // It holds our copy of the other end.
+            // Closes this process's copy of the subreaper's socket.
             drop(command);
             match spawned {
                 Err(error) => drop(started.send(Err(error))),
@@ -193,62 +214,61 @@ impl Drop for Subreapers {
 
 impl SubreaperHandle {
     fn is_fit(&self) -> bool {
-        let state = lock(&self.shared.state);
-        !state.is_lost && !state.is_unfit
+        lock(&self.shared.state).phase == HandlePhase::Fit
     }
 
-    /// A name for a shim that no other has had, of whichever subreaper: its cgroup has that name, too.
+    /// A new name for a shim, unique over all subreapers, because it also names the cgroup.
     pub fn ticket(&self) -> Ticket {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         NEXT.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Asks for something. The answer comes in time, or the sender is dropped because the subreaper was lost.
-    /// The error says that it cannot even be asked.
-    pub fn ask(
+    /// Sends a request about a shim, with descriptors. The receiver gets the response, or is closed because the
+    /// subreaper was lost.
+    ///
+    /// # Errors
+    ///
+    /// The request cannot be sent.
+    pub fn send(
         &self,
-        request: SubreaperRequest,
-        descriptors: &[&OwnedFd],
+        ticket: Ticket,
+        action: SubreaperAction,
+        descriptors: &[OwnedFd],
     ) -> io::Result<oneshot::Receiver<SubreaperResponse>> {
         let number = self.shared.next.fetch_add(1, Ordering::Relaxed);
-        let message = serde_json::to_vec(&NumberedRequest { number, message: request })?;
+        let message = serde_json::to_vec(&Numbered { number, message: SubreaperRequest { ticket, action } })?;
         let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_PASSED))];
         let mut passed = SendAncillaryBuffer::new(&mut space);
-        let borrowed: Vec<_> = descriptors.iter().map(|descriptor| descriptor.as_fd()).collect();
+        let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
         if !borrowed.is_empty() && !passed.push(SendAncillaryMessage::ScmRights(&borrowed)) {
             return Err(io::Error::other("no room for the descriptors of a shim"));
         }
         let (answer, answered) = oneshot::channel();
         let mut state = lock(&self.shared.state);
-        if state.is_lost {
+        if matches!(state.phase, HandlePhase::Lost { .. }) {
             return Err(io::Error::other("the subreaper is gone"));
         }
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
         sendmsg(&self.shared.socket, &[IoSlice::new(&message)], &mut passed, flags)?;
-        let was_idle = state.waiting.is_empty();
-        state.waiting.insert(number, PendingRequest { request, answer });
+        let was_idle = state.pending.is_empty();
+        state.pending.insert(number, PendingRequest { ticket, answer });
         state.watch.sent(number, Instant::now(), true);
         drop(state);
         if was_idle {
-            // The counter cannot overflow: the thread empties it.
+            // The counter cannot overflow, because the thread empties it.
             let _ = rustix::io::write(&self.shared.wake, &1u64.to_ne_bytes());
         }
         Ok(answered)
     }
 
-    /// Tells it something that needs no answer. Where it cannot be asked it is lost, and its shims end.
-    pub fn tell(&self, request: SubreaperRequest) {
-        let _ = self.ask(request, &[]);
-    }
-
-    /// Ends what this shim has left behind, and says what is known of that.
+    /// Ends the processes that this shim has left behind, and returns what is known of them.
     pub async fn sweep(self: Arc<Self>, ticket: Ticket) -> TreeGone {
-        if let Ok(answered) = self.ask(SubreaperRequest::Sweep { ticket }, &[])
+        if let Ok(answered) = self.send(ticket, SubreaperAction::Sweep, &[])
             && let Ok(SubreaperResponse::Swept(gone)) = answered.await
         {
             return gone;
         }
-        // The subreaper was lost as well. Its thread adopts what it left; a cgroup shows by itself what is in it.
+        // The subreaper is lost, too. Its thread ends the orphans, and a cgroup shows by itself whether it is empty.
         lock(&self.shared.state).shims.remove(&ticket);
         tokio::task::spawn_blocking(move || self.sweep_without(ticket)).await.unwrap_or(TreeGone::UNKNOWN)
     }
@@ -263,10 +283,10 @@ impl SubreaperHandle {
         }
         // Also with an empty cgroup, because a command that runs as root can have left it.
         let until = Instant::now() + ADOPTED_PATIENCE;
-        // The look that is under way may have begun before this shim was given up: the one after it counts.
-        let wanted = lock(&self.shared.state).n_clean + 2;
+        // Two more looks, because the current one may have begun before this shim was forgotten.
+        let wanted = lock(&self.shared.state).n_clean() + 2;
         while Instant::now() < until {
-            if lock(&self.shared.state).n_clean >= wanted {
+            if lock(&self.shared.state).n_clean() >= wanted {
                 return TreeGone::proven(Evidence::Swept);
             }
             std::thread::sleep(ADOPTED_CADENCE);
@@ -274,7 +294,7 @@ impl SubreaperHandle {
         TreeGone::UNKNOWN
     }
 
-    /// The execution of this shim has read its last word, or has lost it.
+    /// Forgets a shim whose last event its execution has read, or which is lost.
     pub fn forget(&self, ticket: Ticket) {
         lock(&self.shared.state).shims.remove(&ticket);
     }
@@ -282,8 +302,12 @@ impl SubreaperHandle {
 
 impl Drop for SubreaperHandle {
     fn drop(&mut self) {
-        lock(&self.shared.state).is_given_up = true;
-        // The thread has the socket, too; the subreaper ends on this, and the thread with it.
+        let mut state = lock(&self.shared.state);
+        if !matches!(state.phase, HandlePhase::Lost { .. }) {
+            state.phase = HandlePhase::GivenUp;
+        }
+        drop(state);
+        // Ends the subreaper, and with it the thread, which holds the socket, too.
         let _ = rustix::net::shutdown(&self.shared.socket, rustix::net::Shutdown::Write);
     }
 }

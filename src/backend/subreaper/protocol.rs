@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::backend::shim::protocol::TreeGone;
+use crate::backend::{deadlines::WatchAction, shim::protocol::TreeGone};
 
 /// The first argument that makes the binary a subreaper. The second is the containment, as JSON.
 pub const ARGUMENT: &str = "subreaper";
@@ -17,44 +17,25 @@ pub const MAX_REQUEST: usize = 1024;
 /// Identifies a shim. Never reused, unlike a process id.
 pub type Ticket = u64;
 
-/// A message with its number; an answer repeats that of its request.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct NumberedRequest<T> {
-    /// Increases by one with each request.
-    pub number: u64,
-    /// The request or response.
-    pub message: T,
+/// A request of the backend about one shim. Each gets a response.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct SubreaperRequest {
+    /// Identifies the shim.
+    pub ticket: Ticket,
+    /// What to do with the shim.
+    pub action: SubreaperAction,
 }
 
-/// A request of the backend. Each gets a response.
+/// What a subreaper does with a shim.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum SubreaperRequest {
-    /// Fork a shim. The message carries descriptors: the shim's socket and the command's output, error and input.
-    Fork {
-        /// Identifies the new shim.
-        ticket: Ticket,
-    },
-    /// Continue a shim that may be stopped.
-    Continue {
-        /// Identifies the shim.
-        ticket: Ticket,
-    },
-    /// Kill a shim if it is still stopped.
-    KillIfStopped {
-        /// Identifies the shim.
-        ticket: Ticket,
-    },
-    /// Kill a shim.
-    Kill {
-        /// Identifies the shim.
-        ticket: Ticket,
-    },
-    /// End the processes that a lost shim has left behind. Accepted at once; a second response reports the result.
-    Sweep {
-        /// Identifies the shim.
-        ticket: Ticket,
-    },
+pub enum SubreaperAction {
+    /// Fork it. The message carries descriptors: the shim's socket and the command's output, error and input.
+    Fork,
+    /// Wake or kill it, because it has not acknowledged an order in time.
+    Enforce(WatchAction),
+    /// End the processes that it has left behind. Accepted at once; a second response reports the result.
+    Sweep,
 }
 
 /// A response of the subreaper.

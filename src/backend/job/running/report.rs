@@ -1,4 +1,4 @@
-//! What a running command reports of itself: to a consumer that comes, with each heartbeat, and at its end.
+//! The reports of a running command: to a consumer that attaches, with each heartbeat, and at its end.
 
 use std::time::Instant;
 
@@ -9,14 +9,14 @@ use cc_executor_actors::{
 };
 
 use super::{RunningJob, StartReport};
-use crate::backend::job::{
-    life::Life,
-    outcome,
-    shared::{JobShared, JobSnapshot},
+use crate::backend::{
+    job::{
+        life::Life,
+        outcome,
+        shared::{JobShared, JobSnapshot},
+    },
+    shim::protocol::StartError,
 };
-
-/// The exit code of a program that does not exist, as in shells.
-const NOT_FOUND: i32 = 127;
 
 impl RunningJob {
     /// Sends the first event of the stream, or the one that follows `queued`.
@@ -27,14 +27,14 @@ impl RunningJob {
 
     pub(super) fn snapshot(&self, now: Instant) -> JobSnapshot {
         let (status, position) = match &self.life {
-            // Its turn has come: no execution is before it.
+            // No other execution waits before it.
             Life::Starting => (Status::Queued, Some(0)),
             Life::Running { paused: true } => (Status::Paused, None),
             life if life.is_canceling() => (Status::Cancelling, None),
             _ => (Status::Running, None),
         };
-        let is_told = self.life != Life::Starting || self.start != StartReport::Pending;
-        JobSnapshot { is_told, status, position, alive: self.heartbeat(now) }
+        let is_reported = self.life != Life::Starting || self.start != StartReport::Pending;
+        JobSnapshot { is_reported, status, position, alive: self.heartbeat(now) }
     }
 
     pub(super) fn heartbeat(&self, now: Instant) -> Heartbeat {
@@ -51,14 +51,16 @@ impl RunningJob {
         }
     }
 
-    /// How it ended, once it is over.
+    /// The outcome, when the life of the processes is over.
     pub(super) fn into_outcome(mut self, program: &str) -> Outcome {
         self.finish_agent();
         let mut ending = match &self.life {
-            Life::NotStarted { exit_code, message } => {
-                let agent = self.agent.as_ref().filter(|_| *exit_code == NOT_FOUND);
-                let advice = agent.map(|running| running.agent.advice_if_missing(program));
-                outcome::not_started(*exit_code, advice.unwrap_or_else(|| message.clone()))
+            Life::NotStarted(error) => {
+                let mut error = error.clone();
+                if let Some(running) = self.agent.as_ref().filter(|_| error.exit_code == StartError::NOT_FOUND) {
+                    error.message = running.agent.advice_if_missing(program);
+                }
+                outcome::not_started(error)
             }
             Life::Gone { why, exit, gone } => {
                 let progress = self.agent.as_ref().map(|running| &*running.progress);

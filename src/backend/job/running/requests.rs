@@ -37,7 +37,7 @@ impl RunningJob {
         }
     }
 
-    /// Why a request cannot be carried out now. What the backend does itself it can do in every state.
+    /// Why a request cannot be carried out now. Requests that need no shim can be carried out in every state.
     fn refusal(&self, request: &ControlRequest) -> Option<&'static str> {
         if matches!(request, ControlRequest::Stdin(_) | ControlRequest::Resize(_)) {
             return None;
@@ -49,18 +49,18 @@ impl RunningJob {
         if pauses && !matches!(self.life, Life::Running { .. }) {
             return Some("it is being ended");
         }
-        (!self.line.is_listening()).then_some("its shim does not answer: try again in a moment, or cancel it")
+        (!self.link.is_listening()).then_some("its shim does not answer: try again in a moment, or cancel it")
     }
 
     fn carry_out(&mut self, request: ControlRequest, reply: ReplySender, shared: &mut JobShared) {
         match request {
             ControlRequest::Cancel { grace_ms, reason } => {
                 self.end(EndCause::Asked(reason), grace_ms, shared);
-                // Here and below: the client that asked may be gone.
+                // Fails if the client is gone. The same holds below.
                 let _ = reply.send(Ok(()));
             }
             ControlRequest::Stdin(InputParams { data, eof }) => {
-                self.input.take(self.with_end_of_file(data, eof), eof, reply);
+                self.input.push(self.with_end_of_file(data, eof), eof, reply);
             }
             ControlRequest::Resize(size) => {
                 let _ = reply.send(self.resize(size));
@@ -68,7 +68,7 @@ impl RunningJob {
             ControlRequest::Pause => self.order_pause(Order::Pause, reply),
             ControlRequest::Resume => self.order_pause(Order::Resume, reply),
             ControlRequest::Signal { signal } => {
-                self.line.order(Order::Signal { signal });
+                self.link.order(Order::Signal { signal });
                 let _ = reply.send(Ok(()));
             }
         }
@@ -76,11 +76,11 @@ impl RunningJob {
 
     /// Gives an order that the shim answers with an event, which becomes the reply.
     fn order_pause(&mut self, order: Order, reply: ReplySender) {
-        self.line.order(order);
+        self.link.order(order);
         self.pause_replies.push_back(reply);
     }
 
-    /// On a terminal a character ends the input.
+    /// Appends the character that ends the input of a terminal.
     fn with_end_of_file(&self, bytes: Bytes, eof: bool) -> Bytes {
         match &self.terminal {
             Some(terminal) if eof => [&bytes[..], &[terminal.end_of_file()]].concat().into(),

@@ -1,4 +1,4 @@
-//! What the shim tells of a running command.
+//! The events of the shim of a running command.
 
 use std::time::Instant;
 
@@ -12,29 +12,19 @@ use super::{RunningJob, StartReport};
 use crate::backend::{
     job::{life::LifeEvent, shared::JobShared},
     job_request::JobError,
-    process::LinkMessage,
     shim::protocol::ShimEvent,
 };
 
 impl RunningJob {
-    pub(super) fn on_link_message(&mut self, message: LinkMessage, shared: &mut JobShared) {
-        match message {
-            LinkMessage::NotForked(message) => {
-                let message = format!("the backend cannot start another process: {message}");
-                self.on_life_event(LifeEvent::NotStarted { exit_code: 126, message }, shared);
-            }
-            LinkMessage::Lost => {
-                warn!(event = "shim.lost", execution_id:% = shared.context.id;
-                    "the shim of this execution was ended by somebody else: the processes are ended without it");
-                self.pause_replies.clear();
-                self.on_life_event(LifeEvent::Lost, shared);
-            }
-            LinkMessage::Fact(event) => self.on_shim_event(event, shared),
-        }
-    }
-
-    fn on_shim_event(&mut self, event: ShimEvent, shared: &mut JobShared) {
+    /// Handles an event of the shim; `None` if the shim is lost.
+    pub(super) fn on_shim_event(&mut self, event: Option<ShimEvent>, shared: &mut JobShared) {
         let now = Instant::now();
+        let Some(event) = event else {
+            warn!(event = "shim.lost", execution_id:% = shared.context.id;
+                "the shim of this execution was killed by another process: the processes are ended without it");
+            self.pause_replies.clear();
+            return self.on_life_event(LifeEvent::Lost, shared);
+        };
         match event {
             ShimEvent::Started { pid } => {
                 info!(event = "process.started", execution_id:% = shared.context.id, executor = shared.context.executor.as_str(), pid = pid; "process started");
@@ -43,9 +33,7 @@ impl RunningJob {
                 self.on_life_event(LifeEvent::Started, shared);
                 self.report_start(shared, now);
             }
-            ShimEvent::NotStarted { exit_code, message } => {
-                self.on_life_event(LifeEvent::NotStarted { exit_code, message }, shared);
-            }
+            ShimEvent::NotStarted(error) => self.on_life_event(LifeEvent::NotStarted(error), shared),
             ShimEvent::Exited(exit) => {
                 self.clocks.record_exit(now);
                 self.input.close();
@@ -68,15 +56,15 @@ impl RunningJob {
     /// The shim has stopped the tree, or continued it.
     fn on_paused(&mut self, paused: bool, outcome: Result<(), JobError>, shared: &mut JobShared) {
         if let Some(reply) = self.pause_replies.pop_front() {
-            // The client that asked may be gone.
+            // Fails if the client is gone.
             let _ = reply.send(outcome);
         }
         let before = self.life.clone();
         self.on_life_event(LifeEvent::Paused(paused), shared);
-        // A cancellation may have overtaken it: a pause that is over is not told.
+        // Not reported if a cancellation has come meanwhile.
         if self.life != before {
             self.is_stopped = paused;
-            // The total stands still from this moment, whatever else happens in this turn.
+            // From this moment, before the next turn of the loop sets all clocks.
             self.clocks.run_total(!paused, Instant::now());
             let status = if paused { Status::Paused } else { Status::Running };
             info!(event = "process.steered", execution_id:% = shared.context.id, status = status.as_str(); "the process tree is {}",

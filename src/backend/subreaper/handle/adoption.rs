@@ -1,4 +1,4 @@
-//! Ends and reaps what a lost subreaper has left to this process.
+//! Ends and reaps the processes that a lost subreaper has left to this process.
 
 use std::{
     io,
@@ -9,7 +9,7 @@ use std::{
 
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, set_child_subreaper, waitpid};
 
-use super::{ADOPTED_CADENCE, SharedHandle, lock};
+use super::{ADOPTED_CADENCE, HandlePhase, SharedHandle, lock};
 use crate::backend::shim::procfs::{pid, stat_of};
 
 /// Takes over the children of a lost subreaper. The kernel gives them to this process if it is a subreaper itself,
@@ -32,7 +32,7 @@ impl Adoption {
     }
 
     pub(super) fn spawn(&self, command: &mut Command, shared: &Arc<SharedHandle>) -> io::Result<(Child, Pid)> {
-        // One lock around both: a subreaper that is not listed would be taken for an orphan.
+        // One lock around both, because a subreaper that is not listed would be taken for an orphan.
         let mut own = lock(&self.own);
         let child = command.spawn()?;
         let pid = Pid::from_child(&child);
@@ -56,17 +56,20 @@ impl Adoption {
     /// holds that subreaper any more.
     pub(super) fn look_after(&self, shared: &Arc<SharedHandle>) {
         while Arc::strong_count(shared) > 1 {
-            if self.is_subreaper && self.end_orphans().is_ok_and(|n| n == 0) {
-                lock(&shared.state).n_clean += 1;
+            if self.is_subreaper
+                && self.end_orphans().is_ok_and(|n| n == 0)
+                && let HandlePhase::Lost { n_clean } = &mut lock(&shared.state).phase
+            {
+                *n_clean += 1;
             }
             let is_waited_for = !lock(&shared.state).shims.is_empty();
             thread::sleep(if is_waited_for { ADOPTED_CADENCE } else { ADOPTED_CADENCE * 10 });
         }
     }
 
-    /// Ends every child that is neither a subreaper nor a living shim. Gives how many there were.
+    /// Kills every child that is neither a subreaper nor a living shim. Returns how many there were.
     fn end_orphans(&self) -> io::Result<usize> {
-        // Held while looking: no subreaper can come to be in between.
+        // Held while listing, so that no subreaper is started meanwhile.
         let own = lock(&self.own);
         let mut children = own_children()?;
         children.retain(|child| !own.contains(child));
