@@ -3,8 +3,8 @@
 //! It is never restarted, because a command is not idempotent, and it reports its end exactly once. It knows its parent
 //! only as two recipients.
 //!
-//! Start with [`state`], which decides; the actor carries its actions out. A relay ([`native`], [`legacy`]) reads the
-//! stream beside the mailbox, so a cancellation is handled while the relay waits for the client.
+//! Start with `state`, which decides; the actor carries its actions out. A relay (`native`, `legacy`) reads the stream
+//! beside the mailbox, so a cancellation is handled while the relay waits for the client.
 
 mod connect;
 mod control;
