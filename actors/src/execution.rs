@@ -3,8 +3,8 @@
 //! It is never restarted, because a command is not idempotent, and it reports its end exactly once. It knows its parent
 //! only as two recipients.
 //!
-//! Start with [`state`], which decides; the actor carries its actions out. A relay ([`native`], [`legacy`]) reads the
-//! stream beside the mailbox, so a cancellation is handled while the relay waits for the client.
+//! Start with `state`, which decides; the actor carries its actions out. A relay (`native`, `legacy`) reads the stream
+//! beside the mailbox, so a cancellation is handled while the relay waits for the client.
 
 mod connect;
 mod control;
@@ -57,7 +57,7 @@ pub struct Execution {
     session: SessionId,
     purpose: ExecutionPurpose,
     backend: BackendClient,
-    /// The name under which the backend is asked for it.
+    /// The name under which this gateway requests and follows it.
     holder: Rc<HoldIdentity>,
     state: ExecutionState,
     /// The request or the search whose stream is awaited.
@@ -132,8 +132,8 @@ impl Execution {
             }
             StateAction::Cancel(Cancellation { grace_ms, reason }) => {
                 let (backend, id) = (self.backend.clone(), self.id);
-                // If this fails, the backend is lost, which its stream shows. A task of its own, because it goes on when
-                // this actor stops.
+                // A task of its own, because it goes on when this actor stops. A failure means that the backend is lost,
+                // which the stream shows.
                 actix_rt::spawn(async move { backend.control(id, ControlRequest::Cancel { grace_ms, reason }).await });
             }
             StateAction::Find => {

@@ -13,7 +13,8 @@ use crate::{
 #[derive(Clone, PartialEq, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ExecuteRequest {
-    /// The command and its options. The command is called `question` here, because the legacy image knows no other name.
+    /// The command and its options. The command is called `question` here, because the legacy image knows no other
+    /// name.
     #[serde(flatten, serialize_with = "with_question")]
     pub run: ExecutionSpec,
     /// The only instance of the backend that may run it.

@@ -151,10 +151,10 @@ impl BackendClient {
         }
     }
 
-    /// Sends a request and reads the answer. `what` names the request for a person.
-    pub(super) async fn fetch(&self, what: &str, request: SendClientRequest) -> Result<Bytes, BackendError> {
+    /// Sends a request and reads the answer. An error names the request by `name`.
+    pub(super) async fn fetch(&self, name: &str, request: SendClientRequest) -> Result<Bytes, BackendError> {
         let response = self.head(request).await?;
-        self.read(self.accepted(what, response).await?).await
+        self.read(self.accepted(name, response).await?).await
     }
 
     /// Sends a request and waits for the response's head.
@@ -166,7 +166,7 @@ impl BackendClient {
     }
 
     /// Returns a response with status 200, and turns any other one into an error.
-    pub(super) async fn accepted(&self, what: &str, response: ClientResponse) -> Result<ClientResponse, BackendError> {
+    pub(super) async fn accepted(&self, name: &str, response: ClientResponse) -> Result<ClientResponse, BackendError> {
         let status = response.status();
         if status == StatusCode::OK {
             return Ok(response);
@@ -175,7 +175,7 @@ impl BackendClient {
         let may_refuse = matches!(status.as_u16(), 400 | 403 | 404 | 409 | 429 | 503);
         match serde_json::from_slice::<ErrorObject>(&body) {
             Ok(error) if may_refuse && error.code < 0 => Err(BackendError::Refused(error)),
-            _ => Err(self.rejected(what, status, &body)),
+            _ => Err(self.rejected(name, status, &body)),
         }
     }
 
@@ -205,10 +205,10 @@ impl BackendClient {
         ))
     }
 
-    fn rejected(&self, what: &str, status: StatusCode, body: &[u8]) -> BackendError {
+    fn rejected(&self, name: &str, status: StatusCode, body: &[u8]) -> BackendError {
         let text = String::from_utf8_lossy(body);
         let text: String = text.chars().filter(|c| !c.is_control()).take(200).collect();
-        BackendError::Rejected(format!("the backend at {} answered {what} with {status}: {text}", self.url()))
+        BackendError::Rejected(format!("the backend at {} answered {name} with {status}: {text}", self.url()))
     }
 }
 

@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// The name under which a gateway requests an execution and follows it; each execution of a session has its own. The
-/// backend uses it to tell a gateway that comes back from a consumer that takes over.
+/// backend uses it to distinguish a gateway that reconnects from a consumer that takes over.
 #[derive(Debug)]
 pub struct HoldIdentity {
     pub(super) request: RequestId,

@@ -1,7 +1,7 @@
 //! Relays the plain stream of the legacy image, which knows neither clocks nor heartbeats nor outcomes: the gateway
 //! adds them.
 //!
-//! [`step`] decides what an event of the stream means; this module reads the stream and carries the decision out.
+//! [`step`] decides on each event of the stream; this module reads the stream and carries the decisions out.
 
 pub(super) mod clocks;
 mod step;

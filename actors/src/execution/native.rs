@@ -47,7 +47,7 @@ struct NativeRelay {
 }
 
 impl NativeRelay {
-    /// Reads a stream to its last event. The error says why there is none.
+    /// Relays a stream to its last event. The error says how it broke off.
     async fn follow(&mut self, events: &mut EventStream) -> Result<ExecutionEnd, String> {
         loop {
             match events.ready()? {

@@ -1,5 +1,5 @@
-//! The states of an execution as its gateway sees it, and what the actor must do in each of them. No I/O and no clock:
-//! time is a parameter.
+//! The states of an execution in its gateway, and the actions of the actor in each of them. No I/O and no clock: time
+//! is a parameter.
 //!
 //! Start with [`ExecutionState::on`]. The end of an execution is reported exactly once, because only a change to
 //! [`ExecutionState::Ended`] reports it, and no event leads out of that state.
@@ -38,8 +38,8 @@ pub(super) enum ExecutionState {
     Finding(String),
     /// The backend was asked to end the execution before its first event.
     Withdrawing(Box<Withdrawal>),
-    /// A native backend streams, and sends the outcome itself. The value says why the execution was to be ended, if
-    /// that was requested.
+    /// A native backend streams, and sends the outcome itself. The value is the cause of a request to end the
+    /// execution.
     Native(Option<EndRequestCause>),
     /// The legacy image streams. Time-outs and cancellation are done in the gateway.
     Legacy(Rc<LegacyClocks>),
@@ -62,7 +62,7 @@ pub(super) struct Withdrawal {
     kind: RequestKind,
     cause: EndRequestCause,
     grace_ms: u64,
-    /// The outcome to report if the backend does not tell it.
+    /// The outcome to report if the backend does not send one.
     unknown: Outcome,
     progress: WithdrawProgress,
 }
@@ -87,19 +87,19 @@ pub(super) struct Cancellation {
     pub(super) reason: CancelReason,
 }
 
-/// What a withdrawal waits for.
+/// The progress of a withdrawal.
 enum WithdrawProgress {
-    /// For the stream, which may still begin, and for the backend's answer.
+    /// The stream may still begin, and the backend has not answered yet.
     Requested,
-    /// For the stream: the backend has answered. If the stream begins, it has the true outcome.
+    /// The backend has answered. The stream may still begin, and then has the true outcome.
     Answered(WithdrawResult),
-    /// For the backend's answer: the stream will not begin.
+    /// The stream will not begin, and the backend has not answered yet.
     RequestFailed,
-    /// For the stream of the execution, which is looked for by its id.
+    /// The backend has answered, and the execution is looked for by its id.
     Finding,
 }
 
-/// What happens to an execution.
+/// An event in the life of an execution.
 pub(super) enum StateEvent {
     /// The first event arrived.
     Opened(BackendStream, StreamStart),
@@ -121,7 +121,7 @@ pub(super) enum StateEvent {
     Release,
 }
 
-/// What the actor must do.
+/// An action of the actor.
 pub(super) enum StateAction {
     /// Relay the stream to the parent.
     Relay(BackendStream, StreamStart),
@@ -294,8 +294,8 @@ impl Withdrawal {
         (ExecutionState::Withdrawing(self), Vec::new())
     }
 
-    /// The request's stream will not begin. If the backend has the execution, its output and its outcome are read by its
-    /// id.
+    /// The request's stream will not begin. If the backend has the execution, its output and its outcome are read by
+    /// its id.
     fn settle(self: Box<Self>, result: WithdrawResult) -> StateStep {
         match result {
             WithdrawResult::TakenOver => end_with(StateAction::HandOver),

@@ -1,4 +1,5 @@
-//! The clocks of an execution on the legacy image, which has none, and a pause that holds back the delivery only.
+//! The clocks of an execution on the legacy image, kept here because that image keeps none, and its pause, which holds
+//! back only the delivery of output.
 
 use std::{
     cell::Cell,

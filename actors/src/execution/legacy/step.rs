@@ -11,7 +11,7 @@ use crate::{
     outcome::{CancelReport, Outcome, Reason, Status},
 };
 
-/// What happens to the stream.
+/// An event of the stream.
 pub(super) enum LegacyEvent {
     /// Output arrived.
     Chunk(Bytes),
@@ -29,7 +29,7 @@ pub(super) enum LegacyEvent {
     StallOverdue,
 }
 
-/// What the relay must do.
+/// The relay's next step.
 #[derive(PartialEq, Debug)]
 pub(super) enum LegacyStep {
     /// Release unfinished lines.
