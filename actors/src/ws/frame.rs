@@ -78,7 +78,7 @@ pub fn text(message: &impl Serialize) -> Bytes {
     Bytes::from(out)
 }
 
-/// A close frame. The reason is cut at a character boundary to what a control frame holds.
+/// A close frame. The reason is cut at a character boundary to the length that a control frame can hold.
 pub fn close(code: u16, reason: &str) -> Bytes {
     let room = MAX_CONTROL_PAYLOAD - 2;
     let reason = &reason[..reason.floor_char_boundary(room)];
