@@ -1,10 +1,10 @@
-//! What an agent is doing, as a heartbeat states it.
+//! The activity of an agent, as heartbeats report it.
 
-/// What an agent is doing.
+/// The activity of an agent.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Activity {
-    /// `thinking`, or `tool: Bash`; nothing when it has said how it ended.
+    /// `thinking`, or `tool: Bash`; `None` once it has reported its result.
     pub activity: Option<String>,
-    /// How often the model has answered.
+    /// The number of answers of the model.
     pub turns: u32,
 }

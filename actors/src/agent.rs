@@ -39,7 +39,9 @@ pub trait Agent: Sync + fmt::Debug {
     fn executor(&self) -> &'static str;
 
     /// The longest event, in bytes. Events are delivered whole, so an output buffer must have room for one.
-    fn max_event_bytes(&self) -> usize;
+    fn max_event_bytes(&self) -> usize {
+        lines::MAX_LINE
+    }
 
     /// The message for people if `program`, the path of the CLI, does not exist.
     fn advice_if_missing(&self, program: &str) -> String;

@@ -1,8 +1,8 @@
-//! A clock that can be stopped. It never looks at the time itself: every call is given it.
+//! A stopwatch. Time is a parameter.
 
 use std::time::{Duration, Instant};
 
-/// Measures how long something ran, and not how long it stood still.
+/// Measures the time while it runs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Stopwatch {
     ran: Duration,
@@ -10,18 +10,18 @@ pub struct Stopwatch {
 }
 
 impl Stopwatch {
-    /// One that has run for no time, and runs from now on.
+    /// A stopwatch that starts now.
     pub fn started(now: Instant) -> Self {
         Stopwatch { ran: Duration::ZERO, since: Some(now) }
     }
 
-    /// Begins again from nothing. It keeps running, or standing.
+    /// Sets the measured time to zero, and keeps running or stopped.
     pub fn reset(&mut self, now: Instant) {
         self.ran = Duration::ZERO;
         self.since = self.since.map(|_| now);
     }
 
-    /// Lets it run, or stand still. Saying so twice changes nothing.
+    /// Starts or stops it. Repetition has no effect.
     pub fn run(&mut self, running: bool, now: Instant) {
         if running {
             self.since.get_or_insert(now);
@@ -31,12 +31,12 @@ impl Stopwatch {
         }
     }
 
-    /// How long it has run.
+    /// The measured time.
     pub fn elapsed(&self, now: Instant) -> Duration {
         self.ran + self.since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
     }
 
-    /// When it will have run for so long; `None` while it stands.
+    /// The time at which it will have measured `limit`; `None` while it is stopped.
     pub fn due_at(&self, limit: Duration) -> Option<Instant> {
         self.since.map(|since| since + limit.saturating_sub(self.ran))
     }

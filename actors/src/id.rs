@@ -1,4 +1,4 @@
-//! The identifiers. They are types of their own so that one is never passed for the other.
+//! Identifiers. Each has a type of its own, so that the compiler finds a mix-up.
 
 use std::{fmt, str::FromStr};
 
@@ -13,7 +13,7 @@ macro_rules! id {
         pub struct $name(Uuid);
 
         impl $name {
-            /// A new random one (UUID version 4, 122 random bits).
+            /// A new random id (UUID version 4, 122 random bits).
             pub fn random() -> Self {
                 Self(Uuid::new_v4())
             }
@@ -36,21 +36,21 @@ macro_rules! id {
 }
 
 id! {
-    /// One WebSocket session of a gateway.
+    /// The id of a WebSocket session of a gateway.
     SessionId
 }
 
 id! {
-    /// One execution of a command. Whoever knows it may ask about the execution and cancel it.
+    /// The id of an execution. A client that knows it may query and cancel the execution.
     ExecutionId
 }
 
 id! {
-    /// One backend process, from its start to its end: a restarted backend has another.
+    /// The id of a backend process. A restarted backend has another one.
     InstanceId
 }
 
 id! {
-    /// One request of a gateway for an execution. A repetition of it has the same, so that it is known as such.
+    /// The id of a gateway's request for an execution. A repetition has the same id, so that the backend recognises it.
     RequestId
 }

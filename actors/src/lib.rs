@@ -1,19 +1,19 @@
 //! The actors of cc-executor, and their messages.
 //!
-//! Everything with a mailbox lives here; everything that binds a socket, starts a process or reads a
-//! file lives in the root package, which depends on this one and never the other way round.
+//! Everything with a mailbox is here. Everything that binds a socket, starts a process or reads a file is in the root
+//! package, which depends on this one.
 //!
 //! The modules, from the bottom up:
 //!
 //! - [`id`], [`clock`], [`stream`], [`signal`]: ids, a stopwatch, the two output streams, the table of signals.
-//! - [`outcome`], [`close`], [`activity`]: how executions end, how sessions are closed, what an agent is doing.
+//! - [`outcome`], [`close`], [`activity`]: how executions end, how sessions are closed, the activity of an agent.
 //! - [`rpc`]: JSON-RPC 2.0. [`protocol`]: the methods and notifications of this service.
 //! - [`ws`] and [`output`]: WebSocket frames, and the text in them.
-//! - [`agent`]: what agent CLIs print, and what follows from it.
-//! - [`backend_api`]: what a gateway and its backend say to each other. [`backend_client`]: the gateway's side of it.
-//! - [`execution`]: the actor of one command: it turns the backend's stream into frames.
-//! - [`session`]: the actor of one WebSocket client. Its decisions are in [`session::phase`], on plain values.
-//! - [`supervisor`]: the actor that admits sessions, counts them, and finds the session that a cancellation is for.
+//! - [`agent`]: the events of agent CLIs.
+//! - [`backend_api`]: the HTTP messages between gateway and backend. [`backend_client`]: the gateway's client for them.
+//! - [`execution`]: the actor of one command, which turns the backend's stream into messages.
+//! - [`session`]: the actor of one WebSocket client. [`session::phase`] has its decisions, on plain values.
+//! - [`supervisor`]: the actor that admits and counts sessions, and passes cancellations to them.
 //!
 //! # Example
 //!

@@ -1,4 +1,4 @@
-//! How an execution ended, in one vocabulary for the backend, the gateway and the client.
+//! How an execution ended: the same types for the backend, the gateway and the client.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Number, Value};
@@ -11,27 +11,27 @@ use crate::stream::PerStream;
 pub enum Reason {
     /// The process exited by itself.
     Exit,
-    /// A signal that this service did not send ended the process.
+    /// A signal of another sender ended the process.
     Signal,
     /// The process could not be started.
     NotStarted,
     /// The total time-out passed.
     Timeout,
-    /// Nothing was written for the stall time-out.
+    /// The command wrote nothing for the stall time-out.
     Stalled,
     /// A client canceled it.
     Canceled,
     /// The service was shutting down.
     Drained,
-    /// Its client went away and it was not to outlive it.
+    /// Its client disconnected, and it was not to continue without one.
     Disconnected,
-    /// Claude reported a failure, or did not report how it ended.
+    /// Claude reported a failure, or no result.
     ClaudeError,
     /// The backend could not be reached.
     BackendUnreachable,
-    /// The backend answered with something else than an execution.
+    /// The backend refused the execution.
     BackendRejected,
-    /// The backend's stream ended without the execution's ending.
+    /// The backend's stream ended without the outcome.
     BackendLost,
 }
 
@@ -55,15 +55,15 @@ impl Reason {
     }
 }
 
-/// The status of an execution, as `statusUpdate` states it. The last three are final.
+/// The status of an execution. The last three are final.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Status {
-    /// It waits for a place.
+    /// It waits in the queue.
     Queued,
     /// The process runs.
     Running,
-    /// It is stopped until RESUME.
+    /// Its processes are stopped until RESUME.
     Paused,
     /// It is being ended.
     Cancelling,
@@ -71,12 +71,12 @@ pub enum Status {
     Completed,
     /// It was canceled, or its session or the service ended.
     Cancelled,
-    /// Everything else.
+    /// It ended in any other way.
     Failed,
 }
 
 impl Status {
-    /// Whether nothing can follow.
+    /// Whether no other status can follow.
     pub fn is_final(self) -> bool {
         matches!(self, Status::Completed | Status::Cancelled | Status::Failed)
     }
@@ -99,10 +99,10 @@ impl Status {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CancelReason {
-    /// A client asked.
+    /// A client.
     #[default]
     Canceled,
-    /// The service is shutting down.
+    /// The service, which is shutting down.
     Drained,
 }
 
@@ -116,67 +116,67 @@ impl CancelReason {
     }
 }
 
-/// What a pause holds.
+/// What PAUSE stops.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Scope {
     /// The processes themselves.
     Process,
-    /// Only the delivery of their output: the backend cannot do more.
+    /// Only the delivery of their output, with the legacy image.
     Delivery,
 }
 
-/// What is known about the processes of an execution that the service ended itself.
+/// The processes of an execution that the service ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CancelReport {
-    /// Whether every process of the execution was seen gone.
+    /// Whether every process of the execution is proven to be gone.
     pub verified: bool,
-    /// How many were still there; `null` where nobody could count.
+    /// The number of remaining processes; `null` if it is unknown.
     pub survivors: Option<u32>,
     /// The time between TERM and KILL, in milliseconds.
     pub grace_ms: u64,
-    /// Whether KILL was needed.
+    /// Whether KILL was sent.
     pub escalated: bool,
-    /// How it is known that nothing is left.
+    /// The proof that no process remains.
     #[serde(default)]
     pub evidence: Evidence,
 }
 
 impl CancelReport {
-    /// Nothing is known of what is left.
+    /// A report without knowledge of the processes.
     pub fn unknown(grace_ms: u64) -> Self {
         CancelReport { verified: false, survivors: None, grace_ms, escalated: false, evidence: Evidence::Unknown }
     }
 
-    /// It never had a process.
+    /// The report of an execution without a process.
     pub fn never_ran(grace_ms: u64) -> Self {
         let evidence = Evidence::NeverStarted;
         CancelReport { verified: true, survivors: Some(0), grace_ms, escalated: false, evidence }
     }
 }
 
-/// How it is known that every process of an execution is gone.
+/// The proof that every process of an execution is gone.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Evidence {
-    /// The shim, to which every orphan of the tree comes, has no children any more (ECHILD, wait(2)).
+    /// The shim, which adopts every orphan of the tree, has no child any more (ECHILD, wait(2)).
     Echild,
-    /// The shim was lost, and the subreaper, to which its tree came, has no child left but live shims.
+    /// The shim was lost, and the subreaper, which adopted its tree, has no child but live shims.
     Swept,
     /// The execution's cgroup has no process.
     CgroupEmpty,
-    /// The first process of the execution's PID namespace was reaped: the kernel has then ended the others.
+    /// The first process of the execution's PID namespace was reaped, so the kernel has ended the others.
     PidNamespace,
-    /// No process was ever made for it.
+    /// No process was started.
     NeverStarted,
-    /// It is not known.
+    /// There is no proof.
     #[default]
     Unknown,
 }
 
 impl Evidence {
-    /// Whether it shows that nothing is left.
+    /// Whether it proves that no process remains.
     pub fn is_proof(self) -> bool {
         self != Evidence::Unknown
     }
@@ -194,63 +194,63 @@ impl Evidence {
     }
 }
 
-/// How an execution ended: the backend's last word, and the body of the final `statusUpdate`.
+/// How an execution ended: the backend's last event, and the body of the final `statusUpdate`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Outcome {
     /// The final status.
     pub status: Status,
-    /// Why.
+    /// The reason.
     pub reason: Reason,
-    /// The exit code, where the process had one. The field keeps the original wire's spelling.
+    /// The exit code, if the process had one. The field keeps the spelling of the legacy image.
     pub exit_code: Option<i32>,
     /// The name of the signal that ended the process, such as `SIGKILL`.
     pub signal: Option<String>,
-    /// What a person should know about it.
+    /// A message for people.
     pub message: Option<String>,
-    /// Time since RUNNING, in milliseconds; `None` where it never ran.
+    /// Time since RUNNING, in milliseconds; `None` if it never ran.
     #[serde(rename = "elapsedMs")]
     pub elapsed_ms: Option<u64>,
     /// Bytes read from each stream, dropped ones included.
     pub bytes: PerStream<Option<u64>>,
     /// SHA-256 over those bytes, in hexadecimal.
     pub sha256: PerStream<Option<String>>,
-    /// Processes left behind by the leader's own exit, and ended.
+    /// The number of processes that outlived the leader and were ended.
     pub leftovers: u32,
     /// Present whenever the service ended the execution.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub cancel: Option<CancelReport>,
-    /// How Claude says it ended.
+    /// Claude's result.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub result: Option<Box<ClaudeResult>>,
 }
 
-/// How Claude says that it ended: the `result` of a final status.
+/// The result of Claude: the `result` of a final status.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct ClaudeResult {
-    /// Its last words.
+    /// Its final text, or its errors.
     pub text: String,
-    /// Present where the text was too long to be told whole.
+    /// Whether the text was cut because it was too long.
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     pub truncated: bool,
-    /// Whether it failed. Where Claude does not say, it did.
+    /// Whether it failed. True if the event does not say.
     pub is_error: bool,
-    /// How often the model answered.
+    /// The number of answers of the model.
     pub num_turns: Option<u64>,
-    /// Its own measure of its run, in milliseconds.
+    /// The duration of its run by its own clock, in milliseconds.
     pub duration_ms: Option<u64>,
-    /// What that cost, in US dollars.
+    /// The cost, in US dollars.
     pub total_cost_usd: Option<Number>,
     /// Tokens, as the API counts them.
     pub usage: Option<Value>,
-    /// What `resume` takes to go on from here.
+    /// The value for the option `resume`, which continues this session.
     pub session_id: Option<String>,
-    /// The API's HTTP status, where that was the error.
+    /// The API's HTTP status, if that was the error.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub api_error_status: Option<u64>,
 }
 
 impl Outcome {
-    /// An ending of an execution of which the backend has said nothing.
+    /// The outcome of an execution without a report of the backend.
     pub fn without_process(status: Status, reason: Reason, message: impl Into<Option<String>>) -> Self {
         Outcome {
             status,
@@ -267,7 +267,7 @@ impl Outcome {
         }
     }
 
-    /// A FAILED of which the backend has said nothing.
+    /// A FAILED outcome without a report of the backend.
     pub fn failed(reason: Reason, message: impl Into<String>) -> Self {
         Self::without_process(Status::Failed, reason, message.into())
     }

@@ -18,8 +18,8 @@ use crate::{
     stream::{Gap, PerStream, Stream},
 };
 
-/// The most bytes of a stream that go into one message. Escaped at the worst, six for one, it stays
-/// far below the limit of a message.
+/// The most bytes of a stream in one message. Even if escaping makes six bytes of each, the message stays far below its
+/// limit.
 pub const MAX_CONTENT: usize = 64 * 1024;
 
 /// Encodes both streams of one execution for one client.
@@ -33,24 +33,24 @@ pub trait OutputEncoder {
     /// Encodes a part of an agent's events, so that a long event is encoded in several steps.
     fn step(&mut self) -> EventStep;
 
-    /// Whether an unfinished line of this stream waits, which [`OutputEncoder::flush_quiet`] would release.
+    /// Whether the stream has an unfinished line, which [`OutputEncoder::flush_quiet`] would release.
     fn has_unfinished_line(&self, stream: Stream) -> bool;
 
-    /// Releases an unfinished line; an incomplete character still waits.
+    /// Encodes an unfinished line without its incomplete last character.
     fn flush_quiet(&mut self, stream: Stream);
 
-    /// Skips the lost bytes of a gap, after releasing what waits. Returns the gap if it must be reported now; a gap in
+    /// Skips the lost bytes of a gap, after encoding the rest before it. Returns the gap if it must be reported now; a gap in
     /// an agent's events is reported by the [`OutputEncoder::step`] that reaches the next event.
     fn skip(&mut self, gap: Gap) -> Option<Gap>;
 
-    /// Releases everything, because the execution has ended (`ended`) or this client does not follow it any more. An
-    /// agent's last event may still need steps.
+    /// Encodes the rest, because the execution has ended (`ended`) or this client does not follow it any more. An agent's
+    /// last event may still need steps.
     fn finish(&mut self, ended: bool);
 
     /// The offset of each stream after the encoded bytes.
     fn offsets(&self) -> PerStream<u64>;
 
-    /// Bytes encoded and not yet taken.
+    /// The number of encoded bytes.
     fn encoded_len(&self) -> usize;
 
     /// Takes the encoded bytes, and the offset of each stream after them.
@@ -83,7 +83,7 @@ pub trait AgentReader {
     /// next client that attaches gets it.
     fn finish(&mut self, ended: bool);
 
-    /// Passes on a part of what was read.
+    /// Passes a part of the texts and events to the sink.
     fn step(&mut self, sink: &mut dyn EventSink) -> EventStep;
 }
 
@@ -92,10 +92,10 @@ pub trait EventSink {
     /// Moves the offset without a message.
     fn advance(&mut self, end: u64);
 
-    /// A text of at most [`MAX_CONTENT`] bytes, with this `end`.
+    /// Encodes a text of at most [`MAX_CONTENT`] bytes, with this `end`.
     fn text(&mut self, text: &[u8], end: u64);
 
-    /// An event as it came, which is JSON, with this `end`.
+    /// Encodes an event, which is JSON, with this `end`.
     fn event(&mut self, id: ExecutionId, json: &str, end: u64);
 }
 
@@ -104,7 +104,7 @@ pub trait EventSink {
 pub enum EventStep {
     /// Nothing is left to do until more bytes arrive.
     Dry,
-    /// Something was encoded, or passed over.
+    /// A text or event was encoded or skipped.
     Done,
     /// A gap must be reported here.
     Gap(Gap),

@@ -1,7 +1,7 @@
-//! JSON-RPC 2.0: calls in, responses and notifications out.
+//! JSON-RPC 2.0: reads calls, writes responses.
 //!
-//! Result-xor-error is a `Result`. A call's id is kept as the client wrote it, so that a number beyond
-//! 64 bits or `1.0` comes back unchanged.
+//! A response holds a `Result`. A call's id is kept as the client wrote it, so that a number beyond 64 bits or `1.0`
+//! comes back unchanged.
 
 pub mod params;
 
@@ -64,14 +64,14 @@ impl PartialEq for Id {
     }
 }
 
-/// What a client asked for. Without an id it is a notification and gets no response.
+/// A call of a client. Without an id it is a notification and gets no response.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Call {
-    /// Present exactly if a response is owed.
+    /// Present exactly if the client expects a response.
     pub id: Option<Id>,
     /// The method's name.
     pub method: String,
-    /// The parameters by name; empty if there were none.
+    /// The parameters by name.
     pub params: serde_json::Map<String, Value>,
 }
 
@@ -81,9 +81,9 @@ pub struct Call {
 pub struct ErrorObject {
     /// One of [`code`].
     pub code: i64,
-    /// What failed, with which value, and what to do.
+    /// What failed, with which value, and what to do next.
     pub message: String,
-    /// What was asked and what is allowed.
+    /// Machine-readable details, such as the parameter and its bounds.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub data: Option<Value>,
 }
@@ -107,19 +107,19 @@ impl ErrorObject {
         Some(ErrorObject::new(code, message).with(json!({ "reason": outcome.reason })))
     }
 
-    /// The same with data.
+    /// Adds data.
     pub fn with(mut self, data: Value) -> Self {
         self.data = Some(data);
         self
     }
 }
 
-/// A response: to the request with this id, a result or an error.
+/// The response to a request.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Response {
-    /// The request's id, or `null` where it could not be read.
+    /// The request's id, or `null` if it could not be read.
     pub id: Id,
-    /// What came of it.
+    /// The result or the error.
     pub outcome: Result<Value, ErrorObject>,
 }
 
@@ -136,10 +136,10 @@ impl Serialize for Response {
     }
 }
 
-/// A message of the server as a client reads it: a notification has a method, a response a result or an error.
+/// A message of the service as a client reads it: a notification has a method, a response has a result or an error.
 #[derive(Deserialize, Debug)]
 pub struct ReceivedMessage<'a> {
-    /// The id of the call that is answered. The clients here use numbers.
+    /// The id of the call that a response answers. The clients in this package use numbers.
     #[serde(default)]
     pub id: Option<u64>,
     /// The notification's name.
@@ -151,12 +151,12 @@ pub struct ReceivedMessage<'a> {
     /// The result of a call that succeeded.
     #[serde(borrow, default)]
     pub result: Option<&'a RawValue>,
-    /// The error of one that failed.
+    /// The error of a call that failed.
     #[serde(default)]
     pub error: Option<ErrorObject>,
 }
 
-/// A call as a client writes it.
+/// Writes a call.
 pub fn call_text(id: u64, method: &str, params: &impl Serialize) -> String {
     #[derive(Serialize)]
     struct WrittenCall<'a, P> {
@@ -169,7 +169,11 @@ pub fn call_text(id: u64, method: &str, params: &impl Serialize) -> String {
         .expect("parameters have string keys and writing to memory cannot fail")
 }
 
-/// Reads one message. What cannot be read as a call is answered with the response in `Err`.
+/// Reads a message.
+///
+/// # Errors
+///
+/// The message is not a call: the error is the response to it.
 pub fn parse(text: &str) -> Result<Call, Response> {
     #[derive(Deserialize)]
     struct RawCall {
@@ -199,7 +203,7 @@ pub fn parse(text: &str) -> Result<Call, Response> {
     let raw: RawCall = match serde_json::from_str(text) {
         Ok(raw) => raw,
         Err(error) if error.classify() == Category::Data => {
-            // The shape is wrong, but it may still be JSON with an id that the answer can name.
+            // The text may still be JSON with an id, which the response then names.
             return Err(match serde_json::from_str::<Value>(text) {
                 Ok(value) => refuse(id_of(&value), code::INVALID_REQUEST, format!("not a JSON-RPC 2.0 call: {error}")),
                 Err(error) => refuse(None, code::PARSE, format!("not JSON: {error}")),
@@ -223,7 +227,7 @@ pub fn parse(text: &str) -> Result<Call, Response> {
     Ok(Call { id: raw.id, method: raw.method, params })
 }
 
-/// `"id": null` is an id; only an absent one makes a notification.
+/// Reads an id that is present. `"id": null` is an id: only a call without the field is a notification.
 fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Id>, D::Error> {
     Id::deserialize(deserializer).map(Some)
 }
@@ -243,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_call_gets_the_right_code_and_the_id_it_had() {
+    fn a_message_that_is_not_a_call_is_refused_with_its_id() {
         let table = [
             ("{", "null", code::PARSE),
             ("", "null", code::PARSE),
@@ -267,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_comes_back_as_it_was_written() {
+    fn an_id_is_returned_unchanged() {
         for id in ["1", "1.0", "123456789012345678901234567890", "\"a\\u0041\"", "null"] {
             let call = parse(&format!("{{\"jsonrpc\":\"2.0\",\"id\":{id},\"method\":\"ping\"}}")).unwrap();
             let response = Response { id: call.id.unwrap(), outcome: Ok(Value::Null) };

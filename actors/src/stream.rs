@@ -1,4 +1,4 @@
-//! The two output streams of a process, and the ranges of them that a consumer does not get.
+//! The two output streams of a process, and gaps in them.
 
 use serde::{Deserialize, Serialize};
 
@@ -13,7 +13,7 @@ pub enum Stream {
 }
 
 impl Stream {
-    /// Both, in the order of their file descriptors.
+    /// Both streams, in the order of their file descriptors.
     pub const BOTH: [Stream; 2] = [Stream::Stdout, Stream::Stderr];
 
     /// The name on the wire.
@@ -53,22 +53,22 @@ impl<T> PerStream<T> {
 }
 
 impl<T: Copy> PerStream<T> {
-    /// The same, of each value.
+    /// Applies a function to each value.
     pub fn map<U>(self, of: impl Fn(T) -> U) -> PerStream<U> {
         PerStream { stdout: of(self.stdout), stderr: of(self.stderr) }
     }
 }
 
-/// Bytes that a consumer will not get.
+/// A range of bytes that is lost to a consumer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Gap {
-    /// Of which stream.
+    /// The stream.
     pub stream: Stream,
-    /// The offset of the first of them.
+    /// The offset of the first lost byte.
     pub from: u64,
-    /// The offset after the last of them.
+    /// The offset after the last lost byte.
     pub to: u64,
-    /// Why they are lost.
+    /// The reason.
     pub reason: GapReason,
 }
 
@@ -76,9 +76,9 @@ pub struct Gap {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum GapReason {
-    /// Newer output took their place, as it does where nobody was to be waited for.
+    /// Newer output overwrote them, because the execution does not wait for a consumer.
     Overwritten,
-    /// Nobody took them in time, and the client had asked for `overflow: "drop"`.
+    /// The output buffer was full, and the client had asked for `overflow: "drop"`.
     Dropped,
 }
 

@@ -1,4 +1,4 @@
-//! WebSocket frames (RFC 6455), as far as this service writes them itself.
+//! The WebSocket frames that this service sends (RFC 6455).
 
 pub mod encoder;
 pub mod frame;

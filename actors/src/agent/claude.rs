@@ -22,7 +22,7 @@ pub use self::{
 };
 use super::{
     Agent, AgentProgress, ReaderOptions, SharedProgress,
-    lines::{EventLine, MAX_LINE},
+    lines::EventLine,
     reader::{AgentEvent, EventFormat, EventReader},
 };
 use crate::{output::AgentReader, protocol::CLAUDE_EXECUTOR};
@@ -37,10 +37,6 @@ pub struct Claude;
 impl Agent for Claude {
     fn executor(&self) -> &'static str {
         EXECUTOR
-    }
-
-    fn max_event_bytes(&self) -> usize {
-        MAX_LINE
     }
 
     fn advice_if_missing(&self, program: &str) -> String {

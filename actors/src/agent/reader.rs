@@ -223,12 +223,12 @@ mod tests {
                 EventStep::Gap(gap) => gaps.push(gap),
             }
         }
-        let said = messages(&text.take().0);
-        (said.into_iter().map(|message| message["params"].clone()).collect(), gaps)
+        let sent = messages(&text.take().0);
+        (sent.into_iter().map(|message| message["params"].clone()).collect(), gaps)
     }
 
-    fn contents(said: &[Value]) -> Vec<&str> {
-        said.iter().filter_map(|params| params["content"].as_str()).collect()
+    fn contents(sent: &[Value]) -> Vec<&str> {
+        sent.iter().filter_map(|params| params["content"].as_str()).collect()
     }
 
     #[test]
@@ -257,14 +257,14 @@ mod tests {
         let (first, tool, answer) = (text_message("look", None), format!("{tool}\n"), format!("{answer}\n"));
         let mut events = of_claude(Framing::Line, PerStream::default(), None);
         events.feed(Stream::Stdout, format!("{first}{tool}").as_bytes());
-        let (said, _) = all(&mut events);
-        let ends = |said: &[Value]| said.iter().map(|params| params["end"].as_u64().unwrap()).collect::<Vec<_>>();
-        assert_eq!(ends(&said), [first.len() as u64]);
+        let (sent, _) = all(&mut events);
+        let ends = |sent: &[Value]| sent.iter().map(|params| params["end"].as_u64().unwrap()).collect::<Vec<_>>();
+        assert_eq!(ends(&sent), [first.len() as u64]);
         assert_eq!(events.offsets().stdout, (first.len() + tool.len()) as u64, "a ping covers it");
         events.feed(Stream::Stdout, answer.as_bytes());
-        let (said, _) = all(&mut events);
-        assert_eq!(contents(&said), ["a\n", "b\n"]);
-        assert_eq!(ends(&said), [first.len() as u64, (first.len() + tool.len() + answer.len()) as u64]);
+        let (sent, _) = all(&mut events);
+        assert_eq!(contents(&sent), ["a\n", "b\n"]);
+        assert_eq!(ends(&sent), [first.len() as u64, (first.len() + tool.len() + answer.len()) as u64]);
     }
 
     #[test]
@@ -273,9 +273,9 @@ mod tests {
         let mut events = of_claude(Framing::Line, PerStream::default(), None);
         events.skip(gap(0, 50));
         events.feed(Stream::Stdout, two_lines.as_bytes());
-        let (said, gaps) = all(&mut events);
+        let (sent, gaps) = all(&mut events);
         assert_eq!(gaps, [gap(0, 50)]);
-        let ends: Vec<_> = said.iter().map(|params| params["end"].as_u64().unwrap()).collect();
+        let ends: Vec<_> = sent.iter().map(|params| params["end"].as_u64().unwrap()).collect();
         assert_eq!(ends, [50, 50 + two_lines.len() as u64]);
     }
 
@@ -294,11 +294,11 @@ mod tests {
         assert!(events.skip(gap(from, to)).is_none());
         events.feed(Stream::Stdout, &second.as_bytes()[at..]);
         events.feed(Stream::Stdout, third.as_bytes());
-        let (said, gaps) = all(&mut events);
-        assert_eq!(contents(&said), ["three\n"]);
+        let (sent, gaps) = all(&mut events);
+        assert_eq!(contents(&sent), ["three\n"]);
         let whole = (first.len() + second.len()) as u64;
         assert_eq!(gaps, [gap(0, whole)], "it begins and ends at events");
-        assert_eq!(said.last().unwrap()["end"], whole + third.len() as u64);
+        assert_eq!(sent.last().unwrap()["end"], whole + third.len() as u64);
     }
 
     #[test]
@@ -306,9 +306,9 @@ mod tests {
         let (own, of_subagent) = (text_message("mine", None), text_message("its own", Some("toolu_1")));
         let mut events = of_claude(Framing::Chunk, PerStream::default(), Some(ExecutionId::random()));
         events.feed(Stream::Stdout, format!("{of_subagent}{own}").as_bytes());
-        let (said, _) = all(&mut events);
-        assert_eq!(contents(&said), ["mine\n"]);
-        assert_eq!(said.iter().filter(|params| params["event"].is_object()).count(), 2);
+        let (sent, _) = all(&mut events);
+        assert_eq!(contents(&sent), ["mine\n"]);
+        assert_eq!(sent.iter().filter(|params| params["event"].is_object()).count(), 2);
     }
 
     #[test]
@@ -329,8 +329,8 @@ mod tests {
             let mut events = of_claude(Framing::Chunk, PerStream::default(), None);
             events.feed(Stream::Stdout, event.trim_end().as_bytes());
             events.finish(ended);
-            let (said, _) = all(&mut events);
-            assert_eq!(contents(&said), expected);
+            let (sent, _) = all(&mut events);
+            assert_eq!(contents(&sent), expected);
         }
     }
 }

@@ -1,8 +1,8 @@
 //! JSON string escaping on the hot path of output.
 //!
-//! Output is mostly text that needs no escaping but for its newlines, so the work is to find the next
-//! byte that does and to copy what lies before it. The search looks at 32 bytes at a time in a form
-//! that compilers turn into vector instructions, then at 8 in a word.
+//! Most output needs no escaping except for its newlines, so the work is to find the next byte to escape and to copy the
+//! bytes before it. The search looks at 32 bytes at a time, in a form that compilers turn into vector instructions, then
+//! at 8 bytes in a word.
 
 /// Appends `text`, which must be UTF-8, as the inside of a JSON string (RFC 8259 section 7).
 pub fn escape_into(out: &mut Vec<u8>, text: &[u8]) {
@@ -34,11 +34,11 @@ fn push_escape(out: &mut Vec<u8>, byte: u8) {
     out.extend_from_slice(&[b'\\', short]);
 }
 
-/// How many bytes at the start need no escaping.
+/// The number of bytes at the start that need no escaping.
 fn clean_prefix(bytes: &[u8]) -> usize {
     let mut at = 0;
     while let Some(block) = bytes.get(at..at + 32) {
-        // No early exit inside the block: that is what lets it be vectorised.
+        // No early exit inside the block, because that would prevent vectorisation.
         if block.iter().fold(false, |found, &b| found | needs_escape(b)) {
             break;
         }
@@ -60,8 +60,8 @@ fn needs_escape(byte: u8) -> bool {
     (byte < 0x20) | (byte == b'"') | (byte == b'\\')
 }
 
-/// The high bit of each byte that needs escaping. Borrows can set bits above the lowest one wrongly;
-/// the lowest, the only one used, is exact.
+/// Sets the high bit of each byte that needs escaping. Borrows can set wrong bits above the lowest one; only the lowest
+/// one is used.
 fn escapes_in(word: u64) -> u64 {
     const ONES: u64 = 0x0101_0101_0101_0101;
     const HIGHS: u64 = 0x8080_8080_8080_8080;
@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn every_ascii_byte_at_every_position_of_a_block_comes_back() {
+    fn each_ascii_byte_is_escaped_at_each_position_of_a_block() {
         for byte in 0..128u8 {
             for at in 0..70 {
                 let mut text = "x".repeat(70).into_bytes();
@@ -97,7 +97,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_comes_back(text in "(?s).{0,200}") {
+        fn any_text_is_read_back(text in "(?s).{0,200}") {
             prop_assert_eq!(serde_json::from_str::<String>(&escaped(&text)).unwrap(), text);
         }
     }

@@ -1,4 +1,4 @@
-//! Each message a line of JSON: the backend's stream of that form.
+//! The format of one JSON object per line, which the backend offers as NDJSON.
 
 use super::{
     OutputOptions,
@@ -10,11 +10,11 @@ use crate::{
     stream::{PerStream, Stream},
 };
 
-/// A JSON object and a newline.
+/// Messages as lines of JSON.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct JsonLines;
 
-/// Both streams in chunks, from these offsets.
+/// An encoder of both streams in chunks, from these offsets.
 pub fn encoder(offsets: PerStream<u64>) -> Splitter<JsonLines> {
     Splitter::new(JsonLines, OutputOptions { framing: Framing::Chunk, offsets, agent: None })
 }

@@ -1,4 +1,4 @@
-//! Encodes messages, one after the other, into one buffer: the hot path of output.
+//! Encodes messages into one buffer: the hot path of output.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 
@@ -8,10 +8,10 @@ use crate::{
     stream::{PerStream, Stream},
 };
 
-/// How one message with a piece of a stream is written. Its content is appended between `begin` and `end`: text as the
+/// The format of a message with a piece of a stream. The content is appended between `begin_…` and `end`: text as the
 /// inside of a JSON string, or base64.
 pub trait MessageFormat {
-    /// A message that is being written.
+    /// An unfinished message.
     type Open: Copy;
 
     /// Begins a message of about `len` bytes of text.
@@ -23,11 +23,11 @@ pub trait MessageFormat {
     /// Ends the message, with the stream's offset after it.
     fn end(&self, out: &mut Vec<u8>, open: Self::Open, end: u64);
 
-    /// Writes an agent's event. A format without events leaves it out.
+    /// Writes an agent's event. By default a format has no events.
     fn event(&self, _out: &mut Vec<u8>, _id: ExecutionId, _json: &str, _end: u64) {}
 }
 
-/// Appends the end of a JSON message: its content's quote, and the offset after it.
+/// Appends the end of a JSON message: the closing quote of the content, and the offset after it.
 #[inline]
 pub fn push_end(out: &mut Vec<u8>, end: u64) {
     out.extend_from_slice(br#"","end":"#);
@@ -43,7 +43,7 @@ pub(super) struct MessageEncoder<F: MessageFormat> {
     open: Option<OpenMessage<F::Open>>,
 }
 
-/// A message of text that still takes more of its stream.
+/// An unfinished message, to which more text of its stream is added.
 struct OpenMessage<O> {
     stream: Stream,
     message: O,
@@ -55,7 +55,7 @@ impl<F: MessageFormat> MessageEncoder<F> {
         MessageEncoder { format, out: Vec::new(), end, open: None }
     }
 
-    /// Adds whole characters to the stream, in as few messages as may be.
+    /// Adds whole characters to the stream, in as few messages as possible.
     pub(super) fn append(&mut self, stream: Stream, bytes: &[u8]) {
         let mut rest = bytes;
         while !rest.is_empty() {
@@ -92,7 +92,7 @@ impl<F: MessageFormat> MessageEncoder<F> {
         *self.end.get_mut(stream) += piece.len() as u64;
     }
 
-    /// Ends the open message.
+    /// Finishes the open message.
     pub(super) fn close(&mut self) {
         if let Some(open) = self.open.take() {
             let end = *self.end.get(open.stream);
@@ -100,15 +100,15 @@ impl<F: MessageFormat> MessageEncoder<F> {
         }
     }
 
-    /// One message, or several where it is too long for one.
+    /// Adds bytes as one message, or as several if they are too long for one.
     pub(super) fn message(&mut self, stream: Stream, bytes: &[u8]) {
         self.append(stream, bytes);
         self.close();
     }
 
-    /// Whole lines, each a message of its own.
+    /// Adds whole lines, each as a message.
     pub(super) fn lines(&mut self, stream: Stream, lines: &[u8]) {
-        // A newline is never part of a longer character: if all is valid, so is each line.
+        // A newline is never part of a longer character, so each line of valid UTF-8 is valid.
         let valid = std::str::from_utf8(lines).is_ok();
         let mut from = 0;
         for at in memchr::memchr_iter(b'\n', lines) {
@@ -122,7 +122,7 @@ impl<F: MessageFormat> MessageEncoder<F> {
         }
     }
 
-    /// One line of UTF-8 that fits a message. The path that every line of a busy stream takes.
+    /// Adds a line of UTF-8 that fits into a message: the path of almost every line.
     fn clean_line(&mut self, stream: Stream, line: &[u8]) {
         *self.end.get_mut(stream) += line.len() as u64;
         let end = *self.end.get(stream);
@@ -144,13 +144,13 @@ impl<F: MessageFormat> MessageEncoder<F> {
         self.format.end(&mut self.out, message, end);
     }
 
-    /// The stream has come so far, without a message.
+    /// Moves the offset of a stream without a message.
     pub(super) fn set_end(&mut self, stream: Stream, end: u64) {
         self.close();
         *self.end.get_mut(stream) = end;
     }
 
-    /// How far each stream has come.
+    /// The offset of each stream.
     pub(super) fn ends(&self) -> PerStream<u64> {
         self.end
     }
@@ -192,6 +192,6 @@ impl<F: MessageFormat> EventSink for MessageEncoder<F> {
 fn push_base64(out: &mut Vec<u8>, bytes: &[u8]) {
     let start = out.len();
     out.resize(start + bytes.len().div_ceil(3) * 4, 0);
-    let written = STANDARD.encode_slice(bytes, &mut out[start..]).expect("the room was made for it");
+    let written = STANDARD.encode_slice(bytes, &mut out[start..]).expect("the buffer has room for the base64");
     debug_assert_eq!(start + written, out.len());
 }

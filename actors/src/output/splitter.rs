@@ -1,7 +1,7 @@
 //! Cuts the bytes of the two output streams into messages.
 //!
-//! Concatenating the contents gives the stream byte for byte: newlines are kept and no character is
-//! split over two messages. What is not UTF-8 goes as base64.
+//! The contents in order are the stream, byte for byte: newlines are kept, no character is split between two messages, and
+//! bytes that are not UTF-8 are sent as base64.
 
 use super::{
     AgentReader, EventStep, MAX_CONTENT, OutputEncoder, OutputOptions, cut_before_char,
@@ -13,12 +13,13 @@ use crate::{
     stream::{Gap, PerStream, Stream},
 };
 
-/// Both streams of one execution on their way to one client.
+/// The encoder of both streams of one execution for one client.
 pub struct Splitter<F: MessageFormat> {
     framing: Framing,
     encoder: MessageEncoder<F>,
+    /// The end of each stream that is not encoded yet: an incomplete line or character.
     carry: PerStream<Vec<u8>>,
-    /// Where standard output is an agent's events.
+    /// The reader of standard output, if that is an agent's events.
     agent: Option<Box<dyn AgentReader>>,
 }
 
@@ -97,7 +98,7 @@ fn feed_chunk<F: MessageFormat>(
     carry: &mut Vec<u8>,
     mut bytes: &[u8],
 ) {
-    // First the rest of a character that began in an earlier piece.
+    // The rest of a character that began in an earlier piece comes first.
     while !carry.is_empty() {
         let Some((&byte, rest)) = bytes.split_first() else { return };
         carry.push(byte);
@@ -134,7 +135,7 @@ fn feed_lines<F: MessageFormat>(
         bytes = rest;
     }
     carry.extend_from_slice(bytes);
-    // A line too long for one message goes in pieces, and its last piece waits for the newline.
+    // A line that is too long for one message is sent in pieces; its last piece waits for the newline.
     while carry.len() > MAX_CONTENT {
         let piece = cut_before_char(carry, MAX_CONTENT);
         encoder.message(stream, &carry[..piece]);

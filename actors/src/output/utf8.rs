@@ -1,13 +1,13 @@
-//! Where text may be cut: between characters.
+//! Cuts text between characters.
 
-/// The longest incomplete character that waits for its rest, in bytes.
+/// The longest incomplete character, in bytes.
 const MAX_PARTIAL_CHAR: usize = 3;
 
-/// How many bytes at the end are the beginning of a character whose rest is missing: 0 to 3.
+/// The number of bytes at the end that begin an incomplete character: 0 to 3.
 pub fn partial_char(bytes: &[u8]) -> usize {
     for back in 1..=MAX_PARTIAL_CHAR.min(bytes.len()) {
         let tail = &bytes[bytes.len() - back..];
-        // Continuation bytes belong to a character that begins further to the front.
+        // A continuation byte belongs to a character that begins before it.
         if tail[0] & 0b1100_0000 == 0b1000_0000 {
             continue;
         }
@@ -19,7 +19,7 @@ pub fn partial_char(bytes: &[u8]) -> usize {
     0
 }
 
-/// The largest cut at or below `at` that splits no character.
+/// The largest cut at or before `at` that splits no character.
 pub fn cut_before_char(bytes: &[u8], at: usize) -> usize {
     at - partial_char(&bytes[..at])
 }

@@ -1,4 +1,4 @@
-//! What the server says without being asked.
+//! The messages of the service: responses, and notifications that it sends unasked.
 
 use std::borrow::Cow;
 
@@ -13,11 +13,11 @@ use crate::{
     stream::{GapReason, PerStream, Stream},
 };
 
-/// One message to the client. Output is not among them: it is encoded where it is cut, see
-/// [`crate::output`].
+/// A message to the client. `output` and `event` are missing, because [`crate::output`] encodes them without a value
+/// between.
 #[derive(Clone, PartialEq, Debug)]
 pub enum ServerMessage {
-    /// The answer to a request.
+    /// The response to a request.
     Response(Response),
     /// `connected`, the first message of a session.
     Connected(Connected),
@@ -83,25 +83,25 @@ fn notification<S: Serializer>(serializer: S, method: &str, params: &impl Serial
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Connected {
-    /// The session's id, as it stands in the logs.
+    /// The session's id, which is also in the logs.
     pub session_id: SessionId,
-    /// The version of the dialect.
+    /// The version of the protocol.
     pub protocol: u32,
-    /// Who speaks.
+    /// Name and version of the service.
     pub server: ServerInfo,
-    /// What `executor` may name; `None` while the backend has not answered yet.
+    /// The names of the executors; `None` while the backend has not answered yet.
     pub executors: Option<Vec<String>>,
-    /// The backend's instance, which a repeated `execute` names. Absent where `executors` is `None`, and with the
-    /// legacy image.
+    /// The backend's instance, which a repeated `execute` names. Absent if `executors` is `None`, and with the legacy
+    /// image.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub instance: Option<InstanceId>,
-    /// What a client may ask for.
+    /// The bounds of parameters.
     pub limits: Limits,
-    /// What this build can do.
+    /// The optional features of this build.
     pub capabilities: Vec<String>,
 }
 
-/// Name and version of the server.
+/// Name and version of the service.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct ServerInfo {
     /// Always `cc-executor`.
@@ -116,13 +116,13 @@ impl ServerInfo {
         ServerInfo { name: Cow::Borrowed("cc-executor"), version: Cow::Borrowed(env!("CARGO_PKG_VERSION")) };
 }
 
-/// Whether the backend was heard lately.
+/// Whether the backend sends events.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BackendHealth {
-    /// It was.
+    /// It does.
     Alive,
-    /// Three heartbeats in a row were missed.
+    /// No event arrived for three heartbeat periods.
     Silent,
 }
 
@@ -130,33 +130,33 @@ pub enum BackendHealth {
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct StatusUpdate {
-    /// Which execution.
+    /// The execution.
     pub execution_id: ExecutionId,
     /// Its status.
     pub status: Status,
-    /// Its place in the queue, while it is QUEUED.
+    /// Its position in the queue, while it is QUEUED.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub position: Option<u64>,
-    /// What stands still, while it is PAUSED.
+    /// What is stopped, while it is PAUSED.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub scope: Option<Scope>,
     /// Milliseconds since RUNNING.
     pub elapsed_ms: u64,
-    /// Milliseconds since the process last wrote anything.
+    /// Milliseconds since the last output.
     pub since_output_ms: u64,
     /// Bytes of each stream that were sent to this client.
     pub offsets: PerStream<u64>,
-    /// Whether all of its processes are stopped, by whomever.
+    /// Whether all of its processes are stopped, by PAUSE or by a signal of another sender.
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     pub stopped: bool,
-    /// Whether the backend was heard lately.
+    /// Whether the backend sends events.
     pub backend: BackendHealth,
     /// Milliseconds left until the total time-out; `None` without one.
     pub deadline_ms: Option<u64>,
-    /// What Claude is doing.
+    /// The activity of the agent.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub activity: Option<String>,
-    /// How often Claude's model has answered.
+    /// The number of answers of the agent's model.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub turns: Option<u32>,
 }
@@ -164,7 +164,7 @@ pub struct StatusUpdate {
 /// Params of the final `statusUpdate`.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct FinalStatus {
-    /// Which execution.
+    /// The execution.
     #[serde(rename = "executionId")]
     pub execution_id: ExecutionId,
     /// How it ended.
@@ -203,16 +203,16 @@ impl StatusNotice {
 /// Params of `gap`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct GapNotice {
-    /// Which execution.
+    /// The execution.
     #[serde(rename = "executionId")]
     pub execution_id: ExecutionId,
-    /// Of which stream.
+    /// The stream.
     pub r#type: Stream,
     /// The offset of the first byte that this client will not get.
     pub from: u64,
     /// The offset after the last.
     pub to: u64,
-    /// Why.
+    /// The reason.
     pub reason: GapReason,
 }
 
@@ -220,41 +220,41 @@ pub struct GapNotice {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DetachedNotice {
-    /// Which execution.
+    /// The execution.
     pub execution_id: ExecutionId,
-    /// Why.
+    /// The reason.
     pub reason: DetachReason,
-    /// What was sent of each stream to this client, in bytes.
+    /// The bytes of each stream that were sent to this client.
     pub offsets: PerStream<u64>,
 }
 
-/// Why a client follows its execution no further.
+/// Why a session does not hold its execution any more.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DetachReason {
-    /// Another client follows it now.
+    /// Another consumer holds it now.
     TakenOver,
 }
 
-/// Params of `output`. The server writes them by hand, see [`crate::output`]; a test reads them with this.
+/// Params of `output`, as clients read them. [`crate::output`] writes them without this type.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct OutputNotice<'a> {
-    /// Of which stream.
+    /// The stream.
     pub r#type: Stream,
-    /// The bytes, where they are UTF-8.
+    /// The bytes, if they are UTF-8.
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     pub content: Option<Cow<'a, str>>,
-    /// The bytes in base64, where they are not.
+    /// The bytes in base64, if they are not UTF-8.
     #[serde(borrow, rename = "contentBase64", default, skip_serializing_if = "Option::is_none")]
     pub content_base64: Option<Cow<'a, str>>,
     /// The stream's offset after them.
     pub end: u64,
 }
 
-/// Params of `event`. The server writes them by hand, too.
+/// Params of `event`, as clients read them. [`crate::output`] writes them without this type.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct EventNotice<'a> {
-    /// Whose event.
+    /// The execution.
     #[serde(rename = "executionId")]
     pub execution_id: ExecutionId,
     /// The agent's event as it came.
@@ -268,10 +268,10 @@ pub struct EventNotice<'a> {
 /// Params of `error`.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct ErrorNotice {
-    /// What failed.
+    /// The error.
     #[serde(flatten)]
     pub error: ErrorObject,
-    /// The execution that it concerns, if one.
+    /// The execution that failed, if the error concerns one.
     #[serde(rename = "executionId", skip_serializing_if = "Option::is_none", default)]
     pub execution_id: Option<ExecutionId>,
 }

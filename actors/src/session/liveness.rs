@@ -18,7 +18,7 @@ const PINGS: u32 = 3;
 /// The stall time has this many checks.
 const TICKS: u32 = 6;
 
-/// A pong may be late by a second for each so many bytes that were sent before it.
+/// A pong may be late by a second for each portion of this many bytes that was sent before it.
 const BYTES_PER_SECOND: u64 = 64 * 1024;
 
 /// The most unanswered pings that are remembered. Bounds the memory of a client that reads and never answers; a client

@@ -11,7 +11,7 @@ use crate::{
     ws::frame::{self, OpenFrame},
 };
 
-/// A notification in a WebSocket frame.
+/// The format of a notification in a WebSocket frame.
 #[derive(Clone, Copy, Debug, Default)]
 struct FrameFormat;
 
@@ -105,7 +105,7 @@ pub(crate) mod tests {
     fn content(message: &Value) -> (Stream, Vec<u8>, u64) {
         let params = message["params"].to_string();
         let notice: OutputNotice<'_> = serde_json::from_str(&params).unwrap();
-        assert_eq!(serde_json::to_value(&notice).unwrap(), message["params"], "there is nothing else in it");
+        assert_eq!(serde_json::to_value(&notice).unwrap(), message["params"], "there is no other field");
         let OutputNotice { r#type, content, content_base64, end } = notice;
         let bytes = match (content, content_base64) {
             (Some(text), None) => text.as_bytes().to_vec(),
@@ -169,7 +169,7 @@ pub(crate) mod tests {
 
     proptest! {
         #[test]
-        fn no_byte_is_lost_added_or_moved(pieces in pieces(), every in 1usize..5) {
+        fn the_contents_are_the_stream(pieces in pieces(), every in 1usize..5) {
             check(Framing::Chunk, &pieces, every);
             check(Framing::Line, &pieces, every);
         }
@@ -187,7 +187,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn long_streams_are_cut_at_the_limit_and_between_characters() {
+    fn a_long_stream_is_cut_at_the_limit_and_between_characters() {
         for unit in ["x", "é", "€", "😀", "xé€😀"] {
             for newline in ["", "\n"] {
                 let long = (unit.repeat(200_000 / unit.len()) + newline).into_bytes();
@@ -205,7 +205,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_quiet_line_is_released_but_not_half_a_character() {
+    fn a_quiet_line_is_released_without_its_incomplete_character() {
         let mut text = encoder_of(Framing::Line, PerStream::default());
         text.feed(Stream::Stdout, b"prompt> \xe2\x82");
         assert_eq!(text.take().0.len(), 0);
@@ -218,7 +218,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn after_a_gap_the_offsets_go_on_where_it_ends() {
+    fn the_offsets_continue_at_the_end_of_a_gap() {
         let mut text = encoder_of(Framing::Line, PerStream { stdout: 10, stderr: 0 });
         text.feed(Stream::Stdout, b"half a li");
         let gap = Gap { stream: Stream::Stdout, from: 19, to: 100, reason: GapReason::Dropped };
@@ -229,7 +229,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_binary_stream_goes_in_large_pieces() {
+    fn a_binary_stream_is_sent_in_large_pieces() {
         let noise: Vec<u8> = (0..200_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
         let sent = run(Framing::Chunk, &[(Stream::Stdout, noise)], 1);
         assert!(sent.len() <= 5, "{} messages", sent.len());

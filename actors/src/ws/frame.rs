@@ -11,22 +11,22 @@ const FIN_PONG: u8 = 0x8a;
 /// The longest payload of a control frame, in bytes (RFC 6455 section 5.5).
 pub const MAX_CONTROL_PAYLOAD: usize = 125;
 
-/// Appends one text frame whose payload is what `fill` appends. `about` is a guess of its length: a
-/// good one saves moving the payload when its header turns out longer or shorter.
+/// Appends one text frame with the payload that `fill` appends. `about` is its approximate length: if the header needs
+/// another size than that of `about`, the payload is moved.
 pub fn write_text(out: &mut Vec<u8>, about: usize, fill: impl FnOnce(&mut Vec<u8>)) {
     let frame = begin_text(out, about);
     fill(out);
     end_text(out, frame);
 }
 
-/// A text frame whose payload is being written.
+/// An unfinished text frame.
 #[derive(Clone, Copy, Debug)]
 pub struct OpenFrame {
     start: usize,
     header: usize,
 }
 
-/// Begins a text frame of about `about` bytes; its payload is what is appended until [`end_text`].
+/// Begins a text frame of about `about` bytes. The bytes that are appended before [`end_text`] are its payload.
 pub fn begin_text(out: &mut Vec<u8>, about: usize) -> OpenFrame {
     let frame = OpenFrame { start: out.len(), header: header_len(about) };
     out.resize(frame.start + frame.header, 0);
@@ -78,7 +78,7 @@ pub fn text(message: &impl Serialize) -> Bytes {
     Bytes::from(out)
 }
 
-/// A close frame. The reason is cut at a character boundary to what a control frame holds.
+/// A close frame. The reason is cut at a character boundary to the length that a control frame can hold.
 pub fn close(code: u16, reason: &str) -> Bytes {
     let room = MAX_CONTROL_PAYLOAD - 2;
     let reason = &reason[..reason.floor_char_boundary(room)];
@@ -110,7 +110,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_header_is_the_shortest_whatever_was_guessed() {
+    fn the_header_is_the_shortest_for_any_approximate_length() {
         for about in [0, 125, 126, 65_535, 65_536] {
             for len in [0usize, 1, 125, 126, 127, 65_535, 65_536, 70_000] {
                 let mut out = b"before".to_vec();

@@ -1,6 +1,6 @@
-//! How Claude Code is started: its arguments, within what the operator allows, and its environment.
+//! How Claude Code is started: its arguments and its environment, within the operator's policy.
 //!
-//! The arguments are a list and never seen by a shell; the prompt goes through standard input.
+//! The arguments are a list, which no shell reads; the prompt goes through standard input.
 
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
@@ -11,11 +11,11 @@ use cc_executor_actors::{
 
 use super::{AgentLaunch, AgentLauncher};
 
-/// What Claude is always told: one answer, told as events.
+/// The arguments of every run: answer one prompt, and print events.
 const ARGUMENTS: &[&str] = &["-p", "--output-format", "stream-json", "--verbose"];
 
-/// Variables that Claude inherits from the service beside what every command does: its own settings and
-/// keys, and how it reaches the network.
+/// Variables that Claude inherits from the service beside those of every command: its settings and keys, and its access
+/// to the network.
 const INHERITED: &[&str] = &[
     "HTTP_PROXY",
     "HTTPS_PROXY",
@@ -34,38 +34,38 @@ const INHERITED: &[&str] = &[
 ];
 const INHERITED_PREFIXES: &[&str] = &["ANTHROPIC_", "CLAUDE_"];
 
-/// Variables that are the operator's alone, beside those that Claude inherits: each says which program runs,
-/// with whose settings and login, what else is loaded into it, or where it sends the operator's key.
+/// Variables that a client may not set, beside those that Claude inherits: each determines which program runs, with whose
+/// settings and login, which code is loaded into it, or where it sends the operator's key.
 const RESERVED: &[&str] = &["HOME", "PATH", "SHELL", "BASH_ENV", "ALL_PROXY", "all_proxy"];
 const RESERVED_PREFIXES: &[&str] = &["LD_", "NODE_", "BUN_"];
 
-/// The gateway's setting, which only looks like one of Claude's.
+/// A setting of the gateway that has the prefix of Claude's settings.
 const NOT_INHERITED: &str = "CLAUDE_API_URL";
 
 const API_KEY: &str = "ANTHROPIC_API_KEY";
 const SANDBOX: &str = "IS_SANDBOX";
 
-/// The mode in which Claude asks nobody for anything.
+/// The permission mode in which Claude asks for no permission.
 const BYPASS: &str = "bypassPermissions";
 
-/// What of Claude's options the operator allows. An empty list allows all.
+/// The operator's policy for Claude's options. An empty list allows all values.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct ClaudePolicy {
-    /// Models; the first is taken where a client names none.
+    /// Models; the first is the default.
     pub models: Vec<String>,
-    /// Permission modes; the first is taken where a client names none.
+    /// Permission modes; the first is the default.
     pub permission_modes: Vec<String>,
     /// Tools that a client may allow.
     pub tools: Vec<String>,
-    /// How often the model may answer at the most.
+    /// The most answers of the model.
     pub max_turns: Option<u64>,
-    /// Directories in which it may work; the first is taken where a client names none.
+    /// Directories in which it may work; the first is the default.
     pub directories: Vec<PathBuf>,
-    /// What it inherits beside what every command does.
+    /// Variables that it inherits beside those of every command.
     pub inherited: BTreeMap<String, String>,
 }
 
-/// Why Claude is not started as a client wishes.
+/// Why the options of a client are refused.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum PolicyError {
     /// The operator allows other values only.
@@ -78,15 +78,15 @@ pub enum PolicyError {
         /// The values that are allowed.
         allowed: Vec<String>,
     },
-    /// The model may not answer so often.
+    /// The model may not answer as often.
     #[error("maxTurns must be at most {max}, not {asked}")]
     TooManyTurns {
-        /// How often was asked for.
+        /// The requested number.
         asked: u64,
-        /// How often it may.
+        /// The most that is allowed.
         max: u64,
     },
-    /// The variable is the operator's.
+    /// The client may not set this variable.
     #[error("env.{name} is the operator's with claude: set it where the backend runs")]
     Reserved {
         /// The variable's name.
@@ -99,7 +99,7 @@ pub enum PolicyError {
     BypassAsRoot,
 }
 
-/// The part of the service's own environment that Claude inherits beside what every command does.
+/// The part of the service's environment that Claude inherits beside that of every command.
 pub fn inherited(vars: impl Iterator<Item = (String, String)>) -> BTreeMap<String, String> {
     vars.filter(|(name, _)| {
         let prefixed = INHERITED_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
@@ -118,15 +118,15 @@ impl AgentLauncher for ClaudePolicy {
         let asked = run.claude.as_ref().unwrap_or(&none);
         let model = one_of("model", asked.model.as_deref(), &self.models)?;
         let mode = one_of("permissionMode", asked.permission_mode.as_deref(), &self.permission_modes)?;
-        let max_turns = self.judge_turns(asked.max_turns)?;
-        self.judge_tools(&asked.allowed_tools)?;
-        judge_env(&run.env)?;
+        let max_turns = self.check_turns(asked.max_turns)?;
+        self.check_tools(&asked.allowed_tools)?;
+        check_env(&run.env)?;
         let mut env = common.clone();
         env.insert("DISABLE_AUTOUPDATER".to_owned(), "1".to_owned());
         env.extend(self.inherited.clone());
         env.extend(run.env.clone());
         if env.get(API_KEY).is_some_and(String::is_empty) {
-            // Empty means the user's own login; Claude takes an empty key for a wrong one.
+            // An empty key means the user's own login, but Claude would take it for a wrong key.
             env.remove(API_KEY);
         }
         if mode == Some(BYPASS)
@@ -137,7 +137,7 @@ impl AgentLauncher for ClaudePolicy {
         }
         let mut arguments: Vec<String> = ARGUMENTS.iter().map(|word| (*word).to_owned()).collect();
         let mut option = |name: &str, value: Option<String>| {
-            // In one word, so that no value can be taken for an option.
+            // One argument, so that a value cannot be read as an option.
             arguments.extend(value.map(|value| format!("--{name}={value}")));
         };
         option("model", model.map(str::to_owned));
@@ -148,19 +148,19 @@ impl AgentLauncher for ClaudePolicy {
             arguments.push("--allowedTools".to_owned());
             arguments.extend(asked.allowed_tools.iter().cloned());
         }
-        Ok(AgentLaunch { arguments, cwd: self.judge_directory(run.cwd.as_deref())?, env })
+        Ok(AgentLaunch { arguments, cwd: self.check_directory(run.cwd.as_deref())?, env })
     }
 }
 
 impl ClaudePolicy {
-    fn judge_turns(&self, asked: Option<u64>) -> Result<Option<u64>, PolicyError> {
+    fn check_turns(&self, asked: Option<u64>) -> Result<Option<u64>, PolicyError> {
         match (asked, self.max_turns) {
             (Some(asked), Some(max)) if asked > max => Err(PolicyError::TooManyTurns { asked, max }),
             (asked, max) => Ok(asked.or(max)),
         }
     }
 
-    fn judge_tools(&self, asked: &[String]) -> Result<(), PolicyError> {
+    fn check_tools(&self, asked: &[String]) -> Result<(), PolicyError> {
         let allowed = |tool: &String| {
             let name = name_of_tool(tool);
             self.tools.is_empty()
@@ -172,10 +172,10 @@ impl ClaudePolicy {
         }
     }
 
-    fn judge_directory(&self, asked: Option<&str>) -> Result<Option<String>, PolicyError> {
+    fn check_directory(&self, asked: Option<&str>) -> Result<Option<String>, PolicyError> {
         let Some(first) = self.directories.first() else { return Ok(asked.map(str::to_owned)) };
         let Some(asked) = asked else { return Ok(Some(first.to_string_lossy().into_owned())) };
-        // Links and dots lead where they lead.
+        // Symbolic links and `..` are resolved before the comparison.
         let real = fs::canonicalize(asked).ok();
         let within = |directory: &PathBuf| {
             let directory = fs::canonicalize(directory).ok();
@@ -189,8 +189,8 @@ impl ClaudePolicy {
     }
 }
 
-/// The name in NAME or NAME(...). `None` if that is not one tool to the CLI, which cuts each word at commas and
-/// spaces, unless they come after a `(` and before the next `)`.
+/// The name in NAME or NAME(...). `None` if the CLI reads more than one tool from it: it cuts at commas and spaces, unless
+/// they come after a `(` and before the next `)`.
 fn name_of_tool(tool: &str) -> Option<&str> {
     let cuts = |text: &str| text.contains(|c: char| c == ',' || c.is_whitespace());
     let (name, after) = match tool.split_once('(') {
@@ -200,9 +200,9 @@ fn name_of_tool(tool: &str) -> Option<&str> {
     (!cuts(name) && !cuts(after)).then_some(name)
 }
 
-/// A client may add to the environment, but not change what Claude is or whom it trusts. It may do without the
-/// operator's key.
-fn judge_env(asked: &BTreeMap<String, String>) -> Result<(), PolicyError> {
+/// Checks that a client sets no variable that determines which program Claude is or which servers it trusts. Only the key
+/// may be set, to an empty value, which means the user's own login.
+fn check_env(asked: &BTreeMap<String, String>) -> Result<(), PolicyError> {
     let listed = |name: &str| {
         let mut prefixes = INHERITED_PREFIXES.iter().chain(RESERVED_PREFIXES);
         INHERITED.contains(&name) || RESERVED.contains(&name) || prefixes.any(|prefix| name.starts_with(prefix))
@@ -214,7 +214,7 @@ fn judge_env(asked: &BTreeMap<String, String>) -> Result<(), PolicyError> {
     }
 }
 
-/// The value asked for, if it is allowed; the first that is allowed if none was asked for.
+/// The requested value, if it is allowed; without one the default.
 fn one_of<'a>(
     param: &'static str,
     asked: Option<&'a str>,
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn options_become_single_words() {
+    fn each_option_is_a_single_argument() {
         let asked = ClaudeOptions {
             model: Some("--dangerous".into()),
             permission_mode: Some("plan".into()),
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_operator_does_not_allow_is_refused_and_what_is_left_open_is_his() {
+    fn the_policy_refuses_other_values_and_gives_the_defaults() {
         let policy = ClaudePolicy {
             models: words(&["haiku", "sonnet"]),
             permission_modes: words(&["plan"]),
@@ -373,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_may_not_say_where_claude_sends_its_key_or_what_it_takes_itself_for() {
+    fn a_client_may_not_set_a_variable_of_the_operator() {
         let operators = |name: &str, value: &str| ClaudePolicy {
             inherited: BTreeMap::from([(name.to_owned(), value.to_owned())]),
             ..ClaudePolicy::default()

@@ -185,8 +185,9 @@ mod tests {
     #[test]
     fn a_lone_surrogate_costs_only_itself() {
         let parts = |line: &str| ClaudeEvent::parse(line.as_bytes()).unwrap().parts();
-        let said = r#"{"type":"assistant","message":{"content":[{"type":"text","text":"a \ud83d\ude00 b \ud83d"}]}}"#;
-        assert_eq!(parts(said), [EventPart::Text("a \u{1f600} b \u{fffd}".to_owned())]);
+        let assistant =
+            r#"{"type":"assistant","message":{"content":[{"type":"text","text":"a \ud83d\ude00 b \ud83d"}]}}"#;
+        assert_eq!(parts(assistant), [EventPart::Text("a \u{1f600} b \u{fffd}".to_owned())]);
         for content in [r#""one \ud83d two \ude00""#, r#"[{"type":"text","text":"one \ud83d two \ude00"}]"#] {
             let answer = format!(
                 r#"{{"type":"user","message":{{"content":[{{"type":"tool_result","tool_use_id":"1","content":{content}}}]}}}}"#

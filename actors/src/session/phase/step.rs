@@ -24,7 +24,7 @@ pub struct SessionStep {
 /// Whether the session ends.
 #[derive(Default)]
 pub enum SessionEnd {
-    /// It goes on.
+    /// It stays open.
     #[default]
     Open,
     /// It is closed for this reason.
