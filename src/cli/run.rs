@@ -23,15 +23,17 @@ use crate::config::value::{checked, whole_number};
 pub(super) const EXIT_CODES: &str = "\
 Exit codes:
   the command's own, or 128 + N if signal N ended it
+    1  Claude reported a failure and exited with 0
    64  wrong use: flags, parameters, unknown executor
-   69  service or backend unreachable, silent, restarted, lost or rejecting
-   70  output damaged on the way, or a part of it lost
-   74  output not writable
-   75  service full or shutting down; execution ended because nobody attached
+   69  service or backend cannot be reached, does not answer, or was restarted;
+       or another client has attached
+   70  output incomplete, or damaged on the way
+   74  output cannot be written
+   75  service full or shutting down; execution ended because no client attached
    77  not authorized
   124  total or stall time-out
-  126  command not startable: working directory, permission
-  127  program missing
+  126  command cannot be started: working directory, permission
+  127  program not found
   130  Ctrl-C
   141  output closed by its reader
   143  canceled by another client";
@@ -42,7 +44,7 @@ pub struct RunOptions {
     #[command(flatten)]
     service: ServiceFlags,
 
-    /// Executor that runs the command; the service has a default
+    /// Executor that runs the command (the default of the service if not given)
     #[arg(long, value_name = "NAME")]
     executor: Option<String>,
 
@@ -54,7 +56,7 @@ pub struct RunOptions {
     #[arg(long, value_name = "SECONDS", value_parser = seconds())]
     stall_timeout: Option<Duration>,
 
-    /// Interval of the service's status messages, 1 to 60 (15 if not given)
+    /// Interval of the service's status messages, from 1 to 60 (15 if not given)
     #[arg(long, value_name = "SECONDS", value_parser = seconds())]
     heartbeat: Option<Duration>,
 

@@ -116,7 +116,7 @@ fn a_client_that_reconnects_sends_its_request_to_the_same_instance() {
     assert_eq!(
         script.play(1_160, LoopEvent::Broken(broken())),
         Ok(vec![script.connect(200, until)]),
-        "it is told once"
+        "it is reported once"
     );
     script.play(1_360, LoopEvent::Opened).unwrap();
     let accepted = script.accepted(Acceptance::Started, Some("one"));
@@ -198,7 +198,7 @@ fn an_absence_ends_with_its_time_or_with_an_error_that_does_not_pass() {
     let mut script = Script::run(DisconnectAction::Reconnect(PATIENCE));
     script.play(0, LoopEvent::Opened).unwrap();
     let refused = LoopEvent::Refused(ErrorObject::new(code::DRAINING, "no"));
-    assert_eq!(script.play(1, refused), Err(("no".to_owned(), exit::TEMPFAIL)), "the first refusal is told at once");
+    assert_eq!(script.play(1, refused), Err(("no".to_owned(), exit::TEMPFAIL)), "the first refusal is final");
 }
 
 #[test]
