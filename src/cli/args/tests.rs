@@ -86,7 +86,7 @@ fn the_flags_of_a_command_are_left_to_it() {
     else {
         panic!("is a run")
     };
-    let params = options.execute_params(None, None, None);
+    let params = options.execute_params();
     assert_eq!((params.run.command.as_str(), params.run.timeout_ms), ("ls -la --json", Some(500)));
 }
 
