@@ -3,9 +3,9 @@
 //! The actors and their messages are in the member crate `cc-executor-actors`. Here is everything
 //! that has a socket, a process, a terminal, a file or an environment variable:
 //!
-//! - [`config`], [`logging`]: settings and log lines. [`console`]: everything that is printed.
-//! - `syscall`: the one file with `unsafe`, and why.
-//! - [`server`]: what both roles need of a listener: authorization, connections, shutdown signals, the drain.
+//! - [`config`], [`logging`]: settings and log lines. [`console`]: standard output and standard error.
+//! - `syscall`: the only file with `unsafe`, and the reasons.
+//! - [`server`]: the listener of both roles: authorization, connections, shutdown signals, the drain.
 //! - [`gateway`]: the role `serve`, WebSocket sessions in front of a backend.
 //! - [`backend`]: the role `backend`, which runs commands and owns their processes.
 //! - [`protocol`]: the reference of the WebSocket protocol, for client authors.

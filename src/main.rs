@@ -1,4 +1,4 @@
-//! `cc-executor`: the one binary, all roles.
+//! `cc-executor`: the binary of all roles and commands.
 #![forbid(unsafe_code)]
 
 mod roles;

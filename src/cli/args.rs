@@ -88,10 +88,10 @@ pub enum ClientCommand {
     Healthcheck(HealthcheckOptions),
 }
 
-/// Reads the command line, and the environment where that says more.
+/// Reads the command line and the environment.
 ///
 /// # Errors
-/// Wrong use, as the text for standard error: one line for each problem, or clap's own explanation.
+/// The text for standard error: one line for each problem of a value, or clap's own error.
 pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Invocation, String> {
     match interpret(definition(), words, variables::read) {
         Ok(invocation) => Ok(invocation),
@@ -122,12 +122,12 @@ fn in_two_lines(arg: Arg) -> Arg {
     }
 }
 
-/// Why an invocation has no meaning.
+/// Why a command line is not valid.
 #[derive(Debug)]
 enum UsageError {
     /// clap stopped: unknown flags, missing words, but also help and the version.
     Clap(clap::Error),
-    /// What is wrong with the values.
+    /// Problems of the values.
     Values(Problems),
 }
 

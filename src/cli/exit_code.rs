@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn output_that_was_not_delivered_is_told_whatever_the_ending() {
+    fn lost_output_decides_the_exit_code_whatever_the_outcome() {
         for (wanted, reason, code) in [
             (EndRequest::NotMade, Reason::Exit, None),
             (EndRequest::Interrupted, Reason::Exit, None),
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn asking_twice_does_not_wait() {
+    fn a_second_request_does_not_wait() {
         let mut wanted = EndRequest::NotMade;
         assert!(wanted.record(EndRequest::Interrupted));
         assert_eq!((wanted, wanted.code()), (EndRequest::Interrupted, Some(130)));

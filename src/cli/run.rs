@@ -5,15 +5,15 @@ use std::time::Duration;
 use cc_executor_actors::{
     agent::claude::EXECUTOR,
     clock::millis,
-    id::{ExecutionId, InstanceId},
-    protocol::execute::{ClaudeOptions, DetachOptions, ExecuteParams, ExecutionSpec, Overflow},
+    id::ExecutionId,
+    protocol::execute::{ClaudeOptions, ExecuteParams, ExecutionSpec},
 };
 use clap::Args;
 
 use super::{
     ClientError,
     flags::{DEFAULT_RECONNECT, ServiceFlags, seconds},
-    session_loop::{LoopOptions, LoopPurpose, SessionLoop},
+    session_loop::{DisconnectAction, LoopOptions, LoopPurpose, RunRequest, SessionLoop},
     silence::HeartbeatEstimate,
     terminal::size,
 };
@@ -23,15 +23,17 @@ use crate::config::value::{checked, whole_number};
 pub(super) const EXIT_CODES: &str = "\
 Exit codes:
   the command's own, or 128 + N if signal N ended it
+    1  Claude reported a failure and exited with 0
    64  wrong use: flags, parameters, unknown executor
-   69  service or backend unreachable, silent, restarted, lost or rejecting
-   70  output damaged on the way, or a part of it lost
-   74  output not writable
-   75  service full or shutting down; execution ended because nobody attached
+   69  service or backend cannot be reached, does not answer, or was restarted;
+       or another client has attached
+   70  output incomplete, or damaged on the way
+   74  output cannot be written
+   75  service full or shutting down; execution ended because no client attached
    77  not authorized
   124  total or stall time-out
-  126  command not startable: working directory, permission
-  127  program missing
+  126  command cannot be started: working directory, permission
+  127  program not found
   130  Ctrl-C
   141  output closed by its reader
   143  canceled by another client";
@@ -42,7 +44,7 @@ pub struct RunOptions {
     #[command(flatten)]
     service: ServiceFlags,
 
-    /// Executor that runs the command; the service has a default
+    /// Executor that runs the command (the default of the service if not given)
     #[arg(long, value_name = "NAME")]
     executor: Option<String>,
 
@@ -54,7 +56,7 @@ pub struct RunOptions {
     #[arg(long, value_name = "SECONDS", value_parser = seconds())]
     stall_timeout: Option<Duration>,
 
-    /// Interval of the service's status messages, 1 to 60 (15 if not given)
+    /// Interval of the service's status messages, from 1 to 60 (15 if not given)
     #[arg(long, value_name = "SECONDS", value_parser = seconds())]
     heartbeat: Option<Duration>,
 
@@ -64,11 +66,11 @@ pub struct RunOptions {
 
     /// Forward standard input to the command
     #[arg(long, short)]
-    pub(super) interactive: bool,
+    interactive: bool,
 
     /// Run the command on a terminal
     #[arg(long, short)]
-    pub(super) tty: bool,
+    tty: bool,
 
     /// Reconnect and continue when the connection breaks, for up to SECONDS (30 if not given)
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, value_parser = seconds())]
@@ -117,19 +119,8 @@ struct ClaudeFlags {
     resume: Option<String>,
 }
 
-/// What happens to a command when its client is gone.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum DisconnectAction {
-    /// The service ends it.
-    End,
-    /// It goes on for this time, in which the client tries to connect again.
-    Reconnect(Duration),
-    /// It goes on for as long as the service allows. The client only wants its id.
-    Detach,
-}
-
 impl RunOptions {
-    pub(super) fn on_disconnect(&self) -> DisconnectAction {
+    fn on_disconnect(&self) -> DisconnectAction {
         match self.reconnect {
             Some(patience) => DisconnectAction::Reconnect(patience),
             None if self.detach => DisconnectAction::Detach,
@@ -137,23 +128,11 @@ impl RunOptions {
         }
     }
 
-    /// The parameters of `execute`. `instance` names the only backend that may start the command, if the request was
-    /// sent before. `longest_detach_ms` is the service's limit of `detachMs`.
-    pub(super) fn execute_params(
-        &self,
-        id: Option<ExecutionId>,
-        longest_detach_ms: Option<u64>,
-        instance: Option<InstanceId>,
-    ) -> ExecuteParams {
-        let detach_ms = match self.on_disconnect() {
-            DisconnectAction::End => None,
-            DisconnectAction::Reconnect(patience) => Some(millis(patience)),
-            DisconnectAction::Detach => longest_detach_ms,
-        };
+    /// The parameters of `execute` that do not depend on the connection.
+    pub(super) fn execute_params(&self) -> ExecuteParams {
         let term = std::env::var("TERM").ok().filter(|_| self.tty);
         let run = ExecutionSpec {
             executor: self.executor.clone(),
-            execution_id: id,
             cwd: self.cwd.clone(),
             env: term.map(|term| ("TERM".to_owned(), term)).into_iter().collect(),
             stdin: self.interactive && !self.tty,
@@ -161,13 +140,12 @@ impl RunOptions {
             timeout_ms: self.timeout.map(millis),
             stall_timeout_ms: self.stall_timeout.map(millis),
             heartbeat_ms: self.heartbeat.map(millis),
-            detach: detach_ms.map(|detach_ms| DetachOptions { detach_ms, overflow: Overflow::Wait }),
             claude: self.claude.options(),
             ..ExecutionSpec::of(self.command.join(" "))
         };
         // Without --executor the service may run Claude.
         let may_be_claude = self.executor.as_deref().is_none_or(|name| name == EXECUTOR);
-        ExecuteParams { events: may_be_claude, instance, ..run.into() }
+        ExecuteParams { events: may_be_claude, ..run.into() }
     }
 }
 
@@ -186,17 +164,15 @@ pub(super) async fn run(options: RunOptions) -> Result<u8, ClientError> {
     // The client chooses the id of an execution that may outlive the connection, because the response may be lost.
     let id = (on_disconnect != DisconnectAction::End).then(ExecutionId::random);
     let heartbeat = HeartbeatEstimate::Requested(options.heartbeat);
-    let loop_options = LoopOptions {
-        url: options.service.url.clone(),
-        json: options.json,
-        shows_elapsed: !options.json && !options.tty,
-        run: Some(options),
-    };
+    let RunOptions { interactive, tty, json, .. } = options;
+    let run = Some(RunRequest { params: options.execute_params(), interactive, tty });
+    let loop_options = LoopOptions { url: options.service.url, json, shows_elapsed: !json && !tty, run };
     SessionLoop::new(loop_options, LoopPurpose::Run { id, on_disconnect }, heartbeat).run().await
 }
 
 #[cfg(test)]
 mod tests {
+    use cc_executor_actors::id::InstanceId;
     use clap::{Command, FromArgMatches};
     use serde_json::{Value, json};
 
@@ -211,20 +187,23 @@ mod tests {
 
     #[test]
     fn execute_names_only_what_was_asked_for() {
-        let params = |words: &[&str], id, instance| -> Value {
-            serde_json::to_value(options(words).execute_params(id, Some(7), instance)).unwrap()
+        let request = |words: &[&str]| {
+            let options = options(words);
+            RunRequest { params: options.execute_params(), interactive: options.interactive, tty: options.tty }
         };
-        let plain = params(&["--executor", "shell", "true"], None, None);
+        let params = |words: &[&str]| -> Value { serde_json::to_value(request(words).params).unwrap() };
+        let plain = params(&["--executor", "shell", "true"]);
         assert_eq!(plain, json!({ "command": "true", "executor": "shell" }));
         let (id, instance) = (ExecutionId::random(), InstanceId::random());
+        let detached = request(&["--detach", "--timeout", "0.005", "true"]).sent(Some(id), Some(7), Some(instance));
         assert_eq!(
-            params(&["--detach", "--timeout", "0.005", "true"], Some(id), Some(instance)),
+            serde_json::to_value(detached).unwrap(),
             json!({
                 "command": "true", "events": true, "executionId": id, "timeoutMs": 5, "onDisconnect": "detach",
                 "detachMs": 7, "instance": instance,
             })
         );
-        assert_eq!(params(&["-i", "--", "true"], None, None)["stdin"], true);
+        assert_eq!(params(&["-i", "--", "true"])["stdin"], true);
     }
 
     #[test]

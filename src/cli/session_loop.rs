@@ -10,11 +10,12 @@ mod state;
 use std::{collections::VecDeque, io, time::Instant};
 
 use cc_executor_actors::{
+    id::{ExecutionId, InstanceId},
     protocol::{
         DEFAULT_GRACE_MS, MethodParams,
         attach::AttachParams,
         control::{ControlParams, ControlRequest, ResizeParams},
-        execute::Framing,
+        execute::{DetachOptions, ExecuteParams, ExecutionSpec, Framing, Overflow},
         input::InputParams,
     },
     rpc::ReceivedMessage,
@@ -24,7 +25,7 @@ use tokio::{
     time::{sleep, sleep_until, timeout_at},
 };
 
-pub(super) use self::state::LoopPurpose;
+pub(super) use self::state::{DisconnectAction, LoopPurpose};
 use self::{
     action::LoopAction,
     event::{LoopEvent, OutputLoss, call},
@@ -37,7 +38,6 @@ use super::{
     exit_code::EndRequest,
     output_view::OutputView,
     reconnect::ConnectAttempt,
-    run::RunOptions,
     silence::HeartbeatEstimate,
     stdin::StdinReader,
     terminal::{RawMode, size},
@@ -53,7 +53,31 @@ pub(super) struct LoopOptions {
     /// Whether the elapsed time is shown while there is no output.
     pub(super) shows_elapsed: bool,
     /// The command to run; `None` for `attach`.
-    pub(super) run: Option<RunOptions>,
+    pub(super) run: Option<RunRequest>,
+}
+
+/// A command to run.
+pub(super) struct RunRequest {
+    /// The parameters of `execute` that are the same on every connection. A repeated request must not differ in them.
+    pub(super) params: ExecuteParams,
+    /// Whether standard input is forwarded.
+    pub(super) interactive: bool,
+    /// Whether the command runs on a terminal.
+    pub(super) tty: bool,
+}
+
+impl RunRequest {
+    /// The parameters of `execute` on this connection. `instance` names the only backend that may start the command.
+    pub(super) fn sent(
+        &self,
+        id: Option<ExecutionId>,
+        detach_ms: Option<u64>,
+        instance: Option<InstanceId>,
+    ) -> ExecuteParams {
+        let detach = detach_ms.map(|detach_ms| DetachOptions { detach_ms, overflow: Overflow::Wait });
+        let run = ExecutionSpec { execution_id: id, detach, ..self.params.run.clone() };
+        ExecuteParams { run, instance, ..self.params.clone() }
+    }
 }
 
 /// Follows one execution.
@@ -225,9 +249,8 @@ impl SessionLoop {
                         connection.expect_frames_every(period);
                     }
                 }
-                LoopAction::Execute { id, longest_detach_ms, instance } => {
-                    let run = self.options.run.as_ref();
-                    if let Some(params) = run.map(|run| run.execute_params(id, longest_detach_ms, instance)) {
+                LoopAction::Execute { id, detach_ms, instance } => {
+                    if let Some(params) = self.options.run.as_ref().map(|run| run.sent(id, detach_ms, instance)) {
                         self.call(call::EXECUTE, &params).await;
                     }
                 }

@@ -35,7 +35,7 @@ pub struct ServeArgs {
     pub(super) access: AccessArgs,
 
     /// URL of a remote backend; without it, a backend runs inside this process
-    #[arg(long, env = "CLAUDE_API_URL", value_name = "URL", value_parser = setting(backend_url))]
+    #[arg(long, env = "CLAUDE_API_URL", value_name = "URL", value_parser = backend_url())]
     #[arg(help_heading = "Executions")]
     pub(super) claude_api_url: Option<BackendUrl>,
 

@@ -82,7 +82,7 @@ pub fn backend(
 /// The token that a client sends: from the environment, or from the file that it names.
 ///
 /// # Errors
-/// Both are set, the file cannot be read, or the token is not one word.
+/// Both are set, the file cannot be read, or the token has characters that are not allowed.
 pub fn client_token(variables: &ClientVariables) -> Result<Option<Secret>, Problems> {
     let mut problems = Problems::default();
     let secret = problems.secret(TOKEN, variables);
@@ -354,7 +354,10 @@ mod tests {
             assert!(problems.iter().any(|problem| problem.starts_with(name) && problem.contains("there")), "{name}");
             assert!(serve(&[remote, (name, "")]).is_ok(), "{name} is empty");
         }
-        assert!(serve(&[remote, ("CC_EXECUTOR_MAX_ENDED", "5"), ("CC_EXECUTOR_DRAIN_MS", "500")]).is_ok());
+        assert!(serve(&[remote, ("CC_EXECUTOR_MAX_ENDED", "?"), ("CC_EXECUTOR_DRAIN_MS", "500")]).is_ok());
+        let wrong = [("CLAUDE_API_URL", "https://x"), ("CC_EXECUTOR_RING_BYTES", "65536")];
+        let Problems(problems) = serve(&wrong).unwrap_err();
+        assert!(problems.len() == 2 && problems[1].starts_with("CC_EXECUTOR_RING_BYTES belongs"), "{problems:?}");
     }
 
     #[test]

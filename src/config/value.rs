@@ -151,7 +151,7 @@ impl RangeExt for Arg {
 /// Reads a whole number.
 ///
 /// # Errors
-/// It is none, or does not fit into 64 bits.
+/// The text is not a number, or does not fit into 64 bits.
 pub fn whole_number(text: &str) -> Result<u64, String> {
     text.parse().map_err(|_| format!("must be a whole number, not {text:?}"))
 }
@@ -192,11 +192,18 @@ pub(super) fn address() -> Checker<SocketAddr> {
     Checker { empty_flag_is_unset: true, ..Checker::new(read_address, placeholder) }
 }
 
+/// The parser of a backend's URL. The placeholder is a URL, so that settings that are refused beside one are reported
+/// together with a wrong one.
+pub(super) fn backend_url() -> Checker<BackendUrl> {
+    let placeholder = || Some("http://placeholder".to_owned());
+    Checker { empty_flag_is_unset: true, ..Checker::new(read_backend_url, placeholder) }
+}
+
 /// The URL of a backend. `None` is an empty text, which counts as not given.
 pub(super) type BackendUrl = Option<String>;
 
 /// Reads the URL of a backend, without the slash at its end.
-pub(super) fn backend_url(text: &str) -> Result<BackendUrl, String> {
+fn read_backend_url(text: &str) -> Result<BackendUrl, String> {
     if text.is_empty() {
         return Ok(None);
     }

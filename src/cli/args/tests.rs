@@ -1,4 +1,4 @@
-//! What can be typed, and what help texts and the README say about it.
+//! Command lines, and their help texts and tables in the README.
 
 use clap::Command;
 
@@ -86,7 +86,7 @@ fn the_flags_of_a_command_are_left_to_it() {
     else {
         panic!("is a run")
     };
-    let params = options.execute_params(None, None, None);
+    let params = options.execute_params();
     assert_eq!((params.run.command.as_str(), params.run.timeout_ms), ("ls -la --json", Some(500)));
 }
 
@@ -133,7 +133,7 @@ fn completions_know_every_command_and_no_secret() {
     }
 }
 
-/// The README's table of settings, as the definition says it.
+/// The README's table of settings, made from the definition.
 fn settings_table() -> String {
     let commands = subcommands();
     let of = |name: &str| commands.iter().find(|command| command.get_name() == name).unwrap();

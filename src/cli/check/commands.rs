@@ -13,7 +13,7 @@ use super::{
     transcript::Transcript,
 };
 
-/// Runs one command whose output can only be known by running it.
+/// Runs a command whose output shows that it was executed, and not echoed.
 pub(super) async fn basic(probe: &Probe) -> Result<String, CheckFailure> {
     const COMMAND: &str = r#"python3 -c "print('RESULT:::' + str(24 * 7))""#;
     probe

@@ -102,7 +102,7 @@ pub(super) async fn races(probe: &Probe) -> Result<String, CheckFailure> {
         .await
 }
 
-/// The ending of another session's execution. `None` if the service keeps no endings.
+/// The outcome of another session's execution. `None` if the service retains no outcomes.
 async fn ended(watcher: &mut CheckSession<'_>, id: ExecutionId) -> Result<Option<Outcome>, CheckFailure> {
     let since = Instant::now();
     loop {

@@ -1,4 +1,4 @@
-//! A session of a check. It verifies every message that it receives, and reports the wait that takes too long.
+//! A session of a check. It verifies every message that it receives, and bounds every wait.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -26,7 +26,7 @@ use crate::cli::{
     connection::{Connection, ConnectionEvent, not_understood, read},
 };
 
-/// The heartbeat period that a check asks for unless it names another.
+/// The heartbeat period of the commands that name none.
 const HEARTBEAT_MS: u64 = 5_000;
 
 /// The longest time with heartbeats and no progress. The commands of the checks are silent for a few seconds at most;

@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_new_restarts_the_clock() {
+    fn only_progress_restarts_the_clock() {
         let began_at = Instant::now();
         let after = |seconds| began_at + Duration::from_secs(seconds);
         let mut transcript = transcript(began_at);

@@ -17,7 +17,7 @@ pub(super) enum LoopAction {
     /// Expect a frame on the connection in every period.
     ExpectFramesEvery(Duration),
     /// Send `execute`.
-    Execute { id: Option<ExecutionId>, longest_detach_ms: Option<u64>, instance: Option<InstanceId> },
+    Execute { id: Option<ExecutionId>, detach_ms: Option<u64>, instance: Option<InstanceId> },
     /// Send `attach`, with the offsets of the output so far.
     Attach(ExecutionId),
     /// Send CANCEL.

@@ -8,6 +8,7 @@ mod ending;
 use std::time::{Duration, Instant};
 
 use cc_executor_actors::{
+    clock::millis,
     id::{ExecutionId, InstanceId},
     protocol::execute::{Acceptance, HoldResult},
     rpc::{ErrorObject, code},
@@ -16,8 +17,7 @@ use serde::Deserialize;
 
 use super::{action::LoopAction, event::LoopEvent};
 use crate::cli::{
-    ClientError, exit, exit_code::EndRequest, exit_code_of_refusal, reconnect::Absence, run::DisconnectAction,
-    silence::HeartbeatEstimate,
+    ClientError, exit, exit_code::EndRequest, exit_code_of_refusal, reconnect::Absence, silence::HeartbeatEstimate,
 };
 
 /// The longest wait for the response to `execute` or `attach`. The service itself waits 10 s for its backend.
@@ -30,6 +30,17 @@ pub(in crate::cli) enum LoopPurpose {
     Run { id: Option<ExecutionId>, on_disconnect: DisconnectAction },
     /// Follow an execution, and connect again for this time when the connection breaks.
     Attach { id: ExecutionId, reconnect: Option<Duration> },
+}
+
+/// What happens to a command when its client is gone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(in crate::cli) enum DisconnectAction {
+    /// The service ends it.
+    End,
+    /// It goes on for this time, in which the client tries to connect again.
+    Reconnect(Duration),
+    /// It goes on for as long as the service allows. The client only wants its id.
+    Detach,
 }
 
 /// The phase of the connection.
@@ -192,7 +203,7 @@ impl LoopState {
             }
             RequestState::NotSent { id } | RequestState::Sent { id, .. } if ends_with_client => {
                 self.request = RequestState::Sent { id, instance: None };
-                actions.push(LoopAction::Execute { id, longest_detach_ms: None, instance: None });
+                actions.push(LoopAction::Execute { id, detach_ms: None, instance: None });
                 LoopPhase::AwaitingAnswer { answer_by, absence }
             }
             RequestState::NotSent { .. } | RequestState::Sent { .. } => {
@@ -206,15 +217,19 @@ impl LoopState {
     fn on_connected(&mut self, instance: Option<InstanceId>, longest_detach_ms: u64) -> Vec<LoopAction> {
         let LoopPhase::AwaitingConnected { answer_by, absence } = self.phase else { return Vec::new() };
         self.phase = LoopPhase::AwaitingAnswer { answer_by, absence };
-        let longest_detach_ms = Some(longest_detach_ms);
+        let detach_ms = match self.purpose {
+            LoopPurpose::Run { on_disconnect: DisconnectAction::Reconnect(patience), .. } => Some(millis(patience)),
+            LoopPurpose::Run { on_disconnect: DisconnectAction::Detach, .. } => Some(longest_detach_ms),
+            LoopPurpose::Run { on_disconnect: DisconnectAction::End, .. } | LoopPurpose::Attach { .. } => None,
+        };
         let request = match self.request {
             RequestState::NotSent { id } => {
                 self.request = RequestState::Sent { id, instance };
-                LoopAction::Execute { id, longest_detach_ms, instance: None }
+                LoopAction::Execute { id, detach_ms, instance: None }
             }
             // The command may run. Only the instance that got the request may get it again.
             RequestState::Sent { id, instance: Some(before) } => {
-                LoopAction::Execute { id, longest_detach_ms, instance: Some(before) }
+                LoopAction::Execute { id, detach_ms, instance: Some(before) }
             }
             // The instance is not known. `attach` cannot start the command a second time.
             RequestState::Sent { id: Some(id), instance: None } | RequestState::Accepted { id, .. } => {

@@ -46,8 +46,8 @@ impl Script {
         LoopEvent::Executed(ExecuteResult { execution_id: self.id, status, claude: false, agent: None, instance })
     }
 
-    fn execute(&self, longest_detach_ms: Option<u64>, instance: Option<&str>) -> LoopAction {
-        LoopAction::Execute { id: Some(self.id), longest_detach_ms, instance: instance.map(instance_id) }
+    fn execute(&self, detach_ms: Option<u64>, instance: Option<&str>) -> LoopAction {
+        LoopAction::Execute { id: Some(self.id), detach_ms, instance: instance.map(instance_id) }
     }
 
     fn connect(&self, after_ms: u64, until: Duration) -> LoopAction {
@@ -86,7 +86,7 @@ const TERM: LoopEvent = LoopEvent::EndRequested(EndRequest::Terminated);
 #[test]
 fn a_command_that_ends_with_its_client_is_requested_at_once_and_never_again() {
     let mut script = Script::run(DisconnectAction::End);
-    let execute = LoopAction::Execute { id: None, longest_detach_ms: None, instance: None };
+    let execute = LoopAction::Execute { id: None, detach_ms: None, instance: None };
     assert_eq!(script.play(0, LoopEvent::Opened), Ok(vec![execute]));
     assert!(!script.state.awaits_connected());
     assert_eq!(script.state.answer_by(), Some(script.start + ANSWER_PATIENCE));
@@ -105,18 +105,18 @@ fn a_command_that_ends_with_its_client_is_requested_at_once_and_never_again() {
 fn a_client_that_reconnects_sends_its_request_to_the_same_instance() {
     let mut script = Script::run(DisconnectAction::Reconnect(PATIENCE));
     assert_eq!(script.play(0, LoopEvent::Opened), Ok(vec![]), "`connected` is awaited");
-    assert_eq!(script.play(0, connected(Some("one"))), Ok(vec![script.execute(Some(7), None)]));
+    assert_eq!(script.play(0, connected(Some("one"))), Ok(vec![script.execute(Some(5_000), None)]));
     let reconnecting = report("it broke; trying to reconnect for 5 s");
     let until = Duration::from_millis(1_000) + PATIENCE;
     assert_eq!(script.play(1_000, LoopEvent::Broken(broken())), Ok(vec![reconnecting, script.connect(50, until)]));
     assert_eq!(script.play(1_050, LoopEvent::OpenFailed(broken())), Ok(vec![script.connect(100, until)]));
     assert_eq!(script.play(1_150, LoopEvent::Opened), Ok(vec![]));
     assert_eq!(script.state.answer_by(), Some(script.start + until), "the absence bounds the answer, too");
-    assert_eq!(script.play(1_150, connected(Some("two"))), Ok(vec![script.execute(Some(7), Some("one"))]));
+    assert_eq!(script.play(1_150, connected(Some("two"))), Ok(vec![script.execute(Some(5_000), Some("one"))]));
     assert_eq!(
         script.play(1_160, LoopEvent::Broken(broken())),
         Ok(vec![script.connect(200, until)]),
-        "it is told once"
+        "it is reported once"
     );
     script.play(1_360, LoopEvent::Opened).unwrap();
     let accepted = script.accepted(Acceptance::Started, Some("one"));
@@ -198,7 +198,7 @@ fn an_absence_ends_with_its_time_or_with_an_error_that_does_not_pass() {
     let mut script = Script::run(DisconnectAction::Reconnect(PATIENCE));
     script.play(0, LoopEvent::Opened).unwrap();
     let refused = LoopEvent::Refused(ErrorObject::new(code::DRAINING, "no"));
-    assert_eq!(script.play(1, refused), Err(("no".to_owned(), exit::TEMPFAIL)), "the first refusal is told at once");
+    assert_eq!(script.play(1, refused), Err(("no".to_owned(), exit::TEMPFAIL)), "the first refusal is final");
 }
 
 #[test]
@@ -220,7 +220,7 @@ fn interrupts_cancel_first_and_then_leave() {
     assert_eq!(script.play(20, LoopEvent::Opened), Ok(vec![]), "a session without an execution would refuse CANCEL");
     assert_eq!(
         script.play(20, connected(Some("one"))),
-        Ok(vec![script.execute(Some(7), Some("one")), LoopAction::Cancel])
+        Ok(vec![script.execute(Some(5_000), Some("one")), LoopAction::Cancel])
     );
     script.play(30, LoopEvent::Broken(broken())).unwrap();
     assert_eq!(script.play(40, CTRL_C), Ok(vec![LoopAction::ExitAtOnce(130)]));
@@ -238,7 +238,7 @@ fn a_detached_command_is_left_with_its_id_or_canceled() {
     ] {
         let mut script = Script::run(DisconnectAction::Detach);
         script.play(0, LoopEvent::Opened).unwrap();
-        script.play(0, connected(Some("one"))).unwrap();
+        assert_eq!(script.play(0, connected(Some("one"))), Ok(vec![script.execute(Some(7), None)]));
         let accepted = script.accepted(Acceptance::Started, Some("one"));
         assert_eq!(script.play(1, accepted), Ok(vec![LoopAction::PrintId(script.id)]));
         assert_eq!(script.play(1, LoopEvent::IdPrinted(loss.map_or(Ok(()), Err))), Ok(actions));
