@@ -124,10 +124,6 @@ const USED_BY_CHILDREN: &[(&str, &str)] = &[
     ),
     ("src::backend::agent", "each launcher implements the trait that the parent declares"),
     ("src::backend::job::running", "its three submodules hold parts of the handlers of RunningJob"),
-    (
-        "src::backend::subreaper::handle",
-        "the thread and the adoption of a lost subreaper's children share the state of the handle",
-    ),
     ("src::cli", "all commands share ClientError, the exit codes and the options"),
     ("src::cli::session_loop::state", "ending holds a part of the transitions of LoopState"),
     ("src::cli::logs", "the options and counts are those of all ways to read a log"),

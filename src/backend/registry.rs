@@ -157,7 +157,7 @@ impl Registry {
         let subscribed = turn.subscribe();
         let live = LiveJob { task, turn, gone: report };
         let number = state.model.insert(id, KnownExecution { request, stage: JobStage::Live(Box::new(live)) });
-        let slot = Slot::new(Arc::clone(&self.shared), id, number, subscribed, gone);
+        let slot = Slot { shared: Arc::clone(&self.shared), id, number, turn: subscribed, gone, left: false };
         self.shared.count(&state);
         Ok(Admission::New(slot, inbox))
     }

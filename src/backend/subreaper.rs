@@ -10,12 +10,12 @@
 
 pub mod handle;
 pub mod protocol;
+mod socket;
 
 use std::{
     collections::HashMap,
     fs::OpenOptions,
-    io::{self, IoSliceMut},
-    mem::MaybeUninit,
+    io,
     os::fd::{AsFd, OwnedFd},
     process::ExitCode,
     time::{Duration, Instant},
@@ -23,8 +23,6 @@ use std::{
 
 use cc_executor_actors::outcome::Evidence;
 use rustix::{
-    cmsg_space,
-    net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recvmsg, send},
     process::{
         DumpableBehavior, Pid, Signal, kill_process, set_child_subreaper, set_dumpable_behavior,
         set_parent_process_death_signal, setsid,
@@ -33,7 +31,10 @@ use rustix::{
 };
 
 pub use self::protocol::ARGUMENT;
-use self::protocol::{MAX_PASSED, MAX_REQUEST, SubreaperAction, SubreaperRequest, SubreaperResponse, Ticket};
+use self::{
+    protocol::{SubreaperAction, SubreaperRequest, SubreaperResponse, Ticket},
+    socket::Received,
+};
 use super::shim::{
     self, ShimInheritance,
     cgroup::end_cgroup,
@@ -266,26 +267,14 @@ impl SubreaperLoop {
     }
 
     fn on_request(&mut self) -> Option<Forked> {
-        let mut bytes = [0; MAX_REQUEST];
-        let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_PASSED))];
-        let mut passed = RecvAncillaryBuffer::new(&mut space);
-        let mut slices = [IoSliceMut::new(&mut bytes)];
-        let received = match recvmsg(&self.socket, &mut slices, &mut passed, RecvFlags::CMSG_CLOEXEC) {
-            Ok(received) => received.bytes,
-            Err(rustix::io::Errno::INTR) => return None,
-            Err(_) => 0,
-        };
-        if received == 0 {
-            self.ending_since = Some(Instant::now());
-            return None;
-        }
-        let mut descriptors = Vec::with_capacity(MAX_PASSED);
-        for message in passed.drain() {
-            if let RecvAncillaryMessage::ScmRights(rights) = message {
-                descriptors.extend(rights);
+        let (request, descriptors) = match socket::receive::<SubreaperRequest>(&self.socket) {
+            Received::Message(request, descriptors) => (request, descriptors),
+            Received::Nothing => return None,
+            Received::End => {
+                self.ending_since = Some(Instant::now());
+                return None;
             }
-        }
-        let request: Numbered<SubreaperRequest> = serde_json::from_slice(&bytes[..received]).ok()?;
+        };
         let Numbered { number, message: SubreaperRequest { ticket, action } } = request;
         let shim = self.shims.get(&ticket).copied();
         match action {
@@ -312,10 +301,9 @@ impl SubreaperLoop {
         None
     }
 
-    fn answer(&self, number: u64, answer: &SubreaperResponse) {
-        let message = serde_json::to_vec(&Numbered { number, message: answer }).unwrap_or_default();
-        // Ignored: the backend is gone, or does not read responses.
-        let _ = send(&self.socket, &message, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+    fn answer(&self, number: u64, response: &SubreaperResponse) {
+        // Fails if the backend is gone, or does not read responses.
+        let _ = socket::send(&self.socket, &Numbered { number, message: response }, &[]);
     }
 
     /// Forks a shim, and answers in the parent. Returns a value in the child.

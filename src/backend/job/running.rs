@@ -5,6 +5,7 @@
 //! memory stays bounded. Requests, clocks, consumers and the shim are served in every state. When the processes are
 //! gone, the rest in the pipes is read without waiting.
 
+mod agent;
 mod report;
 mod requests;
 mod shim_events;
@@ -13,13 +14,13 @@ use std::{collections::VecDeque, io, pin::Pin, time::Instant};
 
 use bytes::Bytes;
 use cc_executor_actors::{
-    agent::{Agent, AgentProgress},
     backend_api::{BackendEvent, StatusChange},
     outcome::{Outcome, Status},
     stream::Stream,
 };
 use log::info;
 
+use self::agent::RunningAgent;
 use super::{
     clocks::{AgentExit, ClockEvent, GRACE_MS, JobClocks, OtherDeadlines},
     life::{EndCause, Life, LifeAction, LifeEvent},
@@ -64,12 +65,6 @@ struct RunningJob {
     pause_replies: VecDeque<ReplySender>,
 }
 
-/// An agent at work.
-struct RunningAgent {
-    agent: &'static dyn Agent,
-    progress: Box<dyn AgentProgress>,
-}
-
 /// How far the command's start was reported to the consumer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum StartReport {
@@ -107,10 +102,7 @@ impl RunningJob {
             start: StartReport::Pending,
             sweep: None,
             pipes: OutputPipe::both(outputs),
-            agent: context.agent.as_ref().map(|job| RunningAgent {
-                agent: job.agent,
-                progress: job.agent.progress(context.config.claude_exit, now),
-            }),
+            agent: context.agent.as_ref().map(|job| RunningAgent::new(job, context.config.claude_exit, now)),
             input: match &context.agent {
                 Some(job) => StdinWriter::given(stdin, job.prompt.clone()),
                 None => StdinWriter::new(stdin, terminal.is_some()),
@@ -220,7 +212,7 @@ impl RunningJob {
 
     fn on_output(&mut self, stream: Stream, bytes: Bytes, shared: &mut JobShared) {
         self.digests.add(stream, &bytes);
-        let activity_changed = self.watch_agent(stream, &bytes);
+        let activity_changed = self.agent.as_mut().is_some_and(|agent| agent.push(stream, &bytes));
         shared.output_buffer.push(stream, bytes);
         let now = Instant::now();
         if activity_changed {
@@ -258,16 +250,6 @@ impl RunningJob {
         self.start == StartReport::Executed
     }
 
-    /// Passes output to the agent's progress. Returns whether its activity has changed.
-    fn watch_agent(&mut self, stream: Stream, bytes: &[u8]) -> bool {
-        let Some(RunningAgent { progress, .. }) = &mut self.agent else { return false };
-        if stream == Stream::Stderr {
-            progress.push_stderr(bytes);
-            return false;
-        }
-        progress.push_stdout(bytes, Instant::now())
-    }
-
     /// Completes the agent's progress: no event follows.
     fn finish_agent(&mut self) {
         if let Some(agent) = &mut self.agent {
@@ -285,16 +267,11 @@ impl RunningJob {
     }
 
     fn other_deadlines(&self, shared: &JobShared) -> OtherDeadlines {
-        let agent_exit = match &self.agent {
-            Some(RunningAgent { progress, .. }) if progress.expects_exit() => {
-                AgentExit::ExpectedBy(progress.exit_due(self.clocks.timeout_at()))
-            }
-            _ => AgentExit::NotExpected,
-        };
+        let timeout_at = self.clocks.timeout_at();
         OtherDeadlines {
             detached_until: shared.detached_until(),
             start_is_unreported: self.start == StartReport::Pending,
-            agent_exit,
+            agent_exit: self.agent.as_ref().map_or(AgentExit::NotExpected, |agent| agent.exit(timeout_at)),
         }
     }
 

@@ -21,12 +21,12 @@ pub const FIXED_BYTES: usize = 8 * 1024;
 
 /// An execution's place in the queue or among the running executions. Dropping it frees the place.
 pub struct Slot {
-    shared: Arc<RegistryShared>,
-    id: ExecutionId,
-    number: u64,
-    turn: watch::Receiver<QueueTurn>,
-    gone: watch::Sender<Option<CancelReport>>,
-    left: bool,
+    pub(super) shared: Arc<RegistryShared>,
+    pub(super) id: ExecutionId,
+    pub(super) number: u64,
+    pub(super) turn: watch::Receiver<QueueTurn>,
+    pub(super) gone: watch::Sender<Option<CancelReport>>,
+    pub(super) left: bool,
 }
 
 /// Reports the retained output of an ended execution to the registry. Dropping it reports that none is retained.
@@ -40,16 +40,6 @@ pub struct Retained {
 pub struct StreamGuard(pub(super) Arc<RegistryShared>);
 
 impl Slot {
-    pub(super) fn new(
-        shared: Arc<RegistryShared>,
-        id: ExecutionId,
-        number: u64,
-        turn: watch::Receiver<QueueTurn>,
-        gone: watch::Sender<Option<CancelReport>>,
-    ) -> Slot {
-        Slot { shared, id, number, turn, gone, left: false }
-    }
-
     /// When the execution may run.
     pub fn turn(&mut self) -> QueueTurn {
         *self.turn.borrow_and_update()

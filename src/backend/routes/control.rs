@@ -16,11 +16,11 @@ use log::info;
 use serde_json::{Map, Value, json};
 use tokio::sync::{oneshot, watch};
 
-use super::params::{CancelQuery, parse_id, read_claim, read_offsets};
+use super::params::{parse_id, read_cancellation, read_claim, read_offsets};
 use crate::{
     backend::{
         holds::Claim,
-        job_request::{JobError, JobRequest, ReplySender},
+        job_request::{CancelOrder, JobError, JobRequest, ReplySender},
         registry::Registry,
     },
     server::refused::Refused,
@@ -63,11 +63,11 @@ pub(super) async fn cancel(
     registry: web::Data<Registry>,
 ) -> Result<HttpResponse, Refused> {
     let id = parse_id(&id)?;
-    let cancel = CancelQuery::read(query.into_inner(), &registry)?;
-    let mut report = send_cancel(&cancel, &registry, id).await;
+    let cancellation = read_cancellation(query.into_inner(), &registry)?;
+    let mut report = send_cancel(cancellation, &registry, id).await;
     // The id is refused from now on, unless the request that creates the execution has just arrived.
     if report.as_ref().is_err_and(|error| error.code == code::UNKNOWN_EXECUTION) && !registry.withdraw(id) {
-        report = send_cancel(&cancel, &registry, id).await;
+        report = send_cancel(cancellation, &registry, id).await;
     }
     let body = stream::once(cancel_report(report?));
     Ok(HttpResponse::Ok().insert_header((header::CONTENT_TYPE, "application/json")).streaming(body))
@@ -75,12 +75,11 @@ pub(super) async fn cancel(
 
 /// Sends a cancellation to the execution. The receiver gets the report when the processes are gone.
 async fn send_cancel(
-    CancelQuery { cancel, claim }: &CancelQuery,
+    (cancel, claim): (CancelOrder, Claim),
     registry: &Registry,
     id: ExecutionId,
 ) -> Result<watch::Receiver<Option<CancelReport>>, ErrorObject> {
     let report = registry.cancel_report(id)?;
-    let (cancel, claim) = (*cancel, *claim);
     match claim {
         Claim::Request(None) => registry.send(id, JobRequest::Cancel(cancel))?,
         claim => send_request(registry, id, |answer| JobRequest::Withdraw { claim, cancel, answer }).await?,

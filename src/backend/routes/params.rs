@@ -10,21 +10,17 @@ use serde_json::{Map, Value};
 
 use crate::backend::{holds::Claim, job_request::CancelOrder, registry::Registry};
 
-/// The parameters of a cancellation.
-pub(super) struct CancelQuery {
-    pub(super) cancel: CancelOrder,
-    /// A gateway that gives up its own request must not cancel an execution that another consumer has taken over.
-    pub(super) claim: Claim,
-}
-
-impl CancelQuery {
-    pub(super) fn read(query: Map<String, Value>, registry: &Registry) -> Result<CancelQuery, ErrorObject> {
-        let mut fields = Params::new(query);
-        let (grace_ms, reason) = read_cancel(&mut fields, &registry.limits())?;
-        let claim = read_claim(&mut fields)?;
-        fields.finish()?;
-        Ok(CancelQuery { cancel: CancelOrder { grace_ms, reason }, claim })
-    }
+/// The parameters of a cancellation. The claim keeps a gateway that gives up its own request from canceling an execution
+/// that another consumer has taken over.
+pub(super) fn read_cancellation(
+    query: Map<String, Value>,
+    registry: &Registry,
+) -> Result<(CancelOrder, Claim), ErrorObject> {
+    let mut fields = Params::new(query);
+    let (grace_ms, reason) = read_cancel(&mut fields, &registry.limits())?;
+    let claim = read_claim(&mut fields)?;
+    fields.finish()?;
+    Ok((CancelOrder { grace_ms, reason }, claim))
 }
 
 pub(super) fn read_offsets(fields: &mut Params) -> Result<PerStream<u64>, ErrorObject> {

@@ -14,9 +14,10 @@ use std::{
 
 use rustix::fs::{AtFlags, Mode, OFlags, mkdirat, openat, unlinkat};
 
+use super::procfs::{pid, stat_of};
 use crate::syscall::ForkTarget;
 
-/// The prefix of a backend's directory; its process id and start time follow.
+/// The prefix of a backend's directory. The process id and the start time follow, which identify the process.
 const BASE: &str = "cc-executor.";
 
 /// The mount point of cgroups of version 2, and this process's own directory there (cgroups(7)).
@@ -47,8 +48,9 @@ pub(super) fn make_base() -> io::Result<PathBuf> {
             remove_base(&entry.path());
         }
     }
-    let me = rustix::process::getpid().as_raw_nonzero().get();
-    let base = own.join(format!("{BASE}{me}-{}", start_time(me).unwrap_or_default()));
+    let me = rustix::process::getpid();
+    let started = stat_of(me).map_or(0, |stat| stat.started);
+    let base = own.join(format!("{BASE}{}-{started}", me.as_raw_nonzero()));
     fs::create_dir(&base)?;
     // A kernel before 5.14 has no `cgroup.kill`.
     if !base.join("cgroup.kill").exists() || !base.join("cgroup.freeze").exists() {
@@ -59,14 +61,8 @@ pub(super) fn make_base() -> io::Result<PathBuf> {
 }
 
 fn is_owner_alive(owner: &str) -> bool {
-    let Some((pid, started)) = owner.split_once('-') else { return true };
-    pid.parse().ok().and_then(start_time).is_some_and(|now| now == started)
-}
-
-/// The 22nd field of /proc/PID/stat, the start time. Together with the process id it identifies a process.
-fn start_time(pid: i32) -> Option<String> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    Some(stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.to_owned())
+    let Some((number, started)) = owner.split_once('-') else { return true };
+    pid(number).and_then(stat_of).is_some_and(|stat| stat.started.to_string() == started)
 }
 
 /// Makes a directory below the backend's for the executions of one subreaper. A subreaper that is replaced, and ends,
@@ -173,13 +169,9 @@ impl Cgroup {
 
     /// Whether all of its processes are frozen.
     pub fn is_frozen(&self) -> bool {
-        self.event("frozen 1")
-    }
-
-    fn event(&self, event: &str) -> bool {
         let mut text = [0; 256];
         let n = self.events.read_at(&mut text, 0).unwrap_or(0);
-        String::from_utf8_lossy(&text[..n]).lines().any(|line| line == event)
+        String::from_utf8_lossy(&text[..n]).lines().any(|event| event == "frozen 1")
     }
 }
 

@@ -5,50 +5,41 @@
 //! because a command of the same user can stop or kill the subreaper.
 
 mod adoption;
+mod state;
 mod thread;
 
 use std::{
-    collections::HashMap,
-    io::{self, IoSlice},
-    mem::MaybeUninit,
-    os::fd::{AsFd, OwnedFd},
+    io,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use cc_executor_actors::outcome::Evidence;
 use rustix::{
-    cmsg_space,
     event::{EventfdFlags, eventfd},
-    net::{
-        AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, sendmsg,
-        socketpair,
-    },
-    process::Pid,
+    net::{AddressFamily, SocketFlags, SocketType, socketpair},
 };
 use tokio::sync::oneshot;
 
-use self::adoption::Adoption;
-use super::protocol::{ARGUMENT, MAX_PASSED, SubreaperAction, SubreaperRequest, SubreaperResponse, Ticket};
-use crate::backend::{
-    deadlines::OrderWatch,
-    shim::{
-        cgroup::{end_cgroup, make_subreaper_base, remove_base},
-        containment::{Contained, Containment},
-        protocol::{Numbered, TreeGone},
-    },
+use self::{
+    adoption::{ADOPTED_CADENCE, Adoption},
+    state::{ADOPTED_PATIENCE, HandlePhase, PendingRequest, SharedHandle, lock},
 };
-
-/// How long the orphans of a lost subreaper may take to end before the evidence is `unknown`.
-const ADOPTED_PATIENCE: Duration = Duration::from_secs(5);
-
-/// The interval between two looks for the orphans of a lost subreaper.
-const ADOPTED_CADENCE: Duration = Duration::from_millis(2);
+use super::{
+    protocol::{ARGUMENT, SubreaperAction, SubreaperRequest, SubreaperResponse, Ticket},
+    socket,
+};
+use crate::backend::shim::{
+    cgroup::{end_cgroup, make_subreaper_base, remove_base},
+    containment::{Contained, Containment},
+    protocol::{Numbered, TreeGone},
+};
 
 /// Starts subreapers. One at a time takes new executions; a lost one is replaced.
 #[derive(Debug)]
@@ -63,77 +54,6 @@ pub struct Subreapers {
 #[derive(Debug)]
 pub struct SubreaperHandle {
     shared: Arc<SharedHandle>,
-}
-
-/// The state that the thread of a subreaper shares with its executions.
-#[derive(Debug)]
-struct SharedHandle {
-    socket: OwnedFd,
-    /// Wakes the thread, which waits without a deadline while no request is pending.
-    wake: OwnedFd,
-    state: Mutex<HandleState>,
-    next: AtomicU64,
-    /// Whether this process inherits its children when it is lost.
-    adopts: bool,
-    /// The containment of its executions. A cgroup directory belongs to it alone.
-    contained: Contained,
-}
-
-impl Drop for SharedHandle {
-    /// Removes the cgroups when the subreaper and its executions have ended, or it was not started. The last owner is
-    /// its thread.
-    fn drop(&mut self) {
-        if let Contained::Cgroup(base) = &self.contained {
-            end_cgroup(base, ADOPTED_PATIENCE);
-        }
-    }
-}
-
-#[derive(Debug, Default)]
-struct HandleState {
-    phase: HandlePhase,
-    /// Requests that are not answered.
-    pending: HashMap<u64, PendingRequest>,
-    watch: OrderWatch,
-    /// The shims that it has forked and whose executions hold on to them.
-    shims: HashMap<Ticket, Pid>,
-}
-
-/// How far the life of a subreaper has come. A phase never goes back to one above it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-enum HandlePhase {
-    /// It takes new executions.
-    #[default]
-    Fit,
-    /// It could not fork a shim, perhaps because a command has lowered its limits. It takes no new executions.
-    Unfit,
-    /// No execution needs it any more, so its end is no loss.
-    GivenUp,
-    /// It has ended.
-    Lost {
-        /// How often this process has seen since that nothing but living shims is left.
-        n_clean: u64,
-    },
-}
-
-#[derive(Debug)]
-struct PendingRequest {
-    ticket: Ticket,
-    answer: oneshot::Sender<SubreaperResponse>,
-}
-
-impl HandleState {
-    fn n_clean(&self) -> u64 {
-        match self.phase {
-            HandlePhase::Lost { n_clean } => n_clean,
-            HandlePhase::Fit | HandlePhase::Unfit | HandlePhase::GivenUp => 0,
-        }
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A poisoned lock still guards valid state, because no critical section panics half-way.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Subreapers {
@@ -236,20 +156,13 @@ impl SubreaperHandle {
         descriptors: &[OwnedFd],
     ) -> io::Result<oneshot::Receiver<SubreaperResponse>> {
         let number = self.shared.next.fetch_add(1, Ordering::Relaxed);
-        let message = serde_json::to_vec(&Numbered { number, message: SubreaperRequest { ticket, action } })?;
-        let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_PASSED))];
-        let mut passed = SendAncillaryBuffer::new(&mut space);
-        let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
-        if !borrowed.is_empty() && !passed.push(SendAncillaryMessage::ScmRights(&borrowed)) {
-            return Err(io::Error::other("no room for the descriptors of a shim"));
-        }
         let (answer, answered) = oneshot::channel();
         let mut state = lock(&self.shared.state);
         if matches!(state.phase, HandlePhase::Lost { .. }) {
             return Err(io::Error::other("the subreaper is gone"));
         }
-        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        sendmsg(&self.shared.socket, &[IoSlice::new(&message)], &mut passed, flags)?;
+        let message = Numbered { number, message: SubreaperRequest { ticket, action } };
+        socket::send(&self.shared.socket, &message, descriptors)?;
         let was_idle = state.pending.is_empty();
         state.pending.insert(number, PendingRequest { ticket, answer });
         state.watch.sent(number, Instant::now(), true);

@@ -8,12 +8,6 @@ use crate::backend::{deadlines::WatchAction, shim::protocol::TreeGone};
 /// The first argument that makes the binary a subreaper. The second is the containment, as JSON.
 pub const ARGUMENT: &str = "subreaper";
 
-/// Descriptors that come with a request to fork: the shim's socket and the command's ends.
-pub(super) const MAX_PASSED: usize = 4;
-
-/// The longest request, in bytes.
-pub const MAX_REQUEST: usize = 1024;
-
 /// Identifies a shim. Never reused, unlike a process id.
 pub type Ticket = u64;
 

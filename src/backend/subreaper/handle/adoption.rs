@@ -5,12 +5,16 @@ use std::{
     process::{Child, Command},
     sync::{Arc, Mutex, Weak},
     thread,
+    time::Duration,
 };
 
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, set_child_subreaper, waitpid};
 
-use super::{ADOPTED_CADENCE, HandlePhase, SharedHandle, lock};
+use super::state::{HandlePhase, SharedHandle, lock};
 use crate::backend::shim::procfs::{pid, stat_of};
+
+/// The interval between two looks for the orphans of a lost subreaper.
+pub(super) const ADOPTED_CADENCE: Duration = Duration::from_millis(2);
 
 /// Takes over the children of a lost subreaper. The kernel gives them to this process if it is a subreaper itself,
 /// which it is only if it had no children when it started, because their descendants could not be told from orphans.

@@ -3,12 +3,12 @@
 use std::{os::fd::AsFd, process::Child, sync::Arc, time::Instant};
 
 use log::{error, warn};
-use rustix::{
-    net::{RecvFlags, recv},
-    process::{Pid, kill_process},
-};
+use rustix::process::{Pid, kill_process};
 
-use super::{HandlePhase, PendingRequest, SharedHandle, adoption::Adoption, lock};
+use super::{
+    adoption::Adoption,
+    state::{HandlePhase, PendingRequest, SharedHandle, lock},
+};
 use crate::backend::{
     deadlines::WatchAction,
     shim::{
@@ -16,7 +16,10 @@ use crate::backend::{
         protocol::Numbered,
         readable::wait_readable,
     },
-    subreaper::protocol::{MAX_REQUEST, SubreaperResponse},
+    subreaper::{
+        protocol::SubreaperResponse,
+        socket::{self, Received},
+    },
 };
 
 /// Reads responses and enforces deadlines until the subreaper is gone, then ends the orphans that it left.
@@ -63,16 +66,13 @@ fn step(shared: &SharedHandle, pid: Pid) -> bool {
     true
 }
 
+/// Reads a response. Returns false when the subreaper is gone.
 fn read_answer(shared: &SharedHandle) -> bool {
-    let mut bytes = [0; MAX_REQUEST];
-    let n = match recv(&shared.socket, &mut bytes[..], RecvFlags::DONTWAIT) {
-        Ok((0, _)) => return false,
-        Ok((n, _)) => n,
-        Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return true,
-        Err(_) => return false,
+    let Numbered { number, message: answer } = match socket::receive(&shared.socket) {
+        Received::Message(response, _) => response,
+        Received::Nothing => return true,
+        Received::End => return false,
     };
-    let Ok(answer) = serde_json::from_slice(&bytes[..n]) else { return true };
-    let Numbered { number, message: answer } = answer;
     let mut state = lock(&shared.state);
     state.watch.acknowledged(number);
     if answer == SubreaperResponse::Accepted {

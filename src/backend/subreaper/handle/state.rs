@@ -1,0 +1,91 @@
+//! The state of one subreaper in the backend.
+
+use std::{
+    collections::HashMap,
+    os::fd::OwnedFd,
+    sync::{Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
+    time::Duration,
+};
+
+use rustix::process::Pid;
+use tokio::sync::oneshot;
+
+use crate::backend::{
+    deadlines::OrderWatch,
+    shim::{cgroup::end_cgroup, containment::Contained},
+    subreaper::protocol::{SubreaperResponse, Ticket},
+};
+
+/// How long the orphans of a lost subreaper may take to end before the evidence is `unknown`.
+pub(super) const ADOPTED_PATIENCE: Duration = Duration::from_secs(5);
+
+/// The state that the thread of a subreaper shares with its executions.
+#[derive(Debug)]
+pub(super) struct SharedHandle {
+    pub(super) socket: OwnedFd,
+    /// Wakes the thread, which waits without a deadline while no request is pending.
+    pub(super) wake: OwnedFd,
+    pub(super) state: Mutex<HandleState>,
+    pub(super) next: AtomicU64,
+    /// Whether this process inherits its children when it is lost.
+    pub(super) adopts: bool,
+    /// The containment of its executions. A cgroup directory belongs to it alone.
+    pub(super) contained: Contained,
+}
+
+impl Drop for SharedHandle {
+    /// Removes the cgroups when the subreaper and its executions have ended, or it was not started. The last owner is
+    /// its thread.
+    fn drop(&mut self) {
+        if let Contained::Cgroup(base) = &self.contained {
+            end_cgroup(base, ADOPTED_PATIENCE);
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+pub(super) struct HandleState {
+    pub(super) phase: HandlePhase,
+    /// Requests that are not answered.
+    pub(super) pending: HashMap<u64, PendingRequest>,
+    pub(super) watch: OrderWatch,
+    /// The shims that it has forked and whose executions hold on to them.
+    pub(super) shims: HashMap<Ticket, Pid>,
+}
+
+/// How far the life of a subreaper has come. A phase never goes back to one above it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) enum HandlePhase {
+    /// It takes new executions.
+    #[default]
+    Fit,
+    /// It could not fork a shim, perhaps because a command has lowered its limits. It takes no new executions.
+    Unfit,
+    /// No execution needs it any more, so its end is no loss.
+    GivenUp,
+    /// It has ended.
+    Lost {
+        /// How often this process has seen since that nothing but living shims is left.
+        n_clean: u64,
+    },
+}
+
+#[derive(Debug)]
+pub(super) struct PendingRequest {
+    pub(super) ticket: Ticket,
+    pub(super) answer: oneshot::Sender<SubreaperResponse>,
+}
+
+impl HandleState {
+    pub(super) fn n_clean(&self) -> u64 {
+        match self.phase {
+            HandlePhase::Lost { n_clean } => n_clean,
+            HandlePhase::Fit | HandlePhase::Unfit | HandlePhase::GivenUp => 0,
+        }
+    }
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A poisoned lock still guards valid state, because no critical section panics half-way.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
