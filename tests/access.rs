@@ -81,7 +81,7 @@ fn nothing_happened(service: &Service) {
 }
 
 #[test]
-fn strangers_get_no_session() {
+fn gateway_rejects_foreign_origins_and_hosts() {
     let service = Service::start();
     let mut n_refused = 0;
     for headers in strangers(service.address.port()) {
@@ -101,7 +101,7 @@ fn strangers_get_no_session() {
 }
 
 #[test]
-fn strangers_and_forms_start_nothing_in_a_backend() {
+fn backend_rejects_foreign_origins_hosts_and_form_posts() {
     let backend = Service::backend();
     let body = json!({ "question": "touch /tmp/never" }).to_string();
     let post = |headers: &[(&str, &str)]| status(backend.address, "POST /execute/stream", headers, &body);
@@ -132,7 +132,7 @@ fn strangers_and_forms_start_nothing_in_a_backend() {
 }
 
 #[test]
-fn without_the_token_there_is_nothing_but_the_probes() {
+fn only_probes_and_docs_work_without_the_token() {
     let log = [("CC_EXECUTOR_TOKEN", TOKEN), ("RUST_LOG", "debug")];
     let gateway = Service::with(&["serve"], &log);
     let backend = Service::with(
@@ -196,7 +196,7 @@ fn page(address: SocketAddr, path: &str) -> (String, String) {
 }
 
 #[test]
-fn healthz_answers_as_health_does() {
+fn healthz_returns_the_same_as_health() {
     for service in [Service::start(), Service::backend()] {
         let (health, healthz) = (service.get("/health"), service.get("/healthz"));
         assert_eq!((health["server"].as_str(), &health), (Some("cc-executor"), &healthz));
@@ -204,7 +204,7 @@ fn healthz_answers_as_health_does() {
 }
 
 #[test]
-fn docs_names_the_protocol_and_the_version_and_loads_nothing() {
+fn docs_page_names_protocol_and_version_and_loads_no_resource() {
     let (head, body) = page(Service::start().address, "/docs");
     assert!(head.starts_with("http/1.1 200 ") && head.contains("content-type: text/html; charset=utf-8"), "{head}");
     for named in ["JSON-RPC 2.0", "WebSocket", "/ws/mcp", "cc-executor.v1", env!("CARGO_PKG_VERSION")] {
@@ -220,7 +220,7 @@ fn docs_names_the_protocol_and_the_version_and_loads_nothing() {
 }
 
 #[test]
-fn the_gateway_shows_its_backend_the_right_token() {
+fn gateway_authenticates_to_its_backend() {
     let backend = Service::with(&["backend"], &[("CC_EXECUTOR_BACKEND_TOKEN", TOKEN)]);
     let knowing =
         Service::with(&["serve", "--claude-api-url", &backend.url()], &[("CC_EXECUTOR_BACKEND_TOKEN", TOKEN)]);
@@ -239,7 +239,7 @@ fn the_gateway_shows_its_backend_the_right_token() {
 }
 
 #[test]
-fn a_commands_environment_holds_no_secret() {
+fn command_environment_contains_no_secret() {
     let service = Service::with(
         &["serve", "--pass-env", "PASSED_ON"],
         &[
@@ -281,7 +281,7 @@ impl Drop for Reachable {
 }
 
 #[test]
-fn a_command_of_the_same_user_cannot_look_into_the_service_or_its_shim() {
+fn command_cannot_read_proc_files_of_service_or_shim() {
     let reachable = Reachable::new();
     let copy = reachable.0.join("cc-executor");
     let mut command = if rustix::process::geteuid().is_root() {

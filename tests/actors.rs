@@ -142,7 +142,7 @@ fn obliging() -> Stub {
 }
 
 #[test]
-fn a_session_runs_an_execution_and_both_are_gone_when_the_client_is() {
+fn session_and_execution_actors_stop_with_the_client() {
     actix::System::new().block_on(async {
         let stub = obliging();
         let around = around(&stub, 10);
@@ -162,7 +162,7 @@ fn a_session_runs_an_execution_and_both_are_gone_when_the_client_is() {
 }
 
 #[test]
-fn the_supervisor_cancels_an_execution_by_its_id() {
+fn supervisor_cancels_an_execution_by_id() {
     actix::System::new().block_on(async {
         let stub = obliging();
         let around = around(&stub, 10);
@@ -187,7 +187,7 @@ fn the_supervisor_cancels_an_execution_by_its_id() {
 }
 
 #[test]
-fn a_client_that_does_not_read_stops_the_pump_and_still_cancels() {
+fn non_reading_client_stops_the_relay_and_can_cancel() {
     let written = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&written);
     let stub = Stub::ours(move |request, stream| {
@@ -224,7 +224,7 @@ fn a_client_that_does_not_read_stops_the_pump_and_still_cancels() {
 }
 
 #[test]
-fn after_the_close_frame_the_body_ends() {
+fn response_body_ends_after_the_close_frame() {
     actix::System::new().block_on(async {
         let stub = obliging();
         let around = around(&stub, 10);
@@ -244,7 +244,7 @@ fn after_the_close_frame_the_body_ends() {
 }
 
 #[test]
-fn a_client_that_takes_its_time_still_gets_all_that_was_said_before_the_close() {
+fn slow_reader_gets_every_message_sent_before_the_close() {
     actix::System::new().block_on(async {
         let stub = obliging();
         let around = around(&stub, 10);
@@ -267,7 +267,7 @@ fn a_client_that_takes_its_time_still_gets_all_that_was_said_before_the_close() 
 }
 
 #[test]
-fn a_full_gateway_says_so_and_a_draining_one_lets_go() {
+fn full_gateway_refuses_sessions_and_draining_one_closes_them() {
     actix::System::new().block_on(async {
         let stub = obliging();
         let around = around(&stub, 1);
@@ -285,7 +285,7 @@ fn a_full_gateway_says_so_and_a_draining_one_lets_go() {
 }
 
 #[test]
-fn a_word_that_is_not_understood_is_a_lost_backend() {
+fn unknown_backend_event_ends_as_backend_lost() {
     actix::System::new().block_on(async {
         let stub = Stub::ours(|request, stream| {
             let body = [started(request), multiplexed(1, b"before"), word(&json!({ "surprise": 1 }))].concat();

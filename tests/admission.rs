@@ -37,7 +37,7 @@ fn positions(story: &Recording) -> Vec<u64> {
 }
 
 #[test]
-fn first_come_first_served_across_gateways() {
+fn queue_is_first_in_first_out_across_gateways() {
     let backend = narrow("10");
     let gateways = [gateway(&backend), gateway(&backend)];
     let mut running = gateways[0].connect();
@@ -66,7 +66,7 @@ fn first_come_first_served_across_gateways() {
 }
 
 #[test]
-fn while_it_waits_only_cancel_reaches_it_and_it_gives_signs_of_life() {
+fn queued_execution_accepts_only_cancel_and_sends_heartbeats() {
     let backend = narrow("2");
     let gateway = gateway(&backend);
     let mark = procs::mark();
@@ -114,7 +114,7 @@ fn while_it_waits_only_cancel_reaches_it_and_it_gives_signs_of_life() {
 }
 
 #[test]
-fn one_that_may_detach_keeps_its_place_without_a_client() {
+fn detachable_execution_keeps_its_queue_position_without_a_client() {
     let backend = narrow("2");
     let gateway = gateway(&backend);
     let mut running = gateway.connect();
@@ -146,7 +146,7 @@ fn connect_from(source: [u8; 4], target: SocketAddr) -> TcpStream {
 }
 
 #[test]
-fn one_address_gets_its_share_of_the_sessions_and_no_more() {
+fn sessions_per_address_are_limited() {
     let service = Service::with(&["serve"], &[("CC_EXECUTOR_MAX_SESSIONS_PER_ADDRESS", "2")]);
     let held: Vec<_> = (0..2).map(|_| service.connect()).collect();
     let mut refused = Client::upgrade(service.address, &[]).unwrap();

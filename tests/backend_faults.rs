@@ -52,7 +52,7 @@ fn fails(client: &mut Client, command: &str, reason: &str) -> Recording {
 }
 
 #[test]
-fn a_backend_that_is_down_is_unreachable() {
+fn connection_refused_is_backend_unreachable() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     drop(listener);
@@ -66,7 +66,7 @@ fn a_backend_that_is_down_is_unreachable() {
 }
 
 #[test]
-fn an_answer_that_is_no_execution_is_rejected() {
+fn http_error_is_backend_rejected() {
     let stub = Stub::ours(|request, stream| match request.body["question"].as_str().unwrap() {
         "500" => respond(stream, 500, "it broke"),
         "401" => respond(stream, 401, r#"{"code":-32007,"message":"no token"}"#),
@@ -109,7 +109,7 @@ fn end_of_last_word(request: &Request) -> usize {
 }
 
 #[test]
-fn cut_anywhere_before_its_last_word_a_stream_is_lost() {
+fn stream_cut_before_its_exit_event_is_backend_lost() {
     let stub = Stub::ours(|request, stream| {
         let (at, reset) = request.body["question"].as_str().unwrap().split_once(' ').unwrap();
         let wire = whole(request);
@@ -146,7 +146,7 @@ fn cut_anywhere_before_its_last_word_a_stream_is_lost() {
 }
 
 #[test]
-fn a_stream_that_is_no_stream_is_lost() {
+fn malformed_stream_is_backend_lost() {
     let stub = Stub::ours(|request, stream| {
         let body = match request.body["question"].as_str().unwrap() {
             "ended without a word" => [started(request), multiplexed(1, b"output")].concat(),
@@ -178,7 +178,7 @@ fn a_stream_that_is_no_stream_is_lost() {
 }
 
 #[test]
-fn a_backend_that_is_killed_is_lost_and_leaves_nothing() {
+fn killed_backend_is_lost_and_leaves_no_process() {
     let mut backend = Service::backend();
     let service = Service::gateway(&backend.url());
     service.wait_for_event("backend.up", 1);
@@ -197,7 +197,7 @@ fn a_backend_that_is_killed_is_lost_and_leaves_nothing() {
 }
 
 #[test]
-fn a_cancel_before_the_first_word_gives_the_request_up_and_withdraws_it() {
+fn cancel_before_the_first_event_aborts_and_withdraws_the_request() {
     let stub = Stub::ours(|request, stream| match request.method.as_str() {
         "DELETE" => respond(stream, 404, r#"{"code":-32006,"message":"there is no such execution"}"#),
         _ => {
@@ -227,7 +227,7 @@ fn a_cancel_before_the_first_word_gives_the_request_up_and_withdraws_it() {
 }
 
 #[test]
-fn a_backend_that_accepts_and_says_nothing_is_given_up_after_ten_seconds() {
+fn backend_that_never_answers_is_unreachable_after_ten_seconds() {
     let stub = Stub::ours(|_, stream| {
         let _ = std::io::copy(stream, &mut std::io::sink());
     });
@@ -246,7 +246,7 @@ fn a_backend_that_accepts_and_says_nothing_is_given_up_after_ten_seconds() {
 }
 
 #[test]
-fn an_id_that_was_canceled_before_its_request_came_does_not_run() {
+fn id_canceled_before_its_request_does_not_run() {
     let backend = Service::backend();
     let mut service = Service::gateway(&backend.url());
     service.wait_for_event("backend.up", 1);
@@ -269,7 +269,7 @@ fn an_id_that_was_canceled_before_its_request_came_does_not_run() {
 }
 
 #[test]
-fn plain_text_is_cut_unless_the_command_exited_with_0() {
+fn plain_text_body_is_cut_unless_the_command_exits_with_0() {
     let backend = Service::backend();
     let ask = |question: &str, accept: &str| {
         let mut stream = TcpStream::connect(backend.address).unwrap();

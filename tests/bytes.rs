@@ -67,7 +67,7 @@ fn noise(len: usize) -> Vec<u8> {
 }
 
 #[test]
-fn random_bytes_in_hexadecimal_lines_arrive() {
+fn many_hexadecimal_lines_arrive_unchanged() {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let n_bytes = scale(10_000_000, 100_000_000);
     let mut lines = Vec::with_capacity(n_bytes / 30 * 61 + 61);
@@ -81,20 +81,20 @@ fn random_bytes_in_hexadecimal_lines_arrive() {
 }
 
 #[test]
-fn ten_megabytes_without_a_newline_arrive() {
+fn ten_megabytes_without_a_newline_arrive_unchanged() {
     let text: Vec<u8> = noise(10_000_000).iter().map(|byte| b'a' + byte % 26).collect();
     Data::new("flat", &text).arrives(&Service::start());
 }
 
 #[test]
-fn ten_megabytes_of_emoji_arrive() {
+fn ten_megabytes_of_emoji_arrive_unchanged() {
     let emoji = ["😀", "👩\u{200d}🚀", "🇪🇺", "é", "€"];
     let text: String = noise(1_500_000).iter().map(|byte| emoji[usize::from(byte % 5)]).collect();
     Data::new("emoji", &text.as_bytes()[..text.floor_char_boundary(10_000_000)]).arrives(&Service::start());
 }
 
 #[test]
-fn bytes_that_are_no_text_arrive() {
+fn binary_output_arrives_unchanged() {
     Data::new("noise", &noise(10_000_000)).arrives(&Service::start());
     let nearly_text: Vec<u8> =
         noise(1_000_000).chunks(20).flat_map(|few| [b"line \xc3\xa9 ", few, b"\n"].concat()).collect();
@@ -102,7 +102,7 @@ fn bytes_that_are_no_text_arrive() {
 }
 
 #[test]
-fn both_streams_at_once_are_whole_and_apart() {
+fn concurrent_stdout_and_stderr_are_complete_and_separate() {
     let service = Service::start();
     let script = "import os,sys\nfor i in range(20000):\n os.write(1 + i % 2, b'%06d-%s\\n' % (i, b'x' * (i % 90)))";
     let mut client = service.connect();
@@ -122,7 +122,7 @@ fn both_streams_at_once_are_whole_and_apart() {
 }
 
 #[test]
-fn line_framing_releases_a_prompt_and_keeps_lines_whole() {
+fn line_framing_sends_whole_lines_and_flushes_a_prompt() {
     let service = Service::start();
     let mut client = service.connect();
     client.execute(json!({ "command": "echo one; echo two; printf 'prompt> '; exec sleep 1000", "framing": "line" }));

@@ -45,7 +45,7 @@ fn many_times(way: impl Fn(&str) + Sync) {
 }
 
 #[test]
-fn cancel_ends_the_tree_and_proves_it() {
+fn cancel_ends_escaped_descendants() {
     let service = Service::start();
     many_times(|mark| {
         let mut client = service.connect();
@@ -63,7 +63,7 @@ fn cancel_ends_the_tree_and_proves_it() {
 }
 
 #[test]
-fn closing_the_socket_ends_the_tree() {
+fn closing_the_socket_ends_escaped_descendants() {
     let service = Service::start();
     many_times(|mark| {
         let mut client = service.connect();
@@ -74,7 +74,7 @@ fn closing_the_socket_ends_the_tree() {
 }
 
 #[test]
-fn ctrl_c_in_run_ends_the_tree() {
+fn ctrl_c_in_run_ends_escaped_descendants() {
     let service = Service::start();
     many_times(|mark| {
         let mut run = service.run_command(&["--", &tree(mark)]).stderr(Stdio::null()).spawn().unwrap();
@@ -85,7 +85,7 @@ fn ctrl_c_in_run_ends_the_tree() {
 }
 
 #[test]
-fn killing_the_client_ends_the_tree() {
+fn killing_the_client_ends_escaped_descendants() {
     let service = Service::start();
     many_times(|mark| {
         let mut run = service.run_command(&["--", &tree(mark)]).stderr(Stdio::null()).spawn().unwrap();
@@ -96,7 +96,7 @@ fn killing_the_client_ends_the_tree() {
 }
 
 #[test]
-fn one_that_ignores_term_is_killed_after_the_grace() {
+fn command_that_ignores_term_is_killed_after_the_grace_period() {
     let service = Service::start();
     let mark = procs::mark();
     let mut client = service.connect();
@@ -120,7 +120,7 @@ fn one_that_ignores_term_is_killed_after_the_grace() {
 }
 
 #[test]
-fn asked_again_a_shorter_grace_takes_effect() {
+fn second_cancel_shortens_the_grace_period() {
     let service = Service::start();
     let mark = procs::mark();
     let mut client = service.connect();
@@ -134,7 +134,7 @@ fn asked_again_a_shorter_grace_takes_effect() {
 }
 
 #[test]
-fn what_the_command_leaves_behind_is_read_then_ended_and_counted() {
+fn output_of_leftover_processes_is_read_before_they_are_ended() {
     let service = Service::start();
     let mark = procs::mark();
     let mut client = service.connect();
@@ -148,7 +148,7 @@ fn what_the_command_leaves_behind_is_read_then_ended_and_counted() {
 }
 
 #[test]
-fn a_signal_reaches_the_group() {
+fn signal_reaches_the_process_group() {
     let service = Service::start();
     let mut client = service.connect();
     client.execute(json!({ "command": "trap 'echo caught; exit 7' USR1; echo ready; while :; do sleep 0.01; done" }));
@@ -161,7 +161,7 @@ fn a_signal_reaches_the_group() {
 }
 
 #[test]
-fn a_timeout_is_a_failure_however_the_command_takes_it() {
+fn timeout_is_a_failure_even_if_the_command_exits_with_0() {
     let service = Service::start();
     let mut client = service.connect();
     let story = client.run(json!({ "command": "trap 'exit 0' TERM; while :; do sleep 0.01; done", "timeoutMs": 200 }));
@@ -171,7 +171,7 @@ fn a_timeout_is_a_failure_however_the_command_takes_it() {
 }
 
 #[test]
-fn another_session_may_cancel_and_ask_by_id() {
+fn other_sessions_can_cancel_and_query_by_id() {
     let backend = Service::backend();
     let (here, there) = (Service::gateway(&backend.url()), Service::gateway(&backend.url()));
     for other in [&here, &there] {
@@ -195,7 +195,7 @@ fn another_session_may_cancel_and_ask_by_id() {
 }
 
 #[test]
-fn a_command_that_kills_its_own_shim_leaves_nothing_either() {
+fn command_that_kills_its_shim_leaves_no_process() {
     let service = Service::start();
     let mark = procs::mark();
     let mut bystander = service.connect();
@@ -214,7 +214,7 @@ fn a_command_that_kills_its_own_shim_leaves_nothing_either() {
 
 /// Three levels, one in a session of its own, one that ignores TERM.
 #[test]
-fn cancel_of_a_stubborn_tree_is_verified_soon_after_the_grace() {
+fn cancel_of_a_tree_that_ignores_term_is_verified_soon_after_the_grace_period() {
     const GRACE: Duration = Duration::from_millis(300);
     let service = Service::start();
     std::thread::scope(|scope| {
@@ -245,7 +245,7 @@ fn cancel_of_a_stubborn_tree_is_verified_soon_after_the_grace() {
 }
 
 #[test]
-fn a_command_is_what_goes_when_memory_runs_out() {
+fn oom_score_of_commands_is_raised_and_of_shims_is_not() {
     let score = |pid: &str| fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap().trim().parse::<i32>();
     let own = score("self").unwrap();
     let service = Service::start();

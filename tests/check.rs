@@ -46,7 +46,7 @@ pub fn check(url: &str, arguments: &[&str]) -> (Vec<Value>, Value, i32) {
 }
 
 #[test]
-fn where_all_is_well_all_passes_in_less_than_a_minute() {
+fn all_checks_pass_within_a_minute_on_a_healthy_service() {
     let service = Service::start();
     let since = Instant::now();
     let (results, sums, code) = check(&service.url(), &[]);
@@ -105,7 +105,7 @@ fn is_end(message: &Value) -> bool {
 }
 
 #[test]
-fn a_wrong_result_is_named() {
+fn check_finds_a_wrong_result() {
     is_named("basic", |_, _, message| {
         if content(message) == "RESULT:::168\n" {
             message["params"]["content"] = json!("RESULT:::169\n");
@@ -115,7 +115,7 @@ fn a_wrong_result_is_named() {
 }
 
 #[test]
-fn a_wrong_message_is_named() {
+fn check_finds_a_changed_output_line() {
     is_named("stress", |_, _, message| {
         if content(message).starts_with("caught: ") {
             message["params"]["content"] = json!("Caught: division by zero\n");
@@ -125,12 +125,12 @@ fn a_wrong_message_is_named() {
 }
 
 #[test]
-fn a_message_that_is_missing_in_one_of_many_sessions_is_named() {
+fn check_finds_a_missing_message_in_one_of_many_sessions() {
     is_named("concurrent", |_, _, message| !content(message).contains("session 7 says 2"));
 }
 
 #[test]
-fn of_many_sessions_the_one_is_named_in_which_it_happened() {
+fn check_names_the_failing_session_of_many() {
     let service = Service::start();
     let proxy = TamperingProxy::start(service.address, |_, command, message| {
         if command.contains("session 7 says") && is_end(message) {
@@ -149,7 +149,7 @@ fn of_many_sessions_the_one_is_named_in_which_it_happened() {
 }
 
 #[test]
-fn processes_that_live_on_are_named_whatever_the_service_says() {
+fn check_finds_leftover_processes_itself() {
     let _strays = EndStrays;
     thread::scope(|scope| {
         scope.spawn(|| {
@@ -175,7 +175,7 @@ fn processes_that_live_on_are_named_whatever_the_service_says() {
 }
 
 #[test]
-fn an_end_that_is_not_verified_is_named() {
+fn check_finds_an_unverified_ending() {
     is_named("races", |_, _, message| {
         if message["result"]["reason"] == "disconnected" {
             message["result"]["cancel"]["verified"] = json!(false);
@@ -185,7 +185,7 @@ fn an_end_that_is_not_verified_is_named() {
 }
 
 #[test]
-fn output_that_comes_twice_is_named() {
+fn check_finds_duplicated_output() {
     is_named("detach", |way, _, message| {
         if way == Direction::ToService && message["method"] == "attach" {
             message["params"]["offsets"] = json!({});
@@ -195,7 +195,7 @@ fn output_that_comes_twice_is_named() {
 }
 
 #[test]
-fn a_time_out_that_is_called_a_success_is_named() {
+fn check_finds_a_time_out_reported_as_success() {
     is_named("limits", |_, _, message| {
         if message["params"]["reason"] == "timeout" {
             message["params"]["status"] = json!("COMPLETED");
@@ -206,7 +206,7 @@ fn a_time_out_that_is_called_a_success_is_named() {
 }
 
 #[test]
-fn a_hang_is_named_with_its_last_message_and_the_log_of_its_session() {
+fn check_reports_a_hang_with_last_message_and_session_log() {
     let log = std::env::temp_dir().join(format!("cc-executor-check-{}", std::process::id()));
     let file = std::fs::File::create(&log).unwrap();
     let service = Service::start();
@@ -244,7 +244,7 @@ fn a_hang_is_named_with_its_last_message_and_the_log_of_its_session() {
 }
 
 #[test]
-fn a_stream_that_lost_something_is_named() {
+fn check_finds_lost_output() {
     is_named("slow-client", |_, command, message| {
         let end = message["params"]["end"].as_u64().unwrap_or_default();
         !(command == "seq 1 3000000" && (5_000_000..5_100_000).contains(&end))
@@ -252,7 +252,7 @@ fn a_stream_that_lost_something_is_named() {
 }
 
 #[test]
-fn a_stream_with_another_digest_is_named() {
+fn check_finds_a_wrong_digest() {
     is_named("large-output", |_, command, message| {
         if command == "seq 1 6000000" && is_end(message) {
             message["params"]["sha256"]["stdout"] = json!("0".repeat(64));
@@ -262,7 +262,7 @@ fn a_stream_with_another_digest_is_named() {
 }
 
 #[test]
-fn a_silence_is_named() {
+fn check_finds_missing_heartbeats() {
     is_named("heartbeat", |_, command, message| {
         !(command.starts_with("sleep 5.5") && message["params"]["elapsedMs"].as_u64().is_some_and(|ms| ms > 500))
             || is_end(message)
@@ -270,7 +270,7 @@ fn a_silence_is_named() {
 }
 
 #[test]
-fn a_backend_that_is_called_silent_is_named() {
+fn check_finds_a_backend_reported_as_silent() {
     is_named("heartbeat", |_, command, message| {
         // As a gateway says it that has not heard its backend for three heartbeats.
         if command.starts_with("sleep 5.5") && message["params"]["elapsedMs"].as_u64().is_some_and(|ms| ms > 3_500) {

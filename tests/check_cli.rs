@@ -27,7 +27,7 @@ fn told(command: &mut Command) -> (String, String, i32) {
 }
 
 #[test]
-fn a_person_reads_a_line_for_each_check_and_the_sums() {
+fn check_prints_one_line_per_check_and_totals() {
     let service = Service::start();
     let (out, err, code) = run(&service, &["--only", "stress,basic"]);
     let lines: Vec<&str> = out.lines().collect();
@@ -40,7 +40,7 @@ fn a_person_reads_a_line_for_each_check_and_the_sums() {
 }
 
 #[test]
-fn checks_are_listed_and_others_refused() {
+fn check_list_names_all_checks_and_unknown_names_are_refused() {
     let (out, _, code) = told(binary().args(["check", "--list"]));
     let names: Vec<_> = out.lines().map(|line| line.split(' ').next().unwrap()).collect();
     assert_eq!((names, code), (ALL.to_vec(), 0));
@@ -50,13 +50,13 @@ fn checks_are_listed_and_others_refused() {
 }
 
 #[test]
-fn where_nothing_listens_it_is_said_once() {
+fn check_reports_an_unreachable_service_once() {
     let (out, err, code) = told(binary().args(["check", "--url", "http://127.0.0.1:1"]));
     assert_eq!((out.as_str(), err.lines().count(), code), ("", 1, 69), "{err}");
 }
 
 #[test]
-fn a_log_that_cannot_be_read_is_said_at_once_and_one_that_tells_nothing_where_it_would_be_shown() {
+fn unreadable_log_is_an_error_and_unhelpful_log_is_explained() {
     let service = Service::start();
     for file in ["/no/such/file", "/"] {
         let (out, err, code) = run(&service, &["--logs", file]);
@@ -83,7 +83,7 @@ fn a_log_that_cannot_be_read_is_said_at_once_and_one_that_tells_nothing_where_it
 }
 
 #[test]
-fn a_reader_who_leaves_changes_no_verdict() {
+fn closed_stdout_does_not_change_the_exit_code_of_check() {
     let service = Service::start();
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
@@ -95,7 +95,7 @@ fn a_reader_who_leaves_changes_no_verdict() {
 }
 
 #[test]
-fn a_service_with_a_token_and_a_backend_of_its_own_passes() {
+fn checks_pass_with_token_and_separate_backend() {
     let token = [("CC_EXECUTOR_TOKEN", "open-sesame")];
     let backend = Service::with(&["backend"], &[("CC_EXECUTOR_TOKEN", "of-the-backend")]);
     let service = Service::with(
@@ -110,7 +110,7 @@ fn a_service_with_a_token_and_a_backend_of_its_own_passes() {
 }
 
 #[test]
-fn limits_that_are_the_services_right_are_no_faults() {
+fn checks_pass_with_small_configured_limits() {
     // A queue that fills, a default that is not the shell, and nothing kept.
     let few = ["--max-executions", "4", "--max-queued", "3", "--retention-ms", "0", "--max-detach-ms", "5000"];
     let service = Service::with(&[&["serve", "--default-executor", "python"], few.as_slice()].concat(), &[]);

@@ -60,7 +60,7 @@ fn print(lines: &[&str]) -> String {
 }
 
 #[test]
-fn every_sample_ends_as_it_did_and_says_what_it_said() {
+fn recorded_runs_give_their_recorded_text_events_and_ending() {
     let service = service();
     let mut client = service.connect();
     let result = "The result is RESULT:::168 \n";
@@ -152,7 +152,7 @@ fn status_and_reason(story: &Recording) -> (&str, &str) {
 }
 
 #[test]
-fn one_that_says_how_it_ended_and_never_exits_is_ended() {
+fn claude_that_does_not_exit_after_its_result_is_ended() {
     let service = with(&[("CC_EXECUTOR_CLAUDE_EXIT_MS", "3000")]);
     let mark = procs::mark();
     for (line, status, reason) in
@@ -175,7 +175,7 @@ fn one_that_says_how_it_ended_and_never_exits_is_ended() {
 }
 
 #[test]
-fn one_that_closes_its_output_and_never_exits_is_ended() {
+fn claude_that_closes_its_output_without_exiting_is_ended() {
     let service = with(&[EXIT]);
     let mark = procs::mark();
     let task = print(&TASK_STARTED);
@@ -198,7 +198,7 @@ fn one_that_closes_its_output_and_never_exits_is_ended() {
 }
 
 #[test]
-fn a_result_ends_its_own_turn_and_the_last_one_the_run() {
+fn last_result_of_several_turns_ends_the_run() {
     let service = with(&[EXIT]);
     // The task is open for longer than the time for the exit, and so is the tool of the second turn.
     let command = format!(
@@ -219,7 +219,7 @@ fn a_result_ends_its_own_turn_and_the_last_one_the_run() {
 }
 
 #[test]
-fn a_turn_after_a_result_must_say_how_it_ended() {
+fn turn_after_a_result_needs_a_result_of_its_own() {
     let service = with(&[EXIT]);
     let mut client = service.connect();
     let cut = &DONE[..DONE.len() / 2];
@@ -246,7 +246,7 @@ fn a_turn_after_a_result_must_say_how_it_ended() {
 }
 
 #[test]
-fn one_that_works_on_after_its_result_has_its_time_outs_again() {
+fn time_outs_apply_to_turns_after_a_result() {
     let mark = procs::mark();
     let command = format!("{} sleep {mark}", print(&[DONE, INIT, TOOL]));
     let story = with(&[EXIT]).connect().ask_claude(json!({ "command": command, "timeoutMs": 4_000 }));
@@ -255,7 +255,7 @@ fn one_that_works_on_after_its_result_has_its_time_outs_again() {
 }
 
 #[test]
-fn the_time_for_the_exit_starts_anew_with_each_event() {
+fn each_event_restarts_the_exit_deadline() {
     let more = print(&[INIT, &said("more"), TOOL, ANSWER, DONE]);
     let service = with(&[("CC_EXECUTOR_CLAUDE_EXIT_MS", "5000")]);
     let command = format!("{} for n in {{1..14}}; do sleep 0.5; {more} done; exit 3", print(&[DONE]));
@@ -266,7 +266,7 @@ fn the_time_for_the_exit_starts_anew_with_each_event() {
 }
 
 #[test]
-fn the_time_for_the_exit_stands_still_while_nothing_is_read() {
+fn exit_deadline_pauses_while_output_is_not_read() {
     let service = with(&[EXIT]);
     // Paused for longer than the time for the exit: it goes on where it was.
     let mut client = service.connect();
@@ -330,7 +330,7 @@ for n in range(40000): print(line)
 }
 
 #[test]
-fn the_originals_claude_works_on_after_its_result_too() {
+fn legacy_claude_may_continue_after_its_result() {
     let stub = Stub::start(move |request, stream| match request.path.as_str() {
         "/health" => respond(stream, 200, r#"{"status":"ok"}"#),
         "/execute/claude-stream" => {
@@ -382,7 +382,7 @@ fn the_originals_claude_works_on_after_its_result_too() {
 }
 
 #[test]
-fn who_ends_it_decides_whatever_it_says_then() {
+fn cancel_and_timeout_override_the_result_of_claude() {
     let service = service();
     let mut client = service.connect();
     let mark = procs::mark();
@@ -406,7 +406,7 @@ fn who_ends_it_decides_whatever_it_says_then() {
 }
 
 #[test]
-fn a_line_of_16_mb_and_what_is_no_event_arrive_whole() {
+fn line_of_16_mib_and_non_event_lines_arrive_complete() {
     let service = service();
     let mut client = service.connect();
     let make = r#"python3 -c "
@@ -436,7 +436,7 @@ out.write('{\"type\": \"result\", \"is_error\": false, \"result\": \"\"}')
 }
 
 #[test]
-fn the_status_says_what_it_is_doing() {
+fn status_shows_activity_and_turns() {
     let service = service();
     let mut client = service.connect();
     let gates: Vec<_> =
@@ -471,7 +471,7 @@ fn the_status_says_what_it_is_doing() {
 }
 
 #[test]
-fn whoever_comes_back_gets_each_event_once_over_any_gateway() {
+fn reattaching_over_any_gateway_delivers_each_event_once() {
     let backend = Service::with(&["backend", "--executors", STAND_IN], &[]);
     let texts: Vec<String> = (0..200).map(|n| format!("text {n} {}", "é".repeat(n * 10))).collect();
     let command: String = texts.iter().map(|text| print(&[&said(text), TOOL, ANSWER]) + "sleep 0.002; ").collect();
@@ -518,7 +518,7 @@ fn whoever_comes_back_gets_each_event_once_over_any_gateway() {
 }
 
 #[test]
-fn events_without_any_text_do_not_hold_up_one_that_may_detach() {
+fn events_without_text_do_not_block_a_detachable_execution() {
     let service = service();
     let mut client = service.connect();
     let make = r#"python3 -c "
@@ -532,7 +532,7 @@ for n in range(60000): print(line)
 }
 
 #[test]
-fn after_a_gap_the_next_event_is_whole() {
+fn first_event_after_a_gap_is_complete() {
     let service = service();
     let mut client = service.connect();
     let make = r#"python3 -c "
@@ -567,7 +567,7 @@ for n in range(500000):
 }
 
 #[test]
-fn its_arguments_are_a_list_its_prompt_is_none_and_its_environment_is_its_own() {
+fn claude_gets_options_as_arguments_prompt_on_stdin_and_a_filtered_environment() {
     let service = with(&[
         ("ANTHROPIC_API_KEY", ""),
         ("ANTHROPIC_BASE_URL", "http://127.0.0.1:1"),
@@ -620,7 +620,7 @@ fn its_arguments_are_a_list_its_prompt_is_none_and_its_environment_is_its_own() 
 }
 
 #[test]
-fn what_claude_cannot_be_asked_is_refused_and_said() {
+fn invalid_claude_parameters_and_start_failures_are_reported() {
     let service = service();
     let mut client = service.connect();
     for (params, code, param) in [
@@ -655,7 +655,7 @@ fn what_claude_cannot_be_asked_is_refused_and_said() {
 }
 
 #[test]
-fn run_reads_well() {
+fn run_prints_text_to_stdout_and_tools_and_summary_to_stderr() {
     let service = service();
     let command = format!(
         "{} echo to stderr >&2; {}",
@@ -683,7 +683,7 @@ fn run_reads_well() {
 }
 
 #[test]
-fn on_a_terminal_run_tells_a_tool_in_one_dim_line() {
+fn run_shows_each_tool_as_one_dim_line_on_a_terminal() {
     let service = service();
     let prompt = format!("{} {}", print(&[&said("Look:"), TOOL, ANSWER]), print(&[&said("Two files."), DONE]));
     let run = "exec \"$RUN\" run --url \"$URL\" --executor claude -- \"$PROMPT\"";
@@ -701,7 +701,7 @@ fn on_a_terminal_run_tells_a_tool_in_one_dim_line() {
 }
 
 #[test]
-fn the_originals_callers_get_events_and_how_it_ended() {
+fn claude_stream_route_returns_events_and_ending() {
     let backend = Service::with(&["backend", "--executors", STAND_IN], &[]);
     let ask = |body: Value| {
         let answer = backend.post("/execute/claude-stream", &body);
@@ -729,7 +729,7 @@ fn the_originals_callers_get_events_and_how_it_ended() {
 }
 
 #[test]
-fn the_originals_callers_may_ask_for_what_others_may() {
+fn claude_stream_route_takes_the_options_of_execute() {
     let recorded = lines("cancelled").len();
     let backend = Service::with(&["backend", "--executors", STAND_IN], &[]);
     let ask = |backend: &Service, body: Value| {
@@ -788,7 +788,7 @@ fn the_originals_callers_may_ask_for_what_others_may() {
 }
 
 #[test]
-fn the_originals_image_has_its_claude_too() {
+fn legacy_image_runs_claude() {
     let stub = Stub::start(|request, stream| match request.path.as_str() {
         "/health" => respond(stream, 200, r#"{"status":"ok"}"#),
         "/execute/claude-stream" => {
@@ -816,7 +816,7 @@ fn the_originals_image_has_its_claude_too() {
 
 /// A backend that knows no ids sends no heartbeat. However long its Claude works, what it says then is delivered whole.
 #[test]
-fn a_long_run_of_the_originals_claude_keeps_its_result_and_its_output() {
+fn long_silent_legacy_claude_run_keeps_its_output_and_result() {
     const TEXT: usize = 1 << 20;
     let (go_on, waits) = std::sync::mpsc::channel::<()>();
     let waits = std::sync::Mutex::new(waits);

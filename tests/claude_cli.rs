@@ -127,7 +127,7 @@ fn ending(story: &Recording) -> (&str, &str) {
 const PRODUCT: &str = r#"run python3 -c "print('RESULT:::' + str(24 * 7))""#;
 
 #[test]
-fn a_tool_is_called_and_its_result_and_the_answer_are_told() {
+fn tool_result_and_answer_are_output() {
     on_loopback_only(|cli| {
         let api = MessagesApi::start();
         let service = cli.serve(&api);
@@ -148,7 +148,7 @@ fn a_tool_is_called_and_its_result_and_the_answer_are_told() {
 }
 
 #[test]
-fn every_permission_mode_and_option_is_one_the_cli_knows() {
+fn cli_accepts_every_permission_mode_and_option() {
     on_loopback_only(|cli| {
         let api = MessagesApi::start();
         let service = cli.serve(&api);
@@ -172,7 +172,7 @@ fn every_permission_mode_and_option_is_one_the_cli_knows() {
 }
 
 #[test]
-fn a_tool_that_fails_is_a_result_like_any_other() {
+fn failing_tool_does_not_fail_the_execution() {
     on_loopback_only(|cli| {
         let api = MessagesApi::start();
         let service = cli.serve(&api);
@@ -184,7 +184,7 @@ fn a_tool_that_fails_is_a_result_like_any_other() {
 }
 
 #[test]
-fn an_api_that_refuses_fails_it_and_one_that_recovers_does_not() {
+fn api_refusal_is_a_claude_error_and_a_retried_one_is_not() {
     on_loopback_only(|cli| {
         let api = MessagesApi::refusing(|_| Some((401, "authentication_error")));
         let story = ask(&mut cli.serve(&api).connect(), PRODUCT);
@@ -204,7 +204,7 @@ fn an_api_that_refuses_fails_it_and_one_that_recovers_does_not() {
 }
 
 #[test]
-fn an_api_that_is_not_there_fails_it() {
+fn unreachable_api_is_a_claude_error() {
     on_loopback_only(|cli| {
         // Nobody listens on the port that a listener has just given back.
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
@@ -217,7 +217,7 @@ fn an_api_that_is_not_there_fails_it() {
 }
 
 #[test]
-fn who_is_not_signed_in_is_told_what_to_do() {
+fn missing_login_is_explained() {
     on_loopback_only(|cli| {
         let api = MessagesApi::start();
         let service = cli.service(&["serve"], &api.url(), &[("ANTHROPIC_API_KEY", "")]);
@@ -230,7 +230,7 @@ fn who_is_not_signed_in_is_told_what_to_do() {
 }
 
 #[test]
-fn a_long_silent_tool_is_told_by_heartbeats() {
+fn heartbeats_name_a_long_silent_tool() {
     on_loopback_only(|cli| {
         let api = MessagesApi::start();
         let service = cli.serve(&api);
@@ -248,7 +248,7 @@ fn a_long_silent_tool_is_told_by_heartbeats() {
 }
 
 #[test]
-fn one_that_is_woken_by_a_background_task_works_on_to_its_last_result() {
+fn cli_woken_by_a_background_task_continues_to_its_last_result() {
     on_loopback_only(|cli| {
         let api = MessagesApi::start();
         let env = [("CC_EXECUTOR_CLAUDE_EXIT_MS", "2000")];
@@ -297,7 +297,7 @@ fn rest(client: &mut Client) -> Recording {
 }
 
 #[test]
-fn one_that_is_canceled_is_canceled_whatever_the_cli_says() {
+fn canceled_cli_ends_as_canceled_and_leaves_no_process() {
     on_loopback_only(|cli| {
         let api = MessagesApi::start();
         let service = cli.serve(&api);
@@ -316,7 +316,7 @@ fn one_that_is_canceled_is_canceled_whatever_the_cli_says() {
 }
 
 #[test]
-fn a_drained_gateway_ends_it_and_says_so() {
+fn draining_gateway_cancels_claude() {
     on_loopback_only(|cli| {
         let api = MessagesApi::start();
         let backend = cli.service(&["backend"], &api.url(), &[]);
@@ -334,7 +334,7 @@ fn a_drained_gateway_ends_it_and_says_so() {
 }
 
 #[test]
-fn a_session_of_claude_is_resumed() {
+fn resume_continues_a_claude_session() {
     on_loopback_only(|cli| {
         let api = MessagesApi::start();
         let service = cli.serve(&api);
@@ -355,7 +355,7 @@ fn a_session_of_claude_is_resumed() {
 }
 
 #[test]
-fn two_at_once_do_not_meet() {
+fn concurrent_cli_runs_are_independent() {
     on_loopback_only(|cli| {
         let api = MessagesApi::start();
         let service = cli.serve(&api);
@@ -383,7 +383,7 @@ fn two_at_once_do_not_meet() {
 }
 
 #[test]
-fn in_a_terminal_it_reads_well() {
+fn run_prints_text_tools_and_summary_of_the_real_cli() {
     on_loopback_only(|cli| {
         let api = MessagesApi::start();
         let service = cli.serve(&api);

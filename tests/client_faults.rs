@@ -90,7 +90,7 @@ fn told(command: &mut Command) -> (String, String, i32) {
 const NOTICED: Duration = Duration::from_secs(12);
 
 #[test]
-fn run_notices_that_its_service_is_stopped() {
+fn run_detects_a_stopped_service() {
     let service = Service::start();
     let mark = procs::mark();
     let command = format!("echo ready; exec sleep {mark}");
@@ -105,7 +105,7 @@ fn run_notices_that_its_service_is_stopped() {
 }
 
 #[test]
-fn run_notices_a_network_that_drops_everything() {
+fn run_detects_a_network_that_drops_packets() {
     let service = Service::start();
     let proxy = Proxy::start(service.address, |_| Some((50_000, CutKind::Silent)));
     let url = format!("ws://{}", proxy.address);
@@ -116,7 +116,7 @@ fn run_notices_a_network_that_drops_everything() {
 }
 
 #[test]
-fn attach_notices_that_its_service_is_stopped() {
+fn attach_detects_a_stopped_service() {
     let service = Service::start();
     let mut holder = service.connect();
     let id = holder.execute(json!({ "command": "exec sleep 100", "heartbeatMs": 1000, "onDisconnect": "detach" }));
@@ -131,7 +131,7 @@ fn attach_notices_that_its_service_is_stopped() {
 }
 
 #[test]
-fn run_comes_back_after_its_gateway_was_stopped_for_a_while() {
+fn run_reconnects_after_its_gateway_was_paused() {
     let backend = Service::backend();
     let gateway = Service::gateway(&backend.url());
     gateway.wait_for_event("backend.up", 1);
@@ -149,7 +149,7 @@ fn run_comes_back_after_its_gateway_was_stopped_for_a_while() {
 }
 
 #[test]
-fn run_gives_up_on_a_service_that_stays_stopped() {
+fn run_gives_up_reconnecting_to_a_stopped_service() {
     let service = Service::start();
     let mut run =
         Running::start(&mut service.run_command(&["--heartbeat", "1", "--reconnect=2", "--", "echo x; sleep 100"]));
@@ -161,7 +161,7 @@ fn run_gives_up_on_a_service_that_stays_stopped() {
 }
 
 #[test]
-fn no_command_waits_for_ever_for_a_service_that_is_stopped() {
+fn every_command_gives_up_on_a_stopped_service() {
     const BOUND: Duration = Duration::from_secs(20);
     let service = Service::start();
     service.signal(Signal::STOP);
@@ -190,7 +190,7 @@ fn no_command_waits_for_ever_for_a_service_that_is_stopped() {
 }
 
 #[test]
-fn an_execute_that_is_not_answered_is_given_up() {
+fn run_gives_up_on_an_unanswered_execute() {
     let service = Service::start();
     let proxy =
         TamperingProxy::start(service.address, |way, _, message| way == Direction::ToService || message["id"] != 1);
@@ -219,7 +219,7 @@ fn checked(output: &Output, kind: &str, what: &[&str]) {
 }
 
 #[test]
-fn a_reader_that_leaves_is_no_error_and_a_full_disk_is_one_of_every_command() {
+fn every_command_accepts_closed_stdout_and_fails_on_full_disk() {
     let service = Service::start();
     service.run(&["--detach", "--", "true"]);
     for arguments in [
@@ -270,7 +270,7 @@ fn a_reader_that_leaves_is_no_error_and_a_full_disk_is_one_of_every_command() {
 }
 
 #[test]
-fn a_failed_write_to_standard_error_changes_no_exit_code() {
+fn failed_write_to_stderr_does_not_change_the_exit_code() {
     for (_, stderr) in bad_outputs() {
         let mut command = binary();
         command.args(["ps", "--url", "ws://127.0.0.1:1"]).stdout(Stdio::null()).stderr(stderr);
@@ -284,7 +284,7 @@ fn a_failed_write_to_standard_error_changes_no_exit_code() {
 }
 
 #[test]
-fn a_command_whose_output_cannot_be_written_is_ended() {
+fn run_ends_the_command_when_output_cannot_be_written() {
     let service = Service::start();
     let endings = [("closed", 141), ("full", 74)];
     for flags in [["--heartbeat=5"].as_slice(), &["--reconnect"], &["--json"]] {
@@ -309,7 +309,7 @@ fn a_command_whose_output_cannot_be_written_is_ended() {
 }
 
 #[test]
-fn attach_whose_output_cannot_be_written_leaves_the_execution_alone() {
+fn attach_with_unwritable_output_leaves_the_execution_running() {
     let service = Service::start();
     for ((kind, stdout), code) in bad_outputs().into_iter().zip([141, 74]) {
         let mark = procs::mark();
@@ -326,7 +326,7 @@ fn attach_whose_output_cannot_be_written_leaves_the_execution_alone() {
 }
 
 #[test]
-fn an_execution_whose_id_cannot_be_printed_is_canceled() {
+fn detached_execution_is_canceled_if_its_id_cannot_be_printed() {
     let service = Service::start();
     for ((kind, stdout), code) in bad_outputs().into_iter().zip([141, 74]) {
         let mark = procs::mark();
@@ -340,7 +340,7 @@ fn an_execution_whose_id_cannot_be_printed_is_canceled() {
 }
 
 #[test]
-fn attach_to_overwritten_output_is_a_failure_that_names_the_gap() {
+fn attach_fails_on_overwritten_output_and_names_the_gap() {
     let service = Service::with(&["serve"], &[("CC_EXECUTOR_RING_BYTES", "65536")]);
     let mut holder = service.connect();
     let id = holder.execute(json!({ "command": "seq 100000" }));
@@ -354,7 +354,7 @@ fn attach_to_overwritten_output_is_a_failure_that_names_the_gap() {
 }
 
 #[test]
-fn a_gap_after_the_connection_broke_is_a_failure_too() {
+fn run_fails_on_a_gap_after_reconnecting() {
     let service = Service::start();
     let proxy = TamperingProxy::start(service.address, |_, _, message| {
         if message["params"]["content"] == "lost\n" {
@@ -372,7 +372,7 @@ fn a_gap_after_the_connection_broke_is_a_failure_too() {
 }
 
 #[test]
-fn attach_says_that_nobody_attached_in_time() {
+fn attach_reports_an_expired_detached_execution() {
     let service =
         Service::with(&["serve"], &[("CC_EXECUTOR_MAX_DETACH_MS", "2000"), ("CC_EXECUTOR_MAX_EXECUTIONS", "1")]);
     let mark = procs::mark();
@@ -416,14 +416,14 @@ fn restarted_under_reconnect(front: impl Fn(&Service) -> String) -> (String, i32
 }
 
 #[test]
-fn run_says_that_the_service_was_restarted() {
+fn run_reports_a_restarted_service() {
     let (err, code) = restarted_under_reconnect(Service::url);
     assert_eq!(code, 69);
     assert!(err.ends_with("cc-executor: the service was restarted; the execution ended with it\n"), "{err}");
 }
 
 #[test]
-fn another_instance_without_the_execution_is_a_restart() {
+fn run_reports_a_restart_when_the_instance_differs() {
     let front = |service: &Service| {
         let proxy = TamperingProxy::start(service.address, |_, _, message: &mut Value| {
             if message["result"]["executionId"].is_string() {
@@ -469,7 +469,7 @@ fn killed_before_its_answer(states_its_instance: bool) -> (String, i32, String) 
 }
 
 #[test]
-fn a_command_whose_start_was_not_answered_never_runs_at_a_restarted_service() {
+fn unanswered_execute_is_not_repeated_at_a_restarted_service() {
     let (err, code, runs) = killed_before_its_answer(true);
     assert_eq!((code, runs.as_str()), (69, "run\n"), "{err}");
     assert!(err.contains("restarted before it answered; if it had started the command, that ended with it\n"), "{err}");
@@ -480,7 +480,7 @@ fn a_command_whose_start_was_not_answered_never_runs_at_a_restarted_service() {
 
 /// Ctrl-C while there is no connection, and before the answer to the first request has come: the command may run.
 #[test]
-fn a_command_whose_start_was_not_answered_is_canceled_when_its_client_comes_back() {
+fn ctrl_c_before_the_execute_response_cancels_after_reconnecting() {
     let backend = Service::backend();
     let mut gateway = Service::gateway(&backend.url());
     gateway.wait_for_event("backend.up", 1);
@@ -505,7 +505,7 @@ fn a_command_whose_start_was_not_answered_is_canceled_when_its_client_comes_back
 }
 
 #[test]
-fn an_execution_that_the_same_instance_has_forgotten_is_not_called_a_restart() {
+fn attach_reports_a_forgotten_execution_as_unknown() {
     let service = Service::with(&["serve"], &[("CC_EXECUTOR_RETENTION_MS", "0")]);
     let mut holder = service.connect();
     let id = holder.execute(json!({ "command": "true", "onDisconnect": "detach" }));
@@ -519,7 +519,7 @@ fn an_execution_that_the_same_instance_has_forgotten_is_not_called_a_restart() {
 }
 
 #[test]
-fn ctrl_c_while_the_service_is_stopped_leaves_within_the_bound() {
+fn ctrl_c_exits_while_the_service_is_stopped() {
     let service = Service::start();
     let mut run = Running::start(&mut service.run_command(&["--heartbeat", "1", "--", "echo x; exec sleep 100"]));
     run.expect("x\n");
@@ -530,7 +530,7 @@ fn ctrl_c_while_the_service_is_stopped_leaves_within_the_bound() {
 }
 
 #[test]
-fn ctrl_c_twice_leaves_even_if_nobody_reads_the_output() {
+fn second_ctrl_c_exits_while_stdout_is_blocked() {
     let service = Service::start();
     let run = Running::start(&mut service.run_command(&["--", "yes"]));
     wait_until("the pipe is full", PATIENCE, || {

@@ -32,7 +32,7 @@ fn until(client: &mut Client, story: &mut Recording, part: &str) {
 }
 
 #[test]
-fn pause_stops_the_whole_tree_and_resume_lets_it_go_on() {
+fn pause_stops_the_whole_tree_and_resume_continues_it() {
     let service = Service::start();
     let mark = procs::mark();
     let mut client = service.connect();
@@ -60,7 +60,7 @@ fn pause_stops_the_whole_tree_and_resume_lets_it_go_on() {
 }
 
 #[test]
-fn a_tree_that_keeps_forking_stands_still_too() {
+fn pause_stops_a_tree_that_keeps_forking() {
     let service = Service::start();
     let mut client = service.connect();
     client.execute(json!({ "command": "while :; do (true); echo x; done" }));
@@ -87,7 +87,7 @@ fn a_tree_that_keeps_forking_stands_still_too() {
 }
 
 #[test]
-fn a_job_control_shell_does_not_notice_a_pause() {
+fn job_control_shell_does_not_notice_a_pause() {
     let service = Service::start();
     let mark = procs::mark();
     let mut client = service.connect();
@@ -110,7 +110,7 @@ fn a_job_control_shell_does_not_notice_a_pause() {
 }
 
 #[test]
-fn clocks_stand_still_while_paused() {
+fn time_outs_are_suspended_while_paused() {
     let service = Service::start();
     let mut client = service.connect();
     let command = "echo ready; for i in 1 2 3 4; do sleep 0.1; echo $i; done";
@@ -135,7 +135,7 @@ fn clocks_stand_still_while_paused() {
 }
 
 #[test]
-fn a_command_that_says_nothing_has_stalled_and_one_that_is_held_back_has_not() {
+fn stall_timeout_ends_a_silent_command_and_not_a_blocked_one() {
     let service = Service::start();
     let mut client = service.connect();
     // Longer than a shell needs to start, or is kept from the processor, on a machine that is busy.
@@ -169,7 +169,7 @@ fn a_command_that_says_nothing_has_stalled_and_one_that_is_held_back_has_not() {
 }
 
 #[test]
-fn a_program_that_buffers_without_a_terminal_streams_on_one() {
+fn pty_streams_resizes_and_takes_input() {
     let service = Service::start();
     let mut client = service.connect();
     let slowly = "python3 -c 'import time\nfor i in range(4): print(i); time.sleep(0.3)'";
@@ -207,7 +207,7 @@ fn a_program_that_buffers_without_a_terminal_streams_on_one() {
 }
 
 #[test]
-fn nothing_is_left_of_a_shell_on_a_terminal() {
+fn cancel_leaves_no_process_of_an_interactive_shell() {
     let service = Service::start();
     let mark = procs::mark();
     let mut client = service.connect();
@@ -221,7 +221,7 @@ fn nothing_is_left_of_a_shell_on_a_terminal() {
 }
 
 #[test]
-fn input_arrives_whole_and_in_order_and_a_closed_one_is_an_error() {
+fn input_arrives_in_order_and_is_refused_when_stdin_is_closed() {
     let service = Service::start();
     let mut client = service.connect();
     client.execute(json!({ "command": "sha256sum", "stdin": true }));
@@ -264,7 +264,7 @@ fn input_arrives_whole_and_in_order_and_a_closed_one_is_an_error() {
 }
 
 #[test]
-fn a_backend_that_stands_still_is_silent_after_three_heartbeats_and_lost_after_six() {
+fn stopped_backend_is_silent_after_three_heartbeats_and_lost_after_six() {
     let backend = Service::backend();
     let gateway = Service::gateway(&backend.url());
     gateway.wait_for_event("backend.up", 1);
@@ -291,7 +291,7 @@ fn a_backend_that_stands_still_is_silent_after_three_heartbeats_and_lost_after_s
 }
 
 #[test]
-fn a_backend_that_stood_still_for_a_while_is_alive_again() {
+fn resumed_backend_is_alive_again() {
     let backend = Service::backend();
     let gateway = Service::gateway(&backend.url());
     gateway.wait_for_event("backend.up", 1);
@@ -306,7 +306,7 @@ fn a_backend_that_stood_still_for_a_while_is_alive_again() {
 }
 
 #[test]
-fn the_originals_image_can_only_hold_back_the_delivery() {
+fn pause_with_a_legacy_image_holds_back_only_delivery() {
     let stub = Stub::start(|request, stream| {
         use std::io::Write;
         match request.path.as_str() {

@@ -26,7 +26,7 @@ fn status_of(service: &Service, path: &str) -> u16 {
 }
 
 #[test]
-fn two_hundred_running_sessions_are_told_how_it_ended_within_ten_seconds() {
+fn drain_reports_the_ending_to_200_sessions_within_ten_seconds() {
     const SESSIONS: usize = 200;
     let mut service = Service::with(
         &["serve"],
@@ -60,7 +60,7 @@ fn two_hundred_running_sessions_are_told_how_it_ended_within_ten_seconds() {
 }
 
 #[test]
-fn what_can_finish_does_what_waits_is_canceled_and_nobody_comes_in() {
+fn drain_lets_short_commands_finish_cancels_queued_ones_and_refuses_clients() {
     let mut service =
         Service::with(&["serve"], &[("CC_EXECUTOR_DRAIN_MS", "4000"), ("CC_EXECUTOR_MAX_EXECUTIONS", "2")]);
     let mark = procs::mark();
@@ -96,7 +96,7 @@ fn what_can_finish_does_what_waits_is_canceled_and_nobody_comes_in() {
 }
 
 #[test]
-fn what_may_detach_runs_on_in_its_backend_for_another_gateway() {
+fn detachable_execution_survives_the_drain_of_its_gateway() {
     let backend = Service::backend();
     let mut first = Service::gateway(&backend.url());
     let second = Service::gateway(&backend.url());
@@ -120,7 +120,7 @@ fn what_may_detach_runs_on_in_its_backend_for_another_gateway() {
 }
 
 #[test]
-fn a_backend_drains_in_the_same_way() {
+fn sigterm_drains_a_backend() {
     let mut backend = Service::with(&["backend"], &[("CC_EXECUTOR_DRAIN_MS", "3000")]);
     let gateway = Service::gateway(&backend.url());
     gateway.wait_for_event("backend.up", 1);
@@ -147,7 +147,7 @@ fn a_backend_drains_in_the_same_way() {
 }
 
 #[test]
-fn a_second_signal_ends_at_once_and_leaves_nothing_either() {
+fn second_sigterm_ends_at_once_and_leaves_no_process() {
     let mut service = Service::start();
     let mark = procs::mark();
     let mut client = service.connect();

@@ -172,7 +172,7 @@ fn bring(service: &Service, phase: FaultPhase, mark: &str) -> (Client, Option<Cl
 }
 
 #[test]
-fn whatever_a_client_does_wrong_in_whatever_phase_nothing_is_left() {
+fn every_client_fault_in_every_phase_leaves_no_process() {
     crossed(&CLIENT_FAULTS, &PHASES, |phase, fault| {
         let env = [
             ("CC_EXECUTOR_MAX_EXECUTIONS", "1"),
@@ -289,7 +289,7 @@ fn faulty(phase: FaultPhase, fault: BackendFault) -> Stub {
 }
 
 #[test]
-fn whatever_a_backend_does_wrong_in_whatever_phase_there_is_one_true_ending() {
+fn every_backend_fault_in_every_phase_gives_one_ending() {
     let phases =
         [FaultPhase::Queued, FaultPhase::Running, FaultPhase::Paused, FaultPhase::Canceling, FaultPhase::Draining];
     crossed(&BACKEND_FAULTS, &phases, |phase, fault| {
@@ -348,7 +348,7 @@ fn whatever_a_backend_does_wrong_in_whatever_phase_there_is_one_true_ending() {
 
 /// A stream that breaks off is found again, and nobody notices.
 #[test]
-fn a_cut_stream_of_one_that_may_detach_is_found_again_wherever_it_is_cut() {
+fn gateway_reattaches_to_a_detachable_execution_after_any_cut() {
     let service = Service::backend();
     let proxy = crate::common::proxy::Proxy::start(service.address, |n| {
         // The first connections are for health; each stream is cut a few times.

@@ -54,7 +54,7 @@ fn begin(client: &mut Client, params: Value) {
 }
 
 #[test]
-fn a_stopped_shim_does_not_hold_up_a_time_out() {
+fn stopped_shim_does_not_delay_a_time_out() {
     in_all_modes_at_once(|mode| {
         let service = mode.service(&[]);
         let mark = procs::mark();
@@ -69,7 +69,7 @@ fn a_stopped_shim_does_not_hold_up_a_time_out() {
 }
 
 #[test]
-fn a_stopped_shim_does_not_hold_up_a_cancellation_nor_its_place() {
+fn stopped_shim_delays_neither_cancel_nor_the_release_of_its_slot() {
     in_all_modes_at_once(|mode| {
         let service = mode.service(&["--max-executions", "4"]);
         let mut held: Vec<(Client, String)> = (0..4)
@@ -103,7 +103,7 @@ fn is_guard(pid: u32) -> bool {
 }
 
 #[test]
-fn nothing_outlives_the_service_whatever_state_its_shims_are_in() {
+fn no_process_outlives_the_service_with_stopped_shims() {
     in_all_modes_at_once(|mode| {
         for signal in [Signal::TERM, Signal::KILL] {
             let mut service = mode.service(&["--drain-ms", "2000"]);
@@ -136,7 +136,7 @@ fn nothing_outlives_the_service_whatever_state_its_shims_are_in() {
 
 /// The shim is stopped before it could say that the command runs.
 #[test]
-fn a_shim_that_is_stopped_at_once_leaves_no_request_unanswered() {
+fn requests_are_answered_if_the_shim_is_stopped_at_once() {
     in_all_modes_at_once(|mode| {
         let executors = json!({ "stopper": ["dash", "-c", "kill -STOP $PPID; exec sleep $0"] }).to_string();
         let service = mode.service(&["--executors", &executors]);
@@ -164,7 +164,7 @@ fn a_shim_that_is_stopped_at_once_leaves_no_request_unanswered() {
 
 /// A shim that may open nothing any more still knows its children; and one that could not would not say zero.
 #[test]
-fn a_shim_whose_descriptors_are_limited_ends_those_who_left_the_group() {
+fn shim_without_free_descriptors_ends_escaped_descendants() {
     in_each_mode(|mode| {
         let service = mode.service(&[]);
         let (mut client, mark) = (service.connect(), procs::mark());
@@ -181,7 +181,7 @@ fn a_shim_whose_descriptors_are_limited_ends_those_who_left_the_group() {
 
 /// The service cannot open anything: what it says of the processes must not depend on that.
 #[test]
-fn a_service_without_descriptors_still_ends_what_a_killed_shim_leaves() {
+fn tree_of_a_killed_shim_is_ended_without_free_descriptors() {
     let mut command = Command::new("prlimit");
     command.arg("--nofile=150:150").arg(binary().get_program()).args(["serve", "--bind", "127.0.0.1:0"]);
     let service = Service::spawn(command);
@@ -206,7 +206,7 @@ fn a_service_without_descriptors_still_ends_what_a_killed_shim_leaves() {
 }
 
 #[test]
-fn a_program_that_kills_its_shim_at_once_is_never_called_not_started() {
+fn program_that_kills_its_shim_at_once_is_not_reported_as_not_started() {
     in_each_mode(|mode| {
         let executors = json!({ "killer": ["dash", "-c", "kill -9 $PPID; exec sleep $0"] }).to_string();
         let service = mode.service(&["--executors", &executors]);
@@ -231,7 +231,7 @@ fn a_program_that_kills_its_shim_at_once_is_never_called_not_started() {
 
 /// What was there before the service, and what comes of it later, is nobody's orphan.
 #[test]
-fn the_services_own_children_are_never_touched() {
+fn inherited_children_of_the_service_are_not_killed() {
     let (helper, later, mark) = (procs::mark(), procs::mark(), procs::mark());
     // The helper's own child comes to the service when the helper's shell has ended: after a shim was killed.
     let entry = format!(
@@ -267,7 +267,7 @@ fn the_services_own_children_are_never_touched() {
 }
 
 #[test]
-fn a_killed_shim_frees_its_place_with_a_full_ring_and_nobody_attached() {
+fn killed_shim_frees_its_slot_with_full_ring_and_no_consumer() {
     in_each_mode(|mode| {
         let service = mode.service(&["--max-executions", "1", "--ring-bytes", "65536"]);
         let (mut client, mark) = (service.connect(), procs::mark());
@@ -294,7 +294,7 @@ fn a_killed_shim_frees_its_place_with_a_full_ring_and_nobody_attached() {
 
 /// A command that limits the subreaper fails none but itself.
 #[test]
-fn a_subreaper_that_may_open_nothing_is_replaced_before_anybody_notices() {
+fn subreaper_without_free_descriptors_is_replaced() {
     for mode in Mode::all().into_iter().filter(|mode| mode.shim_is_reachable()) {
         let service = mode.service(&[]);
         let limit = "prlimit --pid $(cut -d' ' -f4 /proc/$PPID/stat) --nofile=4:4";
@@ -346,7 +346,7 @@ fn is_subreaper(pid: u32) -> bool {
 
 /// The same watch holds for the subreaper.
 #[test]
-fn a_stopped_or_killed_subreaper_is_replaced_and_leaves_nothing() {
+fn stopped_or_killed_subreaper_is_replaced_and_leaves_no_process() {
     for mode in Mode::all().into_iter().filter(|mode| mode.shim_is_reachable()) {
         for signal in ["STOP", "KILL"] {
             let service = mode.service(&[]);
@@ -381,7 +381,7 @@ fn a_stopped_or_killed_subreaper_is_replaced_and_leaves_nothing() {
 
 /// Both guards at once: the service itself is the last.
 #[test]
-fn a_command_that_kills_both_guards_is_ended_all_the_same() {
+fn command_that_kills_shim_and_subreaper_is_ended() {
     for mode in Mode::all().into_iter().filter(|mode| mode.shim_is_reachable()) {
         let service = mode.service(&[]);
         for _ in 0..scale(3, 20) {
@@ -398,7 +398,7 @@ fn a_command_that_kills_both_guards_is_ended_all_the_same() {
 
 /// A process in vfork cannot be stopped, and must hold up nothing.
 #[test]
-fn two_hundred_in_vfork_hold_up_neither_a_pause_nor_a_cancellation() {
+fn processes_in_vfork_delay_neither_pause_nor_cancel() {
     const PROGRAM: &str = "#include <unistd.h>\n\
         int main() { for (int n = 0; n < 200; n++) if (!fork()) { if (!vfork()) { pause(); _exit(0); } pause(); }\n\
         write(1, \"there\\n\", 6); pause(); }";
@@ -438,7 +438,7 @@ fn two_hundred_in_vfork_hold_up_neither_a_pause_nor_a_cancellation() {
 
 /// Whoever starts the service may have blocked or ignored what it must hear.
 #[test]
-fn what_was_blocked_or_ignored_before_the_start_is_neither_for_the_service_nor_for_its_commands() {
+fn inherited_signal_masks_and_ignored_signals_are_reset() {
     let starter = "import ctypes, os, signal, sys\n\
         libc = ctypes.CDLL(None)\n\
         act = (ctypes.c_ulong * 4)(1, 0, 0, 0)\n\
@@ -464,7 +464,7 @@ fn what_was_blocked_or_ignored_before_the_start_is_neither_for_the_service_nor_f
 
 /// A command has its three streams, and no descriptor of whoever started the service.
 #[test]
-fn a_command_gets_no_descriptor_but_its_three_streams() {
+fn command_inherits_only_its_three_standard_streams() {
     let directory = crate::common::hostile::directory("descriptors");
     let lock = directory.join("lock");
     let mut command = Command::new("bash");
@@ -485,7 +485,7 @@ fn a_command_gets_no_descriptor_but_its_three_streams() {
 
 /// A service that is stopped at its start leaves no subreaper.
 #[test]
-fn a_service_that_cannot_be_contained_says_so_and_leaves_nothing() {
+fn unavailable_containment_fails_the_start_and_leaves_no_process() {
     let mut command = binary();
     command.args(["serve", "--bind", "127.0.0.1:0", "--containment", "fence"]).stderr(Stdio::piped());
     let output = command.output().unwrap();

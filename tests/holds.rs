@@ -96,22 +96,22 @@ fn taken_over_while_not_reading(options: &Value, env: &[(&str, &str)]) {
 }
 
 #[test]
-fn a_client_that_reads_again_after_a_takeover_is_told_of_it() {
+fn client_that_reads_again_after_a_takeover_gets_detached() {
     taken_over_while_not_reading(&json!({}), &[]);
 }
 
 #[test]
-fn a_gateway_does_not_take_a_detachable_execution_back_from_its_next_holder() {
+fn gateway_does_not_take_back_a_detachable_execution() {
     taken_over_while_not_reading(&json!({ "onDisconnect": "detach", "overflow": "drop" }), &[]);
 }
 
 #[test]
-fn a_gateway_does_not_take_an_execution_with_a_large_ring_back() {
+fn gateway_does_not_take_back_an_execution_with_a_large_ring() {
     taken_over_while_not_reading(&json!({ "onDisconnect": "detach" }), &[("CC_EXECUTOR_RING_BYTES", "67108864")]);
 }
 
 #[test]
-fn a_strange_answer_of_health_changes_nothing() {
+fn unexpected_health_response_does_not_end_executions() {
     let backend = Service::backend();
     let strange = Arc::new(AtomicUsize::new(0));
     let (left, target) = (Arc::clone(&strange), backend.address);
@@ -140,7 +140,7 @@ fn a_strange_answer_of_health_changes_nothing() {
 }
 
 #[test]
-fn only_a_backend_that_says_so_is_the_originals_image() {
+fn backend_counts_as_legacy_image_only_if_its_health_says_so() {
     let backend = Service::backend();
     let (passes, target) = (Arc::new(AtomicBool::new(false)), backend.address);
     let open = Arc::clone(&passes);
@@ -188,7 +188,7 @@ impl Drop for Runs {
 }
 
 #[test]
-fn a_request_whose_connection_died_while_the_backend_restarted_never_runs_twice() {
+fn broken_request_is_not_repeated_at_a_restarted_backend() {
     let backends = [Service::backend(), Service::backend()];
     let runs = Runs::new("restart");
     let now = Arc::new(Mutex::new(backends[0].address));
@@ -224,7 +224,7 @@ fn a_request_whose_connection_died_while_the_backend_restarted_never_runs_twice(
 }
 
 #[test]
-fn a_request_that_the_restarted_backend_refused_runs_there_once() {
+fn request_refused_by_a_restarted_backend_runs_there_once() {
     let backends = [Service::backend(), Service::backend()];
     let runs = Runs::new("moved");
     let asked = Arc::new(AtomicUsize::new(0));
@@ -279,7 +279,7 @@ fn repeated(after: bool) {
 }
 
 #[test]
-fn a_request_is_repeated_at_the_same_backend_and_runs_once() {
+fn repeated_request_at_the_same_backend_runs_once() {
     repeated(false);
     repeated(true);
 }
@@ -324,7 +324,7 @@ fn canceled_before_the_first_word(
 }
 
 #[test]
-fn a_cancel_before_the_first_word_of_a_command_that_has_ended_gives_its_true_ending() {
+fn cancel_before_the_first_event_of_an_ended_command_gives_its_own_ending() {
     let (story, _) =
         canceled_before_the_first_word("echo done; exit 3", |backend| backend.wait_for_event("process.finished", 1));
     assert_eq!((&story.end["status"], &story.end["exit_code"]), (&json!("FAILED"), &json!(3)), "{}", story.end);
@@ -332,7 +332,7 @@ fn a_cancel_before_the_first_word_of_a_command_that_has_ended_gives_its_true_end
 }
 
 #[test]
-fn a_cancel_before_the_first_word_of_a_command_that_runs_gives_its_output_and_its_ending() {
+fn cancel_before_the_first_event_of_a_running_command_gives_its_output_and_ending() {
     let mark = procs::mark();
     let sleeps = mark.clone();
     let command = format!("trap 'echo bye; exit 9' TERM; echo hi; sleep {mark} & wait");
@@ -345,7 +345,7 @@ fn a_cancel_before_the_first_word_of_a_command_that_runs_gives_its_output_and_it
 }
 
 #[test]
-fn a_cancel_whose_request_broke_off_gives_the_true_ending_too() {
+fn cancel_after_a_broken_request_gives_the_commands_own_ending() {
     let backend = Service::backend();
     let (target, log) = (backend.address, Arc::new(AtomicBool::new(false)));
     let (ended, is_ended) = (Arc::clone(&log), Arc::new(AtomicBool::new(false)));
@@ -397,7 +397,7 @@ fn rest(mut stream: TcpStream) -> String {
 }
 
 #[test]
-fn the_backend_answers_an_old_hold_that_it_was_taken_over() {
+fn backend_answers_an_old_hold_with_taken_over() {
     let backend = Service::backend();
     let id = "44444444-4444-4444-8444-444444444444";
     let body = json!({ "question": "echo x; sleep 1000", "executionId": id, "onDisconnect": "detach" }).to_string();
@@ -437,7 +437,7 @@ fn the_backend_answers_an_old_hold_that_it_was_taken_over() {
 }
 
 #[test]
-fn every_answer_names_the_backends_instance() {
+fn responses_name_the_instance_of_the_backend() {
     let (backend, gateway) = apart(&[]);
     let instance = backend.get("/health")["instance"].clone();
     assert_eq!(instance.as_str().map(str::len), Some(36), "{instance}");
@@ -468,7 +468,7 @@ fn every_answer_names_the_backends_instance() {
 }
 
 #[test]
-fn a_withdrawal_of_another_request_with_the_same_id_is_refused() {
+fn cancel_with_another_request_id_is_refused() {
     let backend = Service::backend();
     let id = "55555555-5555-4555-8555-555555555555";
     let body = |request: u64| {
@@ -503,7 +503,7 @@ fn a_withdrawal_of_another_request_with_the_same_id_is_refused() {
 }
 
 #[test]
-fn each_attempt_is_bounded() {
+fn cancel_of_an_unanswered_request_is_bounded() {
     // A backend that took the POST, and answers nothing more.
     let backend = Service::backend();
     let target = backend.address;
@@ -679,7 +679,7 @@ fn hand_over(lane: u64, n: u64, doors: &[SocketAddr], gateways: &[SocketAddr]) -
 }
 
 #[test]
-fn hand_overs_lose_no_byte_and_each_hold_ends_once() {
+fn handovers_lose_no_byte_and_end_each_hold_once() {
     let n = scale(60, 1_000) as u64 / LANES;
     let backend = Service::with(&["backend"], &[("CC_EXECUTOR_RING_BYTES", "262144")]);
     let cut = |seed: u64, at_least: u64| {

@@ -186,7 +186,7 @@ fn killed_with(service: &mut Service, next: &mut impl FnMut(u64) -> u64, mode: M
 }
 
 #[test]
-fn whatever_a_command_does_to_its_guards_nothing_is_left_of_it_and_its_ending_is_true() {
+fn random_hostile_commands_leave_no_process_and_end_truthfully() {
     let modes = Mode::all();
     let n = scale(100, 1_000) / modes.len();
     let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);

@@ -63,7 +63,7 @@ fn wrong_calls() -> Vec<(&'static str, Value, i64, &'static str)> {
 }
 
 #[test]
-fn a_wrong_call_gets_its_error_and_the_session_lives() {
+fn invalid_calls_get_errors_and_the_session_continues() {
     let service = Service::start();
     let mut client = service.connect();
     for (method, params, code, named) in wrong_calls() {
@@ -82,7 +82,7 @@ fn a_wrong_call_gets_its_error_and_the_session_lives() {
 }
 
 #[test]
-fn what_is_no_call_is_answered_with_the_id_it_had() {
+fn malformed_calls_are_answered_with_their_id() {
     let service = Service::start();
     let mut client = service.connect();
     for (text, id, code) in [
@@ -107,7 +107,7 @@ fn what_is_no_call_is_answered_with_the_id_it_had() {
 }
 
 #[test]
-fn a_second_execute_is_refused_and_the_first_is_not_disturbed() {
+fn second_execute_is_refused_while_the_first_runs() {
     let service = Service::start();
     let mut client = service.connect();
     client.execute(json!({ "command": "read x < /dev/null; sleep 0.2; echo done" }));
@@ -118,7 +118,7 @@ fn a_second_execute_is_refused_and_the_first_is_not_disturbed() {
 }
 
 #[test]
-fn the_originals_clients_work_unchanged() {
+fn legacy_clients_work_unchanged() {
     let service = Service::with(&["serve", "--default-executor", "python"], &[]);
     let mut client = service.connect();
     client.notify("execute", json!({ "command": "print(42 * 17)" }));
@@ -134,7 +134,7 @@ fn the_originals_clients_work_unchanged() {
 }
 
 #[test]
-fn each_breach_of_the_framing_has_its_close_code() {
+fn each_framing_violation_has_its_close_code() {
     let service = Service::start();
     let reserved_bit = frame(0xc1, b"x");
     let unmasked = vec![0x81, 0x01, b'x'];
@@ -164,7 +164,7 @@ fn each_breach_of_the_framing_has_its_close_code() {
 }
 
 #[test]
-fn a_message_of_the_largest_size_is_taken_even_byte_by_byte() {
+fn largest_message_and_byte_by_byte_frames_are_accepted() {
     let service = Service::start();
     let mut client = service.connect();
     let mut text = json!({ "jsonrpc": "2.0", "id": 77, "method": "ping" }).to_string();
@@ -178,7 +178,7 @@ fn a_message_of_the_largest_size_is_taken_even_byte_by_byte() {
 }
 
 #[test]
-fn a_flood_of_requests_without_reading_is_closed_and_leaves_nothing() {
+fn client_that_floods_requests_without_reading_is_closed() {
     let service = Service::start();
     service.connect().close();
     service.wait_for_event("session.closed", 1);
@@ -201,7 +201,7 @@ fn a_flood_of_requests_without_reading_is_closed_and_leaves_nothing() {
 }
 
 #[test]
-fn pings_are_answered_and_a_flood_of_them_costs_nothing() {
+fn pings_are_answered_even_in_a_flood() {
     let service = Service::start();
     let mut client = service.connect();
     client.send_raw(&frame(0x89, b"are you there")).unwrap();
@@ -220,7 +220,7 @@ fn pings_are_answered_and_a_flood_of_them_costs_nothing() {
 }
 
 #[test]
-fn the_subprotocol_is_selected_and_a_token_never_echoed() {
+fn subprotocol_is_selected_and_token_is_not_echoed() {
     let service = Service::start();
     let ask = |offer: &str| Client::upgrade(service.address, &[("Sec-WebSocket-Protocol", offer)]);
     for (offer, status) in [
@@ -240,7 +240,7 @@ fn the_subprotocol_is_selected_and_a_token_never_echoed() {
 }
 
 #[test]
-fn sessions_are_limited_and_a_place_is_given_back() {
+fn sessions_are_limited_and_a_closed_one_frees_its_slot() {
     let service = Service::with(&["serve", "--max-sessions", "1"], &[]);
     let first = service.connect();
     let mut second = Client::upgrade(service.address, &[]).expect("the upgrade is accepted");

@@ -469,13 +469,13 @@ fn type_names<'a>(tokens: &[&'a str]) -> Vec<&'a str> {
 }
 
 #[test]
-fn no_module_is_part_of_a_cycle() {
+fn modules_have_no_cycles() {
     let cycles = ModuleGraph::read(&read_sources(&["src", "actors/src"])).cycles();
     assert!(cycles.is_empty(), "{}", cycles.join("\n"));
 }
 
 #[test]
-fn every_module_uses_only_the_layers_below_it() {
+fn modules_use_only_allowed_layers() {
     let graph = ModuleGraph::read(&read_sources(&["src", "actors/src"]));
     let wrong = graph.wrong_directions();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
@@ -486,7 +486,7 @@ fn every_module_uses_only_the_layers_below_it() {
 }
 
 #[test]
-fn no_submodule_uses_an_item_of_its_parent() {
+fn submodules_do_not_use_their_parents() {
     let graph = ModuleGraph::read(&read_sources(&["src", "actors/src"]));
     let wrong = graph.upward_uses();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
@@ -496,7 +496,7 @@ fn no_submodule_uses_an_item_of_its_parent() {
 }
 
 #[test]
-fn no_type_name_exists_twice() {
+fn type_names_are_unique() {
     let mut places: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (name, text) in read_sources(&["src", "actors/src", "benches", "tests"]) {
         for found in type_names(&tokens(&text)) {
@@ -513,7 +513,7 @@ fn no_type_name_exists_twice() {
 }
 
 #[test]
-fn a_cycle_a_wrong_direction_and_an_upward_use_are_found() {
+fn graph_finds_cycles_wrong_directions_and_upward_uses() {
     let source = |name: &str, text: &str| (name.to_owned(), text.to_owned());
     let read = |files: &[SourceFile]| ModuleGraph::read(files);
     let cycle = read(&[
@@ -566,7 +566,7 @@ fn a_cycle_a_wrong_direction_and_an_upward_use_are_found() {
 }
 
 #[test]
-fn types_are_found_by_their_names() {
+fn type_names_are_found_in_source() {
     let text = "struct A<'a>(&'a str); impl Iterator for A<'_> { type Item = u8; } type B = u8; trait C { type D; } // enum E\n";
     assert_eq!(type_names(&tokens(text)), ["A", "B", "C"]);
 }

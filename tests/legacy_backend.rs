@@ -45,7 +45,7 @@ fn response() -> (Vec<u8>, &'static [u8]) {
 }
 
 #[test]
-fn its_output_streams_and_ends_without_an_exit_code() {
+fn output_is_streamed_and_ends_without_an_exit_code() {
     let image = image(|_, stream| {
         let _ = stream.write_all(&response().0);
     });
@@ -66,14 +66,14 @@ fn its_output_streams_and_ends_without_an_exit_code() {
 }
 
 #[test]
-fn a_stated_length_is_an_end_too() {
+fn body_with_content_length_completes() {
     let image = image(|_, stream| respond(stream, 200, "all of it"));
     let story = gateway(&image).connect().run(json!({ "command": "x" }));
     assert_eq!((story.stdout.as_slice(), story.end["status"].as_str()), (&b"all of it"[..], Some("COMPLETED")));
 }
 
 #[test]
-fn cut_at_fifty_places_it_is_lost_each_time() {
+fn chunked_body_cut_anywhere_is_backend_lost() {
     let (whole, _) = response();
     let head = chunked_head("text/plain").len();
     // Every byte of the body: inside chunks and their sizes, exactly between them, inside the last CRLFs.
@@ -102,7 +102,7 @@ fn cut_at_fifty_places_it_is_lost_each_time() {
 }
 
 #[test]
-fn a_stated_length_that_is_not_reached_is_lost() {
+fn body_shorter_than_its_content_length_is_backend_lost() {
     let image = image(|_, stream| {
         let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nnot all of it");
     });
@@ -111,7 +111,7 @@ fn a_stated_length_that_is_not_reached_is_lost() {
 }
 
 #[test]
-fn a_body_that_only_the_close_ends_is_delivered_and_then_lost() {
+fn close_delimited_body_is_delivered_and_ends_as_backend_lost() {
     // RFC 9112 section 6.3, rule 8: without a length and without chunks the body goes on until the close.
     let heads = [
         "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n",
@@ -145,7 +145,7 @@ fn a_body_that_only_the_close_ends_is_delivered_and_then_lost() {
 }
 
 #[test]
-fn a_body_that_only_the_close_ends_streams() {
+fn close_delimited_body_is_streamed() {
     let (finish, finished) = std::sync::mpsc::channel();
     let finished = std::sync::Mutex::new(finished);
     let image = image(move |_, stream| {
@@ -165,7 +165,7 @@ fn a_body_that_only_the_close_ends_streams() {
 }
 
 #[test]
-fn what_it_refuses_with_is_told_even_if_only_the_close_ends_it() {
+fn close_delimited_error_body_is_reported() {
     let image = image(|_, stream| {
         let _ = stream.write_all(b"HTTP/1.1 500 X\r\nConnection: close\r\n\r\nno claude here");
     });
@@ -178,7 +178,7 @@ fn what_it_refuses_with_is_told_even_if_only_the_close_ends_it() {
 }
 
 #[test]
-fn our_own_health_is_understood_even_if_only_the_close_ends_it() {
+fn close_delimited_native_health_is_understood() {
     let stub = Stub::start(|request, stream| match request.path.as_str() {
         "/health" => {
             let _ = write!(stream, "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{}", our_health());
@@ -189,7 +189,7 @@ fn our_own_health_is_understood_even_if_only_the_close_ends_it() {
 }
 
 #[test]
-fn what_it_cannot_do_is_refused() {
+fn unsupported_requests_are_refused() {
     let image = image(|_, stream| {
         let _ = stream.write_all(&[chunked_head("text/plain"), chunk(b"running\n")].concat());
         let _ = std::io::copy(stream, &mut std::io::sink());
@@ -211,7 +211,7 @@ fn what_it_cannot_do_is_refused() {
 }
 
 #[test]
-fn canceled_or_timed_out_its_stream_is_dropped_and_nothing_is_claimed() {
+fn cancel_and_timeout_drop_the_stream_without_verification() {
     let dropped = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let counter = std::sync::Arc::clone(&dropped);
     let image = image(move |_, stream| {

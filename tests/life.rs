@@ -22,7 +22,7 @@ use crate::common::{
 };
 
 #[test]
-fn a_terminal_that_everybody_let_go_of_can_be_opened_again() {
+fn terminal_can_be_reopened_after_every_process_closed_it() {
     let service = Service::start();
     for (write, expected) in
         [("echo hi", "hi\r\n".to_owned()), ("seq 1 40000", (1..=40_000).map(|n| format!("{n}\r\n")).collect())]
@@ -36,7 +36,7 @@ fn a_terminal_that_everybody_let_go_of_can_be_opened_again() {
 
 /// What a terminal still holds when the command has exited is read, all of it.
 #[test]
-fn a_terminal_keeps_what_was_written_last() {
+fn last_output_on_a_terminal_is_read() {
     let service = Service::start();
     let expected: String = (1..=3_000).map(|n| format!("{n}\r\n")).collect();
     for _ in 0..20 {
@@ -47,7 +47,7 @@ fn a_terminal_keeps_what_was_written_last() {
 
 /// Another execution holds the output and writes to it.
 #[test]
-fn an_output_that_others_hold_ends_with_the_processes() {
+fn output_held_open_by_another_execution_ends_with_its_processes() {
     let service = Service::start();
     let (mut victim, mark, other_mark) = (service.connect(), procs::mark(), procs::mark());
     let id = victim.execute(json!({ "command": format!("echo mine; exec sleep {mark}") }));
@@ -128,7 +128,7 @@ fn begin_leased(client: &mut Client, more: serde_json::Value) -> String {
 }
 
 #[test]
-fn a_start_that_hangs_can_be_canceled() {
+fn hanging_start_can_be_canceled() {
     let leased = Leased::new();
     let service = leased.service();
     let mut client = service.connect();
@@ -142,7 +142,7 @@ fn a_start_that_hangs_can_be_canceled() {
 }
 
 #[test]
-fn a_start_that_hangs_runs_into_its_time_out_and_shows_its_heartbeats() {
+fn hanging_start_times_out_and_sends_heartbeats() {
     let leased = Leased::new();
     let service = leased.service();
     let mut client = service.connect();
@@ -158,7 +158,7 @@ fn a_start_that_hangs_runs_into_its_time_out_and_shows_its_heartbeats() {
 
 /// The first client keeps it, and gets all of it, though another one asked for it meanwhile and has left.
 #[test]
-fn who_attaches_to_a_start_that_hangs_is_answered_and_a_stale_one_changes_nothing() {
+fn attach_to_a_hanging_start_takes_over() {
     let mut leased = Leased::new();
     let service = leased.service();
     let mut first = service.connect();
@@ -175,7 +175,7 @@ fn who_attaches_to_a_start_that_hangs_is_answered_and_a_stale_one_changes_nothin
 
 /// A command may make its pipe larger than anybody expected.
 #[test]
-fn what_is_in_an_enlarged_pipe_is_kept_with_a_full_ring() {
+fn content_of_an_enlarged_pipe_is_kept_with_a_full_ring() {
     const RING: usize = 1 << 20;
     const PIPE: usize = 1 << 20;
     let ring = RING.to_string();
@@ -227,7 +227,7 @@ fn plain_consumer(backend: &Service, params: &serde_json::Value) -> TcpStream {
 
 /// A person's curl that does not read, and a DELETE.
 #[test]
-fn a_plain_consumer_that_does_not_read_holds_up_neither_the_end_nor_the_drain() {
+fn non_reading_plain_consumer_delays_neither_ending_nor_drain() {
     let mut backend = Service::with(&["backend", "--consumer-stall-ms", "1000"], &[]);
     let id = "00000000-0000-4000-8000-0000000000aa";
     let _consumer = plain_consumer(&backend, &json!({ "question": "yes", "executionId": id }));
@@ -254,7 +254,7 @@ fn a_plain_consumer_that_does_not_read_holds_up_neither_the_end_nor_the_drain() 
 
 /// A shell dies of TERM at once; what it had started cleans up, has the whole grace for that, and gets one TERM only.
 #[test]
-fn a_clean_up_has_the_whole_grace_whoever_dies_before() {
+fn clean_up_of_a_child_has_the_whole_grace_period() {
     let service = Service::start();
     let clean_up = "import signal, sys, time\n\
         terms = []\n\
@@ -302,7 +302,7 @@ fn a_clean_up_has_the_whole_grace_whoever_dies_before() {
 
 /// The grace is over before the clean-up is: that KILL is told.
 #[test]
-fn an_end_that_took_a_kill_says_so() {
+fn ending_by_kill_is_reported_as_escalated() {
     let service = Service::start();
     let mut client = service.connect();
     client.execute(json!({ "command": "(trap '' TERM; echo ready; while :; do sleep 0.1; done); true" }));
@@ -313,7 +313,7 @@ fn an_end_that_took_a_kill_says_so() {
 }
 
 #[test]
-fn a_command_that_stopped_itself_still_hears_term_and_its_heartbeats_say_that_it_is_stopped() {
+fn stopped_command_receives_term_and_heartbeats_show_it_as_stopped() {
     let service = Service::start();
     let mut client = service.connect();
     client.execute(json!({
@@ -341,7 +341,7 @@ fn a_command_that_stopped_itself_still_hears_term_and_its_heartbeats_say_that_it
 }
 
 #[test]
-fn what_a_command_left_behind_is_ended_and_counted() {
+fn leftover_processes_are_ended_and_counted() {
     let service = Service::start();
     let mark = procs::mark();
     let story = service.connect().run(json!({ "command": format!("setsid sleep {mark} & exit 4") }));

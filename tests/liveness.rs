@@ -22,7 +22,7 @@ fn impatient() -> Service {
 }
 
 #[test]
-fn a_client_that_answers_no_ping_is_closed_in_the_configured_time() {
+fn client_without_pongs_is_closed_in_time() {
     let service = impatient();
     let mut client = service.connect();
     client.answers_pings = false;
@@ -34,7 +34,7 @@ fn a_client_that_answers_no_ping_is_closed_in_the_configured_time() {
 }
 
 #[test]
-fn a_client_that_answers_or_speaks_lives() {
+fn client_with_pongs_or_messages_stays_connected() {
     let service = impatient();
     let mut answering = service.connect();
     let mut speaking = service.connect();
@@ -58,7 +58,7 @@ fn flood(mark: &str) -> String {
 }
 
 #[test]
-fn a_client_that_accepts_nothing_is_closed_and_counts_as_gone() {
+fn client_with_a_full_socket_is_closed_as_stalled() {
     // A ring larger than what is under way: it is the client's socket that is full, not the ring.
     let env = [("CC_EXECUTOR_CLIENT_STALL_MS", "1000"), ("CC_EXECUTOR_RING_BYTES", "67108864")];
     let service = Service::with(&["serve"], &env);
@@ -82,7 +82,7 @@ fn a_client_that_accepts_nothing_is_closed_and_counts_as_gone() {
 }
 
 #[test]
-fn a_slow_client_is_not_taken_for_a_dead_one() {
+fn slowly_reading_client_is_not_closed() {
     let service = impatient();
     let mut client = service.connect();
     client.execute(json!({ "command": "head -c 40000000 /dev/zero | tr '\\0' x" }));
@@ -121,7 +121,7 @@ fn ask(backend: &Service, id: &str) {
 }
 
 #[test]
-fn a_gateway_that_takes_nothing_and_asks_nothing_has_vanished_and_one_that_asks_has_not() {
+fn stalled_gateway_is_dropped_and_a_polling_one_is_kept() {
     let backend = Service::with(&["backend"], &[("CC_EXECUTOR_CONSUMER_STALL_MS", "1000")]);
     let [asking, silent] = [procs::mark(), procs::mark()];
     let since = Instant::now();
@@ -145,7 +145,7 @@ fn a_gateway_that_takes_nothing_and_asks_nothing_has_vanished_and_one_that_asks_
 }
 
 #[test]
-fn frames_byte_by_byte_and_pings_without_end_are_borne() {
+fn byte_by_byte_frames_and_ping_floods_are_tolerated() {
     let service = impatient();
     let mut client = service.connect();
     let call = json!({ "jsonrpc": "2.0", "id": 77, "method": "execute", "params": { "command": "echo slow" } });
@@ -194,7 +194,7 @@ date +%s%3N
 "#;
 
 #[test]
-fn a_gateway_that_vanishes_without_a_word_is_noticed_quiet_or_written_to() {
+fn vanished_gateway_is_detected_with_and_without_heartbeats() {
     let log = std::env::temp_dir().join(format!("cc-executor-vanishing-{}", std::process::id()));
     let unshare = match namespace() {
         Ok(option) => option,

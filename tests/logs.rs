@@ -35,7 +35,7 @@ fn lives(service: &Service) -> Vec<Value> {
 }
 
 #[test]
-fn what_is_opened_is_closed_and_what_is_started_has_one_end() {
+fn each_opening_and_start_has_one_matching_end() {
     let log = lives(&Service::start());
     for (begin, end, id) in [
         ("session.opened", "session.closed", "session_id"),
@@ -60,7 +60,7 @@ fn what_is_opened_is_closed_and_what_is_started_has_one_end() {
 }
 
 #[test]
-fn a_commands_text_is_logged_at_debug_level_only_and_its_secrets_never() {
+fn command_text_is_logged_only_at_debug_and_secrets_never() {
     let quiet = serde_json::to_string(&lives(&Service::start())).unwrap();
     assert!(!quiet.contains("secret-word") && !quiet.contains("secret-value"));
     let loud = serde_json::to_string(&lives(&Service::with(
@@ -83,7 +83,7 @@ fn audit(log: &[Value]) -> (String, bool) {
 }
 
 #[test]
-fn the_audit_of_a_deployment_misses_no_end_and_no_second_one() {
+fn audit_detects_missing_and_duplicate_endings() {
     let log = lives(&Service::start());
     let (told, is_content) = audit(&log);
     assert!(is_content && told.starts_with("5 session.opened with 5 ends, 5 execution.started"), "{told}");

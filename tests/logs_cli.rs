@@ -51,7 +51,7 @@ fn told(output: &Output) -> (Vec<String>, String, i32) {
 }
 
 #[test]
-fn a_file_is_told_in_order_and_what_is_no_log_line_is_counted() {
+fn file_is_printed_in_order_and_other_lines_are_counted() {
     let log = Log::of("order", LOG);
     let (events, err, code) = told(&logs(&["--session", "aaaa", log.path()]).output().unwrap());
     assert_eq!(events, ["session.opened", "process.started", "execution.started", "process.finished"]);
@@ -62,7 +62,7 @@ fn a_file_is_told_in_order_and_what_is_no_log_line_is_counted() {
 }
 
 #[test]
-fn exit_codes_say_why_nothing_was_printed() {
+fn exit_codes_distinguish_why_nothing_was_printed() {
     let log = Log::of("codes", LOG);
     let text = Log::of("text", "a log for people\n");
     for (arguments, part, code) in [
@@ -79,7 +79,7 @@ fn exit_codes_say_why_nothing_was_printed() {
 }
 
 #[test]
-fn a_log_that_goes_on_is_told_as_it_comes() {
+fn growing_log_is_printed_line_by_line() {
     let mut child = logs(&["-"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     let mut input: ChildStdin = child.stdin.take().unwrap();
     let mut output = BufReader::new(child.stdout.take().unwrap()).lines();
@@ -100,7 +100,7 @@ fn a_log_that_goes_on_is_told_as_it_comes() {
 }
 
 #[test]
-fn a_reader_who_leaves_is_no_error_and_a_full_disk_is_one() {
+fn closed_stdout_is_accepted_and_full_disk_fails() {
     let log = Log::of("readers", LOG);
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);

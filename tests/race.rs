@@ -192,7 +192,7 @@ fn nobody_is_left(gateway: &Service, mark: &str) {
 }
 
 #[test]
-fn racing_sessions_leave_nothing_and_say_nothing_after_the_close() {
+fn racing_sessions_leave_no_process_and_send_nothing_after_close() {
     let env = [
         ("CC_EXECUTOR_RETENTION_MS", "300"),
         ("CC_EXECUTOR_MAX_EXECUTIONS", "100"),

@@ -56,7 +56,7 @@ impl Drop for Lines {
 }
 
 #[test]
-fn a_socket_dropped_in_the_middle_of_much_output_loses_no_byte() {
+fn connection_cut_during_large_output_loses_no_byte() {
     let n_bytes = scale(20_000_000, 200_000_000);
     let service = Service::start();
     let lines = Lines::of(n_bytes, "much");
@@ -82,7 +82,7 @@ fn a_socket_dropped_in_the_middle_of_much_output_loses_no_byte() {
 }
 
 #[test]
-fn a_killed_gateway_loses_nothing_of_twenty_executions() {
+fn killed_gateway_loses_no_byte_of_twenty_executions() {
     const EXECUTIONS: usize = 20;
     let backend = Service::backend();
     let lines = Lines::of(10_000_000, "gateway");
@@ -117,7 +117,7 @@ fn a_killed_gateway_loses_nothing_of_twenty_executions() {
 }
 
 #[test]
-fn a_second_consumer_takes_over_and_the_first_session_lives() {
+fn second_consumer_takes_over_and_first_session_continues() {
     let service = Service::start();
     let mut first = service.connect();
     let command = "echo one; read x; echo $x";
@@ -148,7 +148,7 @@ fn a_second_consumer_takes_over_and_the_first_session_lives() {
 }
 
 #[test]
-fn the_same_id_again_attaches_and_never_runs_twice() {
+fn execute_with_the_same_id_attaches_and_never_runs_twice() {
     let service = Service::start();
     let mark = procs::mark();
     let id = "33333333-3333-4333-8333-333333333333";
@@ -176,7 +176,7 @@ fn the_same_id_again_attaches_and_never_runs_twice() {
 }
 
 #[test]
-fn without_a_client_it_waits_at_a_full_ring_and_loses_nothing() {
+fn detached_execution_blocks_at_a_full_ring_and_loses_no_byte() {
     let service = Service::with(&["serve"], &[("CC_EXECUTOR_RING_BYTES", "65536")]);
     let lines = Lines::of(3_000_000, "full");
     let mut client = service.connect();
@@ -192,7 +192,7 @@ fn without_a_client_it_waits_at_a_full_ring_and_loses_nothing() {
 }
 
 #[test]
-fn a_gateway_that_comes_back_for_itself_acknowledges_nothing_in_its_clients_name() {
+fn reattaching_gateway_acknowledges_nothing_for_its_client() {
     let backend = Service::backend();
     let wire = Proxy::start(backend.address, |_| Some((3_500_000, CutKind::Reset)));
     let gateway = Service::gateway(&format!("http://{}", wire.address));
@@ -214,7 +214,7 @@ fn a_gateway_that_comes_back_for_itself_acknowledges_nothing_in_its_clients_name
 }
 
 #[test]
-fn what_was_to_be_dropped_is_said_and_the_command_never_waits() {
+fn overflow_drop_reports_a_gap_and_never_blocks_the_command() {
     let service = Service::with(&["serve"], &[("CC_EXECUTOR_RING_BYTES", "65536")]);
     let lines = Lines::of(3_000_000, "drop");
     let mut client = service.connect();
@@ -232,7 +232,7 @@ fn what_was_to_be_dropped_is_said_and_the_command_never_waits() {
 }
 
 #[test]
-fn what_may_not_detach_keeps_its_last_bytes_and_says_what_is_gone() {
+fn non_detachable_execution_keeps_its_last_bytes_and_reports_the_gap() {
     let service = Service::with(&["serve"], &[("CC_EXECUTOR_RING_BYTES", "65536")]);
     let lines = Lines::of(3_000_000, "kept");
     let mut client = service.connect();
@@ -247,7 +247,7 @@ fn what_may_not_detach_keeps_its_last_bytes_and_says_what_is_gone() {
 }
 
 #[test]
-fn without_anybody_for_too_long_it_is_ended_as_disconnected() {
+fn execution_detached_for_too_long_ends_as_disconnected() {
     let service = Service::start();
     let mark = procs::mark();
     let mut client = service.connect();
@@ -266,7 +266,7 @@ fn without_anybody_for_too_long_it_is_ended_as_disconnected() {
 }
 
 #[test]
-fn what_ended_is_kept_for_the_retention_and_within_the_memory() {
+fn ended_executions_are_kept_for_the_retention_within_the_memory_limit() {
     let service =
         Service::with(&["serve"], &[("CC_EXECUTOR_RETENTION_MS", "5000"), ("CC_EXECUTOR_MAX_KEPT_BYTES", "3000000")]);
     let mut client = service.connect();
@@ -295,7 +295,7 @@ fn what_ended_is_kept_for_the_retention_and_within_the_memory() {
 }
 
 #[test]
-fn what_somebody_has_yet_to_fetch_gives_way_last() {
+fn unread_output_is_evicted_last() {
     let service = Service::with(&["serve"], &[("CC_EXECUTOR_MAX_KEPT_BYTES", "6000000")]);
     let mut client = service.connect();
     let id = client.execute(json!({ "command": "echo once; sleep 0.2; seq 100000", "onDisconnect": "detach" }));
@@ -322,7 +322,7 @@ fn what_somebody_has_yet_to_fetch_gives_way_last() {
 }
 
 #[test]
-fn the_retention_begins_when_the_last_consumer_leaves() {
+fn retention_begins_when_the_last_consumer_leaves() {
     const RETENTION: Duration = Duration::from_secs(3);
     let backend =
         Service::with(&["backend"], &[("CC_EXECUTOR_RETENTION_MS", "3000"), ("CC_EXECUTOR_RING_BYTES", "100000000")]);
@@ -349,7 +349,7 @@ fn the_retention_begins_when_the_last_consumer_leaves() {
 }
 
 #[test]
-fn a_client_that_comes_back_gets_the_error_a_backend_cannot_avoid() {
+fn legacy_image_refuses_detach_and_attach() {
     let stub = Stub::start(|request, stream| match request.path.as_str() {
         "/health" => respond(stream, 200, r#"{"status":"ok"}"#),
         _ => respond(stream, 500, "{}"),
@@ -367,7 +367,7 @@ fn a_client_that_comes_back_gets_the_error_a_backend_cannot_avoid() {
 }
 
 #[test]
-fn the_commands_run_attach_ps_and_cancel_work_together() {
+fn run_attach_ps_and_cancel_work_together() {
     let service = Service::start();
     let output = |arguments: &[&str]| {
         let mut command = crate::common::service::binary();
@@ -396,7 +396,7 @@ fn the_commands_run_attach_ps_and_cancel_work_together() {
 }
 
 #[test]
-fn run_comes_back_after_a_gateway_was_replaced() {
+fn run_reconnects_to_a_replaced_gateway() {
     let backend = Service::backend();
     let mut first = Service::gateway(&backend.url());
     first.wait_for_event("backend.up", 1);

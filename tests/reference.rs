@@ -43,7 +43,7 @@ fn assert_same<'a, T: Serialize + Deserialize<'a>>(text: &'a str) {
 }
 
 #[test]
-fn each_example_is_understood() {
+fn each_example_parses_with_the_wire_types() {
     let limits = Limits::default();
     let (mut called, mut told, mut calls) = (BTreeSet::new(), BTreeSet::new(), BTreeMap::new());
     for (direction, text) in examples() {
@@ -89,7 +89,7 @@ fn each_example_is_understood() {
 }
 
 #[test]
-fn nothing_that_the_code_can_say_is_missing() {
+fn every_code_limit_and_name_is_documented() {
     let reference = source("src/protocol.md");
     let has_row = |what: &str| reference.lines().any(|line| line.starts_with(&format!("| {what} |")));
     for line in source("actors/src/rpc.rs").lines() {

@@ -61,7 +61,7 @@ fn assert_whole(story: &Recording, n_bytes: usize) {
 }
 
 #[test]
-fn later_executions_neither_forget_an_ending_nor_cut_a_reader() {
+fn many_later_executions_keep_endings_and_readers() {
     /// How many of the newest executions the backend lists.
     const LISTED: usize = 4_096;
     const BYTES: usize = 50_000_000;
@@ -131,7 +131,7 @@ fn attach_after_eviction_gets_a_gap_and_the_true_ending() {
 }
 
 #[test]
-fn unfetched_output_beyond_the_limit_refuses_executions_that_may_detach() {
+fn unfetched_output_beyond_the_limit_refuses_detachable_executions() {
     const BYTES: usize = 2_000_000;
     let service = Service::with(&["serve"], &[("CC_EXECUTOR_MAX_KEPT_BYTES", "3000000")]);
     let ids = [run_unacknowledged(&service, &writes(BYTES)), run_unacknowledged(&service, &writes(BYTES))];
@@ -174,7 +174,7 @@ fn unfetched_output_of_concurrent_executions_is_kept_beyond_the_limit() {
 }
 
 #[test]
-fn evicts_fetched_output_first_and_the_oldest_before_the_others() {
+fn fetched_output_is_evicted_first_oldest_first() {
     const BYTES: usize = 1_000_000;
     let service = Service::with(&["serve"], &[("CC_EXECUTOR_MAX_KEPT_BYTES", "3500000")]);
     let unfetched = run_unacknowledged(&service, &writes(BYTES));
@@ -195,7 +195,7 @@ fn evicts_fetched_output_first_and_the_oldest_before_the_others() {
 }
 
 #[test]
-fn a_kept_execution_counts_its_fixed_memory() {
+fn retained_execution_counts_its_fixed_memory() {
     const TIMES: usize = 200;
     let service = Service::with(&["serve"], &[("CC_EXECUTOR_MAX_KEPT_BYTES", "1000000")]);
     let mut client = service.connect();
@@ -211,7 +211,7 @@ fn a_kept_execution_counts_its_fixed_memory() {
 }
 
 #[test]
-fn a_request_takes_no_memory_after_its_end() {
+fn request_is_freed_after_the_execution_ends() {
     // Of the requests of the shortest run, half would be too many.
     let times = scale(85, 200);
     let backend = Service::with(&["backend"], &[("CC_EXECUTOR_MAX_KEPT_BYTES", "1000000")]);
@@ -226,7 +226,7 @@ fn a_request_takes_no_memory_after_its_end() {
 }
 
 #[test]
-fn an_ended_execution_takes_a_few_hundred_bytes() {
+fn ended_execution_takes_a_few_hundred_bytes() {
     let times = scale(1_000, 2_000);
     let backend = Service::backend();
     run_true(&backend, 500, &json!({}));
@@ -237,7 +237,7 @@ fn an_ended_execution_takes_a_few_hundred_bytes() {
 }
 
 #[test]
-fn the_limit_of_remembered_executions_refuses_new_ones() {
+fn limit_of_remembered_executions_refuses_new_ones() {
     const RETENTION: Duration = Duration::from_secs(4);
     let retention = RETENTION.as_millis().to_string();
     let backend = Service::with(&["backend", "--max-ended", "5"], &[("CC_EXECUTOR_RETENTION_MS", retention.as_str())]);

@@ -18,7 +18,7 @@ use crate::common::{
 };
 
 #[test]
-fn the_output_and_the_exit_code_are_the_commands_own() {
+fn run_gives_the_output_and_exit_code_of_the_command() {
     let service = Service::start();
     let result = service.run(&["--", "python3 -c \"print(\\\"RESULT:::\\\" + str(24 * 7))\""]);
     assert_eq!(text_and_code(&result), ("RESULT:::168\n".to_owned(), 0));
@@ -43,7 +43,7 @@ fn the_output_and_the_exit_code_are_the_commands_own() {
 }
 
 #[test]
-fn every_other_ending_has_a_code_of_its_own() {
+fn every_ending_has_its_exit_code() {
     let service = Service::with(
         &["serve", "--executors", r#"{"gone":["/no/such/program"],"plain":["/etc/passwd"]}"#],
         &[("CC_EXECUTOR_MAX_EXECUTIONS", "1"), ("CC_EXECUTOR_MAX_QUEUED", "0")],
@@ -72,7 +72,7 @@ fn every_other_ending_has_a_code_of_its_own() {
 }
 
 #[test]
-fn a_token_is_needed_where_there_is_one() {
+fn run_needs_the_token_of_the_service() {
     let service = Service::with(&["serve"], &[("CC_EXECUTOR_TOKEN", "open-sesame")]);
     assert_eq!(text_and_code(&service.run(&["--", "true"])).1, 77);
     let with = |name: &str, value: &str| service.run_command(&["--", "echo in"]).env(name, value).output().unwrap();
@@ -85,7 +85,7 @@ fn a_token_is_needed_where_there_is_one() {
 }
 
 #[test]
-fn ctrl_c_cancels_and_once_more_leaves_at_once() {
+fn first_ctrl_c_cancels_and_second_exits_at_once() {
     let service = Service::start();
     let mark = procs::mark();
     let interrupt = |command: &str| {
@@ -111,7 +111,7 @@ fn ctrl_c_cancels_and_once_more_leaves_at_once() {
 }
 
 #[test]
-fn a_reader_that_leaves_cancels_the_command() {
+fn closed_stdout_of_run_cancels_the_command() {
     let service = Service::start();
     let mark = procs::mark();
     let command = format!("sleep {mark} & while echo line; do :; done");
@@ -125,7 +125,7 @@ fn a_reader_that_leaves_cancels_the_command() {
 }
 
 #[test]
-fn json_prints_what_the_service_said() {
+fn run_json_prints_the_messages_of_the_service() {
     let service = Service::start();
     let (text, code) = text_and_code(&service.run(&["--json", "--", "echo hi; exit 2"]));
     let said: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
@@ -135,7 +135,7 @@ fn json_prints_what_the_service_said() {
 }
 
 #[test]
-fn healthcheck_tells_ready_from_not() {
+fn healthcheck_distinguishes_ready_from_alive() {
     let service = Service::start();
     let health = |url: &str| binary().args(["healthcheck", "--url", url]).output().unwrap().status.code();
     assert_eq!(health(&format!("{}/ready", service.url())), Some(0));
@@ -146,7 +146,7 @@ fn healthcheck_tells_ready_from_not() {
 }
 
 #[test]
-fn a_port_in_use_and_bad_settings_are_one_clear_line_each() {
+fn used_port_and_bad_settings_are_reported_in_one_line_each() {
     let service = Service::start();
     let refused = |arguments: &[&str]| {
         let output = binary().args(arguments).output().unwrap();
@@ -160,7 +160,7 @@ fn a_port_in_use_and_bad_settings_are_one_clear_line_each() {
 }
 
 #[test]
-fn a_service_that_is_told_to_end_ends_its_commands_and_says_so() {
+fn sigterm_cancels_running_commands() {
     let mut service = Service::start();
     let mark = procs::mark();
     let mut client = service.connect();
@@ -177,7 +177,7 @@ fn a_service_that_is_told_to_end_ends_its_commands_and_says_so() {
 }
 
 #[test]
-fn a_service_that_is_killed_leaves_nothing_running() {
+fn killed_service_leaves_no_process() {
     let mut service = Service::start();
     let mark = procs::mark();
     let mut client = service.connect();
@@ -189,7 +189,7 @@ fn a_service_that_is_killed_leaves_nothing_running() {
 }
 
 #[test]
-fn ctrl_c_in_the_services_own_terminal_leaves_nothing_running() {
+fn ctrl_c_in_the_terminal_of_the_service_leaves_no_process() {
     // A terminal sends SIGINT to every process of the foreground group, shims included.
     let mut command = binary();
     command.args(["serve", "--bind", "127.0.0.1:0"]).process_group(0);
@@ -207,7 +207,7 @@ fn ctrl_c_in_the_services_own_terminal_leaves_nothing_running() {
 }
 
 #[test]
-fn a_command_has_the_limits_that_the_service_was_started_with() {
+fn command_inherits_the_original_descriptor_limit() {
     let mut command = std::process::Command::new("bash");
     command.args(["-c", "ulimit -Sn 300; exec \"$0\" serve --bind 127.0.0.1:0"]).arg(BINARY);
     let service = Service::spawn(command);

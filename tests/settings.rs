@@ -23,7 +23,7 @@ fn variables(role: &str) -> Vec<String> {
 }
 
 #[test]
-fn all_problems_are_one_line_each_and_name_what_was_given() {
+fn every_problem_is_one_line_that_names_its_setting() {
     let mut command = binary();
     command.args(["serve", "--max-queued", "many", "--bind", "127.0.0.1:0"]);
     let wrong = [
@@ -45,7 +45,7 @@ fn all_problems_are_one_line_each_and_name_what_was_given() {
 }
 
 #[test]
-fn an_empty_or_unreadable_variable_is_unset() {
+fn empty_or_non_utf8_variable_is_unset() {
     let names = [variables("serve"), vec!["LOG_FORMAT".into(), "CC_EXECUTOR_TOKEN".into()]].concat();
     assert_eq!(names.len(), 32);
     for value in [OsString::new(), OsStr::from_bytes(b"\xff").to_owned()] {
@@ -61,7 +61,7 @@ fn an_empty_or_unreadable_variable_is_unset() {
 }
 
 #[test]
-fn a_variable_is_validated_as_its_flag_is() {
+fn variables_are_validated_like_their_flags() {
     for (name, flag) in variables("backend").iter().map(|name| {
         let long = name.trim_start_matches("CC_EXECUTOR_").to_lowercase().replace('_', "-");
         (name, format!("--{long}=?"))
@@ -82,7 +82,7 @@ fn a_variable_is_validated_as_its_flag_is() {
 }
 
 #[test]
-fn a_wrong_use_exits_with_64_and_help_with_0() {
+fn wrong_usage_exits_with_64_and_help_with_0() {
     let id = "00000000-0000-4000-8000-000000000000";
     for words in [
         [].as_slice(),
@@ -103,7 +103,7 @@ fn a_wrong_use_exits_with_64_and_help_with_0() {
 }
 
 #[test]
-fn a_backends_setting_beside_the_url_of_another_is_refused() {
+fn backend_settings_with_a_remote_backend_are_refused() {
     let mut command = binary();
     command.args(["serve", "--claude-api-url", "http://127.0.0.1:1", "--ring-bytes", "65536"]);
     let (code, _, err) = outcome(command.env("CC_EXECUTOR_MAX_QUEUED", "3").env("CC_EXECUTOR_PASS_ENV", ""));
@@ -112,7 +112,7 @@ fn a_backends_setting_beside_the_url_of_another_is_refused() {
 }
 
 #[test]
-fn a_client_finds_its_service_by_flag_or_variable() {
+fn service_url_comes_from_flag_or_variable() {
     let service = Service::start();
     let with = |arguments: &[&str], url: &str| outcome(binary().arg("ps").args(arguments).env("CC_EXECUTOR_URL", url));
     assert_eq!(with(&[], &service.url()).0, Some(0));
@@ -126,7 +126,7 @@ fn a_client_finds_its_service_by_flag_or_variable() {
 }
 
 #[test]
-fn help_shows_names_of_variables_and_never_their_values() {
+fn help_shows_variable_names_and_never_values() {
     for command in ["serve", "backend", "run", "attach", "ps", "cancel", "check"] {
         let secrets = ["CC_EXECUTOR_TOKEN", "CC_EXECUTOR_BACKEND_TOKEN", "CC_EXECUTOR_EXECUTORS", "CC_EXECUTOR_URL"];
         let (code, help, _) = outcome(binary().args([command, "--help"]).envs(secrets.map(|name| (name, "hush"))));
@@ -137,7 +137,7 @@ fn help_shows_names_of_variables_and_never_their_values() {
 }
 
 #[test]
-fn completions_are_a_script_for_the_shell() {
+fn completions_work_in_bash() {
     let (code, script, _) = outcome(binary().args(["completions", "bash"]));
     assert_eq!(code, Some(0));
     let check = "COMP_WORDS=(cc-executor serve --max-sess); COMP_CWORD=2; _cc__executor cc-executor --max-sess serve; \

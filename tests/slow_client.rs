@@ -45,7 +45,7 @@ fn wait_until_blocked(pid: u32) {
 }
 
 #[test]
-fn a_cancel_from_a_client_that_does_not_read_arrives_within_50_ms() {
+fn cancel_from_a_non_reading_client_arrives_within_50_ms() {
     let backend = Service::backend();
     let gateway = Service::gateway(&backend.url());
     gateway.wait_for_event("backend.up", 1);
@@ -78,7 +78,7 @@ fn a_cancel_from_a_client_that_does_not_read_arrives_within_50_ms() {
 }
 
 #[test]
-fn the_descriptor_of_a_client_that_never_reads_comes_back() {
+fn descriptor_of_a_non_reading_client_is_closed() {
     let gateway = Service::start();
     let descriptors = || fs::read_dir(format!("/proc/{}/fd", gateway.pid())).unwrap().count();
     // What is opened once is open.
@@ -97,7 +97,7 @@ fn the_descriptor_of_a_client_that_never_reads_comes_back() {
 }
 
 #[test]
-fn a_heartbeat_tells_slow_from_dead() {
+fn heartbeat_reports_progress_of_a_silent_command() {
     let service = Service::start();
     let mut client = service.connect();
     client.execute(json!({ "command": "echo x; sleep 1000", "heartbeatMs": 1000, "timeoutMs": 60000 }));

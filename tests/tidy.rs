@@ -87,14 +87,14 @@ fn code(text: &str) -> impl Iterator<Item = &str> {
 }
 
 #[test]
-fn every_file_opens_with_what_it_is_about() {
+fn every_file_has_a_module_doc() {
     for (name, text) in sources() {
         assert!(text.starts_with("//! "), "{name} has no module doc");
     }
 }
 
 #[test]
-fn only_the_console_prints() {
+fn only_the_console_module_prints() {
     // `println!` and its kin panic where a write fails: a closed pipe, a full disk.
     let macros = ["println!", "print!", "dbg!"];
     let handles = [
@@ -122,7 +122,7 @@ fn only_the_console_prints() {
 }
 
 #[test]
-fn pure_files_know_no_actor_no_runtime_and_no_io() {
+fn pure_files_use_no_actor_runtime_or_io() {
     let forbidden = [
         "actix",
         "tokio",
@@ -149,7 +149,7 @@ fn pure_files_know_no_actor_no_runtime_and_no_io() {
 }
 
 #[test]
-fn the_outbox_is_the_only_writer_to_a_client() {
+fn outbox_is_the_only_writer_to_a_client() {
     for (name, text) in
         sources().into_iter().filter(|(name, _)| name.starts_with("src/") || name.starts_with("actors/"))
     {
@@ -172,7 +172,7 @@ fn the_outbox_is_the_only_writer_to_a_client() {
 }
 
 #[test]
-fn the_actors_bind_nothing_start_nothing_and_read_no_file() {
+fn actors_package_opens_no_socket_process_or_file() {
     for (name, text) in sources().into_iter().filter(|(name, _)| name.starts_with("actors/")) {
         for line in code(&text) {
             for word in ["TcpListener", "std::process", "process::Command", "std::fs", "std::env::var", "cc_executor::"]
@@ -184,7 +184,7 @@ fn the_actors_bind_nothing_start_nothing_and_read_no_file() {
 }
 
 #[test]
-fn the_supervisor_knows_no_session_and_no_output() {
+fn supervisor_and_execution_do_not_know_sessions() {
     let text = fs::read_to_string(root().join("actors/src/supervisor.rs")).unwrap();
     for line in code(&text) {
         assert!(!line.contains("session::") && !line.contains("Output") && !line.contains("Addr<Session>"), "{line}");
@@ -199,7 +199,7 @@ fn the_supervisor_knows_no_session_and_no_output() {
 }
 
 #[test]
-fn unsafe_is_forbidden_but_in_the_one_file_that_says_why() {
+fn unsafe_is_allowed_only_in_syscall() {
     for name in ["src/main.rs", "actors/src/lib.rs", "tests/integration.rs"] {
         let text = fs::read_to_string(root().join(name)).unwrap();
         assert!(text.contains("#![forbid(unsafe_code)]"), "{name}");
@@ -212,7 +212,7 @@ fn unsafe_is_forbidden_but_in_the_one_file_that_says_why() {
 }
 
 #[test]
-fn every_path_in_the_readme_is_there() {
+fn every_path_in_the_readme_exists() {
     let text = fs::read_to_string(root().join("README.md")).unwrap();
     let contributing = text.split("## Contributing").nth(1).expect("the README says how to contribute");
     let paths: Vec<&str> = contributing
@@ -232,7 +232,7 @@ fn every_path_in_the_readme_is_there() {
 }
 
 #[test]
-fn both_packages_have_the_lints_of_the_workspace() {
+fn both_packages_use_the_workspace_lints() {
     for name in ["Cargo.toml", "actors/Cargo.toml"] {
         let text = fs::read_to_string(root().join(name)).unwrap();
         assert!(text.contains("\n[lints]\nworkspace = true\n"), "{name}");
@@ -240,7 +240,7 @@ fn both_packages_have_the_lints_of_the_workspace() {
 }
 
 #[test]
-fn the_top_level_is_as_it_was_fixed() {
+fn top_level_contains_only_the_listed_entries() {
     let tracked = Command::new("git").args(["ls-files"]).current_dir(root()).output();
     let names: Vec<String> = match tracked {
         Ok(output) if output.status.success() && !output.stdout.is_empty() => {
