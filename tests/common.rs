@@ -7,6 +7,7 @@ pub mod messages_api;
 pub mod procs;
 pub mod proxy;
 pub mod service;
+pub mod sources;
 pub mod stub;
 pub mod tampering_proxy;
 
