@@ -72,7 +72,7 @@ fn only_the_console_module_prints() {
         ("src/console.rs", ["io::stdout()", "io::stderr()"].as_slice()),
         // The size of the terminal.
         ("src/cli/terminal.rs", &["tcgetwinsize(stdout())"]),
-        // A shim passes its descriptors to the command.
+        // The descriptors of a shim, which are not those of the client.
         ("src/backend/", &["io::stdout().as_fd()"]),
     ];
     for (name, text) in

@@ -1,13 +1,16 @@
-//! What the tests of hostile commands share: the ways in which a service can be contained, and processes that a
-//! test has to look for itself.
+//! The containment modes of a service, and its guard processes: the shims and the subreaper.
 
 use std::{
     fs,
-    os::unix::process::CommandExt,
+    io::{BufRead, BufReader},
+    os::unix::{fs::PermissionsExt, process::CommandExt},
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
     sync::OnceLock,
+    time::Duration,
 };
+
+use serde_json::{Value, json};
 
 use super::{
     left_out, procs,
@@ -16,23 +19,23 @@ use super::{
 };
 
 /// A user without privileges.
-const NOBODY: u32 = 65_534;
+pub const NOBODY: u32 = 65_534;
 
-/// How a service's commands are contained, and as whom it runs.
+/// How a service contains its commands, and as which user it runs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Mode {
-    /// By their process trees alone.
+    /// Only by following the process tree.
     None,
-    /// The same, for a user without privileges.
+    /// The same, as a user without privileges.
     Unprivileged,
-    /// By a cgroup.
+    /// With a cgroup.
     Cgroup,
-    /// By a PID namespace.
+    /// With a PID namespace.
     PidNamespace,
 }
 
 impl Mode {
-    /// Those that this machine has. What it has not is said.
+    /// The modes that this machine supports. The others are reported as left out.
     pub fn all() -> Vec<Mode> {
         let mut modes = vec![Mode::None];
         for (mode, missing) in [
@@ -49,20 +52,45 @@ impl Mode {
         modes
     }
 
-    /// Whether this machine has it.
+    /// Those in which a command can signal its shim and the subreaper.
+    pub fn with_reachable_guards() -> Vec<Mode> {
+        Mode::all().into_iter().filter(|mode| mode.shim_is_reachable()).collect()
+    }
+
+    /// Runs a test in each mode.
+    pub fn for_each(test: impl Fn(Mode)) {
+        for mode in Mode::all() {
+            eprintln!("containment: {mode:?}");
+            test(mode);
+        }
+    }
+
+    /// The same in all modes at once, for a test that mostly waits.
+    pub fn for_all_at_once(test: impl Fn(Mode) + Sync) {
+        std::thread::scope(|scope| {
+            for mode in Mode::all() {
+                let test = &test;
+                let name = format!("containment {mode:?}");
+                std::thread::Builder::new().name(name).spawn_scoped(scope, move || test(mode)).expect("a thread");
+            }
+        });
+    }
+
+    /// Whether this machine supports it.
     pub fn is_possible(self) -> bool {
         static POSSIBLE: [OnceLock<bool>; 4] = [const { OnceLock::new() }; 4];
         *POSSIBLE[self as usize].get_or_init(|| {
-            let mut probe = self.command(&["backend", "--bind", "not an address"]);
-            // It fails over the address; what it says besides is why it cannot be contained.
             match self {
                 Mode::None => true,
-                Mode::Unprivileged => rustix::process::geteuid().is_root() && probe.output().is_ok(),
+                // Whether the user can execute the binary; the address is invalid, so that it ends at once.
+                Mode::Unprivileged => {
+                    rustix::process::geteuid().is_root()
+                        && self.command(&["backend", "--bind", "not an address"]).output().is_ok()
+                }
                 Mode::Cgroup | Mode::PidNamespace => {
                     let mut service = self.command(&["backend", "--bind", "127.0.0.1:0"]);
-                    let mut child = service.stderr(std::process::Stdio::piped()).spawn().expect("the binary starts");
-                    let mut lines =
-                        std::io::BufRead::lines(std::io::BufReader::new(child.stderr.take().expect("piped")));
+                    let mut child = service.stderr(Stdio::piped()).spawn().expect("the binary starts");
+                    let mut lines = BufReader::new(child.stderr.take().expect("stderr is piped")).lines();
                     let listens = lines.any(|line| line.is_ok_and(|line| line.contains("service.listening")));
                     let _ = child.kill();
                     let _ = child.wait();
@@ -81,14 +109,7 @@ impl Mode {
     }
 
     fn command(self, arguments: &[&str]) -> Command {
-        let mut command = binary();
-        if self == Mode::Unprivileged {
-            let mut reachable = Command::new(reachable_binary());
-            for (name, _) in command.get_envs() {
-                reachable.env_remove(name);
-            }
-            command = reachable;
-        }
+        let mut command = if self == Mode::Unprivileged { reachable_binary() } else { binary() };
         command.args(arguments).args(["--containment", self.name()]);
         if self == Mode::Unprivileged {
             command.uid(NOBODY).gid(NOBODY).current_dir("/").env("HOME", "/tmp");
@@ -96,55 +117,63 @@ impl Mode {
         command
     }
 
-    /// A service of this kind, with these arguments.
+    /// A service in this mode, with these further arguments.
     pub fn service(self, arguments: &[&str]) -> Service {
         Service::spawn(self.command(&[&["serve", "--bind", "127.0.0.1:0"], arguments].concat()))
     }
 
-    /// Whether a command can reach its shim.
+    /// Whether a command can signal its shim.
     pub fn shim_is_reachable(self) -> bool {
         self != Mode::PidNamespace
     }
 }
 
-/// A copy of the binary that any user may execute, wherever the tests were built.
-fn reachable_binary() -> &'static Path {
+/// A command of a copy of the binary that every user may execute, without the variables that it reads.
+pub fn reachable_binary() -> Command {
+    let mut command = Command::new(reachable_copy());
+    for (name, _) in binary().get_envs() {
+        command.env_remove(name);
+    }
+    command
+}
+
+fn reachable_copy() -> &'static Path {
     static COPY: OnceLock<PathBuf> = OnceLock::new();
     COPY.get_or_init(|| {
         let copy = std::env::temp_dir().join(format!("cc-executor-{}", procs::mark()));
-        // By another process: one that this process had open for writing could not be executed (ETXTBSY).
+        // Copied by another process, because a child that another test forks inherits a descriptor that is open for
+        // writing here, and until it closes that, the copy cannot be executed (ETXTBSY).
         let copied = Command::new("cp").arg(BINARY).arg(&copy).status();
         assert!(copied.is_ok_and(|status| status.success()), "cp to {}", copy.display());
+        fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).expect("it is this user's file");
         copy
     })
 }
 
-/// The shim of the only process with this argument: its parent. Shims are told by their name.
+/// Checks that the ending proves every process gone, by one of these pieces of evidence.
+pub fn assert_verified(end: &Value, evidence: &[&str]) {
+    let cancel = &end["cancel"];
+    assert_eq!((&cancel["verified"], &cancel["survivors"]), (&json!(true), &json!(0)), "{end}");
+    assert!(evidence.contains(&cancel["evidence"].as_str().unwrap_or_default()), "{end}");
+}
+
+/// The shim of a command's process: the nearest ancestor with the name of shims.
 pub fn shim_of(process: u32) -> u32 {
-    let mut at = process;
+    let mut pid = process;
     loop {
-        at = parent(at).expect("it has a shim above it");
-        if fs::read_to_string(format!("/proc/{at}/comm")).is_ok_and(|name| name.trim() == "cc-shim") {
-            return at;
+        pid = procs::parent(pid).expect("the process has a shim above it");
+        if procs::name(pid).is_some_and(|name| name == "cc-shim") {
+            return pid;
         }
     }
 }
 
-/// The parent of a process.
-pub fn parent(process: u32) -> Option<u32> {
-    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(1)?.parse().ok()
+/// Whether a process is a subreaper.
+pub fn is_subreaper(pid: u32) -> bool {
+    procs::name(pid).is_some_and(|name| name == "cc-subreaper")
 }
 
-/// Waits until nothing is left of a service that has ended: its subreaper, its shims.
-pub fn wait_for_no_child_of(pid: u32) {
-    let below = || procs::below(pid);
-    wait_until("nothing is left of the service", std::time::Duration::from_secs(2), || below().is_empty());
-}
-
-/// A directory for one test, below the one that cargo gives. Everybody may look into it.
-pub fn directory(name: &str) -> PathBuf {
-    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", procs::mark()));
-    fs::create_dir_all(&path).expect("cargo's directory is writable");
-    path
+/// Waits until a service that has ended has no descendant any more, neither subreaper nor shim.
+pub fn wait_for_no_descendant(pid: u32) {
+    wait_until("the service has no descendant", Duration::from_secs(2), || procs::descendants(pid).is_empty());
 }
