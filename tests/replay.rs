@@ -1,4 +1,4 @@
-//! The inputs that the fuzzers found worth keeping, once more.
+//! Each fuzzer's body with the inputs of its corpus.
 
 use std::{fs, path::Path};
 
