@@ -16,10 +16,10 @@ use cc_executor_actors::{
     backend_client::{BackendClient, KnownBackend},
     close::{CloseCode, CloseReason},
     id::{ExecutionId, SessionId},
-    outcome::Status,
+    outcome::{CancelReport, Outcome, Reason, Status},
     protocol::Limits,
     protocol::control::ControlReply,
-    rpc::code,
+    rpc::{call_text, code},
     session::{self, SessionContext, outbox::Frames, phase::Incoming},
     supervisor::{CancelExecution, Drain, GetStats, SessionLimits, Stats, Supervisor},
 };
@@ -30,7 +30,7 @@ use tokio::sync::mpsc;
 use crate::common::{
     PATIENCE,
     frames::{self, read_frame},
-    stub::{Stub, chunk, event, exited, multiplexed, respond, started, stream_head},
+    stub::{Stub, chunk, event, exited, multiplexed, respond, respond_json, started, stream_head},
 };
 
 /// The client of a session, without a socket.
@@ -49,8 +49,7 @@ impl StubPeer {
     }
 
     fn call(&self, id: u64, method: &str, params: &Value) {
-        let call = json!({ "jsonrpc": "2.0", "id": id, "method": method, "params": params });
-        self.incoming.send(Incoming::Text(call.to_string())).expect("the session runs");
+        self.incoming.send(Incoming::Text(call_text(id, method, params))).expect("the session runs");
     }
 
     /// The next frame: its first byte, and its payload.
@@ -83,11 +82,12 @@ impl StubPeer {
         }
     }
 
-    async fn ending(&mut self) -> Value {
+    /// Reads to the final status.
+    async fn ending(&mut self) -> Outcome {
         loop {
             let params = self.notification("statusUpdate").await;
             if params.get("reason").is_some() {
-                return params;
+                return serde_json::from_value(params).expect("a final status holds an outcome");
             }
         }
     }
@@ -99,6 +99,15 @@ fn context(stub: &Stub, max_sessions: usize) -> SessionContext {
         backend: BackendClient::new(&stub.url(), None, KnownBackend::default(), EXIT_PATIENCE),
         limits: Limits::default(),
     }
+}
+
+/// Runs a test in an actix system, with the supervisor and a client's session.
+fn with_session(stub: &Stub, test: impl AsyncFnOnce(Addr<Supervisor>, StubPeer)) {
+    actix::System::new().block_on(async {
+        let context = context(stub, 10);
+        let peer = StubPeer::connect(&context).await;
+        test(context.supervisor, peer).await;
+    });
 }
 
 async fn stats(supervisor: &Addr<Supervisor>) -> Stats {
@@ -119,7 +128,7 @@ fn scripted_backend() -> Stub {
     Stub::native(|request, stream| {
         let _ = match request.method.as_str() {
             "DELETE" => {
-                return respond(stream, 200, r#"{"verified":true,"survivors":0,"graceMs":0,"escalated":false}"#);
+                return respond_json(stream, &CancelReport::never_ran(0));
             }
             _ if request.body["question"] == "silence" => {
                 let parts = [stream_head(), chunk(&started(request))].concat();
@@ -135,10 +144,8 @@ fn scripted_backend() -> Stub {
 
 #[test]
 fn session_and_execution_actors_stop_with_the_client() {
-    actix::System::new().block_on(async {
-        let stub = scripted_backend();
-        let context = context(&stub, 10);
-        let mut peer = StubPeer::connect(&context).await;
+    let stub = scripted_backend();
+    with_session(&stub, async |supervisor, mut peer| {
         assert_eq!(peer.message().await["method"], "connected");
         peer.call(1, "execute", &json!({ "command": "two lines", "framing": "line" }));
         let response = peer.message().await;
@@ -146,39 +153,33 @@ fn session_and_execution_actors_stop_with_the_client() {
         assert_eq!(peer.notification("statusUpdate").await["status"], "RUNNING");
         assert_eq!(peer.notification("output").await["content"], "one\n");
         assert_eq!(peer.notification("output").await["content"], "two\n");
-        assert_eq!(peer.ending().await["status"], "COMPLETED");
-        assert_eq!(stats(&context.supervisor).await.n_sessions, 1);
+        assert_eq!(peer.ending().await.status, Status::Completed);
+        assert_eq!(stats(&supervisor).await.n_sessions, 1);
         drop(peer);
-        wait_until_empty(&context.supervisor).await;
+        wait_until_empty(&supervisor).await;
     });
 }
 
 #[test]
 fn supervisor_cancels_an_execution_by_id() {
-    actix::System::new().block_on(async {
-        let stub = scripted_backend();
-        let context = context(&stub, 10);
-        let mut peer = StubPeer::connect(&context).await;
+    let stub = scripted_backend();
+    with_session(&stub, async |supervisor, mut peer| {
         let id = ExecutionId::random();
         peer.call(1, "execute", &json!({ "command": "silence", "executionId": id }));
         peer.notification("statusUpdate").await;
-        let answer = context
-            .supervisor
-            .send(CancelExecution { execution_id: id, grace_ms: 7 })
-            .await
-            .expect("the supervisor runs");
+        let answer =
+            supervisor.send(CancelExecution { execution_id: id, grace_ms: 7 }).await.expect("the supervisor runs");
         assert_eq!(answer, Some(Ok(ControlReply::Status(Status::Cancelling))));
         let request = stub.requests_with("DELETE").pop().expect("the backend got the cancel");
         assert_eq!(request.path, format!("/executions/{id}?grace_ms=7&reason=canceled"));
-        let unknown = context
-            .supervisor
+        let unknown = supervisor
             .send(CancelExecution { execution_id: ExecutionId::random(), grace_ms: 7 })
             .await
             .expect("the supervisor runs");
         assert_eq!(unknown, None);
         // When the client is gone, its execution drops the backend's stream.
         peer.incoming.send(Incoming::Gone).expect("the session runs");
-        wait_until_empty(&context.supervisor).await;
+        wait_until_empty(&supervisor).await;
     });
 }
 
@@ -200,9 +201,7 @@ fn non_reading_client_stops_the_relay_and_can_cancel() {
             counted.fetch_add(block.len(), Ordering::SeqCst);
         }
     });
-    actix::System::new().block_on(async {
-        let context = context(&stub, 10);
-        let mut peer = StubPeer::connect(&context).await;
+    with_session(&stub, async |supervisor, mut peer| {
         peer.call(1, "execute", &json!({ "command": "much" }));
         peer.notification("statusUpdate").await;
         peer.call(2, "control", &json!({ "type": "CANCEL" }));
@@ -215,16 +214,14 @@ fn non_reading_client_stops_the_relay_and_can_cancel() {
         // Of 600 MB, only the content of kernel buffers and of one batch.
         assert!(written.load(Ordering::SeqCst) < 100_000_000);
         drop(peer);
-        wait_until_empty(&context.supervisor).await;
+        wait_until_empty(&supervisor).await;
     });
 }
 
 #[test]
 fn response_body_ends_after_the_close_frame() {
-    actix::System::new().block_on(async {
-        let stub = scripted_backend();
-        let context = context(&stub, 10);
-        let mut peer = StubPeer::connect(&context).await;
+    let stub = scripted_backend();
+    with_session(&stub, async |supervisor, mut peer| {
         peer.call(1, "execute", &json!({ "command": "silence" }));
         peer.notification("statusUpdate").await;
         peer.incoming.send(Incoming::Close).expect("the session runs");
@@ -235,16 +232,14 @@ fn response_body_ends_after_the_close_frame() {
             last = first;
         }
         assert_eq!(last, frames::CLOSE);
-        wait_until_empty(&context.supervisor).await;
+        wait_until_empty(&supervisor).await;
     });
 }
 
 #[test]
 fn slow_reader_gets_every_message_sent_before_the_close() {
-    actix::System::new().block_on(async {
-        let stub = scripted_backend();
-        let context = context(&stub, 10);
-        let mut peer = StubPeer::connect(&context).await;
+    let stub = scripted_backend();
+    with_session(&stub, async |supervisor, mut peer| {
         for id in 1..=30 {
             peer.call(id, "ping", &json!({}));
         }
@@ -258,7 +253,7 @@ fn slow_reader_gets_every_message_sent_before_the_close() {
         }
         assert_eq!(peer.frame().await.expect("the close frame").0, frames::CLOSE);
         assert_eq!(peer.frame().await, None);
-        wait_until_empty(&context.supervisor).await;
+        wait_until_empty(&supervisor).await;
     });
 }
 
@@ -282,17 +277,15 @@ fn full_gateway_refuses_sessions_and_draining_one_closes_them() {
 
 #[test]
 fn unknown_backend_event_ends_as_backend_lost() {
-    actix::System::new().block_on(async {
-        let stub = Stub::native(|request, stream| {
-            let body = [started(request), multiplexed(1, b"before"), event(&json!({ "surprise": 1 }))].concat();
-            let _ = stream.write_all(&[stream_head(), chunk(&body)].concat());
-        });
-        let context = context(&stub, 10);
-        let mut peer = StubPeer::connect(&context).await;
+    let stub = Stub::native(|request, stream| {
+        let body = [started(request), multiplexed(1, b"before"), event(&json!({ "surprise": 1 }))].concat();
+        let _ = stream.write_all(&[stream_head(), chunk(&body)].concat());
+    });
+    with_session(&stub, async |_, mut peer| {
         peer.call(1, "execute", &json!({ "command": "x" }));
         assert_eq!(peer.notification("output").await["content"], "before", "output before the fault is delivered");
         assert_eq!(peer.notification("error").await["code"], code::BACKEND);
         let ending = peer.ending().await;
-        assert_eq!((ending["status"].as_str(), ending["reason"].as_str()), (Some("FAILED"), Some("backend_lost")));
+        assert_eq!((ending.status, ending.reason), (Status::Failed, Reason::BackendLost));
     });
 }

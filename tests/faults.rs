@@ -5,7 +5,7 @@ use std::{
     io::Write,
     net::{Shutdown, TcpStream},
     sync::Mutex,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use cc_executor_actors::{
@@ -17,7 +17,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::common::{
-    PATIENCE,
+    LONGEST_WAIT, PATIENCE,
     client::{Client, Frame},
     frames::{self, close_frame, frame, text_frame},
     procs,
@@ -118,7 +118,9 @@ fn call_frame(method: &str, params: &Value) -> Vec<u8> {
 /// the number of endings and the close code.
 fn read_to_the_end(client: &mut Client) -> (usize, Option<u16>) {
     let (mut n_endings, mut closed) = (0, None);
+    let start = Instant::now();
     loop {
+        assert!(start.elapsed() < LONGEST_WAIT, "waited in vain for the end of the connection");
         match client.recv() {
             Frame::End => return (n_endings, closed),
             frame if closed.is_some() => panic!("after the close: {frame:?}"),
@@ -207,7 +209,7 @@ fn every_client_fault_in_every_phase_leaves_no_process() {
             }
             ClientFault::HalfCloses => {
                 client.stream().shutdown(Shutdown::Write).unwrap();
-                while client.recv() != Frame::End {}
+                client.read_to_end();
             }
             ClientFault::Floods => {
                 let calls: Vec<u8> = (0..3_000).flat_map(|_| call_frame("status", &json!({}))).collect();

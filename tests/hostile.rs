@@ -10,7 +10,7 @@ use std::{
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::common::{PATIENCE, client::Frame, containment::Mode, procs, random, scale, service::Service, wait_until};
+use crate::common::{PATIENCE, containment::Mode, procs, random, scale, service::Service, wait_until};
 
 /// The fragments of which commands are made. MARK is an argument of every process that they leave.
 const FRAGMENTS: &[&str] = &[
@@ -166,7 +166,7 @@ fn end_service_with(service: &mut Service, next: &mut impl FnMut(u64) -> u64, mo
     wait_until(&format!("no process is left of the service and of {source}"), Duration::from_secs(2), || {
         procs::with_argument(&mark).is_empty() && !descendants.iter().any(is_alive)
     });
-    while !matches!(client.recv(), Frame::End) {}
+    client.read_to_end();
     *service = mode.service(&["--drain-ms", "1000"]);
 }
 

@@ -4,7 +4,7 @@
 use std::{
     sync::atomic::{AtomicU64, AtomicUsize, Ordering},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use cc_executor_actors::rpc::call_text;
@@ -12,7 +12,7 @@ use rustix::process::Signal;
 use serde_json::json;
 
 use crate::common::{
-    PATIENCE,
+    LONGEST_WAIT, PATIENCE,
     client::{Client, Frame},
     frames::{self, close_frame, frame, text_frame},
     procs,
@@ -57,7 +57,9 @@ impl Counted {
         mut counts: SessionCounts,
         until: impl Fn(&SessionCounts) -> bool,
     ) -> SessionCounts {
+        let start = Instant::now();
         while !counts.connection_ended && !until(&counts) {
+            assert!(start.elapsed() < LONGEST_WAIT, "waited in vain for the end of a session");
             let frame = client.recv();
             if matches!(frame, Frame::End) {
                 counts.connection_ended = true;

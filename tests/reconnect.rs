@@ -27,7 +27,6 @@ use crate::common::{
     sha256,
     stub::{Stub, respond},
     temp::TempPath,
-    wait_until,
 };
 
 /// A file of numbered lines.
@@ -266,88 +265,6 @@ fn execution_detached_for_too_long_ends_as_disconnected() {
     let recording = client.record();
     assert_eq!(recording.ending(), (Status::Cancelled, Reason::Disconnected));
     assert_eq!(recording.end["cancel"]["verified"], true);
-}
-
-#[test]
-fn ended_executions_are_kept_for_the_retention_within_the_memory_limit() {
-    let service =
-        Service::with(&["serve"], &[("CC_EXECUTOR_RETENTION_MS", "5000"), ("CC_EXECUTOR_MAX_KEPT_BYTES", "3000000")]);
-    let mut client = service.connect();
-    let ids: Vec<_> = (0..3)
-        .map(|_| {
-            let id = client.execute(json!({ "command": "head -c 2000000 /dev/zero | tr '\\0' x" }));
-            client.record();
-            id
-        })
-        .collect();
-    client.attach(&ids[2], &Recording::default()).unwrap();
-    assert_eq!(client.record().gaps.len(), 0, "the newest is complete");
-    client.attach(&ids[0], &Recording::default()).unwrap();
-    let recording = client.record();
-    assert_eq!(
-        (recording.gaps.len(), recording.status()),
-        (1, Status::Completed),
-        "the output of the oldest is evicted, its ending is not"
-    );
-    wait_until("all are forgotten", PATIENCE, || {
-        service.get("/executions")["executions"].as_array().is_some_and(Vec::is_empty)
-    });
-    for id in &ids {
-        assert_eq!(client.call("attach", json!({ "executionId": id })).unwrap_err().code, code::UNKNOWN_EXECUTION);
-    }
-}
-
-#[test]
-fn unread_output_is_evicted_last() {
-    let service = Service::with(&["serve"], &[("CC_EXECUTOR_MAX_KEPT_BYTES", "6000000")]);
-    let mut client = service.connect();
-    let id = client.execute(json!({ "command": "echo once; sleep 0.2; seq 100000", "onDisconnect": "detach" }));
-    let mut recording = Recording::default();
-    client.record_until(&mut recording, |recording| recording.stdout == b"once\n");
-    client.disconnect();
-    service.wait_for_event("process.finished", 1);
-    let mut client = service.connect();
-    for _ in 0..4 {
-        client.run(json!({ "command": "head -c 2000000 /dev/zero | tr '\\0' x" }));
-    }
-    client.attach(&id, &recording).unwrap();
-    // The connection breaks again during the replay.
-    client.record_until(&mut recording, |recording| recording.stdout.len() > 1_000);
-    client.disconnect();
-    let mut client = service.connect();
-    for _ in 0..4 {
-        client.run(json!({ "command": "head -c 2000000 /dev/zero | tr '\\0' x", "onDisconnect": "detach" }));
-    }
-    client.attach(&id, &recording).unwrap();
-    client.record_rest(&mut recording);
-    assert!(recording.gaps.is_empty(), "the newer outputs had been delivered: {:?}", recording.gaps);
-    assert_eq!(Some(sha256(&recording.stdout).as_str()), recording.end["sha256"]["stdout"].as_str());
-}
-
-#[test]
-fn retention_begins_when_the_last_consumer_leaves() {
-    const RETENTION: Duration = Duration::from_secs(3);
-    let backend =
-        Service::with(&["backend"], &[("CC_EXECUTOR_RETENTION_MS", "3000"), ("CC_EXECUTOR_RING_BYTES", "100000000")]);
-    let gateway = Service::gateway(&backend.url());
-    let mut client = gateway.connect();
-    let id = client.execute(json!({ "command": "seq 11000000", "onDisconnect": "detach" }));
-    backend.wait_for_event("process.finished", 1);
-    // The output is larger than all socket buffers, so that the client stays attached.
-    let ended_at = Instant::now();
-    let mut recording = Recording::default();
-    wait_until("the retention would be over", PATIENCE, || {
-        let so_far = recording.stdout.len() + 50_000;
-        client.record_until(&mut recording, |recording| recording.stdout.len() > so_far);
-        std::thread::sleep(Duration::from_millis(100));
-        ended_at.elapsed() > RETENTION + Duration::from_secs(1)
-    });
-    client.disconnect();
-    wait_until("no client is attached", PATIENCE, || backend.get(&format!("/executions/{id}"))["attached"] != true);
-    let mut client = gateway.connect();
-    client.attach(&id, &recording).unwrap();
-    client.record_rest(&mut recording);
-    assert_eq!(Some(sha256(&recording.stdout).as_str()), recording.end["sha256"]["stdout"].as_str());
 }
 
 #[test]

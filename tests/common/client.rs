@@ -273,6 +273,14 @@ impl Client {
         self.pending.pop_front().unwrap_or_else(|| self.recv_new())
     }
 
+    /// Reads to the end of the connection.
+    pub fn read_to_end(&mut self) {
+        let start = Instant::now();
+        while self.recv() != Frame::End {
+            assert!(start.elapsed() < LONGEST_WAIT, "waited in vain for the end of the connection");
+        }
+    }
+
     fn recv_new(&mut self) -> Frame {
         let raw = match read_frame(&mut self.reader) {
             Ok(raw) => raw,

@@ -4,14 +4,14 @@ use std::{
     net::SocketAddr,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use cc_executor_actors::rpc::code;
 use serde_json::{Value, json};
 
 use crate::common::{
-    PATIENCE,
+    LONGEST_WAIT, PATIENCE,
     client::{Client, Frame},
     proxy::{CutKind, Proxy},
     random, scale,
@@ -64,7 +64,9 @@ fn read_hold(mut client: Client, from: u64, pace: Pace, progress: &AtomicU64, is
         wait_until("the lane is over", 30 * PATIENCE, || is_over.load(Ordering::SeqCst));
     }
     let (mut at, mut ranges) = (from, Vec::new());
+    let start = Instant::now();
     let end = loop {
+        assert!(start.elapsed() < LONGEST_WAIT, "waited in vain for the end of a hold");
         if pace == Pace::Slow {
             thread::sleep(Duration::from_millis(2));
         }
