@@ -1,14 +1,14 @@
-# Everything a newcomer or a maintainer runs. `make help` lists it.
+# The commands for development. `make help` lists them.
 SHELL := bash
 .DEFAULT_GOAL := help
 BINARY := target/release/cc-executor
 LOG := target/cc-executor.log
-# The release that the tests were last seen green with; `make claude CLAUDE_CODE=latest` tries another.
+# The release that the tests were last run with. `make claude CLAUDE_CODE=latest` installs another.
 CLAUDE_CODE ?= $(shell sed -n 's/^ENV CLAUDE_CODE_TESTED=//p' deploy/Dockerfile)
 
 .PHONY: help build fmt lint doc test stress claude check run up down bench soak fuzz deploy-test logs
 
-help: ## list these targets
+help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## build the release binary, target/release/cc-executor
@@ -17,7 +17,7 @@ build: ## build the release binary, target/release/cc-executor
 fmt: ## format the code
 	cargo fmt --all
 
-lint: ## formatting, clippy, and the dependencies' licences and sources; warnings as errors
+lint: ## formatting, clippy, and licences and sources of the dependencies; warnings as errors
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --test soak -- -D warnings
 	@if cargo deny --version >/dev/null 2>&1; then \
@@ -30,42 +30,42 @@ lint: ## formatting, clippy, and the dependencies' licences and sources; warning
 doc: ## the API documentation, warnings as errors
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
 
-# Two tests a processor, because most of them wait for timers most of the time.
-test: ## all tests, on real processes and sockets
+# Two tests for each processor, because most tests wait for timers.
+test: ## all tests, with real processes and sockets
 	@rm -f target/tmp/left-out
 	cargo test --workspace -- --test-threads=$$((2 * $$(nproc)))
 	@if [ -s target/tmp/left-out ]; then echo; sort target/tmp/left-out; fi
 
-# The modules that call `scale` of tests/common.rs.
-SCALED = $(filter-out common::,$(patsubst tests/%.rs,%::,$(shell grep -lw scale tests/*.rs)))
+# The modules that call `scale` of tests/common.rs: tests/holds/handover.rs is holds::handover::
+SCALED = $(subst /,::,$(patsubst tests/%.rs,%::,$(shell grep -rlw --include=*.rs --exclude=common.rs scale tests)))
 
-stress: ## the tests that repeat, with many more rounds, optimised
+stress: ## the repeating tests with many more rounds, optimised
 	STRESS=1 cargo test --release --test integration -- $(SCALED)
 
-claude: ## install Claude Code from npm into target/claude, for the tests that ask it
+claude: ## install Claude Code from npm into target/claude, for the tests that run it
 	npm install --no-fund --no-audit --prefix target/claude @anthropic-ai/claude-code@$(CLAUDE_CODE)
 
-check: lint doc test ## what to run before a commit; CI runs it first
+check: lint doc test ## everything that must pass before a commit; CI runs it first
 
 run: build ## build, then serve on ws://127.0.0.1:8003/ws/mcp; flags in ARGS
 	@LOG_FORMAT=json exec $(BINARY) serve $(ARGS) 2> >(trap '' INT TERM; tee $(LOG) | $(BINARY) logs - >&2)
 
-up: ## build the images and start them with compose; ready when it returns
+up: ## build the images, start them with compose, and wait until they are ready
 	deploy/up.sh
 
-down: ## stop what `make up` started; volumes stay
+down: ## stop the containers of `make up`; volumes stay
 	deploy/compose.sh down
 
-deploy-test: ## both images on a real engine: check, then faults; needs docker and compose
+deploy-test: ## test both images on a real engine, with faults; needs docker and compose
 	deploy/test.sh
 
-bench: ## the gateway beside a plain bridge, in one run
+bench: ## compare the gateway with a plain bridge
 	cargo bench --bench gateway
 
-soak: ## mixed load and faults for MINUTES (5), then the sums
+soak: ## mixed load and faults for MINUTES (5), then totals
 	MINUTES=$(or $(MINUTES),5) cargo test --release --test soak
 
-fuzz: ## each fuzzer for SECONDS (60); finds in target/fuzz; needs a nightly Rust and cargo-fuzz
+fuzz: ## run each fuzzer for SECONDS (60); findings in target/fuzz; needs a nightly Rust and cargo-fuzz
 	for target in input multiplex body_end text json_lines claude; do \
 		mkdir -p target/fuzz/corpus/$$target && \
 		cargo +nightly fuzz run --fuzz-dir tests/fuzz --target-dir target/fuzz $$target target/fuzz/corpus/$$target tests/fuzz/corpus/$$target \

@@ -1,12 +1,17 @@
-//! The reference: a plain bridge of hyper and tokio-tungstenite that does the gateway's job without
-//! its promises. It is honest work: it decodes the same stream, keeps characters whole, counts
-//! offsets, and flushes only when nothing more is ready.
+//! The reference of the benchmark: a plain bridge of hyper and tokio-tungstenite. It decodes the same stream, does not split
+//! characters, counts offsets, and flushes only when no more data is ready, so that the comparison with the gateway is fair.
+//!
+//! It writes its messages as JSON of its own, because sharing the gateway's encoder would make the comparison meaningless.
 
 use std::{borrow::Cow, net::SocketAddr, process::ExitCode};
 
 use bytes::Bytes;
 use cc_executor_actors::{
-    backend_api::multiplex::{Decoder, StreamPart},
+    backend_api::{
+        BackendEvent, MULTIPLEXED,
+        multiplex::{Decoder, StreamPart},
+    },
+    outcome::Status,
     stream::Stream,
 };
 use futures_util::{FutureExt, SinkExt, StreamExt, stream::SplitSink};
@@ -30,7 +35,7 @@ pub fn serve(backend: SocketAddr) -> ExitCode {
         println!("{}", listener.local_addr().expect("an address"));
         loop {
             if let Ok((stream, _)) = listener.accept().await {
-                // A client that goes away ends its own task.
+                // An error ends only its session: the client has disconnected.
                 tokio::spawn(async move { session(stream, backend).await.ok() });
             }
         }
@@ -80,19 +85,20 @@ async fn session(stream: TcpStream, backend: SocketAddr) -> Result<(), Error> {
                 match part {
                     StreamPart::Output(Stream::Stdout, bytes) => output.send(&mut sink, &bytes).await?,
                     StreamPart::Output(Stream::Stderr, _) => {}
-                    StreamPart::Event(word) => {
-                        let word: Value = serde_json::from_slice(&word)?;
-                        if word.get("started").is_some() {
+                    StreamPart::Event(event) => match serde_json::from_slice(&event)? {
+                        BackendEvent::Started(_) => {
                             send(&mut sink, &json!({ "jsonrpc": "2.0", "id": call["id"], "result": { "executionId": id, "status": "started" } })).await?;
-                            send(&mut sink, &status(&id, "RUNNING")).await?;
-                        } else if let Some(exit) = word.get("exit") {
+                            send(&mut sink, &status(&id, Status::Running)).await?;
+                        }
+                        BackendEvent::Exit(outcome) => {
                             output.finish(&mut sink).await?;
-                            let mut last = status(&id, exit["status"].as_str().unwrap_or("FAILED"));
-                            last["params"]["reason"] = exit["reason"].clone();
+                            let mut last = status(&id, outcome.status);
+                            last["params"]["reason"] = json!(outcome.reason);
                             send(&mut sink, &last).await?;
                             break 'execution;
                         }
-                    }
+                        _ => {}
+                    },
                 }
             }
         }
@@ -101,7 +107,7 @@ async fn session(stream: TcpStream, backend: SocketAddr) -> Result<(), Error> {
     Ok(())
 }
 
-fn status(id: &str, status: &str) -> Value {
+fn status(id: &str, status: Status) -> Value {
     json!({ "jsonrpc": "2.0", "method": "statusUpdate", "params": { "executionId": id, "status": status } })
 }
 
@@ -124,12 +130,12 @@ async fn request(
         .uri(path.into().as_ref())
         .header("host", backend.to_string())
         .header("content-type", "application/json")
-        .header("accept", "application/vnd.docker.multiplexed-stream")
+        .header("accept", MULTIPLEXED)
         .body(Full::new(Bytes::from(body)))?;
     Ok(sender.send_request(request).await?.into_body())
 }
 
-/// Output as messages.
+/// Encodes output as messages.
 struct Output {
     lines: bool,
     carry: Vec<u8>,

@@ -1,4 +1,4 @@
-//! A client that costs little: it reads frames by hand and looks only at what must be checked.
+//! A cheap client: it splits frames by hand, and parses only the parts of messages that it checks.
 
 use std::{
     io::{Read, Write},
@@ -6,6 +6,11 @@ use std::{
     time::Duration,
 };
 
+use cc_executor_actors::{
+    protocol::{DEFAULT_GRACE_MS, control::ControlRequest},
+    rpc::call_text,
+};
+use serde::Serialize;
 use serde_json::json;
 
 use super::stub::LINE;
@@ -13,7 +18,7 @@ use super::stub::LINE;
 /// The bound of every wait.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Read at a time, in bytes.
+/// The size of a read, in bytes.
 const READ: usize = 256 * 1024;
 
 /// One session.
@@ -25,25 +30,26 @@ pub struct BenchSession {
 }
 
 impl BenchSession {
-    /// A session that has heard `connected`.
+    /// A session of which `connected` was read.
     pub fn open(address: SocketAddr) -> BenchSession {
-        let mut stream = TcpStream::connect(address).expect("it listens");
+        let mut stream = TcpStream::connect(address).expect("the peer listens");
         stream.set_nodelay(true).expect("an option");
         stream.set_read_timeout(Some(PATIENCE)).expect("an option");
         let request = format!(
             "GET /ws/mcp HTTP/1.1\r\nHost: {address}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
         );
-        stream.write_all(request.as_bytes()).expect("it takes a request");
+        stream.write_all(request.as_bytes()).expect("the peer reads");
         let mut session = BenchSession { stream, input: Vec::new(), from: 0, to: 0 };
         while !session.input[..session.to].windows(4).any(|four| four == b"\r\n\r\n") {
             session.fill(4096);
         }
-        let head = session.input[..session.to].windows(4).position(|four| four == b"\r\n\r\n").expect("it is there");
+        let head =
+            session.input[..session.to].windows(4).position(|four| four == b"\r\n\r\n").expect("the loop has found it");
         assert!(session.input.starts_with(b"HTTP/1.1 101"), "the upgrade is accepted");
         session.from = head + 4;
         session.wait_for("connected");
-        // Thousands of idle sessions must not fill this process.
+        // Frees the rest of the buffer, because thousands of idle sessions are held.
         session.input = session.input[session.from..session.to].to_vec();
         (session.from, session.to) = (0, session.input.len());
         session
@@ -54,20 +60,20 @@ impl BenchSession {
     }
 
     pub fn cancel(&mut self) {
-        self.call("control", &json!({ "type": "CANCEL" }));
+        self.call("control", &ControlRequest::cancel(DEFAULT_GRACE_MS));
     }
 
-    fn call(&mut self, method: &str, params: &serde_json::Value) {
-        let text = json!({ "jsonrpc": "2.0", "id": 1, "method": method, "params": params }).to_string();
+    fn call(&mut self, method: &str, params: &impl Serialize) {
+        let text = call_text(1, method, params);
         let length = u8::try_from(text.len()).ok().filter(|length| *length < 126);
         let mut frame = match length {
             Some(length) => vec![0x81, 0x80 | length],
             None => [&[0x81, 0x80 | 126][..], &(text.len() as u16).to_be_bytes()].concat(),
         };
-        // A mask of zeros is a mask.
+        // The mask: zeros are allowed, and leave the payload as it is.
         frame.extend([0; 4]);
         frame.extend(text.as_bytes());
-        self.stream.write_all(&frame).expect("it takes a call");
+        self.stream.write_all(&frame).expect("the peer reads");
     }
 
     /// Reads to the next message of this method.
@@ -81,7 +87,7 @@ impl BenchSession {
         while !is_end(self.message()) {}
     }
 
-    /// Reads to the end, and checks that all lines came, once and in order.
+    /// Reads to the final status, and checks that each line came once and in order.
     pub fn check_lines(&mut self, n_lines: u64) {
         let mut checker = LineChecker { next: 0, line: Vec::with_capacity(2 * LINE) };
         loop {
@@ -130,7 +136,7 @@ impl BenchSession {
         if self.input.len() < self.to + at_most {
             self.input.resize(self.to + at_most, 0);
         }
-        let n = self.stream.read(&mut self.input[self.to..]).expect("something comes in time");
+        let n = self.stream.read(&mut self.input[self.to..]).expect("bytes come in time");
         assert!(n > 0, "the connection ended");
         self.to += n;
     }
@@ -149,11 +155,11 @@ fn content(message: &[u8]) -> Option<&[u8]> {
     const PREFIX: &[u8] = br#"{"jsonrpc":"2.0","method":"output","params":{"type":"stdout","content":""#;
     const SUFFIX: &[u8] = br#"","end":"#;
     let rest = message.strip_prefix(PREFIX)?;
-    let end = memchr::memmem::rfind(rest, SUFFIX).expect("an output message says where it ends");
+    let end = memchr::memmem::rfind(rest, SUFFIX).expect("an output message has an end");
     Some(&rest[..end])
 }
 
-/// Checks numbered lines that come in pieces.
+/// Checks numbered lines that are cut anywhere.
 struct LineChecker {
     next: u64,
     line: Vec<u8>,
@@ -162,7 +168,7 @@ struct LineChecker {
 impl LineChecker {
     fn take(&mut self, mut content: &[u8]) {
         while let Some(at) = memchr::memchr(b'\\', content) {
-            assert_eq!(content[at + 1], b'n', "nothing but newlines is escaped");
+            assert_eq!(content[at + 1], b'n', "only newlines are escaped");
             self.line.extend_from_slice(&content[..at]);
             content = &content[at + 2..];
             assert_eq!(self.line.len(), LINE - 1, "a whole line");

@@ -1,8 +1,8 @@
-//! The gateway beside a plain bridge, in one run: the ratio is the result.
+//! Compares the gateway with a plain bridge: the results are ratios.
 //!
-//! Both stand in front of the same stub backend, which streams as fast as it is read. The gateway is
-//! the real binary; the bridge is this binary started again in another role. Their runs are
-//! interleaved, and each run checks that all lines came, once and in order.
+//! Both use the same stub backend, which streams as fast as it is read. The gateway is the real binary; the bridge is this
+//! binary, started again in another role. Their runs are interleaved, and each run checks that each line came once and in
+//! order.
 #![forbid(unsafe_code)]
 
 mod bridge;
@@ -19,22 +19,22 @@ use std::{
 
 use self::{client::BenchSession, stub::StubBackend};
 
-/// Interleaved runs; the median counts.
+/// The number of interleaved runs. The median counts.
 const RUNS: usize = 5;
 
-/// Lines of one throughput run. At 100 bytes each: 200 MB.
+/// The lines of one throughput run: 200 MB at 100 bytes each.
 const LINES: u64 = 2_000_000;
 
-/// Executions of one latency run.
+/// The executions of one latency run.
 const SHORT: usize = 300;
 
-/// Idle sessions held.
+/// The idle sessions whose memory is measured.
 const IDLE: usize = 2_000;
 
-/// Sessions held before the first reading, so that what is allocated once is not counted.
+/// Sessions that are open at the first reading, so that memory that is allocated once is not counted.
 const WARM: usize = 100;
 
-/// Set in the environment of a bridge: the backend's address.
+/// The variable that makes this process a bridge: the address of the backend.
 const BRIDGE: &str = "CC_BENCH_BRIDGE_BACKEND";
 
 fn main() -> ExitCode {
@@ -90,7 +90,7 @@ impl Peer {
         let mut command = Command::new(env!("CARGO_BIN_EXE_cc-executor"));
         command.args(["serve", "--bind", "127.0.0.1:0", "--max-sessions", "10000"]);
         command.env("CLAUDE_API_URL", format!("http://{}", stub.address));
-        // The idle sessions all come from here.
+        // All idle sessions come from one address.
         command.env("CC_EXECUTOR_MAX_SESSIONS_PER_ADDRESS", "100000");
         command.env("LOG_FORMAT", "json").env("RUST_LOG", "warn,cc_executor=info");
         let mut child = command.stderr(Stdio::piped()).spawn().expect("the gateway starts");
@@ -107,9 +107,9 @@ impl Peer {
                 _ => {}
             }
         }
-        // The log goes on being written, and somebody must read it.
+        // Reads the rest of the log, because a full pipe would block the gateway.
         std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
-        Peer { child, address: address.expect("it was there") }
+        Peer { child, address: address.expect("the log had it") }
     }
 
     fn bridge(stub: &StubBackend) -> Peer {
@@ -121,7 +121,7 @@ impl Peer {
         Peer { child, address: line.trim().parse().expect("an address") }
     }
 
-    /// Lines of 100 bytes a second.
+    /// The throughput in lines of 100 bytes per second.
     fn throughput(&self, framing: &str) -> f64 {
         let mut session = BenchSession::open(self.address);
         let start = Instant::now();
@@ -130,7 +130,7 @@ impl Peer {
         LINES as f64 / start.elapsed().as_secs_f64()
     }
 
-    /// From sending `execute` to the first output.
+    /// The times from sending `execute` to the first output.
     fn first_output(&self) -> Vec<Duration> {
         let mut session = BenchSession::open(self.address);
         let once = |session: &mut BenchSession| {
@@ -144,7 +144,7 @@ impl Peer {
         (0..SHORT).map(|_| once(&mut session)).collect()
     }
 
-    /// From sending CANCEL to the backend's hearing of it.
+    /// The times from sending CANCEL to its arrival at the backend.
     fn cancel_to_abort(&self, stub: &StubBackend) -> Vec<Duration> {
         let mut session = BenchSession::open(self.address);
         let once = |session: &mut BenchSession| {
@@ -168,9 +168,9 @@ impl Peer {
         grown / IDLE as f64
     }
 
-    /// Memory that is this process's alone, in KiB.
+    /// The private memory of the process, in KiB.
     fn private_kib(&self) -> f64 {
-        let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.child.id())).expect("it runs");
+        let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.child.id())).expect("the peer runs");
         let private = rollup.lines().filter(|line| line.starts_with("Private_"));
         private.filter_map(|line| line.split_ascii_whitespace().nth(1)?.parse::<f64>().ok()).sum()
     }
@@ -202,7 +202,7 @@ fn raise_descriptor_limit() {
     setrlimit(Resource::Nofile, limit).expect("the soft limit may be raised to the hard one");
 }
 
-/// The results.
+/// The table of results.
 #[derive(Default)]
 struct Table {
     rows: Vec<String>,
@@ -210,23 +210,23 @@ struct Table {
 }
 
 impl Table {
-    fn at_least(&mut self, what: &str, gateway: f64, bridge: f64, target: f64) {
-        self.row(what, gateway, Some(bridge), &format!(">= {target:.2}"), gateway / bridge, gateway / bridge >= target);
+    fn at_least(&mut self, name: &str, gateway: f64, bridge: f64, target: f64) {
+        self.row(name, gateway, Some(bridge), &format!(">= {target:.2}"), gateway / bridge, gateway / bridge >= target);
     }
 
-    fn at_most(&mut self, what: &str, gateway: f64, bridge: f64, target: f64) {
-        self.row(what, gateway, Some(bridge), &format!("<= {target:.2}"), gateway / bridge, gateway / bridge <= target);
+    fn at_most(&mut self, name: &str, gateway: f64, bridge: f64, target: f64) {
+        self.row(name, gateway, Some(bridge), &format!("<= {target:.2}"), gateway / bridge, gateway / bridge <= target);
     }
 
-    fn limit(&mut self, what: &str, gateway: f64, target: f64) {
-        self.row(what, gateway, None, &format!("<= {target:.2}"), gateway, gateway <= target);
+    fn limit(&mut self, name: &str, gateway: f64, target: f64) {
+        self.row(name, gateway, None, &format!("<= {target:.2}"), gateway, gateway <= target);
     }
 
-    fn row(&mut self, what: &str, gateway: f64, bridge: Option<f64>, target: &str, result: f64, met: bool) {
+    fn row(&mut self, name: &str, gateway: f64, bridge: Option<f64>, target: &str, result: f64, met: bool) {
         let bridge = bridge.map_or_else(|| "-".to_owned(), |bridge| format!("{bridge:.0}"));
         let verdict = if met { "ok" } else { "MISSED" };
         self.missed |= !met;
-        self.rows.push(format!("{what:<50} {gateway:>11.0} {bridge:>11} {result:>7.2} {target:>8}  {verdict}"));
+        self.rows.push(format!("{name:<50} {gateway:>11.0} {bridge:>11} {result:>7.2} {target:>8}  {verdict}"));
     }
 
     fn print(&self) -> ExitCode {

@@ -11,7 +11,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde_json::{Value, json};
+use cc_executor_actors::{
+    backend_api::{
+        BackendEvent, ExecuteRequest, Health, Heartbeat, MULTIPLEXED, StartedEvent, StreamInfo,
+        multiplex::{event_header, header},
+    },
+    outcome::{CancelReport, Outcome, Reason, Status},
+    protocol::Limits,
+    stream::Stream,
+};
+use serde::Serialize;
 
 /// Length of a line, its newline included, in bytes.
 pub const LINE: usize = 100;
@@ -28,7 +37,7 @@ pub struct StubBackend {
     aborts: Receiver<Instant>,
 }
 
-/// How many DELETEs have come: each ends the quiet stream that runs.
+/// The number of DELETEs so far. Each ends the quiet stream that runs.
 #[derive(Default)]
 struct Canceled {
     n: Mutex<u64>,
@@ -44,14 +53,14 @@ impl StubBackend {
         thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
                 let (abort, canceled) = (abort.clone(), Arc::clone(&canceled));
-                // A peer that goes away in mid-stream ends its connection, and nothing else.
+                // An error ends only its connection: the peer has disconnected.
                 thread::spawn(move || connection(&stream, &abort, &canceled));
             }
         });
         StubBackend { address, aborts }
     }
 
-    /// When the next cancellation was heard.
+    /// The time at which the next cancel arrived.
     pub fn next_abort(&self) -> Instant {
         self.aborts.recv_timeout(PATIENCE).expect("the cancellation arrives")
     }
@@ -84,34 +93,41 @@ fn connection(stream: &TcpStream, abort: &Sender<Instant>, canceled: &Canceled) 
             let _ = abort.send(Instant::now());
             *canceled.n.lock().expect("no panic holds it") += 1;
             canceled.more.notify_all();
-            respond(writer, "{\"verified\":true,\"survivors\":0,\"graceMs\":0,\"escalated\":false}")?;
+            respond(writer, &CancelReport::never_ran(0))?;
         } else if line.starts_with("POST") {
-            let asked: Value = serde_json::from_slice(&body).unwrap_or_default();
-            execute(&mut writer, &asked, canceled)?;
+            let request = ExecuteRequest::read(&body, &Limits::default())
+                .expect("the gateway and the bridge send an ExecuteRequest");
+            execute(&mut writer, request, canceled)?;
         } else {
-            respond(writer, &health().to_string())?;
+            respond(writer, &health())?;
         }
     }
 }
 
-fn execute(to: &mut impl Write, asked: &Value, canceled: &Canceled) -> std::io::Result<()> {
-    let question = asked["question"].as_str().unwrap_or_default();
-    let started = word(&json!({ "started": { "executionId": asked["executionId"], "executor": "shell" } }));
-    let head = "HTTP/1.1 200 OK\r\nContent-Type: application/vnd.docker.multiplexed-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
-    let before = *canceled.n.lock().expect("no panic holds it");
-    match question.strip_prefix("lines ").and_then(|n| n.parse::<u64>().ok()) {
+fn execute(to: &mut impl Write, request: ExecuteRequest, canceled: &Canceled) -> std::io::Result<()> {
+    let command = request.run.command;
+    let started = BackendEvent::Started(StartedEvent {
+        execution_id: request.run.execution_id.expect("the gateway and the bridge choose the id"),
+        executor: "shell".into(),
+        status: Status::Running,
+        terms: StreamInfo::default(),
+        alive: Heartbeat::default(),
+    });
+    let head = format!("HTTP/1.1 200 OK\r\nContent-Type: {MULTIPLEXED}\r\nTransfer-Encoding: chunked\r\n\r\n");
+    let n_before = *canceled.n.lock().expect("no panic holds it");
+    to.write_all(&[head.as_bytes(), &chunk(&event(&started))].concat())?;
+    let outcome = match command.strip_prefix("lines ").and_then(|n| n.parse::<u64>().ok()) {
         Some(n_lines) => {
-            to.write_all(&[head.as_bytes(), &chunk(&started)].concat())?;
             write_lines(to, n_lines)?;
-            to.write_all(&[chunk(&exit("COMPLETED", "exit", Some(0))), b"0\r\n\r\n".to_vec()].concat())
+            Outcome { exit_code: Some(0), ..Outcome::without_process(Status::Completed, Reason::Exit, None) }
         }
         None => {
-            to.write_all(&[head.as_bytes(), &chunk(&started)].concat())?;
             let n = canceled.n.lock().expect("no panic holds it");
-            let (_n, _) = canceled.more.wait_timeout_while(n, PATIENCE, |n| *n == before).expect("no panic holds it");
-            to.write_all(&[chunk(&exit("CANCELLED", "canceled", None)), b"0\r\n\r\n".to_vec()].concat())
+            let (_n, _) = canceled.more.wait_timeout_while(n, PATIENCE, |n| *n == n_before).expect("no panic holds it");
+            Outcome::without_process(Status::Cancelled, Reason::Canceled, None)
         }
-    }
+    };
+    to.write_all(&[chunk(&event(&BackendEvent::Exit(outcome))), chunk(b"")].concat())
 }
 
 fn write_lines(to: &mut impl Write, n_lines: u64) -> std::io::Result<()> {
@@ -125,39 +141,36 @@ fn write_lines(to: &mut impl Write, n_lines: u64) -> std::io::Result<()> {
             output.push(b'\n');
             next += 1;
         }
-        to.write_all(&chunk(&frame(1, &output)))?;
+        to.write_all(&chunk(&[&header(Stream::Stdout, output.len() as u32)[..], &output].concat()))?;
     }
     Ok(())
 }
 
-fn exit(status: &str, reason: &str, exit_code: Option<i32>) -> Vec<u8> {
-    word(&json!({ "exit": {
-        "status": status, "reason": reason, "exit_code": exit_code, "signal": null, "message": null, "elapsedMs": 1,
-        "bytes": { "stdout": null, "stderr": null }, "sha256": { "stdout": null, "stderr": null }, "leftovers": 0,
-    } }))
-}
-
-fn word(word: &Value) -> Vec<u8> {
-    frame(3, word.to_string().as_bytes())
-}
-
-fn frame(stream: u8, bytes: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(bytes.len()).expect("below 4 GiB").to_be_bytes();
-    [&[stream, 0, 0, 0], &length[..], bytes].concat()
+fn event(event: &BackendEvent) -> Vec<u8> {
+    let json = serde_json::to_vec(event).expect("an event has string keys");
+    [&event_header(json.len() as u32)[..], &json].concat()
 }
 
 fn chunk(bytes: &[u8]) -> Vec<u8> {
     [format!("{:x}\r\n", bytes.len()).as_bytes(), bytes, b"\r\n"].concat()
 }
 
-fn respond(mut to: &TcpStream, body: &str) -> std::io::Result<()> {
+fn respond(mut to: &TcpStream, body: &impl Serialize) -> std::io::Result<()> {
+    let body = serde_json::to_string(body).expect("a body has string keys");
     let head = format!("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n", body.len());
     to.write_all(format!("{head}{body}").as_bytes())
 }
 
-fn health() -> Value {
-    json!({
-        "server": "cc-executor", "version": "0", "executors": ["shell"], "defaultExecutor": "shell",
-        "maxExecutions": 64, "capabilities": [], "running": 0, "queued": 0,
-    })
+fn health() -> Health {
+    Health {
+        server: "cc-executor".into(),
+        version: "0".into(),
+        instance: None,
+        executors: vec!["shell".into()],
+        default_executor: "shell".into(),
+        max_executions: 64,
+        capabilities: Vec::new(),
+        running: 0,
+        queued: 0,
+    }
 }

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Reads one service's JSON log lines on standard input and says whether each life in them is complete: every
-session opened is closed, every execution has one end. Exits with 1 where one is not.
+"""Reads the JSON log lines of one service on standard input, and checks that each opened session was closed and that each
+started execution ended exactly once. Exits with 1 otherwise.
 
-A service that is killed says nothing of what it held: --deaths N says how often that must have happened, and
---errors N how many lines of level ERROR there must be, --least N how many lives at the least."""
+A killed service logs no endings. --deaths N is the expected number of kills, --errors N the expected number of lines of
+level ERROR, and --least N the least number of openings and starts."""
 
 import argparse
 import collections
@@ -16,8 +16,8 @@ parser.add_argument("--errors", type=int, default=0)
 parser.add_argument("--least", type=int, default=1)
 expected = parser.parse_args()
 
-# What begins, what may end it, and the ids by which the two know each other.
-LIVES = [
+# The event of a beginning, the events that may end it, and the ids that both have.
+SPANS = [
     ("session.opened", {"session.closed"}, ["session_id"]),
     (
         "execution.started",
@@ -27,7 +27,7 @@ LIVES = [
     ("process.started", {"process.finished"}, ["execution_id"]),
 ]
 
-n_begun, n_ended, ends, open_lives = (collections.Counter() for _ in range(4))
+n_begun, n_ended, ends, open_spans = (collections.Counter() for _ in range(4))
 problems, errors = [], []
 n_deaths, is_running = 0, False
 
@@ -43,31 +43,31 @@ for text in sys.stdin:
     if event == "service.listening":
         if is_running:
             n_deaths += 1
-            open_lives.clear()
+            open_spans.clear()
         is_running = True
     elif event == "service.stopped":
         is_running = False
-    for beginning, endings, ids in LIVES:
-        life = (beginning, *(line.get(name) for name in ids))
+    for beginning, endings, ids in SPANS:
+        span = (beginning, *(line.get(name) for name in ids))
         if event == beginning:
             n_begun[beginning] += 1
-            open_lives[life] += 1
+            open_spans[span] += 1
         elif event in endings:
             n_ended[beginning] += 1
-            # What could not begin, with a backend that was not there, has an end all the same: one.
-            if not open_lives[life] and ends[life]:
+            # An execution that could not start, for want of a backend, has one end and no beginning.
+            if not open_spans[span] and ends[span]:
                 problems.append(f"a second end: {text.strip()}")
-            open_lives[life] = max(open_lives[life] - 1, 0)
-            ends[life] += 1
+            open_spans[span] = max(open_spans[span] - 1, 0)
+            ends[span] += 1
 
-problems += [f"no end: {' '.join(map(str, life))}" for life, n in open_lives.items() if n]
+problems += [f"no end: {' '.join(map(str, span))}" for span, n in open_spans.items() if n]
 if n_deaths != expected.deaths:
-    problems.append(f"it was killed {n_deaths} times, not {expected.deaths}")
+    problems.append(f"killed {n_deaths} times, not {expected.deaths}")
 if len(errors) != expected.errors:
     problems += [f"{len(errors)} errors, not {expected.errors}:", *errors]
 if sum(n_begun.values()) < expected.least:
-    problems.append(f"{sum(n_begun.values())} lives, not {expected.least} or more")
-counts = ", ".join(f"{n_begun[name]} {name} with {n_ended[name]} ends" for name, _, _ in LIVES if n_begun[name])
+    problems.append(f"{sum(n_begun.values())} beginnings, not {expected.least} or more")
+counts = ", ".join(f"{n_begun[name]} {name} with {n_ended[name]} ends" for name, _, _ in SPANS if n_begun[name])
 print(f"{counts}; killed {n_deaths} times, {len(errors)} errors")
 for problem in problems:
     print(f"  {problem}")

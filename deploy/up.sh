@@ -1,24 +1,24 @@
 #!/usr/bin/env bash
-# Builds the images, starts the backend and then the gateway, and returns when both are ready. Makes the secrets
-# that deploy/.env does not have. Options of compose may be given: deploy/up.sh -p NAME
+# Builds the images, starts the backend and then the gateway, and returns when both are ready. Adds missing secrets to
+# deploy/.env. Takes options of compose: deploy/up.sh -p NAME
 set -euo pipefail
 here=$(dirname "$0")
 compose() { "$here/compose.sh" "${options[@]}" "$@"; }
 options=("$@")
 
-keep() { # NAME VALUE: into deploy/.env, unless it is there
+set_if_missing() { # NAME VALUE: adds a variable to deploy/.env unless it is there
     if ! grep -q "^$1=." "$here/.env"; then
         printf '%s=%s\n' "$1" "$2" >>"$here/.env"
         echo "made $1 in $here/.env"
     fi
 }
 secret() { head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n'; }
-# An environment of one's own has them all.
+# A file given with --env-file must have all of them.
 if [[ " $* " != *" --env-file "* ]]; then
     (umask 077 && touch "$here/.env")
-    keep CC_EXECUTOR_TOKEN "$(secret)"
-    keep CC_EXECUTOR_BACKEND_TOKEN "$(secret)"
-    # All that the backend knows of its token: commands can read what it is started with.
+    set_if_missing CC_EXECUTOR_TOKEN "$(secret)"
+    set_if_missing CC_EXECUTOR_BACKEND_TOKEN "$(secret)"
+    # The backend gets only the digest of its token, because commands can read its environment.
     token=$(sed -n 's/^CC_EXECUTOR_BACKEND_TOKEN=//p' "$here/.env" | tail -n 1)
     sed -i '/^CC_EXECUTOR_BACKEND_TOKEN_SHA256=/d' "$here/.env"
     printf 'CC_EXECUTOR_BACKEND_TOKEN_SHA256=%s\n' "$(printf %s "$token" | sha256sum | cut -d ' ' -f 1)" >>"$here/.env"
@@ -34,7 +34,7 @@ wait=()
 if [[ $(compose up --help) == *"--wait-timeout "* ]]; then wait=(--wait --wait-timeout 120); fi
 compose up -d --build "${wait[@]}" || not_ready "compose failed"
 
-# Older releases of compose return when the containers run, which is before they are ready.
+# Older releases of compose return when the containers run, and not when they are ready.
 health() { docker inspect --format '{{.Name}} {{.State.Status}} {{if .State.Health}}{{.State.Health.Status}}{{end}}' $(compose ps -aq); }
 for _ in $(seq 120); do
     found=$(health)

@@ -1,51 +1,28 @@
-//! Closed by default: what a web page, a stranger or a command of the same user tries is refused, and
-//! starts nothing.
+//! Access control: requests of web pages, of unknown hosts, without the token, or of a command of the same user are refused
+//! and start nothing.
 
-use std::{
-    fs,
-    io::{Read, Write},
-    net::{SocketAddr, TcpStream},
-    os::unix::fs::PermissionsExt,
-    path::PathBuf,
-    process::Command,
-};
+use std::{fs, net::SocketAddr, os::unix::process::CommandExt};
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use crate::common::{
-    PATIENCE,
     client::Client,
-    service::{BINARY, Service, binary, text_and_code},
+    containment::{NOBODY, reachable_binary},
+    http::{self, HttpResponse},
+    service::{Service, output_of, text_and_code},
 };
 
 const TOKEN: &str = "open-sesame-7";
 
-/// The status of a request with these headers and this body.
+/// The status of the response to a request such as `GET /health`.
 fn status(address: SocketAddr, request: &str, headers: &[(&str, &str)], body: &str) -> u16 {
-    let mut stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    let mut head = format!("{request} HTTP/1.1\r\nContent-Length: {}\r\nConnection: close\r\n", body.len());
-    if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("host")) {
-        head.push_str(&format!("Host: {address}\r\n"));
-    }
-    for (name, value) in headers {
-        head.push_str(&format!("{name}: {value}\r\n"));
-    }
-    stream.write_all(format!("{head}\r\n{body}").as_bytes()).unwrap();
-    let mut answer = Vec::new();
-    let mut bytes = [0; 4096];
-    while !answer.contains(&b'\n') {
-        let n = stream.read(&mut bytes).expect("an answer");
-        assert!(n > 0, "no answer to {request}");
-        answer.extend_from_slice(&bytes[..n]);
-    }
-    String::from_utf8_lossy(&answer).split(' ').nth(1).and_then(|code| code.parse().ok()).expect("a status")
+    http::read_status(&mut http::send(address, request, &[headers, &[http::CLOSE]].concat(), body))
 }
 
-/// Hosts and origins that are not this service, each with the status of its refusal.
-fn strangers(port: u16) -> Vec<Vec<(&'static str, String)>> {
+/// Headers with a foreign host or origin.
+fn foreign_headers(port: u16) -> Vec<Vec<(&'static str, String)>> {
     let hosts = [
         "evil.example",
         "localhost.evil.example",
@@ -74,17 +51,17 @@ fn borrowed<'a>(headers: &'a [(&'static str, String)]) -> Vec<(&'static str, &'a
     headers.iter().map(|(name, value)| (*name, value.as_str())).collect()
 }
 
-fn nothing_happened(service: &Service) {
+fn assert_nothing_started(service: &Service) {
     for event in ["session.opened", "execution.started", "process.started"] {
         assert_eq!(service.count(event), 0, "{event}");
     }
 }
 
 #[test]
-fn strangers_get_no_session() {
+fn gateway_rejects_foreign_origins_and_hosts() {
     let service = Service::start();
     let mut n_refused = 0;
-    for headers in strangers(service.address.port()) {
+    for headers in foreign_headers(service.address.port()) {
         let refused = Client::upgrade(service.address, &borrowed(&headers)).err();
         assert_eq!(refused, Some(403), "{headers:?}");
         for route in ["GET /health", "GET /healthz", "GET /docs"] {
@@ -93,19 +70,22 @@ fn strangers_get_no_session() {
         n_refused += 4;
     }
     assert!(n_refused >= 30, "{n_refused}");
-    // The log is read on a thread of its own: what is asserted of it is waited for.
+    // Another thread reads the log, so the test waits for its lines.
     service.wait_for_event("request.refused", n_refused);
-    nothing_happened(&service);
+    assert_nothing_started(&service);
     let origin = format!("http://localhost:{}", service.address.port());
-    assert!(Client::upgrade(service.address, &[("Origin", &origin)]).is_ok(), "its own pages may");
+    assert!(
+        Client::upgrade(service.address, &[("Origin", &origin)]).is_ok(),
+        "pages of the service itself may connect"
+    );
 }
 
 #[test]
-fn strangers_and_forms_start_nothing_in_a_backend() {
+fn backend_rejects_foreign_origins_hosts_and_form_posts() {
     let backend = Service::backend();
     let body = json!({ "question": "touch /tmp/never" }).to_string();
     let post = |headers: &[(&str, &str)]| status(backend.address, "POST /execute/stream", headers, &body);
-    for headers in strangers(backend.address.port()) {
+    for headers in foreign_headers(backend.address.port()) {
         let mut headers = borrowed(&headers);
         headers.push(("Content-Type", "application/json"));
         assert_eq!(post(&headers), 403, "{headers:?}");
@@ -127,12 +107,12 @@ fn strangers_and_forms_start_nothing_in_a_backend() {
     ] {
         assert_eq!(status(backend.address, route, &[("Origin", "http://evil.example")], ""), 403, "{route}");
     }
-    nothing_happened(&backend);
+    assert_nothing_started(&backend);
     assert_eq!(post(&[("Content-Type", "application/json; charset=utf-8")]), 200);
 }
 
 #[test]
-fn without_the_token_there_is_nothing_but_the_probes() {
+fn only_probes_and_docs_work_without_the_token() {
     let log = [("CC_EXECUTOR_TOKEN", TOKEN), ("RUST_LOG", "debug")];
     let gateway = Service::with(&["serve"], &log);
     let backend = Service::with(
@@ -161,13 +141,13 @@ fn without_the_token_there_is_nothing_but_the_probes() {
         }
     }
     for service in [&gateway, &backend] {
-        nothing_happened(service);
+        assert_nothing_started(service);
         for probe in ["GET /health", "GET /healthz", "GET /ready"] {
             assert_eq!(status(service.address, probe, &[("Host", "anything.example")], ""), 200, "{probe}");
         }
     }
     assert_eq!(status(gateway.address, "GET /docs", &[("Host", "anything.example")], ""), 200);
-    assert_eq!(status(gateway.address, "GET /docs/x", &[], ""), 401, "nothing but that page");
+    assert_eq!(status(gateway.address, "GET /docs/x", &[], ""), 401, "only that page is open");
     for right in [("Authorization", bearer(TOKEN)), ("Sec-WebSocket-Protocol", protocol(TOKEN))] {
         assert!(Client::upgrade(gateway.address, &[(right.0, &right.1)]).is_ok(), "{right:?}");
     }
@@ -175,7 +155,7 @@ fn without_the_token_there_is_nothing_but_the_probes() {
     assert_eq!(
         Client::upgrade(gateway.address, &borrowed(&origin)).err(),
         Some(403),
-        "a token does not excuse a stranger's page"
+        "a token does not permit a foreign origin"
     );
     for service in [&gateway, &backend] {
         assert!(!serde_json::to_string(&service.log()).unwrap().contains(TOKEN), "the token is in the log");
@@ -184,19 +164,8 @@ fn without_the_token_there_is_nothing_but_the_probes() {
     }
 }
 
-/// The head and the body of an answer to a GET.
-fn page(address: SocketAddr, path: &str) -> (String, String) {
-    let mut stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
-    (head.to_ascii_lowercase(), body.to_owned())
-}
-
 #[test]
-fn healthz_answers_as_health_does() {
+fn healthz_returns_the_same_as_health() {
     for service in [Service::start(), Service::backend()] {
         let (health, healthz) = (service.get("/health"), service.get("/healthz"));
         assert_eq!((health["server"].as_str(), &health), (Some("cc-executor"), &healthz));
@@ -204,8 +173,8 @@ fn healthz_answers_as_health_does() {
 }
 
 #[test]
-fn docs_names_the_protocol_and_the_version_and_loads_nothing() {
-    let (head, body) = page(Service::start().address, "/docs");
+fn docs_page_names_protocol_and_version_and_loads_no_resource() {
+    let HttpResponse { head, body, .. } = http::exchange(Service::start().address, "GET /docs", &[], "");
     assert!(head.starts_with("http/1.1 200 ") && head.contains("content-type: text/html; charset=utf-8"), "{head}");
     for named in ["JSON-RPC 2.0", "WebSocket", "/ws/mcp", "cc-executor.v1", env!("CARGO_PKG_VERSION")] {
         assert!(body.contains(named), "{named}: {body}");
@@ -215,31 +184,29 @@ fn docs_names_the_protocol_and_the_version_and_loads_nothing() {
         "{body}"
     );
     assert!(head.contains("content-security-policy: default-src 'none'"), "{head}");
-    let (head, _) = page(Service::backend().address, "/docs");
-    assert!(head.starts_with("http/1.1 404 "), "only the gateway speaks it: {head}");
+    let HttpResponse { head, .. } = http::exchange(Service::backend().address, "GET /docs", &[], "");
+    assert!(head.starts_with("http/1.1 404 "), "only the gateway has the page: {head}");
 }
 
 #[test]
-fn the_gateway_shows_its_backend_the_right_token() {
+fn gateway_authenticates_to_its_backend() {
     let backend = Service::with(&["backend"], &[("CC_EXECUTOR_BACKEND_TOKEN", TOKEN)]);
-    let knowing =
-        Service::with(&["serve", "--claude-api-url", &backend.url()], &[("CC_EXECUTOR_BACKEND_TOKEN", TOKEN)]);
-    assert_eq!(text_and_code(&knowing.run(&["--", "echo in"])), ("in\n".to_owned(), 0));
-    // The backend may know no more of it than its SHA-256.
+    let with_token = Service::gateway_with(&backend.url(), &[("CC_EXECUTOR_BACKEND_TOKEN", TOKEN)]);
+    assert_eq!(text_and_code(&with_token.run(&["--", "echo in"])), ("in\n".to_owned(), 0));
+    // A backend that has only the SHA-256 of the token.
     let digest = format!("{:x}", Sha256::digest(TOKEN));
     let hashed = Service::with(&["backend"], &[("CC_EXECUTOR_BACKEND_TOKEN_SHA256", &digest)]);
-    let of_hashed =
-        Service::with(&["serve", "--claude-api-url", &hashed.url()], &[("CC_EXECUTOR_BACKEND_TOKEN", TOKEN)]);
+    let of_hashed = Service::gateway_with(&hashed.url(), &[("CC_EXECUTOR_BACKEND_TOKEN", TOKEN)]);
     assert_eq!(text_and_code(&of_hashed.run(&["--", "echo in"])), ("in\n".to_owned(), 0));
     let bearer = [("Authorization", format!("Bearer {digest}"))];
-    assert_eq!(status(hashed.address, "GET /executions", &borrowed(&bearer), ""), 401, "the SHA-256 opens nothing");
-    let ignorant = Service::gateway(&backend.url());
-    let (_, code) = text_and_code(&ignorant.run(&["--", "echo in"]));
-    assert_eq!(code, 69, "the backend rejects it");
+    assert_eq!(status(hashed.address, "GET /executions", &borrowed(&bearer), ""), 401, "the SHA-256 is no token");
+    let without_token = Service::gateway(&backend.url());
+    let (_, code) = text_and_code(&without_token.run(&["--", "echo in"]));
+    assert_eq!(code, 69, "the backend rejects the gateway");
 }
 
 #[test]
-fn a_commands_environment_holds_no_secret() {
+fn command_environment_contains_no_secret() {
     let service = Service::with(
         &["serve", "--pass-env", "PASSED_ON"],
         &[
@@ -250,62 +217,33 @@ fn a_commands_environment_holds_no_secret() {
         ],
     );
     let mut run = service.run_command(&["--", "env; cat /proc/$PPID/environ; ls -l /proc/$$/fd"]);
-    let output = run.env("CC_EXECUTOR_TOKEN", TOKEN).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(said.contains("PASSED_ON=shown") && said.contains("PATH="), "{said}");
+    let output = output_of(run.env("CC_EXECUTOR_TOKEN", TOKEN));
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(stdout.contains("PASSED_ON=shown") && stdout.contains("PATH="), "{stdout}");
     for secret in [TOKEN, "hidden", "CC_EXECUTOR_", "SECRET_THING"] {
-        assert!(!said.contains(secret), "{secret}: {said}");
+        assert!(!stdout.contains(secret), "{secret}: {stdout}");
     }
-    assert!(!said.contains("socket:"), "no descriptor of the service reaches a command: {said}");
-}
-
-/// The binary where a user without privileges can reach it, removed when dropped.
-struct Reachable(PathBuf);
-
-impl Reachable {
-    fn new() -> Reachable {
-        let directory = std::env::temp_dir().join(format!("cc-executor-reachable-{}", std::process::id()));
-        fs::create_dir_all(&directory).unwrap();
-        fs::set_permissions(&directory, fs::Permissions::from_mode(0o755)).unwrap();
-        // By another process: while this one has the copy open for writing, a child that another test forks holds
-        // that descriptor until its own exec, and the copy cannot be executed (ETXTBSY).
-        assert!(Command::new("cp").args([BINARY.as_ref(), directory.as_path()]).status().unwrap().success());
-        Reachable(directory)
-    }
-}
-
-impl Drop for Reachable {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
+    assert!(!stdout.contains("socket:"), "no descriptor of the service reaches a command: {stdout}");
 }
 
 #[test]
-fn a_command_of_the_same_user_cannot_look_into_the_service_or_its_shim() {
-    let reachable = Reachable::new();
-    let copy = reachable.0.join("cc-executor");
-    let mut command = if rustix::process::geteuid().is_root() {
-        let mut command = Command::new("setpriv");
-        command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&copy);
-        command
-    } else {
-        Command::new(&copy)
-    };
-    for (name, _) in binary().get_envs() {
-        command.env_remove(name);
+fn command_cannot_read_proc_files_of_service_or_shim() {
+    let mut command = reachable_binary();
+    if rustix::process::geteuid().is_root() {
+        command.uid(NOBODY).gid(NOBODY);
     }
     command.args(["serve", "--bind", "127.0.0.1:0"]).env("CC_EXECUTOR_TOKEN", TOKEN).env("HOME", "/").current_dir("/");
     let service = Service::spawn(command);
-    let try_all = format!(
+    let read_all = format!(
         "id -u; for file in environ mem maps; do for pid in {} $PPID; do head -c 100000 /proc/$pid/$file && echo OPENED $pid $file; done; done",
         service.pid()
     );
-    let output = service.run_command(&["--", &try_all]).env("CC_EXECUTOR_TOKEN", TOKEN).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let output = output_of(service.run_command(&["--", &read_all]).env("CC_EXECUTOR_TOKEN", TOKEN));
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(
-        !said.starts_with("0\n") && said.lines().next().is_some_and(|uid| uid.parse::<u32>().is_ok()),
-        "not as root: {said}"
+        !stdout.starts_with("0\n") && stdout.lines().next().is_some_and(|uid| uid.parse::<u32>().is_ok()),
+        "not as root: {stdout}"
     );
-    assert!(!said.contains("OPENED") && !said.contains(TOKEN), "{said}");
+    assert!(!stdout.contains("OPENED") && !stdout.contains(TOKEN), "{stdout}");
     assert_eq!(String::from_utf8_lossy(&output.stderr).matches("Permission denied").count(), 6, "{output:?}");
 }

@@ -1,5 +1,5 @@
-//! Session, execution and supervisor as actors, without a socket of the gateway: frames come out of a
-//! session's outbox, and what a client would send goes into its stream.
+//! Session, execution and supervisor as actors, without a gateway's socket: a test sends messages into the session's stream
+//! and reads frames from its outbox.
 
 use std::{
     io::Write,
@@ -16,9 +16,10 @@ use cc_executor_actors::{
     backend_client::{BackendClient, KnownBackend},
     close::{CloseCode, CloseReason},
     id::{ExecutionId, SessionId},
-    outcome::Status,
+    outcome::{CancelReport, Outcome, Reason, Status},
     protocol::Limits,
     protocol::control::ControlReply,
+    rpc::{call_text, code},
     session::{self, SessionContext, outbox::Frames, phase::Incoming},
     supervisor::{CancelExecution, Drain, GetStats, SessionLimits, Stats, Supervisor},
 };
@@ -28,12 +29,11 @@ use tokio::sync::mpsc;
 
 use crate::common::{
     PATIENCE,
-    stub::{Stub, chunk, chunked_head, exited, multiplexed, respond, started, word},
+    frames::{self, read_frame},
+    stub::{Stub, chunk, event, exited, multiplexed, respond, respond_json, started, stream_head},
 };
 
-const MULTIPLEXED: &str = "application/vnd.docker.multiplexed-stream";
-
-/// A session's client, without a socket.
+/// The client of a session, without a socket.
 struct StubPeer {
     incoming: mpsc::UnboundedSender<Incoming>,
     frames: Frames,
@@ -41,37 +41,38 @@ struct StubPeer {
 }
 
 impl StubPeer {
-    async fn connect(around: &SessionContext) -> StubPeer {
+    async fn connect(context: &SessionContext) -> StubPeer {
         let (incoming, stream) = mpsc::unbounded_channel();
         let stream = futures_util::stream::unfold(stream, |mut stream| async { Some((stream.recv().await?, stream)) });
-        let (frames, _) = session::start(SessionId::random(), None, around.clone(), stream).await;
+        let (frames, _) = session::start(SessionId::random(), None, context.clone(), stream).await;
         StubPeer { incoming, frames, read: Vec::new() }
     }
 
     fn call(&self, id: u64, method: &str, params: &Value) {
-        let call = json!({ "jsonrpc": "2.0", "id": id, "method": method, "params": params });
-        self.incoming.send(Incoming::Text(call.to_string())).expect("the session listens");
+        self.incoming.send(Incoming::Text(call_text(id, method, params))).expect("the session runs");
     }
 
     /// The next frame: its first byte, and its payload.
     async fn frame(&mut self) -> Option<(u8, Vec<u8>)> {
         loop {
-            if let Some((frame, len)) = split(&self.read) {
+            let mut rest = &self.read[..];
+            if let Ok(frame) = read_frame(&mut rest) {
+                let len = self.read.len() - rest.len();
                 self.read.drain(..len);
-                return Some(frame);
+                return Some((frame.first, frame.payload));
             }
-            let more = tokio::time::timeout(PATIENCE, self.frames.next()).await.expect("something comes");
+            let more = tokio::time::timeout(PATIENCE, self.frames.next()).await.expect("a frame comes in time");
             self.read.extend_from_slice(&more?);
         }
     }
 
     async fn message(&mut self) -> Value {
         let (first, payload) = self.frame().await.expect("a frame");
-        assert_eq!(first, 0x81, "a text frame");
+        assert_eq!(first, frames::TEXT, "a text frame");
         serde_json::from_slice(&payload).expect("JSON")
     }
 
-    /// Reads to the message of this method, and gives its params.
+    /// Reads to the next notification of this method, and returns its params.
     async fn notification(&mut self, method: &str) -> Value {
         loop {
             let message = self.message().await;
@@ -81,27 +82,18 @@ impl StubPeer {
         }
     }
 
-    async fn ending(&mut self) -> Value {
+    /// Reads to the final status.
+    async fn ending(&mut self) -> Outcome {
         loop {
             let params = self.notification("statusUpdate").await;
             if params.get("reason").is_some() {
-                return params;
+                return serde_json::from_value(params).expect("a final status holds an outcome");
             }
         }
     }
 }
 
-fn split(read: &[u8]) -> Option<((u8, Vec<u8>), usize)> {
-    let (header, len) = match *read.get(1)? {
-        126 => (4, usize::from(u16::from_be_bytes(read.get(2..4)?.try_into().ok()?))),
-        127 => (10, u64::from_be_bytes(read.get(2..10)?.try_into().ok()?) as usize),
-        short => (2, usize::from(short)),
-    };
-    let payload = read.get(header..header + len)?;
-    Some(((read[0], payload.to_vec()), header + len))
-}
-
-fn around(stub: &Stub, max_sessions: usize) -> SessionContext {
+fn context(stub: &Stub, max_sessions: usize) -> SessionContext {
     SessionContext {
         supervisor: Supervisor::new(SessionLimits { sessions: max_sessions, per_peer: max_sessions }).start(),
         backend: BackendClient::new(&stub.url(), None, KnownBackend::default(), EXIT_PATIENCE),
@@ -109,44 +101,51 @@ fn around(stub: &Stub, max_sessions: usize) -> SessionContext {
     }
 }
 
-async fn count(supervisor: &Addr<Supervisor>) -> Stats {
-    supervisor.send(GetStats).await.expect("it lives")
+/// Runs a test in an actix system, with the supervisor and a client's session.
+fn with_session(stub: &Stub, test: impl AsyncFnOnce(Addr<Supervisor>, StubPeer)) {
+    actix::System::new().block_on(async {
+        let context = context(stub, 10);
+        let peer = StubPeer::connect(&context).await;
+        test(context.supervisor, peer).await;
+    });
+}
+
+async fn stats(supervisor: &Addr<Supervisor>) -> Stats {
+    supervisor.send(GetStats).await.expect("the supervisor runs")
 }
 
 async fn wait_until_empty(supervisor: &Addr<Supervisor>) {
     let empty = async {
-        while count(supervisor).await.n_sessions + count(supervisor).await.n_executions > 0 {
+        while stats(supervisor).await.n_sessions + stats(supervisor).await.n_executions > 0 {
             tokio::task::yield_now().await;
         }
     };
     tokio::time::timeout(PATIENCE, empty).await.expect("the registry is empty");
 }
 
-/// A backend whose commands print two lines and exit with 0; one that is canceled ends as such.
-fn obliging() -> Stub {
-    Stub::ours(|request, stream| {
+/// A backend whose commands print two lines and exit with 0. The command `silence` prints nothing and goes on.
+fn scripted_backend() -> Stub {
+    Stub::native(|request, stream| {
         let _ = match request.method.as_str() {
             "DELETE" => {
-                return respond(stream, 200, r#"{"verified":true,"survivors":0,"graceMs":0,"escalated":false}"#);
+                return respond_json(stream, &CancelReport::never_ran(0));
             }
             _ if request.body["question"] == "silence" => {
-                let parts = [chunked_head(MULTIPLEXED), chunk(&started(request))].concat();
+                let parts = [stream_head(), chunk(&started(request))].concat();
                 stream.write_all(&parts).and_then(|()| std::io::copy(stream, &mut std::io::sink()).map(drop))
             }
             _ => {
                 let body = [started(request), multiplexed(1, b"one\ntwo\n"), exited(0)].concat();
-                stream.write_all(&[chunked_head(MULTIPLEXED), chunk(&body), chunk(b"")].concat())
+                stream.write_all(&[stream_head(), chunk(&body), chunk(b"")].concat())
             }
         };
     })
 }
 
 #[test]
-fn a_session_runs_an_execution_and_both_are_gone_when_the_client_is() {
-    actix::System::new().block_on(async {
-        let stub = obliging();
-        let around = around(&stub, 10);
-        let mut peer = StubPeer::connect(&around).await;
+fn session_and_execution_actors_stop_with_the_client() {
+    let stub = scripted_backend();
+    with_session(&stub, async |supervisor, mut peer| {
         assert_eq!(peer.message().await["method"], "connected");
         peer.call(1, "execute", &json!({ "command": "two lines", "framing": "line" }));
         let response = peer.message().await;
@@ -154,48 +153,46 @@ fn a_session_runs_an_execution_and_both_are_gone_when_the_client_is() {
         assert_eq!(peer.notification("statusUpdate").await["status"], "RUNNING");
         assert_eq!(peer.notification("output").await["content"], "one\n");
         assert_eq!(peer.notification("output").await["content"], "two\n");
-        assert_eq!(peer.ending().await["status"], "COMPLETED");
-        assert_eq!(count(&around.supervisor).await.n_sessions, 1);
+        assert_eq!(peer.ending().await.status, Status::Completed);
+        assert_eq!(stats(&supervisor).await.n_sessions, 1);
         drop(peer);
-        wait_until_empty(&around.supervisor).await;
+        wait_until_empty(&supervisor).await;
     });
 }
 
 #[test]
-fn the_supervisor_cancels_an_execution_by_its_id() {
-    actix::System::new().block_on(async {
-        let stub = obliging();
-        let around = around(&stub, 10);
-        let mut peer = StubPeer::connect(&around).await;
+fn supervisor_cancels_an_execution_by_id() {
+    let stub = scripted_backend();
+    with_session(&stub, async |supervisor, mut peer| {
         let id = ExecutionId::random();
         peer.call(1, "execute", &json!({ "command": "silence", "executionId": id }));
         peer.notification("statusUpdate").await;
-        let answer = around.supervisor.send(CancelExecution { execution_id: id, grace_ms: 7 }).await.expect("it lives");
+        let answer =
+            supervisor.send(CancelExecution { execution_id: id, grace_ms: 7 }).await.expect("the supervisor runs");
         assert_eq!(answer, Some(Ok(ControlReply::Status(Status::Cancelling))));
-        let asked = stub.requests().into_iter().find(|request| request.method == "DELETE").expect("it was asked for");
-        assert_eq!(asked.path, format!("/executions/{id}?grace_ms=7&reason=canceled"));
-        let nobody = around
-            .supervisor
+        let request = stub.requests_with("DELETE").pop().expect("the backend got the cancel");
+        assert_eq!(request.path, format!("/executions/{id}?grace_ms=7&reason=canceled"));
+        let unknown = supervisor
             .send(CancelExecution { execution_id: ExecutionId::random(), grace_ms: 7 })
             .await
-            .expect("it lives");
-        assert_eq!(nobody, None);
-        // The client goes: the stream is dropped, and with it the execution.
-        peer.incoming.send(Incoming::Gone).expect("the session listens");
-        wait_until_empty(&around.supervisor).await;
+            .expect("the supervisor runs");
+        assert_eq!(unknown, None);
+        // When the client is gone, its execution drops the backend's stream.
+        peer.incoming.send(Incoming::Gone).expect("the session runs");
+        wait_until_empty(&supervisor).await;
     });
 }
 
 #[test]
-fn a_client_that_does_not_read_stops_the_pump_and_still_cancels() {
+fn non_reading_client_stops_the_relay_and_can_cancel() {
     let written = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&written);
-    let stub = Stub::ours(move |request, stream| {
+    let stub = Stub::native(move |request, stream| {
         if request.method == "DELETE" {
             return respond(stream, 200, "{}");
         }
         stream.set_write_timeout(Some(Duration::from_millis(500))).expect("a time-out can be set");
-        let _ = stream.write_all(&[chunked_head(MULTIPLEXED), chunk(&started(request))].concat());
+        let _ = stream.write_all(&[stream_head(), chunk(&started(request))].concat());
         let block = chunk(&multiplexed(1, &[b'x'; 60_000]));
         for _ in 0..10_000 {
             if stream.write_all(&block).is_err() {
@@ -204,99 +201,91 @@ fn a_client_that_does_not_read_stops_the_pump_and_still_cancels() {
             counted.fetch_add(block.len(), Ordering::SeqCst);
         }
     });
-    actix::System::new().block_on(async {
-        let around = around(&stub, 10);
-        let mut peer = StubPeer::connect(&around).await;
+    with_session(&stub, async |supervisor, mut peer| {
         peer.call(1, "execute", &json!({ "command": "much" }));
         peer.notification("statusUpdate").await;
         peer.call(2, "control", &json!({ "type": "CANCEL" }));
-        let asked = async {
-            while !stub.requests().iter().any(|request| request.method == "DELETE") {
+        let cancel_arrives = async {
+            while stub.requests_with("DELETE").is_empty() {
                 tokio::task::yield_now().await;
             }
         };
-        tokio::time::timeout(PATIENCE, asked).await.expect("the cancellation passes a client that does not read");
-        // 600 MB were to be written; what was is what fits into kernel buffers and one batch.
+        tokio::time::timeout(PATIENCE, cancel_arrives).await.expect("the cancel reaches the backend");
+        // Of 600 MB, only the content of kernel buffers and of one batch.
         assert!(written.load(Ordering::SeqCst) < 100_000_000);
         drop(peer);
-        wait_until_empty(&around.supervisor).await;
+        wait_until_empty(&supervisor).await;
     });
 }
 
 #[test]
-fn after_the_close_frame_the_body_ends() {
-    actix::System::new().block_on(async {
-        let stub = obliging();
-        let around = around(&stub, 10);
-        let mut peer = StubPeer::connect(&around).await;
+fn response_body_ends_after_the_close_frame() {
+    let stub = scripted_backend();
+    with_session(&stub, async |supervisor, mut peer| {
         peer.call(1, "execute", &json!({ "command": "silence" }));
         peer.notification("statusUpdate").await;
-        peer.incoming.send(Incoming::Close).expect("the session listens");
+        peer.incoming.send(Incoming::Close).expect("the session runs");
         peer.call(2, "ping", &json!({}));
         let mut last = 0;
         while let Some((first, _)) = peer.frame().await {
-            assert_ne!(last, 0x88, "nothing after the close frame");
+            assert_ne!(last, frames::CLOSE, "nothing after the close frame");
             last = first;
         }
-        assert_eq!(last, 0x88);
-        wait_until_empty(&around.supervisor).await;
+        assert_eq!(last, frames::CLOSE);
+        wait_until_empty(&supervisor).await;
     });
 }
 
 #[test]
-fn a_client_that_takes_its_time_still_gets_all_that_was_said_before_the_close() {
-    actix::System::new().block_on(async {
-        let stub = obliging();
-        let around = around(&stub, 10);
-        let mut peer = StubPeer::connect(&around).await;
+fn slow_reader_gets_every_message_sent_before_the_close() {
+    let stub = scripted_backend();
+    with_session(&stub, async |supervisor, mut peer| {
         for id in 1..=30 {
             peer.call(id, "ping", &json!({}));
         }
         let reason = CloseReason::new(CloseCode::Unsupported, "binary");
-        peer.incoming.send(Incoming::Fault(reason)).expect("the session listens");
-        // Longer than a closed session lingers for a client that has taken everything.
+        peer.incoming.send(Incoming::Fault(reason)).expect("the session runs");
+        // Longer than a closed session waits for its client, because the slowness of the client is what is tested.
         tokio::time::sleep(Duration::from_millis(1_500)).await;
         assert_eq!(peer.message().await["method"], "connected");
         for id in 1..=30 {
             assert_eq!(peer.message().await["id"], id);
         }
-        assert_eq!(peer.frame().await.expect("the close frame").0, 0x88);
+        assert_eq!(peer.frame().await.expect("the close frame").0, frames::CLOSE);
         assert_eq!(peer.frame().await, None);
-        wait_until_empty(&around.supervisor).await;
+        wait_until_empty(&supervisor).await;
     });
 }
 
 #[test]
-fn a_full_gateway_says_so_and_a_draining_one_lets_go() {
+fn full_gateway_refuses_sessions_and_draining_one_closes_them() {
     actix::System::new().block_on(async {
-        let stub = obliging();
-        let around = around(&stub, 1);
-        let mut first = StubPeer::connect(&around).await;
+        let stub = scripted_backend();
+        let context = context(&stub, 1);
+        let mut first = StubPeer::connect(&context).await;
         assert_eq!(first.message().await["method"], "connected");
-        let mut second = StubPeer::connect(&around).await;
-        assert_eq!(second.message().await["params"]["code"], -32001);
+        let mut second = StubPeer::connect(&context).await;
+        assert_eq!(second.message().await["params"]["code"], code::SESSION_LIMIT);
         let (kind, payload) = second.frame().await.expect("a close frame");
-        assert_eq!((kind, &payload[..2]), (0x88, &1013u16.to_be_bytes()[..]));
-        let drained = around.supervisor.send(Drain::Begin { executions_live_on: false, grace_ms: 1_000 });
+        assert_eq!((kind, &payload[..2]), (frames::CLOSE, &1013u16.to_be_bytes()[..]));
+        let drained = context.supervisor.send(Drain::Begin { executions_live_on: false, grace_ms: 1_000 });
         let (kind, payload) = first.frame().await.expect("a close frame");
-        assert_eq!((kind, &payload[..2]), (0x88, &1001u16.to_be_bytes()[..]));
-        tokio::time::timeout(PATIENCE, drained).await.expect("the drain ends").expect("the supervisor lives");
+        assert_eq!((kind, &payload[..2]), (frames::CLOSE, &1001u16.to_be_bytes()[..]));
+        tokio::time::timeout(PATIENCE, drained).await.expect("the drain ends").expect("the supervisor runs");
     });
 }
 
 #[test]
-fn a_word_that_is_not_understood_is_a_lost_backend() {
-    actix::System::new().block_on(async {
-        let stub = Stub::ours(|request, stream| {
-            let body = [started(request), multiplexed(1, b"before"), word(&json!({ "surprise": 1 }))].concat();
-            let _ = stream.write_all(&[chunked_head(MULTIPLEXED), chunk(&body)].concat());
-        });
-        let around = around(&stub, 10);
-        let mut peer = StubPeer::connect(&around).await;
+fn unknown_backend_event_ends_as_backend_lost() {
+    let stub = Stub::native(|request, stream| {
+        let body = [started(request), multiplexed(1, b"before"), event(&json!({ "surprise": 1 }))].concat();
+        let _ = stream.write_all(&[stream_head(), chunk(&body)].concat());
+    });
+    with_session(&stub, async |_, mut peer| {
         peer.call(1, "execute", &json!({ "command": "x" }));
-        assert_eq!(peer.notification("output").await["content"], "before", "what came is not lost");
-        assert_eq!(peer.notification("error").await["code"], -32010);
+        assert_eq!(peer.notification("output").await["content"], "before", "output before the fault is delivered");
+        assert_eq!(peer.notification("error").await["code"], code::BACKEND);
         let ending = peer.ending().await;
-        assert_eq!((ending["status"].as_str(), ending["reason"].as_str()), (Some("FAILED"), Some("backend_lost")));
+        assert_eq!((ending.status, ending.reason), (Status::Failed, Reason::BackendLost));
     });
 }

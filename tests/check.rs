@@ -1,4 +1,4 @@
-//! `check` passes where all is well, and names exactly what is broken where it is not.
+//! `check` passes on a healthy service, and names exactly the check that fails on a faulty one.
 
 use std::{
     io::Write,
@@ -14,11 +14,12 @@ use std::{
 use serde_json::{Value, json};
 
 use crate::common::{
-    service::{Service, binary},
-    tampering_proxy::{Direction, Meddle, TamperingProxy},
+    service::{Service, binary, run_to_exit},
+    tampering_proxy::{Direction, Tamper, TamperingProxy},
+    temp::TempPath,
 };
 
-/// All of them.
+/// All checks.
 pub const ALL: &[&str] = &[
     "basic",
     "stress",
@@ -33,48 +34,46 @@ pub const ALL: &[&str] = &[
     "limits",
 ];
 
-/// Those that do not take seconds.
+/// The checks that take less than a second.
 pub const QUICK: &[&str] = &["basic", "stress", "concurrent", "reconnect", "cancel", "races", "detach", "limits"];
 
-/// The results by name, the sums, and the exit code.
+/// Runs `check`: its results, its summary and its exit code.
 pub fn check(url: &str, arguments: &[&str]) -> (Vec<Value>, Value, i32) {
-    let output = binary().args(["check", "--json", "--url", url]).args(arguments).output().unwrap();
-    let mut lines: Vec<Value> =
-        String::from_utf8(output.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let sums = lines.pop().unwrap_or_else(|| panic!("{}", String::from_utf8_lossy(&output.stderr)));
-    (lines, sums["summary"].clone(), output.status.code().unwrap())
+    let (stdout, stderr, code) = run_to_exit(binary().args(["check", "--json", "--url", url]).args(arguments));
+    let mut lines: Vec<Value> = stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let summary = lines.pop().unwrap_or_else(|| panic!("{stderr}"));
+    (lines, summary["summary"].clone(), code)
 }
 
 #[test]
-fn where_all_is_well_all_passes_in_less_than_a_minute() {
+fn all_checks_pass_within_a_minute_on_a_healthy_service() {
     let service = Service::start();
     let since = Instant::now();
-    let (results, sums, code) = check(&service.url(), &[]);
+    let (results, summary, code) = check(&service.url(), &[]);
     assert!(since.elapsed() < Duration::from_secs(60), "{:?}", since.elapsed());
     let names: Vec<_> = results.iter().map(|result| result["check"].as_str().unwrap()).collect();
     assert_eq!((names, code), (ALL.to_vec(), 0), "{results:?}");
-    assert_eq!((&sums["passed"], &sums["failed"]), (&json!(ALL.len()), &json!(0)), "{results:?}");
+    assert_eq!((&summary["passed"], &summary["failed"]), (&json!(ALL.len()), &json!(0)), "{results:?}");
     assert!(service.log().iter().all(|line| line["level"] != "ERROR"), "{:?}", service.log());
 }
 
-/// Runs a check and all the quick ones against a service with that fault, which the one must find, and no
-/// other.
-fn is_named(name: &str, meddle: Meddle) -> Value {
+/// Runs a check and all quick ones against a service with a fault. Only this check may fail. Returns its result.
+fn assert_only_failure(name: &str, tamper: Tamper) -> Value {
     let service = Service::start();
-    let proxy = TamperingProxy::start(service.address, meddle);
+    let proxy = TamperingProxy::start(service.address, tamper);
     let mut only = QUICK.to_vec();
     only.extend((!QUICK.contains(&name)).then_some(name));
-    let (results, sums, code) = check(&format!("http://{}", proxy.address), &["--only", &only.join(",")]);
+    let (results, summary, code) = check(&proxy.url(), &["--only", &only.join(",")]);
     let failed: Vec<_> = results.iter().filter(|result| result["passed"] == false).collect();
     let names: Vec<_> = failed.iter().map(|result| result["check"].as_str().unwrap()).collect();
-    assert_eq!((names, code, &sums["failed"]), (vec![name], 1, &json!(1)), "{failed:?}");
+    assert_eq!((names, code, &summary["failed"]), (vec![name], 1, &json!(1)), "{failed:?}");
     failed[0].clone()
 }
 
-/// Processes that a service has lost sight of.
+/// Processes that look as if the service had leaked them.
 static STRAYS: Mutex<Vec<Child>> = Mutex::new(Vec::new());
 
-/// Ends them with their test.
+/// Ends them when the test ends.
 struct EndStrays;
 
 impl Drop for EndStrays {
@@ -86,11 +85,11 @@ impl Drop for EndStrays {
     }
 }
 
-/// Starts one for each execution of such a command.
-fn leave_behind(way: Direction, message: &Value, is_it: fn(&str) -> bool) {
-    let asked = message["params"]["command"].as_str().filter(|asked| is_it(asked));
-    if let (Direction::ToService, Some(asked)) = (way, asked) {
-        let mark = asked.split([' ', ')']).find(|word| word.starts_with("1000.")).expect("it is marked");
+/// Starts a stray with the mark of the command, for each execution of a matching command.
+fn start_stray(direction: Direction, message: &Value, is_match: fn(&str) -> bool) {
+    let command = message["params"]["command"].as_str().filter(|command| is_match(command));
+    if let (Direction::ToService, Some(command)) = (direction, command) {
+        let mark = command.split([' ', ')']).find(|word| word.starts_with("1000.")).expect("the command has a mark");
         let mut sleep = Command::new("sleep");
         STRAYS.lock().unwrap().push(sleep.arg(mark).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
     }
@@ -105,8 +104,8 @@ fn is_end(message: &Value) -> bool {
 }
 
 #[test]
-fn a_wrong_result_is_named() {
-    is_named("basic", |_, _, message| {
+fn check_finds_a_wrong_result() {
+    assert_only_failure("basic", |_, _, message| {
         if content(message) == "RESULT:::168\n" {
             message["params"]["content"] = json!("RESULT:::169\n");
         }
@@ -115,8 +114,8 @@ fn a_wrong_result_is_named() {
 }
 
 #[test]
-fn a_wrong_message_is_named() {
-    is_named("stress", |_, _, message| {
+fn check_finds_a_changed_output_line() {
+    assert_only_failure("stress", |_, _, message| {
         if content(message).starts_with("caught: ") {
             message["params"]["content"] = json!("Caught: division by zero\n");
         }
@@ -125,12 +124,12 @@ fn a_wrong_message_is_named() {
 }
 
 #[test]
-fn a_message_that_is_missing_in_one_of_many_sessions_is_named() {
-    is_named("concurrent", |_, _, message| !content(message).contains("session 7 says 2"));
+fn check_finds_a_missing_message_in_one_of_many_sessions() {
+    assert_only_failure("concurrent", |_, _, message| !content(message).contains("session 7 says 2"));
 }
 
 #[test]
-fn of_many_sessions_the_one_is_named_in_which_it_happened() {
+fn check_names_the_failing_session_of_many() {
     let service = Service::start();
     let proxy = TamperingProxy::start(service.address, |_, command, message| {
         if command.contains("session 7 says") && is_end(message) {
@@ -139,34 +138,34 @@ fn of_many_sessions_the_one_is_named_in_which_it_happened() {
         true
     });
     let n_before = service.count("session.opened");
-    let (results, _, code) = check(&format!("http://{}", proxy.address), &["--only", "concurrent"]);
+    let (results, _, code) = check(&proxy.url(), &["--only", "concurrent"]);
     assert_eq!(code, 1);
     let log = service.log();
     let opened: Vec<_> = log.iter().filter(|line| line["event"] == "session.opened").skip(n_before).collect();
-    // The first one only shows that somebody listens.
+    // The first session only tests the connection.
     assert_eq!(results[0]["session"], opened[1 + 7]["session_id"], "{results:?}");
     assert!(results[0]["last"].is_string(), "{results:?}");
 }
 
 #[test]
-fn processes_that_live_on_are_named_whatever_the_service_says() {
+fn check_finds_leftover_processes_itself() {
     let _strays = EndStrays;
     thread::scope(|scope| {
         scope.spawn(|| {
-            is_named("cancel", |way, _, message| {
-                leave_behind(way, message, |asked| asked.ends_with("& echo ready; wait"));
+            assert_only_failure("cancel", |direction, _, message| {
+                start_stray(direction, message, |command| command.ends_with("& echo ready; wait"));
                 true
             })
         });
         scope.spawn(|| {
-            is_named("races", |way, _, message| {
-                leave_behind(way, message, |asked| asked.contains("& yes "));
+            assert_only_failure("races", |direction, _, message| {
+                start_stray(direction, message, |command| command.contains("& yes "));
                 true
             })
         });
-        let failed = is_named("reconnect", |way, _, message| {
-            leave_behind(way, message, |asked| {
-                asked.starts_with("setsid") && !asked.contains("yes") && !asked.contains("ready")
+        let failed = assert_only_failure("reconnect", |direction, _, message| {
+            start_stray(direction, message, |command| {
+                command.starts_with("setsid") && !command.contains("yes") && !command.contains("ready")
             });
             true
         });
@@ -175,8 +174,8 @@ fn processes_that_live_on_are_named_whatever_the_service_says() {
 }
 
 #[test]
-fn an_end_that_is_not_verified_is_named() {
-    is_named("races", |_, _, message| {
+fn check_finds_an_unverified_ending() {
+    assert_only_failure("races", |_, _, message| {
         if message["result"]["reason"] == "disconnected" {
             message["result"]["cancel"]["verified"] = json!(false);
         }
@@ -185,9 +184,9 @@ fn an_end_that_is_not_verified_is_named() {
 }
 
 #[test]
-fn output_that_comes_twice_is_named() {
-    is_named("detach", |way, _, message| {
-        if way == Direction::ToService && message["method"] == "attach" {
+fn check_finds_duplicated_output() {
+    assert_only_failure("detach", |direction, _, message| {
+        if direction == Direction::ToService && message["method"] == "attach" {
             message["params"]["offsets"] = json!({});
         }
         true
@@ -195,8 +194,8 @@ fn output_that_comes_twice_is_named() {
 }
 
 #[test]
-fn a_time_out_that_is_called_a_success_is_named() {
-    is_named("limits", |_, _, message| {
+fn check_finds_a_time_out_reported_as_success() {
+    assert_only_failure("limits", |_, _, message| {
         if message["params"]["reason"] == "timeout" {
             message["params"]["status"] = json!("COMPLETED");
             message["params"]["reason"] = json!("exit");
@@ -206,19 +205,19 @@ fn a_time_out_that_is_called_a_success_is_named() {
 }
 
 #[test]
-fn a_hang_is_named_with_its_last_message_and_the_log_of_its_session() {
-    let log = std::env::temp_dir().join(format!("cc-executor-check-{}", std::process::id()));
-    let file = std::fs::File::create(&log).unwrap();
+fn check_reports_a_hang_with_last_message_and_session_log() {
+    let log = TempPath::new("check");
+    let file = std::fs::File::create(&*log).unwrap();
     let service = Service::start();
-    // A CANCEL that never arrives: heartbeats go on, and no answer comes.
-    let proxy = TamperingProxy::start(service.address, |way, _, message| {
-        way == Direction::ToClient || message["method"] != "control"
+    // The CANCEL is dropped, so heartbeats continue and no response comes.
+    let proxy = TamperingProxy::start(service.address, |direction, _, message| {
+        direction == Direction::ToClient || message["method"] != "control"
     });
-    let over = AtomicBool::new(false);
+    let is_over = AtomicBool::new(false);
     let (results, _, code) = thread::scope(|scope| {
         scope.spawn(|| {
             let mut n_written = 0;
-            while !over.load(Ordering::SeqCst) {
+            while !is_over.load(Ordering::SeqCst) {
                 for line in service.log().iter().skip(n_written) {
                     writeln!(&file, "{line}").unwrap();
                     n_written += 1;
@@ -226,34 +225,33 @@ fn a_hang_is_named_with_its_last_message_and_the_log_of_its_session() {
                 thread::sleep(Duration::from_millis(20));
             }
         });
-        let url = format!("http://{}", proxy.address);
-        let found = check(&url, &["--only", "cancel,basic", "--logs", log.to_str().unwrap()]);
-        over.store(true, Ordering::SeqCst);
+        let url = proxy.url();
+        let found = check(&url, &["--only", "cancel,basic", "--logs", log.as_str()]);
+        is_over.store(true, Ordering::SeqCst);
         found
     });
-    let _ = std::fs::remove_file(&log);
     assert_eq!((code, results[0]["passed"].clone()), (1, json!(true)));
     let failed = &results[1];
     assert!(failed["problem"].as_str().unwrap().contains("hung: control is not answered"), "{failed}");
     assert!(failed["last"].as_str().unwrap().contains("RUNNING"), "{failed}");
     let session = failed["session"].as_str().unwrap();
-    let told = failed["log"].to_string();
+    let printed = failed["log"].to_string();
     for part in [session, "session.opened", "process.started"] {
-        assert!(told.contains(part), "{part}: {failed}");
+        assert!(printed.contains(part), "{part}: {failed}");
     }
 }
 
 #[test]
-fn a_stream_that_lost_something_is_named() {
-    is_named("slow-client", |_, command, message| {
+fn check_finds_lost_output() {
+    assert_only_failure("slow-client", |_, command, message| {
         let end = message["params"]["end"].as_u64().unwrap_or_default();
         !(command == "seq 1 3000000" && (5_000_000..5_100_000).contains(&end))
     });
 }
 
 #[test]
-fn a_stream_with_another_digest_is_named() {
-    is_named("large-output", |_, command, message| {
+fn check_finds_a_wrong_digest() {
+    assert_only_failure("large-output", |_, command, message| {
         if command == "seq 1 6000000" && is_end(message) {
             message["params"]["sha256"]["stdout"] = json!("0".repeat(64));
         }
@@ -262,17 +260,17 @@ fn a_stream_with_another_digest_is_named() {
 }
 
 #[test]
-fn a_silence_is_named() {
-    is_named("heartbeat", |_, command, message| {
+fn check_finds_missing_heartbeats() {
+    assert_only_failure("heartbeat", |_, command, message| {
         !(command.starts_with("sleep 5.5") && message["params"]["elapsedMs"].as_u64().is_some_and(|ms| ms > 500))
             || is_end(message)
     });
 }
 
 #[test]
-fn a_backend_that_is_called_silent_is_named() {
-    is_named("heartbeat", |_, command, message| {
-        // As a gateway says it that has not heard its backend for three heartbeats.
+fn check_finds_a_backend_reported_as_silent() {
+    assert_only_failure("heartbeat", |_, command, message| {
+        // As if the gateway had missed three heartbeats of its backend.
         if command.starts_with("sleep 5.5") && message["params"]["elapsedMs"].as_u64().is_some_and(|ms| ms > 3_500) {
             message["params"]["backend"] = json!("silent");
         }

@@ -1,33 +1,25 @@
-//! What a person sees of `check`, and the services that it must not find fault with.
+//! The output of `check` for people, and healthy services with unusual settings, which must pass.
 
-use std::{
-    fs,
-    process::{Command, Output, Stdio},
-};
+use std::{fs, process::Stdio};
 
 use serde_json::json;
 
 use crate::{
     check::{ALL, QUICK, check},
     common::{
-        service::{Service, binary},
+        service::{Service, binary, output_of, run_to_exit},
         tampering_proxy::TamperingProxy,
+        temp::TempPath,
     },
 };
 
-/// `check` against a service, and standard output and error as text.
+/// Runs `check` against a service: standard output, standard error, and the exit code.
 fn run(service: &Service, arguments: &[&str]) -> (String, String, i32) {
-    told(binary().args(["check", "--url", &service.url()]).args(arguments))
-}
-
-fn told(command: &mut Command) -> (String, String, i32) {
-    let Output { stdout, stderr, status } = command.output().unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    (text(stdout), text(stderr), status.code().unwrap())
+    run_to_exit(service.client_command(&["check"]).args(arguments))
 }
 
 #[test]
-fn a_person_reads_a_line_for_each_check_and_the_sums() {
+fn check_prints_one_line_per_check_and_totals() {
     let service = Service::start();
     let (out, err, code) = run(&service, &["--only", "stress,basic"]);
     let lines: Vec<&str> = out.lines().collect();
@@ -35,88 +27,82 @@ fn a_person_reads_a_line_for_each_check_and_the_sums() {
     assert!(lines[0].starts_with("ok    basic ") && lines[0].ends_with(" s  RESULT:::168"), "{out}");
     assert!(lines[1].starts_with("ok    stress "), "{out}");
     assert!(lines[2].starts_with("2 passed, 0 failed, in "), "{out}");
-    // Each is named when it begins: whoever has to end one that hangs knows which.
+    // The name is printed when a check begins, so that a hanging check can be recognised.
     assert_eq!(err, "...   basic\n...   stress\n");
 }
 
 #[test]
-fn checks_are_listed_and_others_refused() {
-    let (out, _, code) = told(binary().args(["check", "--list"]));
+fn check_list_names_all_checks_and_unknown_names_are_refused() {
+    let (out, _, code) = run_to_exit(binary().args(["check", "--list"]));
     let names: Vec<_> = out.lines().map(|line| line.split(' ').next().unwrap()).collect();
     assert_eq!((names, code), (ALL.to_vec(), 0));
-    let (_, err, code) = told(binary().args(["check", "--only", "basic,advanced"]));
+    let (_, err, code) = run_to_exit(binary().args(["check", "--only", "basic,advanced"]));
     assert_eq!(code, 64);
     assert!(err.contains("\"advanced\"") && err.contains("races, slow-client"), "{err}");
 }
 
 #[test]
-fn where_nothing_listens_it_is_said_once() {
-    let (out, err, code) = told(binary().args(["check", "--url", "http://127.0.0.1:1"]));
+fn check_reports_an_unreachable_service_once() {
+    let (out, err, code) = run_to_exit(binary().args(["check", "--url", "http://127.0.0.1:1"]));
     assert_eq!((out.as_str(), err.lines().count(), code), ("", 1, 69), "{err}");
 }
 
 #[test]
-fn a_log_that_cannot_be_read_is_said_at_once_and_one_that_tells_nothing_where_it_would_be_shown() {
+fn unreadable_log_is_an_error_and_unhelpful_log_is_explained() {
     let service = Service::start();
     for file in ["/no/such/file", "/"] {
         let (out, err, code) = run(&service, &["--logs", file]);
         assert_eq!((out.as_str(), code), ("", 64));
         assert!(err.contains("cannot read"), "{err}");
     }
-    let log = std::env::temp_dir().join(format!("cc-executor-check-log-{}", std::process::id()));
-    for (text, told) in [
+    let log = TempPath::new("check-log");
+    for (text, explanation) in [
         ("a log for people\n", "no JSON log line in "),
         (
             "{\"time\":\"2026-01-02T03:04:05.000Z\",\"event\":\"session.opened\",\"session_id\":\"other\"}\n",
             "no line of this session in ",
         ),
     ] {
-        fs::write(&log, text).unwrap();
+        fs::write(&*log, text).unwrap();
         let proxy =
             TamperingProxy::start(service.address, |_, _, message| message["params"]["content"] != "RESULT:::168\n");
-        let url = format!("http://{}", proxy.address);
-        let (results, _, code) = check(&url, &["--only", "basic", "--logs", log.to_str().unwrap()]);
+        let (results, _, code) = check(&proxy.url(), &["--only", "basic", "--logs", log.as_str()]);
         assert_eq!(code, 1);
-        assert!(results[0]["log"][0].as_str().unwrap().starts_with(told), "{results:?}");
+        assert!(results[0]["log"][0].as_str().unwrap().starts_with(explanation), "{results:?}");
     }
-    let _ = fs::remove_file(log);
 }
 
 #[test]
-fn a_reader_who_leaves_changes_no_verdict() {
+fn closed_stdout_does_not_change_the_exit_code_of_check() {
     let service = Service::start();
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let mut command = binary();
     command.args(["check", "--only", "basic,limits", "--url", &service.url()]);
-    let output = command.stdout(writer).stderr(Stdio::piped()).output().unwrap();
+    let output = output_of(command.stdout(writer).stderr(Stdio::piped()));
     let err = String::from_utf8(output.stderr).unwrap();
     assert_eq!((output.status.code(), err.as_str()), (Some(0), "...   basic\n...   limits\n"));
 }
 
 #[test]
-fn a_service_with_a_token_and_a_backend_of_its_own_passes() {
+fn checks_pass_with_token_and_separate_backend() {
     let token = [("CC_EXECUTOR_TOKEN", "open-sesame")];
     let backend = Service::with(&["backend"], &[("CC_EXECUTOR_TOKEN", "of-the-backend")]);
-    let service = Service::with(
-        &["serve", "--claude-api-url", &backend.url()],
-        &[token[0], ("CC_EXECUTOR_BACKEND_TOKEN", "of-the-backend")],
-    );
-    service.wait_for_event("backend.up", 1);
+    let service = Service::gateway_with(&backend.url(), &[token[0], ("CC_EXECUTOR_BACKEND_TOKEN", "of-the-backend")]);
     let only = ["check", "--only", &QUICK.join(","), "--url", &service.url()];
-    assert_eq!(told(binary().args(only)).2, 77);
-    let (out, _, code) = told(binary().args(only).envs(token));
+    assert_eq!(run_to_exit(binary().args(only)).2, 77);
+    let (out, _, code) = run_to_exit(binary().args(only).envs(token));
     assert_eq!(code, 0, "{out}");
 }
 
 #[test]
-fn limits_that_are_the_services_right_are_no_faults() {
-    // A queue that fills, a default that is not the shell, and nothing kept.
+fn checks_pass_with_small_configured_limits() {
+    // A short queue, a default executor that is not the shell, and no retention.
     let few = ["--max-executions", "4", "--max-queued", "3", "--retention-ms", "0", "--max-detach-ms", "5000"];
     let service = Service::with(&[&["serve", "--default-executor", "python"], few.as_slice()].concat(), &[]);
-    let (results, sums, code) = check(&service.url(), &["--only", &QUICK.join(",")]);
-    assert_eq!((code, &sums["failed"]), (0, &json!(0)), "{results:?}");
-    // Less is kept than there was.
+    let (results, summary, code) = check(&service.url(), &["--only", &QUICK.join(",")]);
+    assert_eq!((code, &summary["failed"]), (0, &json!(0)), "{results:?}");
+    // A ring that is smaller than the output of the check.
     let service = Service::with(&["serve", "--ring-bytes", "65536"], &[]);
     let (results, _, code) = check(&service.url(), &["--only", "detach"]);
     assert_eq!(code, 0, "{results:?}");

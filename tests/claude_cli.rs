@@ -1,154 +1,59 @@
-//! The real Claude Code, with a Messages API of the tests' own, in a network namespace that has nothing but
-//! loopback: no account is needed and nothing leaves the machine.
+//! The real Claude Code, with a scripted Messages API.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-    time::Duration,
+use std::fs;
+
+use cc_executor_actors::{
+    outcome::{Reason, Status},
+    protocol::notification::BackendHealth,
+    rpc::code,
 };
-
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::common::{
     PATIENCE,
-    client::{Client, Recording},
-    left_out,
+    claude_cli::{COLD_PATIENCE, on_loopback_only},
+    client::Client,
     messages_api::MessagesApi,
-    namespace, procs,
-    service::{Service, binary},
+    procs,
+    recording::Recording,
+    service::Service,
 };
 
-/// Says to a test that it is already in its namespace, and where the CLI is.
-const INSIDE: &str = "TEST_CLAUDE_CLI";
-
-/// How long the CLI may take from its start to its first tool, on a busy machine with a cold disk.
-const COLD_PATIENCE: Duration = Duration::from_secs(60);
-
-/// Brings loopback up and becomes the test.
-const ENTER: &str = r#"ip link set lo up && exec "$@""#;
-
-/// Runs a scenario where only loopback is: the test calls itself again in a namespace of its own.
-fn on_loopback_only<F: FnOnce(&Cli)>(scenario: F) {
-    if let Some(program) = std::env::var_os(INSIDE) {
-        return scenario(&Cli::new(program.into()));
-    }
-    // `integration::claude_cli::the_test::{{closure}}`
-    let path = std::any::type_name::<F>().split_once("::").expect("in a crate").1;
-    let name = path.strip_suffix("::{{closure}}").expect("a closure in a test");
-    let (program, unshare) = match (installed(), namespace()) {
-        (Some(program), Ok(unshare)) => (program, unshare),
-        (None, _) => return left_out(name, "Claude Code is not installed (make claude)"),
-        (_, Err(missing)) => return left_out(name, missing),
-    };
-    let output = Command::new("timeout")
-        .args(["300", "unshare", unshare, "sh", "-c", ENTER, "enter"])
-        .arg(std::env::current_exe().expect("this test"))
-        .args(["--exact", name, "--nocapture"])
-        .env(INSIDE, program)
-        .env("RUST_BACKTRACE", "0")
-        .output()
-        .expect("unshare runs");
-    let [said, wrote] = [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned());
-    assert!(output.status.success() && said.contains("1 passed"), "{said}\n{wrote}");
-}
-
-/// Claude Code of this project's own, or else the user's.
-fn installed() -> Option<PathBuf> {
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent()?;
-    let own = target.join("claude/node_modules/.bin/claude");
-    let path = std::env::var_os("PATH")?;
-    std::iter::once(own).chain(std::env::split_paths(&path).map(|dir| dir.join("claude"))).find(|path| path.is_file())
-}
-
-/// The CLI with a home of its own, in which its sessions are kept.
-struct Cli {
-    program: PathBuf,
-    home: PathBuf,
-}
-
-impl Cli {
-    fn new(program: PathBuf) -> Cli {
-        let home = std::env::temp_dir().join(format!("cc-executor-claude-{}", std::process::id()));
-        fs::create_dir_all(home.join("work")).expect("a home");
-        Cli { program, home }
-    }
-
-    /// A role whose `claude` is the CLI and asks that API.
-    fn service(&self, arguments: &[&str], api: &str, env: &[(&str, &str)]) -> Service {
-        let executors = json!({ "claude": [self.program] }).to_string();
-        let mut command = binary();
-        command.args(arguments).args(["--bind", "127.0.0.1:0", "--executors", &executors]);
-        for (name, _) in std::env::vars() {
-            let own = ["ANTHROPIC_", "CLAUDE_", "XDG_"].iter().any(|prefix| name.starts_with(prefix));
-            if own || name.to_ascii_lowercase().ends_with("_proxy") {
-                command.env_remove(name);
-            }
-        }
-        command
-            .current_dir(self.home.join("work"))
-            .env("HOME", &self.home)
-            .env("ANTHROPIC_BASE_URL", api)
-            .env("ANTHROPIC_API_KEY", "sk-ant-api03-of-the-test")
-            .env("CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC", "1")
-            .env("CLAUDE_CODE_MAX_RETRIES", "2")
-            .env("DISABLE_TELEMETRY", "1")
-            .env("IS_SANDBOX", "1")
-            .envs(env.iter().copied());
-        Service::spawn(command)
-    }
-
-    fn serve(&self, api: &MessagesApi) -> Service {
-        self.service(&["serve"], &api.url(), &[])
-    }
-}
-
-impl Drop for Cli {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.home);
-    }
-}
-
-/// A question to Claude, which may use its Bash.
-fn ask(client: &mut Client, prompt: &str) -> Recording {
-    client.ask_claude(with_bash(prompt))
+/// Runs a prompt for which Claude may use the tool Bash.
+fn run_prompt(client: &mut Client, prompt: &str) -> Recording {
+    client.run_claude(with_bash(prompt))
 }
 
 fn with_bash(prompt: &str) -> Value {
     json!({ "command": prompt, "events": true, "heartbeatMs": 1_000, "claude": { "allowedTools": ["Bash"] } })
 }
 
-fn ending(story: &Recording) -> (&str, &str) {
-    (story.end["status"].as_str().unwrap(), story.end["reason"].as_str().unwrap())
-}
-
-/// The command whose result everybody wants to see.
 const PRODUCT: &str = r#"run python3 -c "print('RESULT:::' + str(24 * 7))""#;
 
 #[test]
-fn a_tool_is_called_and_its_result_and_the_answer_are_told() {
+fn tool_result_and_answer_are_output() {
     on_loopback_only(|cli| {
         let api = MessagesApi::start();
         let service = cli.serve(&api);
         let mut client = service.connect();
-        let story = ask(&mut client, PRODUCT);
-        assert_eq!(ending(&story), ("COMPLETED", "exit"), "{}", story.end);
-        assert_eq!(story.text(), "RESULT:::168\nThe result is RESULT:::168\n");
-        assert_eq!(story.end["exit_code"], 0);
-        let result = &story.end["result"];
+        let recording = run_prompt(&mut client, PRODUCT);
+        assert_eq!(recording.ending(), (Status::Completed, Reason::Exit), "{}", recording.end);
+        assert_eq!(recording.text(), "RESULT:::168\nThe result is RESULT:::168\n");
+        assert_eq!(recording.end["exit_code"], 0);
+        let result = &recording.end["result"];
         assert_eq!(
             (&result["text"], &result["is_error"], &result["num_turns"]),
             (&json!("The result is RESULT:::168"), &json!(false), &json!(2))
         );
         assert!(result["session_id"].is_string() && result["total_cost_usd"].is_number(), "{result}");
-        assert_eq!(story.events.last().unwrap()["end"], story.end["bytes"]["stdout"]);
-        assert_eq!(api.questions().len(), 2);
+        assert_eq!(recording.events.last().unwrap()["end"], recording.end["bytes"]["stdout"]);
+        assert_eq!(api.requests().len(), 2);
     });
 }
 
 #[test]
-fn every_permission_mode_and_option_is_one_the_cli_knows() {
+fn cli_accepts_every_permission_mode_and_option() {
     on_loopback_only(|cli| {
         let api = MessagesApi::start();
         let service = cli.serve(&api);
@@ -157,176 +62,177 @@ fn every_permission_mode_and_option_is_one_the_cli_knows() {
             let claude = json!({
                 "permissionMode": mode, "model": "claude-of-the-test", "maxTurns": 3, "allowedTools": ["Bash(echo:*)", "Read"],
             });
-            let story = client.ask_claude(json!({ "command": "run echo $((6 * 7))", "claude": claude }));
-            assert_eq!(ending(&story), ("COMPLETED", "exit"), "{mode}: {}", story.end);
+            let recording = client.run_claude(json!({ "command": "run echo $((6 * 7))", "claude": claude }));
+            assert_eq!(recording.ending(), (Status::Completed, Reason::Exit), "{mode}: {}", recording.end);
             if mode == "bypassPermissions" {
-                assert_eq!(story.text(), "42\nThe result is 42\n");
+                assert_eq!(recording.text(), "42\nThe result is 42\n");
             }
         }
-        assert!(api.questions().iter().all(|question| question.body["model"] == "claude-of-the-test"));
-        let story = client.ask_claude(json!({ "command": "run ls", "claude": { "permissionMode": "sure" } }));
-        assert_eq!(ending(&story), ("FAILED", "claude_error"));
-        let message = story.end["message"].as_str().unwrap();
-        assert!(message.contains("permission-mode"), "the CLI's own words: {message}");
+        assert!(api.requests().iter().all(|request| request.body["model"] == "claude-of-the-test"));
+        let recording = client.run_claude(json!({ "command": "run ls", "claude": { "permissionMode": "sure" } }));
+        assert_eq!(recording.ending(), (Status::Failed, Reason::ClaudeError));
+        let message = recording.end["message"].as_str().unwrap();
+        assert!(message.contains("permission-mode"), "the message of the CLI: {message}");
     });
 }
 
 #[test]
-fn a_tool_that_fails_is_a_result_like_any_other() {
+fn failing_tool_does_not_fail_the_execution() {
     on_loopback_only(|cli| {
         let api = MessagesApi::start();
         let service = cli.serve(&api);
-        let story = ask(&mut service.connect(), "run echo before; exit 3");
-        assert_eq!(ending(&story), ("COMPLETED", "exit"), "{}", story.end);
-        assert!(story.text().starts_with("Exit code 3\nbefore\n"), "{:?}", story.text());
-        assert_eq!((&story.end["exit_code"], &story.end["result"]["is_error"]), (&json!(0), &json!(false)));
+        let recording = run_prompt(&mut service.connect(), "run echo before; exit 3");
+        assert_eq!(recording.ending(), (Status::Completed, Reason::Exit), "{}", recording.end);
+        assert!(recording.text().starts_with("Exit code 3\nbefore\n"), "{:?}", recording.text());
+        assert_eq!((&recording.end["exit_code"], &recording.end["result"]["is_error"]), (&json!(0), &json!(false)));
     });
 }
 
 #[test]
-fn an_api_that_refuses_fails_it_and_one_that_recovers_does_not() {
+fn api_refusal_is_a_claude_error_and_a_retried_one_is_not() {
     on_loopback_only(|cli| {
         let api = MessagesApi::refusing(|_| Some((401, "authentication_error")));
-        let story = ask(&mut cli.serve(&api).connect(), PRODUCT);
-        assert_eq!(ending(&story), ("FAILED", "claude_error"), "{}", story.end);
-        assert_eq!((&story.end["exit_code"], &story.end["result"]["is_error"]), (&json!(1), &json!(true)));
-        assert_eq!(story.errors[0]["code"], -32013);
-        let message = story.end["message"].as_str().unwrap();
+        let recording = run_prompt(&mut cli.serve(&api).connect(), PRODUCT);
+        assert_eq!(recording.ending(), (Status::Failed, Reason::ClaudeError), "{}", recording.end);
+        assert_eq!((&recording.end["exit_code"], &recording.end["result"]["is_error"]), (&json!(1), &json!(true)));
+        assert_eq!(recording.errors[0].code, code::CLAUDE);
+        let message = recording.end["message"].as_str().unwrap();
         assert!(message.contains("not signed in") && message.contains("ANTHROPIC_API_KEY"), "{message}");
 
         let api = MessagesApi::refusing(|n| (n < 2).then_some((429, "rate_limit_error")));
-        let story = ask(&mut cli.serve(&api).connect(), PRODUCT);
-        assert_eq!(ending(&story), ("COMPLETED", "exit"), "{}", story.end);
-        assert_eq!(story.text(), "RESULT:::168\nThe result is RESULT:::168\n");
-        assert!(story.events.iter().any(|params| params["event"]["subtype"] == "api_retry"), "{:?}", story.events);
-        assert_eq!(api.questions().len(), 4);
+        let recording = run_prompt(&mut cli.serve(&api).connect(), PRODUCT);
+        assert_eq!(recording.ending(), (Status::Completed, Reason::Exit), "{}", recording.end);
+        assert_eq!(recording.text(), "RESULT:::168\nThe result is RESULT:::168\n");
+        assert!(
+            recording.events.iter().any(|params| params["event"]["subtype"] == "api_retry"),
+            "{:?}",
+            recording.events
+        );
+        assert_eq!(api.requests().len(), 4);
     });
 }
 
 #[test]
-fn an_api_that_is_not_there_fails_it() {
+fn unreachable_api_is_a_claude_error() {
     on_loopback_only(|cli| {
-        // Nobody listens on the port that a listener has just given back.
+        // A port on which no process listens, because its listener was just closed.
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let story = ask(&mut cli.service(&["serve"], &format!("http://{free}"), &[]).connect(), PRODUCT);
-        assert_eq!(ending(&story), ("FAILED", "claude_error"), "{}", story.end);
-        assert_eq!((&story.end["exit_code"], &story.end["result"]["is_error"]), (&json!(1), &json!(true)));
-        assert!(story.text().starts_with("API Error: "), "{:?}", story.text());
-        assert!(story.end["message"].as_str().unwrap().contains("API Error: "), "{}", story.end);
+        let recording = run_prompt(&mut cli.service(&["serve"], &format!("http://{free}"), &[]).connect(), PRODUCT);
+        assert_eq!(recording.ending(), (Status::Failed, Reason::ClaudeError), "{}", recording.end);
+        assert_eq!((&recording.end["exit_code"], &recording.end["result"]["is_error"]), (&json!(1), &json!(true)));
+        assert!(recording.text().starts_with("API Error: "), "{:?}", recording.text());
+        assert!(recording.end["message"].as_str().unwrap().contains("API Error: "), "{}", recording.end);
     });
 }
 
 #[test]
-fn who_is_not_signed_in_is_told_what_to_do() {
+fn missing_login_is_explained() {
     on_loopback_only(|cli| {
         let api = MessagesApi::start();
         let service = cli.service(&["serve"], &api.url(), &[("ANTHROPIC_API_KEY", "")]);
-        let story = ask(&mut service.connect(), PRODUCT);
-        assert_eq!(ending(&story), ("FAILED", "claude_error"), "{}", story.end);
-        let message = story.end["message"].as_str().unwrap();
+        let recording = run_prompt(&mut service.connect(), PRODUCT);
+        assert_eq!(recording.ending(), (Status::Failed, Reason::ClaudeError), "{}", recording.end);
+        let message = recording.end["message"].as_str().unwrap();
         assert!(message.contains("not signed in") && message.contains("ANTHROPIC_API_KEY"), "{message}");
-        assert_eq!(api.questions().len(), 0);
+        assert_eq!(api.requests().len(), 0);
     });
 }
 
 #[test]
-fn a_long_silent_tool_is_told_by_heartbeats() {
+fn heartbeats_name_a_long_silent_tool() {
     on_loopback_only(|cli| {
         let api = MessagesApi::start();
         let service = cli.serve(&api);
-        let story = ask(&mut service.connect(), "run python3 -c 'import time; time.sleep(5)'; echo awake");
-        assert_eq!(ending(&story), ("COMPLETED", "exit"), "{}", story.end);
-        assert_eq!(story.text(), "awake\nThe result is awake\n");
-        let busy = story.updates.iter().filter(|update| {
-            (&update["status"], &update["activity"], &update["turns"])
-                == (&json!("RUNNING"), &json!("tool: Bash"), &json!(1))
+        let recording = run_prompt(&mut service.connect(), "run python3 -c 'import time; time.sleep(5)'; echo awake");
+        assert_eq!(recording.ending(), (Status::Completed, Reason::Exit), "{}", recording.end);
+        assert_eq!(recording.text(), "awake\nThe result is awake\n");
+        let busy = recording.updates.iter().filter(|update| {
+            (update.status, update.activity.as_deref(), update.turns) == (Status::Running, Some("tool: Bash"), Some(1))
         });
         let n = busy.count();
-        assert!(n >= 4, "{n}: {:?}", story.updates);
-        assert!(story.updates.iter().all(|update| update.get("backend").is_none_or(|backend| backend == "alive")));
+        assert!(n >= 4, "{n}: {:?}", recording.updates);
+        assert!(recording.updates.iter().all(|update| update.backend == BackendHealth::Alive));
     });
 }
 
 #[test]
-fn one_that_is_woken_by_a_background_task_works_on_to_its_last_result() {
+fn cli_woken_by_a_background_task_continues_to_its_last_result() {
     on_loopback_only(|cli| {
         let api = MessagesApi::start();
         let env = [("CC_EXECUTOR_CLAUDE_EXIT_MS", "2000")];
         let service = cli.service(&["serve"], &api.url(), &env);
-        // Both pauses are longer than the time that it has for its exit. (`sleep` is refused by some releases.)
+        // Both pauses are longer than the deadline for the exit. (Some releases refuse `sleep`.)
         let pause = |seconds| format!("python3 -c 'import time; time.sleep({seconds})'");
         let prompt = format!("background {} then {}; echo woken", pause(3), pause(7));
-        let story = ask(&mut service.connect(), &prompt);
-        assert_eq!(ending(&story), ("COMPLETED", "exit"), "{}", story.end);
-        assert!(story.text().ends_with("woken\nThe result is woken\n"), "{:?}", story.text());
+        let recording = run_prompt(&mut service.connect(), &prompt);
+        assert_eq!(recording.ending(), (Status::Completed, Reason::Exit), "{}", recording.end);
+        assert!(recording.text().ends_with("woken\nThe result is woken\n"), "{:?}", recording.text());
         let results: Vec<_> =
-            story.events.iter().map(|params| &params["event"]).filter(|event| event["type"] == "result").collect();
+            recording.events.iter().map(|params| &params["event"]).filter(|event| event["type"] == "result").collect();
         assert_eq!(results.len(), 2, "{results:?}");
         let sum = |field: &str| results.iter().map(|event| event[field].as_u64().expect(field)).sum::<u64>();
-        let result = &story.end["result"];
-        assert_eq!((&result["text"], &story.end["exit_code"]), (&json!("The result is woken"), &json!(0)));
+        let result = &recording.end["result"];
+        assert_eq!((&result["text"], &recording.end["exit_code"]), (&json!("The result is woken"), &json!(0)));
         assert_eq!(
             (&result["num_turns"], &result["duration_ms"]),
             (&json!(sum("num_turns")), &json!(sum("duration_ms")))
         );
-        assert_eq!(result["num_turns"].as_u64(), Some(api.questions().len() as u64), "{result}");
-        assert_eq!(result["usage"]["input_tokens"].as_u64(), Some(api.questions().len() as u64), "{result}");
+        assert_eq!(result["num_turns"].as_u64(), Some(api.requests().len() as u64), "{result}");
+        assert_eq!(result["usage"]["input_tokens"].as_u64(), Some(api.requests().len() as u64), "{result}");
         assert_eq!(result["total_cost_usd"], results[1]["total_cost_usd"], "the CLI states the cost so far");
     });
 }
 
-/// A question that is in the middle of a long tool; with the mark of the tool and of the CLI. (`sleep` itself
-/// is refused by some releases.)
-fn ask_for_sleep(service: &Service) -> (Client, String, String) {
+/// A session in which Claude runs a long tool, with the arguments that mark the tool and the CLI. (Some releases refuse
+/// `sleep`.)
+fn run_long_tool(service: &Service) -> (Client, String, String) {
     let mark = procs::mark();
     let model = format!("--model=claude-{mark}");
     let mut client = service.connect();
     let mut params = with_bash(&format!("run python3 -c 'import time; time.sleep(1000)' {mark}"));
     params["executor"] = json!("claude");
     params["claude"]["model"] = json!(format!("claude-{mark}"));
-    client.call("execute", params).expect("it is accepted");
+    client.call("execute", params).expect("execute is accepted");
     procs::wait_for(&mark, 1, COLD_PATIENCE);
     assert!(!procs::with_argument(&model).is_empty());
     (client, mark, model)
 }
 
-fn rest(client: &mut Client) -> Recording {
-    let mut story = Recording::of_claude();
-    client.follow(&mut story, |_| false);
-    story
+fn record_claude(client: &mut Client) -> Recording {
+    let mut recording = Recording::of_claude();
+    client.record_rest(&mut recording);
+    recording
 }
 
 #[test]
-fn one_that_is_canceled_is_canceled_whatever_the_cli_says() {
+fn canceled_cli_ends_as_canceled_and_leaves_no_process() {
     on_loopback_only(|cli| {
         let api = MessagesApi::start();
         let service = cli.serve(&api);
-        let (mut client, tool, claude) = ask_for_sleep(&service);
-        let answer = client.call("control", json!({ "type": "CANCEL" })).unwrap();
+        let (mut client, tool, claude) = run_long_tool(&service);
+        let answer = client.cancel();
         assert_eq!(answer["status"], "CANCELLING", "{answer}");
-        let story = rest(&mut client);
-        assert_eq!(ending(&story), ("CANCELLED", "canceled"), "{}", story.end);
-        assert_eq!(story.end["cancel"]["verified"], true, "{}", story.end);
-        assert_eq!(story.errors, Vec::<Value>::new());
-        // What is promised at the end is so at the end.
+        let recording = record_claude(&mut client);
+        assert_eq!(recording.ending(), (Status::Cancelled, Reason::Canceled), "{}", recording.end);
+        assert_eq!(recording.end["cancel"]["verified"], true, "{}", recording.end);
+        assert!(recording.errors.is_empty(), "{:?}", recording.errors);
+        // Every process is gone before the ending is sent.
         assert_eq!((procs::with_argument(&tool), procs::with_argument(&claude)), (vec![], vec![]));
-        // The session goes on.
-        assert_eq!(ending(&ask(&mut client, PRODUCT)), ("COMPLETED", "exit"));
+        // The session can run another execution.
+        assert_eq!(run_prompt(&mut client, PRODUCT).ending(), (Status::Completed, Reason::Exit));
     });
 }
 
 #[test]
-fn a_drained_gateway_ends_it_and_says_so() {
+fn draining_gateway_cancels_claude() {
     on_loopback_only(|cli| {
         let api = MessagesApi::start();
         let backend = cli.service(&["backend"], &api.url(), &[]);
-        let mut gateway =
-            Service::with(&["serve", "--claude-api-url", &backend.url()], &[("CC_EXECUTOR_DRAIN_MS", "4000")]);
-        gateway.wait_for_event("backend.up", 1);
-        let (mut client, tool, claude) = ask_for_sleep(&gateway);
+        let mut gateway = Service::gateway_with(&backend.url(), &[("CC_EXECUTOR_DRAIN_MS", "4000")]);
+        let (mut client, tool, claude) = run_long_tool(&gateway);
         gateway.signal(Signal::TERM);
-        let story = rest(&mut client);
-        assert_eq!(ending(&story), ("CANCELLED", "drained"), "{}", story.end);
+        let recording = record_claude(&mut client);
+        assert_eq!(recording.ending(), (Status::Cancelled, Reason::Drained), "{}", recording.end);
         assert_eq!(client.close_code(), 1001);
         assert_eq!((procs::with_argument(&tool), procs::with_argument(&claude)), (vec![], vec![]));
         assert_eq!(gateway.wait(PATIENCE).code(), Some(0));
@@ -334,28 +240,28 @@ fn a_drained_gateway_ends_it_and_says_so() {
 }
 
 #[test]
-fn a_session_of_claude_is_resumed() {
+fn resume_continues_a_claude_session() {
     on_loopback_only(|cli| {
         let api = MessagesApi::start();
         let service = cli.serve(&api);
         let mut client = service.connect();
-        let first = ask(&mut client, "remember the number 168");
+        let first = run_prompt(&mut client, "remember the number 168");
         assert_eq!(first.text(), "You said: remember the number 168\n");
         let id = &first.end["result"]["session_id"];
-        let second = client.ask_claude(json!({ "command": "which number?", "claude": { "resume": id } }));
-        assert_eq!(ending(&second), ("COMPLETED", "exit"), "{}", second.end);
+        let second = client.run_claude(json!({ "command": "which number?", "claude": { "resume": id } }));
+        assert_eq!(second.ending(), (Status::Completed, Reason::Exit), "{}", second.end);
         assert_eq!((second.text().as_str(), &second.end["result"]["session_id"]), ("You said: which number?\n", id));
-        let asked = api.questions().pop().unwrap().body["messages"].to_string();
-        assert!(asked.contains("remember the number 168") && asked.contains("You said: remember"), "{asked}");
+        let messages = api.requests().pop().unwrap().body["messages"].to_string();
+        assert!(messages.contains("remember the number 168") && messages.contains("You said: remember"), "{messages}");
         let unknown = json!({ "resume": "99999999-9999-4999-8999-999999999999" });
-        let story = client.ask_claude(json!({ "command": "which number?", "claude": unknown }));
-        assert_eq!(ending(&story), ("FAILED", "claude_error"), "{}", story.end);
-        assert!(story.end["message"].as_str().unwrap().contains("99999999-"), "{}", story.end);
+        let recording = client.run_claude(json!({ "command": "which number?", "claude": unknown }));
+        assert_eq!(recording.ending(), (Status::Failed, Reason::ClaudeError), "{}", recording.end);
+        assert!(recording.end["message"].as_str().unwrap().contains("99999999-"), "{}", recording.end);
     });
 }
 
 #[test]
-fn two_at_once_do_not_meet() {
+fn concurrent_cli_runs_are_independent() {
     on_loopback_only(|cli| {
         let api = MessagesApi::start();
         let service = cli.serve(&api);
@@ -368,22 +274,22 @@ fn two_at_once_do_not_meet() {
             );
             let mut params = with_bash(&format!("run python3 -c '{wait}' {mark}; echo I am number {n}"));
             params["executor"] = json!("claude");
-            client.call("execute", params).expect("it is accepted");
+            client.call("execute", params).expect("execute is accepted");
         }
-        // Each is in the middle of its tool, and waits there for the other.
+        // Both tools run at the same time, because each waits for the gate.
         procs::wait_for(&mark, 2, COLD_PATIENCE);
         fs::write(&gate, "").expect("a home");
-        let stories = clients.each_mut().map(rest);
-        for (n, story) in stories.iter().enumerate() {
-            assert_eq!(ending(story), ("COMPLETED", "exit"), "{}", story.end);
-            assert_eq!(story.text(), format!("I am number {n}\nThe result is I am number {n}\n"));
+        let recordings = clients.each_mut().map(record_claude);
+        for (n, recording) in recordings.iter().enumerate() {
+            assert_eq!(recording.ending(), (Status::Completed, Reason::Exit), "{}", recording.end);
+            assert_eq!(recording.text(), format!("I am number {n}\nThe result is I am number {n}\n"));
         }
-        assert_ne!(stories[0].end["result"]["session_id"], stories[1].end["result"]["session_id"]);
+        assert_ne!(recordings[0].end["result"]["session_id"], recordings[1].end["result"]["session_id"]);
     });
 }
 
 #[test]
-fn in_a_terminal_it_reads_well() {
+fn run_prints_text_tools_and_summary_of_the_real_cli() {
     on_loopback_only(|cli| {
         let api = MessagesApi::start();
         let service = cli.serve(&api);

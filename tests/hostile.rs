@@ -1,5 +1,5 @@
-//! Commands made of random hostile fragments, each ended in a random way. Nothing is left of any, no ending is invented,
-//! and nothing is claimed that is not so.
+//! Commands of random hostile fragments, each ended in a random way: no process is left, and every ending is one of those
+//! that are possible.
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering},
@@ -10,16 +10,9 @@ use std::{
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::common::{
-    PATIENCE,
-    client::{Client, Frame, Recording},
-    hostile::Mode,
-    procs, random, scale,
-    service::Service,
-    wait_until,
-};
+use crate::common::{PATIENCE, containment::Mode, procs, random, scale, service::Service, wait_until};
 
-/// What a command may do before it waits. MARK is an argument of every process that it leaves.
+/// The fragments of which commands are made. MARK is an argument of every process that they leave.
 const FRAGMENTS: &[&str] = &[
     "kill -STOP $PPID",
     "kill -KILL $PPID",
@@ -53,7 +46,7 @@ const FRAGMENTS: &[&str] = &[
     "head -c 300000 /dev/zero | tr '\\0' x",
 ];
 
-/// How a command is ended.
+/// What ends a command.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Interruption {
     Cancel,
@@ -62,88 +55,81 @@ enum Interruption {
     Itself,
 }
 
-/// A command, and the exit code that it has where nobody ends it.
-fn command(next: &mut impl FnMut(u64) -> u64, mark: &str, way: Interruption) -> (String, u64) {
+/// A random command, and the exit code that it has if it is not interrupted.
+fn command(next: &mut impl FnMut(u64) -> u64, mark: &str, interruption: Interruption) -> (String, u64) {
     let n = 1 + next(4);
     let mut lines: Vec<String> = (0..n)
         .map(|_| FRAGMENTS[usize::try_from(next(FRAGMENTS.len() as u64)).unwrap()].replace("MARK", mark))
         .collect();
     let code = next(100);
-    lines.push(if way == Interruption::Itself { format!("exit {code}") } else { format!("sleep {mark}") });
+    lines.push(if interruption == Interruption::Itself { format!("exit {code}") } else { format!("sleep {mark}") });
     (lines.join("\n"), code)
 }
 
-/// What the ending may say, whatever was done: it is one of the true ones.
-fn assert_true(way: Interruption, code: u64, end: &Value, source: &str) {
+/// Checks that the ending is possible after this interruption.
+fn assert_plausible(interruption: Interruption, code: u64, end: &Value, source: &str) {
     let (status, reason) = (end["status"].as_str().unwrap(), end["reason"].as_str().unwrap());
     let guard_lost = reason == "backend_lost";
-    let told = json!({ "way": format!("{way:?}"), "end": end, "command": source });
-    match way {
-        _ if guard_lost => assert_eq!(status, "FAILED", "{told}"),
-        Interruption::Cancel => assert_eq!((status, reason), ("CANCELLED", "canceled"), "{told}"),
-        Interruption::TimeOut => assert_eq!((status, reason), ("FAILED", "timeout"), "{told}"),
-        // A shell that stopped itself, or that cannot fork, runs into the time-out instead.
-        Interruption::Itself if reason == "timeout" => assert_eq!(status, "FAILED", "{told}"),
+    let context = json!({ "interruption": format!("{interruption:?}"), "end": end, "command": source });
+    match interruption {
+        _ if guard_lost => assert_eq!(status, "FAILED", "{context}"),
+        Interruption::Cancel => assert_eq!((status, reason), ("CANCELLED", "canceled"), "{context}"),
+        Interruption::TimeOut => assert_eq!((status, reason), ("FAILED", "timeout"), "{context}"),
+        // A shell that stopped itself, or that cannot fork, times out instead.
+        Interruption::Itself if reason == "timeout" => assert_eq!(status, "FAILED", "{context}"),
         Interruption::Itself => {
-            assert_eq!(reason, "exit", "{told}");
-            assert_eq!((status == "COMPLETED", end["exit_code"].as_u64()), (code == 0, Some(code)), "{told}");
+            assert_eq!(reason, "exit", "{context}");
+            assert_eq!((status == "COMPLETED", end["exit_code"].as_u64()), (code == 0, Some(code)), "{context}");
         }
         Interruption::Disconnect => {}
     }
-    if !end["cancel"].is_null() || way != Interruption::Itself {
-        assert_eq!(end["cancel"]["verified"], true, "{told}");
+    if !end["cancel"].is_null() || interruption != Interruption::Itself {
+        assert_eq!(end["cancel"]["verified"], true, "{context}");
     }
 }
 
-/// Reads a session to the end of its execution, and gives that.
-fn ending(client: &mut Client) -> Value {
-    let mut story = Recording::default();
-    client.follow(&mut story, |_| false);
-    story.end
-}
-
-fn one(service: &Service, next: &mut impl FnMut(u64) -> u64) {
+fn run_round(service: &Service, next: &mut impl FnMut(u64) -> u64) {
     let mark = procs::mark();
-    let way = [Interruption::Cancel, Interruption::TimeOut, Interruption::Disconnect, Interruption::Itself]
+    let interruption = [Interruption::Cancel, Interruption::TimeOut, Interruption::Disconnect, Interruption::Itself]
         [usize::try_from(next(4)).unwrap()];
-    let (source, code) = command(next, &mark, way);
+    let (source, code) = command(next, &mark, interruption);
     let mut client = service.connect();
-    let timeout_ms = match way {
+    let timeout_ms = match interruption {
         Interruption::TimeOut => 100 + next(400),
         _ => 4_000,
     };
     let answer = client.call("execute", json!({ "command": source, "timeoutMs": timeout_ms })).unwrap();
     let grace_ms = [0, 100, 300][usize::try_from(next(3)).unwrap()];
-    // Anywhere in its life: as soon as it runs, or a moment later, as measured by what the machine does meanwhile.
+    // The pings delay the interruption by a time that depends on the machine's load.
     for _ in 0..next(3) {
         client.call("ping", json!({})).unwrap();
     }
-    match way {
+    match interruption {
         Interruption::Cancel => {
-            // It may have ended by its guard's loss: then there is nothing to cancel.
+            // Refused if the execution has already ended by the loss of a guard.
             let _ = client.call("control", json!({ "type": "CANCEL", "graceMs": grace_ms }));
         }
-        Interruption::Disconnect => client.vanish_now(),
+        Interruption::Disconnect => client.shut_down(),
         Interruption::TimeOut | Interruption::Itself => {}
     }
-    if way == Interruption::Disconnect {
+    if interruption == Interruption::Disconnect {
         let id = answer["executionId"].as_str().unwrap().to_owned();
         let mut other = service.connect();
         let mut end = Value::Null;
-        wait_until("it has ended", PATIENCE, || {
+        wait_until("the execution has ended", PATIENCE, || {
             end = other.call("status", json!({ "executionId": id })).unwrap();
             ["CANCELLED", "FAILED", "COMPLETED"].contains(&end["status"].as_str().unwrap_or_default())
         });
-        assert_true(way, code, &end, &source);
+        assert_plausible(interruption, code, &end, &source);
     } else {
-        assert_true(way, code, &ending(&mut client), &source);
+        assert_plausible(interruption, code, &client.record().end, &source);
     }
-    wait_until(&format!("nothing is left of {source}"), Duration::from_secs(2), || {
+    wait_until(&format!("no process is left of {source}"), Duration::from_secs(2), || {
         procs::with_argument(&mark).is_empty()
     });
 }
 
-/// The rounds of one mode, in lanes that run at a time. Each lane has a service of its own, which is killed now and then.
+/// Runs `n` rounds in one mode, in four lanes at once. Each lane has a service, which some rounds kill or shut down.
 fn rounds(mode: Mode, n: usize, seed: u64) {
     let done = AtomicUsize::new(0);
     thread::scope(|scope| {
@@ -154,9 +140,9 @@ fn rounds(mode: Mode, n: usize, seed: u64) {
                 let mut service = mode.service(&["--drain-ms", "1000"]);
                 while done.fetch_add(1, Ordering::Relaxed) < n {
                     if next(8) == 0 {
-                        killed_with(&mut service, &mut next, mode);
+                        end_service_with(&mut service, &mut next, mode);
                     } else {
-                        one(&service, &mut next);
+                        run_round(&service, &mut next);
                     }
                 }
             });
@@ -164,8 +150,8 @@ fn rounds(mode: Mode, n: usize, seed: u64) {
     });
 }
 
-/// The service is killed, or told to end, while such a command runs.
-fn killed_with(service: &mut Service, next: &mut impl FnMut(u64) -> u64, mode: Mode) {
+/// Kills the service, or sends it SIGTERM, while a random command runs.
+fn end_service_with(service: &mut Service, next: &mut impl FnMut(u64) -> u64, mode: Mode) {
     let mark = procs::mark();
     let (source, _) = command(next, &mark, Interruption::Cancel);
     let mut client = service.connect();
@@ -173,20 +159,19 @@ fn killed_with(service: &mut Service, next: &mut impl FnMut(u64) -> u64, mode: M
     for _ in 0..next(3) {
         client.call("ping", json!({})).unwrap();
     }
-    let below = procs::below(service.pid());
+    let descendants = procs::descendants(service.pid());
     service.signal(if next(2) == 0 { Signal::KILL } else { Signal::TERM });
     let _ = service.wait(Duration::from_secs(10));
-    let is_left =
-        |pid: &&u32| std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "));
-    wait_until(&format!("nothing is left of the service and {source}"), Duration::from_secs(2), || {
-        procs::with_argument(&mark).is_empty() && below.iter().filter(is_left).count() == 0
+    let is_alive = |pid: &u32| procs::state(*pid).is_some_and(|state| state != 'Z');
+    wait_until(&format!("no process is left of the service and of {source}"), Duration::from_secs(2), || {
+        procs::with_argument(&mark).is_empty() && !descendants.iter().any(is_alive)
     });
-    while !matches!(client.recv(), Frame::End) {}
+    client.read_to_end();
     *service = mode.service(&["--drain-ms", "1000"]);
 }
 
 #[test]
-fn whatever_a_command_does_to_its_guards_nothing_is_left_of_it_and_its_ending_is_true() {
+fn random_hostile_commands_leave_no_process_and_end_truthfully() {
     let modes = Mode::all();
     let n = scale(100, 1_000) / modes.len();
     let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);

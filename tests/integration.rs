@@ -1,7 +1,7 @@
-//! All integration tests, in one binary. Each module is a boundary of the service.
+//! All integration tests, in one binary. Each module covers one boundary of the service.
 //!
-//! They use real processes, real HTTP and real sockets on ports that the system chooses. Nothing waits
-//! for time to pass: each wait is for a fact, with a bound.
+//! They use real processes, real HTTP and real sockets on ports that the system chooses. A test waits for a fact, with a
+//! bound, and never for time to pass.
 #![forbid(unsafe_code)]
 #![allow(clippy::panic, clippy::unwrap_used, reason = "a test that panics has failed")]
 

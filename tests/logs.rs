@@ -1,4 +1,4 @@
-//! The log tells each session's life: what it opened it closes, and no command's text is in it.
+//! The log: each opened session is closed, each started execution ends once, and no command text appears.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,7 +15,8 @@ fn ids(log: &[Value], event: &str, id: &str) -> Vec<String> {
     lines.map(|line| line[id].as_str().unwrap_or_else(|| panic!("no {id} in {line}")).to_owned()).collect()
 }
 
-fn lives(service: &Service) -> Vec<Value> {
+/// Runs executions with different endings, and returns the log.
+fn run_and_log(service: &Service) -> Vec<Value> {
     for command in ["echo secret-word; exit 3", "kill -9 $$", "true"] {
         let mut client = service.connect();
         client.run(json!({ "command": command, "env": { "HIDDEN": "secret-value" } }));
@@ -24,19 +25,19 @@ fn lives(service: &Service) -> Vec<Value> {
     let mut canceled = service.connect();
     canceled.execute(json!({ "command": "sleep 1000" }));
     canceled.notify("control", json!({ "type": "CANCEL" }));
-    canceled.story();
-    canceled.vanish();
+    canceled.record();
+    canceled.disconnect();
     let mut left = service.connect();
     left.execute(json!({ "command": "sleep 1000" }));
-    left.vanish();
+    left.disconnect();
     service.wait_for_event("session.closed", 5);
     service.wait_for_event("process.finished", 5);
     service.log()
 }
 
 #[test]
-fn what_is_opened_is_closed_and_what_is_started_has_one_end() {
-    let log = lives(&Service::start());
+fn each_opening_and_start_has_one_matching_end() {
+    let log = run_and_log(&Service::start());
     for (begin, end, id) in [
         ("session.opened", "session.closed", "session_id"),
         ("execution.started", "execution.finished", "execution_id"),
@@ -60,10 +61,10 @@ fn what_is_opened_is_closed_and_what_is_started_has_one_end() {
 }
 
 #[test]
-fn a_commands_text_is_logged_at_debug_level_only_and_its_secrets_never() {
-    let quiet = serde_json::to_string(&lives(&Service::start())).unwrap();
+fn command_text_is_logged_only_at_debug_and_secrets_never() {
+    let quiet = serde_json::to_string(&run_and_log(&Service::start())).unwrap();
     assert!(!quiet.contains("secret-word") && !quiet.contains("secret-value"));
-    let loud = serde_json::to_string(&lives(&Service::with(
+    let loud = serde_json::to_string(&run_and_log(&Service::with(
         &["serve"],
         &[("RUST_LOG", "trace"), ("ANTHROPIC_API_KEY", "secret-value")],
     )))
@@ -71,7 +72,7 @@ fn a_commands_text_is_logged_at_debug_level_only_and_its_secrets_never() {
     assert!(loud.contains("secret-word") && loud.contains("HIDDEN") && !loud.contains("secret-value"));
 }
 
-/// What deploy/audit.py says of a log, and whether it is content.
+/// The output of deploy/audit.py for a log, and whether it accepts the log.
 fn audit(log: &[Value]) -> (String, bool) {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/audit.py");
     let mut audit =
@@ -83,10 +84,10 @@ fn audit(log: &[Value]) -> (String, bool) {
 }
 
 #[test]
-fn the_audit_of_a_deployment_misses_no_end_and_no_second_one() {
-    let log = lives(&Service::start());
-    let (told, is_content) = audit(&log);
-    assert!(is_content && told.starts_with("5 session.opened with 5 ends, 5 execution.started"), "{told}");
+fn audit_detects_missing_and_duplicate_endings() {
+    let log = run_and_log(&Service::start());
+    let (output, is_accepted) = audit(&log);
+    assert!(is_accepted && output.starts_with("5 session.opened with 5 ends, 5 execution.started"), "{output}");
     let ends = ["session.closed", "execution.finished", "process.finished"];
     let ends: Vec<_> = (0..log.len()).filter(|at| ends.contains(&log[*at]["event"].as_str().unwrap_or(""))).collect();
     for at in [ends[0], ends[1], ends[2], ends[14]] {
@@ -99,7 +100,7 @@ fn the_audit_of_a_deployment_misses_no_end_and_no_second_one() {
     }
     let restarted = [&log[..], &log[..1]].concat();
     assert_eq!(restarted.last().unwrap()["event"], "service.listening");
-    assert!(!audit(&restarted).1, "it began again without having stopped");
+    assert!(!audit(&restarted).1, "a start without a stop before it");
     let failed = [&log[..], &[json!({ "level": "ERROR", "event": "drain.incomplete" })]].concat();
     assert!(!audit(&failed).1, "an error");
 }

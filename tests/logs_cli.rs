@@ -1,15 +1,17 @@
-//! `logs` as people use it: on a file, behind a pipe, and before one.
+//! `logs` on a file, with input from a pipe, and with output to a pipe.
 
 use std::{
     fs,
     io::{BufRead, BufReader, Write},
-    path::PathBuf,
-    process::{ChildStdin, Command, Output, Stdio},
+    process::{ChildStdin, Command, Stdio},
 };
 
-use crate::common::service::binary;
+use crate::common::{
+    service::{binary, run_to_exit},
+    temp::TempPath,
+};
 
-/// As `docker-compose logs` gives it: one container's lines after the other's, and text between them.
+/// The output of `docker-compose logs`: the lines of one container after those of the other, and other text.
 const LOG: &str = r#"Attaching to claude-api, cc-executor-mcp
 claude-api | {"time":"2026-01-02T03:04:05.000Z","level":"INFO","event":"process.started","execution_id":"eeeeeeee-1","message":"process started"}
 claude-api | {"time":"2026-01-02T03:04:07.000Z","level":"INFO","event":"process.finished","execution_id":"eeeeeeee-1","message":"process finished"}
@@ -17,82 +19,63 @@ gateway | {"time":"2026-01-02T03:04:04.000Z","level":"INFO","event":"session.ope
 gateway | {"time":"2026-01-02T03:04:05.500Z","level":"INFO","event":"execution.started","session_id":"aaaaaaaa-1","execution_id":"eeeeeeee-1","message":"execution started"}
 "#;
 
-struct Log(PathBuf);
-
-impl Log {
-    fn of(name: &str, text: &str) -> Log {
-        let path = std::env::temp_dir().join(format!("cc-executor-logs-{}-{name}", std::process::id()));
-        fs::write(&path, text).unwrap();
-        Log(path)
-    }
-
-    fn path(&self) -> &str {
-        self.0.to_str().unwrap()
-    }
-}
-
-impl Drop for Log {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0);
-    }
-}
-
 fn logs(arguments: &[&str]) -> Command {
     let mut command = binary();
     command.arg("logs").args(arguments);
     command
 }
 
-/// The events that were printed, standard error, and the exit code.
-fn told(output: &Output) -> (Vec<String>, String, i32) {
-    let text = String::from_utf8(output.stdout.clone()).unwrap();
-    let events = text.lines().map(|line| line.split_whitespace().nth(2).unwrap().to_owned()).collect();
-    (events, String::from_utf8(output.stderr.clone()).unwrap(), output.status.code().unwrap())
+/// Runs a command to its exit: the printed events, standard error, and the exit code.
+fn events(command: &mut Command) -> (Vec<String>, String, i32) {
+    let (stdout, stderr, code) = run_to_exit(command);
+    (stdout.lines().map(|line| line.split_whitespace().nth(2).unwrap().to_owned()).collect(), stderr, code)
 }
 
 #[test]
-fn a_file_is_told_in_order_and_what_is_no_log_line_is_counted() {
-    let log = Log::of("order", LOG);
-    let (events, err, code) = told(&logs(&["--session", "aaaa", log.path()]).output().unwrap());
-    assert_eq!(events, ["session.opened", "process.started", "execution.started", "process.finished"]);
-    assert_eq!((err.as_str(), code), ("cc-executor: 1 lines are not shown, because they are not JSON log lines\n", 0));
-    let (events, _, code) =
-        told(&logs(&["--session", "aaaa", "--event", "process.finished", log.path()]).output().unwrap());
-    assert_eq!((events, code), (vec!["process.finished".to_owned()], 0));
+fn file_is_printed_in_order_and_other_lines_are_counted() {
+    let log = TempPath::with_content("order", LOG);
+    let (names, stderr, code) = events(&mut logs(&["--session", "aaaa", log.as_str()]));
+    assert_eq!(names, ["session.opened", "process.started", "execution.started", "process.finished"]);
+    assert_eq!(
+        (stderr.as_str(), code),
+        ("cc-executor: 1 lines are not shown, because they are not JSON log lines\n", 0)
+    );
+    let (names, _, code) = events(&mut logs(&["--session", "aaaa", "--event", "process.finished", log.as_str()]));
+    assert_eq!((names, code), (vec!["process.finished".to_owned()], 0));
 }
 
 #[test]
-fn exit_codes_say_why_nothing_was_printed() {
-    let log = Log::of("codes", LOG);
-    let text = Log::of("text", "a log for people\n");
+fn exit_codes_distinguish_why_nothing_was_printed() {
+    let log = TempPath::with_content("codes", LOG);
+    let text = TempPath::with_content("text", "a log for people\n");
     for (arguments, part, code) in [
-        (["--session", "bbbb", log.path()].as_slice(), "none of 5 log lines", 1),
-        (&[text.path()], "LOG_FORMAT=json", 64),
+        (["--session", "bbbb", log.as_str()].as_slice(), "none of 5 log lines", 1),
+        (&[text.as_str()], "LOG_FORMAT=json", 64),
         (&["/no/such/file"], "cannot read", 64),
         (&["/"], "cannot read", 64),
         (&["-"], "2>&1", 1),
     ] {
-        let (events, err, was) = told(&logs(arguments).stdin(Stdio::null()).output().unwrap());
-        assert_eq!((events.len(), was), (0, code), "{arguments:?}: {err}");
-        assert!(err.contains(part), "{arguments:?}: {err}");
+        let (names, stderr, actual) = events(logs(arguments).stdin(Stdio::null()));
+        assert_eq!((names.len(), actual), (0, code), "{arguments:?}: {stderr}");
+        assert!(stderr.contains(part), "{arguments:?}: {stderr}");
     }
 }
 
 #[test]
-fn a_log_that_goes_on_is_told_as_it_comes() {
+fn growing_log_is_printed_line_by_line() {
     let mut child = logs(&["-"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     let mut input: ChildStdin = child.stdin.take().unwrap();
     let mut output = BufReader::new(child.stdout.take().unwrap()).lines();
-    // Nothing more is written before the line is read: it does not wait for the end.
+    // The next line is written only after this one was read, so `logs` cannot wait for the end.
     for line in LOG.lines() {
         writeln!(input, "{line}").unwrap();
-        let told = output.next().unwrap().unwrap();
+        let printed = output.next().unwrap().unwrap();
         if !line.contains('{') {
-            assert_eq!(told, line, "where all is wanted, what is no log line is told as it came");
+            assert_eq!(printed, line, "without a filter, other lines are printed as they came");
             continue;
         }
-        let event = told.split_whitespace().nth(2).unwrap();
-        assert!(line.contains(&format!("\"event\":\"{event}\"")), "{line}: {told}");
+        let event = printed.split_whitespace().nth(2).unwrap();
+        assert!(line.contains(&format!("\"event\":\"{event}\"")), "{line}: {printed}");
     }
     drop(input);
     assert!(output.next().is_none());
@@ -100,13 +83,13 @@ fn a_log_that_goes_on_is_told_as_it_comes() {
 }
 
 #[test]
-fn a_reader_who_leaves_is_no_error_and_a_full_disk_is_one() {
-    let log = Log::of("readers", LOG);
+fn closed_stdout_is_accepted_and_full_disk_fails() {
+    let log = TempPath::with_content("readers", LOG);
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
-    let (_, err, code) = told(&logs(&[log.path()]).stdout(writer).output().unwrap());
-    assert_eq!((err.as_str(), code), ("", 0));
+    let (_, stderr, code) = events(logs(&[log.as_str()]).stdout(writer));
+    assert_eq!((stderr.as_str(), code), ("", 0));
     let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
-    let (_, err, code) = told(&logs(&[log.path()]).stdout(full).output().unwrap());
-    assert_eq!(code, 74, "{err}");
+    let (_, stderr, code) = events(logs(&[log.as_str()]).stdout(full));
+    assert_eq!(code, 74, "{stderr}");
 }

@@ -1,18 +1,20 @@
-//! The race that started it all: sessions by the hundred, in `make stress` by the thousand, in which output,
-//! cancellation, both ends' closing, a cut to the backend and a drain meet within a few milliseconds.
+//! Hundreds of sessions, in `make stress` thousands, in which output, a cancel, a close by either end, a cut connection to the
+//! backend and a drain coincide within a few milliseconds.
 
 use std::{
     sync::atomic::{AtomicU64, AtomicUsize, Ordering},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
+use cc_executor_actors::rpc::call_text;
 use rustix::process::Signal;
 use serde_json::json;
 
 use crate::common::{
-    PATIENCE,
-    client::{Client, Frame, frame},
+    LONGEST_WAIT, PATIENCE,
+    client::{Client, Frame},
+    frames::{self, close_frame, frame, text_frame},
     procs,
     proxy::{CutKind, Proxy},
     random, scale,
@@ -20,67 +22,74 @@ use crate::common::{
     wait_until,
 };
 
-/// The sessions of a round.
+/// The number of sessions in a round.
 fn n_sessions() -> usize {
     scale(400, 2_000)
 }
 
-/// Every so many-th session has a gateway that is told to end meanwhile.
+/// One in this many sessions has a gateway that drains during the session.
 const DRAINED: usize = 10;
 
-/// What a client saw of its session after it had asked for everything it wanted.
+/// Totals of what the clients received.
 #[derive(Default)]
 struct Counted {
     frames: AtomicUsize,
     after_close: AtomicUsize,
     ends: AtomicUsize,
     closes: AtomicUsize,
-    /// Sessions that waited for the end of their execution before they closed.
+    /// Sessions that waited for the ending of their execution before they closed.
     waited: AtomicUsize,
 }
 
 impl Counted {
-    /// Reads to the end of the connection, and counts. True if the service closed it properly.
-    fn read(&self, client: &mut Client, seen: Seen) -> bool {
-        let seen = self.read_until(client, seen, |seen| seen.connection_ended);
-        assert!(seen.ends <= 1, "one execution, one end");
-        self.ends.fetch_add(seen.ends, Ordering::Relaxed);
-        self.closes.fetch_add(usize::from(seen.closed), Ordering::Relaxed);
-        seen.closed
+    /// Reads to the end of the connection, and counts. True if there was a close frame.
+    fn read(&self, client: &mut Client, counts: SessionCounts) -> bool {
+        let counts = self.read_until(client, counts, |counts| counts.connection_ended);
+        assert!(counts.ends <= 1, "one execution, one end");
+        self.ends.fetch_add(counts.ends, Ordering::Relaxed);
+        self.closes.fetch_add(usize::from(counts.closed), Ordering::Relaxed);
+        counts.closed
     }
 
-    fn read_until(&self, client: &mut Client, mut seen: Seen, until: impl Fn(&Seen) -> bool) -> Seen {
-        while !seen.connection_ended && !until(&seen) {
+    fn read_until(
+        &self,
+        client: &mut Client,
+        mut counts: SessionCounts,
+        until: impl Fn(&SessionCounts) -> bool,
+    ) -> SessionCounts {
+        let start = Instant::now();
+        while !counts.connection_ended && !until(&counts) {
+            assert!(start.elapsed() < LONGEST_WAIT, "waited in vain for the end of a session");
             let frame = client.recv();
             if matches!(frame, Frame::End) {
-                seen.connection_ended = true;
+                counts.connection_ended = true;
                 break;
             }
             self.frames.fetch_add(1, Ordering::Relaxed);
-            self.after_close.fetch_add(usize::from(seen.closed), Ordering::Relaxed);
+            self.after_close.fetch_add(usize::from(counts.closed), Ordering::Relaxed);
             match frame {
-                Frame::Close(..) => seen.closed = true,
+                Frame::Close(..) => counts.closed = true,
                 Frame::Text(message)
                     if message["params"].get("reason").is_some_and(|_| message["method"] == "statusUpdate") =>
                 {
-                    seen.ends += 1;
+                    counts.ends += 1;
                 }
                 _ => {}
             }
         }
-        seen
+        counts
     }
 }
 
-/// What a client saw of one session so far.
+/// What a client has received in one session so far.
 #[derive(Default)]
-struct Seen {
+struct SessionCounts {
     ends: usize,
     closed: bool,
     connection_ended: bool,
 }
 
-/// One session, with what chance brings. Where `drains` is false, the gateway owes it every answer.
+/// One session with random actions. If `drains` is false, its gateway must send every response and the close frame.
 fn session(gateway: &Service, mark: &str, chance: u64, drains: bool, counted: &Counted) {
     let mut random = random(chance + 1);
     let Ok(mut client) = Client::try_upgrade(gateway.address) else { return };
@@ -91,53 +100,55 @@ fn session(gateway: &Service, mark: &str, chance: u64, drains: bool, counted: &C
         2 => format!("setsid sleep {mark} & head -c 300000 /dev/zero | tr '\\0' x; sleep {mark}"),
         _ => format!("trap 'echo late; exit 0' TERM; sleep {mark} & wait"),
     };
-    let execute = json!({ "jsonrpc": "2.0", "id": 1, "method": "execute", "params":
-        { "command": command, "onDisconnect": detach, "detachMs": detach.starts_with('d').then_some(50) } });
-    let cancel =
-        json!({ "jsonrpc": "2.0", "id": 2, "method": "control", "params": { "type": "CANCEL", "graceMs": 20 } });
-    let close = frame(0x88, &1000u16.to_be_bytes());
-    let mut seen = Seen::default();
-    // A service that has closed meanwhile does not take everything: that is part of the game.
-    let _ = client.send_raw(&frame(0x81, execute.to_string().as_bytes()));
+    let execute = call_text(
+        1,
+        "execute",
+        &json!({ "command": command, "onDisconnect": detach, "detachMs": detach.starts_with('d').then_some(50) }),
+    );
+    let cancel = call_text(2, "control", &json!({ "type": "CANCEL", "graceMs": 20 }));
+    let close = close_frame(1000);
+    let mut counts = SessionCounts::default();
+    // Errors are ignored, because the service may have closed the connection already.
+    let _ = client.send_raw(&text_frame(&execute));
     let pause = [1_000, 10_000, 40_000][random(3) as usize];
     thread::sleep(Duration::from_micros(random(pause)));
     match random(8) {
         0 => {
-            let _ = client.send_raw(&frame(0x81, cancel.to_string().as_bytes()));
+            let _ = client.send_raw(&text_frame(&cancel));
             thread::sleep(Duration::from_micros(random(3_000)));
             let _ = client.send_raw(&close);
         }
         1 => drop(client.send_raw(&close)),
-        2 => return client.vanish(),
+        2 => return client.disconnect(),
         3 => {
             rustix::net::sockopt::set_socket_linger(client.stream(), Some(Duration::ZERO)).unwrap();
             return;
         }
-        // The service closes: binary is not understood.
-        4 => drop(client.send_raw(&frame(0x82, b"binary"))),
+        // The service closes the session, because it does not support binary messages.
+        4 => drop(client.send_raw(&frame(frames::BINARY, b"binary"))),
         5 => {
-            let both = [frame(0x81, cancel.to_string().as_bytes()), close];
+            let both = [text_frame(&cancel), close];
             let _ = client.send_raw(&both.concat());
         }
         6 => {
-            let _ = client.send_raw(&frame(0x81, cancel.to_string().as_bytes()));
+            let _ = client.send_raw(&text_frame(&cancel));
             thread::sleep(Duration::from_millis(30 + random(30)));
             let _ = client.send_raw(&close);
         }
-        // However long the end takes, it comes before the close.
+        // The ending must come before the close frame.
         _ => {
-            let _ = client.send_raw(&frame(0x81, cancel.to_string().as_bytes()));
-            seen = counted.read_until(&mut client, seen, |seen| seen.ends > 0);
-            counted.waited.fetch_add(seen.ends, Ordering::Relaxed);
-            assert!(drains || seen.ends == 1, "session {chance} ended without the end of its execution");
+            let _ = client.send_raw(&text_frame(&cancel));
+            counts = counted.read_until(&mut client, counts, |counts| counts.ends > 0);
+            counted.waited.fetch_add(counts.ends, Ordering::Relaxed);
+            assert!(drains || counts.ends == 1, "session {chance} ended without the end of its execution");
             let _ = client.send_raw(&close);
         }
     }
-    let closed = counted.read(&mut client, seen);
+    let closed = counted.read(&mut client, counts);
     assert!(drains || closed, "session {chance} ended without a close frame");
 }
 
-/// All sessions of a round. The same chances in each.
+/// Runs all sessions of a round. The random actions are the same in each round.
 fn round(gateway: &Service, backend: &str, mark: &str) -> Counted {
     let n_sessions = n_sessions();
     let counted = Counted::default();
@@ -157,7 +168,6 @@ fn round(gateway: &Service, backend: &str, mark: &str) -> Counted {
         scope.spawn(|| {
             for n in 0..n_sessions / DRAINED / 20 {
                 let mut draining = Service::gateway(backend);
-                draining.wait_for_event("backend.up", 1);
                 thread::scope(|scope| {
                     for lane in 0..20 {
                         let (draining, counted) = (&draining, &counted);
@@ -175,7 +185,7 @@ fn round(gateway: &Service, backend: &str, mark: &str) -> Counted {
     counted
 }
 
-/// No warning of a failed send, no error; that a cut connection to the backend is told is right.
+/// Checks that the log has no warning and no error, but for cut connections to the backend.
 fn assert_clean(gateway: &Service) {
     for line in gateway.log() {
         let level = line["level"].as_str().unwrap_or("ERROR");
@@ -183,7 +193,7 @@ fn assert_clean(gateway: &Service) {
     }
 }
 
-fn nobody_is_left(gateway: &Service, mark: &str) {
+fn assert_nothing_left(gateway: &Service, mark: &str) {
     wait_until("the registry is empty", PATIENCE, || {
         let health = gateway.get("/health");
         health["sessions"] == 0 && health["executions"] == 0
@@ -192,7 +202,7 @@ fn nobody_is_left(gateway: &Service, mark: &str) {
 }
 
 #[test]
-fn racing_sessions_leave_nothing_and_say_nothing_after_the_close() {
+fn racing_sessions_leave_no_process_and_send_nothing_after_close() {
     let env = [
         ("CC_EXECUTOR_RETENTION_MS", "300"),
         ("CC_EXECUTOR_MAX_EXECUTIONS", "100"),
@@ -202,12 +212,11 @@ fn racing_sessions_leave_nothing_and_say_nothing_after_the_close() {
     // One connection to the backend in twenty is cut somewhere.
     let proxy = Proxy::start(backend.address, |n| {
         let mut random = random(n as u64 + 99);
-        let how = if random(2) == 0 { CutKind::Fin } else { CutKind::Reset };
-        (random(20) == 0).then(|| (random(20_000) + 1, how))
+        let kind = if random(2) == 0 { CutKind::Fin } else { CutKind::Reset };
+        (random(20) == 0).then(|| (random(20_000) + 1, kind))
     });
-    let through = format!("http://{}", proxy.address);
+    let through = proxy.url();
     let gateway = Service::gateway(&through);
-    gateway.wait_for_event("backend.up", 1);
     let mark = procs::mark();
     let mut before: Option<[u64; 2]> = None;
     for n in 0..2 {
@@ -216,16 +225,16 @@ fn racing_sessions_leave_nothing_and_say_nothing_after_the_close() {
         let [frames, ends, closes, waited] = [&counted.frames, &counted.ends, &counted.closes, &counted.waited]
             .map(|count| count.load(Ordering::SeqCst));
         println!("round {n}: {frames} frames, {ends} ends, {waited} of them waited for, {closes} closes");
-        // How many ends overtake their session's close is a matter of speed. Each that was waited for has come, and
-        // so has each close frame: `session` makes sure of that.
-        assert!(waited > 0 && ends > 0 && closes > 0, "the mix has every outcome");
-        nobody_is_left(&gateway, &mark);
-        wait_until("the backend has forgotten all", PATIENCE, || {
+        // The number of endings that come before their session's close depends on timing. `session` checks each ending that
+        // it waits for, and each close frame.
+        assert!(waited > 0 && ends > 0 && closes > 0, "every outcome has occurred");
+        assert_nothing_left(&gateway, &mark);
+        wait_until("the backend has forgotten every execution", PATIENCE, || {
             backend.get("/executions")["executions"].as_array().is_some_and(Vec::is_empty)
         });
         assert_clean(&gateway);
         let rss = || [gateway.rss_kib(), backend.rss_kib()];
-        // The backend gives free memory back once it is idle, which it looks for every second.
+        // The backend returns free memory when it is idle, which it checks every second.
         if let Some(before) = before {
             wait_until("both have grown by less than 2 MiB", PATIENCE, || {
                 rss().iter().zip(before).all(|(now, before)| now.saturating_sub(before) < 2 * 1024)

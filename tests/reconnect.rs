@@ -1,35 +1,42 @@
-//! A connection breaks, and nothing is lost: not the execution, not a byte, not the ending.
+//! After a broken connection a client attaches again, and neither the execution, nor a byte, nor the ending is lost.
 
 use std::{
-    process::Stdio,
     sync::Mutex,
     time::{Duration, Instant},
 };
 
+use cc_executor_actors::{
+    outcome::{Reason, Status},
+    protocol::notification::DetachReason,
+    rpc::code,
+    stream::GapReason,
+};
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
 use crate::common::{
     PATIENCE,
-    client::{Client, LOST, Recording},
+    client::{Client, code_and_param},
+    client_process::ClientProcess,
     procs,
     proxy::{CutKind, Proxy},
-    random, scale,
-    service::Service,
+    random,
+    recording::{LOST, Recording},
+    scale,
+    service::{Service, binary, output_of, run_to_exit},
+    sha256,
     stub::{Stub, respond},
-    wait_until,
+    temp::TempPath,
 };
 
-fn hex(bytes: &[u8]) -> String {
-    format!("{:x}", Sha256::digest(bytes))
+/// A file of numbered lines.
+struct Lines {
+    path: TempPath,
+    sha256: String,
 }
 
-/// A file with as many bytes, all lines different.
-struct Lines(std::path::PathBuf, String);
-
 impl Lines {
-    fn of(n_bytes: usize, name: &str) -> Lines {
+    fn new(n_bytes: usize) -> Lines {
         let mut text = Vec::with_capacity(n_bytes + 100);
         let mut n = 0u64;
         while text.len() < n_bytes {
@@ -39,42 +46,37 @@ impl Lines {
             n += 1;
         }
         text.truncate(n_bytes);
-        let path = std::env::temp_dir().join(format!("cc-executor-{name}-{}", std::process::id()));
-        std::fs::write(&path, &text).unwrap();
-        Lines(path, hex(&text))
+        Lines { path: TempPath::with_content("lines", &text), sha256: sha256(&text) }
     }
 
     fn cat(&self) -> String {
-        format!("cat {}", self.0.display())
-    }
-}
-
-impl Drop for Lines {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
+        format!("cat {}", self.path.display())
     }
 }
 
 #[test]
-fn a_socket_dropped_in_the_middle_of_much_output_loses_no_byte() {
+fn connection_cut_during_large_output_loses_no_byte() {
     let n_bytes = scale(20_000_000, 200_000_000);
     let service = Service::start();
-    let lines = Lines::of(n_bytes, "much");
+    let lines = Lines::new(n_bytes);
     let rounds = Mutex::new(0..scale(4, 50) as u64);
     std::thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
                 while let Some(round) = { rounds.lock().unwrap().next() } {
-                    let how = if round % 2 == 0 { CutKind::Reset } else { CutKind::Fin };
+                    let kind = if round % 2 == 0 { CutKind::Reset } else { CutKind::Fin };
                     let at = random(round + 1)(n_bytes as u64);
-                    let proxy = Proxy::start(service.address, move |n| (n == 0).then_some((at + 1, how)));
-                    let mut run = crate::common::service::binary();
-                    let url = format!("ws://{}", proxy.address);
-                    let output = run.args(["run", "--url", &url, "--reconnect", "--", &lines.cat()]).output().unwrap();
-                    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-                    assert_eq!(output.status.code(), Some(0), "round {round}, cut at {at}: {said}");
-                    assert!(said.contains("trying to reconnect") || proxy.n_connections() > 1, "it was cut: {said}");
-                    assert_eq!(hex(&output.stdout), lines.1, "round {round}, cut at {at}");
+                    let proxy = Proxy::start(service.address, move |n| (n == 0).then_some((at + 1, kind)));
+                    let mut run = binary();
+                    run.args(["run", "--url", &proxy.url(), "--reconnect", "--", &lines.cat()]);
+                    let output = output_of(&mut run);
+                    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+                    assert_eq!(output.status.code(), Some(0), "round {round}, cut at {at}: {stderr}");
+                    assert!(
+                        stderr.contains("trying to reconnect") || proxy.n_connections() > 1,
+                        "the connection was cut: {stderr}"
+                    );
+                    assert_eq!(sha256(&output.stdout), lines.sha256, "round {round}, cut at {at}");
                 }
             });
         }
@@ -82,12 +84,11 @@ fn a_socket_dropped_in_the_middle_of_much_output_loses_no_byte() {
 }
 
 #[test]
-fn a_killed_gateway_loses_nothing_of_twenty_executions() {
+fn killed_gateway_loses_no_byte_of_twenty_executions() {
     const EXECUTIONS: usize = 20;
     let backend = Service::backend();
-    let lines = Lines::of(10_000_000, "gateway");
+    let lines = Lines::new(10_000_000);
     let mut gateway = Service::gateway(&backend.url());
-    gateway.wait_for_event("backend.up", 1);
     let mut begun: Vec<(Client, String, Recording)> = (0..EXECUTIONS)
         .map(|_| {
             let mut client = gateway.connect();
@@ -96,59 +97,62 @@ fn a_killed_gateway_loses_nothing_of_twenty_executions() {
         })
         .collect();
     let mut next = random(7);
-    for (client, _, story) in &mut begun {
+    for (client, _, recording) in &mut begun {
         let so_far = next(9_000_000) as usize;
-        client.follow(story, |story| story.stdout.len() >= so_far);
+        client.record_until(recording, |recording| recording.stdout.len() >= so_far);
     }
     gateway.signal(Signal::KILL);
     gateway.wait(PATIENCE);
     let second = Service::gateway(&backend.url());
-    second.wait_for_event("backend.up", 1);
-    for (_, id, story) in &mut begun {
+    for (_, id, recording) in &mut begun {
         let mut client = second.connect();
-        client.attach(id, story).unwrap();
-        client.follow(story, |_| false);
-        assert_eq!((story.end["status"].as_str(), story.gaps.len()), (Some("COMPLETED"), 0), "{}", story.end);
+        client.attach(id, recording).unwrap();
+        client.record_rest(recording);
+        assert_eq!((recording.status(), recording.gaps.len()), (Status::Completed, 0), "{}", recording.end);
         assert_eq!(
-            (hex(&story.stdout).as_str(), story.end["sha256"]["stdout"].as_str()),
-            (lines.1.as_str(), Some(lines.1.as_str()))
+            (sha256(&recording.stdout).as_str(), recording.end["sha256"]["stdout"].as_str()),
+            (lines.sha256.as_str(), Some(lines.sha256.as_str()))
         );
     }
 }
 
 #[test]
-fn a_second_consumer_takes_over_and_the_first_session_lives() {
+fn second_consumer_takes_over_and_first_session_continues() {
     let service = Service::start();
     let mut first = service.connect();
     let command = "echo one; read x; echo $x";
     let id = first.execute(json!({ "command": command, "stdin": true, "onDisconnect": "detach" }));
-    let mut story = Recording::default();
-    first.follow(&mut story, |story| story.stdout == b"one\n");
+    let mut recording = Recording::default();
+    first.record_until(&mut recording, |recording| recording.stdout == b"one\n");
     let mut second = service.connect();
     assert_eq!(second.call("attach", json!({ "executionId": id })).unwrap()["status"], "RUNNING");
-    first.follow(&mut story, |_| false);
-    let detached = story.detached.take().expect("the first is told");
-    assert_eq!((&detached["reason"], &detached["offsets"]["stdout"]), (&json!("taken_over"), &json!(4)));
+    first.record_rest(&mut recording);
+    let detached = recording.detached.take().expect("the first client gets detached");
+    assert_eq!((detached.reason, detached.offsets.stdout), (DetachReason::TakenOver, 4));
     assert_eq!(first.run(json!({ "command": "echo another" })).stdout, b"another\n");
     assert_eq!(
-        first.call("attach", json!({ "executionId": id, "offsets": { "stdout": 5 } })).unwrap_err()["code"],
-        -32602
+        first.call("attach", json!({ "executionId": id, "offsets": { "stdout": 5 } })).unwrap_err().code,
+        code::PARAMS
     );
-    assert_eq!(second.call("attach", json!({ "executionId": id })).unwrap()["status"], "RUNNING", "its own: no replay");
+    assert_eq!(
+        second.call("attach", json!({ "executionId": id })).unwrap()["status"],
+        "RUNNING",
+        "its own execution: no replay"
+    );
     let other = second.call("attach", json!({ "executionId": "00000000-0000-4000-8000-000000000000" })).unwrap_err();
-    assert_eq!(other["code"], -32005);
+    assert_eq!(other.code, code::ALREADY_RUNNING);
     assert_eq!(second.call("input", json!({ "data": "two\n" })).unwrap()["accepted"], 4);
-    let story = second.story();
-    assert_eq!((story.stdout.as_slice(), story.end["status"].as_str()), (&b"one\ntwo\n"[..], Some("COMPLETED")));
-    // And back, after the end: everything again.
+    let recording = second.record();
+    assert_eq!((recording.stdout.as_slice(), recording.status()), (&b"one\ntwo\n"[..], Status::Completed));
+    // An attach after the end replays everything.
     first.attach(&id, &Recording::default()).unwrap();
-    assert_eq!(first.story().stdout, b"one\ntwo\n");
+    assert_eq!(first.record().stdout, b"one\ntwo\n");
     first.close();
     second.close();
 }
 
 #[test]
-fn the_same_id_again_attaches_and_never_runs_twice() {
+fn execute_with_the_same_id_attaches_and_never_runs_twice() {
     let service = Service::start();
     let mark = procs::mark();
     let id = "33333333-3333-4333-8333-333333333333";
@@ -158,96 +162,94 @@ fn the_same_id_again_attaches_and_never_runs_twice() {
     first.execute(execute.clone());
     let mut second = service.connect();
     second.execute(execute.clone());
-    let mut story = Recording::default();
-    second.follow(&mut story, |story| story.stdout == b"once\n");
+    let mut recording = Recording::default();
+    second.record_until(&mut recording, |recording| recording.stdout == b"once\n");
     assert_eq!(procs::wait_for(&mark, 1, PATIENCE).len(), 1);
     assert_eq!(first.notification("detached")["reason"], "taken_over");
     for (name, value) in [("command", json!("echo twice")), ("cwd", json!("/tmp")), ("timeoutMs", json!(5_000))] {
         let mut other = execute.clone();
         other[name] = value;
         let error = first.call("execute", other).unwrap_err();
-        assert_eq!((&error["code"], &error["data"]["param"]), (&json!(-32602), &json!(name)));
+        assert_eq!(code_and_param(&error), (code::PARAMS, Some(name)));
     }
-    second.call("control", json!({ "type": "CANCEL" })).unwrap();
-    assert_eq!(second.story().end["status"], "CANCELLED");
-    // Ended: its end.
-    assert_eq!(first.run(execute).end["reason"], "canceled");
+    second.cancel();
+    assert_eq!(second.record().status(), Status::Cancelled);
+    // After the end, the same id gives the recorded ending.
+    assert_eq!(first.run(execute).reason(), Reason::Canceled);
     assert!(procs::with_argument(&mark).is_empty());
 }
 
 #[test]
-fn without_a_client_it_waits_at_a_full_ring_and_loses_nothing() {
+fn detached_execution_blocks_at_a_full_ring_and_loses_no_byte() {
     let service = Service::with(&["serve"], &[("CC_EXECUTOR_RING_BYTES", "65536")]);
-    let lines = Lines::of(3_000_000, "full");
+    let lines = Lines::new(3_000_000);
     let mut client = service.connect();
     let id = client.execute(json!({ "command": lines.cat(), "onDisconnect": "detach" }));
-    client.vanish();
+    client.disconnect();
     service.wait_for_event("execution.detached", 1);
     let mut client = service.connect();
-    // The command waits: it is still there, however long it has had.
+    // The command is blocked, so it runs as long as no client attaches.
     assert_eq!(client.call("status", json!({ "executionId": id })).unwrap()["status"], "RUNNING");
     client.attach(&id, &Recording::default()).unwrap();
-    let story = client.story();
-    assert_eq!((hex(&story.stdout), story.gaps.len()), (lines.1.clone(), 0));
+    let recording = client.record();
+    assert_eq!((sha256(&recording.stdout), recording.gaps.len()), (lines.sha256.clone(), 0));
 }
 
 #[test]
-fn a_gateway_that_comes_back_for_itself_acknowledges_nothing_in_its_clients_name() {
+fn reattaching_gateway_acknowledges_nothing_for_its_client() {
     let backend = Service::backend();
-    let wire = Proxy::start(backend.address, |_| Some((3_500_000, CutKind::Reset)));
-    let gateway = Service::gateway(&format!("http://{}", wire.address));
-    gateway.wait_for_event("backend.up", 1);
-    let lines = Lines::of(6_000_000, "receipt");
+    let proxy = Proxy::start(backend.address, |_| Some((3_500_000, CutKind::Reset)));
+    let gateway = Service::gateway(&proxy.url());
+    let lines = Lines::new(6_000_000);
     let mut client = gateway.connect();
     client.answers_pings = false;
     let id = client.execute(json!({ "command": lines.cat(), "onDisconnect": "detach" }));
-    client.follow(&mut Recording::default(), |story| story.stdout.len() >= 4 << 20);
+    client.record_until(&mut Recording::default(), |recording| recording.stdout.len() >= 4 << 20);
     backend.wait_for_event("execution.attached", 1);
-    // It has said of nothing that it arrived, so all is still there for who comes next.
+    // The client has answered no ping, so the gateway has acknowledged nothing, and the backend still has all of the output.
     let other = Service::gateway(&backend.url());
-    other.wait_for_event("backend.up", 1);
     let mut second = other.connect();
     second.attach(&id, &Recording::default()).unwrap();
-    let story = second.story();
-    assert_eq!((hex(&story.stdout), story.gaps.len()), (lines.1.clone(), 0));
-    client.vanish();
+    let recording = second.record();
+    assert_eq!((sha256(&recording.stdout), recording.gaps.len()), (lines.sha256.clone(), 0));
+    client.disconnect();
 }
 
 #[test]
-fn what_was_to_be_dropped_is_said_and_the_command_never_waits() {
+fn overflow_drop_reports_a_gap_and_never_blocks_the_command() {
     let service = Service::with(&["serve"], &[("CC_EXECUTOR_RING_BYTES", "65536")]);
-    let lines = Lines::of(3_000_000, "drop");
+    let lines = Lines::new(3_000_000);
     let mut client = service.connect();
     let id = client.execute(json!({ "command": lines.cat(), "onDisconnect": "detach", "overflow": "drop" }));
-    client.vanish();
+    client.disconnect();
     service.wait_for_event("process.finished", 1);
     let mut client = service.connect();
     client.attach(&id, &Recording::default()).unwrap();
-    let story = client.story();
-    assert_eq!((story.stdout.len(), story.end["bytes"]["stdout"].as_u64()), (3_000_000, Some(3_000_000)));
-    assert_eq!((story.gaps.len(), &story.gaps[0]["reason"], &story.gaps[0]["from"]), (1, &json!("dropped"), &json!(0)));
-    let kept = story.stdout.iter().filter(|byte| **byte != LOST).count();
-    assert_eq!(kept as u64, 3_000_000 - story.gaps[0]["to"].as_u64().unwrap());
+    let recording = client.record();
+    assert_eq!((recording.stdout.len(), recording.end["bytes"]["stdout"].as_u64()), (3_000_000, Some(3_000_000)));
+    assert_eq!((recording.gaps.len(), recording.gaps[0].reason, recording.gaps[0].from), (1, GapReason::Dropped, 0));
+    let kept = recording.stdout.iter().filter(|byte| **byte != LOST).count();
+    assert_eq!(kept as u64, 3_000_000 - recording.gaps[0].to);
     assert!(kept >= 65_536, "{kept}");
 }
 
 #[test]
-fn what_may_not_detach_keeps_its_last_bytes_and_says_what_is_gone() {
+fn non_detachable_execution_keeps_its_last_bytes_and_reports_the_gap() {
     let service = Service::with(&["serve"], &[("CC_EXECUTOR_RING_BYTES", "65536")]);
-    let lines = Lines::of(3_000_000, "kept");
+    let lines = Lines::new(3_000_000);
     let mut client = service.connect();
     let id = client.execute(json!({ "command": lines.cat() }));
-    let whole = client.story();
-    assert_eq!(hex(&whole.stdout), lines.1);
+    let whole = client.record();
+    assert_eq!(sha256(&whole.stdout), lines.sha256);
     client.attach(&id, &Recording::default()).unwrap();
-    let story = client.story();
-    assert_eq!((story.gaps.len(), &story.gaps[0]["reason"]), (1, &json!("overwritten")));
-    let from = story.gaps[0]["to"].as_u64().unwrap() as usize;
-    assert!(from < 3_000_000 && story.stdout[from..] == whole.stdout[from..]);
+    let recording = client.record();
+    assert_eq!((recording.gaps.len(), recording.gaps[0].reason), (1, GapReason::Overwritten));
+    let from = recording.gaps[0].to as usize;
+    assert!(from < 3_000_000 && recording.stdout[from..] == whole.stdout[from..]);
 }
 
 #[test]
-fn without_anybody_for_too_long_it_is_ended_as_disconnected() {
+fn execution_detached_for_too_long_ends_as_disconnected() {
     let service = Service::start();
     let mark = procs::mark();
     let mut client = service.connect();
@@ -255,139 +257,49 @@ fn without_anybody_for_too_long_it_is_ended_as_disconnected() {
     let id = client.execute(json!({ "command": command, "onDisconnect": "detach", "detachMs": 300 }));
     procs::wait_for(&mark, 2, PATIENCE);
     let left_at = Instant::now();
-    client.vanish();
+    client.disconnect();
     procs::wait_for(&mark, 0, PATIENCE);
     assert!(left_at.elapsed() >= Duration::from_millis(300), "{:?}", left_at.elapsed());
     let mut client = service.connect();
     client.attach(&id, &Recording::default()).unwrap();
-    let story = client.story();
-    assert_eq!((&story.end["status"], &story.end["reason"]), (&json!("CANCELLED"), &json!("disconnected")));
-    assert_eq!(story.end["cancel"]["verified"], true);
+    let recording = client.record();
+    assert_eq!(recording.ending(), (Status::Cancelled, Reason::Disconnected));
+    assert_eq!(recording.end["cancel"]["verified"], true);
 }
 
 #[test]
-fn what_ended_is_kept_for_the_retention_and_within_the_memory() {
-    let service =
-        Service::with(&["serve"], &[("CC_EXECUTOR_RETENTION_MS", "5000"), ("CC_EXECUTOR_MAX_KEPT_BYTES", "3000000")]);
-    let mut client = service.connect();
-    let ids: Vec<_> = (0..3)
-        .map(|_| {
-            let id = client.execute(json!({ "command": "head -c 2000000 /dev/zero | tr '\\0' x" }));
-            client.story();
-            id
-        })
-        .collect();
-    client.attach(&ids[2], &Recording::default()).unwrap();
-    assert_eq!(client.story().gaps.len(), 0, "the newest is whole");
-    client.attach(&ids[0], &Recording::default()).unwrap();
-    let story = client.story();
-    assert_eq!(
-        (story.gaps.len(), story.end["status"].as_str()),
-        (1, Some("COMPLETED")),
-        "the oldest gave way, its end did not"
-    );
-    wait_until("all are forgotten", PATIENCE, || {
-        service.get("/executions")["executions"].as_array().is_some_and(Vec::is_empty)
-    });
-    for id in &ids {
-        assert_eq!(client.call("attach", json!({ "executionId": id })).unwrap_err()["code"], -32006);
-    }
-}
-
-#[test]
-fn what_somebody_has_yet_to_fetch_gives_way_last() {
-    let service = Service::with(&["serve"], &[("CC_EXECUTOR_MAX_KEPT_BYTES", "6000000")]);
-    let mut client = service.connect();
-    let id = client.execute(json!({ "command": "echo once; sleep 0.2; seq 100000", "onDisconnect": "detach" }));
-    let mut story = Recording::default();
-    client.follow(&mut story, |story| story.stdout == b"once\n");
-    client.vanish();
-    service.wait_for_event("process.finished", 1);
-    let mut client = service.connect();
-    for _ in 0..4 {
-        client.run(json!({ "command": "head -c 2000000 /dev/zero | tr '\\0' x" }));
-    }
-    client.attach(&id, &story).unwrap();
-    // All of it is under way, and the connection breaks again.
-    client.follow(&mut story, |story| story.stdout.len() > 1_000);
-    client.vanish();
-    let mut client = service.connect();
-    for _ in 0..4 {
-        client.run(json!({ "command": "head -c 2000000 /dev/zero | tr '\\0' x", "onDisconnect": "detach" }));
-    }
-    client.attach(&id, &story).unwrap();
-    client.follow(&mut story, |_| false);
-    assert_eq!(story.gaps, Vec::<Value>::new(), "the newer ones had been delivered");
-    assert_eq!(Some(hex(&story.stdout).as_str()), story.end["sha256"]["stdout"].as_str());
-}
-
-#[test]
-fn the_retention_begins_when_the_last_consumer_leaves() {
-    const RETENTION: Duration = Duration::from_secs(3);
-    let backend =
-        Service::with(&["backend"], &[("CC_EXECUTOR_RETENTION_MS", "3000"), ("CC_EXECUTOR_RING_BYTES", "100000000")]);
-    let gateway = Service::gateway(&backend.url());
-    gateway.wait_for_event("backend.up", 1);
-    let mut client = gateway.connect();
-    let id = client.execute(json!({ "command": "seq 11000000", "onDisconnect": "detach" }));
-    backend.wait_for_event("process.finished", 1);
-    // More than any socket holds is on its way, so that it goes on being followed.
-    let ended_at = Instant::now();
-    let mut story = Recording::default();
-    wait_until("the retention would be over", PATIENCE, || {
-        let so_far = story.stdout.len() + 50_000;
-        client.follow(&mut story, |story| story.stdout.len() > so_far);
-        std::thread::sleep(Duration::from_millis(100));
-        ended_at.elapsed() > RETENTION + Duration::from_secs(1)
-    });
-    client.vanish();
-    wait_until("nobody follows it", PATIENCE, || backend.get(&format!("/executions/{id}"))["attached"] != true);
-    let mut client = gateway.connect();
-    client.attach(&id, &story).unwrap();
-    client.follow(&mut story, |_| false);
-    assert_eq!(Some(hex(&story.stdout).as_str()), story.end["sha256"]["stdout"].as_str());
-}
-
-#[test]
-fn a_client_that_comes_back_gets_the_error_a_backend_cannot_avoid() {
+fn legacy_image_refuses_detach_and_attach() {
     let stub = Stub::start(|request, stream| match request.path.as_str() {
         "/health" => respond(stream, 200, r#"{"status":"ok"}"#),
         _ => respond(stream, 500, "{}"),
     });
     let service = Service::gateway(&stub.url());
-    service.wait_for_event("backend.up", 1);
     let mut client = service.connect();
     for (method, params) in [
         ("execute", json!({ "command": "x", "onDisconnect": "detach" })),
         ("attach", json!({ "executionId": "00000000-0000-4000-8000-000000000000" })),
     ] {
         let error = client.call(method, params).unwrap_err();
-        assert_eq!(error["code"], -32002, "{method}: {error}");
+        assert_eq!(error.code, code::NOT_ALLOWED, "{method}: {error}");
     }
 }
 
 #[test]
-fn the_commands_run_attach_ps_and_cancel_work_together() {
+fn run_attach_ps_and_cancel_work_together() {
     let service = Service::start();
-    let output = |arguments: &[&str]| {
-        let mut command = crate::common::service::binary();
-        let output =
-            command.args(&arguments[..1]).args(["--url", &service.url()]).args(&arguments[1..]).output().unwrap();
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        (text, String::from_utf8_lossy(&output.stderr).into_owned(), output.status.code().unwrap())
-    };
+    let output = |arguments: &[&str]| run_to_exit(&mut service.client_command(arguments));
     let (id, _, code) = output(&["run", "--detach", "--", "echo here; sleep 0.3; echo there; exit 3"]);
     assert_eq!(code, 0);
     let id = id.trim();
     assert!(output(&["ps"]).0.lines().any(|line| line.contains(id) && line.contains("RUNNING")));
     assert_eq!(output(&["attach", id]), ("here\nthere\n".to_owned(), String::new(), 3));
-    assert_eq!(output(&["attach", id]).0, "here\nthere\n", "once more");
-    assert_eq!(output(&["cancel", id]).2, 69, "it has ended");
+    assert_eq!(output(&["attach", id]).0, "here\nthere\n", "again");
+    assert_eq!(output(&["cancel", id]).2, 69, "the execution has ended");
     let mark = procs::mark();
     let (id, ..) = output(&["run", "--detach", "--", &format!("exec sleep {mark}")]);
     procs::wait_for(&mark, 1, PATIENCE);
-    let (said, _, code) = output(&["cancel", id.trim()]);
-    assert_eq!((said.as_str(), code), ("CANCELLED canceled, every process gone\n", 0));
+    let (stdout, _, code) = output(&["cancel", id.trim()]);
+    assert_eq!((stdout.as_str(), code), ("CANCELLED canceled, every process gone\n", 0));
     assert!(procs::with_argument(&mark).is_empty());
     assert_eq!(output(&["attach", id.trim()]).2, 143);
     assert_eq!(output(&["attach", "00000000-0000-4000-8000-000000000000"]).2, 69);
@@ -396,26 +308,18 @@ fn the_commands_run_attach_ps_and_cancel_work_together() {
 }
 
 #[test]
-fn run_comes_back_after_a_gateway_was_replaced() {
+fn run_reconnects_to_a_replaced_gateway() {
     let backend = Service::backend();
     let mut first = Service::gateway(&backend.url());
-    first.wait_for_event("backend.up", 1);
     let address = first.address.to_string();
     let command = "for i in 1 2 3; do echo $i; sleep 0.5; done";
-    let mut run = crate::common::service::binary();
-    let mut run = run
-        .args(["run", "--url", &first.url(), "--reconnect=20", "--", command])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let run = ClientProcess::start(&mut first.run_command(&["--reconnect=20", "--", command]));
     backend.wait_for_event("process.started", 1);
     first.signal(Signal::TERM);
     assert_eq!(first.wait(PATIENCE).code(), Some(0));
-    let mut command = crate::common::service::binary();
+    let mut command = binary();
     command.args(["serve", "--claude-api-url", &backend.url(), "--bind", &address]);
     let _second = Service::spawn(command);
-    assert_eq!(run.wait().unwrap().code(), Some(0));
-    let output = run.wait_with_output().unwrap();
-    assert_eq!(String::from_utf8_lossy(&output.stdout), "1\n2\n3\n", "{}", String::from_utf8_lossy(&output.stderr));
+    let (stdout, stderr, code) = run.finish(PATIENCE);
+    assert_eq!((stdout.as_str(), code), ("1\n2\n3\n", 0), "{stderr}");
 }

@@ -1,5 +1,5 @@
-//! `src/protocol.md` is the reference of the wire: its examples are read as the service reads them, and nothing that the
-//! code can say is missing from it.
+//! `src/protocol.md` is the reference of the wire: its examples parse with the wire types, and it has every code, limit and
+//! name that the code can send. Messages are raw JSON here, because the text of the reference is what is tested.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,7 +28,7 @@ fn source(name: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap()
 }
 
-/// The examples, with the direction of each: `>` to the service, `<` from it.
+/// The examples, each with its direction: `>` to the service, `<` from it.
 fn examples() -> Vec<(char, String)> {
     let reference = source("src/protocol.md");
     let blocks = reference.split("```jsonl\n").skip(1).map(|rest| rest.split("```").next().unwrap().to_owned());
@@ -36,16 +36,16 @@ fn examples() -> Vec<(char, String)> {
     lines.into_iter().map(|line| (line.chars().next().unwrap(), line[2..].to_owned())).collect()
 }
 
-/// Checks that a text which is read and written again is the same: it has every field of its type, and no other.
-fn assert_same<'a, T: Serialize + Deserialize<'a>>(text: &'a str) {
+/// Checks that a text has every field of its type and no other, by reading and writing it.
+fn assert_round_trip<'a, T: Serialize + Deserialize<'a>>(text: &'a str) {
     let read: T = serde_json::from_str(text).unwrap_or_else(|error| panic!("{text}: {error}"));
     assert_eq!(serde_json::to_value(&read).unwrap(), serde_json::from_str::<Value>(text).unwrap(), "{text}");
 }
 
 #[test]
-fn each_example_is_understood() {
+fn each_example_parses_with_the_wire_types() {
     let limits = Limits::default();
-    let (mut called, mut told, mut calls) = (BTreeSet::new(), BTreeSet::new(), BTreeMap::new());
+    let (mut called, mut notified, mut calls) = (BTreeSet::new(), BTreeSet::new(), BTreeMap::new());
     for (direction, text) in examples() {
         let message: Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{text}: {error}"));
         assert_eq!(message["jsonrpc"], "2.0", "{text}");
@@ -58,38 +58,38 @@ fn each_example_is_understood() {
                 called.insert(method);
             }
             ('<', Some(method)) if method == "output" => {
-                assert_same::<OutputNotice<'_>>(&message["params"].to_string());
-                told.insert(method);
+                assert_round_trip::<OutputNotice<'_>>(&message["params"].to_string());
+                notified.insert(method);
             }
             ('<', Some(method)) if method == "event" => {
-                assert_same::<EventNotice<'_>>(&message["params"].to_string());
-                told.insert(method);
+                assert_round_trip::<EventNotice<'_>>(&message["params"].to_string());
+                notified.insert(method);
             }
             ('<', method) => {
-                assert_same::<ServerMessage>(&text);
+                assert_round_trip::<ServerMessage>(&text);
                 let result = message["result"].to_string();
                 match method {
                     None if message.get("error").is_some() => {}
                     None => match calls[&message["id"].as_u64().unwrap()].as_str() {
-                        "execute" => assert_same::<ExecuteResult>(&result),
-                        "attach" => assert_same::<AttachResult>(&result),
-                        "control" => assert_same::<ControlResult>(&result),
-                        "input" => assert_same::<InputResult>(&result),
-                        "status" => assert_same::<StatusResult>(&result),
-                        _ => assert_same::<EmptyResult>(&result),
+                        "execute" => assert_round_trip::<ExecuteResult>(&result),
+                        "attach" => assert_round_trip::<AttachResult>(&result),
+                        "control" => assert_round_trip::<ControlResult>(&result),
+                        "input" => assert_round_trip::<InputResult>(&result),
+                        "status" => assert_round_trip::<StatusResult>(&result),
+                        _ => assert_round_trip::<EmptyResult>(&result),
                     },
-                    Some(method) => drop(told.insert(method)),
+                    Some(method) => drop(notified.insert(method)),
                 }
             }
             _ => panic!("neither a call nor an answer: {text}"),
         }
     }
     assert_eq!(called, Method::NAMES.iter().map(|name| (*name).to_owned()).collect(), "each method has an example");
-    assert_eq!(told, NOTIFICATIONS.map(str::to_owned).into(), "each notification has an example");
+    assert_eq!(notified, NOTIFICATIONS.map(str::to_owned).into(), "each notification has an example");
 }
 
 #[test]
-fn nothing_that_the_code_can_say_is_missing() {
+fn every_code_limit_and_name_is_documented() {
     let reference = source("src/protocol.md");
     let has_row = |what: &str| reference.lines().any(|line| line.starts_with(&format!("| {what} |")));
     for line in source("actors/src/rpc.rs").lines() {
@@ -114,7 +114,7 @@ fn nothing_that_the_code_can_say_is_missing() {
     for name in CAPABILITIES {
         assert!(reference.contains(&format!("\"{name}\"")), "the capability {name}");
     }
-    // What a status, a reason and an evidence are called is in one place each.
+    // The names of statuses, reasons and kinds of evidence.
     let outcome = source("actors/src/outcome.rs");
     let names: Vec<_> = outcome
         .lines()

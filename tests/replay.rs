@@ -1,4 +1,4 @@
-//! The inputs that the fuzzers found worth keeping, once more.
+//! Each fuzzer's body with the inputs of its corpus.
 
 use std::{fs, path::Path};
 
@@ -17,27 +17,27 @@ fn replay(target: &str, body: fn(&[u8])) {
 }
 
 #[test]
-fn what_a_client_may_send() {
+fn input_corpus() {
     replay("input", bodies::input);
 }
 
 #[test]
-fn what_a_backend_may_stream() {
+fn multiplex_corpus() {
     replay("multiplex", bodies::multiplex);
 }
 
 #[test]
-fn what_a_plain_backend_may_answer() {
+fn body_end_corpus() {
     replay("body_end", bodies::body_end);
 }
 
 #[test]
-fn what_a_command_may_write() {
+fn output_corpus() {
     replay("text", bodies::text);
     replay("json_lines", bodies::json_lines);
 }
 
 #[test]
-fn what_claude_may_print() {
+fn claude_corpus() {
     replay("claude", bodies::claude);
 }

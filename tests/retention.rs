@@ -1,28 +1,25 @@
-//! Ended executions are remembered for their retention, and their output is evicted or held by rules.
+//! Ended executions are remembered for the retention time, and their output is kept or evicted by rules.
+
+mod ended;
+mod eviction;
+mod memory;
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering},
     thread,
-    time::Duration,
 };
 
+use cc_executor_actors::outcome::Status;
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
-use crate::common::{
-    PATIENCE,
-    client::{Client, LOST, Recording},
-    scale,
-    service::Service,
-    wait_until,
-};
+use crate::common::{client::Client, recording::Recording, service::Service, sha256};
 
-/// A command that writes so many bytes.
+/// A command that writes this many bytes.
 fn writes(n_bytes: usize) -> String {
     format!("head -c {n_bytes} /dev/zero | tr '\\0' x")
 }
 
-/// Runs `true` so often, with these other parameters, over several connections.
+/// Runs `true` this many times, with these further parameters, over several connections.
 fn run_true(backend: &Service, times: usize, more: &Value) {
     const LANES: usize = 4;
     let left = AtomicUsize::new(times);
@@ -39,273 +36,23 @@ fn run_true(backend: &Service, times: usize, more: &Value) {
     });
 }
 
-/// Runs a command that may detach to its end, for a client that acknowledges nothing.
+/// Runs a detachable command to its end, with a client that acknowledges nothing.
 fn run_unacknowledged(service: &Service, command: &str) -> String {
     let mut client = service.connect();
     client.answers_pings = false;
     let id = client.execute(json!({ "command": command, "onDisconnect": "detach" }));
-    assert_eq!(client.story().end["status"], "COMPLETED");
-    client.vanish();
+    assert_eq!(client.record().status(), Status::Completed);
+    client.disconnect();
     id
 }
 
-fn attached(client: &mut Client, id: &str) -> Recording {
+fn attach_and_record(client: &mut Client, id: &str) -> Recording {
     client.attach(id, &Recording::default()).unwrap();
-    client.story()
+    client.record()
 }
 
-/// Everything that was written is in the story, and its digest is the ending's.
-fn assert_whole(story: &Recording, n_bytes: usize) {
-    assert_eq!((story.gaps.as_slice(), story.stdout.len()), (&[][..], n_bytes));
-    assert_eq!(story.end["sha256"]["stdout"].as_str(), Some(format!("{:x}", Sha256::digest(&story.stdout)).as_str()));
-}
-
-#[test]
-fn later_executions_neither_forget_an_ending_nor_cut_a_reader() {
-    /// How many of the newest executions the backend lists.
-    const LISTED: usize = 4_096;
-    const BYTES: usize = 50_000_000;
-    let backend = Service::with(&["backend"], &[("CC_EXECUTOR_RING_BYTES", "60000000")]);
-    let gateway =
-        Service::with(&["serve", "--claude-api-url", &backend.url()], &[("CC_EXECUTOR_CLIENT_STALL_MS", "600000")]);
-    gateway.wait_for_event("backend.up", 1);
-    let runs = std::env::temp_dir().join(format!("cc-executor-runs-{}", std::process::id()));
-    let _ = std::fs::remove_file(&runs);
-    let id = "44444444-4444-4444-8444-444444444444";
-    let execute = json!({
-        "command": format!("echo ran >> {}; exit 3", runs.display()), "executionId": id, "onDisconnect": "detach",
-    });
-    let mut client = gateway.connect();
-    client.execute(execute.clone());
-    client.vanish();
-    backend.wait_for_event("process.finished", 1);
-    let mut reader = gateway.connect();
-    reader.execute(json!({ "command": writes(BYTES), "onDisconnect": "detach" }));
-    let mut behind = Recording::default();
-    reader.follow(&mut behind, |story| !story.stdout.is_empty());
-    backend.wait_for_event("process.finished", 2);
-    let n_later = 4_200;
-    run_true(&backend, n_later, &json!({}));
-    let mut client = gateway.connect();
-    let story = client.run(execute.clone());
-    assert_eq!((story.end["exit_code"].as_i64(), story.end["reason"].as_str()), (Some(3), Some("exit")));
-    assert_eq!(std::fs::read_to_string(&runs).unwrap(), "ran\n", "it never runs twice");
-    let _ = std::fs::remove_file(&runs);
-    assert_eq!(backend.get(&format!("/executions/{id}"))["ending"]["exit_code"], 3);
-    let mut other = execute;
-    other["cwd"] = json!("/tmp");
-    let error = client.call("execute", other).unwrap_err();
-    assert_eq!((&error["code"], &error["data"]["param"]), (&json!(-32602), &json!("cwd")));
-    let n_listed = backend.get("/executions")["executions"].as_array().unwrap().len();
-    assert_eq!(n_listed, LISTED, "the newest are listed");
-    reader.follow(&mut behind, |_| false);
-    assert_whole(&behind, BYTES);
-}
-
-#[test]
-fn attach_after_eviction_gets_a_gap_and_the_true_ending() {
-    let service = Service::with(&["serve"], &[("CC_EXECUTOR_MAX_KEPT_BYTES", "0")]);
-    let mut client = service.connect();
-    let execute = json!({
-        "command": "echo out; echo err >&2; exit 7", "executionId": "55555555-5555-4555-8555-555555555555",
-    });
-    let id = client.execute(execute.clone());
-    let first = client.story();
-    for again in ["attach", "execute"] {
-        let params = if again == "attach" { json!({ "executionId": id }) } else { execute.clone() };
-        client.call(again, params).unwrap();
-        let story = client.story();
-        let gaps: Vec<_> = story.gaps.iter().map(|gap| (gap["type"].as_str(), gap["to"].as_u64())).collect();
-        assert_eq!(gaps, [(Some("stdout"), Some(4)), (Some("stderr"), Some(4))], "{again}");
-        assert!(story.gaps.iter().all(|gap| gap["reason"] == "overwritten"));
-        for field in ["status", "reason", "exit_code", "signal", "message", "elapsedMs", "bytes", "sha256", "leftovers"]
-        {
-            assert_eq!(story.end[field], first.end[field], "{again}: {field}");
-        }
-    }
-    client.call("attach", json!({ "executionId": id, "offsets": { "stdout": 4, "stderr": 4 } })).unwrap();
-    assert_eq!(client.story().gaps, Vec::<Value>::new(), "it had everything");
-    let beyond = client.call("attach", json!({ "executionId": id, "offsets": { "stdout": 5 } })).unwrap_err();
-    assert_eq!((&beyond["code"], &beyond["data"]["max"]), (&json!(-32602), &json!(4)));
-    assert_eq!(client.call("status", json!({ "executionId": id })).unwrap()["exit_code"], 7);
-}
-
-#[test]
-fn unfetched_output_beyond_the_limit_refuses_executions_that_may_detach() {
-    const BYTES: usize = 2_000_000;
-    let service = Service::with(&["serve"], &[("CC_EXECUTOR_MAX_KEPT_BYTES", "3000000")]);
-    let ids = [run_unacknowledged(&service, &writes(BYTES)), run_unacknowledged(&service, &writes(BYTES))];
-    let mut client = service.connect();
-    let detachable = json!({ "command": "echo more", "onDisconnect": "detach" });
-    let error = client.call("execute", detachable.clone()).unwrap_err();
-    assert_eq!((&error["code"], &error["data"]["max"]), (&json!(-32009), &json!(3_000_000)), "{error}");
-    let held = error["data"]["held"].as_u64().unwrap();
-    assert!((2 * BYTES as u64..2 * BYTES as u64 + 500_000).contains(&held), "{error}");
-    assert!(error["message"].as_str().unwrap().contains("attach"), "it says what to do: {error}");
-    assert_eq!(client.run(json!({ "command": "echo one that ends with its client" })).end["status"], "COMPLETED");
-    for id in &ids {
-        assert_whole(&attached(&mut client, id), BYTES);
-    }
-    wait_until("what was fetched makes room", PATIENCE, || client.call("execute", detachable.clone()).is_ok());
-    assert_eq!(client.story().stdout, b"more\n");
-}
-
-#[test]
-fn unfetched_output_of_concurrent_executions_is_kept_beyond_the_limit() {
-    const BYTES: usize = 2_000_000;
-    let service = Service::with(&["serve"], &[("CC_EXECUTOR_MAX_KEPT_BYTES", "3000000")]);
-    let mut begun: Vec<_> = (0..4)
-        .map(|_| {
-            let mut client = service.connect();
-            client.answers_pings = false;
-            let command = format!("read x; {}", writes(BYTES));
-            let id = client.execute(json!({ "command": command, "stdin": true, "onDisconnect": "detach" }));
-            (client, id)
-        })
-        .collect();
-    for (client, _) in &mut begun {
-        client.call("input", json!({ "data": "go\n" })).unwrap();
-        client.story();
-    }
-    let mut client = service.connect();
-    for (_, id) in &begun {
-        assert_whole(&attached(&mut client, id), BYTES);
-    }
-}
-
-#[test]
-fn evicts_fetched_output_first_and_the_oldest_before_the_others() {
-    const BYTES: usize = 1_000_000;
-    let service = Service::with(&["serve"], &[("CC_EXECUTOR_MAX_KEPT_BYTES", "3500000")]);
-    let unfetched = run_unacknowledged(&service, &writes(BYTES));
-    let mut client = service.connect();
-    let mut fetched = Vec::new();
-    for detach in [false, true, false] {
-        let mut execute = json!({ "command": writes(BYTES) });
-        if detach {
-            execute["onDisconnect"] = json!("detach");
-        }
-        fetched.push(client.execute(execute));
-        client.story();
-    }
-    let lost = |story: &Recording| story.stdout.iter().filter(|byte| **byte == LOST).count();
-    assert_eq!(lost(&attached(&mut client, &fetched[0])), BYTES, "the oldest is evicted");
-    assert_eq!(lost(&attached(&mut client, &fetched[1])), 0);
-    assert_whole(&attached(&mut client, &unfetched), BYTES);
-}
-
-#[test]
-fn a_kept_execution_counts_its_fixed_memory() {
-    const TIMES: usize = 200;
-    let service = Service::with(&["serve"], &[("CC_EXECUTOR_MAX_KEPT_BYTES", "1000000")]);
-    let mut client = service.connect();
-    let ids: Vec<_> = (0..TIMES)
-        .map(|_| {
-            let id = client.execute(json!({ "command": "echo x" }));
-            client.story();
-            id
-        })
-        .collect();
-    assert_eq!(attached(&mut client, &ids[0]).gaps.len(), 1, "2 bytes take some thousands");
-    assert_whole(&attached(&mut client, &ids[TIMES - 1]), 2);
-}
-
-#[test]
-fn a_request_takes_no_memory_after_its_end() {
-    // Of the requests of the shortest run, half would be too many.
-    let times = scale(85, 200);
-    let backend = Service::with(&["backend"], &[("CC_EXECUTOR_MAX_KEPT_BYTES", "1000000")]);
-    // Each variable is as long as execve(2) allows, less a little.
-    let value = "x".repeat(120_000);
-    let env: serde_json::Map<_, _> = (0..8).map(|n| (format!("LARGE_{n}"), json!(value))).collect();
-    run_true(&backend, 8, &json!({ "env": env }));
-    let before = backend.rss_kib();
-    run_true(&backend, times, &json!({ "env": env }));
-    let growth = backend.rss_kib().saturating_sub(before);
-    assert!(growth < 40 * 1024, "{times} requests of 0.96 MB left {growth} KiB");
-}
-
-#[test]
-fn an_ended_execution_takes_a_few_hundred_bytes() {
-    let times = scale(1_000, 2_000);
-    let backend = Service::backend();
-    run_true(&backend, 500, &json!({}));
-    let before = backend.rss_kib();
-    run_true(&backend, times, &json!({}));
-    let growth = backend.rss_kib().saturating_sub(before) * 1024 / times as u64;
-    assert!(growth < 1_000, "{growth} bytes each");
-}
-
-#[test]
-fn the_limit_of_remembered_executions_refuses_new_ones() {
-    const RETENTION: Duration = Duration::from_secs(4);
-    let retention = RETENTION.as_millis().to_string();
-    let backend = Service::with(&["backend", "--max-ended", "5"], &[("CC_EXECUTOR_RETENTION_MS", retention.as_str())]);
-    let id = "66666666-6666-4666-8666-666666666666";
-    assert_eq!(backend.post("/execute/stream", &json!({ "question": "echo first", "executionId": id })).0, 200);
-    run_true(&backend, 4, &json!({}));
-    let (status, body) = backend.post("/execute/stream", &json!({ "question": "true" }));
-    let error: Value = serde_json::from_str(&body).unwrap();
-    assert_eq!((status, &error["code"], &error["data"]["maxEnded"]), (429, &json!(-32009), &json!(5)), "{error}");
-    assert!(error["message"].as_str().unwrap().contains("--max-ended"), "it says what to do: {error}");
-    assert_eq!(backend.get("/ready")["code"], -32009);
-    assert_eq!(backend.get(&format!("/executions/{id}"))["status"], "COMPLETED", "nothing was forgotten for it");
-    assert_eq!(
-        backend.post("/execute/stream", &json!({ "question": "echo first", "executionId": id })),
-        (200, "first\n".to_owned()),
-        "one that exists needs no place"
-    );
-    wait_until("the retention is over", PATIENCE, || {
-        backend.post("/execute/stream", &json!({ "question": "true" })).0 == 200
-    });
-}
-
-/// Adds one when dropped.
-struct AddOne<'a>(&'a AtomicUsize);
-
-impl Drop for AddOne<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-#[test]
-fn attach_during_eviction_gets_all_of_the_output_or_one_gap() {
-    const BYTES: usize = 100_000;
-    let service = Service::with(&["serve"], &[("CC_EXECUTOR_MAX_KEPT_BYTES", "150000")]);
-    let newest = std::sync::Mutex::new(Vec::new());
-    let over = AtomicUsize::new(0);
-    thread::scope(|scope| {
-        for _ in 0..2 {
-            scope.spawn(|| {
-                // However it ends, because the readers wait for that.
-                let _over = AddOne(&over);
-                let mut client = service.connect();
-                for _ in 0..scale(20, 100) {
-                    let id = client.execute(json!({ "command": writes(BYTES) }));
-                    newest.lock().unwrap().push(id);
-                    client.story();
-                }
-            });
-            scope.spawn(|| {
-                let mut client = service.connect();
-                while over.load(Ordering::Relaxed) < 2 {
-                    // Not the very newest: its own client has it, and would be sent away.
-                    let id = { newest.lock().unwrap().iter().rev().nth(2).cloned() };
-                    let Some(id) = id else { continue };
-                    // The other may come to the same one, and send this one away at once.
-                    if client.attach(&id, &Recording::default()).is_err() {
-                        continue;
-                    }
-                    let story = client.story();
-                    if story.detached.is_some() {
-                        continue;
-                    }
-                    assert_eq!((story.end["status"].as_str(), story.stdout.len()), (Some("COMPLETED"), BYTES));
-                    let n_lost = story.stdout.iter().filter(|byte| **byte == LOST).count();
-                    assert!(n_lost == 0 || n_lost == BYTES, "a reader that is being served is never cut: {n_lost}");
-                }
-            });
-        }
-    });
+/// Checks that the recording has all of the output, and that its digest is that of the ending.
+fn assert_whole(recording: &Recording, n_bytes: usize) {
+    assert_eq!((recording.gaps.as_slice(), recording.stdout.len()), (&[][..], n_bytes));
+    assert_eq!(recording.end["sha256"]["stdout"], sha256(&recording.stdout));
 }

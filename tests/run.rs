@@ -1,4 +1,4 @@
-//! `cc-executor run`: what a person types, and what a script gets.
+//! `cc-executor run`: its flags, output and exit codes; and a service that ends under it.
 
 use std::{
     fs,
@@ -8,24 +8,26 @@ use std::{
     time::{Duration, Instant},
 };
 
+use cc_executor_actors::outcome::{Reason, Status};
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::{Value, json};
 
 use crate::common::{
     PATIENCE, procs,
-    service::{BINARY, Service, binary, kill, text_and_code},
+    service::{BINARY, Service, binary, kill, output_of, run_to_exit, text_and_code},
+    temp::TempPath,
     wait_until,
 };
 
 #[test]
-fn the_output_and_the_exit_code_are_the_commands_own() {
+fn run_gives_the_output_and_exit_code_of_the_command() {
     let service = Service::start();
     let result = service.run(&["--", "python3 -c \"print(\\\"RESULT:::\\\" + str(24 * 7))\""]);
     assert_eq!(text_and_code(&result), ("RESULT:::168\n".to_owned(), 0));
 
-    let apart = service.run(&["--", "echo out; echo err >&2; exit 3"]);
-    assert_eq!(text_and_code(&apart), ("out\n".to_owned(), 3));
-    assert_eq!(apart.stderr, b"err\n");
+    let both = service.run(&["--", "echo out; echo err >&2; exit 3"]);
+    assert_eq!(text_and_code(&both), ("out\n".to_owned(), 3));
+    assert_eq!(both.stderr, b"err\n");
 
     assert_eq!(text_and_code(&service.run(&["--", "kill -9 $$"])), (String::new(), 137));
     assert_eq!(
@@ -38,19 +40,19 @@ fn the_output_and_the_exit_code_are_the_commands_own() {
     assert_eq!(
         text_and_code(&service.run(&["--", "cat; echo after"])),
         ("after\n".to_owned(), 0),
-        "standard input is at its end"
+        "standard input is empty"
     );
 }
 
 #[test]
-fn every_other_ending_has_a_code_of_its_own() {
+fn every_ending_has_its_exit_code() {
     let service = Service::with(
         &["serve", "--executors", r#"{"gone":["/no/such/program"],"plain":["/etc/passwd"]}"#],
         &[("CC_EXECUTOR_MAX_EXECUTIONS", "1"), ("CC_EXECUTOR_MAX_QUEUED", "0")],
     );
     let code = |arguments: &[&str]| {
         let output = service.run(arguments);
-        assert!(output.status.success() || !output.stderr.is_empty(), "{arguments:?} says why");
+        assert!(output.status.success() || !output.stderr.is_empty(), "{arguments:?} explains the failure");
         text_and_code(&output).1
     };
     assert_eq!(code(&["--timeout", "0.2", "--", "sleep 30"]), 124);
@@ -58,34 +60,31 @@ fn every_other_ending_has_a_code_of_its_own() {
     assert_eq!(code(&["--executor", "plain", "--", "x"]), 126);
     assert_eq!(code(&["--cwd", "/no/such/directory", "--", "x"]), 126);
     assert_eq!(code(&["--executor", "none", "--", "x"]), 64);
-    assert_eq!(code(&["--timeout", "99999999", "--", "x"]), 64, "over the service's limit");
+    assert_eq!(code(&["--timeout", "99999999", "--", "x"]), 64, "above the limit of the service");
 
     let mut client = service.connect();
     client.execute(json!({ "command": "sleep 30" }));
     assert_eq!(code(&["--", "true"]), 75, "all executions are taken");
-    client.vanish();
+    client.disconnect();
 
-    let mut nobody = binary();
-    let output = nobody.args(["run", "--url", "ws://127.0.0.1:1", "--", "true"]).output().unwrap();
-    assert_eq!(output.status.code(), Some(69));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("cc-executor serve"), "it says what to do");
+    let (_, stderr, code) = run_to_exit(binary().args(["run", "--url", "ws://127.0.0.1:1", "--", "true"]));
+    assert_eq!(code, 69);
+    assert!(stderr.contains("cc-executor serve"), "the message says what to do: {stderr}");
 }
 
 #[test]
-fn a_token_is_needed_where_there_is_one() {
+fn run_needs_the_token_of_the_service() {
     let service = Service::with(&["serve"], &[("CC_EXECUTOR_TOKEN", "open-sesame")]);
     assert_eq!(text_and_code(&service.run(&["--", "true"])).1, 77);
-    let with = |name: &str, value: &str| service.run_command(&["--", "echo in"]).env(name, value).output().unwrap();
+    let with = |name: &str, value: &str| output_of(service.run_command(&["--", "echo in"]).env(name, value));
     assert_eq!(text_and_code(&with("CC_EXECUTOR_TOKEN", "wrong")).1, 77);
     assert_eq!(text_and_code(&with("CC_EXECUTOR_TOKEN", "open-sesame")), ("in\n".to_owned(), 0));
-    let file = std::env::temp_dir().join(format!("cc-executor-token-{}", std::process::id()));
-    fs::write(&file, "open-sesame\n").unwrap();
-    assert_eq!(text_and_code(&with("CC_EXECUTOR_TOKEN_FILE", file.to_str().unwrap())), ("in\n".to_owned(), 0));
-    fs::remove_file(file).unwrap();
+    let file = TempPath::with_content("token", "open-sesame\n");
+    assert_eq!(text_and_code(&with("CC_EXECUTOR_TOKEN_FILE", file.as_str())), ("in\n".to_owned(), 0));
 }
 
 #[test]
-fn ctrl_c_cancels_and_once_more_leaves_at_once() {
+fn first_ctrl_c_cancels_and_second_exits_at_once() {
     let service = Service::start();
     let mark = procs::mark();
     let interrupt = |command: &str| {
@@ -96,22 +95,22 @@ fn ctrl_c_cancels_and_once_more_leaves_at_once() {
         kill(run.id(), Signal::INT);
         run
     };
-    let mut polite = interrupt(&format!("echo ready; exec sleep {mark}"));
-    assert_eq!(polite.wait().unwrap().code(), Some(130));
-    assert!(procs::with_argument(&mark).is_empty(), "the process is gone before run says so");
+    let mut run = interrupt(&format!("echo ready; exec sleep {mark}"));
+    assert_eq!(run.wait().unwrap().code(), Some(130));
+    assert!(procs::with_argument(&mark).is_empty(), "the process is gone before run exits");
 
-    let mut stubborn = interrupt(&format!("trap '' TERM; echo ready; sleep {mark}; sleep {mark}"));
-    let mut said = [0; 12];
-    stubborn.stderr.as_mut().unwrap().read_exact(&mut said).unwrap();
+    let mut run = interrupt(&format!("trap '' TERM; echo ready; sleep {mark}; sleep {mark}"));
+    let mut start = [0; 12];
+    run.stderr.as_mut().unwrap().read_exact(&mut start).unwrap();
     let at = Instant::now();
-    kill(stubborn.id(), Signal::INT);
-    assert_eq!(stubborn.wait().unwrap().code(), Some(130));
-    assert!(at.elapsed() < Duration::from_secs(2), "the second one does not wait for the grace");
+    kill(run.id(), Signal::INT);
+    assert_eq!(run.wait().unwrap().code(), Some(130));
+    assert!(at.elapsed() < Duration::from_secs(2), "the second Ctrl-C does not wait for the grace period");
     procs::wait_for(&mark, 0, PATIENCE);
 }
 
 #[test]
-fn a_reader_that_leaves_cancels_the_command() {
+fn closed_stdout_of_run_cancels_the_command() {
     let service = Service::start();
     let mark = procs::mark();
     let command = format!("sleep {mark} & while echo line; do :; done");
@@ -125,42 +124,40 @@ fn a_reader_that_leaves_cancels_the_command() {
 }
 
 #[test]
-fn json_prints_what_the_service_said() {
+fn run_json_prints_the_messages_of_the_service() {
     let service = Service::start();
     let (text, code) = text_and_code(&service.run(&["--json", "--", "echo hi; exit 2"]));
-    let said: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let methods: Vec<_> = said.iter().map(|message| message["method"].as_str().unwrap_or("response")).collect();
+    let messages: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let methods: Vec<_> = messages.iter().map(|message| message["method"].as_str().unwrap_or("response")).collect();
     assert_eq!(methods, ["connected", "response", "statusUpdate", "output", "statusUpdate"]);
-    assert_eq!((code, said[4]["params"]["exit_code"].as_i64()), (2, Some(2)));
+    assert_eq!((code, messages[4]["params"]["exit_code"].as_i64()), (2, Some(2)));
 }
 
 #[test]
-fn healthcheck_tells_ready_from_not() {
+fn healthcheck_distinguishes_ready_from_alive() {
     let service = Service::start();
-    let health = |url: &str| binary().args(["healthcheck", "--url", url]).output().unwrap().status.code();
-    assert_eq!(health(&format!("{}/ready", service.url())), Some(0));
-    assert_eq!(health("http://127.0.0.1:1/ready"), Some(1));
-    let alone = Service::gateway("http://127.0.0.1:1");
-    assert_eq!(health(&format!("{}/health", alone.url())), Some(0), "the process lives");
-    assert_eq!(health(&format!("{}/ready", alone.url())), Some(1), "but it cannot work");
+    let health = |url: &str| run_to_exit(binary().args(["healthcheck", "--url", url])).2;
+    assert_eq!(health(&format!("{}/ready", service.url())), 0);
+    assert_eq!(health("http://127.0.0.1:1/ready"), 1);
+    let alone = Service::gateway_without_backend("http://127.0.0.1:1");
+    assert_eq!(health(&format!("{}/health", alone.url())), 0, "the gateway is alive");
+    assert_eq!(health(&format!("{}/ready", alone.url())), 1, "the gateway is not ready");
 }
 
 #[test]
-fn a_port_in_use_and_bad_settings_are_one_clear_line_each() {
+fn used_port_and_bad_settings_are_reported_in_one_line_each() {
     let service = Service::start();
-    let refused = |arguments: &[&str]| {
-        let output = binary().args(arguments).output().unwrap();
-        (output.status.code(), String::from_utf8(output.stderr).unwrap())
-    };
-    let (code, said) = refused(&["serve", "--bind", &service.address.to_string()]);
-    assert_eq!((code, said.lines().count()), (Some(1), 1), "{said}");
-    assert!(said.contains(&service.address.to_string()) && said.contains("--bind"));
-    let (code, said) = refused(&["serve", "--bind", "0.0.0.0:0", "--max-sessions", "no", "--default-executor", "none"]);
-    assert_eq!((code, said.lines().count()), (Some(64), 3), "{said}");
+    let run = |arguments: &[&str]| run_to_exit(binary().args(arguments));
+    let (_, stderr, code) = run(&["serve", "--bind", &service.address.to_string()]);
+    assert_eq!((code, stderr.lines().count()), (1, 1), "{stderr}");
+    assert!(stderr.contains(&service.address.to_string()) && stderr.contains("--bind"));
+    let (_, stderr, code) =
+        run(&["serve", "--bind", "0.0.0.0:0", "--max-sessions", "no", "--default-executor", "none"]);
+    assert_eq!((code, stderr.lines().count()), (64, 3), "{stderr}");
 }
 
 #[test]
-fn a_service_that_is_told_to_end_ends_its_commands_and_says_so() {
+fn sigterm_cancels_running_commands() {
     let mut service = Service::start();
     let mark = procs::mark();
     let mut client = service.connect();
@@ -168,8 +165,8 @@ fn a_service_that_is_told_to_end_ends_its_commands_and_says_so() {
     client.execute(json!({ "command": format!("sleep {mark}") }));
     procs::wait_for(&mark, 1, PATIENCE);
     service.signal(Signal::TERM);
-    let story = client.story();
-    assert_eq!((story.end["status"].as_str(), story.end["reason"].as_str()), (Some("CANCELLED"), Some("drained")));
+    let recording = client.record();
+    assert_eq!(recording.ending(), (Status::Cancelled, Reason::Drained));
     assert_eq!(client.close_code(), 1001);
     drop(idle);
     assert_eq!(service.wait(Duration::from_secs(10)).code(), Some(0));
@@ -177,7 +174,7 @@ fn a_service_that_is_told_to_end_ends_its_commands_and_says_so() {
 }
 
 #[test]
-fn a_service_that_is_killed_leaves_nothing_running() {
+fn killed_service_leaves_no_process() {
     let mut service = Service::start();
     let mark = procs::mark();
     let mut client = service.connect();
@@ -189,7 +186,7 @@ fn a_service_that_is_killed_leaves_nothing_running() {
 }
 
 #[test]
-fn ctrl_c_in_the_services_own_terminal_leaves_nothing_running() {
+fn ctrl_c_in_the_terminal_of_the_service_leaves_no_process() {
     // A terminal sends SIGINT to every process of the foreground group, shims included.
     let mut command = binary();
     command.args(["serve", "--bind", "127.0.0.1:0"]).process_group(0);
@@ -200,19 +197,19 @@ fn ctrl_c_in_the_services_own_terminal_leaves_nothing_running() {
     procs::wait_for(&mark, 2, PATIENCE);
     let group = Pid::from_raw(i32::try_from(service.pid()).unwrap()).unwrap();
     kill_process_group(group, Signal::INT).unwrap();
-    let story = client.story();
-    assert_eq!((story.end["reason"].as_str(), &story.end["cancel"]["verified"]), (Some("drained"), &json!(true)));
+    let recording = client.record();
+    assert_eq!((recording.reason(), &recording.end["cancel"]["verified"]), (Reason::Drained, &json!(true)));
     assert_eq!(service.wait(Duration::from_secs(10)).code(), Some(0));
     assert!(procs::with_argument(&mark).is_empty());
 }
 
 #[test]
-fn a_command_has_the_limits_that_the_service_was_started_with() {
+fn command_inherits_the_original_descriptor_limit() {
     let mut command = std::process::Command::new("bash");
     command.args(["-c", "ulimit -Sn 300; exec \"$0\" serve --bind 127.0.0.1:0"]).arg(BINARY);
     let service = Service::spawn(command);
     assert_eq!(service.run(&["--", "ulimit -Sn"]).stdout, b"300\n");
     let limits = fs::read_to_string(format!("/proc/{}/limits", service.pid())).unwrap();
     let own = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
-    assert!(!own.contains(" 300 "), "the service's own was raised: {own}");
+    assert!(!own.contains(" 300 "), "the service has raised its own limit: {own}");
 }

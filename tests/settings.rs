@@ -6,24 +6,17 @@ use std::{
     process::Command,
 };
 
-use crate::common::service::{Service, binary};
+use crate::common::service::{Service, binary, run_to_exit};
 
-/// Exit code and both outputs of a command that ends by itself.
-fn outcome(command: &mut Command) -> (Option<i32>, String, String) {
-    let output = command.output().unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    (output.status.code(), text(output.stdout), text(output.stderr))
-}
-
-/// The variables that have a flag of this role.
+/// The variables of this role's flags.
 fn variables(role: &str) -> Vec<String> {
-    let (code, help, _) = outcome(binary().args([role, "--help"]));
-    assert_eq!(code, Some(0));
+    let (help, _, code) = run_to_exit(binary().args([role, "--help"]));
+    assert_eq!(code, 0);
     help.split("[env: ").skip(1).map(|rest| rest.split(']').next().unwrap().to_owned()).collect()
 }
 
 #[test]
-fn all_problems_are_one_line_each_and_name_what_was_given() {
+fn every_problem_is_one_line_that_names_its_setting() {
     let mut command = binary();
     command.args(["serve", "--max-queued", "many", "--bind", "127.0.0.1:0"]);
     let wrong = [
@@ -35,23 +28,26 @@ fn all_problems_are_one_line_each_and_name_what_was_given() {
         ("CC_EXECUTOR_TOKEN", "two words"),
         ("LOG_FORMAT", "xml"),
     ];
-    let (code, out, err) = outcome(command.envs(wrong));
-    assert_eq!((code, out.as_str(), err.lines().count()), (Some(64), "", 7), "{err}");
-    assert!(err.lines().all(|line| line.starts_with("cc-executor: ")), "{err}");
-    assert!(err.contains("cc-executor: --max-queued must be a whole number from 0 to 100000, not \"many\"\n"), "{err}");
+    let (stdout, stderr, code) = run_to_exit(command.envs(wrong));
+    assert_eq!((code, stdout.as_str(), stderr.lines().count()), (64, "", 7), "{stderr}");
+    assert!(stderr.lines().all(|line| line.starts_with("cc-executor: ")), "{stderr}");
+    assert!(
+        stderr.contains("cc-executor: --max-queued must be a whole number from 0 to 100000, not \"many\"\n"),
+        "{stderr}"
+    );
     for (name, _) in &wrong[1..] {
-        assert_eq!(err.matches(&format!("cc-executor: {name} ")).count(), 1, "{name}: {err}");
+        assert_eq!(stderr.matches(&format!("cc-executor: {name} ")).count(), 1, "{name}: {stderr}");
     }
 }
 
 #[test]
-fn an_empty_or_unreadable_variable_is_unset() {
+fn empty_or_non_utf8_variable_is_unset() {
     let names = [variables("serve"), vec!["LOG_FORMAT".into(), "CC_EXECUTOR_TOKEN".into()]].concat();
     assert_eq!(names.len(), 32);
     for value in [OsString::new(), OsStr::from_bytes(b"\xff").to_owned()] {
         let mut command = binary();
         command.args(["serve", "--max-sessions", ""]).envs(names.iter().map(|name| (name, &value)));
-        // Not the default port, which may be taken.
+        // Not the default port, which another process may use.
         let service = Service::spawn({
             command.env("CC_EXECUTOR_BIND", "127.0.0.1:0");
             command
@@ -61,7 +57,7 @@ fn an_empty_or_unreadable_variable_is_unset() {
 }
 
 #[test]
-fn a_variable_is_validated_as_its_flag_is() {
+fn variables_are_validated_like_their_flags() {
     for (name, flag) in variables("backend").iter().map(|name| {
         let long = name.trim_start_matches("CC_EXECUTOR_").to_lowercase().replace('_', "-");
         (name, format!("--{long}=?"))
@@ -70,21 +66,21 @@ fn a_variable_is_validated_as_its_flag_is() {
             || ["TOOLS", "MODES", "DIRECTORIES", "HOSTS", "ORIGINS", "PASS_ENV"].iter().any(|end| name.ends_with(end))
             || name.ends_with("NO_AUTH")
         {
-            // Any text is a list, and a switch has no value.
+            // Any text is a valid list, and a switch has no value.
             continue;
         }
-        let of_flag = outcome(binary().args(["backend", &flag]));
-        let of_variable = outcome(binary().arg("backend").env(name, "?"));
-        assert_eq!((of_flag.0, of_variable.0), (Some(64), Some(64)), "{name}");
+        let of_flag = run_to_exit(binary().args(["backend", &flag]));
+        let of_variable = run_to_exit(binary().arg("backend").env(name, "?"));
+        assert_eq!((of_flag.2, of_variable.2), (64, 64), "{name}");
         let spelled = flag.trim_end_matches("=?");
-        assert_eq!(of_flag.2.replace(spelled, name), of_variable.2, "{name}");
+        assert_eq!(of_flag.1.replace(spelled, name), of_variable.1, "{name}");
     }
 }
 
 #[test]
-fn a_wrong_use_exits_with_64_and_help_with_0() {
+fn wrong_usage_exits_with_64_and_help_with_0() {
     let id = "00000000-0000-4000-8000-000000000000";
-    for words in [
+    for arguments in [
         [].as_slice(),
         &["nope"],
         &["backend", "--max-sessions", "7"],
@@ -96,58 +92,62 @@ fn a_wrong_use_exits_with_64_and_help_with_0() {
         &["attach", id, "--reconnect=soon"],
         &["cancel"],
     ] {
-        let (code, _, err) = outcome(binary().args(words));
-        assert_eq!(code, Some(64), "{words:?}: {err}");
+        let (_, stderr, code) = run_to_exit(binary().args(arguments));
+        assert_eq!(code, 64, "{arguments:?}: {stderr}");
     }
-    assert_eq!(outcome(binary().arg("--help")).0, Some(0));
+    assert_eq!(run_to_exit(binary().arg("--help")).2, 0);
 }
 
 #[test]
-fn a_backends_setting_beside_the_url_of_another_is_refused() {
+fn backend_settings_with_a_remote_backend_are_refused() {
     let mut command = binary();
     command.args(["serve", "--claude-api-url", "http://127.0.0.1:1", "--ring-bytes", "65536"]);
-    let (code, _, err) = outcome(command.env("CC_EXECUTOR_MAX_QUEUED", "3").env("CC_EXECUTOR_PASS_ENV", ""));
-    assert_eq!((code, err.lines().count()), (Some(64), 2), "{err}");
-    assert!(err.contains("CC_EXECUTOR_RING_BYTES belongs") && err.contains("CC_EXECUTOR_MAX_QUEUED belongs"), "{err}");
-}
-
-#[test]
-fn a_client_finds_its_service_by_flag_or_variable() {
-    let service = Service::start();
-    let with = |arguments: &[&str], url: &str| outcome(binary().arg("ps").args(arguments).env("CC_EXECUTOR_URL", url));
-    assert_eq!(with(&[], &service.url()).0, Some(0));
-    assert_eq!(with(&["--url", &service.url()], "ws://127.0.0.1:1").0, Some(0), "the flag comes first");
-    let (code, _, err) = with(&[], "nowhere");
-    assert_eq!(
-        (code, err.as_str()),
-        (Some(64), "cc-executor: CC_EXECUTOR_URL must be like ws://host:8003, not \"nowhere\"\n")
+    let (_, stderr, code) = run_to_exit(command.env("CC_EXECUTOR_MAX_QUEUED", "3").env("CC_EXECUTOR_PASS_ENV", ""));
+    assert_eq!((code, stderr.lines().count()), (64, 2), "{stderr}");
+    assert!(
+        stderr.contains("CC_EXECUTOR_RING_BYTES belongs") && stderr.contains("CC_EXECUTOR_MAX_QUEUED belongs"),
+        "{stderr}"
     );
-    assert_eq!(with(&["--url", ""], &service.url()).0, Some(64), "an empty flag is a mistake");
 }
 
 #[test]
-fn help_shows_names_of_variables_and_never_their_values() {
+fn service_url_comes_from_flag_or_variable() {
+    let service = Service::start();
+    let ps =
+        |arguments: &[&str], url: &str| run_to_exit(binary().arg("ps").args(arguments).env("CC_EXECUTOR_URL", url));
+    assert_eq!(ps(&[], &service.url()).2, 0);
+    assert_eq!(ps(&["--url", &service.url()], "ws://127.0.0.1:1").2, 0, "the flag overrides the variable");
+    let (_, stderr, code) = ps(&[], "nowhere");
+    assert_eq!(
+        (code, stderr.as_str()),
+        (64, "cc-executor: CC_EXECUTOR_URL must be like ws://host:8003, not \"nowhere\"\n")
+    );
+    assert_eq!(ps(&["--url", ""], &service.url()).2, 64, "an empty flag is an error");
+}
+
+#[test]
+fn help_shows_variable_names_and_never_values() {
     for command in ["serve", "backend", "run", "attach", "ps", "cancel", "check"] {
         let secrets = ["CC_EXECUTOR_TOKEN", "CC_EXECUTOR_BACKEND_TOKEN", "CC_EXECUTOR_EXECUTORS", "CC_EXECUTOR_URL"];
-        let (code, help, _) = outcome(binary().args([command, "--help"]).envs(secrets.map(|name| (name, "hush"))));
-        assert_eq!(code, Some(0));
+        let (help, _, code) = run_to_exit(binary().args([command, "--help"]).envs(secrets.map(|name| (name, "hush"))));
+        assert_eq!(code, 0);
         assert!(!help.contains("hush") && help.contains("  CC_EXECUTOR_TOKEN "), "{help}");
         assert_eq!(help.contains("[env: CC_EXECUTOR_URL]"), !matches!(command, "serve" | "backend"), "{command}");
     }
 }
 
 #[test]
-fn completions_are_a_script_for_the_shell() {
-    let (code, script, _) = outcome(binary().args(["completions", "bash"]));
-    assert_eq!(code, Some(0));
+fn completions_work_in_bash() {
+    let (script, _, code) = run_to_exit(binary().args(["completions", "bash"]));
+    assert_eq!(code, 0);
     let check = "COMP_WORDS=(cc-executor serve --max-sess); COMP_CWORD=2; _cc__executor cc-executor --max-sess serve; \
         echo \"${COMPREPLY[@]}\"";
     let completed = Command::new("bash").args(["-c", &format!("{script}\n{check}")]).output().unwrap();
     let words = String::from_utf8_lossy(&completed.stdout).into_owned();
     assert_eq!(words, "--max-sessions --max-sessions-per-address\n", "{completed:?}");
-    assert_eq!(outcome(binary().args(["completions", "cmd"])).0, Some(64));
+    assert_eq!(run_to_exit(binary().args(["completions", "cmd"])).2, 64);
     assert_eq!(
-        outcome(binary().arg("--version")),
-        (Some(0), format!("cc-executor {}\n", env!("CARGO_PKG_VERSION")), String::new())
+        run_to_exit(binary().arg("--version")),
+        (format!("cc-executor {}\n", env!("CARGO_PKG_VERSION")), String::new(), 0)
     );
 }

@@ -1,11 +1,10 @@
-//! `make soak`: mixed load and faults for some minutes, then the sums.
+//! `make soak`: mixed load and faults for some minutes, then totals.
 //!
-//! Lanes of clients run commands of known output, cancel, pause, vanish, and come back through a proxy
-//! that breaks connections; now and then a gateway is killed under them. What every execution wrote is
-//! known here, so a lost byte is counted, not guessed.
+//! Lanes of clients run commands, cancel, pause, disconnect, and attach again through a proxy that breaks connections;
+//! gateways are killed under them. The output of each command is known, so that lost bytes can be counted.
 #![forbid(unsafe_code)]
 #![allow(clippy::panic, clippy::unwrap_used, reason = "a soak that panics has failed")]
-#![allow(dead_code, reason = "the integration tests use the rest of what is shared")]
+#![allow(dead_code, reason = "the integration tests use the other helpers")]
 
 mod common;
 
@@ -19,28 +18,28 @@ use std::{
     time::{Duration, Instant},
 };
 
+use cc_executor_actors::outcome::Status;
 use common::{
-    client::{Client, Recording},
     procs,
     proxy::{CutKind, Proxy},
     random,
-    service::{Service, binary},
+    recording::Recording,
+    service::{Service, binary, run_to_exit},
 };
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
-/// Clients at a time.
+/// The number of clients at the same time.
 const LANES: u64 = 8;
 
-/// How often memory is looked at.
+/// The period of memory samples.
 const CADENCE: Duration = Duration::from_secs(1);
 
-/// Growth between the first and the last minute that is called one, in KiB.
+/// The allowed growth from the first to the last minute, in KiB.
 const MAX_GROWTH: i64 = 8 * 1024;
 
 #[derive(Default)]
-struct Sums {
+struct Totals {
     sessions: AtomicU64,
     executions: AtomicU64,
     faults: AtomicU64,
@@ -49,7 +48,7 @@ struct Sums {
     wrong: Mutex<Vec<String>>,
 }
 
-impl Sums {
+impl Totals {
     fn add(sum: &AtomicU64, n: u64) {
         sum.fetch_add(n, Ordering::Relaxed);
     }
@@ -59,58 +58,59 @@ impl Sums {
         self.wrong.lock().unwrap().push(what);
     }
 
-    /// Compares what arrived with what was written. What was said to be lost is lost all the same.
+    /// Compares the received output with that of the command. Bytes of a reported gap count as lost.
     fn check(&self, what: &str, got: &[u8], n_lines: u64) {
         let expected = lines(n_lines);
-        Sums::add(&self.bytes, got.len() as u64);
-        if Sha256::digest(got) != Sha256::digest(&expected) {
+        Totals::add(&self.bytes, got.len() as u64);
+        if got != expected {
             let differ = got.iter().zip(&expected).filter(|(got, expected)| got != expected).count() as u64;
             let lost = differ.max((expected.len() as u64).abs_diff(got.len() as u64));
             eprintln!("lost: {lost} of {} bytes: {what}", expected.len());
-            Sums::add(&self.lost, lost);
+            Totals::add(&self.lost, lost);
         }
     }
 }
 
-/// What `seq` prints.
+/// The output of `seq`.
 fn lines(n: u64) -> Vec<u8> {
     (1..=n).flat_map(|n| format!("{n}\n").into_bytes()).collect()
 }
 
-fn session(gateway: &Service, proxy: &Proxy, mark: &str, random: &mut impl FnMut(u64) -> u64, sums: &Sums) {
+fn session(gateway: &Service, proxy: &Proxy, mark: &str, random: &mut impl FnMut(u64) -> u64, totals: &Totals) {
     let n_lines = 1 + random(200_000);
     let command = format!("setsid sleep {mark} >/dev/null 2>&1 & seq {n_lines}");
-    Sums::add(&sums.sessions, 1);
-    Sums::add(&sums.executions, 1);
+    Totals::add(&totals.sessions, 1);
+    Totals::add(&totals.executions, 1);
     match random(6) {
         0 | 1 => {
             let mut client = gateway.connect();
             let framing = if random(2) == 0 { "line" } else { "chunk" };
-            let story = client.run(json!({ "command": command, "framing": framing }));
-            sums.check(&story.end.to_string(), &story.stdout, n_lines);
-            if story.end["status"] != "COMPLETED" {
-                sums.wrong(story.end.to_string());
+            let recording = client.run(json!({ "command": command, "framing": framing }));
+            totals.check(&recording.end.to_string(), &recording.stdout, n_lines);
+            if recording.status() != Status::Completed {
+                totals.wrong(recording.end.to_string());
             }
             client.close();
         }
         2 => {
-            // Through connections that break, with the client that comes back.
-            Sums::add(&sums.faults, 1);
-            let url = format!("ws://{}", proxy.address);
-            let output =
-                binary().args(["run", "--url", &url, "--reconnect", "--", &command]).output().expect("run runs");
-            sums.check(&String::from_utf8_lossy(&output.stderr), &output.stdout, n_lines);
-            if output.status.code() != Some(0) {
-                sums.wrong(String::from_utf8_lossy(&output.stderr).into_owned());
+            // `run` reconnects after each cut of the proxy.
+            Totals::add(&totals.faults, 1);
+            let (stdout, stderr, code) =
+                run_to_exit(binary().args(["run", "--url", &proxy.url(), "--reconnect", "--", &command]));
+            totals.check(&stderr, stdout.as_bytes(), n_lines);
+            if code != 0 {
+                totals.wrong(stderr);
             }
         }
         3 => {
-            Sums::add(&sums.faults, 1);
+            Totals::add(&totals.faults, 1);
             let mut client = gateway.connect();
             client.execute(json!({ "command": format!("{command}; exec sleep {mark}") }));
-            let mut story = Recording::default();
-            client.follow(&mut story, |story| story.stdout.len() > 1_000 || story.stdout.ends_with(b"\n"));
-            client.vanish();
+            let mut recording = Recording::default();
+            client.record_until(&mut recording, |recording| {
+                recording.stdout.len() > 1_000 || recording.stdout.ends_with(b"\n")
+            });
+            client.disconnect();
         }
         4 => {
             let mut client = gateway.connect();
@@ -119,57 +119,52 @@ fn session(gateway: &Service, proxy: &Proxy, mark: &str, random: &mut impl FnMut
                 [json!({ "type": "PAUSE" }), json!({ "type": "RESUME" }), json!({ "type": "CANCEL", "graceMs": 200 })]
             {
                 if let Err(error) = client.call("control", control.clone()) {
-                    sums.wrong(format!("{control}: {error}"));
+                    totals.wrong(format!("{control}: {error}"));
                 }
             }
-            let end = client.story().end;
+            let end = client.record().end;
             if end["cancel"]["verified"] != true {
-                sums.wrong(end.to_string());
+                totals.wrong(end.to_string());
             }
             client.close();
         }
         _ => {
-            // Left alone for a while, then asked for again.
-            Sums::add(&sums.faults, 1);
+            // The execution is detached, and attached again.
+            Totals::add(&totals.faults, 1);
             let mut client = gateway.connect();
             let id = client.execute(json!({ "command": command, "onDisconnect": "detach" }));
-            let mut story = Recording::default();
+            let mut recording = Recording::default();
             let so_far = random(100_000) as usize;
-            let over = client.follow(&mut story, |story| story.stdout.len() > so_far);
-            client.vanish();
-            if !over {
+            let is_over = client.record_until(&mut recording, |recording| recording.stdout.len() > so_far);
+            client.disconnect();
+            if !is_over {
                 let mut client = gateway.connect();
-                match client.attach(&id, &story) {
-                    Ok(_) => drop(client.follow(&mut story, |_| false)),
-                    Err(error) => sums.wrong(error.to_string()),
+                match client.attach(&id, &recording) {
+                    Ok(_) => client.record_rest(&mut recording),
+                    Err(error) => totals.wrong(error.to_string()),
                 }
             }
-            sums.check(&format!("{} {:?}", story.end, story.gaps), &story.stdout, n_lines);
+            totals.check(&format!("{} {:?}", recording.end, recording.gaps), &recording.stdout, n_lines);
         }
     }
 }
 
-/// A gateway of its own is killed under an execution, and another one goes on with it.
-fn killed_gateway(backend: &Service, sums: &Sums) {
-    let started = || {
-        let gateway = Service::gateway(&backend.url());
-        gateway.wait_for_event("backend.up", 1);
-        gateway
-    };
-    let first = started();
-    let mut client: Client = first.connect();
+/// Kills a gateway during an execution, and attaches through another gateway.
+fn killed_gateway(backend: &Service, totals: &Totals) {
+    let first = Service::gateway(&backend.url());
+    let mut client = first.connect();
     let id = client.execute(json!({ "command": "seq 400000", "onDisconnect": "detach" }));
-    let mut story = Recording::default();
-    client.follow(&mut story, |story| story.stdout.len() > 100_000);
+    let mut recording = Recording::default();
+    client.record_until(&mut recording, |recording| recording.stdout.len() > 100_000);
     first.signal(Signal::KILL);
-    let second = started();
+    let second = Service::gateway(&backend.url());
     let mut client = second.connect();
-    client.attach(&id, &story).expect("the backend has it");
-    client.follow(&mut story, |_| false);
-    sums.check(&format!("{} {:?}", story.end, story.gaps), &story.stdout, 400_000);
-    Sums::add(&sums.sessions, 2);
-    Sums::add(&sums.executions, 1);
-    Sums::add(&sums.faults, 1);
+    client.attach(&id, &recording).expect("the backend has the execution");
+    client.record_rest(&mut recording);
+    totals.check(&format!("{} {:?}", recording.end, recording.gaps), &recording.stdout, 400_000);
+    Totals::add(&totals.sessions, 2);
+    Totals::add(&totals.executions, 1);
+    Totals::add(&totals.faults, 1);
 }
 
 fn mean(samples: &[u64]) -> i64 {
@@ -184,28 +179,27 @@ fn main() -> ExitCode {
         &[("CC_EXECUTOR_RETENTION_MS", "3000"), ("CC_EXECUTOR_MAX_KEPT_BYTES", "33554432")],
     );
     let gateway = Service::gateway(&backend.url());
-    gateway.wait_for_event("backend.up", 1);
     let proxy = Proxy::start(gateway.address, |n| {
         let mut random = random(n as u64 + 3);
-        let how = if random(2) == 0 { CutKind::Fin } else { CutKind::Reset };
-        Some((random(700_000) + 1_000, how))
+        let kind = if random(2) == 0 { CutKind::Fin } else { CutKind::Reset };
+        Some((random(700_000) + 1_000, kind))
     });
-    let (sums, mark, over) = (Sums::default(), procs::mark(), AtomicBool::new(false));
+    let (totals, mark, is_over) = (Totals::default(), procs::mark(), AtomicBool::new(false));
     let mut memory: Vec<(u64, u64)> = Vec::new();
     println!("soaking for {minutes} minutes with {LANES} lanes");
     thread::scope(|scope| {
         for lane in 0..LANES {
-            let (sums, gateway, proxy, mark, over) = (&sums, &gateway, &proxy, &mark, &over);
+            let (totals, gateway, proxy, mark, is_over) = (&totals, &gateway, &proxy, &mark, &is_over);
             scope.spawn(move || {
                 let mut random = random(lane + 1);
-                while !over.load(Ordering::Relaxed) {
-                    session(gateway, proxy, mark, &mut random, sums);
+                while !is_over.load(Ordering::Relaxed) {
+                    session(gateway, proxy, mark, &mut random, totals);
                 }
             });
         }
         scope.spawn(|| {
-            while !over.load(Ordering::Relaxed) {
-                killed_gateway(&backend, &sums);
+            while !is_over.load(Ordering::Relaxed) {
+                killed_gateway(&backend, &totals);
                 thread::sleep(Duration::from_secs(2));
             }
         });
@@ -213,7 +207,7 @@ fn main() -> ExitCode {
             thread::sleep(CADENCE);
             memory.push((gateway.rss_kib(), backend.rss_kib()));
         }
-        over.store(true, Ordering::Relaxed);
+        is_over.store(true, Ordering::Relaxed);
     });
     let deadline = Instant::now() + Duration::from_secs(20);
     while !procs::with_argument(&mark).is_empty() && Instant::now() < deadline {
@@ -222,7 +216,8 @@ fn main() -> ExitCode {
     let orphans = procs::with_argument(&mark).len();
     let errors: Vec<Value> =
         [&gateway, &backend].iter().flat_map(|service| service.log()).filter(|line| line["level"] == "ERROR").collect();
-    // A minute at each end, after what is kept has come to its limit; of a short soak a third.
+    // Without the first samples, because the retained output must reach its limit first. The window is a minute, or a third of
+    // a short soak.
     memory.drain(..memory.len().min(10));
     let window = memory.len().min(60).min(memory.len() / 3 + 1);
     let growth = |of: fn(&(u64, u64)) -> u64| {
@@ -231,12 +226,12 @@ fn main() -> ExitCode {
     };
     let (gateway_growth, backend_growth) = (growth(|sample| sample.0), growth(|sample| sample.1));
     let sum = |sum: &AtomicU64| sum.load(Ordering::Relaxed);
-    let wrong = sums.wrong.lock().unwrap();
-    println!("sessions          {}", sum(&sums.sessions));
-    println!("executions        {}", sum(&sums.executions));
-    println!("faults injected   {}", sum(&sums.faults) + proxy.n_connections() as u64);
-    println!("bytes checked     {}", sum(&sums.bytes));
-    println!("lost bytes        {}", sum(&sums.lost));
+    let wrong = totals.wrong.lock().unwrap();
+    println!("sessions          {}", sum(&totals.sessions));
+    println!("executions        {}", sum(&totals.executions));
+    println!("faults injected   {}", sum(&totals.faults) + proxy.n_connections() as u64);
+    println!("bytes checked     {}", sum(&totals.bytes));
+    println!("lost bytes        {}", sum(&totals.lost));
     println!("orphans           {orphans}");
     println!("wrong endings     {}", wrong.len());
     println!("errors logged     {}", errors.len());
@@ -245,7 +240,7 @@ fn main() -> ExitCode {
     for error in errors.iter().take(5) {
         println!("  {error}");
     }
-    let good = sum(&sums.lost) == 0 && orphans == 0 && wrong.is_empty() && errors.is_empty();
+    let good = sum(&totals.lost) == 0 && orphans == 0 && wrong.is_empty() && errors.is_empty();
     if good && gateway_growth < MAX_GROWTH && backend_growth < MAX_GROWTH {
         println!("ok");
         ExitCode::SUCCESS

@@ -1,12 +1,10 @@
-//! The invariants of the house, as absences that can be checked.
+//! Rules of the source code that a search can check: which files may use or contain what.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{fs, path::Path, process::Command};
 
-/// Files that decide on values: no actor, no runtime, no I/O in them.
+use crate::common::sources::{SourceFile, read_sources, root};
+
+/// Files of pure logic: no actor, runtime, clock or I/O.
 const PURE: &[&str] = &[
     "actors/src/activity.rs",
     "actors/src/agent/",
@@ -51,39 +49,12 @@ const PURE: &[&str] = &[
     "src/cli/session_loop/state/ending.rs",
 ];
 
-/// What may stand at the top, besides dot files and lock files.
+/// The entries of the top level, besides dot files and lock files.
 const TOP: &[&str] = &["Cargo.toml", "src", "actors", "tests", "benches", "deploy", "Makefile", "README.md"];
 
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
-/// Every Rust file that git knows or would add, with its path from the root.
-fn sources() -> Vec<(String, String)> {
-    let mut found = Vec::new();
-    for top in ["src", "actors/src", "tests", "benches"] {
-        collect(&root().join(top), &mut found);
-    }
-    assert!(found.len() > 30, "the sources are found");
-    found
-        .into_iter()
-        .map(|path| {
-            let name = path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned();
-            (name, fs::read_to_string(&path).unwrap())
-        })
-        .collect()
-}
-
-fn collect(directory: &Path, found: &mut Vec<PathBuf>) {
-    let Ok(entries) = fs::read_dir(directory) else { return };
-    for entry in entries.flatten() {
-        let path = entry.path();
-        if path.is_dir() {
-            collect(&path, found);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            found.push(path);
-        }
-    }
+/// Every Rust file of the workspace, with its path from the root.
+fn sources() -> Vec<SourceFile> {
+    read_sources(&["src", "actors/src", "tests", "benches"])
 }
 
 /// The lines of a file that are code, up to its tests.
@@ -93,21 +64,21 @@ fn code(text: &str) -> impl Iterator<Item = &str> {
 }
 
 #[test]
-fn every_file_opens_with_what_it_is_about() {
+fn every_file_has_a_module_doc() {
     for (name, text) in sources() {
         assert!(text.starts_with("//! "), "{name} has no module doc");
     }
 }
 
 #[test]
-fn only_the_console_prints() {
-    // `println!` and its kin panic where a write fails: a closed pipe, a full disk.
+fn only_the_console_module_prints() {
+    // `println!` and `print!` panic if a write fails, for instance to a closed pipe or a full disk.
     let macros = ["println!", "print!", "dbg!"];
     let handles = [
         ("src/console.rs", ["io::stdout()", "io::stderr()"].as_slice()),
-        // The size of our terminal.
+        // The size of the terminal.
         ("src/cli/terminal.rs", &["tcgetwinsize(stdout())"]),
-        // Descriptors of a process that is not the client's.
+        // The descriptors of a shim, which are not those of the client.
         ("src/backend/", &["io::stdout().as_fd()"]),
     ];
     for (name, text) in
@@ -115,20 +86,20 @@ fn only_the_console_prints() {
     {
         for line in code(&text) {
             for word in macros {
-                assert!(!line.contains(word), "{name} prints by itself: {line}");
+                assert!(!line.contains(word), "{name} prints: {line}");
             }
             if line.contains("stdout()") {
                 let allowed = handles
                     .iter()
                     .any(|(of, words)| name.starts_with(of) && words.iter().any(|word| line.contains(word)));
-                assert!(allowed, "{name} takes standard output: {line}");
+                assert!(allowed, "{name} uses standard output: {line}");
             }
         }
     }
 }
 
 #[test]
-fn pure_files_know_no_actor_no_runtime_and_no_io() {
+fn pure_files_use_no_actor_runtime_or_io() {
     let forbidden = [
         "actix",
         "tokio",
@@ -144,18 +115,18 @@ fn pure_files_know_no_actor_no_runtime_and_no_io() {
         if PURE.iter().any(|pure| name == *pure || (pure.ends_with('/') && name.starts_with(pure))) {
             for line in code(&text) {
                 for word in forbidden {
-                    assert!(!line.contains(word), "{name} is pure and says {word}: {line}");
+                    assert!(!line.contains(word), "{name} is pure and uses {word}: {line}");
                 }
             }
         }
     }
     for pure in PURE {
-        assert!(root().join(pure).exists(), "{pure} is gone: mend this list");
+        assert!(root().join(pure).exists(), "{pure} does not exist: correct this list");
     }
 }
 
 #[test]
-fn the_outbox_is_the_only_writer_to_a_client() {
+fn outbox_is_the_only_writer_to_a_client() {
     for (name, text) in
         sources().into_iter().filter(|(name, _)| name.starts_with("src/") || name.starts_with("actors/"))
     {
@@ -173,24 +144,27 @@ fn the_outbox_is_the_only_writer_to_a_client() {
         }
     }
     let outbox = fs::read_to_string(root().join("actors/src/session/outbox.rs")).unwrap();
-    assert!(!outbox.contains("frames.clone()") && !outbox.contains("#[derive(Clone)]"), "its sender is never cloned");
-    assert!(outbox.contains("fn close(mut self, "), "closing consumes it");
+    assert!(
+        !outbox.contains("frames.clone()") && !outbox.contains("#[derive(Clone)]"),
+        "the sender of the outbox is never cloned"
+    );
+    assert!(outbox.contains("fn close(mut self, "), "closing consumes the outbox");
 }
 
 #[test]
-fn the_actors_bind_nothing_start_nothing_and_read_no_file() {
+fn actors_package_opens_no_socket_process_or_file() {
     for (name, text) in sources().into_iter().filter(|(name, _)| name.starts_with("actors/")) {
         for line in code(&text) {
             for word in ["TcpListener", "std::process", "process::Command", "std::fs", "std::env::var", "cc_executor::"]
             {
-                assert!(!line.contains(word), "{name} says {word}: {line}");
+                assert!(!line.contains(word), "{name} uses {word}: {line}");
             }
         }
     }
 }
 
 #[test]
-fn the_supervisor_knows_no_session_and_no_output() {
+fn supervisor_and_execution_do_not_know_sessions() {
     let text = fs::read_to_string(root().join("actors/src/supervisor.rs")).unwrap();
     for line in code(&text) {
         assert!(!line.contains("session::") && !line.contains("Output") && !line.contains("Addr<Session>"), "{line}");
@@ -205,7 +179,7 @@ fn the_supervisor_knows_no_session_and_no_output() {
 }
 
 #[test]
-fn unsafe_is_forbidden_but_in_the_one_file_that_says_why() {
+fn unsafe_is_allowed_only_in_syscall() {
     for name in ["src/main.rs", "actors/src/lib.rs", "tests/integration.rs"] {
         let text = fs::read_to_string(root().join(name)).unwrap();
         assert!(text.contains("#![forbid(unsafe_code)]"), "{name}");
@@ -218,7 +192,7 @@ fn unsafe_is_forbidden_but_in_the_one_file_that_says_why() {
 }
 
 #[test]
-fn every_path_in_the_readme_is_there() {
+fn every_path_in_the_readme_exists() {
     let text = fs::read_to_string(root().join("README.md")).unwrap();
     let contributing = text.split("## Contributing").nth(1).expect("the README says how to contribute");
     let paths: Vec<&str> = contributing
@@ -228,7 +202,7 @@ fn every_path_in_the_readme_is_there() {
         .filter(|quoted| {
             ["src/", "actors/", "tests/", "benches/", "deploy/", "."].iter().any(|top| quoted.starts_with(top))
         })
-        // `NAME` stands for a file that is to be written.
+        // `NAME` stands for a new file.
         .filter(|quoted| !quoted.contains("NAME"))
         .collect();
     assert!(paths.len() > 10, "{paths:?}");
@@ -238,7 +212,7 @@ fn every_path_in_the_readme_is_there() {
 }
 
 #[test]
-fn both_packages_have_the_lints_of_the_workspace() {
+fn both_packages_use_the_workspace_lints() {
     for name in ["Cargo.toml", "actors/Cargo.toml"] {
         let text = fs::read_to_string(root().join(name)).unwrap();
         assert!(text.contains("\n[lints]\nworkspace = true\n"), "{name}");
@@ -246,13 +220,13 @@ fn both_packages_have_the_lints_of_the_workspace() {
 }
 
 #[test]
-fn the_top_level_is_as_it_was_fixed() {
+fn top_level_contains_only_the_listed_entries() {
     let tracked = Command::new("git").args(["ls-files"]).current_dir(root()).output();
     let names: Vec<String> = match tracked {
         Ok(output) if output.status.success() && !output.stdout.is_empty() => {
             String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
         }
-        // Without git: what is there, but for what a build makes.
+        // Without git: every entry but the build's.
         _ => fs::read_dir(root())
             .unwrap()
             .flatten()

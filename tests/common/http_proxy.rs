@@ -1,28 +1,25 @@
-//! An HTTP proxy that sees each request, and lets a test decide what becomes of it and of its response.
+//! An HTTP proxy that passes each request to a test, which forwards, delays, answers or cuts it.
 //!
-//! Each connection carries one request: `Connection: close` is added to it, so that no later request
-//! passes unseen on the same connection.
+//! Each connection carries one request. `Connection: close` is added to it, because a later request on the same
+//! connection would bypass the test.
 
 use std::{
     io::{Read, Write},
-    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    net::{Shutdown, SocketAddr, TcpStream},
+    sync::Arc,
     thread,
     time::Duration,
 };
 
-use super::{PATIENCE, stub::respond};
+use super::{PATIENCE, listener::TestListener, stub::respond};
 
 /// A running proxy. It stops listening when dropped.
 pub struct HttpProxy {
     pub address: SocketAddr,
-    stopped: Arc<AtomicBool>,
+    _listener: TestListener,
 }
 
-/// A request that was read and not yet passed on.
+/// A request that was read and not yet forwarded.
 pub struct Exchange {
     pub method: String,
     pub path: String,
@@ -30,8 +27,8 @@ pub struct Exchange {
     client: TcpStream,
 }
 
-/// A request that was passed on, whose response is held back.
-pub struct Held {
+/// A request that was forwarded, and its response, which was not.
+pub struct HeldResponse {
     client: TcpStream,
     server: TcpStream,
     response: Vec<u8>,
@@ -40,36 +37,20 @@ pub struct Held {
 impl HttpProxy {
     /// Calls `decide` for each request, on a thread of its own.
     pub fn start(decide: impl Fn(Exchange) + Send + Sync + 'static) -> HttpProxy {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
-        let stopped = Arc::new(AtomicBool::new(false));
-        let (over, decide) = (Arc::clone(&stopped), Arc::new(decide));
-        thread::spawn(move || {
-            for client in listener.incoming().map_while(Result::ok) {
-                if over.load(Ordering::SeqCst) {
-                    return;
+        let decide = Arc::new(decide);
+        let listener = TestListener::start(move |client| {
+            let decide = Arc::clone(&decide);
+            thread::spawn(move || {
+                if let Some(exchange) = Exchange::read(client) {
+                    decide(exchange);
                 }
-                let decide = Arc::clone(&decide);
-                thread::spawn(move || {
-                    if let Some(exchange) = Exchange::read(client) {
-                        decide(exchange);
-                    }
-                });
-            }
+            });
         });
-        HttpProxy { address, stopped }
+        HttpProxy { address: listener.address, _listener: listener }
     }
 
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
-    }
-}
-
-impl Drop for HttpProxy {
-    fn drop(&mut self) {
-        self.stopped.store(true, Ordering::SeqCst);
-        // Wakes the listener, so that its port is given back.
-        let _ = TcpStream::connect(self.address);
     }
 }
 
@@ -80,7 +61,7 @@ impl Exchange {
             if let Some(at) = read.windows(4).position(|four| four == b"\r\n\r\n") {
                 break at + 2;
             }
-            more(&mut client, &mut read)?;
+            read_more(&mut client, &mut read)?;
         };
         let head = String::from_utf8_lossy(&read[..end]).into_owned();
         let header = |name: &str| {
@@ -91,7 +72,7 @@ impl Exchange {
         };
         let length: usize = header("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
         while read.len() < end + 2 + length {
-            more(&mut client, &mut read)?;
+            read_more(&mut client, &mut read)?;
         }
         let mut words = head.split_ascii_whitespace();
         let (method, path) = (words.next()?.to_owned(), words.next()?.to_owned());
@@ -102,47 +83,48 @@ impl Exchange {
         Some(Exchange { method, path, request, client })
     }
 
-    /// Whether it asks for a new execution.
+    /// Whether the request starts an execution.
     pub fn is_execute(&self) -> bool {
         (self.method.as_str(), self.path.as_str()) == ("POST", "/execute/stream")
     }
 
-    /// Answers it with this JSON.
+    /// Answers the request with this JSON.
     pub fn answer(mut self, status: u16, body: &str) {
         respond(&mut self.client, status, body);
         let _ = self.client.shutdown(Shutdown::Both);
     }
 
-    /// Passes it on, and whatever comes back.
+    /// Forwards the request and its response.
     pub fn forward(self, target: SocketAddr) {
-        if let Some(held) = self.send(target) {
-            held.pass();
+        if let Some(held) = self.forward_request(target) {
+            held.forward();
         }
     }
 
-    /// Passes it on, and holds back what comes.
-    pub fn send(self, target: SocketAddr) -> Option<Held> {
-        let mut server = TcpStream::connect(target).ok()?;
-        server.write_all(&self.request).ok()?;
-        Some(Held { client: self.client, server, response: Vec::new() })
+    /// Forwards the request, waits for the first bytes of the response, and holds them back.
+    pub fn hold_response(self, target: SocketAddr) -> HeldResponse {
+        let mut held = self.forward_request(target).expect("the service listens");
+        held.server.set_read_timeout(Some(PATIENCE)).unwrap();
+        read_more(&mut held.server, &mut held.response).expect("the service answers");
+        held.server.set_read_timeout(None).unwrap();
+        held
     }
 
-    /// Resets its connection without passing it on.
+    fn forward_request(self, target: SocketAddr) -> Option<HeldResponse> {
+        let mut server = TcpStream::connect(target).ok()?;
+        server.write_all(&self.request).ok()?;
+        Some(HeldResponse { client: self.client, server, response: Vec::new() })
+    }
+
+    /// Resets the client's connection without forwarding the request.
     pub fn cut(self) {
         reset(&self.client);
     }
 }
 
-impl Held {
-    /// Waits for the first bytes of the response.
-    pub fn answered(&mut self) {
-        self.server.set_read_timeout(Some(PATIENCE)).unwrap();
-        more(&mut self.server, &mut self.response).expect("the service answers");
-        self.server.set_read_timeout(None).unwrap();
-    }
-
-    /// Lets the response pass.
-    pub fn pass(mut self) {
+impl HeldResponse {
+    /// Forwards the response.
+    pub fn forward(mut self) {
         if self.client.write_all(&self.response).is_err() {
             let _ = self.server.shutdown(Shutdown::Both);
             return;
@@ -152,14 +134,14 @@ impl Held {
         copy(self.server, self.client);
     }
 
-    /// Resets the connection of whoever asked. The other one lives for as long as it is kept.
+    /// Resets the client's connection, and returns the one to the service, which stays open until it is dropped.
     pub fn cut(self) -> TcpStream {
         reset(&self.client);
         self.server
     }
 }
 
-fn more(from: &mut TcpStream, into: &mut Vec<u8>) -> Option<()> {
+fn read_more(from: &mut TcpStream, into: &mut Vec<u8>) -> Option<()> {
     let mut bytes = [0; 16 * 1024];
     let n = from.read(&mut bytes).ok().filter(|n| *n > 0)?;
     into.extend_from_slice(&bytes[..n]);

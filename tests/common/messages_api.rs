@@ -1,6 +1,8 @@
-//! A Messages API that does what it is told: `run COMMAND` becomes a call of the Bash tool, a tool's result
-//! becomes the answer, and any other prompt is said back. `background FIRST then SECOND` runs FIRST as a
-//! background task, answers, and runs SECOND when it is told that FIRST has ended. Each may be refused instead.
+//! A scripted Messages API. The prompt `run COMMAND` becomes a call of the Bash tool, the result of a tool becomes the answer,
+//! and any other prompt is echoed. `background FIRST then SECOND` runs FIRST as a background task, answers, and runs SECOND
+//! after the notification that FIRST has ended. Each request may be refused instead.
+//!
+//! Its messages are raw JSON, because they belong to another service's protocol.
 
 use std::{
     io::Write,
@@ -12,25 +14,25 @@ use serde_json::{Value, json};
 
 use super::stub::{Request, Stub, chunk, chunked_head, respond};
 
-/// A status and the type of error with which a question is refused (docs: Messages API, errors).
+/// The status and the error type of a refusal (documentation of the Messages API, errors).
 pub type Refusal = (u16, &'static str);
 
-/// A running API, whose questions can be looked at.
+/// A running API, which records its requests.
 pub struct MessagesApi {
     stub: Stub,
 }
 
 impl MessagesApi {
-    /// One that answers everything.
+    /// An API that answers every request.
     pub fn start() -> MessagesApi {
         MessagesApi::refusing(|_| None)
     }
 
-    /// One that may refuse the question of this number, counted from 0.
+    /// An API that may refuse a request, by its number from 0.
     pub fn refusing(refusal: impl Fn(usize) -> Option<Refusal> + Send + Sync + 'static) -> MessagesApi {
         let n = AtomicUsize::new(0);
         let stub = Stub::start(move |request, stream| {
-            if !is_question(request) {
+            if !is_messages_request(request) {
                 return respond(stream, 404, &error("not_found_error"));
             }
             let n = n.fetch_add(1, Ordering::SeqCst);
@@ -46,13 +48,13 @@ impl MessagesApi {
         self.stub.url()
     }
 
-    /// The questions that were asked so far.
-    pub fn questions(&self) -> Vec<Request> {
-        self.stub.requests().into_iter().filter(is_question).collect()
+    /// The requests for messages so far.
+    pub fn requests(&self) -> Vec<Request> {
+        self.stub.requests().into_iter().filter(is_messages_request).collect()
     }
 }
 
-fn is_question(request: &Request) -> bool {
+fn is_messages_request(request: &Request) -> bool {
     request.method == "POST" && request.path.split('?').next() == Some("/v1/messages")
 }
 
@@ -61,7 +63,7 @@ fn error(kind: &str) -> String {
 }
 
 /// The last text or tool result of a conversation.
-enum Last {
+enum LastInput {
     Text(String),
     ToolResult(String),
 }
@@ -75,18 +77,20 @@ fn text_of(content: &Value) -> String {
     }
 }
 
-fn last_of(body: &Value) -> Last {
+fn last_input(body: &Value) -> LastInput {
     let messages = body["messages"].as_array().map(Vec::as_slice).unwrap_or_default();
     let content = messages.iter().rfind(|message| message["role"] == "user").map(|message| &message["content"]);
-    let Some(Value::Array(blocks)) = content else { return Last::Text(content.map(text_of).unwrap_or_default()) };
+    let Some(Value::Array(blocks)) = content else { return LastInput::Text(content.map(text_of).unwrap_or_default()) };
     match blocks.iter().find(|block| block["type"] == "tool_result") {
-        Some(block) => Last::ToolResult(text_of(&block["content"])),
-        // What the CLI adds for the model comes before the prompt.
-        None => Last::Text(blocks.iter().rev().find_map(|block| block["text"].as_str()).unwrap_or_default().to_owned()),
+        Some(block) => LastInput::ToolResult(text_of(&block["content"])),
+        // The CLI adds texts for the model before the prompt.
+        None => {
+            LastInput::Text(blocks.iter().rev().find_map(|block| block["text"].as_str()).unwrap_or_default().to_owned())
+        }
     }
 }
 
-/// The two commands of the prompt `background FIRST then SECOND` that began a conversation.
+/// The two commands, if the conversation began with `background FIRST then SECOND`.
 fn background_of(body: &Value) -> Option<(String, String)> {
     let first = body["messages"].as_array()?.iter().find(|message| message["role"] == "user")?;
     let prompt = text_of(&first["content"]);
@@ -103,8 +107,8 @@ fn bash(n: usize, input: &Value) -> (Value, Value, &'static str) {
 }
 
 fn answer(stream: &mut TcpStream, n: usize, body: &Value) {
-    let (block, delta, stop_reason) = match last_of(body) {
-        Last::Text(prompt) => match (prompt.strip_prefix("run "), background_of(body)) {
+    let (block, delta, stop_reason) = match last_input(body) {
+        LastInput::Text(prompt) => match (prompt.strip_prefix("run "), background_of(body)) {
             (Some(command), _) => bash(n, &json!({ "command": command })),
             (None, Some((_, second))) if prompt.contains("<task-notification>") => {
                 bash(n, &json!({ "command": second }))
@@ -112,7 +116,7 @@ fn answer(stream: &mut TcpStream, n: usize, body: &Value) {
             (None, Some((first, _))) => bash(n, &json!({ "command": first, "run_in_background": true })),
             (None, None) => text_block(&format!("You said: {prompt}")),
         },
-        Last::ToolResult(result) => text_block(&format!("The result is {result}")),
+        LastInput::ToolResult(result) => text_block(&format!("The result is {result}")),
     };
     let usage = json!({ "input_tokens": 1, "output_tokens": 1 });
     let message = json!({

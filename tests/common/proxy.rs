@@ -1,24 +1,26 @@
-//! A TCP proxy that breaks connections when it is told to.
+//! A TCP proxy that breaks each connection after a given number of bytes.
 
 use std::{
     io::{Read, Write},
-    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    net::{Shutdown, SocketAddr, TcpStream},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
     thread,
     time::Duration,
 };
 
+use super::listener::TestListener;
+
 /// How a connection is broken.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum CutKind {
-    /// Properly closed, at both ends.
+    /// Closed at both ends.
     Fin,
-    /// Reset, at both ends.
+    /// Reset at both ends.
     Reset,
-    /// Nothing more comes towards the client, and neither end is told.
+    /// Open at both ends, but no byte reaches the client any more.
     Silent,
 }
 
@@ -26,44 +28,32 @@ pub enum CutKind {
 pub struct Proxy {
     pub address: SocketAddr,
     n_connections: Arc<AtomicUsize>,
-    stopped: Arc<AtomicBool>,
+    _listener: TestListener,
 }
 
 impl Proxy {
-    /// Forwards to `target`. `cut` says of each connection by its number after how many bytes towards
-    /// the client it is broken, and how.
+    /// Forwards to `target`. For each connection, by its number, `cut` gives the number of bytes towards the client after
+    /// which it is broken, and how.
     pub fn start(target: SocketAddr, cut: impl Fn(usize) -> Option<(u64, CutKind)> + Send + 'static) -> Proxy {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
         let n_connections = Arc::new(AtomicUsize::new(0));
-        let stopped = Arc::new(AtomicBool::new(false));
-        let (counted, over) = (Arc::clone(&n_connections), Arc::clone(&stopped));
-        thread::spawn(move || {
-            for client in listener.incoming().map_while(Result::ok) {
-                if over.load(Ordering::SeqCst) {
-                    return;
-                }
-                let cut = cut(counted.fetch_add(1, Ordering::SeqCst));
-                let Ok(server) = TcpStream::connect(target) else { continue };
-                let (from_client, to_server) = (client.try_clone().unwrap(), server.try_clone().unwrap());
-                thread::spawn(move || forward(from_client, to_server, None));
-                thread::spawn(move || forward(server, client, cut));
-            }
+        let counter = Arc::clone(&n_connections);
+        let listener = TestListener::start(move |client| {
+            let cut = cut(counter.fetch_add(1, Ordering::SeqCst));
+            let Ok(server) = TcpStream::connect(target) else { return };
+            let (from_client, to_server) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+            thread::spawn(move || forward(from_client, to_server, None));
+            thread::spawn(move || forward(server, client, cut));
         });
-        Proxy { address, n_connections, stopped }
+        Proxy { address: listener.address, n_connections, _listener: listener }
     }
 
-    /// How many connections were made.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// The number of connections so far.
     pub fn n_connections(&self) -> usize {
         self.n_connections.load(Ordering::SeqCst)
-    }
-}
-
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        self.stopped.store(true, Ordering::SeqCst);
-        // Wakes the listener, so that its port is given back.
-        let _ = TcpStream::connect(self.address);
     }
 }
 
@@ -78,7 +68,7 @@ fn forward(mut from: TcpStream, mut to: TcpStream, cut: Option<(u64, CutKind)>) 
         }
     }
     if left == 0 && cut.is_some_and(|(_, cut)| cut == CutKind::Silent) {
-        // Both stay open for as long as the test's process lives.
+        // Leaked, because dropping them would close both ends.
         std::mem::forget((from, to));
         return;
     }
@@ -86,7 +76,8 @@ fn forward(mut from: TcpStream, mut to: TcpStream, cut: Option<(u64, CutKind)>) 
         for stream in [&from, &to] {
             let _ = rustix::net::sockopt::set_socket_linger(stream, Some(Duration::ZERO));
         }
-        // The other direction holds duplicates: shut down nothing, or the reset would become an end.
+        // Only the reading side, because shutting down the writing side would send a FIN before the reset. The other
+        // direction holds duplicates of both.
         let _ = (from.shutdown(Shutdown::Read), to.shutdown(Shutdown::Read));
         return;
     }

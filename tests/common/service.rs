@@ -1,8 +1,8 @@
 //! The real binary as a child process: a gateway, a backend, or both in one.
 
 use std::{
-    io::{BufRead, BufReader, Read, Write},
-    net::{SocketAddr, TcpStream},
+    io::{BufRead, BufReader},
+    net::SocketAddr,
     process::{Child, Command, ExitStatus, Output, Stdio},
     sync::{
         Arc, Mutex,
@@ -15,12 +15,12 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use super::{PATIENCE, client::Client, wait_until};
+use super::{LONGEST_WAIT, PATIENCE, client::Client, http, wait_until};
 
 /// The binary under test.
 pub const BINARY: &str = env!("CARGO_BIN_EXE_cc-executor");
 
-/// A command of the binary without anything of the tests' own environment that it would read.
+/// A command of the binary, without those variables of the tests' environment that it reads.
 pub fn binary() -> Command {
     let mut command = Command::new(BINARY);
     for (name, _) in std::env::vars() {
@@ -31,16 +31,16 @@ pub fn binary() -> Command {
     command
 }
 
-/// A running role. It is killed when dropped; its subreaper then ends whatever it ran.
+/// A running role. It is killed when dropped; its subreaper then ends its commands.
 pub struct Service {
     child: Child,
-    /// Where it listens.
+    /// The address that it listens on.
     pub address: SocketAddr,
     log: Arc<Mutex<Vec<Value>>>,
 }
 
 impl Service {
-    /// The whole system in one process.
+    /// A gateway with an embedded backend.
     pub fn start() -> Service {
         Service::with(&["serve"], &[])
     }
@@ -52,8 +52,20 @@ impl Service {
         Service::spawn(command)
     }
 
-    /// A gateway in front of that backend.
+    /// A gateway that has found the backend at this URL.
     pub fn gateway(backend: &str) -> Service {
+        Service::gateway_with(backend, &[])
+    }
+
+    /// The same with these variables.
+    pub fn gateway_with(backend: &str, env: &[(&str, &str)]) -> Service {
+        let gateway = Service::with(&["serve", "--claude-api-url", backend], env);
+        gateway.wait_for_event("backend.up", 1);
+        gateway
+    }
+
+    /// A gateway whose backend may be missing.
+    pub fn gateway_without_backend(backend: &str) -> Service {
         Service::with(&["serve", "--claude-api-url", backend], &[])
     }
 
@@ -62,7 +74,7 @@ impl Service {
         Service::with(&["backend"], &[])
     }
 
-    /// A prepared command that will listen.
+    /// A service from a prepared command. Returns when it listens.
     pub fn spawn(mut command: Command) -> Service {
         let mut child = command
             .env("LOG_FORMAT", "json")
@@ -73,18 +85,18 @@ impl Service {
             .expect("the binary starts");
         let stderr = BufReader::new(child.stderr.take().expect("stderr is piped"));
         let log = Arc::new(Mutex::new(Vec::new()));
-        let (listening, listens) = mpsc::channel();
+        let (send_address, addresses) = mpsc::channel();
         let lines = Arc::clone(&log);
         thread::spawn(move || {
             for line in stderr.lines().map_while(Result::ok) {
                 let line: Value = serde_json::from_str(&line).unwrap_or(Value::String(line));
                 if line["event"] == "service.listening" {
-                    let _ = listening.send(line["address"].as_str().unwrap_or_default().to_owned());
+                    let _ = send_address.send(line["address"].as_str().unwrap_or_default().to_owned());
                 }
                 lines.lock().unwrap().push(line);
             }
         });
-        let address = match listens.recv_timeout(PATIENCE) {
+        let address = match addresses.recv_timeout(PATIENCE) {
             Ok(address) => address.parse().expect("an address"),
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
                 let _ = child.kill();
@@ -98,98 +110,81 @@ impl Service {
         service
     }
 
-    /// Its base URL.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// Its process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// A session.
+    /// Opens a session.
     pub fn connect(&self) -> Client {
         Client::connect(self.address)
     }
 
-    /// What it has logged so far.
+    /// The log lines so far.
     pub fn log(&self) -> Vec<Value> {
         self.log.lock().unwrap().clone()
     }
 
-    /// How often it has logged this event.
+    /// The number of log lines with this event so far.
     pub fn count(&self, event: &str) -> usize {
         self.log.lock().unwrap().iter().filter(|line| line["event"] == event).count()
     }
 
-    /// Waits until it has logged an event so often.
+    /// Waits until it has logged an event this many times.
     pub fn wait_for_event(&self, event: &str, times: usize) {
         wait_until(&format!("{times} x {event}"), PATIENCE, || self.count(event) >= times);
     }
 
-    /// What it answers to a GET, as JSON.
+    /// The JSON that answers a GET.
     pub fn get(&self, path: &str) -> Value {
-        self.ask("GET", path)
+        self.json(&format!("GET {path}"))
     }
 
-    /// What it answers to a DELETE, as JSON.
+    /// The JSON that answers a DELETE.
     pub fn delete(&self, path: &str) -> Value {
-        self.ask("DELETE", path)
+        self.json(&format!("DELETE {path}"))
     }
 
-    fn ask(&self, method: &str, path: &str) -> Value {
-        let mut stream = TcpStream::connect(self.address).expect("it listens");
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        write!(stream, "{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.address).unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).expect("an answer");
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
-        let body = if head.contains("chunked") { dechunked(body) } else { body.to_owned() };
-        serde_json::from_str(&body).unwrap_or_else(|error| panic!("{method} {path}: {error}: {answer}"))
+    fn json(&self, request: &str) -> Value {
+        let body = http::exchange(self.address, request, &[], "").body;
+        serde_json::from_str(&body).unwrap_or_else(|error| panic!("{request}: {error}: {body}"))
     }
 
-    /// What it answers to a POST: the status and the body.
+    /// The status and the body that answer a POST.
     pub fn post(&self, path: &str, body: &Value) -> (u16, String) {
-        let mut stream = TcpStream::connect(self.address).expect("it listens");
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let (host, body) = (self.address, body.to_string());
-        let head = format!(
-            "POST {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
-            body.len()
-        );
-        write!(stream, "{head}{body}").unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).expect("an answer");
-        let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
-        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
-        (status, if head.contains("chunked") { dechunked(body) } else { body.to_owned() })
+        let response = http::exchange(self.address, &format!("POST {path}"), &[http::JSON], &body.to_string());
+        (response.status, response.body)
     }
 
     /// Resident memory, in KiB.
     pub fn rss_kib(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it runs");
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("there is a VmRSS");
-        line.split_ascii_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("a number")
+        self.rss_kib_if_running().expect("the service runs")
     }
 
-    /// The same, and nothing where it has ended.
-    pub fn rss_kib_if_running(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap_or_default();
-        let line = status.lines().find(|line| line.starts_with("VmRSS:"));
-        line.and_then(|line| line.split_ascii_whitespace().nth(1)?.parse().ok()).unwrap_or(0)
+    /// The same, or `None` if the service has exited.
+    pub fn rss_kib_if_running(&self) -> Option<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).ok()?;
+        let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
+        line.split_ascii_whitespace().nth(1)?.parse().ok()
     }
 
-    /// Sends it a signal.
+    /// The number of open descriptors.
+    pub fn n_descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.pid())).expect("the service runs").count()
+    }
+
     pub fn signal(&self, signal: Signal) {
         kill(self.pid(), signal);
     }
 
-    /// Waits for its end.
+    /// Waits for the exit.
     pub fn wait(&mut self, within: Duration) -> ExitStatus {
         let start = Instant::now();
         loop {
-            if let Some(status) = self.child.try_wait().expect("it can be waited for") {
+            if let Some(status) = self.child.try_wait().expect("it is a child of this process") {
                 return status;
             }
             assert!(start.elapsed() < within, "the service did not end within {within:?}");
@@ -197,15 +192,20 @@ impl Service {
         }
     }
 
-    /// `cc-executor run` through this service.
+    /// Runs `cc-executor run` with this service.
     pub fn run(&self, arguments: &[&str]) -> Output {
-        self.run_command(arguments).output().expect("run runs")
+        output_of(&mut self.run_command(arguments))
     }
 
-    /// The same, prepared.
+    /// The same as a command that has not been started.
     pub fn run_command(&self, arguments: &[&str]) -> Command {
+        self.client_command(&[&["run"], arguments].concat())
+    }
+
+    /// A client command, such as `ps`, with this service.
+    pub fn client_command(&self, arguments: &[&str]) -> Command {
         let mut command = binary();
-        command.args(["run", "--url", &self.url()]).args(arguments);
+        command.arg(arguments[0]).args(["--url", &self.url()]).args(&arguments[1..]);
         command
     }
 }
@@ -219,22 +219,27 @@ impl Drop for Service {
 
 /// Sends a signal to a process that a test started.
 pub fn kill(pid: u32, signal: Signal) {
-    let pid = Pid::from_raw(i32::try_from(pid).expect("a pid")).expect("not zero");
-    kill_process(pid, signal).expect("it is there");
+    let pid = Pid::from_raw(i32::try_from(pid).expect("a process id")).expect("not zero");
+    kill_process(pid, signal).expect("the process exists");
+}
+
+/// Runs a command to its exit. The command cannot be used again.
+pub fn output_of(command: &mut Command) -> Output {
+    let mut command = std::mem::replace(command, Command::new(BINARY));
+    let (send_output, outputs) = mpsc::channel();
+    let name = format!("{command:?}");
+    thread::spawn(move || send_output.send(command.output().expect("the command starts")));
+    outputs.recv_timeout(LONGEST_WAIT).unwrap_or_else(|error| panic!("{name} did not exit: {error}"))
+}
+
+/// Runs a command to its exit: standard output, standard error, and the exit code.
+pub fn run_to_exit(command: &mut Command) -> (String, String, i32) {
+    let output = output_of(command);
+    let (stdout, code) = text_and_code(&output);
+    (stdout, String::from_utf8_lossy(&output.stderr).into_owned(), code)
 }
 
 /// Standard output as text, and the exit code.
 pub fn text_and_code(output: &Output) -> (String, i32) {
     (String::from_utf8_lossy(&output.stdout).into_owned(), output.status.code().expect("not ended by a signal"))
-}
-
-/// The body of a chunked response (RFC 9112 section 7.1).
-fn dechunked(mut body: &str) -> String {
-    let mut whole = String::new();
-    while let Some((size, rest)) = body.split_once("\r\n") {
-        let size = usize::from_str_radix(size, 16).expect("a chunk's size");
-        whole.push_str(&rest[..size]);
-        body = rest[size..].strip_prefix("\r\n").expect("a chunk's end");
-    }
-    whole
 }

@@ -1,20 +1,24 @@
-//! A backend that follows a script: real HTTP on a port of its own, and every fault one can think of.
+//! A backend that answers by a script, with every fault that a real one may have.
 
 use std::{
     collections::BTreeMap,
     io::{BufRead, BufReader, Read, Write},
-    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
+    net::{Shutdown, SocketAddr, TcpStream},
+    sync::{Arc, Mutex},
     thread,
 };
 
-use serde_json::{Value, json};
+use cc_executor_actors::{
+    backend_api::{BackendEvent, Health, Heartbeat, MULTIPLEXED, StartedEvent, StreamInfo},
+    outcome::{Outcome, Reason, Status},
+};
+use serde::Serialize;
+use serde_json::Value;
 
-/// A request as it came.
-#[derive(Clone, Debug)]
+use super::listener::TestListener;
+
+/// A request that the stub has read.
+#[derive(Clone, Debug, Default)]
 pub struct Request {
     pub method: String,
     pub path: String,
@@ -26,43 +30,42 @@ pub struct Request {
 pub struct Stub {
     pub address: SocketAddr,
     requests: Arc<Mutex<Vec<Request>>>,
-    stopped: Arc<AtomicBool>,
+    _listener: TestListener,
 }
 
 impl Stub {
-    /// Answers each request by calling `answer`, on a thread of the connection; the connection is
-    /// closed when it returns.
+    /// Calls `answer` for each request, on the thread of its connection, and then closes the connection.
     pub fn start(answer: impl Fn(&Request, &mut TcpStream) + Send + Sync + 'static) -> Stub {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
         let requests = Arc::new(Mutex::new(Vec::new()));
-        let stopped = Arc::new(AtomicBool::new(false));
-        let (seen, over, answer) = (Arc::clone(&requests), Arc::clone(&stopped), Arc::new(answer));
-        thread::spawn(move || {
-            for stream in listener.incoming().map_while(Result::ok) {
-                if over.load(Ordering::SeqCst) {
-                    return;
+        let (seen, answer) = (Arc::clone(&requests), Arc::new(answer));
+        let listener = TestListener::start(move |mut stream| {
+            let (seen, answer) = (Arc::clone(&seen), Arc::clone(&answer));
+            thread::spawn(move || {
+                if let Some(request) = read_request(&stream) {
+                    seen.lock().unwrap().push(request.clone());
+                    answer(&request, &mut stream);
                 }
-                let (seen, answer) = (Arc::clone(&seen), Arc::clone(&answer));
-                thread::spawn(move || {
-                    let mut stream = stream;
-                    if let Some(request) = read_request(&stream) {
-                        seen.lock().unwrap().push(request.clone());
-                        answer(&request, &mut stream);
-                    }
-                    let _ = stream.shutdown(Shutdown::Both);
-                });
-            }
+                let _ = stream.shutdown(Shutdown::Both);
+            });
         });
-        Stub { address, requests, stopped }
+        Stub { address: listener.address, requests, _listener: listener }
     }
 
-    /// A backend of our own kind whose `POST /execute/stream` is answered by `answer`.
-    pub fn ours(answer: impl Fn(&Request, &mut TcpStream) + Send + Sync + 'static) -> Stub {
+    /// A native backend whose executions are answered by `answer`.
+    pub fn native(answer: impl Fn(&Request, &mut TcpStream) + Send + Sync + 'static) -> Stub {
         Stub::start(move |request, stream| match (request.method.as_str(), request.path.as_str()) {
-            ("GET", "/health") => respond(stream, 200, &our_health().to_string()),
+            ("GET", "/health") => respond_json(stream, &native_health()),
             ("GET", "/ready") => respond(stream, 200, "{}"),
             _ => answer(request, stream),
+        })
+    }
+
+    /// A legacy image, which knows only its health and the route at `path`.
+    pub fn legacy(path: &'static str, answer: impl Fn(&Request, &mut TcpStream) + Send + Sync + 'static) -> Stub {
+        Stub::start(move |request, stream| match request.path.as_str() {
+            "/health" => respond(stream, 200, r#"{"status":"healthy","service":"claude-api"}"#),
+            asked if asked == path => answer(request, stream),
+            _ => respond(stream, 404, r#"{"detail":"Not Found"}"#),
         })
     }
 
@@ -70,17 +73,14 @@ impl Stub {
         format!("http://{}", self.address)
     }
 
-    /// What was asked so far.
+    /// The requests so far.
     pub fn requests(&self) -> Vec<Request> {
         self.requests.lock().unwrap().clone()
     }
-}
 
-impl Drop for Stub {
-    fn drop(&mut self) {
-        self.stopped.store(true, Ordering::SeqCst);
-        // Wakes the listener, so that its port is given back.
-        let _ = TcpStream::connect(self.address);
+    /// The requests with this method so far.
+    pub fn requests_with(&self, method: &str) -> Vec<Request> {
+        self.requests().into_iter().filter(|request| request.method == method).collect()
     }
 }
 
@@ -103,15 +103,22 @@ fn read_request(stream: &TcpStream) -> Option<Request> {
     Some(Request { method, path, headers, body: serde_json::from_slice(&body).unwrap_or(Value::Null) })
 }
 
-/// What our own backend says of itself.
-pub fn our_health() -> Value {
-    json!({
-        "server": "cc-executor", "version": "0.1.0", "executors": ["shell"], "defaultExecutor": "shell",
-        "maxExecutions": 64, "capabilities": [], "running": 0, "queued": 0,
-    })
+/// The health of a native backend.
+pub fn native_health() -> Health {
+    Health {
+        server: "cc-executor".into(),
+        version: "0.1.0".into(),
+        instance: None,
+        executors: vec!["shell".into()],
+        default_executor: "shell".into(),
+        max_executions: 64,
+        capabilities: Vec::new(),
+        running: 0,
+        queued: 0,
+    }
 }
 
-/// A whole response.
+/// Writes a whole response.
 pub fn respond(stream: &mut TcpStream, status: u16, body: &str) {
     let head = format!(
         "HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
@@ -120,17 +127,27 @@ pub fn respond(stream: &mut TcpStream, status: u16, body: &str) {
     let _ = stream.write_all(format!("{head}{body}").as_bytes());
 }
 
+/// Writes a whole response with this JSON.
+pub fn respond_json(stream: &mut TcpStream, body: &impl Serialize) {
+    respond(stream, 200, &serde_json::to_string(body).expect("a wire type has string keys"));
+}
+
 /// The head of a chunked response.
 pub fn chunked_head(media: &str) -> Vec<u8> {
     format!("HTTP/1.1 200 OK\r\nContent-Type: {media}\r\nTransfer-Encoding: chunked\r\n\r\n").into_bytes()
 }
 
-/// One chunk.
+/// The head of a response with a multiplexed stream.
+pub fn stream_head() -> Vec<u8> {
+    chunked_head(MULTIPLEXED)
+}
+
+/// A chunk of a chunked body; the last one if it is empty.
 pub fn chunk(bytes: &[u8]) -> Vec<u8> {
     [format!("{:x}\r\n", bytes.len()).as_bytes(), bytes, b"\r\n"].concat()
 }
 
-/// A multiplexed frame.
+/// A frame of a multiplexed stream. The stream's number is raw, because tests also send unknown ones.
 pub fn multiplexed(stream: u8, bytes: &[u8]) -> Vec<u8> {
     let mut out = vec![stream, 0, 0, 0];
     out.extend((bytes.len() as u32).to_be_bytes());
@@ -138,21 +155,25 @@ pub fn multiplexed(stream: u8, bytes: &[u8]) -> Vec<u8> {
     out
 }
 
-/// A word of the backend.
-pub fn word(word: &Value) -> Vec<u8> {
-    multiplexed(3, word.to_string().as_bytes())
+/// A [`BackendEvent`], or JSON that is none, as a frame.
+pub fn event(event: &impl Serialize) -> Vec<u8> {
+    multiplexed(3, &serde_json::to_vec(event).expect("a wire type has string keys"))
 }
 
-/// The word that the process runs.
+/// The event that the process of this request runs.
 pub fn started(request: &Request) -> Vec<u8> {
-    word(&json!({ "started": { "executionId": request.body["executionId"], "executor": "shell" } }))
+    event(&BackendEvent::Started(StartedEvent {
+        execution_id: serde_json::from_value(request.body["executionId"].clone()).expect("an execution id"),
+        executor: "shell".into(),
+        status: Status::Running,
+        terms: StreamInfo::default(),
+        alive: Heartbeat::default(),
+    }))
 }
 
-/// The last word of a command that exited with this code.
+/// The final event of a command that exited with this code.
 pub fn exited(code: i32) -> Vec<u8> {
-    let status = if code == 0 { "COMPLETED" } else { "FAILED" };
-    word(&json!({ "exit": {
-        "status": status, "reason": "exit", "exit_code": code, "signal": null, "message": null, "elapsedMs": 1,
-        "bytes": { "stdout": null, "stderr": null }, "sha256": { "stdout": null, "stderr": null }, "leftovers": 0,
-    } }))
+    let status = if code == 0 { Status::Completed } else { Status::Failed };
+    let outcome = Outcome { exit_code: Some(code), ..Outcome::without_process(status, Reason::Exit, None) };
+    event(&BackendEvent::Exit(outcome))
 }

@@ -1,80 +1,67 @@
-//! Somebody between a client and its service who reads each message, and changes or swallows some. What is
-//! no WebSocket passes as it is.
+//! A proxy between a client and its service that hands each WebSocket message to a test, which may change or drop it.
+//! Connections that are no WebSocket pass unchanged.
 
 use std::{
     io::{Read, Write},
-    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
+    net::{Shutdown, SocketAddr, TcpStream},
+    sync::{Arc, Mutex},
     thread,
 };
 
 use serde_json::Value;
 
-use super::client::frame;
+use super::{
+    frames::{self, frame, read_frame, server_frame},
+    listener::TestListener,
+};
 
-/// Which way a message goes.
+/// The direction of a message.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Direction {
     ToService,
     ToClient,
 }
 
-/// What is done to a message: it may be changed; `false` swallows it. The command that its session runs is
-/// there to go by.
-pub type Meddle = fn(Direction, &str, &mut Value) -> bool;
+/// Changes a message, or drops it by returning false. The text is the command that the session runs.
+pub type Tamper = fn(Direction, &str, &mut Value) -> bool;
 
 /// A running proxy. It stops listening when dropped.
 pub struct TamperingProxy {
     pub address: SocketAddr,
-    stopped: Arc<AtomicBool>,
+    _listener: TestListener,
 }
 
 impl TamperingProxy {
-    pub fn start(service: SocketAddr, meddle: Meddle) -> TamperingProxy {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
-        let stopped = Arc::new(AtomicBool::new(false));
-        let over = Arc::clone(&stopped);
-        thread::spawn(move || {
-            for client in listener.incoming().map_while(Result::ok) {
-                if over.load(Ordering::SeqCst) {
-                    return;
-                }
-                let Ok(server) = TcpStream::connect(service) else { continue };
-                let _ = (client.set_nodelay(true), server.set_nodelay(true));
-                let command = Arc::new(Mutex::new(String::new()));
-                let (from_client, to_server) = (client.try_clone().unwrap(), server.try_clone().unwrap());
-                let asked = Arc::clone(&command);
-                thread::spawn(move || pass(from_client, to_server, Direction::ToService, &asked, meddle));
-                thread::spawn(move || pass(server, client, Direction::ToClient, &command, meddle));
-            }
+    pub fn start(service: SocketAddr, tamper: Tamper) -> TamperingProxy {
+        let listener = TestListener::start(move |client| {
+            let Ok(server) = TcpStream::connect(service) else { return };
+            let _ = (client.set_nodelay(true), server.set_nodelay(true));
+            let (from_client, to_server) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+            let command = Arc::new(Mutex::new(String::new()));
+            let of_client = Arc::clone(&command);
+            thread::spawn(move || forward(from_client, to_server, Direction::ToService, &of_client, tamper));
+            thread::spawn(move || forward(server, client, Direction::ToClient, &command, tamper));
         });
-        TamperingProxy { address, stopped }
+        TamperingProxy { address: listener.address, _listener: listener }
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
     }
 }
 
-impl Drop for TamperingProxy {
-    fn drop(&mut self) {
-        self.stopped.store(true, Ordering::SeqCst);
-        // Wakes the listener, so that its port is given back.
-        let _ = TcpStream::connect(self.address);
-    }
-}
-
-fn pass(mut from: TcpStream, mut to: TcpStream, way: Direction, command: &Mutex<String>, meddle: Meddle) {
-    let _ = pass_all(&mut from, &mut to, way, command, meddle);
+fn forward(mut from: TcpStream, mut to: TcpStream, direction: Direction, command: &Mutex<String>, tamper: Tamper) {
+    // An error is the end of either connection.
+    let _ = forward_all(&mut from, &mut to, direction, command, tamper);
     let _ = (from.shutdown(Shutdown::Both), to.shutdown(Shutdown::Both));
 }
 
-fn pass_all(
+fn forward_all(
     from: &mut TcpStream,
     to: &mut TcpStream,
-    way: Direction,
+    direction: Direction,
     command: &Mutex<String>,
-    meddle: Meddle,
+    tamper: Tamper,
 ) -> std::io::Result<()> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -87,56 +74,22 @@ fn pass_all(
         return std::io::copy(from, to).map(|_| ());
     }
     loop {
-        let mut start = [0; 2];
-        from.read_exact(&mut start)?;
-        let len = match start[1] & 0x7f {
-            126 => u64::from(u16::from_be_bytes(take(from)?)),
-            127 => u64::from_be_bytes(take(from)?),
-            short => u64::from(short),
-        };
-        let mask: [u8; 4] = if start[1] & 0x80 == 0 { [0; 4] } else { take(from)? };
-        let mut payload = vec![0; len as usize];
-        from.read_exact(&mut payload)?;
-        payload.iter_mut().zip(mask.iter().cycle()).for_each(|(byte, mask)| *byte ^= mask);
-        if start[0] == 0x81
-            && let Ok(mut message) = serde_json::from_slice::<Value>(&payload)
+        let mut read = read_frame(from)?;
+        if read.first == frames::TEXT
+            && let Ok(mut message) = serde_json::from_slice::<Value>(&read.payload)
         {
-            if let (Direction::ToService, Some(asked)) = (way, message["params"]["command"].as_str()) {
-                *command.lock().unwrap() = asked.to_owned();
+            if let (Direction::ToService, Some(sent)) = (direction, message["params"]["command"].as_str()) {
+                *command.lock().unwrap() = sent.to_owned();
             }
             let command = command.lock().unwrap().clone();
-            if !meddle(way, &command, &mut message) {
+            if !tamper(direction, &command, &mut message) {
                 continue;
             }
-            payload = message.to_string().into_bytes();
+            read.payload = message.to_string().into_bytes();
         }
-        match way {
-            Direction::ToService => to.write_all(&frame(start[0], &payload))?,
-            Direction::ToClient => to.write_all(&unmasked(start[0], &payload))?,
-        }
-    }
-}
-
-fn take<const N: usize>(from: &mut TcpStream) -> std::io::Result<[u8; N]> {
-    let mut bytes = [0; N];
-    from.read_exact(&mut bytes)?;
-    Ok(bytes)
-}
-
-fn unmasked(first: u8, payload: &[u8]) -> Vec<u8> {
-    let len = payload.len();
-    let mut out = vec![first];
-    match len {
-        0..=125 => out.push(len as u8),
-        126..=0xffff => {
-            out.push(126);
-            out.extend((len as u16).to_be_bytes());
-        }
-        _ => {
-            out.push(127);
-            out.extend((len as u64).to_be_bytes());
+        match direction {
+            Direction::ToService => to.write_all(&frame(read.first, &read.payload))?,
+            Direction::ToClient => to.write_all(&server_frame(read.first, &read.payload))?,
         }
     }
-    out.extend(payload);
-    out
 }

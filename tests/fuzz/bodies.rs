@@ -1,5 +1,5 @@
-//! What each fuzzer does with its input. The tests do the same with the inputs that were kept.
-#![allow(dead_code, reason = "each fuzzer uses one of these")]
+//! The bodies of the fuzzers. The tests of `replay` call them with the inputs of the corpus.
+#![allow(dead_code, reason = "each fuzzer uses one of these functions")]
 
 use std::time::Instant;
 
@@ -31,18 +31,18 @@ use serde_json::Value;
 /// The longest message that is accepted, in bytes.
 const LIMIT: usize = 10_000;
 
-/// Cuts the input into pieces whose lengths its own first byte chooses.
+/// Cuts the input, after its first byte, into pieces of the length that this byte gives.
 fn pieces(data: &[u8]) -> impl Iterator<Item = &[u8]> {
     let (size, rest) = data.split_first().map_or((1, data), |(first, rest)| (usize::from(*first) + 1, rest));
     rest.chunks(size)
 }
 
-/// Frames in any cut, and what is in them as calls: nothing panics, nothing over the limit comes out, and
-/// every call is read or answered.
+/// WebSocket frames from a client, cut anywhere, and the calls in them: nothing panics, no message exceeds the limit, and
+/// each call is parsed or answered with an error.
 pub fn input(data: &[u8]) {
     let payload: Vec<_> = pieces(data).map(|piece| Ok(Bytes::copy_from_slice(piece))).collect();
     let read = FrameReader::new(stream::iter(payload), LIMIT).into_stream().collect::<Vec<_>>().now_or_never();
-    let incoming = read.expect("all of the input is there");
+    let incoming = read.expect("the whole input is available");
     assert!(matches!(incoming.last(), Some(Incoming::Gone)), "the connection ends once");
     for text in incoming.iter().filter_map(|incoming| match incoming {
         Incoming::Text(text) => Some(text),
@@ -61,32 +61,32 @@ pub fn input(data: &[u8]) {
     }
 }
 
-/// However a stream is cut, the same comes out of it.
+/// A multiplexed stream gives the same output and events, wherever it is cut.
 pub fn multiplex(data: &[u8]) {
     let whole = decode(std::iter::once(data.get(1..).unwrap_or_default()));
     let cut = decode(pieces(data));
     assert_eq!(whole, cut);
 }
 
-/// The bytes of both streams, the words, and whether it ended in an error.
+/// The bytes of both streams, the events as JSON, and whether decoding ended in an error.
 fn decode<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> (PerStream<Vec<u8>>, Vec<Bytes>, bool) {
     let mut decoder = Decoder::default();
-    let (mut output, mut words) = (PerStream::<Vec<u8>>::default(), Vec::new());
+    let (mut output, mut events) = (PerStream::<Vec<u8>>::default(), Vec::new());
     for piece in pieces {
         decoder.push(Bytes::copy_from_slice(piece));
         loop {
             match decoder.next_part() {
                 Ok(Some(StreamPart::Output(stream, bytes))) => output.get_mut(stream).extend_from_slice(&bytes),
-                Ok(Some(StreamPart::Event(word))) => words.push(word),
+                Ok(Some(StreamPart::Event(event))) => events.push(event),
                 Ok(None) => break,
-                Err(_) => return (output, words, true),
+                Err(_) => return (output, events, true),
             }
         }
     }
-    (output, words, false)
+    (output, events, false)
 }
 
-/// However a response is cut, its body ends at the same byte, or not at all.
+/// Whether the body of a response is complete does not depend on where the response is cut.
 pub fn body_end(data: &[u8]) {
     let mut whole = BodyTracker::default();
     whole.follow(data.get(1..).unwrap_or_default());
@@ -97,17 +97,17 @@ pub fn body_end(data: &[u8]) {
     assert_eq!(whole.is_complete(), cut.is_complete());
 }
 
-/// The encoder of a WebSocket client that has nothing yet.
+/// The encoder of a WebSocket client that starts at offset 0.
 fn encoder_of(framing: Framing, agent: Option<Box<dyn AgentReader>>) -> Box<dyn OutputEncoder> {
     ws::encoder::encoder(OutputOptions { framing, offsets: PerStream::default(), agent })
 }
 
-/// No byte is lost, added or moved, in either framing.
+/// The encoder for WebSocket clients loses, adds and moves no byte, in either framing.
 pub fn text(data: &[u8]) {
     for framing in [Framing::Chunk, Framing::Line] {
-        let mut text = encoder_of(framing, None);
-        let sent = feed(&mut *text, data);
-        let (wire, offsets) = text.take();
+        let mut encoder = encoder_of(framing, None);
+        let sent = feed(&mut *encoder, data);
+        let (wire, offsets) = encoder.take();
         assert_eq!(offsets, sent.as_lengths());
         let mut got = PerStream::<Vec<u8>>::default();
         for message in frames(&wire) {
@@ -117,11 +117,11 @@ pub fn text(data: &[u8]) {
     }
 }
 
-/// The same, as lines.
+/// The same for the encoder of JSON lines.
 pub fn json_lines(data: &[u8]) {
-    let mut text = json_lines::encoder(PerStream::default());
-    let sent = feed(&mut text, data);
-    let (wire, _) = text.take();
+    let mut encoder = json_lines::encoder(PerStream::default());
+    let sent = feed(&mut encoder, data);
+    let (wire, _) = encoder.take();
     let mut got = PerStream::<Vec<u8>>::default();
     for line in wire.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
         let message: Value = serde_json::from_slice(line).expect("a line is JSON");
@@ -130,8 +130,7 @@ pub fn json_lines(data: &[u8]) {
     assert_eq!(got, sent.0);
 }
 
-/// However Claude's events are cut, the same texts come out, all of the stream is counted, and the same is
-/// known of how it ended.
+/// Claude's events give the same text, offsets, progress and outcome, wherever their stream is cut.
 pub fn claude(data: &[u8]) {
     let whole = data.get(1..).unwrap_or_default();
     assert_eq!(events(std::iter::once(whole)), events(pieces(data)));
@@ -147,20 +146,22 @@ pub fn claude(data: &[u8]) {
     assert_eq!((once.activity(), once.result()), (cut.activity(), cut.result()));
 }
 
-/// The texts of all messages, one after the other.
+/// The concatenated text of all messages.
 fn events<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
-    let events_of = Some(ExecutionId::random());
-    let reader =
-        EventReader::new(ClaudeFormat::default(), ReaderOptions { framing: Framing::Chunk, start: 0, events_of });
-    let mut text = encoder_of(Framing::Chunk, Some(Box::new(reader)));
-    let (mut got, mut fed, mut end) = (Vec::new(), 0, 0);
-    let mut step = |text: &mut dyn OutputEncoder| {
-        while text.step() == EventStep::Done {}
-        let (wire, offsets) = text.take();
+    let execution_id = Some(ExecutionId::random());
+    let reader = EventReader::new(
+        ClaudeFormat::default(),
+        ReaderOptions { framing: Framing::Chunk, start: 0, events_of: execution_id },
+    );
+    let mut encoder = encoder_of(Framing::Chunk, Some(Box::new(reader)));
+    let (mut text_sent, mut n_fed, mut end) = (Vec::new(), 0, 0);
+    let mut step = |encoder: &mut dyn OutputEncoder| {
+        while encoder.step() == EventStep::Done {}
+        let (wire, offsets) = encoder.take();
         for message in raw_frames(&wire) {
             let Ok(message) = serde_json::from_slice::<Value>(message) else { continue };
             if message["method"] == "output" {
-                got.extend(content(&message["params"]));
+                text_sent.extend(content(&message["params"]));
             }
             let now = message["params"]["end"].as_u64().expect("an end");
             assert!(now >= end, "an end never goes back");
@@ -169,16 +170,16 @@ fn events<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
         offsets.stdout
     };
     for piece in pieces {
-        text.feed(Stream::Stdout, piece);
-        fed += piece.len() as u64;
-        assert!(step(&mut *text) <= fed);
+        encoder.feed(Stream::Stdout, piece);
+        n_fed += piece.len() as u64;
+        assert!(step(&mut *encoder) <= n_fed);
     }
-    text.finish(true);
-    assert_eq!(step(&mut *text), fed);
-    got
+    encoder.finish(true);
+    assert_eq!(step(&mut *encoder), n_fed);
+    text_sent
 }
 
-/// What was fed.
+/// The bytes that were fed to an encoder.
 struct SentBytes(PerStream<Vec<u8>>);
 
 impl SentBytes {
@@ -187,26 +188,27 @@ impl SentBytes {
     }
 }
 
-/// Feeds the input in pieces, now to the one and now to the other stream.
-fn feed(text: &mut dyn OutputEncoder, data: &[u8]) -> SentBytes {
+/// Feeds the input in pieces, every fifth one to standard error.
+fn feed(encoder: &mut dyn OutputEncoder, data: &[u8]) -> SentBytes {
     let mut sent = PerStream::<Vec<u8>>::default();
     for (n, piece) in pieces(data).enumerate() {
         let stream = if n % 5 == 4 { Stream::Stderr } else { Stream::Stdout };
-        text.feed(stream, piece);
+        encoder.feed(stream, piece);
         sent.get_mut(stream).extend_from_slice(piece);
         if n % 7 == 3 {
-            text.flush_quiet(stream);
+            encoder.flush_quiet(stream);
         }
     }
-    text.finish(true);
+    encoder.finish(true);
     SentBytes(sent)
 }
 
-/// Text frames of a server.
+/// The messages in the frames of a server.
 fn frames(wire: &[u8]) -> Vec<Value> {
     raw_frames(wire).into_iter().map(|frame| serde_json::from_slice(frame).expect("a message is JSON")).collect()
 }
 
+/// The payloads of the frames of a server.
 fn raw_frames(mut wire: &[u8]) -> Vec<&[u8]> {
     let mut found = Vec::new();
     while let Some((head, _)) = wire.split_first_chunk::<2>() {

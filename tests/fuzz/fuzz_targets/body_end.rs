@@ -1,4 +1,4 @@
-//! Whatever HTTP a plain backend answers with: where does its body end?
+//! Fuzzes the tracker that finds the end of a legacy response body.
 #![no_main]
 
 #[path = "../bodies.rs"]

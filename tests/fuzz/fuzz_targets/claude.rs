@@ -1,4 +1,4 @@
-//! Whatever Claude may print, read for a client and for its status.
+//! Fuzzes the reader and the progress tracker of Claude's events.
 #![no_main]
 
 #[path = "../bodies.rs"]

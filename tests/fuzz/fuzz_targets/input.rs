@@ -1,4 +1,4 @@
-//! Whatever a client sends: WebSocket frames, and the JSON-RPC in them.
+//! Fuzzes the WebSocket frames and JSON-RPC calls of a client.
 #![no_main]
 
 #[path = "../bodies.rs"]

@@ -1,4 +1,4 @@
-//! The same as lines of JSON.
+//! Fuzzes the encoder of JSON lines.
 #![no_main]
 
 #[path = "../bodies.rs"]

@@ -1,4 +1,4 @@
-//! Whatever a backend streams in Docker's framing.
+//! Fuzzes the decoder of the multiplexed stream.
 #![no_main]
 
 #[path = "../bodies.rs"]

@@ -1,4 +1,4 @@
-//! Whatever a command writes, cut into messages for a client.
+//! Fuzzes the encoder of `output` messages for WebSocket clients.
 #![no_main]
 
 #[path = "../bodies.rs"]
