@@ -7,6 +7,7 @@
 //! [`AgentProgress`] for the status. Where one process does both, the reader updates the progress.
 
 pub mod claude;
+pub mod exit_wait;
 pub mod lines;
 pub mod reader;
 

@@ -7,8 +7,8 @@ pub mod params;
 
 use std::borrow::Cow;
 
-use serde::{Deserialize, Serialize, Serializer, ser::SerializeMap};
-use serde_json::{Value, error::Category, json, value::RawValue};
+use serde::{Deserialize, Serialize, Serializer, de::IgnoredAny, ser::SerializeMap};
+use serde_json::{Value, json, value::RawValue};
 
 use crate::outcome::{Outcome, Reason};
 
@@ -189,28 +189,18 @@ pub fn parse(text: &str) -> Result<Call, Response> {
         id: id.filter(Id::is_legal).unwrap_or_else(|| None.into()),
         outcome: Err(ErrorObject::new(code, message)),
     };
+    let not_json = |error| refuse(None, code::PARSE, format!("not JSON: {error}"));
 
     if text.trim_ascii_start().starts_with('[') {
-        return match serde_json::from_str::<serde::de::IgnoredAny>(text) {
-            Ok(_) => Err(refuse(
-                None,
-                code::INVALID_REQUEST,
-                "batches are not supported: send one call in each message".into(),
-            )),
-            Err(error) => Err(refuse(None, code::PARSE, format!("not JSON: {error}"))),
-        };
+        serde_json::from_str::<IgnoredAny>(text).map_err(not_json)?;
+        let message = "batches are not supported: send one call in each message";
+        return Err(refuse(None, code::INVALID_REQUEST, message.to_owned()));
     }
-    let raw: RawCall = match serde_json::from_str(text) {
-        Ok(raw) => raw,
-        Err(error) if error.classify() == Category::Data => {
-            // The text may still be JSON with an id, which the response then names.
-            return Err(match serde_json::from_str::<Value>(text) {
-                Ok(value) => refuse(id_of(&value), code::INVALID_REQUEST, format!("not a JSON-RPC 2.0 call: {error}")),
-                Err(error) => refuse(None, code::PARSE, format!("not JSON: {error}")),
-            });
-        }
-        Err(error) => return Err(refuse(None, code::PARSE, format!("not JSON: {error}"))),
-    };
+    let raw: RawCall = serde_json::from_str(text).map_err(|error| match serde_json::from_str::<Value>(text) {
+        // The response to JSON of another shape names its id.
+        Ok(value) => refuse(id_of(&value), code::INVALID_REQUEST, format!("not a JSON-RPC 2.0 call: {error}")),
+        Err(error) => not_json(error),
+    })?;
     if raw.jsonrpc != "2.0" {
         return Err(refuse(raw.id, code::INVALID_REQUEST, format!("jsonrpc must be \"2.0\", not {:?}", raw.jsonrpc)));
     }

@@ -18,9 +18,9 @@ use crate::{
     activity::Activity,
     agent::{
         AgentProgress,
+        exit_wait::ExitWait,
         lines::{EventLine, LineSplitter},
     },
-    clock::Stopwatch,
     outcome::{ClaudeResult, Reason, Status},
 };
 
@@ -71,18 +71,6 @@ enum ReportedResult {
     Withdrawn(ClaudeResult),
 }
 
-/// The wait for Claude's exit.
-#[derive(Debug)]
-struct ExitWait {
-    patience: Duration,
-    /// The time since the last event. Does not run while no events are read.
-    quiet: Stopwatch,
-    /// The time since which Claude has nothing left to do according to its events.
-    expected_since: Option<Instant>,
-    /// Whether its standard output has ended.
-    stdout_ended: bool,
-}
-
 impl ProgressTracker {
     /// A run that has just started. `patience` is the longest time from its last event to its exit.
     pub fn new(patience: Duration, now: Instant) -> Self {
@@ -94,7 +82,7 @@ impl ProgressTracker {
             answering: false,
             result: ReportedResult::None,
             stderr: VecDeque::new(),
-            exit: ExitWait { patience, quiet: Stopwatch::started(now), expected_since: None, stdout_ended: false },
+            exit: ExitWait::new(patience, now),
             arrived_at: now,
             changed: false,
         }
@@ -111,7 +99,7 @@ impl ProgressTracker {
         match event {
             Some(event) => {
                 self.changed |= self.on_event(event);
-                self.exit.quiet.reset(now);
+                self.exit.on_event(now);
                 self.update_exit(now);
             }
             None => {
@@ -187,11 +175,7 @@ impl ProgressTracker {
     }
 
     fn update_exit(&mut self, now: Instant) {
-        if self.exit.stdout_ended || (self.result().is_some() && self.tasks.is_empty()) {
-            self.exit.expected_since.get_or_insert(now);
-        } else {
-            self.exit.expected_since = None;
-        }
+        self.exit.set_idle(self.result().is_some() && self.tasks.is_empty(), now);
     }
 }
 
@@ -222,27 +206,19 @@ impl AgentProgress for ProgressTracker {
         if let Some(line) = self.lines.rest() {
             self.parse(&line, now);
         }
-        if !self.exit.stdout_ended {
-            self.exit.stdout_ended = true;
-            self.exit.quiet.reset(now);
-            self.update_exit(now);
-        }
+        self.exit.on_stdout_end(now);
     }
 
     fn run_clock(&mut self, runs: bool, now: Instant) {
-        self.exit.quiet.run(runs, now);
+        self.exit.run_clock(runs, now);
     }
 
     fn expects_exit(&self) -> bool {
-        self.exit.expected_since.is_some()
+        self.exit.is_expected()
     }
 
-    /// Each event starts the patience again. The total time-out ends it at the latest, because events may never end,
-    /// but not before the first patience has passed.
     fn exit_due(&self, total: Option<Instant>) -> Option<Instant> {
-        let first = self.exit.expected_since? + self.exit.patience;
-        let due = self.exit.quiet.due_at(self.exit.patience)?;
-        Some(total.map_or(due, |total| due.min(total.max(first))))
+        self.exit.due(total)
     }
 
     fn activity(&self) -> Activity {
