@@ -86,11 +86,11 @@ impl Holds {
         self.newest
     }
 
-    /// Decides who may follow the execution now.
+    /// Decides whether a consumer with this claim holds the execution from now on.
     ///
     /// # Errors
     ///
-    /// The claim names a number that was never given.
+    /// No hold with the claimed number was ever made.
     pub fn claim(&mut self, claim: Claim) -> Result<ClaimResult, HoldError> {
         let named = match claim {
             Claim::Number(number) if number == 0 || number > self.newest => {

@@ -1,8 +1,8 @@
-//! One execution in the backend: it waits for its turn ([`queued`]), follows its command to the end ([`running`]), and
+//! One execution in the backend: it waits for its turn (`queued`), follows its command to the end (`running`), and
 //! holds the output for a while ([`retained`]).
 //!
 //! It is one task. Requests, clocks, the shim, the pipes and the consumers are all handled in it, so no state is
-//! locked. Who decides COMPLETED: [`outcome`], from the last state of [`life`].
+//! locked. Who decides COMPLETED: `outcome`, from the last state of `life`.
 
 mod clocks;
 mod life;

@@ -390,7 +390,7 @@ mod tests {
         assert_eq!(read(&mut feed, 0), (written as u64, vec![]));
         assert!(output_buffer.may_read(Stream::Stdout));
         output_buffer.dismiss(DismissReason::Vanished);
-        assert!(output_buffer.may_read(Stream::Stdout), "nobody is waited for");
+        assert!(output_buffer.may_read(Stream::Stdout), "it waits for no consumer");
     }
 
     #[test]
@@ -479,7 +479,7 @@ mod tests {
         output_buffer.attach(consumer, Some(first.clone())).unwrap();
         let ending = Outcome::without_process(Status::Completed, Reason::Exit, None);
         output_buffer.deliver_final(|| BackendEvent::Exit(ending.clone()));
-        assert!(!output_buffer.is_attached(), "nothing more is to be said");
+        assert!(!output_buffer.is_attached(), "no item is left to send");
         let events: Vec<_> = std::iter::from_fn(|| feed.items.try_recv().ok()).collect();
         assert_eq!(events.len(), SLOTS);
         let gap = |at: usize| match &events[at] {
@@ -511,7 +511,7 @@ mod tests {
 
     proptest! {
         /// However writing, reading, vanishing and attaching alternate: a client that keeps what it got
-        /// has every byte in the end, or was told of the gap.
+        /// has every byte in the end, or a gap for it.
         #[test]
         fn no_byte_is_lost_in_silence(
             policy in 0..3usize,

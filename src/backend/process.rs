@@ -1,6 +1,6 @@
 //! A command: the pipes or the terminal that connect it with the backend, and the link to its shim.
 //!
-//! Dropping the link ends the whole tree, so an execution that is given up in whatever way leaves nothing behind.
+//! Dropping the link ends the whole tree, so an execution that is given up leaves no process behind, also when its task panics.
 
 pub mod shim_link;
 

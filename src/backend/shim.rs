@@ -6,7 +6,7 @@
 //!
 //! It reads its orders from a socket (see [`protocol`]) and acknowledges each. It kills the tree at once when that
 //! socket ends, because the backend died or has given the execution up, and when its lifeline ends, because the
-//! subreaper died. It never blocks but in [`Shim::wait`].
+//! subreaper died. It never blocks but in `Shim::wait`.
 
 pub mod cgroup;
 mod channel;

@@ -37,7 +37,7 @@ impl TaskHandle {
         self.requests.send(request).map_err(|mpsc::error::SendError(request)| request)
     }
 
-    /// Whether a consumer is on its way to the task. A report of the task then says nothing about that consumer.
+    /// Whether a consumer is on its way to the task. A report of the task then does not include that consumer.
     pub(super) fn has_unreceived_attach(&self) -> bool {
         self.unreceived_attaches.load(Ordering::Acquire) > 0
     }

@@ -7,8 +7,8 @@ use rustix::{
     io::Errno,
 };
 
-/// Waits until a source can be read or has ended, a signal arrives, or the time has passed. Tells for each source
-/// whether it can be read or has ended; absent sources are not waited for.
+/// Waits until a source can be read or has ended, a signal arrives, or the time has passed. Returns for each
+/// source whether it can be read or has ended; absent sources are not waited for.
 ///
 /// # Errors
 ///

@@ -72,7 +72,7 @@ impl StreamBody {
         }
     }
 
-    /// A reference that tells whether actix still has this body.
+    /// A reference that is alive as long as actix has this body.
     pub fn liveness(&self) -> Weak<()> {
         Rc::downgrade(&self.alive)
     }
