@@ -119,7 +119,7 @@ const USED_BY_CHILDREN: &[(&str, &str)] = &[
     ("src::backend::agent", "each launcher implements the trait that the parent declares"),
     ("src::backend::job::running", "its three submodules hold parts of the handlers of RunningJob"),
     ("src::cli", "all commands share ClientError, the exit codes and the options"),
-    ("src::cli::session_loop::state", "ending holds a part of the transitions of LoopState"),
+    ("src::cli::session_loop::state", "its submodules hold parts of the transitions of LoopState"),
     ("src::cli::logs", "the options and counts are those of all ways to read a log"),
     ("src::config", "validate makes the settings of both roles, and reports the problems that the parent declares"),
 ];

@@ -34,11 +34,11 @@ pub(super) enum LoopAction {
     StopInput,
     /// Show that the command runs, and its activity.
     ShowActivity(Option<String>),
-    /// Print the execution's id. [`LoopEvent::IdPrinted`] is the result.
+    /// Print the execution's id. `LoopEvent::IdPrinted` is the result.
     PrintId(ExecutionId),
     /// Discard all further output.
     DiscardOutput,
-    /// Write the rest of the output and check it. [`LoopEvent::OutputFinished`] is the result.
+    /// Write the rest of the output and check it. `LoopEvent::OutputFinished` is the result.
     FinishOutput(Box<Outcome>),
     /// Close the session and exit with this code.
     Exit(u8),

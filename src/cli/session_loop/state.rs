@@ -4,6 +4,7 @@
 //! The state has two enums: the phase of the connection, and the request for the execution, which outlives connections.
 
 mod ending;
+mod reconnecting;
 
 use std::time::{Duration, Instant};
 
@@ -13,12 +14,9 @@ use cc_executor_actors::{
     protocol::execute::{Acceptance, HoldResult},
     rpc::{ErrorObject, code},
 };
-use serde::Deserialize;
 
 use super::{action::LoopAction, event::LoopEvent};
-use crate::cli::{
-    ClientError, exit, exit_code::EndRequest, exit_code_of_refusal, reconnect::Absence, silence::HeartbeatEstimate,
-};
+use crate::cli::{ClientError, exit, exit_code::EndRequest, reconnect::Absence, silence::HeartbeatEstimate};
 
 /// The longest wait for the response to `execute` or `attach`. The service itself waits 10 s for its backend.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(30);
@@ -258,93 +256,6 @@ impl LoopState {
             LoopPurpose::Run { .. } | LoopPurpose::Attach { .. } => {}
         }
         actions
-    }
-
-    fn on_refused(&mut self, error: &ErrorObject, now: Instant) -> Step {
-        let refusal = self.refusal(error);
-        let is_temporary = matches!(error.code, code::BACKEND | code::DRAINING | code::SESSION_LIMIT);
-        match self.phase {
-            LoopPhase::AwaitingConnected { absence: Some(_), .. }
-            | LoopPhase::AwaitingAnswer { absence: Some(_), .. }
-                if is_temporary =>
-            {
-                self.reconnect(refusal, now)
-            }
-            _ => Err(self.exit_error(refusal)),
-        }
-    }
-
-    /// The error for a refused `execute` or `attach`. If another instance does not know the execution, the backend was
-    /// restarted, which has ended the execution.
-    fn refusal(&self, error: &ErrorObject) -> ClientError {
-        let code = exit_code_of_refusal(error.code);
-        let instance = error.data.as_ref().and_then(|data| InstanceId::deserialize(&data["instance"]).ok());
-        match (error.code, self.request.instance(), instance) {
-            (code::UNKNOWN_EXECUTION, Some(before), Some(now)) if before != now => {
-                ClientError::new(code, "the service was restarted; the execution ended with it")
-            }
-            (code::OTHER_INSTANCE, ..) => ClientError::new(
-                code,
-                "the service was restarted before it answered; if it had started the command, that ended with it",
-            ),
-            (code::UNKNOWN_EXECUTION, ..) if matches!(self.request, RequestState::Sent { .. }) => ClientError::new(
-                code,
-                "the service has no such execution: the command was not started, or ended when the service was restarted",
-            ),
-            _ => ClientError::new(code, error.message.clone()),
-        }
-    }
-
-    /// Opens another connection after this one broke, if the execution may outlive the connection.
-    fn reconnect(&mut self, why: ClientError, now: Instant) -> Step {
-        let reconnect = match self.purpose {
-            LoopPurpose::Run { on_disconnect: DisconnectAction::Reconnect(patience), .. } => Some(patience),
-            LoopPurpose::Run { .. } => None,
-            LoopPurpose::Attach { reconnect, .. } => reconnect,
-        };
-        let Some(patience) = reconnect else {
-            let why = match self.request.id().filter(|_| !self.is_attached()) {
-                // With --detach, where the command may run.
-                Some(id) => ClientError::new(why.code, format!("{}; it may run: cc-executor cancel {id}", why.message)),
-                None => why,
-            };
-            return Err(self.exit_error(why));
-        };
-        let mut actions = Vec::new();
-        let absence = match self.phase {
-            LoopPhase::AwaitingConnected { absence: Some(absence), .. }
-            | LoopPhase::AwaitingAnswer { absence: Some(absence), .. }
-            | LoopPhase::Reconnecting(absence) => absence,
-            _ => {
-                let message = format!("{}; trying to reconnect for {} s", why.message, patience.as_secs());
-                actions.push(LoopAction::Report(message));
-                Absence::begin(patience, now)
-            }
-        };
-        actions.push(self.try_again(absence, why, now)?);
-        Ok(actions)
-    }
-
-    fn try_again(&mut self, mut absence: Absence, error: ClientError, now: Instant) -> Result<LoopAction, ClientError> {
-        let attempt = absence.next_attempt(error, self.request.id(), now);
-        let attempt = attempt.map_err(|error| self.exit_error(error))?;
-        self.phase = LoopPhase::Reconnecting(absence);
-        Ok(LoopAction::Connect(attempt))
-    }
-
-    fn on_open_failed(&mut self, error: ClientError, now: Instant) -> Step {
-        match self.phase {
-            LoopPhase::Reconnecting(_) if matches!(error.code, exit::NOPERM | exit::USAGE) => {
-                Err(self.exit_error(error))
-            }
-            LoopPhase::Reconnecting(absence) => Ok(vec![self.try_again(absence, error, now)?]),
-            _ => Err(error),
-        }
-    }
-
-    /// The error to exit with. A signal of the user decides its exit code, if there was one.
-    fn exit_error(&self, error: ClientError) -> ClientError {
-        ClientError { code: self.end_request.code().unwrap_or(error.code), ..error }
     }
 }
 
