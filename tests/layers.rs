@@ -60,6 +60,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "actors::execution",
             "actors::backend_client",
             "actors::backend_api",
+            "actors::agent",
             "actors::ws",
             "actors::protocol",
             "actors::rpc",

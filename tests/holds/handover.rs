@@ -45,7 +45,7 @@ enum Pace {
 }
 
 /// The ranges of output that one consumer got, and how its hold ended.
-struct HoldResult {
+struct FollowedOutput {
     ranges: Vec<(u64, u64)>,
     end: HoldEnd,
 }
@@ -59,7 +59,7 @@ fn is_written(content: &[u8], from: u64) -> bool {
 }
 
 /// Reads a hold to its end, and checks that its session sends nothing about it afterwards.
-fn read_hold(mut client: Client, from: u64, pace: Pace, progress: &AtomicU64, is_over: &AtomicBool) -> HoldResult {
+fn read_hold(mut client: Client, from: u64, pace: Pace, progress: &AtomicU64, is_over: &AtomicBool) -> FollowedOutput {
     if pace == Pace::Stopped {
         wait_until("the lane is over", 30 * PATIENCE, || is_over.load(Ordering::SeqCst));
     }
@@ -109,7 +109,7 @@ fn read_hold(mut client: Client, from: u64, pace: Pace, progress: &AtomicU64, is
             }
         }
     }
-    HoldResult { ranges, end }
+    FollowedOutput { ranges, end }
 }
 
 /// Sets the flag when dropped, so that stopped consumers continue even if their lane panics.
@@ -123,7 +123,7 @@ impl Drop for SetOnDrop<'_> {
 
 /// Hands one execution over `n` times, and returns what each consumer got. Consumers connect through `proxies`, which cut
 /// connections. The last one connects to a gateway directly, so that it sees the ending.
-fn hand_over(lane: u64, n: u64, proxies: &[SocketAddr], gateways: &[SocketAddr]) -> Vec<HoldResult> {
+fn hand_over(lane: u64, n: u64, proxies: &[SocketAddr], gateways: &[SocketAddr]) -> Vec<FollowedOutput> {
     let mut next = random(lane + 1);
     let lines = (n + 1) * BYTES_A_HOLD / 10;
     let (progress, is_over) = (AtomicU64::new(0), AtomicBool::new(false));
