@@ -43,7 +43,7 @@ pub enum Invocation {
 
 #[derive(Parser, Debug)]
 #[command(name = "cc-executor", version, max_term_width = HELP_WIDTH)]
-/// Runs commands for remote clients over WebSocket sessions, streams their output, and reports how each one really ended
+/// Runs commands for remote clients over WebSocket sessions, streams their output, and reports how each one ended
 struct CommandLine {
     #[command(subcommand)]
     command: Command,
@@ -78,7 +78,7 @@ pub enum ClientCommand {
     /// Cancel an execution, and wait until it has ended
     #[command(after_help = variables_help::<ClientVariables>())]
     Cancel(CancelOptions),
-    /// Test everything that a running service promises
+    /// Test the promises of a running service
     #[command(after_help = format!("{}\n\n{}", check::EXIT_CODES, variables_help::<ClientVariables>()))]
     Check(CheckOptions),
     /// Show JSON log lines as a timeline

@@ -199,8 +199,8 @@ pub(super) fn address() -> Checker<SocketAddr> {
     Checker { empty_flag_is_unset: true, ..Checker::new(read_address, placeholder) }
 }
 
-/// The parser of a backend's URL. The placeholder is a URL, so that settings that are refused beside one are reported
-/// together with a wrong one.
+/// The parser of a backend's URL. The placeholder is a URL, so that settings that a remote backend excludes are reported
+/// together with a wrong URL.
 pub(super) fn backend_url() -> Checker<BackendUrl> {
     let placeholder = || Some("http://placeholder".to_owned());
     Checker { empty_flag_is_unset: true, ..Checker::new(read_backend_url, placeholder) }
