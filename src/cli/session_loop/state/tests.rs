@@ -298,6 +298,16 @@ fn attach_exits_if_its_output_has_no_reader() {
 }
 
 #[test]
+fn a_refused_time_is_reported_with_its_flag() {
+    for (param, message) in [("heartbeatMs", "--heartbeat: wrong"), ("cwd", "wrong")] {
+        let mut script = Script::run(DisconnectAction::End);
+        script.play(0, LoopEvent::Opened).unwrap();
+        let error = ErrorObject { data: Some(json!({ "param": param })), ..ErrorObject::new(code::PARAMS, "wrong") };
+        assert_eq!(script.play(1, LoopEvent::Refused(error)), Err((message.to_owned(), exit::USAGE)));
+    }
+}
+
+#[test]
 fn late_input_is_no_error() {
     for (answer, actions) in [
         (Ok(()), vec![LoopAction::ContinueInput]),
