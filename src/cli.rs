@@ -3,7 +3,7 @@
 //! `run` and `attach` start a `session_loop`, which follows one execution over one connection or several; start reading
 //! there. `connection` makes the connections, `silence` notices a dead one, `reconnect` decides for how long another one
 //! is tried, and `output_view` shows what arrives. `ps`, `cancel` and `healthcheck` make one request each, and `check`
-//! tests everything that the service promises.
+//! tests the promises of a service.
 
 mod agent_view;
 pub mod args;

@@ -13,7 +13,7 @@ use std::{fmt, net::SocketAddr, time::Duration};
 use cc_executor_actors::{protocol::Limits, supervisor::SessionLimits};
 
 pub use self::{
-    settings::{BackendArgs, ServeArgs, given},
+    settings::{BackendArgs, ServeArgs},
     validate::{backend, client_token, serve},
     variables::TOKEN,
 };
@@ -23,7 +23,7 @@ use crate::{
     server::auth::{Access, Secret},
 };
 
-/// The problems of the settings, one line each.
+/// The problems of settings and of a client's flags, one line each.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Problems(pub Vec<String>);
 

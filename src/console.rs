@@ -15,9 +15,9 @@ pub const EX_IOERR: u8 = 74;
 #[must_use]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum OutputReader {
-    /// It was written.
+    /// The output was written.
     Present,
-    /// The pipe is closed, which is no error: the reader wants no more.
+    /// The pipe is closed. This is no error, because a reader such as `head` may exit early.
     Gone,
 }
 

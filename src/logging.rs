@@ -82,7 +82,7 @@ fn write_text(out: &mut dyn Write, now: Timestamp, record: &Record<'_>) -> io::R
     let event = fields.remove("event");
     write!(out, "{now:.3} {:<5} ", record.level())?;
     let name = event.as_ref().and_then(Json::as_str).unwrap_or(record.target());
-    // Control characters are escaped, so that a record stays one line whatever text a client has sent.
+    // Control characters become blanks, so that a record stays one line whatever text a client has sent.
     let text: String = record.args().to_string().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     write!(out, "{name:<20} {text}")?;
     for (name, value) in fields {

@@ -104,10 +104,7 @@ fn backend_settings_with_a_remote_backend_are_refused() {
     command.args(["serve", "--claude-api-url", "http://127.0.0.1:1", "--ring-bytes", "65536"]);
     let (_, stderr, code) = run_to_exit(command.env("CC_EXECUTOR_MAX_QUEUED", "3").env("CC_EXECUTOR_PASS_ENV", ""));
     assert_eq!((code, stderr.lines().count()), (64, 2), "{stderr}");
-    assert!(
-        stderr.contains("CC_EXECUTOR_RING_BYTES belongs") && stderr.contains("CC_EXECUTOR_MAX_QUEUED belongs"),
-        "{stderr}"
-    );
+    assert!(stderr.contains("--ring-bytes belongs") && stderr.contains("CC_EXECUTOR_MAX_QUEUED belongs"), "{stderr}");
 }
 
 #[test]

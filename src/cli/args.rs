@@ -43,7 +43,7 @@ pub enum Invocation {
 
 #[derive(Parser, Debug)]
 #[command(name = "cc-executor", version, max_term_width = HELP_WIDTH)]
-/// Runs commands for remote clients over WebSocket sessions, streams their output, and reports how each one really ended
+/// Runs commands for remote clients over WebSocket sessions, streams their output, and reports how each one ended
 struct CommandLine {
     #[command(subcommand)]
     command: Command,
@@ -78,7 +78,7 @@ pub enum ClientCommand {
     /// Cancel an execution, and wait until it has ended
     #[command(after_help = variables_help::<ClientVariables>())]
     Cancel(CancelOptions),
-    /// Test everything that a running service promises
+    /// Test the promises of a running service
     #[command(after_help = format!("{}\n\n{}", check::EXIT_CODES, variables_help::<ClientVariables>()))]
     Check(CheckOptions),
     /// Show JSON log lines as a timeline
@@ -151,6 +151,7 @@ fn interpret(
     let (matches, mut problems) = collect(|| definition.try_get_matches_from(words));
     let matches = matches?;
     let CommandLine { command } = CommandLine::from_arg_matches(&matches)?;
+    let (_, options) = matches.subcommand().expect("clap requires a subcommand");
     let mut role_variables = || {
         let (variables, found) = collect(variables);
         problems.extend(found);
@@ -158,13 +159,12 @@ fn interpret(
     };
     Ok(match command {
         Command::Serve(args) => {
-            let given = matches.subcommand().map(|(_, found)| config::given(found)).unwrap_or_default();
             let variables = role_variables();
-            Invocation::Serve(Box::new(config::serve(*args, given, variables, problems)?))
+            Invocation::Serve(Box::new(config::serve(*args, options, variables, problems)?))
         }
         Command::Backend(args) => {
             let variables = role_variables();
-            Invocation::Backend(Box::new(config::backend(*args, variables, problems)?))
+            Invocation::Backend(Box::new(config::backend(*args, options, variables, problems)?))
         }
         Command::Client(command) => Invocation::Client(problems.finish(command)?),
         Command::Completions(options) => Invocation::Print(options.script(&mut CommandLine::command())),

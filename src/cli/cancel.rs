@@ -34,7 +34,7 @@ pub struct CancelOptions {
     service: ServiceFlags,
 
     /// Time between TERM and KILL (5 if not given)
-    #[arg(long, value_name = "SECONDS", value_parser = seconds())]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds(), allow_negative_numbers = true)]
     grace: Option<Duration>,
 
     /// Execution to cancel

@@ -40,7 +40,9 @@ pub(super) const EXIT_CODES: &str = "\
 Exit codes:
    0  all checks passed
    1  a check failed
-  69  the service cannot be reached";
+  64  wrong use: flags, unknown check, unreadable file of --logs
+  69  the service cannot be reached
+  77  not authorized";
 
 /// Options of `check`.
 #[derive(Args, Clone, Debug)]

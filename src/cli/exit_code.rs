@@ -10,7 +10,7 @@ use super::exit;
 /// Why this client wants the command to end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum EndRequest {
-    /// It does not.
+    /// It has made no request.
     NotMade,
     /// Ctrl-C.
     Interrupted,
@@ -65,7 +65,7 @@ impl EndRequest {
 pub(super) fn exit_code_of(ending: &Outcome) -> u8 {
     match ending.reason {
         Reason::Exit if ending.status == Status::Completed => 0,
-        // A failure never exits with 0, also if the command did, as a failed Claude may.
+        // A failure never exits with 0, even if the command did. Claude may exit with 0 after an error.
         Reason::Exit | Reason::NotStarted | Reason::ClaudeError => {
             ending.exit_code.and_then(|code| u8::try_from(code).ok()).filter(|code| *code != 0).unwrap_or(1)
         }

@@ -17,13 +17,13 @@ const SHOWN_BODY: usize = 64 * 1024;
 pub(super) const EXIT_CODES: &str = "\
 Exit codes:
    0  the service is ready
-   1  it is not ready, or nothing listens at the URL
+   1  it is not ready, or the URL cannot be reached
   69  it does not answer within 10 seconds";
 
 /// Options of `healthcheck`.
 #[derive(Args, Clone, Debug)]
 pub struct HealthcheckOptions {
-    /// URL to get
+    /// URL that answers with a 2xx status if the service is ready
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8003/ready")]
     url: String,
 }
@@ -40,7 +40,7 @@ async fn is_ready(url: &str) -> Result<u8, ClientError> {
             let body = response.body().limit(SHOWN_BODY).await.unwrap_or_default();
             format!("{url} answers {}: {}", response.status(), String::from_utf8_lossy(&body))
         }
-        Err(error) => format!("{url} does not answer: {error}"),
+        Err(error) => format!("cannot get {url}: {error}"),
     };
     Err(ClientError::new(NOT_READY, problem))
 }

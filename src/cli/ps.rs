@@ -61,18 +61,18 @@ fn table_of(body: &[u8]) -> Result<Vec<String>, ClientError> {
     }
     let ListedExecution { executions } = serde_json::from_slice(body).map_err(|error| not_understood(&error))?;
     let head = format!("{:36}  {:10}  {:8}  {:>9}  {:>12}  FOLLOWED", "ID", "STATUS", "EXECUTOR", "ELAPSED", "BYTES");
-    let rows = executions.into_iter().map(|one| {
-        let status = match one.position {
-            Some(position) => format!("{} {position}", one.status.as_str()),
-            None => one.status.as_str().to_owned(),
+    let rows = executions.into_iter().map(|execution| {
+        let status = match execution.position {
+            Some(position) => format!("{} {position}", execution.status.as_str()),
+            None => execution.status.as_str().to_owned(),
         };
         format!(
             "{:36}  {status:10}  {:8}  {:>7} s  {:>12}  {}",
-            one.execution_id.to_string(),
-            one.executor,
-            one.alive.elapsed_ms / 1_000,
-            one.offsets.stdout + one.offsets.stderr,
-            if one.attached { "yes" } else { "no" },
+            execution.execution_id.to_string(),
+            execution.executor,
+            execution.alive.elapsed_ms / 1_000,
+            execution.offsets.stdout + execution.offsets.stderr,
+            if execution.attached { "yes" } else { "no" },
         )
     });
     Ok(std::iter::once(head).chain(rows).collect())

@@ -49,15 +49,15 @@ pub struct RunOptions {
     executor: Option<String>,
 
     /// Kill the command after SECONDS, such as 30 or 0.5
-    #[arg(long, value_name = "SECONDS", value_parser = seconds())]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds(), allow_negative_numbers = true)]
     timeout: Option<Duration>,
 
     /// Kill the command after SECONDS without output
-    #[arg(long, value_name = "SECONDS", value_parser = seconds())]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds(), allow_negative_numbers = true)]
     stall_timeout: Option<Duration>,
 
     /// Interval of the service's status messages, from 1 to 60 (15 if not given)
-    #[arg(long, value_name = "SECONDS", value_parser = seconds())]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds(), allow_negative_numbers = true)]
     heartbeat: Option<Duration>,
 
     /// Working directory, on the backend's machine
@@ -110,8 +110,8 @@ struct ClaudeFlags {
     #[arg(long, value_name = "TOOLS", value_delimiter = ',')]
     allowed_tools: Vec<String>,
 
-    /// Number of answers that the model may give
-    #[arg(long, value_name = "N", value_parser = checked(whole_number))]
+    /// Maximum number of answers of the model
+    #[arg(long, value_name = "N", value_parser = checked(whole_number), allow_negative_numbers = true)]
     max_turns: Option<u64>,
 
     /// Claude session to continue, by the id that `run` printed at its end

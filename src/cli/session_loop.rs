@@ -109,7 +109,7 @@ struct TerminalSignals {
     resized: Signal,
 }
 
-/// What the loop waits for.
+/// The event that ended a wait of the loop.
 enum LoopWake {
     EndRequested(EndRequest),
     Resized,

@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn three_missed_signs_of_life_in_a_row_are_a_broken_connection() {
+    fn three_periods_in_a_row_without_a_frame_are_a_broken_connection() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let mut silence = Silence::new(start);

@@ -12,8 +12,8 @@ use cc_executor_actors::{
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, parser::ValueSource};
 
 use super::value::{
-    BackendUrl, CommaSeparated, RangeExt, address, backend_url, comma_separated, executors, one_of, setting, switch,
-    variable,
+    BackendUrl, CommaSeparated, RangeExt, address, backend_url, comma_separated, executors, name, one_of, setting,
+    switch, variable,
 };
 use crate::backend::shim::containment::Containment;
 
@@ -217,7 +217,7 @@ pub(super) struct ClaudeArgs {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Retained output")]
 pub(super) struct OutputArgs {
-    /// Size of the buffer that keeps a stream of output for clients that attach, in bytes
+    /// Size of the buffer that keeps each output stream for clients that attach, in bytes
     #[arg(long, env = "CC_EXECUTOR_RING_BYTES", value_name = "BYTES", default_value = "4194304")]
     #[arg(range = 64 << 10..=1 << 30)]
     pub(super) ring_bytes: u64,
@@ -237,17 +237,26 @@ pub(super) struct OutputArgs {
     pub(super) consumer_stall_ms: u64,
 }
 
-/// The variables of those settings in `BackendOnlyArgs` that are set by a flag or by the environment, and not by a
-/// default.
-pub fn given(matches: &ArgMatches) -> Vec<String> {
+/// The names of those settings in [`BackendOnlyArgs`] that are given by a flag or a variable.
+pub(super) fn given(matches: &ArgMatches) -> Vec<String> {
     let definition = BackendOnlyArgs::augment_args(Command::new("backend"));
-    let is_given = |arg: &&Arg| match matches.value_source(arg.get_id().as_str()) {
-        Some(ValueSource::DefaultValue) | None => false,
-        Some(ValueSource::CommandLine) if !is_empty(matches, arg) => true,
-        Some(_) => variable(arg).is_some(),
-    };
-    let names = definition.get_arguments().filter(is_given).filter_map(|arg| arg.get_env());
-    names.map(|name| name.to_string_lossy().into_owned()).collect()
+    definition.get_arguments().filter_map(|arg| given_name(arg, matches)).collect()
+}
+
+/// The name of a setting that both roles have: the flag or the variable that gives it.
+pub(super) fn name_of(id: &str, matches: &ArgMatches) -> String {
+    let definition = BackendArgs::augment_args(Command::new("backend"));
+    let arg = definition.get_arguments().find(|arg| arg.get_id() == id).expect("both roles have the setting");
+    given_name(arg, matches).unwrap_or_else(|| name(arg, ValueSource::DefaultValue))
+}
+
+/// The flag or the variable that gives a setting; `None` if its value is the default.
+fn given_name(arg: &Arg, matches: &ArgMatches) -> Option<String> {
+    match matches.value_source(arg.get_id().as_str())? {
+        ValueSource::DefaultValue => None,
+        ValueSource::CommandLine if !is_empty(matches, arg) => Some(name(arg, ValueSource::CommandLine)),
+        _ => variable(arg).map(|_| name(arg, ValueSource::EnvVariable)),
+    }
 }
 
 fn is_empty(matches: &ArgMatches, arg: &Arg) -> bool {

@@ -3,10 +3,11 @@
 use std::{collections::BTreeMap, ffi::OsString, fs, net::SocketAddr, path::PathBuf, time::Duration};
 
 use cc_executor_actors::{protocol::Limits, supervisor::SessionLimits};
+use clap::ArgMatches;
 
 use super::{
     BackendLocation, BackendSettings, GatewaySettings, Problems,
-    settings::{AccessArgs, BackendArgs, BackendOnlyArgs, ClaudeArgs, ServeArgs, SharedArgs},
+    settings::{AccessArgs, BackendArgs, BackendOnlyArgs, ClaudeArgs, ServeArgs, SharedArgs, given, name_of},
     variables::{BACKEND_TOKEN, ClientVariables, RoleVariables, TOKEN},
 };
 use crate::{
@@ -18,20 +19,20 @@ use crate::{
     server::auth::{Access, Fingerprint, Secret},
 };
 
-/// Validates the settings of `serve`. `given` names the settings of a backend that are set, see [`super::given`];
-/// `problems` are those of single values.
+/// Validates the settings of `serve`. `matches` tells which flag or variable gave a setting; `problems` are those of
+/// single values.
 ///
 /// # Errors
 /// All problems, one line each.
 pub fn serve(
     args: ServeArgs,
-    given: Vec<String>,
+    matches: &ArgMatches,
     variables: RoleVariables,
     mut problems: Problems,
 ) -> Result<GatewaySettings, Problems> {
     let ServeArgs { bind, access, claude_api_url, backend, shared, sessions } = args;
     let token = problems.fingerprint(TOKEN, &variables.client, variables.token_sha256);
-    let access = problems.access(bind, access, token);
+    let access = problems.access(bind, access, token, matches);
     let limits = Limits {
         message_bytes: size(shared.max_message_bytes),
         unsent_responses: size(sessions.max_unsent_responses),
@@ -46,26 +47,29 @@ pub fn serve(
     let claude_exit = Duration::from_millis(shared.claude_exit_ms);
     let backend = match claude_api_url.flatten() {
         Some(url) => {
-            problems.ignore(["--max-ended", "CC_EXECUTOR_MAX_ENDED"]);
+            problems.ignore("--max-ended");
+            problems.ignore("CC_EXECUTOR_MAX_ENDED");
             // They are refused, because they would have no effect at the remote backend.
-            for name in given {
-                problems.add(&name, "belongs to the backend; set it there, and not beside CLAUDE_API_URL");
+            for name in given(matches) {
+                problems.ignore(&name);
+                problems.add(&name, "belongs to the backend at CLAUDE_API_URL; set it there");
             }
             let token = ClientVariables { token: variables.backend_token, token_file: variables.backend_token_file };
             BackendLocation::Remote(url, problems.secret(BACKEND_TOKEN, &token))
         }
-        None => BackendLocation::Embedded(Box::new(problems.backend(backend, &shared))),
+        None => BackendLocation::Embedded(Box::new(problems.backend(backend, &shared, matches))),
     };
     let log_format = variables.log_format;
     problems.finish(GatewaySettings { bind, access, sessions, drain, limits, claude_exit, backend, log_format })
 }
 
-/// Validates the settings of `backend`. `problems` are those of single values.
+/// Validates the settings of `backend`, see [`serve`].
 ///
 /// # Errors
 /// All problems, one line each.
 pub fn backend(
     args: BackendArgs,
+    matches: &ArgMatches,
     variables: RoleVariables,
     mut problems: Problems,
 ) -> Result<BackendSettings, Problems> {
@@ -73,8 +77,8 @@ pub fn backend(
     let own = problems.fingerprint(TOKEN, &variables.client, variables.token_sha256);
     let token = ClientVariables { token: variables.backend_token, token_file: variables.backend_token_file };
     let token = problems.fingerprint(BACKEND_TOKEN, &token, variables.backend_token_sha256).or(own);
-    let access = problems.access(bind, access, token);
-    let backend = problems.backend(backend, &shared);
+    let access = problems.access(bind, access, token, matches);
+    let backend = problems.backend(backend, &shared, matches);
     let (drain, log_format) = (Duration::from_millis(shared.drain_ms), variables.log_format);
     problems.finish(BackendSettings { bind, access, backend, drain, log_format })
 }
@@ -106,14 +110,20 @@ fn claude_policy(args: ClaudeArgs) -> ClaudePolicy {
 
 impl Problems {
     /// Removes the problems of a setting that has no effect.
-    fn ignore(&mut self, names: [&str; 2]) {
-        self.0.retain(|line| !names.iter().any(|name| line.split(' ').next() == Some(name)));
+    fn ignore(&mut self, name: &str) {
+        self.0.retain(|line| line.split(' ').next() != Some(name));
     }
 
-    fn access(&mut self, bind: SocketAddr, args: AccessArgs, token: Option<Fingerprint>) -> Access {
+    fn access(
+        &mut self,
+        bind: SocketAddr,
+        args: AccessArgs,
+        token: Option<Fingerprint>,
+        matches: &ArgMatches,
+    ) -> Access {
         if !bind.ip().is_loopback() && token.is_none() && !args.insecure_no_auth {
             self.add(
-                "CC_EXECUTOR_BIND",
+                &name_of("bind", matches),
                 format!("is {bind}, which other machines can reach, and there is no token; set {TOKEN} or {TOKEN}_FILE, or pass --insecure-no-auth"),
             );
         }
@@ -125,24 +135,24 @@ impl Problems {
         }
     }
 
-    fn backend(&mut self, args: BackendOnlyArgs, shared: &SharedArgs) -> BackendConfig {
+    fn backend(&mut self, args: BackendOnlyArgs, shared: &SharedArgs, matches: &ArgMatches) -> BackendConfig {
         let BackendOnlyArgs { executions, claude, output } = args;
         let added = executions.executors.unwrap_or_default();
         for (executor, _) in added.iter().filter(|(_, argv)| argv.first().is_none_or(String::is_empty)) {
-            self.add("CC_EXECUTOR_EXECUTORS", format!("must name a program for the executor {executor:?}"));
+            self.add(&name_of("executors", matches), format!("must name a program for the executor {executor:?}"));
         }
         let default = executions.default_executor;
         let pass = executions.pass_env.unwrap_or_default();
         if let Some(own) = pass.iter().find(|name| name.starts_with(OWN_PREFIX)) {
             self.add(
-                "CC_EXECUTOR_PASS_ENV",
+                &name_of("pass_env", matches),
                 format!("must not name {own}; a command never gets the service's own settings"),
             );
         }
         let inherited = inherited(service_environment(), &pass);
         let claude = claude_policy(claude);
         let executors = Executors::new(added, &default, inherited.clone(), claude.clone()).or_else(|problem| {
-            self.add("CC_EXECUTOR_DEFAULT_EXECUTOR", format!("cannot be used: {problem}"));
+            self.add(&name_of("default_executor", matches), format!("cannot be used: {problem}"));
             Executors::new(BTreeMap::new(), "shell", inherited, claude)
         });
         BackendConfig {
@@ -227,7 +237,6 @@ mod tests {
 
     use super::*;
     use crate::config::{
-        settings::given,
         value::collect,
         variables::{self, without_environment},
     };
@@ -256,9 +265,9 @@ mod tests {
         let words = words(&definition, pairs);
         let (parsed, problems) = collect(|| {
             let matches = without_environment(definition).try_get_matches_from(words).unwrap();
-            (ServeArgs::from_arg_matches(&matches).unwrap(), given(&matches), variables(pairs))
+            (ServeArgs::from_arg_matches(&matches).unwrap(), matches, variables(pairs))
         });
-        super::serve(parsed.0, parsed.1, parsed.2, problems)
+        super::serve(parsed.0, &parsed.1, parsed.2, problems)
     }
 
     fn backend(pairs: Pairs<'_>) -> Result<BackendSettings, Problems> {
@@ -266,9 +275,9 @@ mod tests {
         let words = words(&definition, pairs);
         let (parsed, problems) = collect(|| {
             let matches = without_environment(definition).try_get_matches_from(words).unwrap();
-            (BackendArgs::from_arg_matches(&matches).unwrap(), variables(pairs))
+            (BackendArgs::from_arg_matches(&matches).unwrap(), matches, variables(pairs))
         });
-        super::backend(parsed.0, parsed.1, problems)
+        super::backend(parsed.0, &parsed.1, parsed.2, problems)
     }
 
     #[test]
@@ -290,10 +299,9 @@ mod tests {
         ])
         .unwrap_err();
         assert_eq!(problems.len(), 5, "{problems:#?}");
-        for (problem, name) in
-            problems.iter().zip(["--max-sessions", "BIND", "EXECUTORS", "PASS_ENV", "DEFAULT_EXECUTOR"])
-        {
-            assert!(problem.contains(name), "{problem}");
+        let names = ["--max-sessions", "--bind", "--executors", "--pass-env", "--default-executor"];
+        for (problem, name) in problems.iter().zip(names) {
+            assert!(problem.starts_with(&format!("{name} ")), "{problem}");
         }
     }
 
@@ -347,17 +355,19 @@ mod tests {
     fn settings_of_a_backend_are_refused_beside_the_url_of_another() {
         let remote = ("CLAUDE_API_URL", "http://claude-api:8000");
         let definition = BackendOnlyArgs::augment_args(Command::new("backend"));
-        let names: Vec<_> = definition.get_arguments().filter_map(|arg| arg.get_env()?.to_str()).collect();
+        let names: Vec<_> =
+            definition.get_arguments().filter_map(|arg| Some((arg.get_long()?, arg.get_env()?.to_str()?))).collect();
         assert_eq!(names.len(), 15);
-        for name in names {
+        for (flag, name) in names {
             let Problems(problems) = serve(&[remote, (name, "1")]).unwrap_err();
-            assert!(problems.iter().any(|problem| problem.starts_with(name) && problem.contains("there")), "{name}");
+            let belongs = format!("--{flag} belongs to the backend at CLAUDE_API_URL; set it there");
+            assert_eq!(problems, [belongs], "a wrong value is reported once");
             assert!(serve(&[remote, (name, "")]).is_ok(), "{name} is empty");
         }
         assert!(serve(&[remote, ("CC_EXECUTOR_MAX_ENDED", "?"), ("CC_EXECUTOR_DRAIN_MS", "500")]).is_ok());
         let wrong = [("CLAUDE_API_URL", "https://x"), ("CC_EXECUTOR_RING_BYTES", "65536")];
         let Problems(problems) = serve(&wrong).unwrap_err();
-        assert!(problems.len() == 2 && problems[1].starts_with("CC_EXECUTOR_RING_BYTES belongs"), "{problems:?}");
+        assert!(problems.len() == 2 && problems[1].starts_with("--ring-bytes belongs"), "{problems:?}");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! clap stops at the first value that its parser refuses. The parsers here refuse no value: for a wrong one they record
 //! the problem and return a placeholder. [`collect`] returns the recorded problems, and a caller that gets any must not
-//! use the values. Start reading at [`Checker`].
+//! use the values. Outside `collect` the parsers refuse wrong values. Start reading at [`Checker`].
 
 use std::{
     cell::RefCell,
@@ -24,16 +24,16 @@ use clap::{
 use super::Problems;
 
 thread_local! {
-    /// The problems of the values that clap parses inside [`collect`]. They are not a field of [`Checker`], because
-    /// clap's derive gives the parsers no common context.
-    static FOUND: RefCell<Problems> = RefCell::default();
+    /// The problems of the values that clap has parsed inside [`collect`]; `None` outside. They are not a field of
+    /// [`Checker`], because clap's derive gives the parsers no common context.
+    static FOUND: RefCell<Option<Problems>> = const { RefCell::new(None) };
 }
 
 /// Runs clap, and returns its result with the problems of the parsed values.
 pub fn collect<T>(parse: impl FnOnce() -> T) -> (T, Problems) {
-    FOUND.take();
+    let outer = FOUND.replace(Some(Problems::default()));
     let parsed = parse();
-    (parsed, FOUND.take())
+    (parsed, FOUND.replace(outer).unwrap_or_default())
 }
 
 /// Help texts leave out bounds from here up, because no sensible value comes near them.
@@ -41,7 +41,7 @@ const UNBOUNDED: u64 = 1 << 32;
 
 type CheckText<T> = Arc<dyn Fn(&str) -> Result<T, String> + Send + Sync>;
 
-/// A value parser that accepts every text, and records a problem if the check fails. The error of the check is the rest
+/// A value parser that records a problem if its check fails. The error of the check is the rest
 /// of a sentence that begins with the name of the flag or the variable: `must be true or false, not "x"`.
 #[derive(Clone)]
 pub struct Checker<T> {
@@ -91,19 +91,25 @@ impl<T: Clone + Send + Sync + 'static> TypedValueParser for Checker<T> {
         source: ValueSource,
     ) -> Result<T, clap::Error> {
         let default = || arg.and_then(|arg| arg.get_default_values().first()?.to_str()).unwrap_or_default().to_owned();
-        let text = match (source, value.to_str()) {
-            (ValueSource::EnvVariable, None | Some("")) => default(),
-            (ValueSource::CommandLine, Some("")) if self.empty_flag_is_unset => {
-                arg.and_then(variable).unwrap_or_else(default)
-            }
-            (_, Some(text)) => text.to_owned(),
+        let (text, source) = match (source, value.to_str()) {
+            (ValueSource::EnvVariable, None | Some("")) => (default(), source),
+            (ValueSource::CommandLine, Some("")) if self.empty_flag_is_unset => match arg.and_then(variable) {
+                Some(text) => (text, ValueSource::EnvVariable),
+                None => (default(), source),
+            },
+            (_, Some(text)) => (text.to_owned(), source),
             (_, None) => return Err(clap::Error::new(ErrorKind::InvalidUtf8).with_cmd(command)),
         };
-        Ok((self.check)(&text).unwrap_or_else(|problem| {
+        (self.check)(&text).or_else(|problem| {
             let name = arg.map(|arg| name(arg, source)).unwrap_or_default();
-            FOUND.with_borrow_mut(|found| found.add(&name, problem));
-            (self.placeholder)()
-        }))
+            FOUND.with_borrow_mut(|found| match found {
+                Some(found) => {
+                    found.add(&name, problem);
+                    Ok((self.placeholder)())
+                }
+                None => Err(clap::Error::raw(ErrorKind::ValueValidation, format!("{name} {problem}\n"))),
+            })
+        })
     }
 
     fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
@@ -111,8 +117,8 @@ impl<T: Clone + Send + Sync + 'static> TypedValueParser for Checker<T> {
     }
 }
 
-/// The name that the user gave an argument: of the flag, or of the variable.
-fn name(arg: &Arg, source: ValueSource) -> String {
+/// The name of an argument whose value has this source: of the flag, or of the variable.
+pub(super) fn name(arg: &Arg, source: ValueSource) -> String {
     let flag = arg.get_long().map(|long| format!("--{long}"));
     match (source, arg.get_env()) {
         (ValueSource::CommandLine, _) | (_, None) => flag.unwrap_or_else(|| arg.to_string()),
@@ -141,7 +147,8 @@ impl RangeExt for Arg {
             (low, UNBOUNDED..) => format!("{help} (at least {low})"),
             (low, high) => format!("{help} ({low} to {high})"),
         };
-        self.help(help).value_parser(setting(move |text| match text.parse() {
+        // With negative numbers a problem names the flag and its range. Otherwise clap takes `-1` for an unknown flag.
+        self.help(help).allow_negative_numbers(true).value_parser(setting(move |text| match text.parse() {
             Ok(number) if range.contains(&number) => Ok(number),
             _ => Err(format!("must be a whole number from {low} to {high}, not {text:?}")),
         }))
@@ -192,8 +199,8 @@ pub(super) fn address() -> Checker<SocketAddr> {
     Checker { empty_flag_is_unset: true, ..Checker::new(read_address, placeholder) }
 }
 
-/// The parser of a backend's URL. The placeholder is a URL, so that settings that are refused beside one are reported
-/// together with a wrong one.
+/// The parser of a backend's URL. The placeholder is a URL, so that settings that a remote backend excludes are reported
+/// together with a wrong URL.
 pub(super) fn backend_url() -> Checker<BackendUrl> {
     let placeholder = || Some("http://placeholder".to_owned());
     Checker { empty_flag_is_unset: true, ..Checker::new(read_backend_url, placeholder) }
@@ -226,4 +233,29 @@ pub(super) fn executors(text: &str) -> Result<BTreeMap<String, Vec<String>>, Str
             "must be a JSON object of argument lists, such as {{\"node\":[\"node\",\"-e\",\"{{command}}\"]}}: {error}"
         )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<u64, clap::Error> {
+        checked(whole_number).parse_ref(&Command::new("test"), Some(&Arg::new("n").long("number")), OsStr::new(text))
+    }
+
+    #[test]
+    fn wrong_values_are_collected_in_their_own_scope_and_refused_outside() {
+        let refused = parse("x").unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::ValueValidation);
+        assert!(refused.to_string().contains("--number must be a whole number, not \"x\""), "{refused}");
+        let lines = |problems: Problems| problems.0.len();
+        let (inner, outer) = collect(|| {
+            parse("x").unwrap();
+            let inner = collect(|| [parse("y").unwrap(), parse("z").unwrap(), parse("7").unwrap()]);
+            parse("x").unwrap();
+            inner
+        });
+        assert_eq!((inner.0, lines(inner.1), lines(outer)), ([0, 0, 7], 2, 2));
+        assert!(parse("x").is_err(), "the scope has ended");
+    }
 }

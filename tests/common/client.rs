@@ -181,7 +181,9 @@ impl Client {
 
     /// Reads to the next update with this status, which is not a final one.
     pub fn wait_for_status(&mut self, status: Status) -> StatusUpdate {
+        let start = Instant::now();
         loop {
+            assert!(start.elapsed() < LONGEST_WAIT, "waited in vain for {status:?}");
             let params = self.notification("statusUpdate");
             let update = StatusUpdate::deserialize(&params)
                 .unwrap_or_else(|error| panic!("waited for {status:?}: {error}: {params}"));

@@ -138,9 +138,18 @@ pub fn reachable_binary() -> Command {
 }
 
 fn reachable_copy() -> &'static Path {
+    const PREFIX: &str = "cc-executor-copy-";
     static COPY: OnceLock<PathBuf> = OnceLock::new();
     COPY.get_or_init(|| {
-        let copy = std::env::temp_dir().join(format!("cc-executor-{}", procs::mark()));
+        let directory = std::env::temp_dir();
+        // A static is never dropped, so each test process removes the copies of those that have exited.
+        for entry in fs::read_dir(&directory).expect("the directory is readable").flatten() {
+            let owner = entry.file_name().to_str().and_then(|name| name.strip_prefix(PREFIX)?.parse().ok());
+            if owner.is_some_and(|pid| procs::state(pid).is_none()) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+        let copy = directory.join(format!("{PREFIX}{}", std::process::id()));
         // Copied by another process, because a child that another test forks inherits a descriptor that is open for
         // writing here, and until it closes that, the copy cannot be executed (ETXTBSY).
         let copied = Command::new("cp").arg(BINARY).arg(&copy).status();

@@ -11,7 +11,7 @@ const SHOWN: usize = 300;
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct CheckFailure {
     /// The text for people.
-    pub(super) what: String,
+    pub(super) text: String,
     /// The session in which it happened, and the last message of that session.
     pub(super) session: Option<String>,
     pub(super) last: Option<String>,
@@ -20,13 +20,13 @@ pub(super) struct CheckFailure {
 impl CheckFailure {
     /// The same failure, with the part of the check in which it happened.
     pub(super) fn of(self, part: &str) -> Self {
-        CheckFailure { what: format!("{part}: {}", self.what), ..self }
+        CheckFailure { text: format!("{part}: {}", self.text), ..self }
     }
 }
 
 /// A failure with this text.
-pub(super) fn wrong(what: impl Into<String>) -> CheckFailure {
-    CheckFailure { what: what.into(), session: None, last: None }
+pub(super) fn wrong(text: impl Into<String>) -> CheckFailure {
+    CheckFailure { text: text.into(), session: None, last: None }
 }
 
 /// Fails the check with this text unless the condition holds.

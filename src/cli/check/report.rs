@@ -98,7 +98,7 @@ fn text_line(name: &str, result: &Result<String, CheckFailure>, took: Duration, 
     let took = format!("{:6.2} s", took.as_secs_f64());
     let mut lines = match result {
         Ok(evidence) => return format!("ok    {name:<13} {took}  {evidence}"),
-        Err(problem) => vec![format!("FAIL  {name:<13} {took}  {}", problem.what)],
+        Err(problem) => vec![format!("FAIL  {name:<13} {took}  {}", problem.text)],
     };
     let Err(CheckFailure { session, last, .. }) = result else { return lines.join("\n") };
     lines.extend(last.as_ref().map(|last| format!("      last message: {last}")));
@@ -112,8 +112,8 @@ fn json_line(outcome: &CheckOutcome<'_>) -> String {
     let mut line = json!({ "check": name, "passed": result.is_ok(), "ms": millis(*took) });
     match result {
         Ok(evidence) => line["evidence"] = json!(evidence),
-        Err(CheckFailure { what, session, last }) => {
-            line["problem"] = json!(what);
+        Err(CheckFailure { text, session, last }) => {
+            line["problem"] = json!(text);
             line["session"] = json!(session);
             line["last"] = json!(last);
             line["log"] = json!(log);

@@ -56,9 +56,8 @@ impl Probe {
     pub(super) async fn open(&self) -> Result<CheckSession<'_>, CheckFailure> {
         let mut connection = self.connect().await?;
         let text = next_message(&mut connection).await?;
-        let connected = connected(&text)
-            .map_err(|CheckFailure { what, .. }| CheckFailure { last: Some(shown_text(&text)), ..wrong(what) })?;
         let last = Some(shown_text(&text));
+        let connected = connected(&text).map_err(|problem| CheckFailure { last: last.clone(), ..problem })?;
         Ok(CheckSession { probe: self, connection, connected, last, n_calls: 0, deferred: VecDeque::new() })
     }
 
@@ -115,13 +114,13 @@ impl CheckSession<'_> {
     }
 
     /// A failure in this session, with its last message.
-    pub(super) fn problem(&self, what: impl Into<String>) -> CheckFailure {
-        CheckFailure { what: what.into(), session: Some(self.id().to_string()), last: self.last.clone() }
+    pub(super) fn problem(&self, text: impl Into<String>) -> CheckFailure {
+        CheckFailure { text: text.into(), session: Some(self.id().to_string()), last: self.last.clone() }
     }
 
     /// The same for a failure that was found in received data.
     pub(super) fn located<T>(&self, found: Result<T, CheckFailure>) -> Result<T, CheckFailure> {
-        found.map_err(|problem| if problem.session.is_some() { problem } else { self.problem(problem.what) })
+        found.map_err(|problem| if problem.session.is_some() { problem } else { self.problem(problem.text) })
     }
 
     /// The next message.

@@ -134,7 +134,7 @@ impl Transcript {
         received.seen.take(&bytes);
         received.bytes.extend_from_slice(&bytes);
         let (end, stated, name) = (received.seen.end, output.end, output.r#type.as_str());
-        ensure!(stated == end, "{end} bytes of {name} had arrived where the service states {stated}");
+        ensure!(stated == end, "{end} bytes of {name} have arrived, but the service states {stated}");
         Ok(())
     }
 

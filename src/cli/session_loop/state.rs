@@ -37,7 +37,7 @@ pub(in crate::cli) enum DisconnectAction {
     End,
     /// It goes on for this time, in which the client tries to connect again.
     Reconnect(Duration),
-    /// It goes on for as long as the service allows. The client only wants its id.
+    /// It goes on for as long as the service allows. The client prints its id and exits.
     Detach,
 }
 

@@ -11,6 +11,14 @@ use serde::Deserialize;
 use super::{DisconnectAction, LoopAction, LoopPhase, LoopPurpose, LoopState, RequestState, Step};
 use crate::cli::{ClientError, exit, exit_code_of_refusal, reconnect::Absence};
 
+/// The flags whose parameters have other names, and milliseconds instead of seconds.
+const FLAGS: [(&str, &str); 4] = [
+    ("timeoutMs", "--timeout"),
+    ("stallTimeoutMs", "--stall-timeout"),
+    ("heartbeatMs", "--heartbeat"),
+    ("detachMs", "--reconnect"),
+];
+
 impl LoopState {
     pub(super) fn on_refused(&mut self, error: &ErrorObject, now: Instant) -> Step {
         let refusal = self.refusal(error);
@@ -43,7 +51,10 @@ impl LoopState {
                 code,
                 "the service has no such execution: the command was not started, or ended when the service was restarted",
             ),
-            _ => ClientError::new(code, error.message.clone()),
+            _ => match flag_of(error) {
+                Some(flag) => ClientError::new(code, format!("{flag}: {}", error.message)),
+                None => ClientError::new(code, error.message.clone()),
+            },
         }
     }
 
@@ -103,4 +114,10 @@ impl LoopState {
     pub(super) fn exit_error(&self, error: ClientError) -> ClientError {
         ClientError { code: self.end_request.code().unwrap_or(error.code), ..error }
     }
+}
+
+/// The flag of the parameter that the error names.
+fn flag_of(error: &ErrorObject) -> Option<&'static str> {
+    let param = error.data.as_ref()?["param"].as_str()?;
+    FLAGS.iter().find_map(|(name, flag)| (*name == param).then_some(*flag))
 }

@@ -2,7 +2,7 @@
 
 use cc_executor_actors::{
     outcome::{Outcome, Reason, Status},
-    protocol::execute::ExecuteResult,
+    protocol::{attach::AttachResult, execute::ExecuteResult},
     stream::PerStream,
 };
 use serde_json::json;
@@ -44,6 +44,11 @@ impl Script {
     fn accepted(&self, status: Acceptance, instance: Option<&str>) -> LoopEvent {
         let instance = instance.map(instance_id);
         LoopEvent::Executed(ExecuteResult { execution_id: self.id, status, claude: false, agent: None, instance })
+    }
+
+    fn attached(&self) -> LoopEvent {
+        let (status, instance) = (Status::Running, None);
+        LoopEvent::Attached(AttachResult { execution_id: self.id, status, claude: false, agent: None, instance })
     }
 
     fn execute(&self, detach_ms: Option<u64>, instance: Option<&str>) -> LoopAction {
@@ -148,7 +153,7 @@ fn a_command_that_may_have_run_is_attached_to_at_a_service_without_instances() {
 }
 
 #[test]
-fn an_interrupt_before_the_request_leaves_and_one_after_it_is_never_lost() {
+fn an_interrupt_exits_before_the_request_and_cancels_after_it() {
     let mut script = Script::run(DisconnectAction::Reconnect(PATIENCE));
     script.play(0, LoopEvent::Opened).unwrap();
     assert_eq!(script.play(1, CTRL_C), Ok(vec![LoopAction::ExitAtOnce(130)]), "nothing was requested");
@@ -174,7 +179,7 @@ fn an_interrupt_before_the_request_leaves_and_one_after_it_is_never_lost() {
 }
 
 #[test]
-fn an_absence_ends_with_its_time_or_with_an_error_that_does_not_pass() {
+fn reconnecting_ends_after_its_time_or_with_a_permanent_error() {
     let away = || {
         let mut script = Script::run(DisconnectAction::Reconnect(PATIENCE));
         script.play(0, LoopEvent::Opened).unwrap();
@@ -202,7 +207,7 @@ fn an_absence_ends_with_its_time_or_with_an_error_that_does_not_pass() {
 }
 
 #[test]
-fn interrupts_cancel_first_and_then_leave() {
+fn the_first_interrupt_cancels_and_the_second_exits() {
     let canceling = || vec![report("canceling; send the signal again to exit without waiting"), LoopAction::Cancel];
     let mut script = Script::run(DisconnectAction::End);
     assert_eq!(script.play(0, CTRL_C), Ok(vec![LoopAction::ExitAtOnce(130)]), "nothing was asked for yet");
@@ -231,7 +236,7 @@ fn interrupts_cancel_first_and_then_leave() {
 }
 
 #[test]
-fn a_detached_command_is_left_with_its_id_or_canceled() {
+fn a_detached_command_is_canceled_if_its_id_is_not_printed() {
     for (loss, actions) in [
         (None, vec![LoopAction::Exit(0)]),
         (Some(OutputLoss::ReaderGone), vec![LoopAction::DiscardOutput, LoopAction::Cancel]),
@@ -250,7 +255,7 @@ fn a_detached_command_is_left_with_its_id_or_canceled() {
 }
 
 #[test]
-fn the_exit_code_is_the_commands_own_unless_something_else_decided() {
+fn the_exit_code_is_the_commands_own_unless_a_signal_or_a_loss_decides() {
     let incomplete = "the output is incomplete: 9 bytes of stdout and 0 bytes of stderr are lost; without this loss the exit code would be 3";
     let canceled = "the execution was canceled";
     for (request, event, actions) in [
@@ -274,22 +279,32 @@ fn the_exit_code_is_the_commands_own_unless_something_else_decided() {
         script.play(0, LoopEvent::Opened).unwrap();
         let accepted = script.accepted(Acceptance::Started, None);
         script.play(1, accepted).unwrap();
-        let what = format!("{request:?} {event:?}");
+        let case = format!("{request:?} {event:?}");
         if let Some(request) = request {
             script.play(2, request).unwrap();
         }
-        assert_eq!(script.play(3, event), Ok(actions), "{what}");
+        assert_eq!(script.play(3, event), Ok(actions), "{case}");
     }
 }
 
 #[test]
-fn a_client_that_only_follows_leaves_when_nobody_reads_it() {
+fn attach_exits_if_its_output_has_no_reader() {
     let mut script = Script::attach(None);
     script.play(0, LoopEvent::Opened).unwrap();
-    let accepted = script.accepted(Acceptance::Started, None);
-    assert_eq!(script.play(1, accepted), Ok(vec![]));
+    let attached = script.attached();
+    assert_eq!(script.play(1, attached), Ok(vec![]));
     let lost = LoopEvent::OutputLost(OutputLoss::ReaderGone);
     assert_eq!(script.play(2, lost), Ok(vec![LoopAction::DiscardOutput, LoopAction::Exit(141)]));
+}
+
+#[test]
+fn a_refused_time_is_reported_with_its_flag() {
+    for (param, message) in [("heartbeatMs", "--heartbeat: wrong"), ("cwd", "wrong")] {
+        let mut script = Script::run(DisconnectAction::End);
+        script.play(0, LoopEvent::Opened).unwrap();
+        let error = ErrorObject { data: Some(json!({ "param": param })), ..ErrorObject::new(code::PARAMS, "wrong") };
+        assert_eq!(script.play(1, LoopEvent::Refused(error)), Err((message.to_owned(), exit::USAGE)));
+    }
 }
 
 #[test]
@@ -306,7 +321,7 @@ fn late_input_is_no_error() {
 }
 
 #[test]
-fn a_session_that_the_service_has_no_room_for_is_a_broken_connection() {
+fn a_session_limit_is_a_broken_connection() {
     let full = || LoopEvent::ServiceError(ErrorObject::new(code::SESSION_LIMIT, "full"));
     let mut script = Script::attach(None);
     script.play(0, LoopEvent::Opened).unwrap();
