@@ -82,7 +82,7 @@ impl Recording {
         match message["method"].as_str() {
             Some("output") => self.push_output(&parse(params)),
             Some("event") => self.events.push(params.clone()),
-            Some(_) => return self.push_notification(parse(message), params),
+            Some(_) => return self.push_notification(notification(message), params),
             // A response, which belongs to a call and not to the execution.
             None => {}
         }
@@ -150,6 +150,11 @@ impl Recording {
             Stream::Stderr => &mut self.stderr,
         }
     }
+}
+
+/// Reads a notification from its text, because its wire type borrows parts of the text.
+fn notification(message: &Value) -> ServerMessage {
+    serde_json::from_str(&message.to_string()).unwrap_or_else(|error| panic!("{error}: {message}"))
 }
 
 fn parse<'a, T: Deserialize<'a>>(value: &'a Value) -> T {
