@@ -14,7 +14,6 @@ use crate::backend::{
     shim::{
         procfs::{Stat, stat_of},
         protocol::Numbered,
-        readable::wait_readable,
     },
     subreaper::{
         protocol::SubreaperResponse,
@@ -47,7 +46,7 @@ fn step(shared: &SharedHandle, pid: Pid) -> bool {
     let due = lock(&shared.state).watch.due();
     let timeout = due.map(|due| due.saturating_duration_since(Instant::now()));
     let sources = [Some(shared.socket.as_fd()), Some(shared.wake.as_fd())];
-    let Ok([answered, woken]) = wait_readable(sources, timeout) else { return false };
+    let Ok([answered, woken]) = shared.waiter.wait_readable(sources, timeout) else { return false };
     if woken {
         let _ = rustix::io::read(&shared.wake, &mut [0u8; 8]);
     }
