@@ -394,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_acknowledged_is_never_overwritten() {
+    fn unacknowledged_output_is_never_overwritten() {
         let (mut output_buffer, feed) = output_buffer(UnreadPolicy::Detach(Overflow::Wait));
         drop(feed);
         output_buffer.dismiss(DismissReason::Vanished);
