@@ -157,7 +157,7 @@ fn shim_without_free_descriptors_ends_escaped_descendants() {
     });
 }
 
-/// The service must prove the processes gone without opening a file, because its own descriptors are used up.
+/// The service must prove that the processes are gone without opening a file, because its own descriptors are used up.
 #[test]
 fn tree_of_a_killed_shim_is_ended_without_free_descriptors() {
     let mut command = Command::new("prlimit");

@@ -97,7 +97,8 @@ pub(super) enum EndReason {
     },
     /// The command has exited and has left these processes behind.
     LeftBehind,
-    /// Another process has killed the shim or its subreaper, so nothing guards the processes any more.
+    /// The shim or its subreaper was killed, by another process or because it did not obey. So nothing guards the
+    /// processes any more.
     GuardLost,
 }
 

@@ -36,7 +36,7 @@ pub(super) fn look_after(shared: &Arc<SharedHandle>, mut child: Child, pid: Pid,
     adoption.forget(pid);
     if !was_given_up {
         error!(event = "subreaper.lost", pid = pid.as_raw_nonzero().get();
-            "the subreaper was killed by another process: its shims end their executions, and the next execution starts another subreaper");
+            "the subreaper was killed: its shims end their executions, and the next execution starts another subreaper");
         adoption.look_after(shared);
     }
 }
