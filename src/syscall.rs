@@ -137,7 +137,8 @@ pub fn close_inherited_from(first: u32) {
 }
 
 /// Closes every descriptor but 0, 1, 2 and this one, which becomes 3 and is closed by exec. Only for a forked
-/// child that is about to execute a command: it must not hold what its parent does, however long that takes.
+/// child that is about to execute a command: its exec may hang, and must not keep the parent's
+/// descriptors open.
 ///
 /// # Errors
 ///

@@ -62,7 +62,7 @@ pub struct OrderWatch {
 struct PendingOrder {
     number: u64,
     at: Instant,
-    /// Whether a missing acknowledgement alone leads to KILL. False for an inspection, which costs nothing to miss.
+    /// Whether a missing acknowledgement alone leads to KILL. False for an inspection, which may be lost.
     is_firm: bool,
 }
 
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn silence_after_a_question_never_kills_what_is_not_stopped() {
+    fn silence_after_an_inspection_kills_no_running_receiver() {
         let start = Instant::now();
         let mut watch = OrderWatch::default();
         watch.sent(1, start, false);
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_in_time_stops_it_all() {
+    fn an_acknowledged_order_needs_no_action() {
         let start = Instant::now();
         let mut watch = OrderWatch::default();
         watch.sent(1, start, true);
@@ -172,13 +172,17 @@ mod tests {
         assert_eq!(watch.act(start + CONTINUE_AFTER), Some(WatchAction::Continue));
         watch.acknowledged(1);
         assert!(!watch.is_idle());
-        assert_eq!(watch.act(start + CONTINUE_AFTER), Some(WatchAction::Continue), "the second one counts anew");
+        assert_eq!(
+            watch.act(start + CONTINUE_AFTER),
+            Some(WatchAction::Continue),
+            "the second order counts from its own time"
+        );
         watch.acknowledged(2);
         assert_eq!((watch.is_idle(), watch.due()), (true, None));
     }
 
     #[test]
-    fn what_is_ordered_must_be_complete_in_time() {
+    fn an_ordered_end_must_be_complete_at_the_earliest_time() {
         let start = Instant::now();
         let mut watch = OrderWatch::default();
         watch.completes_by(start + Duration::from_secs(9));

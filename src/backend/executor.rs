@@ -118,9 +118,9 @@ impl Executors {
         if let Some(launcher) = launcher {
             let AgentLaunch { arguments, cwd, env } = launcher.launch(run, &self.inherited)?;
             let argv = template.iter().cloned().chain(arguments).collect();
-            let run_it = JobSpec { argv, cwd, env, descriptor_limit: None, stdin: Stdin::Pipe };
+            let spec = JobSpec { argv, cwd, env, descriptor_limit: None, stdin: Stdin::Pipe };
             let agent = AgentJob { agent: launcher.agent(), prompt: run.command.clone().into() };
-            return Ok(ResolvedCommand { name: name.to_owned(), run: run_it, agent: Some(agent) });
+            return Ok(ResolvedCommand { name: name.to_owned(), run: spec, agent: Some(agent) });
         }
         let mut argv = template.clone();
         if argv.iter().any(|word| word == COMMAND) {

@@ -80,7 +80,7 @@ pub fn refuse(request: JobRequest, why: &'static str) {
 /// Why a job refuses or fails a request.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum JobError {
-    /// It is in a state in which it cannot.
+    /// Its state does not allow the request.
     #[error("{0}")]
     NotNow(&'static str),
     /// It ended before it answered.

@@ -394,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_acknowledged_is_never_overwritten() {
+    fn unacknowledged_output_is_never_overwritten() {
         let (mut output_buffer, feed) = output_buffer(UnreadPolicy::Detach(Overflow::Wait));
         drop(feed);
         output_buffer.dismiss(DismissReason::Vanished);
@@ -435,7 +435,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_dropped_is_said_in_its_place() {
+    fn dropped_output_is_a_gap_in_its_place() {
         let (mut output_buffer, mut feed) = output_buffer(UnreadPolicy::Detach(Overflow::Drop));
         let whole = 2 * (RING + SLACK);
         let mut written = 0;

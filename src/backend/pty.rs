@@ -15,8 +15,8 @@ use tokio::net::unix::pipe;
 /// End of file as a terminal's driver has it by default: Ctrl-D.
 const DEFAULT_VEOF: u8 = 4;
 
-/// More than a terminal's driver buffers, which is 64 KiB and 4 KiB of lines. Whatever exceeds it was written by other
-/// processes after the command's were gone.
+/// More than a terminal's driver buffers, which is 64 KiB and 4 KiB of lines. Bytes beyond it were written by other
+/// processes after the command's processes were gone.
 const TERMINAL_REMAINDER: usize = 128 * 1024;
 
 /// The backend's end of a terminal.
@@ -41,12 +41,12 @@ impl Terminal {
         Ok((Terminal { fd, _command_end: command_end.try_clone()? }, command_end))
     }
 
-    /// The source of what the command writes.
+    /// The source of the command's output.
     pub fn output(&self) -> io::Result<OutputSource> {
         Ok(OutputSource::Terminal(pipe::Receiver::from_owned_fd_unchecked(self.fd.try_clone()?)?))
     }
 
-    /// The sink for what the command reads.
+    /// The sink for the command's input.
     pub fn input(&self) -> io::Result<pipe::Sender> {
         pipe::Sender::from_owned_fd_unchecked(self.fd.try_clone()?)
     }
@@ -95,9 +95,9 @@ impl OutputSource {
         self.receiver().try_read_buf(buffer)
     }
 
-    /// Reads what is left now that the command's processes are gone, piece by piece, without waiting. Of a pipe this is
-    /// what it holds now, because others may write to it later. A terminal does not tell how much it holds, since
-    /// FIONREAD (tty_ioctl(4)) counts the line buffer alone, so it is read until it is empty.
+    /// Reads the rest after the command's processes are gone, piece by piece, without waiting. From a pipe it reads only
+    /// the bytes that are in it now, because other processes may write to it later. A terminal is read until it is
+    /// empty, because FIONREAD (tty_ioctl(4)) counts only its line buffer.
     pub fn read_remainder(&self, piece: usize, mut take: impl FnMut(&[u8])) {
         let mut left = match self {
             OutputSource::Pipe(pipe) => {

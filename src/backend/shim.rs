@@ -6,7 +6,7 @@
 //!
 //! It reads its orders from a socket (see [`protocol`]) and acknowledges each. It kills the tree at once when that
 //! socket ends, because the backend died or has given the execution up, and when its lifeline ends, because the
-//! subreaper died. It never blocks but in `Shim::wait`.
+//! subreaper died. It blocks only in `Shim::wait`.
 
 pub mod cgroup;
 mod channel;
@@ -34,7 +34,7 @@ use self::{
     pause::{PauseState, PauseStep},
     procfs::Procfs,
     protocol::{LeaderExit, Order, ShimEvent, StartError, TreeGone},
-    readable::{discard_signals, wait_readable},
+    readable::{Waiter, discard_signals},
     spawn::{CommandEnds, StartingChild},
     tree::ProcessTree,
 };
@@ -51,7 +51,7 @@ const STEP: Duration = Duration::from_millis(1);
 pub struct ShimInheritance {
     /// The socket to its backend.
     pub socket: OwnedFd,
-    /// What the command reads and writes.
+    /// The command's ends of its pipes or its terminal.
     pub ends: CommandEnds,
     /// Reaches its end of file when the subreaper ends.
     pub lifeline: OwnedFd,
@@ -72,11 +72,11 @@ pub fn main(single: &SingleThread, inherited: ShimInheritance) -> io::Result<boo
     let mut channel = Channel::new(socket);
     let prepared = prepare(cgroup, is_first);
     let Some(Order::Run(spec)) = channel.wait()? else { return Ok(true) };
-    let started = prepared.and_then(|(procfs, cgroup, signals)| {
-        let starting = spawn::start(single, &spec, ends, cgroup.as_ref())?;
-        Ok((procfs, cgroup, signals, starting))
+    let started = prepared.and_then(|prepared| {
+        let starting = spawn::start(single, &spec, ends, prepared.cgroup.as_ref())?;
+        Ok((prepared, starting))
     });
-    let (procfs, cgroup, signals, starting) = match started {
+    let (Prepared { waiter, signals, procfs, cgroup }, starting) = match started {
         Ok(started) => started,
         Err(error) => {
             channel.send(&ShimEvent::NotStarted(StartError::no_process(error)));
@@ -88,6 +88,7 @@ pub fn main(single: &SingleThread, inherited: ShimInheritance) -> io::Result<boo
         command: CommandState::Starting(starting),
         channel: Some(channel),
         lifeline: Some(lifeline),
+        waiter,
         signals,
         procfs,
         cgroup,
@@ -98,13 +99,24 @@ pub fn main(single: &SingleThread, inherited: ShimInheritance) -> io::Result<boo
     shim.run()
 }
 
-fn prepare(cgroup: Option<(PathBuf, String)>, is_first: bool) -> io::Result<(Procfs, Option<Cgroup>, OwnedFd)> {
+/// The descriptors that a shim opens before its command runs, because the command may lower the shim's limit of them.
+struct Prepared {
+    waiter: Waiter,
+    signals: OwnedFd,
+    procfs: Procfs,
+    cgroup: Option<Cgroup>,
+}
+
+fn prepare(cgroup: Option<(PathBuf, String)>, is_first: bool) -> io::Result<Prepared> {
     if is_first {
         containment::mount_proc()?;
     }
-    let cgroup = cgroup.map(|(base, name)| Cgroup::make(&base, &name)).transpose()?;
-    // Opened before the command runs, because the command may lower this process's descriptor limit.
-    Ok((Procfs::open()?, cgroup, block_signals(&[Signal::CHILD, Signal::CONT])?))
+    Ok(Prepared {
+        cgroup: cgroup.map(|(base, name)| Cgroup::make(&base, &name)).transpose()?,
+        procfs: Procfs::open()?,
+        waiter: Waiter::open()?,
+        signals: block_signals(&[Signal::CHILD, Signal::CONT])?,
+    })
 }
 
 /// How far the command has come.
@@ -117,7 +129,7 @@ enum CommandState {
     NotExecuted,
 }
 
-/// How far the end has come. [`Shim::run`] takes the steps in this order.
+/// How far the end of the tree has come. [`Shim::run`] takes the steps in this order.
 enum EndState {
     /// The end was not ordered yet.
     Running,
@@ -132,6 +144,7 @@ struct Shim {
     command: CommandState,
     channel: Option<Channel>,
     lifeline: Option<OwnedFd>,
+    waiter: Waiter,
     signals: OwnedFd,
     procfs: Procfs,
     cgroup: Option<Cgroup>,
@@ -194,8 +207,8 @@ impl Shim {
         gone.evidence.is_proof()
     }
 
-    /// Reports the exit of the leader if it has executed the command. The exec report tells that; it is complete,
-    /// because the process that wrote it has ended.
+    /// Reports the exit of the leader if it has executed the command. The exec report shows whether it has, and is
+    /// complete, because the process that wrote it has ended.
     fn on_leader_exit(&mut self, exit: LeaderExit) {
         self.read_report();
         if matches!(self.command, CommandState::Executed) {
@@ -235,7 +248,7 @@ impl Shim {
             self.lifeline.as_ref().map(AsFd::as_fd),
             report,
         ];
-        let [signaled, ordered, lifeline_ended, reported] = wait_readable(sources, timeout)?;
+        let [signaled, ordered, lifeline_ended, reported] = self.waiter.wait_readable(sources, timeout)?;
         if signaled {
             // The loop looks up which children have ended.
             discard_signals(self.signals.as_fd());

@@ -1,4 +1,4 @@
-//! The subreaper: the one process whose children are shims, and nothing else.
+//! The subreaper: the parent process of the shims. It starts no other processes.
 //!
 //! It is this same binary, executed again before a runtime exists. It forks a shim for each execution, which is
 //! faster than executing one. The tree of a killed shim becomes children of the subreaper: each child that is not a
@@ -41,7 +41,7 @@ use super::shim::{
     containment::Contained,
     procfs::{Procfs, Stat},
     protocol::{Numbered, TreeGone},
-    readable::{discard_signals, wait_readable},
+    readable::{Waiter, discard_signals},
     spawn::CommandEnds,
     tree::{Reaped, count, reap_one},
 };
@@ -89,6 +89,7 @@ struct SubreaperLoop {
     single: SingleThread,
     contained: Contained,
     socket: OwnedFd,
+    waiter: Waiter,
     signals: OwnedFd,
     procfs: Procfs,
     /// Shims hold the reading end, which reaches its end of file when this process ends.
@@ -135,6 +136,7 @@ impl SubreaperLoop {
             single: SingleThread::prove()?,
             contained,
             socket,
+            waiter: Waiter::open()?,
             signals: block_signals(&[Signal::CHILD, Signal::CONT])?,
             procfs: Procfs::open()?,
             lifeline: rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?,
@@ -258,7 +260,7 @@ impl SubreaperLoop {
     /// Waits for a child's end, a request, or the time-out. Returns a value in a forked child, which becomes a shim.
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<Option<Forked>> {
         let socket = self.ending_since.is_none().then(|| self.socket.as_fd());
-        let [signaled, requested] = wait_readable([Some(self.signals.as_fd()), socket], timeout)?;
+        let [signaled, requested] = self.waiter.wait_readable([Some(self.signals.as_fd()), socket], timeout)?;
         if signaled {
             // The loop looks up which children have ended.
             discard_signals(self.signals.as_fd());

@@ -11,8 +11,8 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 /// The longest grace of an execution that is canceled because the time is over.
 const MAX_GRACE: Duration = Duration::from_secs(1);
 
-/// The longest grace as a part of the whole time. The rest of the last quarter is for killing what did not end, and for
-/// clients that are slow to close.
+/// The longest grace as a part of the whole time. The rest of the last quarter is for killing processes that
+/// did not end, and for clients that are slow to close.
 const GRACE_PART: u32 = 16;
 
 /// A role of this process that can be drained.
@@ -62,7 +62,7 @@ pub async fn drain(roles: Vec<Box<dyn Drainable>>, whole: Duration) {
     };
     let hurrying = actix_web::rt::spawn(hurrying);
     if timeout_at(begun_at + whole, ended).await.is_err() {
-        error!(event = "drain.incomplete"; "not everything had ended after {} ms", millis(whole));
+        error!(event = "drain.incomplete"; "an execution or a session had not ended after {} ms", millis(whole));
     }
     hurrying.abort();
 }

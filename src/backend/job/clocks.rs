@@ -357,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_left_behind_has_ten_seconds_however_much_it_writes() {
+    fn leftovers_have_ten_seconds_however_much_they_write() {
         let start = Instant::now();
         let at = |seconds| start + secs(seconds);
         let mut clocks = clocks(start);

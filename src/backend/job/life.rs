@@ -97,7 +97,8 @@ pub(super) enum EndReason {
     },
     /// The command has exited and has left these processes behind.
     LeftBehind,
-    /// Another process has killed the shim or its subreaper, so nothing guards the processes any more.
+    /// The shim or its subreaper was killed, by another process or because it did not obey. So nothing guards the
+    /// processes any more.
     GuardLost,
 }
 
@@ -155,7 +156,7 @@ pub(super) enum LifeAction {
 }
 
 impl Life {
-    /// Whether nothing more can happen.
+    /// Whether the last state is reached.
     pub(super) fn is_over(&self) -> bool {
         matches!(self, Life::Gone { .. } | Life::NotStarted(_))
     }
@@ -310,7 +311,7 @@ mod tests {
         let cancel = Some(EndReason::Wanted { cause: CANCEL, grace_ms: 5 });
         let table: [(&str, Vec<LifeEvent>, Life, Vec<LifeAction>); 12] = [
             (
-                "its shim is alone: what it then kills has not ended by itself",
+                "its subreaper is lost: a command that the shim then kills has not ended by itself",
                 vec![LifeEvent::Started, LifeEvent::Unguarded, LifeEvent::Exited(LeaderExit::Signal(9)), gone()],
                 ended(Some(EndReason::GuardLost), Some(LeaderExit::Signal(9))),
                 vec![],
@@ -323,13 +324,13 @@ mod tests {
                 vec![LifeAction::KillLeftovers],
             ),
             (
-                "canceled after its own exit: that stands",
+                "canceled after its own exit, which is reported",
                 vec![LifeEvent::Started, LifeEvent::Exited(EXIT), wanted(CANCEL, 5), wanted(CANCEL, 0), gone()],
                 ended(Some(EndReason::LeftBehind), Some(EXIT)),
                 vec![LifeAction::KillLeftovers],
             ),
             (
-                "canceled: its exit begins no rule for leftovers",
+                "canceled: its exit starts no time limit of leftovers",
                 vec![LifeEvent::Started, wanted(CANCEL, 5), LifeEvent::Exited(EXIT), LifeEvent::LeftoversQuiet, gone()],
                 ended(cancel, Some(EXIT)),
                 vec![LifeAction::End { grace_ms: 5 }],

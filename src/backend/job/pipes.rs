@@ -1,4 +1,4 @@
-//! The pipes of a command, or its terminal, as far as they are read.
+//! Reads the output of a command from its pipes or its terminal.
 
 use std::io;
 
@@ -10,7 +10,7 @@ use crate::backend::{output_buffer::READ, pty::OutputSource};
 /// Reads smaller than this are copied out, so that a few bytes do not hold a whole buffer.
 const SMALL: usize = 8 * 1024;
 
-/// What a command writes. A source that is closed gives nothing more.
+/// One output of a command, until it is closed.
 pub(super) struct OutputPipe {
     stream: Stream,
     source: Option<OutputSource>,
@@ -32,8 +32,8 @@ impl OutputPipe {
         self.source.is_some()
     }
 
-    /// Reads what is there, as soon as there is something, into the buffer. Returns how much. A command that writes
-    /// nothing holds no buffer.
+    /// Waits for output and reads it into the buffer. Returns the number of bytes. While there is no output there is no
+    /// buffer, so that a silent command takes no memory.
     pub(super) async fn read(&mut self) -> io::Result<usize> {
         let Some(source) = &self.source else { return Ok(0) };
         loop {
@@ -46,7 +46,7 @@ impl OutputPipe {
         }
     }
 
-    /// Takes what was read. A small piece is copied, which leaves the buffer's room to the next read.
+    /// Takes the bytes of the last read. A small piece is copied, so that the next read uses the same buffer.
     pub(super) fn take(&mut self, n: usize) -> Bytes {
         if n < SMALL {
             let bytes = Bytes::copy_from_slice(&self.buffer[..n]);
@@ -57,13 +57,13 @@ impl OutputPipe {
         }
     }
 
-    /// Nothing more comes from it.
+    /// Closes it.
     pub(super) fn close(&mut self) {
         self.source = None;
     }
 
-    /// Reads without waiting what is left now that all processes are gone, and closes it: what another process writes
-    /// to it later is not this command's. `None` if it is closed.
+    /// Reads the rest without waiting when all processes are gone, and closes it, because another process that has it
+    /// open may write to it later. `None` if it is closed.
     pub(super) fn take_remainder(&mut self) -> Option<Vec<Bytes>> {
         let source = self.source.take()?;
         let mut pieces = Vec::new();

@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn a_withdrawal_ends_only_what_its_holder_still_has() {
+    fn a_withdrawal_ends_only_an_execution_that_its_claim_holds() {
         let (mut shared, _feed) = shared();
         let mut withdraw = |claim: Claim, ending: Option<&Outcome>| {
             let (answer, mut client) = oneshot::channel();

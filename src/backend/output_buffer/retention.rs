@@ -1,4 +1,4 @@
-//! What happens to unread output, and what is retained of an ended execution's output.
+//! The policy for unread output, and the kinds of retained output of an ended execution.
 
 use cc_executor_actors::protocol::execute::Overflow;
 

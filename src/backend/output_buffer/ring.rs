@@ -160,7 +160,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_room_was_made_for_is_kept(
+        fn bytes_that_room_was_made_for_are_kept(
             capacity in 1usize..100,
             before in 0usize..300,
             from in 0u64..300,

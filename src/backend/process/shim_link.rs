@@ -228,7 +228,7 @@ impl ShimLink {
         }
     }
 
-    /// Ends what a lost shim has left behind, and returns what is known of that.
+    /// Ends the processes that a lost shim has left behind, and returns what is known of their end.
     pub fn sweep(&self) -> impl Future<Output = TreeGone> + use<> {
         Arc::clone(&self.shim.subreaper).sweep(self.shim.ticket)
     }

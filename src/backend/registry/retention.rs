@@ -402,7 +402,7 @@ mod tests {
     proptest! {
         /// In every order of calls the result is that of a scan of all entries.
         #[test]
-        fn it_decides_as_one_that_looks_at_everything(
+        fn it_decides_as_a_scan_of_all_entries_does(
             moves in prop::collection::vec((0u32..12, 0..7, 0usize..60, 0u64..40), 1..200),
         ) {
             let limits = RegistryLimits { retention_ms: 100, max_entries: 8, max_kept_bytes: 100 };

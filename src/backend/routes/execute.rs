@@ -83,7 +83,7 @@ fn check_instance(instance: Option<InstanceId>, registry: &Registry) -> Result<(
     match instance.filter(|instance| *instance != registry.instance()) {
         None => Ok(()),
         Some(instance) => {
-            let message = format!("instance {instance} of the backend is gone: this one was started after it");
+            let message = format!("instance {instance} of the backend is gone: the backend was restarted since");
             Err(ErrorObject::new(code::OTHER_INSTANCE, message).with(json!({ "instance": registry.instance() })))
         }
     }

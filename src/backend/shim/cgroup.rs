@@ -94,8 +94,8 @@ fn remove_tree(directory: &Path) {
     let _ = fs::remove_dir(directory);
 }
 
-/// Ends the processes that are left in a cgroup and those below it, and removes the cgroups. Returns true if they were
-/// seen empty in time, or are gone while their parent is there.
+/// Ends the processes that are left in a cgroup and those below it, and removes the cgroups. Returns true if it saw them
+/// empty in time, or if they are gone and their parent still exists.
 pub fn end_cgroup(directory: &Path, patience: Duration) -> bool {
     let until = Instant::now() + patience;
     loop {
@@ -126,7 +126,7 @@ pub struct Cgroup {
 }
 
 impl Cgroup {
-    /// Makes it below the backend's directory.
+    /// Makes the cgroup below a subreaper's directory.
     pub fn make(base: &Path, name: &str) -> io::Result<Cgroup> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let base = rustix::fs::open(base, flags, Mode::empty())?;
@@ -141,7 +141,7 @@ impl Cgroup {
         Ok(Cgroup { base, name: name.to_owned(), directory, kill, freeze, events })
     }
 
-    /// KILL to every process in it.
+    /// Sends KILL to every process in it.
     pub fn kill(&self) {
         // In addition to the KILL to the tree, because each may reach processes that the other does not.
         let _ = self.kill.write_all_at(b"1", 0);

@@ -26,7 +26,7 @@ impl Channel {
         self.socket.as_fd()
     }
 
-    /// Waits for the next order. `None` at the end, and after anything that is not an order.
+    /// Waits for the next order. `None` at the end of file.
     pub(super) fn wait(&mut self) -> io::Result<Option<Order>> {
         loop {
             if let Some(order) = self.next() {

@@ -16,10 +16,10 @@ use super::cgroup::make_base;
 /// The operator's choice.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Containment {
-    /// A cgroup where one can be made, else nothing.
+    /// A cgroup if one can be made, else none.
     #[default]
     Auto,
-    /// Nothing: the process tree alone.
+    /// None: only the process tree is followed.
     None,
     /// A cgroup of version 2; a start without one fails.
     Cgroup,
@@ -28,7 +28,7 @@ pub enum Containment {
 }
 
 impl Containment {
-    /// The names of all.
+    /// All names.
     pub const NAMES: [&str; 4] = ["auto", "none", "cgroup", "pid-namespace"];
 
     /// The containment with this name.
@@ -42,7 +42,11 @@ impl Containment {
         }
     }
 
-    /// The containment that this machine can provide for the choice. The error says what is missing.
+    /// Prepares the chosen containment on this machine.
+    ///
+    /// # Errors
+    ///
+    /// This machine cannot provide it. The error names the missing part.
     pub fn resolve(self) -> io::Result<Contained> {
         match self {
             Containment::None => Ok(Contained::Tree),
@@ -68,7 +72,7 @@ impl Containment {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Contained {
-    /// The process tree alone.
+    /// None: only the process tree is followed.
     Tree,
     /// Cgroups below this directory, which belongs to one backend.
     Cgroup(PathBuf),

@@ -26,7 +26,7 @@ const STOP_PATIENCE: Duration = Duration::from_millis(800);
 /// How far a pause has come.
 #[derive(Debug, Default)]
 pub(super) enum PauseState {
-    /// The shim has stopped nothing.
+    /// The shim has stopped no process.
     #[default]
     Running,
     /// The shim has sent STOP to these processes, and not all have stopped.

@@ -58,7 +58,7 @@ impl Procfs {
         Ok(Procfs { proc, children })
     }
 
-    /// The direct children of this process, ended ones that it has not reaped included.
+    /// The direct children of this process, including ended ones that it has not reaped.
     pub fn children(&self) -> io::Result<Vec<Pid>> {
         let Some(file) = &self.children else {
             let me = getpid().as_raw_nonzero().get();
@@ -214,7 +214,7 @@ pub fn pid(text: &str) -> Option<Pid> {
     Pid::from_raw(text.parse().ok()?)
 }
 
-/// The state and parent of any process, for a process without a [`Procfs`].
+/// The fields of any process, for a caller without a [`Procfs`].
 pub fn stat_of(process: Pid) -> Option<Stat> {
     parse_stat(&fs::read_to_string(format!("/proc/{}/stat", process.as_raw_nonzero())).ok()?)
 }

@@ -51,7 +51,7 @@ pub struct JobSpec {
     pub env: BTreeMap<String, String>,
     /// The soft limit of open descriptors; the service's own if absent.
     pub descriptor_limit: Option<u64>,
-    /// Where its standard input comes from.
+    /// The source of its standard input.
     #[serde(default)]
     pub stdin: Stdin,
 }

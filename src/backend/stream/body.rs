@@ -48,7 +48,7 @@ enum BodyState {
 
 /// The error with which a body is cut.
 #[derive(Debug, thiserror::Error)]
-#[error("the execution did not exit with code 0")]
+#[error("the stream is incomplete, or the command did not exit with code 0")]
 pub struct CutStream;
 
 impl StreamBody {

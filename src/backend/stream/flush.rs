@@ -1,4 +1,4 @@
-//! Waits until the kernel has what actix-web still buffers of a response.
+//! Waits until actix-web has handed all bytes of a response to the kernel.
 
 use std::{
     pin::Pin,

@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn accept_picks_the_form() {
+    fn accept_determines_the_format() {
         for (accept, format) in [
             (None, StreamFormat::Plain),
             (Some("*/*"), StreamFormat::Plain),

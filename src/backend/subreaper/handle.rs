@@ -39,6 +39,7 @@ use crate::backend::shim::{
     cgroup::{end_cgroup, make_subreaper_base, remove_base},
     containment::{Contained, Containment},
     protocol::{Numbered, TreeGone},
+    readable::Waiter,
 };
 
 /// Starts subreapers. One at a time takes new executions; a lost one is replaced.
@@ -91,6 +92,7 @@ impl Subreapers {
         };
         let shared = Arc::new(SharedHandle {
             socket: ours,
+            waiter: Waiter::open()?,
             wake,
             state: Mutex::default(),
             next: AtomicU64::new(1),
@@ -174,7 +176,7 @@ impl SubreaperHandle {
         Ok(answered)
     }
 
-    /// Ends the processes that this shim has left behind, and returns what is known of them.
+    /// Ends the processes that this shim has left behind, and returns what is known of their end.
     pub async fn sweep(self: Arc<Self>, ticket: Ticket) -> TreeGone {
         if let Ok(answered) = self.send(ticket, SubreaperAction::Sweep, &[])
             && let Ok(SubreaperResponse::Swept(gone)) = answered.await

@@ -21,7 +21,7 @@ impl RunningJob {
         let now = Instant::now();
         let Some(event) = event else {
             warn!(event = "shim.lost", execution_id:% = shared.context.id;
-                "the shim of this execution was killed by another process: the processes are ended without it");
+                "the shim of this execution was killed: the subreaper ends the processes");
             self.pause_replies.clear();
             return self.on_life_event(LifeEvent::Lost, shared);
         };

@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 
 use crate::backend::{
     deadlines::OrderWatch,
-    shim::{cgroup::end_cgroup, containment::Contained},
+    shim::{cgroup::end_cgroup, containment::Contained, readable::Waiter},
     subreaper::protocol::{SubreaperResponse, Ticket},
 };
 
@@ -23,6 +23,8 @@ pub(super) const ADOPTED_PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(super) struct SharedHandle {
     pub(super) socket: OwnedFd,
+    /// With this the thread waits.
+    pub(super) waiter: Waiter,
     /// Wakes the thread, which waits without a deadline while no request is pending.
     pub(super) wake: OwnedFd,
     pub(super) state: Mutex<HandleState>,
@@ -49,7 +51,7 @@ pub(super) struct HandleState {
     /// Requests that are not answered.
     pub(super) pending: HashMap<u64, PendingRequest>,
     pub(super) watch: OrderWatch,
-    /// The shims that it has forked and whose executions hold on to them.
+    /// The shims that it has forked and that their executions have not forgotten.
     pub(super) shims: HashMap<Ticket, Pid>,
 }
 
@@ -65,7 +67,7 @@ pub(super) enum HandlePhase {
     GivenUp,
     /// It has ended.
     Lost {
-        /// How often this process has seen since that nothing but living shims is left.
+        /// How many listings of this process's children have shown only living shims since then.
         n_clean: u64,
     },
 }

@@ -14,7 +14,6 @@ use crate::backend::{
     shim::{
         procfs::{Stat, stat_of},
         protocol::Numbered,
-        readable::wait_readable,
     },
     subreaper::{
         protocol::SubreaperResponse,
@@ -37,7 +36,7 @@ pub(super) fn look_after(shared: &Arc<SharedHandle>, mut child: Child, pid: Pid,
     adoption.forget(pid);
     if !was_given_up {
         error!(event = "subreaper.lost", pid = pid.as_raw_nonzero().get();
-            "the subreaper was killed by another process: its shims end their executions, and the next execution starts another subreaper");
+            "the subreaper was killed: its shims end their executions, and the next execution starts another subreaper");
         adoption.look_after(shared);
     }
 }
@@ -47,7 +46,7 @@ fn step(shared: &SharedHandle, pid: Pid) -> bool {
     let due = lock(&shared.state).watch.due();
     let timeout = due.map(|due| due.saturating_duration_since(Instant::now()));
     let sources = [Some(shared.socket.as_fd()), Some(shared.wake.as_fd())];
-    let Ok([answered, woken]) = wait_readable(sources, timeout) else { return false };
+    let Ok([answered, woken]) = shared.waiter.wait_readable(sources, timeout) else { return false };
     if woken {
         let _ = rustix::io::read(&shared.wake, &mut [0u8; 8]);
     }
