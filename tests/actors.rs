@@ -1,5 +1,5 @@
-//! Session, execution and supervisor as actors, without a gateway's socket: a test sends messages into the session's stream
-//! and reads frames from its outbox.
+//! Session, execution and supervisor as actors, without a gateway's socket: a test sends messages into the session's
+//! stream and reads frames from its outbox.
 
 use std::{
     io::Write,
@@ -287,5 +287,17 @@ fn unknown_backend_event_ends_as_backend_lost() {
         assert_eq!(peer.notification("error").await["code"], code::BACKEND);
         let ending = peer.ending().await;
         assert_eq!((ending.status, ending.reason), (Status::Failed, Reason::BackendLost));
+    });
+}
+
+#[test]
+fn refused_health_request_ends_as_backend_rejected() {
+    let refusal = json!({ "code": code::NOT_AUTHORIZED, "message": "the Host header is not allowed" }).to_string();
+    let stub = Stub::start(move |_, stream| respond(stream, 403, &refusal));
+    with_session(&stub, async |_, mut peer| {
+        assert_eq!(peer.message().await["method"], "connected");
+        peer.call(1, "execute", &json!({ "command": "x" }));
+        assert_eq!(peer.message().await["result"]["status"], "failed", "the client itself is authorized");
+        assert_eq!(peer.ending().await.reason, Reason::BackendRejected);
     });
 }
