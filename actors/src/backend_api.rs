@@ -161,7 +161,7 @@ impl BackendEvent {
 pub struct StatusChange {
     /// The new status.
     pub status: Status,
-    /// What the pause holds, if the new status is PAUSED.
+    /// What PAUSE stops, if the new status is PAUSED.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub scope: Option<Scope>,
 }

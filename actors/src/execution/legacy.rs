@@ -1,5 +1,5 @@
-//! Relays the plain stream of the legacy image, which knows neither clocks nor heartbeats nor outcomes: the gateway
-//! adds them.
+//! Relays the plain stream of the legacy image. That image has no time-outs, heartbeats or outcomes, so the gateway adds
+//! them.
 //!
 //! [`step`] decides on each event of the stream; this module reads the stream and carries the decisions out.
 
@@ -65,11 +65,11 @@ pub(super) async fn relay(stream: LegacyStream, config: RelayConfig) -> Outcome 
         outcome = async {
             match read(stream, state, &mut relay).await {
                 Ok(outcome) => outcome,
-                Err(why) => relay.lost(why).await,
+                Err(fault) => relay.lost(fault).await,
             }
         } => outcome,
         () = clocks.timed_out() => {
-            let message = "the total time-out passed; this backend cannot say what is left of it";
+            let message = "the total time-out passed; this backend cannot report whether processes remain";
             Outcome { cancel: Some(CancelReport::unknown(0)), ..Outcome::failed(Reason::Timeout, message) }
         }
         () = watch_health(&watched, &clocks) => {

@@ -97,8 +97,8 @@ pub type Credit = Option<oneshot::Receiver<()>>;
 
 /// The receiving end: the body of the response.
 ///
-/// After the last frame it stays open until the [`Linger`] is dropped, so that the connection is read until the client's
-/// close frame arrives, and is not reset because of unread input.
+/// After the last frame it stays open until the [`Linger`] is dropped, so that the connection is read until the
+/// client's close frame arrives, and is not reset because of unread input.
 pub struct Frames {
     frames: mpsc::Receiver<Bytes>,
     room: Rc<RoomSignal>,
