@@ -87,6 +87,7 @@ pub(super) struct Cancellation {
 }
 
 /// The progress of a withdrawal.
+#[derive(Clone, Copy)]
 enum WithdrawProgress {
     /// The stream may still begin, and the backend has not answered yet.
     Requested,
@@ -235,7 +236,7 @@ impl ExecutionState {
 
 impl Withdrawal {
     fn next(mut self: Box<Self>, event: StateEvent) -> StateStep {
-        match (&self.progress, event) {
+        match (self.progress, event) {
             (progress, StateEvent::Opened(stream @ BackendStream::Native(_), start)) => {
                 let actions = vec![StateAction::Relay(stream, start)];
                 match progress {
@@ -258,10 +259,7 @@ impl Withdrawal {
             (_, StateEvent::OpenFailed(BackendError::Restarted(message))) => {
                 finish(Outcome::failed(Reason::BackendLost, message))
             }
-            (WithdrawProgress::Answered(result), StateEvent::OpenFailed(_)) => {
-                let result = *result;
-                self.settle(result)
-            }
+            (WithdrawProgress::Answered(result), StateEvent::OpenFailed(_)) => self.settle(result),
             (WithdrawProgress::Requested, StateEvent::OpenFailed(_)) => self.wait_for(WithdrawProgress::RequestFailed),
             (_, StateEvent::Withdrawn(WithdrawResult::NeverRan)) if self.kind != RequestKind::Attach => {
                 self.finish_never_ran()
@@ -271,7 +269,6 @@ impl Withdrawal {
             }
             (WithdrawProgress::RequestFailed, StateEvent::Withdrawn(result)) => self.settle(result),
             (WithdrawProgress::Answered(result), StateEvent::WithdrawOverdue) => {
-                let result = *result;
                 let (state, mut actions) = self.settle(result);
                 actions.insert(0, StateAction::DropRequest);
                 (state, actions)

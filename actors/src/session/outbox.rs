@@ -24,7 +24,7 @@ use super::phase::Outgoing;
 use crate::{close::CloseReason, protocol::notification::ServerMessage, ws::frame};
 
 /// How long a closed session still reads, so that the client's own close frame can arrive.
-pub const LINGER: Duration = Duration::from_secs(1);
+pub(super) const LINGER: Duration = Duration::from_secs(1);
 
 /// Frames, or batches of output frames, in the channel to the socket.
 const SLOTS: usize = 4;
