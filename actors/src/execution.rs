@@ -64,9 +64,9 @@ pub struct Execution {
     request: SpawnHandle,
     notice: ExitNotice,
     requested_at: Instant,
-    /// Whether it goes on in its backend without a client, as far as that is known.
+    /// Whether it goes on in its backend without a client, as far as the gateway knows.
     may_detach: bool,
-    /// The agent whose events its standard output is.
+    /// The agent, if its standard output consists of an agent's events.
     agent: Option<&'static dyn Agent>,
     input: InputQueue,
     acknowledging: Acknowledger,

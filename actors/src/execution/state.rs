@@ -26,7 +26,7 @@ pub(super) const FIRST_EVENT_PATIENCE: Duration = Duration::from_secs(10);
 /// How long it may take to learn the outcome of an execution that was canceled before its first event.
 const WITHDRAW_PATIENCE: Duration = Duration::from_secs(10);
 
-/// The same if the client has already waited in vain for the first event.
+/// The same if the gateway gave the execution up. Shorter, because the client has waited long enough already.
 const GIVE_UP_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The state of an execution.
