@@ -58,7 +58,7 @@ fn attach_reports_an_expired_detached_execution() {
     procs::wait_for(&mark, 0, PATIENCE);
     let (stdout, stderr, code) = run_to_exit(&mut service.client_command(&["attach", &id]));
     assert_eq!((stdout.as_str(), code), ("", 75));
-    assert_eq!(stderr, "cc-executor: ended by the service: nobody attached for 2 s\n");
+    assert_eq!(stderr, "cc-executor: ended by the service: no client attached for 2 s\n");
     let (_, stderr, code) = run_to_exit(&mut service.client_command(&["attach", &queued]));
     assert_eq!((stderr.as_str(), code), ("cc-executor: the execution was canceled\n", 143));
 }

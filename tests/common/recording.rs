@@ -80,9 +80,14 @@ impl Recording {
     pub fn push(&mut self, message: &Value) -> bool {
         let params = &message["params"];
         match message["method"].as_str() {
-            Some("output") => self.push_output(&parse(params)),
+            Some("output") => self.push_output(&OutputNotice::deserialize(params).expect("the params of output")),
             Some("event") => self.events.push(params.clone()),
-            Some(_) => return self.push_notification(parse(message), params),
+            Some(_) => {
+                // As text, because `ServerMessage` borrows the text of its parameters.
+                let text = message.to_string();
+                let message = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
+                return self.push_notification(message, params);
+            }
             // A response, which belongs to a call and not to the execution.
             None => {}
         }
@@ -150,8 +155,4 @@ impl Recording {
             Stream::Stderr => &mut self.stderr,
         }
     }
-}
-
-fn parse<'a, T: Deserialize<'a>>(value: &'a Value) -> T {
-    T::deserialize(value).unwrap_or_else(|error| panic!("{error}: {value}"))
 }
