@@ -1,5 +1,5 @@
-//! Session, execution and supervisor as actors, without a gateway's socket: a test sends messages into the session's stream
-//! and reads frames from its outbox.
+//! Session, execution and supervisor as actors, without a gateway's socket: a test sends messages into the session's
+//! stream and reads frames from its outbox.
 
 use std::{
     io::Write,
@@ -30,7 +30,7 @@ use tokio::sync::mpsc;
 use crate::common::{
     PATIENCE,
     frames::{self, read_frame},
-    stub::{Stub, chunk, event, exited, multiplexed, respond, respond_json, started, stream_head},
+    stub::{Stub, chunk, chunked_head, event, exited, multiplexed, respond, respond_json, started, stream_head},
 };
 
 /// The client of a session, without a socket.
@@ -287,5 +287,45 @@ fn unknown_backend_event_ends_as_backend_lost() {
         assert_eq!(peer.notification("error").await["code"], code::BACKEND);
         let ending = peer.ending().await;
         assert_eq!((ending.status, ending.reason), (Status::Failed, Reason::BackendLost));
+    });
+}
+
+#[test]
+fn refused_health_request_ends_as_backend_rejected() {
+    let refusal = json!({ "code": code::NOT_AUTHORIZED, "message": "the Host header is not allowed" }).to_string();
+    let stub = Stub::start(move |_, stream| respond(stream, 403, &refusal));
+    with_session(&stub, async |_, mut peer| {
+        assert_eq!(peer.message().await["method"], "connected");
+        peer.call(1, "execute", &json!({ "command": "x" }));
+        assert_eq!(peer.message().await["result"]["status"], "failed", "the client itself is authorized");
+        assert_eq!(peer.ending().await.reason, Reason::BackendRejected);
+    });
+}
+
+#[test]
+fn hanging_health_request_does_not_delay_the_next_one() {
+    let n_health = AtomicUsize::new(0);
+    let stub = Stub::start(move |request, stream| {
+        if request.path == "/health" && n_health.fetch_add(1, Ordering::SeqCst) != 1 {
+            return respond(stream, 200, r#"{"status":"healthy"}"#);
+        }
+        // The second health request gets no answer, and the execution goes on.
+        if request.path != "/health" {
+            let _ = stream.write_all(&chunked_head("text/plain"));
+        }
+        let _ = std::io::copy(stream, &mut std::io::sink());
+    });
+    with_session(&stub, async |supervisor, mut peer| {
+        peer.call(1, "execute", &json!({ "command": "x", "heartbeatMs": 1_000 }));
+        peer.notification("statusUpdate").await;
+        let third_request = async {
+            while stub.requests_with("GET").len() < 3 {
+                tokio::task::yield_now().await;
+            }
+        };
+        // Less than the 5 s after which a health request is given up.
+        tokio::time::timeout(Duration::from_secs(4), third_request).await.expect("health is asked each heartbeat");
+        drop(peer);
+        wait_until_empty(&supervisor).await;
     });
 }

@@ -116,10 +116,10 @@ pub struct StreamInfo {
     /// The number of bytes after which the consumer should acknowledge, so that the command need not wait for that.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub acknowledge_bytes: Option<u64>,
-    /// Whether its standard output is Claude's events.
+    /// Whether its standard output consists of Claude's events.
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     pub claude: bool,
-    /// The executor of another agent, if its standard output is the events of that agent.
+    /// The executor of another agent, if its standard output consists of the events of that agent.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub agent: Option<String>,
     /// The backend's instance that runs it.
@@ -131,12 +131,12 @@ pub struct StreamInfo {
 }
 
 impl StreamInfo {
-    /// The executor of the agent whose events standard output is.
+    /// The executor of the agent, if standard output consists of an agent's events.
     pub fn agent(&self) -> Option<&str> {
         if self.claude { Some(CLAUDE_EXECUTOR) } else { self.agent.as_deref() }
     }
 
-    /// Sets the executor of the agent whose events standard output is.
+    /// Sets the executor; `None` if standard output does not consist of an agent's events.
     #[must_use]
     pub fn with_agent(self, executor: Option<&str>) -> Self {
         let claude = executor == Some(CLAUDE_EXECUTOR);
@@ -161,7 +161,7 @@ impl BackendEvent {
 pub struct StatusChange {
     /// The new status.
     pub status: Status,
-    /// What the pause holds, if the new status is PAUSED.
+    /// What PAUSE stops, if the new status is PAUSED.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub scope: Option<Scope>,
 }

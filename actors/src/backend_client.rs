@@ -5,8 +5,8 @@
 //! native backend never becomes a legacy one because of a later answer, and an execution belongs to the kind of
 //! backend that it was started on.
 //!
-//! Start with `client`, which holds the connection pool. `start` opens the streams of executions, `executions` addresses
-//! executions by their ids.
+//! Start with `client`, which holds the connection pool. `start` opens the streams of executions, `executions`
+//! addresses executions by their ids.
 
 pub mod body_end;
 mod client;

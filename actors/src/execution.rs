@@ -1,7 +1,7 @@
-//! One command, as its session sees it: an actor that owns the HTTP stream of one execution.
+//! The actor of one execution. It owns the backend's HTTP stream, and reports output and events to its parent, which it
+//! knows only as two recipients.
 //!
-//! It is never restarted, because a command is not idempotent, and it reports its end exactly once. It knows its parent
-//! only as two recipients.
+//! The actor is never restarted, because a command is not idempotent, and it reports the end exactly once.
 //!
 //! Start with `state`, which decides; the actor carries its actions out. A relay (`native`, `legacy`) reads the stream
 //! beside the mailbox, so a cancellation is handled while the relay waits for the client.
@@ -64,9 +64,9 @@ pub struct Execution {
     request: SpawnHandle,
     notice: ExitNotice,
     requested_at: Instant,
-    /// Whether it goes on in its backend without a client, as far as that is known.
+    /// Whether it goes on in its backend without a client, as far as the gateway knows.
     may_detach: bool,
-    /// The agent whose events its standard output is.
+    /// The agent, if its standard output consists of an agent's events.
     agent: Option<&'static dyn Agent>,
     input: InputQueue,
     acknowledging: Acknowledger,
@@ -136,13 +136,13 @@ impl Execution {
                 // which the stream shows.
                 actix_rt::spawn(async move { backend.control(id, ControlRequest::Cancel { grace_ms, reason }).await });
             }
-            StateAction::Find => {
+            StateAction::Find(unless_found) => {
                 let (backend, id, holder) = (self.backend.clone(), self.id, Rc::clone(&self.holder));
                 let found = async move {
                     match connect::find(&backend, id, PerStream::default(), &holder).await {
                         Ok((events, start)) => StateEvent::Opened(BackendStream::Native(events), start),
                         Err(ConnectError::End(end)) => StateEvent::StreamEnded(end),
-                        Err(ConnectError::Failed(_)) => StateEvent::NotFound,
+                        Err(ConnectError::Failed(_)) => StateEvent::NotFound(unless_found),
                     }
                 };
                 self.request = self.spawn(found, ctx);

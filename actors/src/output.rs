@@ -39,12 +39,12 @@ pub trait OutputEncoder {
     /// Encodes an unfinished line without its incomplete last character.
     fn flush_quiet(&mut self, stream: Stream);
 
-    /// Skips the lost bytes of a gap, after encoding the rest before it. Returns the gap if it must be reported now; a gap in
-    /// an agent's events is reported by the [`OutputEncoder::step`] that reaches the next event.
+    /// Skips the lost bytes of a gap, after encoding the rest before it. Returns the gap if it must be reported now; a
+    /// gap in an agent's events is reported by the [`OutputEncoder::step`] that reaches the next event.
     fn skip(&mut self, gap: Gap) -> Option<Gap>;
 
-    /// Encodes the rest, because the execution has ended (`ended`) or this client does not follow it any more. An agent's
-    /// last event may still need steps.
+    /// Encodes the rest, because the execution has ended (`ended`) or this client does not follow it any more. An
+    /// agent's last event may still need steps.
     fn finish(&mut self, ended: bool);
 
     /// The offset of each stream after the encoded bytes.

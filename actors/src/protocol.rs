@@ -48,7 +48,7 @@ pub const CAPABILITIES: &[&str] = &[
     "claude", "events",
 ];
 
-/// The executor that runs Claude Code: the only one to which the options `claude` apply.
+/// The executor that runs Claude Code. The parameter `claude` is for this executor only.
 pub const CLAUDE_EXECUTOR: &str = "claude";
 
 /// The parameters of a method, with its name and its response.

@@ -1,8 +1,8 @@
 //! A session: the connection of one WebSocket client, with the execution that the client holds.
 //!
-//! [`phase`] decides on plain values; `actor` turns messages into its events, and `effects` carries out what it returns.
-//! [`outbox`] is the only way to the client. A session runs on a plain context and knows no socket: its timers and its
-//! mailbox work while the client does not read.
+//! [`phase`] decides on plain values: `actor` passes events to it, and `effects` carries out the tasks that it returns.
+//! [`outbox`] is the only way to the client. A session runs on a plain context and knows no socket, so its timers and
+//! its mailbox work while the client does not read.
 
 mod actor;
 mod by_id;

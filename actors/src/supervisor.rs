@@ -1,7 +1,7 @@
 //! The supervisor of a gateway: admits sessions, passes cancellations on, and drains.
 //!
-//! It knows sessions and executions only by their ids and weak recipients, and never sees output. A message makes an
-//! entry, and the drop of a guard removes it, so the entries end with their owners.
+//! It knows sessions and executions only by their ids and weak recipients, and never sees output. A message adds an
+//! entry, and the drop of a guard removes it, so no entry outlives its owner.
 
 use std::{collections::HashMap, net::IpAddr};
 
@@ -22,7 +22,7 @@ pub struct Supervisor {
     sessions: HashMap<SessionId, SessionEntry>,
     executions: HashMap<ExecutionId, (SessionId, WeakRecipient<Control>)>,
     draining: Option<Drain>,
-    /// The senders of [`Drain`], who wait for the end of the last session.
+    /// Answer the [`Drain`] messages after the end of the last session.
     drained: Vec<oneshot::Sender<()>>,
 }
 
@@ -61,7 +61,7 @@ impl Actor for Supervisor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        // Each session and each execution sends a message at its begin and at its end, which come in bursts.
+        // Each session and each execution sends a message at its start and at its end, and these come in bursts.
         ctx.set_mailbox_capacity(1024);
     }
 }

@@ -1,7 +1,7 @@
 //! Reads an agent's events for a client: their texts become output, and the client may also get the events.
 //!
-//! The offsets of the stream count the bytes of the events, not of the texts. A message's `end` moves only with the last
-//! piece of an event's text, so a client that attaches again gets each event whole.
+//! The offsets of the stream count the bytes of the events, not of the texts. A message's `end` moves only with the
+//! last piece of an event's text, so a client that attaches again gets each event whole.
 
 use std::collections::VecDeque;
 
@@ -28,7 +28,7 @@ pub trait EventFormat {
     fn read(&mut self, line: &EventLine) -> Option<AgentEvent>;
 }
 
-/// What a client needs of an event.
+/// The parts of an event that a client gets.
 pub struct AgentEvent {
     /// The texts that become output.
     pub texts: Vec<String>,

@@ -88,7 +88,7 @@ impl Decoder {
         self.input = if self.input.is_empty() { chunk } else { [mem::take(&mut self.input), chunk].concat().into() };
     }
 
-    /// Whether the stream stands between two frames, where alone it may end.
+    /// Whether the stream stands between two frames, the only place where it may end.
     pub fn is_between_frames(&self) -> bool {
         self.state == DecoderState::Header && self.collected.is_empty() && self.input.is_empty()
     }

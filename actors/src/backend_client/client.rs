@@ -94,7 +94,13 @@ impl BackendClient {
     }
 
     async fn ask_health(&self) -> Result<BackendKind, BackendError> {
-        let body = self.fetch("GET /health", self.request(Method::GET, "/health").send()).await?;
+        let response = self.head(self.request(Method::GET, "/health").send()).await?;
+        let status = response.status();
+        let body = self.read(response).await?;
+        if status != StatusCode::OK {
+            // Not a refusal for the client, because the client has not asked for this.
+            return Err(self.rejected("GET /health", status, &body));
+        }
         match serde_json::from_slice::<Value>(&body) {
             Ok(value) if value.get("server").is_some() => match serde_json::from_value::<Health>(value) {
                 Ok(health) => Ok(BackendKind::Native(Arc::new(health))),
@@ -105,7 +111,7 @@ impl BackendClient {
             },
             // The legacy image answers {"status": "healthy", …}.
             Ok(Value::Object(map)) if map.get("status").is_some_and(Value::is_string) => Ok(BackendKind::Legacy),
-            _ => Err(self.rejected("GET /health", StatusCode::OK, &body)),
+            _ => Err(self.rejected("GET /health", status, &body)),
         }
     }
 
@@ -125,7 +131,7 @@ impl BackendClient {
         &self.0.url
     }
 
-    /// A request that only a backend with ids understands. `verb` names it for a person.
+    /// A request that only a backend with ids understands. `verb` names it in the error for the client.
     pub(super) fn request_by_id(&self, verb: &str, method: Method, path: &str) -> Result<ClientRequest, BackendError> {
         if self.knows_ids() {
             return Ok(self.request(method, path));
@@ -192,7 +198,7 @@ impl BackendClient {
 
     pub(super) fn unreachable(&self, error: &SendRequestError) -> BackendError {
         BackendError::Unreachable(format!(
-            "cannot reach the backend at {}: {error}; check that it runs and CLAUDE_API_URL",
+            "cannot reach the backend at {}: {error}; check CLAUDE_API_URL, and that the backend runs",
             self.url()
         ))
     }

@@ -43,7 +43,8 @@ impl BackendClient {
     ///
     /// # Errors
     ///
-    /// Where the request names an instance and another one answers, `-32014` and nothing has started.
+    /// The backend refuses, or does not answer. The code is `-32014` if the request names an instance and another one
+    /// answers; nothing has started then.
     pub async fn execute(
         &self,
         id: ExecutionId,
@@ -108,8 +109,8 @@ impl BackendClient {
         Err(BackendError::Rejected(format!("the backend at {} is restarted again and again", self.url())))
     }
 
-    /// Follows a known execution from these offsets, which its client has received. Returns when the response's head
-    /// arrives; the caller sets the bound.
+    /// Follows a known execution from these offsets, which acknowledge the output before them. Returns when the
+    /// response's head arrives; the caller sets the bound.
     ///
     /// # Errors
     ///
@@ -127,8 +128,9 @@ impl BackendClient {
         self.follow(id, &format!("{}{}", query_of(offsets), holder.query())).await
     }
 
-    /// Attaches again after the stream broke off, from these offsets, which the client may not have received. If
-    /// another consumer holds the execution now, it keeps it, and the stream's only event is `taken_over`.
+    /// Attaches again after the stream broke off, from these offsets. They do not acknowledge the output before them,
+    /// because the client may not have received it. If another consumer holds the execution now, it keeps it, and the
+    /// stream's only event is `taken_over`.
     ///
     /// # Errors
     ///

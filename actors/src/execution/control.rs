@@ -57,7 +57,7 @@ impl Handler<Control> for Execution {
             (
                 _,
                 ExecutionState::Starting(_)
-                | ExecutionState::Finding(_)
+                | ExecutionState::Finding
                 | ExecutionState::Withdrawing(_)
                 | ExecutionState::Ended,
             ) => answered(Err(not_running())),

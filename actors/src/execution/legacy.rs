@@ -1,5 +1,5 @@
-//! Relays the plain stream of the legacy image, which knows neither clocks nor heartbeats nor outcomes: the gateway
-//! adds them.
+//! Relays the plain stream of the legacy image. That image has no time-outs, heartbeats or outcomes, so the gateway adds
+//! them.
 //!
 //! [`step`] decides on each event of the stream; this module reads the stream and carries the decisions out.
 
@@ -11,8 +11,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::{FutureExt, StreamExt};
-use tokio::time::{MissedTickBehavior, interval_at, timeout_at};
+use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
+use tokio::time::{MissedTickBehavior, interval_at};
 
 use self::{
     clocks::{LegacyClocks, at},
@@ -65,11 +65,11 @@ pub(super) async fn relay(stream: LegacyStream, config: RelayConfig) -> Outcome 
         outcome = async {
             match read(stream, state, &mut relay).await {
                 Ok(outcome) => outcome,
-                Err(why) => relay.lost(why).await,
+                Err(fault) => relay.lost(fault).await,
             }
         } => outcome,
         () = clocks.timed_out() => {
-            let message = "the total time-out passed; this backend cannot say what is left of it";
+            let message = "the total time-out passed; this backend cannot report whether processes remain";
             Outcome { cancel: Some(CancelReport::unknown(0)), ..Outcome::failed(Reason::Timeout, message) }
         }
         () = watch_health(&watched, &clocks) => {
@@ -129,21 +129,28 @@ fn body_event<E: std::fmt::Display>(chunk: Option<Result<bytes::Bytes, E>>, end:
     }
 }
 
-/// Reports a heartbeat whenever the backend answers `GET /health`. Returns when it has given no sign of life for too
-/// long.
+/// Reports a heartbeat whenever the backend answers `GET /health`, which is sent once a heartbeat, without waiting for
+/// earlier answers, because a single one may be lost. Returns when the backend has given no sign of life for too long.
 async fn watch_health(config: &RelayConfig, clocks: &LegacyClocks) {
     let RelayConfig { id, backend, parent, heartbeat, .. } = config;
     let mut ticks = interval_at(tokio::time::Instant::now() + *heartbeat, *heartbeat);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let mut answers = FuturesUnordered::new();
     loop {
-        ticks.tick().await;
-        let lost_at = clocks.last_sign_at.get() + *heartbeat * MISSED_HEARTBEATS;
-        if lost_at < Instant::now() {
-            return;
-        }
-        if let Ok(true) = timeout_at(lost_at.into(), backend.answers()).await {
-            clocks.last_sign_at.set(Instant::now());
-            parent.report(*id, ExecutionEvent::Alive(clocks.heartbeat(Instant::now())));
+        tokio::select! {
+            biased;
+            Some(answered) = answers.next() => {
+                if answered {
+                    clocks.last_sign_at.set(Instant::now());
+                    parent.report(*id, ExecutionEvent::Alive(clocks.heartbeat(Instant::now())));
+                }
+            }
+            _ = ticks.tick() => {
+                if clocks.last_sign_at.get() + *heartbeat * MISSED_HEARTBEATS < Instant::now() {
+                    return;
+                }
+                answers.push(backend.answers());
+            }
         }
     }
 }

@@ -45,7 +45,7 @@ pub struct ExecutionReport {
     /// The id of the execution.
     pub execution_id: ExecutionId,
     /// The event.
-    pub fact: ExecutionEvent,
+    pub event: ExecutionEvent,
 }
 
 /// An event of an execution. Nothing follows `Refused`, `TakenOver` and `Exited`.
@@ -95,7 +95,7 @@ pub struct Parent {
 
 impl Parent {
     pub(super) fn report(&self, execution_id: ExecutionId, event: ExecutionEvent) {
-        self.reports.do_send(ExecutionReport { execution_id, fact: event });
+        self.reports.do_send(ExecutionReport { execution_id, event });
     }
 }
 

@@ -20,11 +20,11 @@ use crate::{
 pub(super) async fn relay(mut events: EventStream, config: RelayConfig) -> ExecutionEnd {
     let mut native = NativeRelay { relay: Relay::new(config), status: Status::Running };
     let end = loop {
-        let why = match native.follow(&mut events).await {
+        let fault = match native.follow(&mut events).await {
             Ok(end) => break end,
-            Err(why) => why,
+            Err(fault) => fault,
         };
-        match native.reconnect(why).await {
+        match native.reconnect(fault).await {
             Ok((found, start)) => {
                 events = found;
                 native.on_reconnected(start);
@@ -110,21 +110,21 @@ impl NativeRelay {
 
     /// Attaches again if the execution may have gone on. For any other execution the backend is asked whether another
     /// consumer has it now, because the backend cuts the connection of a replaced consumer that does not read.
-    async fn reconnect(&self, why: String) -> Result<(EventStream, StreamStart), ConnectError> {
+    async fn reconnect(&self, fault: String) -> Result<(EventStream, StreamStart), ConnectError> {
         let RelayConfig { backend, id, holder, may_detach, .. } = &self.relay.config;
         if !may_detach {
             return Err(match connect::is_taken_over(backend, *id, holder).await {
                 true => ConnectError::End(ExecutionEnd::TakenOver),
-                false => BackendError::BrokeOff(why).into(),
+                false => BackendError::BrokeOff(fault).into(),
             });
         }
         match connect::find(backend, *id, self.relay.received, holder).await {
             Err(ConnectError::Failed(BackendError::Refused(error))) if holder.is_gone_with_its_backend(&error) => {
-                let message = "the backend was restarted, and the execution ended with the old backend";
+                let message = "the backend was restarted, and the execution ended with the old backend process";
                 Err(BackendError::BrokeOff(message.to_owned()).into())
             }
             Err(ConnectError::Failed(error)) => {
-                let message = format!("{why}; {error}; it may still run: attach to it later");
+                let message = format!("{fault}; {error}; the execution may still run: attach to it later");
                 Err(BackendError::BrokeOff(message).into())
             }
             found => found,

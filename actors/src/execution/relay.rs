@@ -41,7 +41,7 @@ pub(super) struct RelayConfig {
     /// Whether the backend knows the execution by its id, so that it can be asked for signs of life.
     pub(super) has_id: bool,
     pub(super) parent: Parent,
-    /// The agent whose events standard output is.
+    /// The agent, if standard output consists of an agent's events.
     pub(super) agent: Option<&'static dyn Agent>,
     pub(super) reader_options: ReaderOptions,
     /// What the client has already of each stream, in bytes.

@@ -26,20 +26,19 @@ pub(super) const FIRST_EVENT_PATIENCE: Duration = Duration::from_secs(10);
 /// How long it may take to learn the outcome of an execution that was canceled before its first event.
 const WITHDRAW_PATIENCE: Duration = Duration::from_secs(10);
 
-/// The same if the client has already waited in vain for the first event.
+/// The same if the gateway gave the execution up. Shorter, because the client has waited long enough already.
 const GIVE_UP_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The state of an execution.
 pub(super) enum ExecutionState {
     /// The backend was asked for the execution, and its first event is awaited.
     Starting(RequestKind),
-    /// The stream ended before its first event, for this reason. The execution may go on in its backend, where it is
-    /// looked for.
-    Finding(String),
+    /// The stream ended before its first event. The execution may go on in its backend, where it is looked for.
+    Finding,
     /// The backend was asked to end the execution before its first event.
     Withdrawing(Box<Withdrawal>),
-    /// A native backend streams, and sends the outcome itself. The value is the cause of a request to end the
-    /// execution.
+    /// A native backend streams, and sends the outcome itself. The value is the cause of the newest request to end the
+    /// execution, if there was one.
     Native(Option<EndRequestCause>),
     /// The legacy image streams. Time-outs and cancellation are done in the gateway.
     Legacy(Rc<LegacyClocks>),
@@ -57,7 +56,7 @@ pub(super) enum RequestKind {
 }
 
 /// An execution that is being ended before its first event. Its request is not dropped before the backend has decided,
-/// because the backend ends a command whose request is dropped as disconnected.
+/// because the backend would report a command without its request as disconnected.
 pub(super) struct Withdrawal {
     kind: RequestKind,
     cause: EndRequestCause,
@@ -88,6 +87,7 @@ pub(super) struct Cancellation {
 }
 
 /// The progress of a withdrawal.
+#[derive(Clone, Copy)]
 enum WithdrawProgress {
     /// The stream may still begin, and the backend has not answered yet.
     Requested,
@@ -105,8 +105,8 @@ pub(super) enum StateEvent {
     Opened(BackendStream, StreamStart),
     /// The request for the execution failed.
     OpenFailed(BackendError),
-    /// The search for the execution by its id failed.
-    NotFound,
+    /// The search for the execution by its id failed. This is the outcome of its [`StateAction::Find`].
+    NotFound(Outcome),
     /// The stream ended.
     StreamEnded(ExecutionEnd),
     /// The backend answered the withdrawal.
@@ -127,12 +127,12 @@ pub(super) enum StateAction {
     Relay(BackendStream, StreamStart),
     /// Drop the request or the search whose stream is awaited.
     DropRequest,
-    /// Ask the backend to end the execution, and wait so long for its outcome.
+    /// Ask the backend to end the execution, and wait for its outcome for at most `patience`.
     Withdraw { cancellation: Cancellation, for_client: bool, patience: Duration },
     /// Send a cancellation, without waiting for the answer.
     Cancel(Cancellation),
-    /// Look for the execution by its id.
-    Find,
+    /// Look for the execution by its id. It has this outcome if it is not found.
+    Find(Outcome),
     /// Report that the backend refused the execution, and stop.
     Refuse(ErrorObject),
     /// Report that another consumer holds the execution, and stop.
@@ -158,9 +158,12 @@ impl ExecutionState {
             (ExecutionState::Ended, _) => (ExecutionState::Ended, Vec::new()),
             (_, StateEvent::StreamEnded(ExecutionEnd::TakenOver)) => end_with(StateAction::HandOver),
             (state, StateEvent::StreamEnded(ExecutionEnd::Ended(outcome))) => finish(state.corrected(outcome, now)),
+            (state @ (ExecutionState::Finding | ExecutionState::Withdrawing(_)), StateEvent::NotFound(outcome)) => {
+                finish(state.corrected(outcome, now))
+            }
             (ExecutionState::Withdrawing(withdrawal), event) => withdrawal.next(event),
 
-            (ExecutionState::Starting(_) | ExecutionState::Finding(_), StateEvent::Opened(stream, start)) => {
+            (ExecutionState::Starting(_) | ExecutionState::Finding, StateEvent::Opened(stream, start)) => {
                 let state = match &stream {
                     BackendStream::Native(_) => ExecutionState::Native(None),
                     BackendStream::Legacy(legacy) => ExecutionState::Legacy(Rc::clone(&legacy.clocks)),
@@ -173,17 +176,14 @@ impl ExecutionState {
             (ExecutionState::Starting(RequestKind::Run { may_detach }), StateEvent::OpenFailed(error)) => {
                 on_run_failed(error, may_detach)
             }
-            (ExecutionState::Finding(why), StateEvent::NotFound) => {
-                finish(Outcome::failed(Reason::BackendLost, format!("{why}; it may still run: attach to it later")))
-            }
             (ExecutionState::Starting(RequestKind::Attach), StateEvent::OpenOverdue) => {
                 end_with(StateAction::Refuse(ErrorObject::new(code::BACKEND, overdue())))
             }
-            (ExecutionState::Starting(_) | ExecutionState::Finding(_), StateEvent::OpenOverdue) => {
+            (ExecutionState::Starting(_) | ExecutionState::Finding, StateEvent::OpenOverdue) => {
                 give_up(overdue(), WithdrawProgress::Requested)
             }
             (ExecutionState::Starting(kind), StateEvent::Cancel(cancellation)) => cancel_start(kind, cancellation),
-            (ExecutionState::Finding(_), StateEvent::Cancel(cancellation)) => {
+            (ExecutionState::Finding, StateEvent::Cancel(cancellation)) => {
                 cancel_start(RequestKind::Run { may_detach: true }, cancellation)
             }
             // The backend may have started the command, and without a client it must not run.
@@ -202,7 +202,7 @@ impl ExecutionState {
             // The stream began before the withdrawal failed.
             (ExecutionState::Native(cause), StateEvent::Withdrawn(WithdrawResult::Failed)) => resume(cause, Vec::new()),
             (state @ ExecutionState::Legacy(_), StateEvent::Cancel(Cancellation { grace_ms, reason })) => {
-                let message = "canceled by dropping its stream; this backend cannot say what is left of it";
+                let message = "canceled by dropping its stream; this backend cannot report whether processes remain";
                 let outcome = Outcome::without_process(Status::Cancelled, reason.into(), message.to_owned());
                 let outcome = Outcome { cancel: Some(CancelReport::unknown(grace_ms)), ..outcome };
                 finish(state.corrected(outcome, now))
@@ -211,7 +211,7 @@ impl ExecutionState {
         }
     }
 
-    /// The outcome as it is reported: the gateway adds what the backend cannot know.
+    /// The outcome to report. Only the gateway knows the time of a legacy execution, and why it gave an execution up.
     fn corrected(self, outcome: Outcome, now: Instant) -> Outcome {
         let cause = match self {
             ExecutionState::Native(cause) => cause,
@@ -236,7 +236,7 @@ impl ExecutionState {
 
 impl Withdrawal {
     fn next(mut self: Box<Self>, event: StateEvent) -> StateStep {
-        match (&self.progress, event) {
+        match (self.progress, event) {
             (progress, StateEvent::Opened(stream @ BackendStream::Native(_), start)) => {
                 let actions = vec![StateAction::Relay(stream, start)];
                 match progress {
@@ -259,13 +259,8 @@ impl Withdrawal {
             (_, StateEvent::OpenFailed(BackendError::Restarted(message))) => {
                 finish(Outcome::failed(Reason::BackendLost, message))
             }
-            (WithdrawProgress::Answered(result), StateEvent::OpenFailed(_) | StateEvent::NotFound) => {
-                let result = *result;
-                self.settle(result)
-            }
-            (WithdrawProgress::Requested, StateEvent::OpenFailed(_) | StateEvent::NotFound) => {
-                self.wait_for(WithdrawProgress::RequestFailed)
-            }
+            (WithdrawProgress::Answered(result), StateEvent::OpenFailed(_)) => self.settle(result),
+            (WithdrawProgress::Requested, StateEvent::OpenFailed(_)) => self.wait_for(WithdrawProgress::RequestFailed),
             (_, StateEvent::Withdrawn(WithdrawResult::NeverRan)) if self.kind != RequestKind::Attach => {
                 self.finish_never_ran()
             }
@@ -274,12 +269,11 @@ impl Withdrawal {
             }
             (WithdrawProgress::RequestFailed, StateEvent::Withdrawn(result)) => self.settle(result),
             (WithdrawProgress::Answered(result), StateEvent::WithdrawOverdue) => {
-                let result = *result;
                 let (state, mut actions) = self.settle(result);
                 actions.insert(0, StateAction::DropRequest);
                 (state, actions)
             }
-            (_, StateEvent::NotFound | StateEvent::WithdrawOverdue) => self.finish_unknown(),
+            (_, StateEvent::WithdrawOverdue) => self.finish_unknown(),
             // The new grace may be shorter.
             (_, StateEvent::Cancel(cancellation)) => {
                 self.cause = EndRequestCause::Canceled(cancellation);
@@ -299,17 +293,25 @@ impl Withdrawal {
     fn settle(self: Box<Self>, result: WithdrawResult) -> StateStep {
         match result {
             WithdrawResult::TakenOver => end_with(StateAction::HandOver),
-            WithdrawResult::Accepted => (self.wait_for(WithdrawProgress::Finding).0, vec![StateAction::Find]),
+            WithdrawResult::Accepted => {
+                let unknown = self.outcome(CancelReport::unknown(self.grace_ms));
+                (self.wait_for(WithdrawProgress::Finding).0, vec![StateAction::Find(unknown)])
+            }
             WithdrawResult::NeverRan | WithdrawResult::Unsupported | WithdrawResult::Failed => self.finish_unknown(),
         }
     }
 
-    fn finish_unknown(self) -> StateStep {
-        finish(Outcome { cancel: Some(CancelReport::unknown(self.grace_ms)), ..self.unknown })
+    fn finish_unknown(&self) -> StateStep {
+        finish(self.outcome(CancelReport::unknown(self.grace_ms)))
     }
 
-    fn finish_never_ran(self) -> StateStep {
-        finish(Outcome { cancel: Some(CancelReport::never_ran(self.grace_ms)), ..self.unknown })
+    fn finish_never_ran(&self) -> StateStep {
+        finish(self.outcome(CancelReport::never_ran(self.grace_ms)))
+    }
+
+    /// The outcome if the backend does not send one, with the gateway's report on the processes.
+    fn outcome(&self, cancel: CancelReport) -> Outcome {
+        Outcome { cancel: Some(cancel), ..self.unknown.clone() }
     }
 }
 
@@ -326,7 +328,9 @@ fn on_run_failed(error: BackendError, may_detach: bool) -> StateStep {
         BackendError::Refused(error) => return end_with(StateAction::Refuse(error)),
         BackendError::Unsure(message) => return give_up(message, WithdrawProgress::RequestFailed),
         BackendError::BrokeOff(message) if may_detach => {
-            return (ExecutionState::Finding(message), vec![StateAction::Find]);
+            let message = format!("{message}; the execution may still run: attach to it later");
+            let lost = Outcome::failed(Reason::BackendLost, message);
+            return (ExecutionState::Finding, vec![StateAction::Find(lost)]);
         }
         BackendError::Restarted(message) | BackendError::BrokeOff(message) => (Reason::BackendLost, message),
         BackendError::Unreachable(message) => (Reason::BackendUnreachable, message),

@@ -1,8 +1,8 @@
 //! JSON string escaping on the hot path of output.
 //!
-//! Most output needs no escaping except for its newlines, so the work is to find the next byte to escape and to copy the
-//! bytes before it. The search looks at 32 bytes at a time, in a form that compilers turn into vector instructions, then
-//! at 8 bytes in a word.
+//! Most output needs no escaping except for its newlines, so the work is to find the next byte to escape and to copy
+//! the bytes before it. The search looks at 32 bytes at a time, in a form that compilers turn into vector
+//! instructions, then at 8 bytes in a word.
 
 /// Appends `text`, which must be UTF-8, as the inside of a JSON string (RFC 8259 section 7).
 pub fn escape_into(out: &mut Vec<u8>, text: &[u8]) {

@@ -1,7 +1,7 @@
 //! Cuts the bytes of the two output streams into messages.
 //!
-//! The contents in order are the stream, byte for byte: newlines are kept, no character is split between two messages, and
-//! bytes that are not UTF-8 are sent as base64.
+//! The contents in order are the stream, byte for byte: newlines are kept, no character is split between two messages,
+//! and bytes that are not UTF-8 are sent as base64.
 
 use super::{
     AgentReader, EventStep, MAX_CONTENT, OutputEncoder, OutputOptions, cut_before_char,

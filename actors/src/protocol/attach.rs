@@ -36,7 +36,7 @@ pub type AttachResult = HoldResult<Status>;
 impl AttachParams {
     pub(super) fn from_fields(fields: &mut Params, _: &Limits) -> Result<Self, ErrorObject> {
         let execution_id = execution_id(fields)?
-            .ok_or_else(|| ErrorObject::new(code::PARAMS, "executionId is missing: it says what to attach to"))?;
+            .ok_or_else(|| ErrorObject::new(code::PARAMS, "executionId is missing: name the execution to attach to"))?;
         let mut offsets = PerStream::default();
         if let Some(mut fields) = fields.object("offsets")? {
             offsets.stdout = fields.integer("stdout", 0, u64::MAX)?.unwrap_or(0);

@@ -51,10 +51,10 @@ pub enum ControlRequest {
         /// The signal.
         signal: Signal,
     },
-    /// Set the size of its terminal. The method `resize`, because it concerns the session's own execution only.
+    /// Set the size of its terminal. Sent by the method `resize`, because it concerns the session's own execution only.
     #[serde(skip)]
     Resize(TerminalSize),
-    /// Write to its standard input. The method `input`, for the same reason.
+    /// Write to its standard input. Sent by the method `input`, for the same reason.
     #[serde(skip)]
     Stdin(InputParams),
 }

@@ -78,10 +78,10 @@ pub struct HoldResult<S> {
     /// The instance of the backend that has it, if the backend names one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instance: Option<InstanceId>,
-    /// Whether its standard output is Claude's events. The client then does not count the bytes of their text.
+    /// Whether its standard output consists of Claude's events. The client then does not count the bytes of their text.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub claude: bool,
-    /// The executor of another agent, if its standard output is the events of that agent.
+    /// The executor of another agent, if its standard output consists of the events of that agent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent: Option<String>,
 }

@@ -79,7 +79,7 @@ pub struct Heartbeat {
     pub elapsed_ms: u64,
     /// Milliseconds since the last output.
     pub since_output_ms: u64,
-    /// Milliseconds left until the total time-out, which does not run while the execution is paused; `None` without one.
+    /// Milliseconds left until the total time-out; `None` without one. They do not pass while the execution is paused.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub deadline_ms: Option<u64>,
     /// Whether all of its processes are stopped, by PAUSE or by a signal of another sender.

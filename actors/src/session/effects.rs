@@ -48,7 +48,7 @@ impl Session {
                 ctx.spawn(answer.into_actor(self).map(move |answer, session, ctx| {
                     let outcome = match answer {
                         Ok(answer) => answer.map(|reply| control_result(execution_id, reply)),
-                        Err(_) => Err(ErrorObject::new(code::NOT_RUNNING, "it has just ended")),
+                        Err(_) => Err(ErrorObject::new(code::NOT_RUNNING, "the execution has just ended")),
                     };
                     session.on(SessionEvent::Answered(ControlOutcome { id, execution_id, own: true, outcome }), ctx);
                 }));

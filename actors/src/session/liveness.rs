@@ -1,7 +1,7 @@
 //! Whether a client is connected and reading: pings, pongs, and the progress of its socket.
 //!
-//! A ping records the offsets that were sent before it. Client libraries answer pings by themselves and in order, so the
-//! pong shows that everything before the ping has arrived.
+//! A ping records the offsets that were sent before it. Client libraries answer pings by themselves and in order, so
+//! the pong shows that everything before the ping has arrived.
 
 use std::{
     collections::VecDeque,
@@ -12,10 +12,10 @@ use bytes::Bytes;
 
 use crate::{id::ExecutionId, stream::PerStream};
 
-/// The stall time has this many pings.
+/// The number of pings in one stall time.
 const PINGS: u32 = 3;
 
-/// The stall time has this many checks.
+/// The number of checks in one stall time.
 const TICKS: u32 = 6;
 
 /// A pong may be late by a second for each portion of this many bytes that was sent before it.

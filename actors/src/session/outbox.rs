@@ -24,7 +24,7 @@ use super::phase::Outgoing;
 use crate::{close::CloseReason, protocol::notification::ServerMessage, ws::frame};
 
 /// How long a closed session still reads, so that the client's own close frame can arrive.
-pub const LINGER: Duration = Duration::from_secs(1);
+pub(super) const LINGER: Duration = Duration::from_secs(1);
 
 /// Frames, or batches of output frames, in the channel to the socket.
 const SLOTS: usize = 4;
@@ -97,8 +97,8 @@ pub type Credit = Option<oneshot::Receiver<()>>;
 
 /// The receiving end: the body of the response.
 ///
-/// After the last frame it stays open until the [`Linger`] is dropped, so that the connection is read until the client's
-/// close frame arrives, and is not reset because of unread input.
+/// After the last frame it stays open until the [`Linger`] is dropped, so that the connection is read until the
+/// client's close frame arrives, and is not reset because of unread input.
 pub struct Frames {
     frames: mpsc::Receiver<Bytes>,
     room: Rc<RoomSignal>,

@@ -11,8 +11,8 @@ const FIN_PONG: u8 = 0x8a;
 /// The longest payload of a control frame, in bytes (RFC 6455 section 5.5).
 pub const MAX_CONTROL_PAYLOAD: usize = 125;
 
-/// Appends one text frame with the payload that `fill` appends. `about` is its approximate length: if the header needs
-/// another size than that of `about`, the payload is moved.
+/// Appends one text frame with the payload that `fill` appends. `about` is the approximate length of the payload: if the
+/// real length needs a header of another size, the payload is moved.
 pub fn write_text(out: &mut Vec<u8>, about: usize, fill: impl FnOnce(&mut Vec<u8>)) {
     let frame = begin_text(out, about);
     fill(out);

@@ -1,7 +1,7 @@
 //! The progress of Claude from its events: its activity, its turns, its result, and the time by which it must exit.
 //!
-//! A `result` ends its own turn. The CLI continues by itself when a background task wakes it, and for queued turns (seen
-//! with 2.1.197 and 2.1.330), so a later event of the main agent withdraws the result. Time is a parameter.
+//! A `result` ends its own turn. The CLI continues by itself when a background task wakes it, and for queued turns
+//! (seen with 2.1.197 and 2.1.330), so a later event of the main agent withdraws the result. Time is a parameter.
 
 use std::{
     collections::{BTreeSet, VecDeque},

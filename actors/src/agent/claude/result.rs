@@ -91,8 +91,8 @@ fn sum_of_json(newer: Value, older: &Value) -> Value {
     }
 }
 
-/// Status, reason and message of an execution that exited by itself, from Claude's result and its exit code. `stderr` is
-/// the end of its other output. `None` if the exit code alone decides.
+/// Status, reason and message of an execution that exited by itself, from Claude's result and its exit code. `stderr`
+/// is the end of its other output. `None` if the exit code alone decides.
 pub(super) fn verdict(
     result: Option<&ClaudeResult>,
     exited_with_0: bool,

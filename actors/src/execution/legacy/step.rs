@@ -42,8 +42,8 @@ pub(super) enum LegacyStep {
     Stalled(Outcome),
 }
 
-/// The clocks of the stream. They run only while the relay waits for the backend, because silence means nothing while
-/// the client is waited for.
+/// The clocks of the stream. They run only while the relay waits for the backend, because the backend is not read while
+/// the relay waits for the client.
 pub(super) struct LegacyState {
     stall_timeout: Option<Duration>,
     silence: Stopwatch,
@@ -91,8 +91,9 @@ impl LegacyState {
             LegacyEvent::Failed(error) => Err(format!("the backend's stream broke off: {error}")),
             LegacyEvent::StallOverdue => {
                 let silent_ms = self.silence.elapsed(now).as_millis();
-                let message =
-                    format!("nothing was written for {silent_ms} ms; this backend cannot say what is left of it");
+                let message = format!(
+                    "nothing was written for {silent_ms} ms; this backend cannot report whether processes remain"
+                );
                 let cancel = Some(CancelReport::unknown(0));
                 Ok(LegacyStep::Stalled(Outcome { cancel, ..Outcome::failed(Reason::Stalled, message) }))
             }
@@ -149,7 +150,7 @@ mod tests {
             cancel: Some(CancelReport::unknown(0)),
             ..Outcome::failed(
                 Reason::Stalled,
-                "nothing was written for 3000 ms; this backend cannot say what is left of it",
+                "nothing was written for 3000 ms; this backend cannot report whether processes remain",
             )
         };
         for (event, step) in [

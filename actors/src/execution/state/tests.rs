@@ -32,7 +32,7 @@ fn state(name: &str) -> ExecutionState {
         "starting" => ExecutionState::Starting(RUN),
         "starting, may detach" => ExecutionState::Starting(RequestKind::Run { may_detach: true }),
         "attaching" => ExecutionState::Starting(RequestKind::Attach),
-        "finding" => ExecutionState::Finding("cut".to_owned()),
+        "finding" => ExecutionState::Finding,
         "withdrawing" => withdrawing(RUN, canceled(), WithdrawProgress::Requested),
         "withdrawing an attachment" => withdrawing(RequestKind::Attach, canceled(), WithdrawProgress::Requested),
         "withdrawing, given up" => withdrawing(RUN, given_up(), WithdrawProgress::Requested),
@@ -77,7 +77,7 @@ fn event(name: &str) -> StateEvent {
         "unsure" => StateEvent::OpenFailed(BackendError::Unsure(message())),
         "restarted" => StateEvent::OpenFailed(BackendError::Restarted(message())),
         "broke off" => StateEvent::OpenFailed(BackendError::BrokeOff(message())),
-        "not found" => StateEvent::NotFound,
+        "not found" => StateEvent::NotFound(Outcome::failed(Reason::BackendLost, message())),
         "exited" => ended(Status::Completed, Reason::Exit),
         "exited, canceled" => ended(Status::Cancelled, Reason::Canceled),
         "taken over" => StateEvent::StreamEnded(ExecutionEnd::TakenOver),
@@ -129,7 +129,7 @@ fn name_of(state: &ExecutionState) -> &'static str {
     };
     match state {
         ExecutionState::Starting(_) => "starting",
-        ExecutionState::Finding(_) => "finding",
+        ExecutionState::Finding => "finding",
         ExecutionState::Withdrawing(withdrawal) => match (&withdrawal.progress, cause(&withdrawal.cause)) {
             (WithdrawProgress::Requested, 0) => "withdrawing",
             (WithdrawProgress::Requested, _) => "withdrawing, given up",
@@ -156,15 +156,17 @@ fn describe(action: &StateAction) -> String {
             format!("withdraw {} ms for {of}, wait {} s", cancellation.grace_ms, patience.as_secs())
         }
         StateAction::Cancel(cancellation) => format!("cancel {} ms", cancellation.grace_ms),
-        StateAction::Find => "find".to_owned(),
+        StateAction::Find(unless_found) => format!("find, or {}", describe_outcome(unless_found)),
         StateAction::Refuse(error) => format!("refuse {}", error.code),
         StateAction::HandOver => "hand over".to_owned(),
-        StateAction::Finish(outcome) => {
-            let known = outcome.cancel.map(|cancel| format!(" {}", cancel.evidence.as_str())).unwrap_or_default();
-            format!("{} {}{known}", outcome.status.as_str(), outcome.reason.as_str())
-        }
+        StateAction::Finish(outcome) => describe_outcome(outcome),
         StateAction::Stop => "stop".to_owned(),
     }
+}
+
+fn describe_outcome(outcome: &Outcome) -> String {
+    let evidence = outcome.cancel.map(|cancel| format!(" {}", cancel.evidence.as_str())).unwrap_or_default();
+    format!("{} {}{evidence}", outcome.status.as_str(), outcome.reason.as_str())
 }
 
 /// The actions of an event, and the state after it.
@@ -209,7 +211,7 @@ fn each_event_has_its_step_in_each_state() {
                 ("rejected", "FAILED backend_rejected -> ended"),
                 ("unsure", "withdraw 0 ms for gateway, wait 1 s -> withdrawing, request failed"),
                 ("restarted", "FAILED backend_lost -> ended"),
-                ("broke off", "find -> finding"),
+                ("broke off", "find, or FAILED backend_lost -> finding"),
                 ("exited", "COMPLETED exit -> ended"),
                 ("exited, canceled", "CANCELLED canceled -> ended"),
                 ("taken over", "hand over -> ended"),
@@ -267,7 +269,7 @@ fn each_event_has_its_step_in_each_state() {
                 ("unsure", "-> withdrawing, request failed"),
                 ("restarted", "FAILED backend_lost -> ended"),
                 ("broke off", "-> withdrawing, request failed"),
-                ("not found", "-> withdrawing, request failed"),
+                ("not found", "FAILED backend_lost -> ended"),
                 ("exited", "COMPLETED exit -> ended"),
                 ("exited, canceled", "CANCELLED canceled -> ended"),
                 ("taken over", "hand over -> ended"),
@@ -293,7 +295,7 @@ fn each_event_has_its_step_in_each_state() {
                 ("unsure", "-> withdrawing, request failed"),
                 ("restarted", "FAILED backend_lost -> ended"),
                 ("broke off", "-> withdrawing, request failed"),
-                ("not found", "-> withdrawing, request failed"),
+                ("not found", "FAILED backend_lost -> ended"),
                 ("exited", "COMPLETED exit -> ended"),
                 ("exited, canceled", "CANCELLED canceled -> ended"),
                 ("taken over", "hand over -> ended"),
@@ -319,7 +321,7 @@ fn each_event_has_its_step_in_each_state() {
                 ("unsure", "-> withdrawing, request failed"),
                 ("restarted", "FAILED backend_lost -> ended"),
                 ("broke off", "-> withdrawing, request failed"),
-                ("not found", "-> withdrawing, request failed"),
+                ("not found", "FAILED backend_lost -> ended"),
                 ("exited", "COMPLETED exit -> ended"),
                 ("exited, canceled", "FAILED backend_unreachable -> ended"),
                 ("taken over", "hand over -> ended"),
@@ -340,18 +342,18 @@ fn each_event_has_its_step_in_each_state() {
                 ("opened legacy", "CANCELLED canceled unknown -> ended"),
                 ("refused", "refuse -32009 -> ended"),
                 ("refused, withdrawn", "CANCELLED canceled never_started -> ended"),
-                ("unreachable", "find -> withdrawing, finding"),
-                ("rejected", "find -> withdrawing, finding"),
-                ("unsure", "find -> withdrawing, finding"),
+                ("unreachable", "find, or CANCELLED canceled unknown -> withdrawing, finding"),
+                ("rejected", "find, or CANCELLED canceled unknown -> withdrawing, finding"),
+                ("unsure", "find, or CANCELLED canceled unknown -> withdrawing, finding"),
                 ("restarted", "FAILED backend_lost -> ended"),
-                ("broke off", "find -> withdrawing, finding"),
-                ("not found", "find -> withdrawing, finding"),
+                ("broke off", "find, or CANCELLED canceled unknown -> withdrawing, finding"),
+                ("not found", "FAILED backend_lost -> ended"),
                 ("exited", "COMPLETED exit -> ended"),
                 ("exited, canceled", "CANCELLED canceled -> ended"),
                 ("taken over", "hand over -> ended"),
                 ("never ran", "CANCELLED canceled never_started -> ended"),
                 ("unsupported", "CANCELLED canceled unknown -> ended"),
-                ("withdraw overdue", "drop request, find -> withdrawing, finding"),
+                ("withdraw overdue", "drop request, find, or CANCELLED canceled unknown -> withdrawing, finding"),
                 ("cancel", "cancel 3 ms -> withdrawing, accepted"),
                 ("drain", "cancel 3 ms -> withdrawing, accepted"),
             ],
@@ -368,7 +370,7 @@ fn each_event_has_its_step_in_each_state() {
                 ("unsure", "CANCELLED canceled unknown -> ended"),
                 ("restarted", "FAILED backend_lost -> ended"),
                 ("broke off", "CANCELLED canceled unknown -> ended"),
-                ("not found", "CANCELLED canceled unknown -> ended"),
+                ("not found", "FAILED backend_lost -> ended"),
                 ("exited", "COMPLETED exit -> ended"),
                 ("exited, canceled", "CANCELLED canceled -> ended"),
                 ("taken over", "hand over -> ended"),
@@ -391,7 +393,7 @@ fn each_event_has_its_step_in_each_state() {
                 ("unsure", "FAILED backend_unreachable unknown -> ended"),
                 ("restarted", "FAILED backend_lost -> ended"),
                 ("broke off", "FAILED backend_unreachable unknown -> ended"),
-                ("not found", "FAILED backend_unreachable unknown -> ended"),
+                ("not found", "FAILED backend_lost -> ended"),
                 ("exited", "COMPLETED exit -> ended"),
                 ("exited, canceled", "FAILED backend_unreachable -> ended"),
                 ("taken over", "hand over -> ended"),
@@ -410,11 +412,11 @@ fn each_event_has_its_step_in_each_state() {
                 ("refused", "refuse -32009 -> ended"),
                 ("refused, withdrawn", "CANCELLED canceled never_started -> ended"),
                 ("restarted", "FAILED backend_lost -> ended"),
-                ("not found", "CANCELLED canceled unknown -> ended"),
+                ("not found", "FAILED backend_lost -> ended"),
                 ("exited", "COMPLETED exit -> ended"),
                 ("exited, canceled", "CANCELLED canceled -> ended"),
                 ("taken over", "hand over -> ended"),
-                ("accepted", "find -> withdrawing, finding"),
+                ("accepted", "find, or CANCELLED canceled unknown -> withdrawing, finding"),
                 ("never ran", "CANCELLED canceled never_started -> ended"),
                 ("withdrawn from another", "hand over -> ended"),
                 ("unsupported", "CANCELLED canceled unknown -> ended"),
@@ -432,7 +434,7 @@ fn each_event_has_its_step_in_each_state() {
                 ("refused", "refuse -32009 -> ended"),
                 ("refused, withdrawn", "CANCELLED canceled never_started -> ended"),
                 ("restarted", "FAILED backend_lost -> ended"),
-                ("not found", "CANCELLED canceled unknown -> ended"),
+                ("not found", "FAILED backend_lost -> ended"),
                 ("exited", "COMPLETED exit -> ended"),
                 ("exited, canceled", "CANCELLED canceled -> ended"),
                 ("taken over", "hand over -> ended"),

@@ -104,10 +104,13 @@ impl ExecutionSpec {
     pub fn from_fields(fields: &mut Params, command: &str, limits: &Limits) -> Result<Self, ErrorObject> {
         let text = fields
             .string(command)?
-            .ok_or_else(|| ErrorObject::new(code::PARAMS, format!("{command} is missing: it is what to run")))?;
+            .ok_or_else(|| ErrorObject::new(code::PARAMS, format!("{command} is missing: send the command to run")))?;
         if text.is_empty() {
-            return Err(ErrorObject::new(code::PARAMS, format!("{command} must not be empty: it is what to run"))
-                .with(json!({ "param": command, "asked": 0, "min": 1 })));
+            return Err(ErrorObject::new(
+                code::PARAMS,
+                format!("{command} must not be empty: send the command to run"),
+            )
+            .with(json!({ "param": command, "asked": 0, "min": 1 })));
         }
         check_no_nul(command, &text)?;
         let cwd = fields.string("cwd")?;

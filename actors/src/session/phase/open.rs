@@ -164,7 +164,7 @@ impl OpenSession {
 
     fn on_report(&mut self, report: ExecutionReport, now: Instant, step: &mut SessionStep) {
         let Some(current) = self.current.as_mut().filter(|current| current.id == report.execution_id) else { return };
-        match report.fact {
+        match report.event {
             ExecutionEvent::Refused(error) => self.on_refused(error, step),
             ExecutionEvent::TakenOver => self.on_taken_over(step),
             ExecutionEvent::Exited(outcome) if current.n_unanswered > 0 => current.outcome = Some(outcome),
@@ -226,7 +226,7 @@ impl OpenSession {
         let (execution_id, offsets) = (current.id, current.offsets());
         match current.stage {
             ExecutionStage::Starting { call, .. } => {
-                let error = ErrorObject::new(code::NOT_RUNNING, "another consumer took it over at once");
+                let error = ErrorObject::new(code::NOT_RUNNING, "another consumer has taken the execution over");
                 step.reply(call, Some(execution_id), Err(error));
             }
             ExecutionStage::Live(_) => {

@@ -1,4 +1,5 @@
-//! Drives an [`OpenSession`] with arbitrary sequences of events, and checks the messages that a client would have received.
+//! Drives an [`OpenSession`] with arbitrary sequences of events, and checks the messages that a client would have
+//! received.
 
 use std::{
     collections::HashMap,
@@ -167,7 +168,7 @@ impl Driven {
             Move::Ping => self.call(true, "ping", "{}"),
             Move::Garbage(text) => SessionEvent::Incoming(Incoming::Text(text.clone())),
             Move::Fact { own, fact } => {
-                SessionEvent::Report(ExecutionReport { execution_id: id(*own), fact: fact.fact() })
+                SessionEvent::Report(ExecutionReport { execution_id: id(*own), event: fact.event() })
             }
             Move::Output { own } => output(id(*own), 6),
             Move::Answered => {
@@ -240,7 +241,7 @@ impl Driven {
 }
 
 impl MoveFact {
-    fn fact(self) -> ExecutionEvent {
+    fn event(self) -> ExecutionEvent {
         let ended = |status, reason| ExecutionEvent::Exited(Outcome::without_process(status, reason, None));
         match self {
             MoveFact::Refused => ExecutionEvent::Refused(ErrorObject::new(code::FULL, "full")),
@@ -593,7 +594,7 @@ fn the_same_id_again_is_the_same_execution() {
     assert_eq!(on(execute("true")), 1);
     on(SessionEvent::Report(ExecutionReport {
         execution_id: id,
-        fact: ExecutionEvent::Held(stream_start(Status::Running)),
+        event: ExecutionEvent::Held(stream_start(Status::Running)),
     }));
     assert_eq!(on(execute("true")), 0, "it never runs twice");
     assert_eq!(on(execute("false")), 0);
