@@ -1,4 +1,5 @@
-//! The two roles from start to end. `serve` starts a backend in the same process unless it has the URL of another.
+//! The two roles from start to end; [`stop`] handles SIGTERM. `serve` starts a backend in the same process unless it
+//! has the URL of another.
 
 use std::{
     io,

@@ -1,4 +1,4 @@
-//! A stopwatch. Time is a parameter.
+//! A stopwatch for time-outs that stand still at times. The caller passes the current time.
 
 use std::time::{Duration, Instant};
 

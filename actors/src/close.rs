@@ -1,4 +1,4 @@
-//! How the gateway closes a session: the code and the reason of the close frame.
+//! Types only: codes and reasons of close frames. `session::phase` chooses, `session::actor` closes.
 
 /// Why a session was closed.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -8,12 +8,14 @@
 //! - [`id`], [`clock`], [`stream`], [`signal`]: ids, a stopwatch, the two output streams, the table of signals.
 //! - [`outcome`], [`close`], [`activity`]: how executions end, how sessions are closed, the activity of an agent.
 //! - [`rpc`]: JSON-RPC 2.0. [`protocol`]: the methods and notifications of this service.
-//! - [`ws`] and [`output`]: WebSocket frames, and the text in them.
+//! - [`output`]: encodes a command's output as messages, for WebSocket clients and JSON lines. [`ws`]: WebSocket
+//!   frames.
 //! - [`agent`]: the events of agent CLIs.
 //! - [`backend_api`]: the HTTP messages between gateway and backend. [`backend_client`]: the gateway's client for them.
 //! - [`execution`]: the actor of one command, which turns the backend's stream into messages.
 //! - [`session`]: the actor of one WebSocket client. [`session::phase`] has its decisions, on plain values.
-//! - [`supervisor`]: the actor that admits and counts sessions, and passes cancellations to them.
+//! - [`supervisor`]: the actor that admits and counts sessions, passes cancellations to executions, and drains the
+//!   sessions.
 //!
 //! # Example
 //!

@@ -1,4 +1,5 @@
-//! How an execution ended: the same types for the backend, the gateway and the client.
+//! The types of status and outcome, the same for the backend, the gateway and the client. The decision is in
+//! `src/backend/job/outcome.rs`.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Number, Value};

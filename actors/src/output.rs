@@ -25,7 +25,7 @@ pub const MAX_CONTENT: usize = 64 * 1024;
 /// Encodes both streams of one execution for one client.
 ///
 /// Output is buffered until it is taken. The caller takes it when it has reached a size or when nothing more is ready,
-/// and reads no more of the streams until the client has room: that is where back-pressure is applied.
+/// and reads no more of the streams until the client has room (`Relay::flush`).
 pub trait OutputEncoder {
     /// Takes bytes of a stream. An agent's events are encoded by [`OutputEncoder::step`] only.
     fn feed(&mut self, stream: Stream, bytes: &[u8]);

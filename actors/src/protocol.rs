@@ -2,7 +2,7 @@
 //!
 //! Each message is one type, shared by the service, the client and the tests; no socket or actor is known here. The
 //! table of methods is below, and [`notification`] has the messages that the service sends unasked. The handlers of the
-//! methods are in [`crate::session`].
+//! methods are in `session/phase/requests.rs`.
 //!
 //! The parameters of a method have no `Deserialize`: [`Method::parse`] is the only way to read them, so that their
 //! bounds are always checked and an error names the parameter.

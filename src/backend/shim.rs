@@ -1,8 +1,8 @@
 //! The shim: a small process beside each execution that ends the whole process tree in every case.
 //!
-//! The [subreaper](super::subreaper) forks it. It is a subreaper itself: descendants that lose their parent, also those
-//! that left the process group, become its children. So the tree is gone exactly when wait(2) returns ECHILD. That is a
-//! proof; a scan of /proc is not.
+//! The [subreaper](super::subreaper) forks it. The kernel gives it the orphans of its own tree
+//! (PR_SET_CHILD_SUBREAPER): descendants that lose their parent, also those that left the process group, become its
+//! children. So the tree is gone exactly when wait(2) returns ECHILD. That is a proof; a scan of /proc is not.
 //!
 //! It reads its orders from a socket (see [`protocol`]) and acknowledges each. It kills the tree at once when that
 //! socket ends, because the backend died or has given the execution up, and when its lifeline ends, because the

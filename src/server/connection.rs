@@ -1,4 +1,6 @@
-//! A duplicate of each connection's descriptor, for two operations that actix does not offer.
+//! What actix does not offer for a connection. [`watch_peer`] and [`PeerTimeout`] have the kernel notice a peer that is
+//! gone, [`Unflushed`] counts connections whose last bytes may not be sent, and [`ConnectionHandle`] is a duplicate of
+//! the descriptor, for two operations.
 //!
 //! The first is to shut down a socket whose peer does not read: when a response body has ended, actix waits without a
 //! limit for the peer to read the rest, and only shutdown(2) ends that. The second is to see whether a socket has room,

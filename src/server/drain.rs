@@ -1,5 +1,6 @@
 //! The orderly end of a service after SIGTERM: executions may finish for three quarters of the time, then they are
-//! canceled, and their last output is delivered. Each role implements [`Drainable`].
+//! canceled, and their last output is delivered. Start with [`drain`], which `stop` in `src/roles.rs` calls. What a
+//! role does is its [`Drainable`], in `src/gateway.rs` and `src/backend.rs`.
 
 use std::{rc::Rc, time::Duration};
 

@@ -1,4 +1,5 @@
-//! The signals that stop the service: SIGTERM and SIGINT. [`super::drain`] then ends the roles in order.
+//! Receives the signals that stop the service: SIGTERM and SIGINT. `stop` in `src/roles.rs` then runs [`super::drain`],
+//! which a second signal cuts short.
 
 use std::io;
 

@@ -1,4 +1,5 @@
-//! The name under which a gateway requests and follows an execution.
+//! How a gateway names its hold of an execution, so that the backend can tell a gateway that reconnects from a consumer
+//! that takes over (`src/backend/holds.rs`).
 
 use std::cell::Cell;
 

@@ -1,4 +1,4 @@
-//! The kind of the backend, as far as it is known.
+//! Remembers which kind of backend answered last, native or legacy, for all workers of a gateway.
 
 use std::sync::{Arc, PoisonError, RwLock};
 

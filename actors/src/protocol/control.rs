@@ -1,7 +1,7 @@
 //! `control` and `resize`, and the control requests of a running execution.
 //!
-//! A [`ControlRequest`] is the same type all the way: in the client's message, in the execution, in HTTP to the backend
-//! ([`crate::backend_api::control`]), in the job and in its shim.
+//! A [`ControlRequest`] is the same type from the client's message through the execution and HTTP
+//! ([`crate::backend_api::control`]) to the job. The shim gets an `Order` of `src/backend/shim/protocol.rs`.
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;

@@ -183,7 +183,7 @@ impl StreamHandler<OutboxReady> for Session {
 impl Handler<EncodedOutput> for Session {
     type Result = ResponseFuture<()>;
 
-    /// Back-pressure is applied here: the reply is the permission to send more, and waits until the outbox has room.
+    /// The reply comes when the outbox has room. `Relay::flush` waits for it.
     fn handle(&mut self, output: EncodedOutput, ctx: &mut Self::Context) -> Self::Result {
         self.on(SessionEvent::Output(output), ctx);
         let credit = match &mut self.phase {

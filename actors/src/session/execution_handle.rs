@@ -1,4 +1,4 @@
-//! A session's hold on its execution.
+//! The execution actor of a session, and its heartbeat timer. Dropping the handle releases the execution.
 
 use actix::{Addr, SpawnHandle};
 

@@ -1,4 +1,6 @@
-//! The only way to a client: a queue before a small bounded channel of WebSocket frames.
+//! The only way to a client, and where a slow client is noticed: a queue before a small bounded channel of WebSocket
+//! frames. Output that waits here has a [`Credit`]; until that completes, `Relay::flush` (`execution/relay.rs`) holds
+//! the execution back.
 //!
 //! The channel's receiving end, [`Frames`], is the body of the HTTP response. If the client does not read, the channel
 //! fills and messages wait in the queue. Each kind is bounded there: responses by their limit, heartbeats and pongs to
@@ -156,7 +158,7 @@ impl Outbox {
 
     /// The credit of the last output, if that output still waits for room.
     ///
-    /// Back-pressure is applied here: the execution reads no more output before the credit completes.
+    /// The session replies to the execution when it completes; `Relay::flush` waits for that reply.
     pub fn credit(&mut self) -> Credit {
         let is_waiting = |queued: &&mut QueuedFrame| queued.kind == FrameKind::Output && queued.credit.is_none();
         let output = self.pipe.queue.iter_mut().find(is_waiting)?;

@@ -1,4 +1,6 @@
-//! Decides the outcome of an execution, COMPLETED among them, from how the command exited and why the service ended it.
+//! Decides the outcome of an execution, COMPLETED among them: `ending`, from how the command exited, why the service
+//! ended it, and what an agent reported. For the legacy image the gateway decides
+//! (`actors/src/execution/legacy/step.rs`).
 
 use cc_executor_actors::{
     agent::AgentProgress,

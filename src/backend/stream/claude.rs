@@ -1,4 +1,5 @@
-//! The format for callers of the legacy image: Claude's events as they came, then the ending.
+//! The format of `POST /execute/claude-stream`, for callers of the legacy image: Claude's events as they came, then the
+//! ending.
 //!
 //! All other output becomes an event of type `output`, so that every line is JSON. Bytes that are not UTF-8 are written
 //! as base64, and lost bytes as a `gap`.

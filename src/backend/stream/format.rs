@@ -1,4 +1,4 @@
-//! The choice of a stream's format.
+//! The formats of a stream, and their choice by `Accept`.
 
 use actix_web::{HttpRequest, http::header};
 use cc_executor_actors::backend_api::{MULTIPLEXED, NDJSON};

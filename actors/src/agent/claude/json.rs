@@ -1,4 +1,4 @@
-//! JSON of which single fields are read, so that a field of an unexpected shape costs no other field.
+//! Reads single fields of a JSON object: one of an unexpected shape counts as absent, and the others are still read.
 
 use std::{collections::HashMap, fmt};
 

@@ -1,4 +1,4 @@
-//! The `result` event of Claude Code, and the ending of an execution that follows from it.
+//! The `result` event of Claude Code, and the verdict on the run: COMPLETED, a failure, or the exit code alone.
 
 use serde_json::{Value, value::RawValue};
 

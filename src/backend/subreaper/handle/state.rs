@@ -1,4 +1,4 @@
-//! The state of one subreaper in the backend.
+//! What a subreaper's thread shares with the executions: unanswered requests, its shims, and whether it takes new ones.
 
 use std::{
     collections::HashMap,
