@@ -12,8 +12,8 @@ use cc_executor_actors::{agent::Agent, protocol::execute::ExecutionSpec};
 use self::claude::{ClaudePolicy, PolicyError};
 
 /// The launchers of all agents. Claude is started within the operator's policy.
-pub fn launchers(claude: &ClaudePolicy) -> [&dyn AgentLauncher; 1] {
-    [claude]
+pub fn launchers(claude: &ClaudePolicy) -> Vec<&dyn AgentLauncher> {
+    vec![claude]
 }
 
 /// How one agent CLI is started.

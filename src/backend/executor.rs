@@ -80,7 +80,8 @@ impl Executors {
             ("python".to_owned(), template(&["python3", "-u", "-c"])),
         ]);
         let agents = launchers(&claude);
-        templates.extend(agents.map(|agent| (agent.agent().executor().to_owned(), template(&[agent.program()]))));
+        templates
+            .extend(agents.iter().map(|agent| (agent.agent().executor().to_owned(), template(&[agent.program()]))));
         templates.extend(added);
         if !templates.contains_key(default) {
             return Err(ExecutorError::Unknown { asked: default.to_owned(), known: templates.into_keys().collect() });
@@ -202,7 +203,11 @@ mod tests {
         );
         assert!(!started.argv.contains(&"echo".to_owned()), "a prompt is no argument");
         run.executor = Some("perl".into());
-        let known = vec!["claude".to_owned(), "env".into(), "python".into(), "shell".into()];
+        let known = executors.names();
+        assert!(
+            ["claude", "env", "python", "shell"].iter().all(|name| known.contains(&(*name).to_owned())),
+            "{known:?}"
+        );
         assert_eq!(executors.resolve(&run).unwrap_err(), ExecutorError::Unknown { asked: "perl".into(), known });
         let error = Executors::new(BTreeMap::new(), "perl", BTreeMap::new(), ClaudePolicy::default()).unwrap_err();
         assert!(error.to_string().contains("claude, python, shell"), "{error}");

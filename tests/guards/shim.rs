@@ -88,7 +88,12 @@ fn no_process_outlives_the_service_with_stopped_shims() {
             let marks: Vec<_> = [stop, stop_both, stop_all, "true"].map(|attack| (attack, procs::mark())).into();
             for (attack, mark) in &marks {
                 let mut client = service.connect();
-                client.execute(json!({ "command": format!("sleep {mark} & setsid sleep {mark} & {attack}; wait") }));
+                // In a PID namespace the parent of the shim is 0, so `stop_both` stops the command's own process group: a
+                // child must have executed its program by then, or it never gets the mark.
+                let executed = "until grep -qx sleep /proc/$a/comm && grep -qx sleep /proc/$b/comm; do :; done";
+                client.execute(json!({
+                    "command": format!("sleep {mark} & a=$!; setsid sleep {mark} & b=$!; {executed}; {attack}; wait"),
+                }));
                 procs::wait_for(mark, 2, PATIENCE);
                 clients.push(client);
             }

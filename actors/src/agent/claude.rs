@@ -85,6 +85,6 @@ impl EventFormat for ClaudeFormat {
         };
         let parts = if event.is_of_subagent() { Vec::new() } else { event.parts() };
         let texts = parts.into_iter().filter_map(text_of).collect();
-        Some(AgentEvent { texts, kind: (event.kind.clone(), event.subtype()) })
+        Some(AgentEvent { texts, json: None, kind: (event.kind.clone(), event.subtype()) })
     }
 }

@@ -32,6 +32,8 @@ pub trait EventFormat {
 pub struct AgentEvent {
     /// The texts that become output.
     pub texts: Vec<String>,
+    /// The event as a JSON object for clients that want the events. `None` if the line is one.
+    pub json: Option<String>,
     /// Type and subtype, which stand for an event that is too long for a message.
     pub kind: (String, Option<String>),
 }
@@ -171,9 +173,10 @@ fn with_newline(mut text: String) -> Bytes {
     text.into()
 }
 
-/// Sends an event as it came, or its type if it is too long for a message.
+/// Sends an event, or its type if it is too long for a message.
 fn send_event(line: &EventLine, event: &AgentEvent, id: ExecutionId, end: u64, sink: &mut dyn EventSink) {
-    let json = std::str::from_utf8(line.bytes()).unwrap_or_default().trim();
+    let line = || std::str::from_utf8(line.bytes()).unwrap_or_default().trim();
+    let json = event.json.as_deref().unwrap_or_else(line);
     if json.len() + MESSAGE_OVERHEAD <= MAX_MESSAGE_TO_CLIENT {
         return sink.event(id, json, end);
     }
@@ -201,6 +204,30 @@ mod tests {
             Box::new(EventReader::new(ClaudeFormat::default(), options))
         };
         encoder(OutputOptions { framing, offsets, agent: Some(agent) })
+    }
+
+    /// The lines `SAY text`.
+    struct Spoken;
+
+    impl EventFormat for Spoken {
+        fn read(&mut self, line: &EventLine) -> Option<AgentEvent> {
+            let text = std::str::from_utf8(line.bytes()).ok()?.strip_prefix("SAY ")?.trim_end().to_owned();
+            let json = Some(json!({ "type": "say", "text": text }).to_string());
+            Some(AgentEvent { texts: vec![text], json, kind: ("say".to_owned(), None) })
+        }
+    }
+
+    #[test]
+    fn events_that_are_not_json_are_sent_as_json() {
+        let id = ExecutionId::random();
+        let options = ReaderOptions { framing: Framing::Line, start: 0, events_of: Some(id) };
+        let agent: Box<dyn AgentReader> = Box::new(EventReader::new(Spoken, options));
+        let offsets = PerStream::default();
+        let mut encoder = encoder(OutputOptions { framing: Framing::Line, offsets, agent: Some(agent) });
+        encoder.feed(Stream::Stdout, b"SAY hi\n");
+        let (sent, _) = all(&mut encoder);
+        assert_eq!(sent[0]["event"], json!({ "type": "say", "text": "hi" }));
+        assert_eq!(contents(&sent), ["hi\n"]);
     }
 
     fn text_message(text: &str, parent: Option<&str>) -> String {
