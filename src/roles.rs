@@ -1,5 +1,6 @@
-//! The two roles from start to end; [`stop`] handles SIGTERM. `serve` starts a backend in the same process unless it
-//! has the URL of another.
+//! The two roles from start to end; on SIGTERM [`stop`] drains (`src/server/drain.rs`: executions may finish for three
+//! quarters of the time, then they are canceled) and stops the servers. `serve` starts a backend in the same process
+//! unless it has the URL of another.
 
 use std::{
     io,

@@ -70,6 +70,18 @@ fn every_file_has_a_module_doc() {
     }
 }
 
+/// A file that grows past this has more than one idea, and is split by them.
+const MAX_LINES: usize = 400;
+
+#[test]
+fn no_file_is_longer_than_its_one_idea() {
+    for (name, text) in sources().into_iter().filter(|(name, _)| !name.ends_with("tests.rs")) {
+        let end = text.find("#[cfg(test)]\nmod tests").unwrap_or(text.len());
+        let n_lines = text[..end].lines().count();
+        assert!(n_lines <= MAX_LINES, "{name} has {n_lines} lines without its tests, more than {MAX_LINES}: split it");
+    }
+}
+
 #[test]
 fn only_the_console_module_prints() {
     // `println!` and `print!` panic if a write fails, for instance to a closed pipe or a full disk.

@@ -100,7 +100,8 @@ pub trait AgentProgress {
     /// Whether its events show that it has nothing left to do.
     fn expects_exit(&self) -> bool;
 
-    /// The time by which it must exit. `None` while it may still work, and while the clock does not run.
+    /// The time by which it must exit. `total` is when the total time-out passes; it can only bring the time forward,
+    /// never before one patience is over. `None` while it may still work, and while the clock does not run.
     fn exit_due(&self, total: Option<Instant>) -> Option<Instant>;
 
     /// Its current activity.
@@ -109,7 +110,7 @@ pub trait AgentProgress {
     /// The result that it reported.
     fn result(&self) -> Option<&ClaudeResult>;
 
-    /// Status, reason and message of an execution that exited by itself, from the agent's result and its exit code.
-    /// `None` if the exit code alone decides.
+    /// Status, reason and message of an execution that exited by itself, or was ended after its result (`exited_with_0`
+    /// is true then). `None` if the exit code alone decides.
     fn verdict(&self, exited_with_0: bool) -> Option<(Status, Reason, String)>;
 }

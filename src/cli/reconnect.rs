@@ -54,8 +54,10 @@ impl Absence {
         if now > self.until {
             let id = id.map(|id| id.to_string()).unwrap_or_default();
             let gone_for = millis(self.patience) / 1_000;
-            let message =
-                format!("{}; gave up after {gone_for} s; it may still run: cc-executor attach {id}", error.message);
+            let message = format!(
+                "{}; gave up after {gone_for} s; the command may still run: cc-executor attach {id}",
+                error.message
+            );
             return Err(ClientError::new(error.code, message));
         }
         let after = self.pause;
@@ -83,7 +85,7 @@ mod tests {
         }
         let id = ExecutionId::random();
         let gave_up = absence.next_attempt(error(), Some(id), start + Duration::from_millis(4_001)).unwrap_err();
-        let message = format!("it is away; gave up after 4 s; it may still run: cc-executor attach {id}");
+        let message = format!("it is away; gave up after 4 s; the command may still run: cc-executor attach {id}");
         assert_eq!((gave_up.code, gave_up.message), (exit::UNAVAILABLE, message));
     }
 }

@@ -94,8 +94,8 @@ pub(super) struct SessionLoop {
 /// The state of the connection.
 enum Link {
     Open(Connection),
-    /// A connection is being opened. The broken one stays open until then, because its end may end an execution that
-    /// the new connection could take over.
+    /// A connection is being opened. The broken one is kept until the request was sent on the new one, because closing
+    /// it earlier could end an execution that the new one could take over.
     Opening {
         attempt: ConnectAttempt,
         before: Option<Connection>,

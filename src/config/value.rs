@@ -1,8 +1,8 @@
 //! Value parsers for clap that let it report all problems together.
 //!
-//! clap stops at the first value that its parser refuses. The parsers here refuse no value: for a wrong one they record
-//! the problem and return a placeholder. [`collect`] returns the recorded problems, and a caller that gets any must not
-//! use the values. Outside `collect` the parsers refuse wrong values. Start reading at [`Checker`].
+//! clap stops at the first value that its parser refuses. Inside [`collect`] the parsers here refuse no value: for a
+//! wrong one they record the problem and return a placeholder. `collect` returns the problems; a caller that gets any
+//! must not use the values. Outside `collect` they refuse wrong values as usual. Start reading at [`Checker`].
 
 use std::{
     cell::RefCell,
@@ -52,8 +52,8 @@ pub struct Checker<T> {
 }
 
 impl<T> Checker<T> {
-    /// The parser of a client's flag, with the value to return for a wrong text. An empty flag is not ignored, because
-    /// a script that loses a URL must not reach another service.
+    /// The parser of a client's flag, with the value to return for a wrong text. An empty flag is checked like any
+    /// other value, because a script whose URL variable is empty must not reach the default service.
     pub fn new(check: impl Fn(&str) -> Result<T, String> + Send + Sync + 'static, placeholder: fn() -> T) -> Self {
         Checker { check: Arc::new(check), placeholder, possible: &[], empty_flag_is_unset: false }
     }
@@ -117,7 +117,7 @@ impl<T: Clone + Send + Sync + 'static> TypedValueParser for Checker<T> {
     }
 }
 
-/// The name of an argument whose value has this source: of the flag, or of the variable.
+/// How a problem names an argument: by its variable if the value came from there, otherwise by its flag.
 pub(super) fn name(arg: &Arg, source: ValueSource) -> String {
     let flag = arg.get_long().map(|long| format!("--{long}"));
     match (source, arg.get_env()) {
@@ -199,8 +199,8 @@ pub(super) fn address() -> Checker<SocketAddr> {
     Checker { empty_flag_is_unset: true, ..Checker::new(read_address, placeholder) }
 }
 
-/// The parser of a backend's URL. The placeholder is a URL, so that settings that a remote backend excludes are reported
-/// together with a wrong URL.
+/// The parser of a backend's URL. The placeholder is a URL, so that settings that cannot be combined with a remote
+/// backend are still reported when its URL is wrong.
 pub(super) fn backend_url() -> Checker<BackendUrl> {
     let placeholder = || Some("http://placeholder".to_owned());
     Checker { empty_flag_is_unset: true, ..Checker::new(read_backend_url, placeholder) }

@@ -1,5 +1,5 @@
-//! Receives the signals that stop the service: SIGTERM and SIGINT. `stop` in `src/roles.rs` then runs [`super::drain`],
-//! which a second signal cuts short.
+//! Receives the signals that stop the service: SIGTERM and SIGINT. What happens then is in [`super::drain`]: no new
+//! work, executions may finish, the rest is canceled. `stop` in `src/roles.rs` runs it; a second signal cuts it short.
 
 use std::io;
 

@@ -93,7 +93,7 @@ fn run_gives_up_reconnecting_to_a_stopped_service() {
     service.signal(Signal::STOP);
     let (_, stderr, code) = run.finish(NOTICED + Duration::from_secs(2));
     assert_eq!((code, stderr.lines().count()), (69, 2), "{stderr}");
-    assert!(stderr.contains("gave up after 2 s; it may still run: cc-executor attach "), "{stderr}");
+    assert!(stderr.contains("gave up after 2 s; the command may still run: cc-executor attach "), "{stderr}");
 }
 
 #[test]

@@ -82,19 +82,21 @@ fn no_process_outlives_the_service_with_stopped_shims() {
         for signal in [Signal::TERM, Signal::KILL] {
             let mut service = mode.service(&["--drain-ms", "2000"]);
             let mut clients = Vec::new();
-            let stop = "kill -STOP $PPID";
-            let stop_both = "s=$(cut -d' ' -f4 /proc/$PPID/stat); kill -STOP $s $PPID";
-            let stop_all = "kill -STOP $PPID; kill -STOP $$";
+            let stop = "kill -STOP $1";
+            // In a PID namespace the parent of the shim is 0, which would be the attacker's own process group.
+            let stop_both = "s=$(cut -d' ' -f4 /proc/$1/stat); [ $s = 0 ] || kill -STOP $s; kill -STOP $1";
+            let stop_all = "kill -STOP $1 $2";
             let marks: Vec<_> = [stop, stop_both, stop_all, "true"].map(|attack| (attack, procs::mark())).into();
             for (attack, mark) in &marks {
                 let mut client = service.connect();
-                // In a PID namespace the parent of the shim is 0, so `stop_both` stops the command's own process group: a
-                // child must have executed its program by then, or it never gets the mark.
-                let executed = "until grep -qx sleep /proc/$a/comm && grep -qx sleep /proc/$b/comm; do :; done";
+                // The attacker gets the mark when the attack is over, because one after the end of the service would stop
+                // guards that nothing resumes.
+                let attacker = format!("setsid sh -c \"$ATTACK; exec sleep {mark}\" - $PPID $$");
                 client.execute(json!({
-                    "command": format!("sleep {mark} & a=$!; setsid sleep {mark} & b=$!; {executed}; {attack}; wait"),
+                    "command": format!("sleep {mark} & setsid sleep {mark} & {attacker} & wait"),
+                    "env": { "ATTACK": attack },
                 }));
-                procs::wait_for(mark, 2, PATIENCE);
+                procs::wait_for(mark, 3, PATIENCE);
                 clients.push(client);
             }
             let descendants = procs::descendants(service.pid());

@@ -8,7 +8,7 @@ pub enum BackendError {
     /// The backend did not answer.
     #[error("{0}")]
     Unreachable(String),
-    /// The answer does not follow the protocol.
+    /// The answer does not follow the protocol, or the backend was restarted at every attempt.
     #[error("{0}")]
     Rejected(String),
     /// The backend refused the request with an error of the protocol.

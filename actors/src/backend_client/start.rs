@@ -59,7 +59,7 @@ impl BackendClient {
             BackendKind::Native(_) => self.execute_native(id, execute, holder).await.map(OpenedStream::Native),
             BackendKind::Legacy if execute.instance.is_some() => Err(BackendError::Refused(ErrorObject::new(
                 code::OTHER_INSTANCE,
-                "instance: this backend has none, so it cannot say whether the command has run: leave instance out to run it",
+                "the legacy backend has no instance, so it cannot tell whether the command has run already: leave instance out to run it",
             ))),
             BackendKind::Legacy => self.execute_legacy(&execute.run).await,
         }

@@ -42,7 +42,7 @@ pub(super) async fn request_by_id(
                 if let Ok(Some(answer)) = supervisor.send(CancelExecution { execution_id: id, grace_ms }).await {
                     return answer.map(|reply| control_result(id, reply));
                 }
-                info!(event = "cancel.requested", execution_id:% = id, grace_ms = grace_ms; "cancel requested of the backend");
+                info!(event = "cancel.requested", execution_id:% = id, grace_ms = grace_ms; "cancellation is requested from the backend");
             }
             let reply = backend.control(id, request).await.map_err(BackendError::into_error)?;
             Ok(control_result(id, reply))

@@ -83,7 +83,7 @@ impl RoomSignal {
         }
     }
 
-    /// The bytes that the client's socket has accepted so far.
+    /// The bytes that the server has taken for the client's socket so far.
     pub fn taken(&self) -> u64 {
         self.taken.get()
     }
@@ -94,7 +94,8 @@ impl RoomSignal {
     }
 }
 
-/// The permission to send more output. Completes when the last output is in the channel.
+/// The permission to send more output: `None` is immediate, otherwise it completes when the last output is in the
+/// channel.
 pub type Credit = Option<oneshot::Receiver<()>>;
 
 /// The receiving end: the body of the response.

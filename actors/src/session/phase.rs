@@ -78,7 +78,7 @@ pub enum SessionEvent {
     Heartbeat,
     /// The timer that checks the client's liveness fired.
     Tick {
-        /// The bytes that the client's socket has accepted so far.
+        /// The bytes that the server has taken for the client's socket so far.
         taken: u64,
         /// Whether messages wait for the client.
         blocked: bool,

@@ -87,7 +87,7 @@ pub enum PolicyError {
         max: u64,
     },
     /// The client may not set this variable.
-    #[error("env.{name} is the operator's with claude: set it where the backend runs")]
+    #[error("env.{name} cannot be set for claude by a client: the operator sets it where the backend runs")]
     Reserved {
         /// The variable's name.
         name: String,
@@ -200,8 +200,8 @@ fn name_of_tool(tool: &str) -> Option<&str> {
     (!cuts(name) && !cuts(after)).then_some(name)
 }
 
-/// Checks that a client sets no variable that determines which program Claude is or which servers it trusts. Only the key
-/// may be set, to an empty value, which means the user's own login.
+/// Checks that a client sets no variable that determines which program Claude is or which servers it trusts. Only
+/// ANTHROPIC_API_KEY may be set, and only to an empty value, which means the user's own login.
 fn check_env(asked: &BTreeMap<String, String>) -> Result<(), PolicyError> {
     let listed = |name: &str| {
         let mut prefixes = INHERITED_PREFIXES.iter().chain(RESERVED_PREFIXES);

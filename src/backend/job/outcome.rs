@@ -27,7 +27,8 @@ impl EndCause {
 }
 
 /// The outcome. The cause decides before the exit code: a command that exits with 0 after TERM was canceled. COMPLETED
-/// needs the exit code 0 without a cause; for an agent that exited by itself its own result counts, too.
+/// needs the exit code 0 without a cause, or an agent that was ended because it was done ([`EndCause::Done`]). In both
+/// cases the agent's own result counts, too.
 pub(super) fn ending(
     why: Option<EndReason>,
     exit: Option<LeaderExit>,

@@ -49,7 +49,8 @@ pub enum DismissReason {
 #[derive(Debug)]
 pub struct Consumer {
     pub(super) items: mpsc::Sender<ConsumerItem>,
-    /// To the response body, which sends the reason on, and to the task that shuts down a socket that is not read.
+    /// Two ends for the reason: the response body, which sends it on, and the task that shuts down a socket whose peer
+    /// does not read.
     dismiss: (oneshot::Sender<DismissReason>, oneshot::Sender<DismissReason>),
     /// Whether it is a gateway, which acknowledges, and polls the execution's state while it does not read.
     pub(super) is_gateway: bool,
@@ -58,8 +59,8 @@ pub struct Consumer {
     /// The claim with which it attaches.
     pub claim: Claim,
     pub(super) cursor: PerStream<u64>,
-    /// Whether its client has received everything before the cursor. False for a gateway that attaches again, because
-    /// it knows only what it has read itself.
+    /// Whether its client has received everything before the cursor. False for a gateway that attaches again: it knows
+    /// what it has read, not what its client has.
     pub has_arrived: bool,
     /// Since when it has no room, as of the last delivery.
     pub(super) blocked_since: Option<Instant>,

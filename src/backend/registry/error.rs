@@ -29,7 +29,7 @@ pub enum RegistryError {
     },
     /// Output that may not be evicted takes too much memory.
     #[error(
-        "unfetched output takes {held} bytes, more than the {max} of --max-kept-bytes: attach to ended executions to fetch it, wait until its retention ends, or execute without onDisconnect detach"
+        "unfetched output takes {held} bytes, more than the {max} of --max-kept-bytes: attach to ended executions to fetch it, wait until its retention ends, or execute without onDisconnect \"detach\""
     )]
     TooMuchUnfetched {
         /// How much it takes, in bytes.

@@ -184,8 +184,8 @@ pub(super) async fn attach(
     Ok(stream_of(&request, &registry, id, format, offsets, feed))
 }
 
-/// Shuts the connection of this request down some time after its consumer was dismissed, if the response has not ended
-/// by then because the peer does not read.
+/// Shuts down the connection of this request when its consumer is dismissed and its response has not ended: after
+/// [`DRAIN_PATIENCE`] if another consumer took over, otherwise at once.
 fn release_dismissed(
     request: &HttpRequest,
     dismissed: oneshot::Receiver<DismissReason>,

@@ -14,7 +14,7 @@ pub struct Numbered<T> {
     pub message: T,
 }
 
-/// An order of the backend to a shim. A control request that reaches the processes has an order of its own.
+/// An order of the backend to a shim. Each control request that acts on the processes has its own order.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Order {

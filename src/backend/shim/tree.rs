@@ -18,10 +18,10 @@ use rustix::{
 
 use super::{procfs::Procfs, protocol::LeaderExit};
 
-/// `__WALL`: also children that are threads of another kind (clone without SIGCHLD), see waitpid(2).
+/// `__WALL`: wait for all children, also those that clone(2) made without SIGCHLD, see waitpid(2).
 const WALL: u32 = 0x4000_0000;
 
-/// The most processes that are listed to send TERM once only.
+/// The most processes that are listed to avoid a second TERM. In a larger tree a process may get it twice.
 const MAX_LISTED: usize = 4_096;
 
 /// The children of this process.
@@ -84,7 +84,7 @@ impl ProcessTree {
     /// Sends a signal to the leader's process group, while the leader is there.
     pub fn signal_group(&self, number: i32) {
         if let (Some(leader), Some(signal)) = (self.leader, Signal::from_named_raw(number)) {
-            // The group exists only from shortly before the exec. Both calls fail if the leader has just ended.
+            // The group exists only from shortly before the exec; until then the leader alone gets the signal. Both calls fail if it has just ended.
             if kill_process_group(leader, signal) == Err(Errno::SRCH) {
                 let _ = kill_process(leader, signal);
             }

@@ -33,7 +33,7 @@ impl StreamEncoder {
         }
     }
 
-    /// The bytes of one item. Empty if the format does not show it, or only together with the next one.
+    /// The bytes of one item. Empty if the format does not show the item, or shows it only together with the next one.
     pub(super) fn encode(&mut self, item: ConsumerItem) -> Vec<u8> {
         match (self, item) {
             (StreamEncoder::Plain, ConsumerItem::Output { bytes, .. }) => bytes.into(),

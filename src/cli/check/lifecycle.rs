@@ -141,7 +141,7 @@ fn invalid_calls() -> Vec<(&'static str, Value, i64)> {
     ]
 }
 
-/// Sends calls that must be refused, and a command that must be ended by its time-out.
+/// Sends calls and a message that must be refused, and two commands that must be ended by their time-outs.
 pub(super) async fn limits(probe: &Probe) -> Result<String, CheckFailure> {
     let (n_refused, long) = probe
         .within(async |session| {
@@ -165,7 +165,9 @@ pub(super) async fn limits(probe: &Probe) -> Result<String, CheckFailure> {
     let _ = session.send("x".repeat(long)).await;
     let code = session.close_code().await?;
     if code != 1009 {
-        return Err(session.problem(format!("a message of {long} bytes is closed with {code}, not 1009")));
+        return Err(
+            session.problem(format!("after a message of {long} bytes the session was closed with {code}, not 1009"))
+        );
     }
     // Besides the table's calls: the message that is not JSON, the second execution and the long message.
     Ok(format!("{} invalid calls refused, two time-outs reported as failures", n_refused + 3))

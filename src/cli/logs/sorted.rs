@@ -20,7 +20,8 @@ pub(crate) struct SortedLines {
 
 struct KeptLine {
     at: Option<Timestamp>,
-    /// Selected only if this execution belongs to the session.
+    /// `Some` if the line is selected only if this execution turns out to belong to the session; `None` if it is
+    /// selected.
     if_of_session: Option<String>,
     json: String,
 }

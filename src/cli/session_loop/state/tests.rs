@@ -188,7 +188,7 @@ fn reconnecting_ends_after_its_time_or_with_a_permanent_error() {
         script
     };
     let mut script = away();
-    let message = format!("it broke; gave up after 5 s; it may still run: cc-executor attach {}", script.id);
+    let message = format!("it broke; gave up after 5 s; the command may still run: cc-executor attach {}", script.id);
     assert_eq!(script.play(5_001, LoopEvent::OpenFailed(broken())), Err((message, exit::UNAVAILABLE)));
     let denied = ClientError::new(exit::NOPERM, "no");
     assert_eq!(away().play(10, LoopEvent::OpenFailed(denied)), Err(("no".to_owned(), exit::NOPERM)));
