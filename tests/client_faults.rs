@@ -1,6 +1,7 @@
 //! The command-line client under faults: a silent or restarted service, lost output, and output that cannot be written.
 
 mod lost_execution;
+mod newer_service;
 mod restart;
 mod stopped_service;
 mod unwritable_output;

@@ -46,7 +46,9 @@ const PURE: &[&str] = &[
     "src/cli/reconnect.rs",
     "src/cli/session_loop/action.rs",
     "src/cli/session_loop/state.rs",
+    "src/cli/session_loop/event.rs",
     "src/cli/session_loop/state/ending.rs",
+    "src/cli/session_loop/state/reconnecting.rs",
 ];
 
 /// The entries of the top level, besides dot files and lock files.

@@ -34,6 +34,9 @@ pub enum Reason {
     BackendRejected,
     /// The backend's stream ended without the outcome.
     BackendLost,
+    /// A reason that only a newer service has.
+    #[serde(other)]
+    Unknown,
 }
 
 impl Reason {
@@ -52,6 +55,7 @@ impl Reason {
             Reason::BackendUnreachable => "backend_unreachable",
             Reason::BackendRejected => "backend_rejected",
             Reason::BackendLost => "backend_lost",
+            Reason::Unknown => "unknown",
         }
     }
 }
@@ -68,7 +72,7 @@ pub enum Status {
     Paused,
     /// It is being ended.
     Cancelling,
-    /// It exited with code 0.
+    /// It succeeded: exit code 0, or the success that an agent or the legacy image reported.
     Completed,
     /// It was canceled, or its session or the service ended.
     Cancelled,
@@ -171,8 +175,9 @@ pub enum Evidence {
     PidNamespace,
     /// No process was started.
     NeverStarted,
-    /// There is no proof.
+    /// There is no proof, or one that only a newer service has.
     #[default]
+    #[serde(other)]
     Unknown,
 }
 

@@ -101,7 +101,12 @@ impl ErrorObject {
             Reason::NotStarted => code::NOT_STARTED,
             Reason::Timeout | Reason::Stalled => code::LIMIT,
             Reason::ClaudeError => code::CLAUDE,
-            Reason::Exit | Reason::Signal | Reason::Canceled | Reason::Drained | Reason::Disconnected => return None,
+            Reason::Exit
+            | Reason::Signal
+            | Reason::Canceled
+            | Reason::Drained
+            | Reason::Disconnected
+            | Reason::Unknown => return None,
         };
         let message = outcome.message.clone().unwrap_or_else(|| outcome.reason.as_str().to_owned());
         Some(ErrorObject::new(code, message).with(json!({ "reason": outcome.reason })))

@@ -80,6 +80,9 @@ pub enum GapReason {
     Overwritten,
     /// The output buffer was full, and the client had asked for `overflow: "drop"`.
     Dropped,
+    /// A reason that only a newer service has.
+    #[serde(other)]
+    Unknown,
 }
 
 impl GapReason {
@@ -88,6 +91,7 @@ impl GapReason {
         match self {
             GapReason::Overwritten => "overwritten",
             GapReason::Dropped => "dropped",
+            GapReason::Unknown => "unknown",
         }
     }
 }

@@ -9,11 +9,15 @@ use cc_executor_actors::{
         DEFAULT_GRACE_MS, MethodParams,
         control::{ControlParams, ControlRequest},
         notification::FinalStatus,
-        status::{StatusParams, StatusResult},
+        status::StatusParams,
     },
     rpc::ReceivedMessage,
 };
 use clap::Args;
+use serde::{
+    Deserialize,
+    de::{DeserializeOwned, IgnoredAny},
+};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{
@@ -42,16 +46,25 @@ pub struct CancelOptions {
     id: ExecutionId,
 }
 
+/// The response to `status`. Only the end is read, because a newer service may have other statuses before it.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum PolledStatus {
+    Ended(Box<FinalStatus>),
+    Running(IgnoredAny),
+}
+
 /// Cancels an execution, and waits for its end.
 pub(super) async fn cancel(options: CancelOptions) -> Result<u8, ClientError> {
     let mut connection = Connection::open(&options.service.url).await?;
     let grace_ms = options.grace.map_or(DEFAULT_GRACE_MS, millis);
     let (execution_id, request) = (Some(options.id), ControlRequest::cancel(grace_ms));
-    call(&mut connection, 1, &ControlParams { execution_id, request }).await?;
+    let _: IgnoredAny = call(&mut connection, 1, &ControlParams { execution_id, request }).await?;
     let until = Instant::now() + Duration::from_millis(grace_ms) + PATIENCE;
     for id in 2.. {
         let status = call(&mut connection, id, &StatusParams { execution_id }).await?;
-        if let StatusResult::Ended(FinalStatus { ending, .. }) = status {
+        if let PolledStatus::Ended(last) = status {
+            let ending = last.ending;
             let proven = match ending.cancel.map(|cancel| cancel.verified) {
                 Some(true) => ", every process gone",
                 Some(false) => ", but not every process is proven gone",
@@ -74,7 +87,11 @@ pub(super) async fn cancel(options: CancelOptions) -> Result<u8, ClientError> {
 }
 
 /// Calls a method and waits for its response.
-async fn call<P: MethodParams>(connection: &mut Connection, id: u64, params: &P) -> Result<P::Response, ClientError> {
+async fn call<P: MethodParams, R: DeserializeOwned>(
+    connection: &mut Connection,
+    id: u64,
+    params: &P,
+) -> Result<R, ClientError> {
     let response = async {
         connection.call(id, params).await?;
         loop {

@@ -10,7 +10,7 @@ use super::exit;
 /// Why this client wants the command to end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum EndRequest {
-    /// It has made no request.
+    /// No end was requested.
     NotMade,
     /// Ctrl-C.
     Interrupted,
@@ -64,9 +64,9 @@ impl EndRequest {
 /// The exit code for an outcome.
 pub(super) fn exit_code_of(ending: &Outcome) -> u8 {
     match ending.reason {
-        Reason::Exit if ending.status == Status::Completed => 0,
+        Reason::Exit | Reason::Unknown if ending.status == Status::Completed => 0,
         // A failure never exits with 0, even if the command did. Claude may exit with 0 after an error.
-        Reason::Exit | Reason::NotStarted | Reason::ClaudeError => {
+        Reason::Exit | Reason::NotStarted | Reason::ClaudeError | Reason::Unknown => {
             ending.exit_code.and_then(|code| u8::try_from(code).ok()).filter(|code| *code != 0).unwrap_or(1)
         }
         Reason::Signal => {
@@ -120,6 +120,9 @@ mod tests {
             (Status::Cancelled, Reason::Drained, None, None, 75),
             (Status::Cancelled, Reason::Disconnected, None, Some("SIGTERM"), 75),
             (Status::Failed, Reason::BackendLost, None, None, 69),
+            (Status::Completed, Reason::Unknown, Some(0), None, 0),
+            (Status::Failed, Reason::Unknown, Some(5), None, 5),
+            (Status::Failed, Reason::Unknown, Some(0), None, 1),
         ] {
             assert_eq!(exit_code_of(&ending(status, reason, exit_code, signal)), code, "{reason:?} {exit_code:?}");
         }

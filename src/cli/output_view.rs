@@ -34,7 +34,12 @@ impl OutputView {
     pub(super) fn take(&mut self, method: Option<&str>, params: Option<&RawValue>) -> Result<bool, ClientError> {
         match (method, params) {
             (Some("output"), Some(params)) => self.take_output(&read(params)?)?,
-            (Some("event"), Some(params)) if !self.json => self.take_agent_event(&read(params)?),
+            // An event is only shown, so one that cannot be read is left out.
+            (Some("event"), Some(params)) if !self.json => {
+                if let Ok(notice) = read(params) {
+                    self.take_agent_event(&notice);
+                }
+            }
             (Some("gap"), Some(params)) => self.take_gap(&read(params)?)?,
             _ => return Ok(false),
         }

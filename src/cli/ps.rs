@@ -71,7 +71,7 @@ fn table_of(body: &[u8]) -> Result<Vec<String>, ClientError> {
             execution.execution_id.to_string(),
             execution.executor,
             execution.alive.elapsed_ms / 1_000,
-            execution.offsets.stdout + execution.offsets.stderr,
+            execution.offsets.stdout.saturating_add(execution.offsets.stderr),
             if execution.attached { "yes" } else { "no" },
         )
     });

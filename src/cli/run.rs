@@ -27,7 +27,7 @@ Exit codes:
    64  wrong use: flags, parameters, unknown executor
    69  service or backend cannot be reached, does not answer, or was restarted;
        or another client has attached
-   70  output incomplete, or damaged on the way
+   70  output incomplete or damaged on the way, or an invalid message of the service
    74  output cannot be written
    75  service full or shutting down; execution ended because no client attached
    77  not authorized

@@ -94,7 +94,7 @@ impl Transcript {
             (Some("output"), Some(params)) => self.on_output(&read(params)?).map(|()| true),
             (Some("gap"), Some(params)) => self.on_gap(&read(params)?).map(|()| true),
             (Some("statusUpdate"), Some(params)) => {
-                self.on_status(StatusNotice::read(params).map_err(|error| not_understood(&error))?, now)
+                self.on_status(StatusNotice::read(params.get()).map_err(|error| not_understood(&error))?, now)
             }
             (Some("error"), Some(params)) => {
                 self.errors.push(read::<ErrorNotice>(params)?.error);

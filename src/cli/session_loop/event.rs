@@ -3,21 +3,15 @@
 use cc_executor_actors::{
     id::InstanceId,
     outcome::Outcome,
-    protocol::{
-        attach::AttachResult,
-        execute::ExecuteResult,
-        notification::{Connected, ErrorNotice, StatusNotice},
-    },
+    protocol::{Limits, execute::HoldResult},
     rpc::{ErrorObject, ReceivedMessage},
     stream::PerStream,
 };
+use serde::{Deserialize, de::IgnoredAny};
+use serde_json::value::RawValue;
 
 use crate::{
-    cli::{
-        ClientError,
-        connection::{not_understood, read},
-        exit_code::EndRequest,
-    },
+    cli::{ClientError, connection::read, exit_code::EndRequest},
     console::{OutputReader, WriteFailed},
 };
 
@@ -48,10 +42,8 @@ pub(super) enum LoopEvent {
     OutputLost(OutputLoss),
     /// `connected` was received.
     Connected { instance: Option<InstanceId>, longest_detach_ms: u64 },
-    /// The response to `execute`.
-    Executed(ExecuteResult),
-    /// The response to `attach`.
-    Attached(AttachResult),
+    /// The response to `execute` or `attach`. Its status is text, because a newer service may have other statuses.
+    Accepted(HoldResult<String>),
     /// The service refuses `execute` or `attach`.
     Refused(ErrorObject),
     /// The response to `input`.
@@ -98,30 +90,52 @@ impl LoopEvent {
         awaits_connected: bool,
     ) -> Result<Option<LoopEvent>, ClientError> {
         Ok(match (message.method.as_deref(), message.params) {
-            (Some("statusUpdate"), Some(params)) => {
-                Some(match StatusNotice::read(params).map_err(|error| not_understood(&error))? {
-                    StatusNotice::Progress(update) => LoopEvent::StatusUpdated { activity: update.activity },
-                    StatusNotice::Ended(end) => LoopEvent::Ended(Box::new(end.ending)),
-                })
-            }
+            (Some("statusUpdate"), Some(params)) => Some(status_event(params)?),
             (Some("detached"), _) => Some(LoopEvent::Detached),
             (Some("connected"), Some(params)) if awaits_connected => {
-                let Connected { instance, limits, .. } = read(params)?;
+                let ServiceFacts { instance, limits } = read(params)?;
                 Some(LoopEvent::Connected { instance, longest_detach_ms: limits.detach_ms })
             }
-            (Some("error"), Some(params)) => Some(LoopEvent::ServiceError(read::<ErrorNotice>(params)?.error)),
+            (Some("error"), Some(params)) => Some(LoopEvent::ServiceError(read(params)?)),
             (None, _) => response_event(message)?,
             _ => None,
         })
     }
 }
 
+/// The fields of `connected` that a client uses.
+#[derive(Deserialize)]
+struct ServiceFacts {
+    #[serde(default)]
+    instance: Option<InstanceId>,
+    limits: Limits,
+}
+
+/// The fields of a `statusUpdate` that is not final that a client uses.
+#[derive(Deserialize)]
+struct StatusSummary {
+    /// Only the final status has one.
+    #[serde(default)]
+    reason: Option<IgnoredAny>,
+    #[serde(default)]
+    activity: Option<String>,
+}
+
+/// Reads only the used fields of a status that is not final, because a newer service may have other statuses, and they
+/// must not end a client.
+fn status_event(params: &RawValue) -> Result<LoopEvent, ClientError> {
+    let StatusSummary { reason, activity } = read(params)?;
+    Ok(match reason {
+        Some(_) => LoopEvent::Ended(read(params)?),
+        None => LoopEvent::StatusUpdated { activity },
+    })
+}
+
 /// The responses to CANCEL and `resize` need no action: an error there means that the execution is ending.
 fn response_event(message: ReceivedMessage<'_>) -> Result<Option<LoopEvent>, ClientError> {
     Ok(match (message.id, message.error, message.result) {
         (Some(call::EXECUTE | call::ATTACH), Some(error), _) => Some(LoopEvent::Refused(error)),
-        (Some(call::EXECUTE), None, Some(result)) => Some(LoopEvent::Executed(read(result)?)),
-        (Some(call::ATTACH), None, Some(result)) => Some(LoopEvent::Attached(read(result)?)),
+        (Some(call::EXECUTE | call::ATTACH), None, Some(result)) => Some(LoopEvent::Accepted(read(result)?)),
         (Some(id), error, _) if id >= call::INPUT => Some(LoopEvent::InputAnswered(error.map_or(Ok(()), Err))),
         _ => None,
     })
@@ -163,13 +177,21 @@ mod tests {
             (r#"{"id":2,"result":{}}"#, "None"),
             (r#"{"id":10,"result":{}}"#, "Some(InputAnswered(Ok(())))"),
             (r#"{"method":"later"}"#, "None"),
+            (
+                r#"{"method":"statusUpdate","params":{"status":"LATER","backend":"later","activity":"a"}}"#,
+                "Some(StatusUpdated { activity: Some(\"a\") })",
+            ),
+            (
+                r#"{"method":"connected","params":{"limits":{"detachMs":7}}}"#,
+                "Some(Connected { instance: None, longest_detach_ms: 7 })",
+            ),
         ] {
             assert_eq!(event(text), expected, "{text}");
         }
-        let executed = json!({ "id": 1, "result": { "executionId": id, "status": "started" } });
-        assert!(event(&executed.to_string()).starts_with("Some(Executed("));
-        let attached = json!({ "id": 4, "result": { "executionId": id, "status": "RUNNING" } });
-        assert!(event(&attached.to_string()).starts_with("Some(Attached("));
+        for (call, status) in [(1, "started"), (4, "RUNNING"), (4, "LATER")] {
+            let accepted = json!({ "id": call, "result": { "executionId": id, "status": status } });
+            assert!(event(&accepted.to_string()).starts_with("Some(Accepted("), "{call} {status}");
+        }
         assert!(event(&format!(r#"{{"id":1,"error":{error}}}"#)).starts_with("Some(Refused("));
         assert!(event(&format!(r#"{{"id":11,"error":{error}}}"#)).starts_with("Some(InputAnswered(Err("));
         assert!(event(&format!(r#"{{"method":"error","params":{error}}}"#)).starts_with("Some(ServiceError("));

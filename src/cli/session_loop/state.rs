@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use cc_executor_actors::{
     clock::millis,
     id::{ExecutionId, InstanceId},
-    protocol::execute::{Acceptance, HoldResult},
+    protocol::execute::HoldResult,
     rpc::{ErrorObject, code},
 };
 
@@ -20,6 +20,9 @@ use crate::cli::{ClientError, exit, exit_code::EndRequest, reconnect::Absence, s
 
 /// The longest wait for the response to `execute` or `attach`. The service itself waits 10 s for its backend.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(30);
+
+/// The status in the response to `execute` if the execution ended before it ran. `attach` has none of this name.
+const FAILED: &str = "failed";
 
 /// The purpose of the client.
 #[derive(Debug)]
@@ -35,9 +38,9 @@ pub(in crate::cli) enum LoopPurpose {
 pub(in crate::cli) enum DisconnectAction {
     /// The service ends it.
     End,
-    /// It goes on for this time, in which the client tries to connect again.
+    /// The execution continues for this time, in which the client tries to connect again.
     Reconnect(Duration),
-    /// It goes on for as long as the service allows. The client prints its id and exits.
+    /// The execution continues for the longest time that the service allows. The client prints its id and exits.
     Detach,
 }
 
@@ -147,11 +150,7 @@ impl LoopState {
             LoopEvent::EndRequested(request) => self.on_end_requested(request, now),
             LoopEvent::OutputLost(loss) => Ok(self.on_output_lost(loss)),
             LoopEvent::Connected { instance, longest_detach_ms } => Ok(self.on_connected(instance, longest_detach_ms)),
-            LoopEvent::Executed(result) => {
-                let failed = result.status == Acceptance::Failed;
-                Ok(self.on_accepted(&result, failed))
-            }
-            LoopEvent::Attached(result) => Ok(self.on_accepted(&result, false)),
+            LoopEvent::Accepted(result) => Ok(self.on_accepted(&result)),
             LoopEvent::Refused(error) => self.on_refused(&error, now),
             LoopEvent::IdPrinted(Ok(())) => Ok(vec![LoopAction::Exit(0)]),
             LoopEvent::IdPrinted(Err(loss)) => {
@@ -238,7 +237,7 @@ impl LoopState {
         [Some(request), self.cancel()].into_iter().flatten().collect()
     }
 
-    fn on_accepted<S>(&mut self, accepted: &HoldResult<S>, failed: bool) -> Vec<LoopAction> {
+    fn on_accepted(&mut self, accepted: &HoldResult<String>) -> Vec<LoopAction> {
         let HoldResult { execution_id: id, instance, .. } = *accepted;
         let is_first = !matches!(self.request, RequestState::Accepted { .. });
         let instance = instance.or(self.request.instance());
@@ -249,7 +248,7 @@ impl LoopState {
             actions.push(LoopAction::ResumeAgentOutput);
         }
         match self.purpose {
-            LoopPurpose::Run { on_disconnect: DisconnectAction::Detach, .. } if !failed => {
+            LoopPurpose::Run { on_disconnect: DisconnectAction::Detach, .. } if accepted.status != FAILED => {
                 actions.push(LoopAction::PrintId(id));
             }
             LoopPurpose::Run { .. } if is_first => actions.push(LoopAction::StartInput),

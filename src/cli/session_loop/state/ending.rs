@@ -89,7 +89,7 @@ impl LoopState {
         actions.extend(ended_by(outcome).map(LoopAction::Report));
         let code = exit_code_of(outcome);
         let PerStream { stdout, stderr } = lost;
-        if stdout + stderr == 0 {
+        if (*stdout, *stderr) == (0, 0) {
             actions.push(LoopAction::Exit(code));
         } else {
             // Exit code 70 replaces the command's own, so the message names that.

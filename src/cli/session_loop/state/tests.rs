@@ -2,7 +2,6 @@
 
 use cc_executor_actors::{
     outcome::{Outcome, Reason, Status},
-    protocol::{attach::AttachResult, execute::ExecuteResult},
     stream::PerStream,
 };
 use serde_json::json;
@@ -41,14 +40,13 @@ impl Script {
         step.map_err(|error| (error.message, error.code))
     }
 
-    fn accepted(&self, status: Acceptance, instance: Option<&str>) -> LoopEvent {
-        let instance = instance.map(instance_id);
-        LoopEvent::Executed(ExecuteResult { execution_id: self.id, status, claude: false, agent: None, instance })
+    fn accepted(&self, status: &str, instance: Option<&str>) -> LoopEvent {
+        let (status, instance) = (status.to_owned(), instance.map(instance_id));
+        LoopEvent::Accepted(HoldResult { execution_id: self.id, status, claude: false, agent: None, instance })
     }
 
     fn attached(&self) -> LoopEvent {
-        let (status, instance) = (Status::Running, None);
-        LoopEvent::Attached(AttachResult { execution_id: self.id, status, claude: false, agent: None, instance })
+        self.accepted("RUNNING", None)
     }
 
     fn execute(&self, detach_ms: Option<u64>, instance: Option<&str>) -> LoopAction {
@@ -95,7 +93,7 @@ fn a_command_that_ends_with_its_client_is_requested_at_once_and_never_again() {
     assert_eq!(script.play(0, LoopEvent::Opened), Ok(vec![execute]));
     assert!(!script.state.awaits_connected());
     assert_eq!(script.state.answer_by(), Some(script.start + ANSWER_PATIENCE));
-    let accepted = script.accepted(Acceptance::Started, None);
+    let accepted = script.accepted("started", None);
     assert_eq!(script.play(1, accepted), Ok(vec![LoopAction::StartInput]));
     assert_eq!(script.state.answer_by(), None);
     let message = format!("it broke; it may run: cc-executor cancel {}", script.id);
@@ -124,7 +122,7 @@ fn a_client_that_reconnects_sends_its_request_to_the_same_instance() {
         "it is reported once"
     );
     script.play(1_360, LoopEvent::Opened).unwrap();
-    let accepted = script.accepted(Acceptance::Started, Some("one"));
+    let accepted = script.accepted("started", Some("one"));
     assert_eq!(script.play(1_361, accepted), Ok(vec![LoopAction::StartInput]));
     // The next absence has a time of its own, and the execution is attached to.
     let until = Duration::from_secs(60) + PATIENCE;
@@ -171,7 +169,7 @@ fn an_interrupt_exits_before_the_request_and_cancels_after_it() {
     assert_eq!(script.play(62, connected(Some("one"))).unwrap()[1], LoopAction::Cancel);
     let mut script = Script::attach(Some(PATIENCE));
     script.play(0, LoopEvent::Opened).unwrap();
-    let accepted = script.accepted(Acceptance::Started, None);
+    let accepted = script.accepted("started", None);
     script.play(1, accepted).unwrap();
     script.play(2, LoopEvent::Broken(broken())).unwrap();
     let left = report(ending::LEFT);
@@ -244,13 +242,13 @@ fn a_detached_command_is_canceled_if_its_id_is_not_printed() {
         let mut script = Script::run(DisconnectAction::Detach);
         script.play(0, LoopEvent::Opened).unwrap();
         assert_eq!(script.play(0, connected(Some("one"))), Ok(vec![script.execute(Some(7), None)]));
-        let accepted = script.accepted(Acceptance::Started, Some("one"));
+        let accepted = script.accepted("started", Some("one"));
         assert_eq!(script.play(1, accepted), Ok(vec![LoopAction::PrintId(script.id)]));
         assert_eq!(script.play(1, LoopEvent::IdPrinted(loss.map_or(Ok(()), Err))), Ok(actions));
     }
     let mut script = Script::run(DisconnectAction::Detach);
     script.play(0, LoopEvent::Opened).unwrap();
-    let failed = script.accepted(Acceptance::Failed, None);
+    let failed = script.accepted("failed", None);
     assert_eq!(script.play(1, failed), Ok(vec![LoopAction::StartInput]), "its end is followed");
 }
 
@@ -277,7 +275,7 @@ fn the_exit_code_is_the_commands_own_unless_a_signal_or_a_loss_decides() {
     ] {
         let mut script = Script::run(DisconnectAction::End);
         script.play(0, LoopEvent::Opened).unwrap();
-        let accepted = script.accepted(Acceptance::Started, None);
+        let accepted = script.accepted("started", None);
         script.play(1, accepted).unwrap();
         let case = format!("{request:?} {event:?}");
         if let Some(request) = request {
