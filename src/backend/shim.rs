@@ -217,8 +217,12 @@ impl Shim {
     }
 
     fn read_report(&mut self) {
-        let CommandState::Starting(starting) = std::mem::replace(&mut self.command, CommandState::Executed) else {
-            return;
+        let starting = match std::mem::replace(&mut self.command, CommandState::Executed) {
+            CommandState::Starting(starting) => starting,
+            reported => {
+                self.command = reported;
+                return;
+            }
         };
         let leader = starting.leader;
         match starting.read() {
@@ -283,8 +287,6 @@ impl Shim {
                 }
                 Order::Resume => {
                     self.end_pause();
-                    // Also processes that others stopped, because a client has no other way to continue them.
-                    pause::continue_all(&self.procfs);
                     self.send(&ShimEvent::Resumed);
                 }
                 Order::Inspect => {
@@ -317,7 +319,7 @@ impl Shim {
         }
     }
 
-    /// Continues the tree if it was paused. A pause that was under way has failed.
+    /// Continues the tree. A pause that was under way has failed.
     fn end_pause(&mut self) {
         self.pause.end(&self.procfs, self.cgroup.as_ref());
         self.answer_pauses(&ShimEvent::NotPaused);
@@ -331,10 +333,9 @@ impl Shim {
             EndState::Running if grace.is_zero() => self.kill_now(),
             EndState::Running => {
                 self.tree.terminate(&self.procfs);
-                self.end_pause();
                 // Also to the group, because that needs no listing of the tree.
                 self.tree.signal_group(Signal::CONT.as_raw());
-                pause::continue_all(&self.procfs);
+                self.end_pause();
                 self.end = EndState::Terminating { kill_at };
             }
             EndState::Terminating { kill_at: planned } => *planned = kill_at.min(*planned),

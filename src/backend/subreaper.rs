@@ -24,8 +24,8 @@ use std::{
 use cc_executor_actors::outcome::Evidence;
 use rustix::{
     process::{
-        DumpableBehavior, Pid, Signal, kill_process, set_child_subreaper, set_dumpable_behavior,
-        set_parent_process_death_signal, setsid,
+        DumpableBehavior, Pid, Resource, Rlimit, Signal, getrlimit, kill_process, set_child_subreaper,
+        set_dumpable_behavior, set_parent_process_death_signal, setsid,
     },
     stdio::{dup2_stderr, dup2_stdin, dup2_stdout},
 };
@@ -47,7 +47,7 @@ use super::shim::{
 };
 use crate::syscall::{ForkTarget, SingleThread, block_signals, close_inherited_from};
 
-/// How long KILL is repeated before the remaining orphans count as survivors. It goes on after that.
+/// How long KILL is repeated before the remaining orphans count as survivors. The subreaper repeats it after that, too.
 const SWEEP_PATIENCE: Duration = Duration::from_secs(4);
 
 /// The interval between two rounds of a sweep: at first, and after [`SWEEP_PATIENCE`].
@@ -85,8 +85,30 @@ struct Forked {
     ticket: Ticket,
 }
 
+/// The limits that each shim inherits, and each command from its shim.
+const INHERITED_LIMITS: [Resource; 16] = [
+    Resource::Cpu,
+    Resource::Fsize,
+    Resource::Data,
+    Resource::Stack,
+    Resource::Core,
+    Resource::Rss,
+    Resource::Nproc,
+    Resource::Nofile,
+    Resource::Memlock,
+    Resource::As,
+    Resource::Locks,
+    Resource::Sigpending,
+    Resource::Msgqueue,
+    Resource::Nice,
+    Resource::Rtprio,
+    Resource::Rttime,
+];
+
 struct SubreaperLoop {
     single: SingleThread,
+    /// Its limits at the start. A command of the same user can change them (prlimit(2)).
+    limits: [Rlimit; INHERITED_LIMITS.len()],
     contained: Contained,
     socket: OwnedFd,
     waiter: Waiter,
@@ -134,6 +156,7 @@ impl SubreaperLoop {
         dup2_stderr(&null)?;
         Ok(SubreaperLoop {
             single: SingleThread::prove()?,
+            limits: INHERITED_LIMITS.map(getrlimit),
             contained,
             socket,
             waiter: Waiter::open()?,
@@ -317,6 +340,12 @@ impl SubreaperLoop {
             self.answer(number, &SubreaperResponse::NotForked { message });
             return None;
         };
+        if INHERITED_LIMITS.map(getrlimit) != self.limits {
+            // The backend replaces this subreaper, because a shim could not raise a lowered limit.
+            let message = "the limits of the subreaper were changed (prlimit(2))".to_owned();
+            self.answer(number, &SubreaperResponse::NotForked { message });
+            return None;
+        }
         let forked = match self.contained {
             Contained::PidNamespace => self.single.fork_into(ForkTarget::PidNamespace),
             Contained::Tree | Contained::Cgroup(_) => self.single.fork(),

@@ -22,11 +22,12 @@ use crate::common::{
 /// The evidence of an ending after the loss of the subreaper.
 const EVIDENCE: &[&str] = &["echild", "swept", "cgroup_empty"];
 
-/// A command that limits the subreaper does not affect other executions. A poll(2) of more descriptors than the limit
-/// fails; with 0 every poll does.
+/// A command that limits the subreaper does not affect other executions. With 100 the subreaper can still fork, but
+/// later commands would inherit the limit. A poll(2) of more descriptors than the limit fails; with 0 every poll does.
 #[test]
 fn subreaper_without_free_descriptors_is_replaced() {
-    for (mode, limit) in Mode::with_reachable_guards().into_iter().flat_map(|mode| [(mode, 4), (mode, 0)]) {
+    for (mode, limit) in Mode::with_reachable_guards().into_iter().flat_map(|mode| [(mode, 100), (mode, 4), (mode, 0)])
+    {
         let service = mode.service(&[]);
         let limit = format!("prlimit --pid $(cut -d' ' -f4 /proc/$PPID/stat) --nofile={limit}:{limit}");
         let (mut client, mark) = (service.connect(), procs::mark());

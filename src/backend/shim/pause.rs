@@ -80,15 +80,14 @@ impl PauseState {
         step
     }
 
-    /// Continues all processes if the shim had begun to stop them.
+    /// Continues all processes, also those that others have stopped, because a client has no other way to continue them.
     pub(super) fn end(&mut self, procfs: &Procfs, cgroup: Option<&Cgroup>) {
         if let Some(cgroup) = cgroup {
             // Does nothing to a cgroup that is not frozen.
             let _ = cgroup.freeze(false);
         }
-        if !matches!(std::mem::take(self), PauseState::Running) {
-            continue_all(procfs);
-        }
+        *self = PauseState::Running;
+        continue_all(procfs);
     }
 }
 
@@ -114,8 +113,8 @@ fn stop_running(signaled: &mut HashSet<Pid>, until: Instant, procfs: &Procfs) ->
     if Instant::now() > until { PauseStep::Failed } else { PauseStep::Again }
 }
 
-/// Continues everything below this process, children first, also processes that others have stopped.
-pub(super) fn continue_all(procfs: &Procfs) {
+/// Continues everything below this process, children first.
+fn continue_all(procfs: &Procfs) {
     for (process, stat) in procfs.descendants(usize::MAX).unwrap_or_default().into_iter().rev() {
         send(process, stat, Signal::CONT);
     }

@@ -18,7 +18,7 @@ use rustix::{
     process::{Pid, getpid},
 };
 
-/// The most passes of one listing. A tree whose processes go on forking and ending never comes to rest.
+/// The most passes of one listing. A tree whose processes keep forking and ending never comes to rest.
 const MAX_PASSES: usize = 4;
 
 /// The fields of /proc/PID/stat that the shim uses (proc(5)).
@@ -60,11 +60,7 @@ impl Procfs {
 
     /// The direct children of this process, including ended ones that it has not reaped.
     pub fn children(&self) -> io::Result<Vec<Pid>> {
-        let Some(file) = &self.children else {
-            let me = getpid().as_raw_nonzero().get();
-            let all = self.all()?;
-            return Ok(all.into_iter().filter(|(_, stat)| stat.parent == me).map(|(process, _)| process).collect());
-        };
+        let Some(file) = &self.children else { return self.children_of_all_threads() };
         let mut list = Vec::new();
         let mut piece = [0; 4096];
         loop {
@@ -77,16 +73,24 @@ impl Procfs {
         Ok(list.split_ascii_whitespace().filter_map(pid).collect())
     }
 
+    /// The direct children of all threads of this process. Reads all processes.
+    pub fn children_of_all_threads(&self) -> io::Result<Vec<Pid>> {
+        let me = getpid().as_raw_nonzero().get();
+        let all = self.all()?;
+        Ok(all.into_iter().filter(|(_, stat)| stat.parent == me).map(|(process, _)| process).collect())
+    }
+
     /// All processes below this one, parents first. If the kernel lists children, only this tree is read, because
     /// reading all processes takes too long when many executions end at the same time.
     ///
     /// # Errors
     ///
-    /// /proc cannot be read, or there are more than `most` processes. Without a limit a tree that goes on forking may
+    /// /proc cannot be read, or there are more than `most` processes. Without a limit a tree that keeps forking may
     /// keep this busy for as long as it forks.
     pub fn descendants(&self, most: usize) -> io::Result<Vec<(Pid, Stat)>> {
         if self.children.is_none() {
-            return self.descendants_of_all();
+            let all = self.descendants_of_all()?;
+            return if all.len() > most { Err(too_many()) } else { Ok(all) };
         }
         let visit = |process| match self.stat(process) {
             Ok(stat) => Ok(Some((stat, self.children_of(process)?))),
@@ -111,7 +115,11 @@ impl Procfs {
         };
         let mut found = Vec::new();
         for task in Dir::read_from(tasks.as_fd())? {
-            let Ok(task) = task else { break };
+            let task = match task {
+                Ok(task) => task,
+                Err(error) if is_ended(&error.into()) => break,
+                Err(error) => return Err(error.into()),
+            };
             let Some(task) = task.file_name().to_str().ok().and_then(pid) else { continue };
             let path = format!("{}/children", task.as_raw_nonzero());
             let mut list = String::new();
@@ -196,13 +204,17 @@ fn walk(
                     below.extend(children);
                 }
                 if found.len() > most {
-                    return Err(io::Error::other("too many processes"));
+                    return Err(too_many());
                 }
             }
             next = below;
         }
     }
     Ok(found)
+}
+
+fn too_many() -> io::Error {
+    io::Error::other("too many processes")
 }
 
 fn is_ended(error: &io::Error) -> bool {

@@ -90,7 +90,7 @@ pub enum ShimEvent {
     Exited(LeaderExit),
     /// The tree is stopped.
     Paused,
-    /// The tree could not be stopped, and goes on.
+    /// The tree could not be stopped, so it was continued.
     NotPaused,
     /// The tree was continued.
     Resumed,

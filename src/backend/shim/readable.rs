@@ -15,7 +15,7 @@ use rustix::{
     io::Errno,
 };
 
-/// Waits for descriptors. To be made before any command runs, because it needs a descriptor of its own.
+/// Waits for descriptors. Open it before any command runs, because it takes a descriptor itself.
 #[derive(Debug)]
 pub struct Waiter {
     epoll: OwnedFd,
@@ -36,7 +36,7 @@ impl Waiter {
     ///
     /// # Errors
     ///
-    /// The kernel cannot wait for these descriptors.
+    /// The kernel cannot wait for these descriptors, or one is given twice. The waiter cannot be used any more.
     pub fn wait_readable<const N: usize>(
         &self,
         sources: [Option<BorrowedFd<'_>>; N],
@@ -54,7 +54,7 @@ impl Waiter {
         Ok(sources.map(|source| source.is_some() && ready.next() == Some(true)))
     }
 
-    /// The same with epoll(7), for which the limit of descriptors does not count. It takes more system calls.
+    /// The same with epoll(7), which ignores the limit of descriptors but takes more system calls.
     fn wait_without_limit<const N: usize>(
         &self,
         sources: [Option<BorrowedFd<'_>>; N],

@@ -139,7 +139,8 @@ fn prepare(spec: &JobSpec, ends: &CommandEnds, cgroup: Option<&Cgroup>) -> io::R
     dup2_stdout(&ends.stdout)?;
     dup2_stderr(&ends.stderr)?;
     if let Some(soft) = spec.descriptor_limit {
-        // The service has raised its own limit, and a program that closes all descriptors up to the limit would take long.
+        // The service has raised its own limit, and a program that closes all descriptors up to the limit would take
+        // long.
         let limit = getrlimit(Resource::Nofile);
         setrlimit(Resource::Nofile, Rlimit { current: Some(soft), ..limit })?;
     }

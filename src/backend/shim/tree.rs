@@ -84,7 +84,8 @@ impl ProcessTree {
     /// Sends a signal to the leader's process group, while the leader is there.
     pub fn signal_group(&self, number: i32) {
         if let (Some(leader), Some(signal)) = (self.leader, Signal::from_named_raw(number)) {
-            // The group exists only from shortly before the exec; until then the leader alone gets the signal. Both calls fail if it has just ended.
+            // The group exists only from shortly before the exec; until then the leader alone gets the signal. Both
+            // calls fail if the leader has just ended.
             if kill_process_group(leader, signal) == Err(Errno::SRCH) {
                 let _ = kill_process(leader, signal);
             }
@@ -94,7 +95,7 @@ impl ProcessTree {
     /// Sends TERM to the group, and to each child outside it.
     pub fn terminate(&mut self, procfs: &Procfs) {
         let before = now_in_ticks();
-        // Before anything is listed, because a tree that goes on forking can make that slow.
+        // Before anything is listed, because a tree that keeps forking can make that slow.
         self.signal_group(Signal::TERM.as_raw());
         self.terminated_as_group = self.group_members(before, procfs);
         self.terminated.extend(self.leader);

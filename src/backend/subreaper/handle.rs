@@ -222,7 +222,7 @@ impl Drop for SubreaperHandle {
             state.phase = HandlePhase::GivenUp;
         }
         drop(state);
-        // Ends the subreaper, and with it the thread, which holds the socket, too.
+        // The subreaper ends when it reads the end of the socket. Closing would not do, because the thread also holds it.
         let _ = rustix::net::shutdown(&self.shared.socket, rustix::net::Shutdown::Write);
     }
 }

@@ -10,8 +10,8 @@ use rustix::{
     cmsg_space,
     io::Errno,
     net::{
-        RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
-        recvmsg, sendmsg,
+        RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
+        SendFlags, recvmsg, sendmsg,
     },
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -56,8 +56,8 @@ pub(super) fn receive<T: DeserializeOwned>(socket: &OwnedFd) -> Received<T> {
     let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
-    let n = match recvmsg(socket, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, flags) {
-        Ok(received) if received.bytes > 0 => received.bytes,
+    let received = match recvmsg(socket, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, flags) {
+        Ok(received) if received.bytes > 0 => received,
         Err(Errno::INTR | Errno::AGAIN) => return Received::Nothing,
         Ok(_) | Err(_) => return Received::End,
     };
@@ -67,7 +67,11 @@ pub(super) fn receive<T: DeserializeOwned>(socket: &OwnedFd) -> Received<T> {
             descriptors.extend(rights);
         }
     }
-    match serde_json::from_slice(&bytes[..n]) {
+    if received.flags.contains(ReturnFlags::CTRUNC) {
+        // Some did not fit under the limit of descriptors. A shim needs all of them or none.
+        descriptors.clear();
+    }
+    match serde_json::from_slice(&bytes[..received.bytes]) {
         Ok(message) => Received::Message(message, descriptors),
         Err(_) => Received::Nothing,
     }

@@ -11,7 +11,7 @@ use std::{
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, set_child_subreaper, waitpid};
 
 use super::state::{HandlePhase, SharedHandle, lock};
-use crate::backend::shim::procfs::{pid, stat_of};
+use crate::backend::shim::procfs::Procfs;
 
 /// The interval between two looks for the orphans of a lost subreaper.
 pub(super) const ADOPTED_CADENCE: Duration = Duration::from_millis(2);
@@ -21,6 +21,7 @@ pub(super) const ADOPTED_CADENCE: Duration = Duration::from_millis(2);
 #[derive(Debug)]
 pub(super) struct Adoption {
     is_subreaper: bool,
+    procfs: Procfs,
     subreapers: Mutex<Vec<Weak<SharedHandle>>>,
     own: Mutex<Vec<Pid>>,
 }
@@ -28,11 +29,13 @@ pub(super) struct Adoption {
 impl Adoption {
     /// To be called before this process has any other children.
     pub(super) fn prepare() -> io::Result<Adoption> {
-        let is_subreaper = own_children()?.is_empty();
+        let procfs = Procfs::open()?;
+        // Of all threads, because each subreaper is started by a thread of its own.
+        let is_subreaper = procfs.children_of_all_threads()?.is_empty();
         if is_subreaper {
             set_child_subreaper(Some(Pid::INIT))?;
         }
-        Ok(Adoption { is_subreaper, subreapers: Mutex::default(), own: Mutex::default() })
+        Ok(Adoption { is_subreaper, procfs, subreapers: Mutex::default(), own: Mutex::default() })
     }
 
     pub(super) fn spawn(&self, command: &mut Command, shared: &Arc<SharedHandle>) -> io::Result<(Child, Pid)> {
@@ -75,7 +78,7 @@ impl Adoption {
     fn end_orphans(&self) -> io::Result<usize> {
         // Held while listing, so that no subreaper is started meanwhile.
         let own = lock(&self.own);
-        let mut children = own_children()?;
+        let mut children = self.procfs.children_of_all_threads()?;
         children.retain(|child| !own.contains(child));
         drop(own);
         let shims: Vec<Pid> = {
@@ -95,17 +98,4 @@ impl Adoption {
         }
         Ok(n_orphans)
     }
-}
-
-/// The children of this process, of all its threads.
-fn own_children() -> io::Result<Vec<Pid>> {
-    let me = rustix::process::getpid().as_raw_nonzero().get();
-    let mut children = Vec::new();
-    for entry in std::fs::read_dir("/proc")? {
-        let Some(process) = entry?.file_name().to_str().and_then(pid) else { continue };
-        if stat_of(process).is_some_and(|stat| stat.parent == me) {
-            children.push(process);
-        }
-    }
-    Ok(children)
 }

@@ -23,13 +23,13 @@ pub(super) const ADOPTED_PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(super) struct SharedHandle {
     pub(super) socket: OwnedFd,
-    /// With this the thread waits.
+    /// Used by the thread only.
     pub(super) waiter: Waiter,
     /// Wakes the thread, which waits without a deadline while no request is pending.
     pub(super) wake: OwnedFd,
     pub(super) state: Mutex<HandleState>,
     pub(super) next: AtomicU64,
-    /// Whether this process inherits its children when it is lost.
+    /// Whether this process becomes the parent of the subreaper's children when the subreaper is lost.
     pub(super) adopts: bool,
     /// The containment of its executions. A cgroup directory belongs to it alone.
     pub(super) contained: Contained,

@@ -50,8 +50,9 @@ fn step(shared: &SharedHandle, pid: Pid) -> bool {
     if woken {
         let _ = rustix::io::read(&shared.wake, &mut [0u8; 8]);
     }
-    if answered && !read_answer(shared) {
-        return false;
+    if answered {
+        // Deadlines are judged when all arrived responses are read, because this process may have been stopped.
+        return read_answer(shared);
     }
     let action = lock(&shared.state).watch.act(Instant::now());
     if action == Some(WatchAction::Kill) {
