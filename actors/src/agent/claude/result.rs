@@ -32,7 +32,11 @@ impl ClaudeResult {
             num_turns: fields.get("num_turns"),
             duration_ms: fields.get("duration_ms"),
             total_cost_usd: fields.get("total_cost_usd"),
-            usage: fields.get("usage").filter(|_| fields.raw("usage").is_some_and(|raw| raw.get().len() <= MAX_USAGE)),
+            // The size is checked first, because a parsed value takes many times the memory of its text.
+            usage: fields
+                .raw("usage")
+                .filter(|raw| raw.get().len() <= MAX_USAGE)
+                .and_then(|raw| serde_json::from_str(raw.get()).ok()),
             session_id: fields.text("session_id"),
             api_error_status: fields.get("api_error_status"),
         }
