@@ -236,6 +236,22 @@ fn response_body_ends_after_the_close_frame() {
     });
 }
 
+/// The session still reads for a second after its own close frame, so that the client's close frame can arrive.
+#[test]
+fn lingering_session_answers_no_call_after_its_close_frame() {
+    let stub = scripted_backend();
+    with_session(&stub, async |supervisor, mut peer| {
+        let reason = CloseReason::new(CloseCode::Unsupported, "binary");
+        peer.incoming.send(Incoming::Fault(reason)).expect("the session runs");
+        peer.call(1, "ping", &json!({}));
+        peer.call(2, "execute", &json!({ "command": "silence" }));
+        assert_eq!(peer.message().await["method"], "connected");
+        assert_eq!(peer.frame().await.expect("the close frame").0, frames::CLOSE);
+        assert_eq!(peer.frame().await, None, "nothing after the close frame");
+        wait_until_empty(&supervisor).await;
+    });
+}
+
 #[test]
 fn slow_reader_gets_every_message_sent_before_the_close() {
     let stub = scripted_backend();

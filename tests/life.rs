@@ -323,7 +323,7 @@ fn stopped_command_receives_term_and_heartbeats_show_it_as_stopped() {
     client.execute(json!({ "command": "echo ready; kill -STOP $$; sleep 900", "heartbeatMs": 1_000 }));
     client.wait_for("output");
     let mut recording = Recording::default();
-    client.record_until(&mut recording, |recording| recording.updates.iter().any(|update| update.stopped));
+    assert!(!client.record_until(&mut recording, |recording| recording.updates.iter().any(|update| update.stopped)));
     client.call("control", json!({ "type": "SIGNAL", "signal": "SIGUSR1" })).unwrap();
     client.call("control", json!({ "type": "PAUSE" })).unwrap();
     client.call("control", json!({ "type": "RESUME" })).unwrap();

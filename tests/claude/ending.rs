@@ -14,6 +14,16 @@ use super::script::{
 };
 use crate::common::{PATIENCE, procs, recording::Recording, temp::TempPath, wait_until};
 
+/// The execution has completed, and its output is the text of the first and of the second turn.
+fn assert_both_turns(recording: &Recording) {
+    assert_eq!(
+        (recording.ending(), recording.text().as_str()),
+        ((Status::Completed, Reason::Exit), "first\nsecond\n"),
+        "{}",
+        recording.end
+    );
+}
+
 #[test]
 fn claude_that_does_not_exit_after_its_result_is_ended() {
     let service = service_with(&[("CC_EXECUTOR_CLAUDE_EXIT_MS", "3000")]);
@@ -157,12 +167,7 @@ fn exit_deadline_pauses_while_output_is_not_read() {
     fs::write(&*gate, "").unwrap();
     client.call("control", json!({ "type": "RESUME" })).unwrap();
     client.record_rest(&mut recording);
-    assert_eq!(
-        (recording.ending(), recording.text().as_str()),
-        ((Status::Completed, Reason::Exit), "first\nsecond\n"),
-        "{}",
-        recording.end
-    );
+    assert_both_turns(&recording);
 
     // More events than the ring holds, without a consumer: the backend has not read the events behind them.
     let make = r#"python3 -c "
@@ -188,12 +193,7 @@ for n in range(40000): print(line)
     let mut client = service.connect();
     client.attach(&id, &recording).unwrap();
     client.record_rest(&mut recording);
-    assert_eq!(
-        (recording.ending(), recording.text().as_str()),
-        ((Status::Completed, Reason::Exit), "first\nsecond\n"),
-        "{}",
-        recording.end
-    );
+    assert_both_turns(&recording);
     assert_eq!(recording.end["result"]["text"], "second");
 }
 
