@@ -64,7 +64,7 @@ pub struct Execution {
     request: SpawnHandle,
     notice: ExitNotice,
     requested_at: Instant,
-    /// Whether it goes on in its backend without a client, as far as the gateway knows.
+    /// Whether the execution keeps running in its backend without a client, as far as the gateway knows.
     may_detach: bool,
     /// The agent, if its standard output consists of an agent's events.
     agent: Option<&'static dyn Agent>,
@@ -123,7 +123,7 @@ impl Execution {
             }
             StateAction::Withdraw { cancellation: Cancellation { grace_ms, reason }, for_client, patience } => {
                 let (backend, id, holder) = (self.backend.clone(), self.id, Rc::clone(&self.holder));
-                // A task of its own, because it goes on when this actor does not wait any longer.
+                // A separate task, because the withdrawal must be completed even if this actor stops waiting for it.
                 let result =
                     actix_rt::spawn(async move { backend.withdraw(id, grace_ms, reason, &holder, for_client).await });
                 let withdrawn = async move { StateEvent::Withdrawn(result.await.unwrap_or(WithdrawResult::Failed)) };
@@ -132,20 +132,18 @@ impl Execution {
             }
             StateAction::Cancel(Cancellation { grace_ms, reason }) => {
                 let (backend, id) = (self.backend.clone(), self.id);
-                // A task of its own, because it goes on when this actor stops. A failure means that the backend is lost,
-                // which the stream shows.
+                // A separate task, because the request must be sent even if this actor stops. If it fails, the backend is
+                // lost, which the end of the stream reports.
                 actix_rt::spawn(async move { backend.control(id, ControlRequest::Cancel { grace_ms, reason }).await });
             }
             StateAction::Find(unless_found) => {
                 let (backend, id, holder) = (self.backend.clone(), self.id, Rc::clone(&self.holder));
-                let found = async move {
-                    match connect::find(&backend, id, PerStream::default(), &holder).await {
-                        Ok((events, start)) => StateEvent::Opened(BackendStream::Native(events), start),
-                        Err(ConnectError::End(end)) => StateEvent::StreamEnded(end),
-                        Err(ConnectError::Failed(_)) => StateEvent::NotFound(unless_found),
-                    }
+                let search = async move {
+                    let found = connect::find(&backend, id, PerStream::default(), &holder).await;
+                    let found = found.map(|(events, start)| (BackendStream::Native(events), start));
+                    opened(found, |_| StateEvent::NotFound(unless_found))
                 };
-                self.request = self.spawn(found, ctx);
+                self.request = self.spawn(search, ctx);
             }
             StateAction::Refuse(error) => {
                 info!(event = "execution.refused", session_id:% = self.session, execution_id:% = self.id,
@@ -202,7 +200,8 @@ impl Execution {
         self.spawn(relayed, ctx);
     }
 
-    /// Ends the execution. Answered when its backend has accepted that.
+    /// Ends the execution. While a native backend streams, the answer comes when that backend has accepted the request;
+    /// otherwise at once.
     fn cancel(&mut self, cancellation: Cancellation, ctx: &mut Context<Self>) -> ResponseFuture<ControlAnswer> {
         let Cancellation { grace_ms, reason } = cancellation;
         info!(event = "cancel.requested", session_id:% = self.session, execution_id:% = self.id,
@@ -228,7 +227,7 @@ impl Execution {
         let ms = millis(self.requested_at.elapsed());
         if self.may_detach {
             info!(event = "execution.released", session_id:% = self.session, execution_id:% = self.id, ms = ms;
-                "the client is gone; the execution goes on in its backend");
+                "the client is gone; the execution keeps running in its backend");
         } else {
             info!(event = "execution.finished", session_id:% = self.session, execution_id:% = self.id,
                 status = Status::Cancelled.as_str(), reason = Reason::Disconnected.as_str(), ms = ms;
@@ -260,6 +259,18 @@ impl Execution {
     }
 }
 
+/// The event of a request or a search for the execution; `failed` makes the event of a failure.
+fn opened(
+    result: Result<(BackendStream, StreamStart), ConnectError>,
+    failed: impl FnOnce(BackendError) -> StateEvent,
+) -> StateEvent {
+    match result {
+        Ok((stream, start)) => StateEvent::Opened(stream, start),
+        Err(ConnectError::End(end)) => StateEvent::StreamEnded(end),
+        Err(ConnectError::Failed(error)) => failed(error),
+    }
+}
+
 impl Actor for Execution {
     type Context = Context<Self>;
 
@@ -271,14 +282,9 @@ impl Actor for Execution {
         }
         let (backend, id, purpose) = (self.backend.clone(), self.id, self.purpose.clone());
         let holder = Rc::clone(&self.holder);
-        let opened = async move {
-            match connect::open(&backend, id, &purpose, &holder).await {
-                Ok((stream, start)) => StateEvent::Opened(stream, start),
-                Err(ConnectError::End(end)) => StateEvent::StreamEnded(end),
-                Err(ConnectError::Failed(error)) => StateEvent::OpenFailed(error),
-            }
-        };
-        self.request = self.spawn(opened, ctx);
+        let request =
+            async move { opened(connect::open(&backend, id, &purpose, &holder).await, StateEvent::OpenFailed) };
+        self.request = self.spawn(request, ctx);
         self.spawn(sleep(FIRST_EVENT_PATIENCE).map(|()| StateEvent::OpenOverdue), ctx);
     }
 }

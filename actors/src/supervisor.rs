@@ -5,7 +5,7 @@
 
 use std::{collections::HashMap, net::IpAddr};
 
-use actix::{Actor, Addr, Context, Handler, Message, MessageResult, ResponseFuture, WeakRecipient};
+use actix::{Actor, Addr, AsyncContext, Context, Handler, Message, MessageResult, ResponseFuture, WeakRecipient};
 use log::info;
 use tokio::sync::oneshot;
 
@@ -74,8 +74,6 @@ pub struct Admit {
     pub session: SessionId,
     /// The client's address, if it is known.
     pub peer: Option<IpAddr>,
-    /// The supervisor itself.
-    pub supervisor: Addr<Supervisor>,
 }
 
 /// The admission of a session. Dropping it makes room for another session.
@@ -101,7 +99,7 @@ impl Drop for Permit {
 impl Handler<Admit> for Supervisor {
     type Result = Result<Permit, ErrorObject>;
 
-    fn handle(&mut self, Admit { session, peer, supervisor }: Admit, _: &mut Self::Context) -> Self::Result {
+    fn handle(&mut self, Admit { session, peer }: Admit, ctx: &mut Self::Context) -> Self::Result {
         if self.draining.is_some() {
             return Err(ErrorObject::new(code::DRAINING, "the service is shutting down: connect again in a moment"));
         }
@@ -120,7 +118,7 @@ impl Handler<Admit> for Supervisor {
             return Err(ErrorObject::new(code::SESSION_LIMIT, message));
         }
         self.sessions.insert(session, SessionEntry { peer, drain: None });
-        Ok(Permit { session, supervisor })
+        Ok(Permit { session, supervisor: ctx.address() })
     }
 }
 

@@ -20,10 +20,10 @@ use futures_util::StreamExt;
 use log::info;
 
 use super::frame_reader::FrameReader;
-use crate::server::connection::{self, DRAIN_PATIENCE, Unflushed};
-
-/// The prefix of an offered subprotocol that carries a token.
-const BEARER: &str = "bearer.";
+use crate::server::{
+    auth::BEARER_PROTOCOL,
+    connection::{self, DRAIN_PATIENCE, Unflushed},
+};
 
 /// `GET /ws/mcp`.
 pub async fn upgrade(
@@ -65,5 +65,9 @@ pub async fn upgrade(
 fn offered_protocols(request: &HttpRequest) -> Vec<String> {
     let headers = request.headers().get_all(header::SEC_WEBSOCKET_PROTOCOL);
     let offers = headers.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
-    offers.map(str::trim).filter(|offer| !offer.is_empty() && !offer.starts_with(BEARER)).map(str::to_owned).collect()
+    offers
+        .map(str::trim)
+        .filter(|offer| !offer.is_empty() && !offer.starts_with(BEARER_PROTOCOL))
+        .map(str::to_owned)
+        .collect()
 }

@@ -24,7 +24,7 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 /// The prefix of the subprotocol that carries a browser's token.
-const BEARER_PROTOCOL: &str = "bearer.";
+pub const BEARER_PROTOCOL: &str = "bearer.";
 
 /// A secret that is never printed.
 #[derive(Clone)]

@@ -1,13 +1,17 @@
-//! The orderly end of a service after SIGTERM: executions may finish for three quarters of the time, then they are
-//! canceled, and their last output is delivered. Start with [`drain`], which `stop` in `src/roles.rs` calls. What a
-//! role does is its [`Drainable`], in `src/gateway.rs` and `src/backend.rs`.
+//! The orderly end of a service after SIGTERM or SIGINT. No role accepts new work. Queued executions are canceled and idle
+//! sessions closed at once. Running executions may finish for three quarters of the time, then they are canceled, and
+//! their last output is delivered. Only executions that may detach keep running if their backend is another process;
+//! their sessions are closed at once. A second signal ends everything at once.
+//!
+//! Start with [`drain`], which `stop` in `src/roles.rs` calls. The gateway's part is `on_drain` in
+//! `actors/src/session/phase/open.rs`, the backend's is `drain` and `cancel_all` in `src/backend/registry.rs`.
 
-use std::{rc::Rc, time::Duration};
+use std::time::Duration;
 
 use cc_executor_actors::clock::millis;
 use futures_util::future::LocalBoxFuture;
 use log::error;
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep_until};
 
 /// The longest grace of an execution that is canceled because the time is over.
 const MAX_GRACE: Duration = Duration::from_secs(1);
@@ -29,7 +33,7 @@ pub trait Drainable {
 /// The times of a drain.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Plan {
-    /// How long running executions may go on.
+    /// How long running executions may continue.
     finish: Duration,
     /// The time between TERM and KILL for executions that then still run.
     grace: Duration,
@@ -46,14 +50,6 @@ pub async fn drain(roles: Vec<Box<dyn Drainable>>, whole: Duration) {
     let plan = Plan::of(whole);
     let grace_ms = millis(plan.grace);
     let begun_at = Instant::now();
-    let roles = Rc::new(roles);
-    let hurrying = {
-        let roles = Rc::clone(&roles);
-        async move {
-            sleep_until(begun_at + plan.finish).await;
-            roles.iter().for_each(|role| role.cancel_rest(grace_ms));
-        }
-    };
     // All roles refuse new work before the first one is awaited.
     let draining: Vec<_> = roles.iter().map(|role| role.drained(grace_ms)).collect();
     let ended = async {
@@ -61,11 +57,17 @@ pub async fn drain(roles: Vec<Box<dyn Drainable>>, whole: Duration) {
             drained.await;
         }
     };
-    let hurrying = actix_web::rt::spawn(hurrying);
-    if timeout_at(begun_at + whole, ended).await.is_err() {
-        error!(event = "drain.incomplete"; "an execution or a session had not ended after {} ms", millis(whole));
+    let overdue = async {
+        sleep_until(begun_at + plan.finish).await;
+        roles.iter().for_each(|role| role.cancel_rest(grace_ms));
+        sleep_until(begun_at + whole).await;
+    };
+    tokio::select! {
+        () = ended => {}
+        () = overdue => {
+            error!(event = "drain.incomplete"; "an execution or a session had not ended after {} ms", millis(whole));
+        }
     }
-    hurrying.abort();
 }
 
 #[cfg(test)]

@@ -1,5 +1,4 @@
-//! Receives the signals that stop the service: SIGTERM and SIGINT. What happens then is in [`super::drain`]: no new
-//! work, executions may finish, the rest is canceled. `stop` in `src/roles.rs` runs it; a second signal cuts it short.
+//! Receives the signals that stop the service: SIGTERM and SIGINT. [`super::drain`] says what happens then.
 
 use std::io;
 

@@ -40,7 +40,7 @@ pub(super) enum BackendStream {
 pub(super) enum ExecutionEnd {
     /// The execution ended.
     Ended(Outcome),
-    /// The execution goes on for another consumer.
+    /// Another consumer holds the execution, which continues.
     TakenOver,
 }
 
@@ -138,9 +138,9 @@ pub(super) async fn open(
         ExecutionPurpose::Run(execute) => match backend.execute(id, execute, holder).await? {
             OpenedStream::Native(body) => body,
             OpenedStream::Legacy(body, end) => {
-                // The flag names Claude's events alone.
-                let claude = execute.run.executor.as_deref() == Some(CLAUDE_EXECUTOR);
-                let terms = StreamInfo { claude, ..StreamInfo::default() };
+                // The legacy image runs no other agent.
+                let agent = execute.run.executor.as_deref().filter(|name| *name == CLAUDE_EXECUTOR);
+                let terms = StreamInfo::default().with_agent(agent);
                 let start = StreamStart { status: Status::Running, position: None, terms, alive: Heartbeat::default() };
                 return Ok((BackendStream::Legacy(LegacyStream::new(body, end, &execute.run)), start));
             }

@@ -54,10 +54,10 @@ impl<'de> Deserialize<'de> for ServerMessage {
         let params = params.map_or("null", RawValue::get);
         let message = match (method.as_deref(), result, error) {
             (Some("connected"), ..) => serde_json::from_str(params).map(ServerMessage::Connected),
-            // Only the final status has a reason, which `FinalStatus` requires.
-            (Some("statusUpdate"), ..) => serde_json::from_str(params)
-                .map(ServerMessage::Ended)
-                .or_else(|_| serde_json::from_str(params).map(ServerMessage::Progress)),
+            (Some("statusUpdate"), ..) => StatusNotice::read(params).map(|notice| match notice {
+                StatusNotice::Progress(update) => ServerMessage::Progress(update),
+                StatusNotice::Ended(last) => ServerMessage::Ended(last),
+            }),
             (Some("gap"), ..) => serde_json::from_str(params).map(ServerMessage::Gap),
             (Some("detached"), ..) => serde_json::from_str(params).map(ServerMessage::Detached),
             (Some("error"), ..) => serde_json::from_str(params).map(ServerMessage::Error),
@@ -120,7 +120,7 @@ impl ServerInfo {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BackendHealth {
-    /// It does.
+    /// Events arrive.
     Alive,
     /// No event arrived for three heartbeat periods.
     Silent,
@@ -187,16 +187,16 @@ impl StatusNotice {
     /// # Errors
     ///
     /// They are not those of a `statusUpdate`.
-    pub fn read(params: &RawValue) -> serde_json::Result<Self> {
+    pub fn read(params: &str) -> serde_json::Result<Self> {
         #[derive(Deserialize)]
         struct AnyStatus {
             status: Status,
         }
-        let AnyStatus { status } = serde_json::from_str(params.get())?;
+        let AnyStatus { status } = serde_json::from_str(params)?;
         if status.is_final() {
-            return serde_json::from_str(params.get()).map(StatusNotice::Ended);
+            return serde_json::from_str(params).map(StatusNotice::Ended);
         }
-        serde_json::from_str(params.get()).map(StatusNotice::Progress)
+        serde_json::from_str(params).map(StatusNotice::Progress)
     }
 }
 
