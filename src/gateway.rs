@@ -49,7 +49,7 @@ pub struct GatewayConfig {
     pub limits: Limits,
     /// How long Claude may take to exit after its last event, where the backend is the legacy image.
     pub claude_exit: Duration,
-    /// Whether executions go on when this gateway ends, because the backend is another process.
+    /// Whether executions keep running when this gateway ends, because the backend is another process.
     pub executions_live_on: bool,
 }
 

@@ -34,8 +34,9 @@ pub fn trim_heaps() {
     let _ = unsafe { libc::malloc_trim(0) };
 }
 
-/// Proof that this process has one thread. Only such a process may fork and go on in the child: in any other,
-/// a lock that another thread held would stay locked there for ever. It cannot be sent to another thread.
+/// Proof that this process has one thread. Only such a process may fork and run more than an exec in the child, because
+/// otherwise a lock that another thread held would stay locked there for ever. The proof cannot be sent to another
+/// thread.
 #[derive(Debug)]
 pub struct SingleThread(PhantomData<*const ()>);
 

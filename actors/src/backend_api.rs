@@ -110,7 +110,7 @@ pub struct StreamInfo {
     /// The heartbeat period, in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub heartbeat_ms: Option<u64>,
-    /// Whether it goes on without a consumer, and waits for acknowledgements.
+    /// Whether the execution continues without a consumer, and waits for acknowledgements.
     #[serde(default)]
     pub may_detach: bool,
     /// The number of bytes after which the consumer should acknowledge, so that the command need not wait for that.

@@ -1,4 +1,4 @@
-//! Identifiers. Each has a type of its own, so that the compiler finds a mix-up.
+//! Identifiers, one type for each kind, so that the compiler finds a mix-up.
 
 use std::{fmt, str::FromStr};
 

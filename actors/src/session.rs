@@ -65,7 +65,7 @@ pub async fn start(
     incoming: impl Stream<Item = Incoming> + 'static,
 ) -> (Frames, ClosedSignal) {
     let SessionContext { supervisor, backend, limits } = context;
-    let admitted = supervisor.send(Admit { session: id, peer, supervisor: supervisor.clone() }).await;
+    let admitted = supervisor.send(Admit { session: id, peer }).await;
     let admitted = admitted.unwrap_or_else(|_| Err(ErrorObject::new(code::DRAINING, "the service is shutting down")));
     let (mut outbox, frames, linger) = Outbox::new();
     let (open, closed) = oneshot::channel();

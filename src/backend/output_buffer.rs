@@ -2,7 +2,7 @@
 //!
 //! A consumer reads from the rings at its own pace, from any offset that they still hold; output that it can take at
 //! once is handed over without a copy. Back-pressure on the command is decided in [`OutputBuffer::may_read`]. An
-//! execution that may go on without a consumer keeps unacknowledged output; any other waits for its consumer and
+//! execution that may continue without a consumer keeps unacknowledged output; any other waits for its consumer and
 //! overwrites the rest.
 
 mod consumer;
@@ -105,7 +105,7 @@ impl OutputBuffer {
         self.consumer.is_some()
     }
 
-    /// Whether the execution may go on without a consumer.
+    /// Whether the execution may continue without a consumer.
     pub fn may_detach(&self) -> bool {
         self.policy != UnreadPolicy::Overwrite
     }

@@ -33,8 +33,8 @@ enum TrackerState {
         chunked: bool,
     },
     Complete,
-    /// Neither a length nor chunks: the body goes on until the connection is closed, so its end cannot be told from a
-    /// cut (RFC 9112 section 6.3, rule 8).
+    /// Neither a length nor chunks: the body ends with the connection, so that a proper end looks like a cut (RFC 9112
+    /// section 6.3, rule 8).
     UntilClose,
     /// The framing is broken.
     Unknowable,

@@ -144,7 +144,7 @@ impl BackendClient {
         self.request_through(&self.0.client, method, path)
     }
 
-    /// A request on a connection of its own, which reports to `end` whether the response's body ended properly.
+    /// A request on a new connection, which reports to `end` whether the response's body ended properly.
     pub(super) fn tracked_request(&self, method: Method, path: &str, end: BodyEnd) -> ClientRequest {
         self.request_through(&client(Some(end)), method, path)
     }

@@ -1,4 +1,4 @@
-//! Opens the streams of executions: of a new one, and of one that the backend knows already.
+//! Opens the streams of executions: starts a new execution, or attaches to one that the backend knows.
 
 use std::pin::Pin;
 

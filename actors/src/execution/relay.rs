@@ -47,7 +47,7 @@ pub(super) struct RelayConfig {
     /// What the client has already of each stream, in bytes.
     pub(super) offsets: PerStream<u64>,
     pub(super) heartbeat: Duration,
-    /// Whether the execution goes on in its backend when its stream breaks off.
+    /// Whether the execution keeps running in its backend when its stream breaks off.
     pub(super) may_detach: bool,
 }
 

@@ -33,7 +33,7 @@ const GIVE_UP_PATIENCE: Duration = Duration::from_secs(1);
 pub(super) enum ExecutionState {
     /// The backend was asked for the execution, and its first event is awaited.
     Starting(RequestKind),
-    /// The stream ended before its first event. The execution may go on in its backend, where it is looked for.
+    /// The stream ended before its first event. The execution may still run in its backend, where it is looked for.
     Finding,
     /// The backend was asked to end the execution before its first event.
     Withdrawing(Box<Withdrawal>),
@@ -49,7 +49,7 @@ pub(super) enum ExecutionState {
 /// How the backend was asked for an execution.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum RequestKind {
-    /// To run it. It goes on without a client if it `may_detach`.
+    /// To run it. If it `may_detach`, it keeps running without a client.
     Run { may_detach: bool },
     /// To attach to it.
     Attach,
@@ -139,7 +139,7 @@ pub(super) enum StateAction {
     HandOver,
     /// Report the outcome, and stop.
     Finish(Outcome),
-    /// Drop the stream without a report. The backend then ends the execution, or lets it go on without a consumer.
+    /// Drop the stream without a report. The backend then ends the execution, or lets it continue without a consumer.
     Stop,
 }
 
@@ -315,8 +315,8 @@ impl Withdrawal {
     }
 }
 
-/// The withdrawal did not reach the backend, and the stream has begun: a cancellation is sent once more, and an
-/// execution that the gateway had given up goes on.
+/// The withdrawal did not reach the backend, and the stream has begun. A requested cancellation is sent once more; an
+/// execution that the gateway had given up is relayed to its end.
 fn resume(cause: Option<EndRequestCause>, mut actions: Vec<StateAction>) -> StateStep {
     let Some(EndRequestCause::Canceled(cancellation)) = cause else { return (ExecutionState::Native(None), actions) };
     actions.push(StateAction::Cancel(cancellation));

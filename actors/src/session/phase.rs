@@ -124,7 +124,7 @@ pub enum Effect {
     AcknowledgeEnded(ExecutionId, PerStream<u64>, Option<u64>),
     /// Send this request to an execution that this session does not hold, for the call with this id.
     ById(Option<Id>, ExecutionId, ByIdRequest),
-    /// Release the session's execution, because it has ended.
+    /// Release the session's execution: it has ended, was refused, or is held by another consumer.
     Release,
 }
 

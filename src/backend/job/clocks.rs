@@ -118,7 +118,8 @@ impl JobClocks {
         }
     }
 
-    /// The command was executed. The total goes on, because the shim may report this late.
+    /// The command was executed. The clock of the total time-out is not restarted, because the shim may report this
+    /// late.
     pub(super) fn record_execution(&mut self, now: Instant) {
         (self.started_at, self.output_at) = (now, now);
         (self.quiet, self.leftovers) = (Stopwatch::started(now), Stopwatch::started(now));

@@ -1,6 +1,6 @@
 //! Decides the outcome of an execution, COMPLETED among them: `ending`, from how the command exited, why the service
-//! ended it, and what an agent reported. For the legacy image the gateway decides
-//! (`actors/src/execution/legacy/step.rs`).
+//! ended it, and what an agent reported (for Claude `verdict` in `actors/src/agent/claude/result.rs`). For the legacy
+//! image the gateway decides (`actors/src/execution/legacy/step.rs`).
 
 use cc_executor_actors::{
     agent::AgentProgress,

@@ -39,7 +39,7 @@ pub struct JobContext {
     pub executor: String,
     /// How much time it has.
     pub limits: JobLimits,
-    /// How it goes on without a consumer; without these it is ended.
+    /// How the execution continues without a consumer. `None` if it is ended then.
     pub detach: Option<DetachOptions>,
     /// The size of its terminal, if it runs on one.
     pub pty: Option<TerminalSize>,
@@ -170,7 +170,7 @@ impl JobShared {
         let Some(DetachOptions { detach_ms, .. }) = self.context.detach else { return true };
         self.consumer_clock.record_leave(Instant::now());
         info!(event = "execution.detached", execution_id:% = self.context.id, detach_ms = detach_ms;
-            "the consumer is {why}: it goes on without one");
+            "the consumer is {why}; the execution continues without one");
         false
     }
 

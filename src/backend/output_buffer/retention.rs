@@ -7,7 +7,7 @@ use cc_executor_actors::protocol::execute::Overflow;
 pub enum UnreadPolicy {
     /// It is overwritten, because the execution does not outlive its consumer.
     Overwrite,
-    /// The execution may go on without a consumer, and the client has chosen.
+    /// The execution may continue without a consumer, and the client has chosen.
     Detach(Overflow),
 }
 

@@ -175,7 +175,7 @@ mod tests {
             prop_assert_eq!(&read_from(&ring, from, 50)[..], &stream[from as usize..before]);
             ring.push(&stream[before..before + more]);
             prop_assert_eq!(&read_from(&ring, from, 50)[..], &stream[from as usize..before + more]);
-            // It goes on as a ring.
+            // From here on the buffer wraps around.
             ring.push(&stream[before + more..]);
             let start = ring.start();
             prop_assert_eq!(&read_from(&ring, start, 50)[..], &stream[start as usize..]);

@@ -53,7 +53,7 @@ pub struct Record {
     pub executor: Arc<str>,
     /// The interval of its heartbeats, in milliseconds; at most a minute.
     pub heartbeat_ms: u32,
-    /// Whether it was allowed to go on without a consumer.
+    /// Whether the execution was allowed to continue without a consumer.
     pub may_detach: bool,
     /// The number of its newest hold.
     hold: u32,

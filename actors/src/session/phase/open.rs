@@ -279,7 +279,7 @@ impl OpenSession {
         match drain {
             Drain::Begin { executions_live_on: true, .. } if current.may_detach() => step.close(CloseReason::new(
                 CloseCode::GoingAway,
-                "the service is shutting down, the execution goes on: connect again and attach",
+                "the service is shutting down, the execution keeps running: connect again and attach",
             )),
             // A running execution may finish.
             Drain::Begin { grace_ms, .. } => {
