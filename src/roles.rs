@@ -127,6 +127,7 @@ fn embed(config: BackendConfig) -> io::Result<(String, Secret, Serving)> {
         allowed_hosts: Vec::new(),
         allowed_origins: Vec::new(),
         port: address.port(),
+        serves_gateways: true,
     };
     let embedded = backend::serve(listener, config, access)?;
     Ok((format!("http://{address}"), token, embedded))

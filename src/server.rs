@@ -2,6 +2,7 @@
 //! drain (on SIGTERM, [`shutdown`] receives the signal and [`drain`] ends the roles in order). It knows neither role.
 
 pub mod auth;
+pub mod caller;
 pub mod connection;
 pub mod drain;
 pub mod refused;

@@ -14,6 +14,7 @@ use actix::{Actor, Addr};
 use cc_executor_actors::{
     agent::claude::progress::EXIT_PATIENCE,
     backend_client::{BackendClient, KnownBackend},
+    client::ClientName,
     close::{CloseCode, CloseReason},
     id::{ExecutionId, SessionId},
     outcome::{CancelReport, Outcome, Reason, Status},
@@ -44,7 +45,8 @@ impl StubPeer {
     async fn connect(context: &SessionContext) -> StubPeer {
         let (incoming, stream) = mpsc::unbounded_channel();
         let stream = futures_util::stream::unfold(stream, |mut stream| async { Some((stream.recv().await?, stream)) });
-        let (frames, _) = session::start(SessionId::random(), None, context.clone(), stream).await;
+        let (frames, _) =
+            session::start(SessionId::random(), None, ClientName::anonymous(), context.clone(), stream).await;
         StubPeer { incoming, frames, read: Vec::new() }
     }
 

@@ -16,10 +16,12 @@ use crate::common::sources::{SourceFile, read_sources};
 /// Modules at the bottom, which every other module may use.
 const BASE: &[&str] = &[
     "actors::activity",
+    "actors::client",
     "actors::clock",
     "actors::close",
     "actors::id",
     "actors::outcome",
+    "actors::share",
     "actors::signal",
     "actors::stream",
 ];
@@ -28,10 +30,12 @@ const BASE: &[&str] = &[
 /// nothing uses.
 const LAYERS: &[(&str, &[&str])] = &[
     ("actors::activity", &[]),
+    ("actors::client", &[]),
     ("actors::clock", &[]),
     ("actors::close", &[]),
     ("actors::id", &[]),
     ("actors::outcome", &[]),
+    ("actors::share", &[]),
     ("actors::signal", &[]),
     ("actors::stream", &[]),
     ("actors::rpc", &[]),
@@ -69,7 +73,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("src::syscall", &[]),
     ("src::console", &[]),
     ("src::logging", &[]),
-    ("src::server", &["src::syscall", "actors::rpc"]),
+    ("src::server", &["src::syscall", "actors::backend_api", "actors::rpc"]),
     (
         "src::backend",
         &[

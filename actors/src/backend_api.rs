@@ -25,6 +25,9 @@ pub const NDJSON: &str = "application/x-ndjson";
 /// Response header with the execution's id.
 pub const EXECUTION_ID_HEADER: &str = "x-execution-id";
 
+/// Request header with the name of the client that a gateway calls for. A backend believes it only beside its token.
+pub const CLIENT_HEADER: &str = "cc-executor-client";
+
 /// Answer of `GET /health`. The answer of the legacy image has no `server`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -6,6 +6,7 @@
 //! The modules, from the bottom up:
 //!
 //! - [`id`], [`clock`], [`stream`], [`signal`]: ids, a stopwatch, the two output streams, the table of signals.
+//! - [`client`], [`share`]: who calls the service, and how clients share a limit.
 //! - [`outcome`], [`close`], [`activity`]: how executions end, how sessions are closed, the activity of an agent.
 //! - [`rpc`]: JSON-RPC 2.0. [`protocol`]: the methods and notifications of this service.
 //! - [`output`]: encodes a command's output as messages, for WebSocket clients and JSON lines. [`ws`]: WebSocket
@@ -27,6 +28,7 @@
 //! use cc_executor_actors::{
 //!     agent::claude::progress::EXIT_PATIENCE,
 //!     backend_client::{BackendClient, KnownBackend},
+//!     client::ClientName,
 //!     id::SessionId,
 //!     protocol::Limits,
 //!     session::{self, SessionContext, phase::Incoming},
@@ -43,7 +45,7 @@
 //!     let ping = r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#;
 //!     let incoming = stream::iter([Incoming::Text(ping.to_owned()), Incoming::Close]);
 //!
-//!     let (frames, closed) = session::start(SessionId::random(), None, context, incoming).await;
+//!     let (frames, closed) = session::start(SessionId::random(), None, ClientName::anonymous(), context, incoming).await;
 //!     let sent = frames.collect::<Vec<_>>().await.concat();
 //!     closed.wait().await;
 //!
@@ -61,6 +63,7 @@ pub mod activity;
 pub mod agent;
 pub mod backend_api;
 pub mod backend_client;
+pub mod client;
 pub mod clock;
 pub mod close;
 pub mod execution;
@@ -70,6 +73,7 @@ pub mod output;
 pub mod protocol;
 pub mod rpc;
 pub mod session;
+pub mod share;
 pub mod signal;
 pub mod stream;
 pub mod supervisor;

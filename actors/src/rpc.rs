@@ -10,7 +10,10 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize, Serializer, de::IgnoredAny, ser::SerializeMap};
 use serde_json::{Value, json, value::RawValue};
 
-use crate::outcome::{Outcome, Reason};
+use crate::{
+    outcome::{Outcome, Reason},
+    share::{ShareExceeded, ShareScope},
+};
 
 /// The error codes of the wire.
 pub mod code {
@@ -110,6 +113,15 @@ impl ErrorObject {
         };
         let message = outcome.message.clone().unwrap_or_else(|| outcome.reason.as_str().to_owned());
         Some(ErrorObject::new(code, message).with(json!({ "reason": outcome.reason })))
+    }
+
+    /// Adds the limit that is reached as data: `limit`, `used`, `scope`, and when to try again, if that is known.
+    pub fn over(self, ShareExceeded { scope, limit, used }: ShareExceeded, retry_after_ms: Option<u64>) -> Self {
+        let scope = match scope {
+            ShareScope::Client => "client",
+            ShareScope::Service => "service",
+        };
+        self.with(json!({ "limit": limit, "used": used, "scope": scope, "retryAfterMs": retry_after_ms }))
     }
 
     /// Adds data.

@@ -25,6 +25,7 @@ use self::{
 };
 use crate::{
     backend_client::BackendClient,
+    client::ClientName,
     close::{CloseCode, CloseReason},
     id::SessionId,
     protocol::{
@@ -61,11 +62,13 @@ impl ClosedSignal {
 pub async fn start(
     id: SessionId,
     peer: Option<IpAddr>,
+    client: ClientName,
     context: SessionContext,
     incoming: impl Stream<Item = Incoming> + 'static,
 ) -> (Frames, ClosedSignal) {
     let SessionContext { supervisor, backend, limits } = context;
-    let admitted = supervisor.send(Admit { session: id, peer }).await;
+    let backend = backend.for_client(client.clone());
+    let admitted = supervisor.send(Admit { session: id, peer, client }).await;
     let admitted = admitted.unwrap_or_else(|_| Err(ErrorObject::new(code::DRAINING, "the service is shutting down")));
     let (mut outbox, frames, linger) = Outbox::new();
     let (open, closed) = oneshot::channel();

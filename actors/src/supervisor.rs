@@ -10,6 +10,7 @@ use log::info;
 use tokio::sync::oneshot;
 
 use crate::{
+    client::ClientName,
     execution::messages::{Control, ControlAnswer},
     id::{ExecutionId, SessionId},
     protocol::control::ControlRequest,
@@ -74,6 +75,8 @@ pub struct Admit {
     pub session: SessionId,
     /// The client's address, if it is known.
     pub peer: Option<IpAddr>,
+    /// The client.
+    pub client: ClientName,
 }
 
 /// The admission of a session. Dropping it makes room for another session.
@@ -99,7 +102,7 @@ impl Drop for Permit {
 impl Handler<Admit> for Supervisor {
     type Result = Result<Permit, ErrorObject>;
 
-    fn handle(&mut self, Admit { session, peer }: Admit, ctx: &mut Self::Context) -> Self::Result {
+    fn handle(&mut self, Admit { session, peer, client: _ }: Admit, ctx: &mut Self::Context) -> Self::Result {
         if self.draining.is_some() {
             return Err(ErrorObject::new(code::DRAINING, "the service is shutting down: connect again in a moment"));
         }

@@ -77,7 +77,7 @@ pub fn backend(
     let own = problems.fingerprint(TOKEN, &variables.client, variables.token_sha256);
     let token = ClientVariables { token: variables.backend_token, token_file: variables.backend_token_file };
     let token = problems.fingerprint(BACKEND_TOKEN, &token, variables.backend_token_sha256).or(own);
-    let access = problems.access(bind, access, token, matches);
+    let access = Access { serves_gateways: true, ..problems.access(bind, access, token, matches) };
     let backend = problems.backend(backend, &shared, matches);
     let (drain, log_format) = (Duration::from_millis(shared.drain_ms), variables.log_format);
     problems.finish(BackendSettings { bind, access, backend, drain, log_format })
@@ -132,6 +132,7 @@ impl Problems {
             allowed_hosts: args.allowed_hosts.unwrap_or_default(),
             allowed_origins: args.allowed_origins.unwrap_or_default(),
             port: bind.port(),
+            serves_gateways: false,
         }
     }
 

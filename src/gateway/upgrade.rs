@@ -22,6 +22,7 @@ use log::info;
 use super::frame_reader::FrameReader;
 use crate::server::{
     auth::BEARER_PROTOCOL,
+    caller::Caller,
     connection::{self, DRAIN_PATIENCE, Unflushed},
 };
 
@@ -29,6 +30,7 @@ use crate::server::{
 pub async fn upgrade(
     request: HttpRequest,
     payload: Payload,
+    caller: Caller,
     context: web::Data<SessionContext>,
     unflushed: web::Data<Unflushed>,
 ) -> Result<HttpResponse, Error> {
@@ -48,7 +50,8 @@ pub async fn upgrade(
     let id = SessionId::random();
     let incoming = FrameReader::new(payload, context.limits.message_bytes).into_stream();
     let peer = request.peer_addr().map(|peer| peer.ip());
-    let (frames, closed) = session::start(id, peer, SessionContext::clone(&context), incoming).await;
+    let client = caller.client();
+    let (frames, closed) = session::start(id, peer, client, SessionContext::clone(&context), incoming).await;
     unflushed.add(&request);
     let lingered = async move {
         closed.wait().await;

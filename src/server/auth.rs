@@ -7,7 +7,7 @@
 use std::{fmt, net::IpAddr};
 
 use actix_web::{
-    Error, HttpResponse,
+    Error, HttpMessage, HttpResponse,
     body::{EitherBody, MessageBody},
     dev::{ServiceRequest, ServiceResponse},
     http::{
@@ -18,10 +18,16 @@ use actix_web::{
     web,
 };
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-use cc_executor_actors::rpc::{ErrorObject, code};
+use cc_executor_actors::{
+    backend_api::CLIENT_HEADER,
+    client::ClientName,
+    rpc::{ErrorObject, code},
+};
 use log::warn;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
+
+use super::caller::Caller;
 
 /// The prefix of the subprotocol that carries a browser's token.
 pub const BEARER_PROTOCOL: &str = "bearer.";
@@ -87,6 +93,8 @@ pub struct Access {
     pub allowed_origins: Vec<String>,
     /// The port it listens on.
     pub port: u16,
+    /// Whether callers with the token are gateways or operators: a gateway names its client in a header.
+    pub serves_gateways: bool,
 }
 
 /// Why a request is refused.
@@ -102,7 +110,7 @@ impl Access {
     /// # Errors
     ///
     /// The request is rejected, with a status and a message.
-    pub fn authorize(&self, method: &Method, path: &str, headers: &HeaderMap) -> Result<(), Rejection> {
+    pub fn authorize(&self, method: &Method, path: &str, headers: &HeaderMap) -> Result<Caller, Rejection> {
         if self.token.is_none() {
             self.check_host(headers)?;
         }
@@ -120,7 +128,24 @@ impl Access {
         if method == Method::POST && !path.ends_with("/stdin") {
             check_content_type(headers)?;
         }
-        Ok(())
+        self.caller(headers)
+    }
+
+    /// The caller of a request that is allowed.
+    fn caller(&self, headers: &HeaderMap) -> Result<Caller, Rejection> {
+        if self.token.is_none() {
+            return Ok(Caller::Client(ClientName::anonymous()));
+        }
+        if !self.serves_gateways {
+            return Ok(Caller::Client(ClientName::of_single_token()));
+        }
+        match single(headers, &HeaderName::from_static(CLIENT_HEADER))? {
+            None => Ok(Caller::Operator),
+            Some(name) => match name.parse() {
+                Ok(name) => Ok(Caller::Client(name)),
+                Err(error) => Err(reject(StatusCode::BAD_REQUEST, format!("{CLIENT_HEADER}: {error}"))),
+            },
+        }
     }
 
     /// Without a token only loopback names are accepted, because a page whose name was made to resolve to this machine
@@ -240,7 +265,10 @@ pub async fn guard<B: MessageBody>(
     next: Next<B>,
 ) -> Result<ServiceResponse<EitherBody<B>>, Error> {
     match access.authorize(request.method(), request.path(), request.headers()) {
-        Ok(()) => next.call(request).await.map(ServiceResponse::map_into_left_body),
+        Ok(caller) => {
+            request.extensions_mut().insert(caller);
+            next.call(request).await.map(ServiceResponse::map_into_left_body)
+        }
         Err(Rejection { status, message }) => {
             warn!(event = "request.refused", status = status.as_u16(), method = request.method().as_str(),
                 path = request.path(), peer:? = request.peer_addr(); "request refused: {message}");
@@ -266,6 +294,7 @@ mod tests {
             allowed_hosts: vec!["executor.internal".to_owned()],
             allowed_origins: vec!["https://app.example".to_owned()],
             port: 8003,
+            serves_gateways: false,
         }
     }
 
@@ -274,7 +303,7 @@ mod tests {
         for (name, value) in headers {
             map.append(HeaderName::try_from(*name).unwrap(), HeaderValue::from_str(value).unwrap());
         }
-        access.authorize(&method, path, &map).map_or_else(|rejection| rejection.status.as_u16(), |()| 200)
+        access.authorize(&method, path, &map).map_or_else(|rejection| rejection.status.as_u16(), |_| 200)
     }
 
     #[test]

@@ -18,7 +18,8 @@ use super::{
     tracked_connector,
 };
 use crate::{
-    backend_api::Health,
+    backend_api::{CLIENT_HEADER, Health},
+    client::ClientName,
     rpc::{ErrorObject, code},
 };
 
@@ -38,7 +39,11 @@ const MAX_ANSWER: usize = 8 << 20;
 /// The backend of this gateway. Cheap to clone. One serves a whole worker thread, because `awc::Client` is bound to
 /// its thread.
 #[derive(Clone)]
-pub struct BackendClient(Rc<ClientState>);
+pub struct BackendClient {
+    state: Rc<ClientState>,
+    /// The client for which requests are sent. `None` for the gateway's own requests.
+    on_behalf_of: Option<ClientName>,
+}
 
 struct ClientState {
     client: awc::Client,
@@ -54,17 +59,23 @@ impl BackendClient {
     pub fn new(url: &str, token: Option<String>, known: KnownBackend, claude_exit: Duration) -> Self {
         let client = client(None);
         let url = url.trim_end_matches('/').to_owned();
-        BackendClient(Rc::new(ClientState { client, url, token, known, claude_exit }))
+        let state = Rc::new(ClientState { client, url, token, known, claude_exit });
+        BackendClient { state, on_behalf_of: None }
+    }
+
+    /// The same for requests of this client, whose name is sent with each of them.
+    pub fn for_client(&self, client: ClientName) -> Self {
+        BackendClient { state: Rc::clone(&self.state), on_behalf_of: Some(client) }
     }
 
     /// How long Claude may take to exit after its last event, where the backend cannot decide that itself.
     pub fn claude_exit(&self) -> Duration {
-        self.0.claude_exit
+        self.state.claude_exit
     }
 
     /// The kind of backend that answered last.
     pub fn known(&self) -> Option<BackendKind> {
-        self.0.known.get()
+        self.state.known.get()
     }
 
     /// Whether executions can be addressed by their ids: not on the legacy image.
@@ -79,7 +90,7 @@ impl BackendClient {
     /// The backend does not answer, or another program answers in its place.
     pub async fn describe(&self) -> Result<BackendKind, BackendError> {
         let kind = self.ask_health().await?;
-        if !self.0.known.learn(&kind) {
+        if !self.state.known.learn(&kind) {
             return Err(BackendError::Rejected(format!(
                 "the backend at {} is a cc-executor, and GET /health was answered by another program",
                 self.url()
@@ -128,7 +139,7 @@ impl BackendClient {
     }
 
     pub(super) fn url(&self) -> &str {
-        &self.0.url
+        &self.state.url
     }
 
     /// A request that only a backend with ids understands. `verb` names it in the error for the client.
@@ -141,7 +152,7 @@ impl BackendClient {
     }
 
     pub(super) fn request(&self, method: Method, path: &str) -> ClientRequest {
-        self.request_through(&self.0.client, method, path)
+        self.request_through(&self.state.client, method, path)
     }
 
     /// A request on a new connection, which reports to `end` whether the response's body ended properly.
@@ -150,9 +161,13 @@ impl BackendClient {
     }
 
     fn request_through(&self, client: &awc::Client, method: Method, path: &str) -> ClientRequest {
-        let request = client.request(method, format!("{}{path}", self.0.url));
-        match &self.0.token {
+        let request = client.request(method, format!("{}{path}", self.state.url));
+        let request = match &self.state.token {
             Some(token) => request.bearer_auth(token),
+            None => request,
+        };
+        match &self.on_behalf_of {
+            Some(client) => request.insert_header((CLIENT_HEADER, client.as_str())),
             None => request,
         }
     }
