@@ -19,6 +19,7 @@ const BASE: &[&str] = &[
     "actors::client",
     "actors::clock",
     "actors::close",
+    "actors::excerpt",
     "actors::id",
     "actors::outcome",
     "actors::share",
@@ -33,6 +34,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("actors::client", &[]),
     ("actors::clock", &[]),
     ("actors::close", &[]),
+    ("actors::excerpt", &[]),
     ("actors::id", &[]),
     ("actors::outcome", &[]),
     ("actors::share", &[]),
@@ -90,6 +92,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         "src::gateway",
         &[
             "src::server",
+            "src::syscall",
             "actors::session",
             "actors::supervisor",
             "actors::backend_client",
@@ -99,7 +102,15 @@ const LAYERS: &[(&str, &[&str])] = &[
     ),
     (
         "src::config",
-        &["src::backend", "src::server", "src::logging", "actors::supervisor", "actors::agent", "actors::protocol"],
+        &[
+            "src::backend",
+            "src::gateway",
+            "src::server",
+            "src::logging",
+            "actors::supervisor",
+            "actors::agent",
+            "actors::protocol",
+        ],
     ),
     (
         "src::cli",

@@ -7,6 +7,7 @@
 //!
 //! - [`id`], [`clock`], [`stream`], [`signal`]: ids, a stopwatch, the two output streams, the table of signals.
 //! - [`client`], [`share`]: who calls the service, and how clients share a limit.
+//! - [`excerpt`]: cuts the values of clients in texts.
 //! - [`outcome`], [`close`], [`activity`]: how executions end, how sessions are closed, the activity of an agent.
 //! - [`rpc`]: JSON-RPC 2.0. [`protocol`]: the methods and notifications of this service.
 //! - [`output`]: encodes a command's output as messages, for WebSocket clients and JSON lines. [`ws`]: WebSocket
@@ -31,7 +32,7 @@
 //!     client::ClientName,
 //!     id::SessionId,
 //!     protocol::Limits,
-//!     session::{self, SessionContext, phase::Incoming},
+//!     session::{self, SessionContext, phase::Incoming, unread::UnreadBudget},
 //!     supervisor::{SessionLimits, Supervisor},
 //! };
 //! use futures_util::{StreamExt, stream};
@@ -41,6 +42,8 @@
 //!         supervisor: Supervisor::new(SessionLimits { sessions: 1, per_peer: 1 }).start(),
 //!         backend: BackendClient::new("http://127.0.0.1:8000", None, KnownBackend::default(), EXIT_PATIENCE),
 //!         limits: Limits::default(),
+//!         unread: UnreadBudget::new(1 << 20),
+//!         max_requests: 16,
 //!     };
 //!     let ping = r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#;
 //!     let incoming = stream::iter([Incoming::Text(ping.to_owned()), Incoming::Close]);
@@ -66,6 +69,7 @@ pub mod backend_client;
 pub mod client;
 pub mod clock;
 pub mod close;
+pub mod excerpt;
 pub mod execution;
 pub mod id;
 pub mod outcome;

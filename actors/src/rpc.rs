@@ -4,13 +4,16 @@
 //! comes back unchanged.
 
 pub mod params;
+mod unique;
 
 use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize, Serializer, de::IgnoredAny, ser::SerializeMap};
 use serde_json::{Value, json, value::RawValue};
 
+use self::unique::UniqueFields;
 use crate::{
+    excerpt::{Quoted, excerpt},
     outcome::{Outcome, Reason},
     share::{ShareExceeded, ShareScope},
 };
@@ -43,9 +46,23 @@ pub mod code {
 #[serde(transparent)]
 pub struct Id(Box<RawValue>);
 
+/// The longest id, in bytes of JSON. It comes back in the response, which must stay small.
+const MAX_ID: usize = 256;
+
+/// The longest message of an error, in bytes.
+const MAX_ERROR_MESSAGE: usize = 4_096;
+
 impl Id {
-    fn is_legal(&self) -> bool {
-        !matches!(self.0.get().as_bytes().first(), Some(b'{' | b'[' | b't' | b'f') | None)
+    /// Reads the id of a call.
+    fn read(id: &RawValue) -> Result<Id, String> {
+        let text = id.get();
+        if text.len() > MAX_ID {
+            return Err(format!("id has {} bytes, the limit is {MAX_ID}", text.len()));
+        }
+        match text.as_bytes().first() {
+            Some(b'{' | b'[' | b't' | b'f') | None => Err("id must be a string, a number or null".to_owned()),
+            Some(_) => Ok(Id(id.to_owned())),
+        }
     }
 
     /// The id as JSON text.
@@ -94,7 +111,9 @@ pub struct ErrorObject {
 impl ErrorObject {
     /// An error without data.
     pub fn new(code: i64, message: impl Into<String>) -> Self {
-        ErrorObject { code, message: message.into(), data: None }
+        let mut message = message.into();
+        message.truncate(message.floor_char_boundary(MAX_ERROR_MESSAGE));
+        ErrorObject { code, message, data: None }
     }
 
     /// The error that announces a FAILED execution; `None` if the command itself caused the ending.
@@ -124,10 +143,20 @@ impl ErrorObject {
         self.with(json!({ "limit": limit, "used": used, "scope": scope, "retryAfterMs": retry_after_ms }))
     }
 
-    /// Adds data.
-    pub fn with(mut self, data: Value) -> Self {
+    /// Adds data. Its strings are cut.
+    pub fn with(mut self, mut data: Value) -> Self {
+        cut_strings(&mut data);
         self.data = Some(data);
         self
+    }
+}
+
+fn cut_strings(data: &mut Value) {
+    match data {
+        Value::String(text) => *text = excerpt(text).into_owned(),
+        Value::Array(items) => items.iter_mut().for_each(cut_strings),
+        Value::Object(map) => map.values_mut().for_each(cut_strings),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
 }
 
@@ -193,17 +222,19 @@ pub fn call_text(id: u64, method: &str, params: &impl Serialize) -> String {
 /// The message is not a call: the error is the response to it.
 pub fn parse(text: &str) -> Result<Call, Response> {
     #[derive(Deserialize)]
-    struct RawCall {
-        jsonrpc: String,
-        #[serde(default, deserialize_with = "present")]
-        id: Option<Id>,
+    struct RawCall<'a> {
+        #[serde(borrow)]
+        jsonrpc: Cow<'a, str>,
+        // Not an `Option<&RawValue>`, because `"id": null` is an id: only a call without the field is a notification.
+        #[serde(borrow, default, deserialize_with = "present")]
+        id: Option<&'a RawValue>,
         method: String,
-        #[serde(default)]
-        params: Option<Value>,
+        #[serde(borrow, default)]
+        params: Option<&'a RawValue>,
     }
 
     let refuse = |id: Option<Id>, code, message: String| Response {
-        id: id.filter(Id::is_legal).unwrap_or_else(|| None.into()),
+        id: id.unwrap_or_else(|| None.into()),
         outcome: Err(ErrorObject::new(code, message)),
     };
     let not_json = |error| refuse(None, code::PARSE, format!("not JSON: {error}"));
@@ -213,35 +244,39 @@ pub fn parse(text: &str) -> Result<Call, Response> {
         let message = "batches are not supported: send one call in each message";
         return Err(refuse(None, code::INVALID_REQUEST, message.to_owned()));
     }
-    let raw: RawCall = serde_json::from_str(text).map_err(|error| match serde_json::from_str::<Value>(text) {
+    let raw: RawCall<'_> = serde_json::from_str(text).map_err(|error| match serde_json::from_str::<Value>(text) {
         // The response to JSON of another shape names its id.
-        Ok(value) => refuse(id_of(&value), code::INVALID_REQUEST, format!("not a JSON-RPC 2.0 call: {error}")),
+        Ok(value) => {
+            let message = format!("not a JSON-RPC 2.0 call: {}", excerpt(&error.to_string()));
+            refuse(id_of(&value), code::INVALID_REQUEST, message)
+        }
         Err(error) => not_json(error),
     })?;
+    let id = raw.id.map(Id::read).transpose().map_err(|message| refuse(None, code::INVALID_REQUEST, message))?;
     if raw.jsonrpc != "2.0" {
-        return Err(refuse(raw.id, code::INVALID_REQUEST, format!("jsonrpc must be \"2.0\", not {:?}", raw.jsonrpc)));
+        let message = format!("jsonrpc must be \"2.0\", not {}", Quoted(&raw.jsonrpc));
+        return Err(refuse(id, code::INVALID_REQUEST, message));
     }
-    if raw.id.as_ref().is_some_and(|id| !id.is_legal()) {
-        return Err(refuse(None, code::INVALID_REQUEST, "id must be a string, a number or null".into()));
-    }
-    let params = match raw.params {
+    let params = match raw.params.map(|params| serde_json::from_str(params.get())) {
         None => serde_json::Map::new(),
-        Some(Value::Object(params)) => params,
-        Some(_) => {
-            return Err(refuse(raw.id, code::PARAMS, "params must be an object: parameters go by name".into()));
+        Some(Ok(UniqueFields(Value::Object(params)))) => params,
+        Some(Ok(_)) => {
+            return Err(refuse(id, code::PARAMS, "params must be an object: parameters go by name".into()));
         }
+        // The text is JSON, so an object in it has two fields of the same name.
+        Some(Err(error)) => return Err(refuse(id, code::PARAMS, unique::message_of(&error))),
     };
-    Ok(Call { id: raw.id, method: raw.method, params })
+    Ok(Call { id, method: raw.method, params })
 }
 
-/// Reads an id that is present. `"id": null` is an id: only a call without the field is a notification.
-fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Id>, D::Error> {
-    Id::deserialize(deserializer).map(Some)
+/// Reads an id that is present.
+fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
+    <&RawValue>::deserialize(deserializer).map(Some)
 }
 
 fn id_of(value: &Value) -> Option<Id> {
-    let id = value.as_object()?.get("id")?;
-    RawValue::from_string(id.to_string()).ok().map(Id)
+    let id = RawValue::from_string(value.as_object()?.get("id")?.to_string()).ok()?;
+    Id::read(&id).ok()
 }
 
 #[cfg(test)]

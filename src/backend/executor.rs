@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, env};
 
-use cc_executor_actors::{protocol::execute::ExecutionSpec, rpc::ErrorObject};
+use cc_executor_actors::{excerpt::Quoted, protocol::execute::ExecutionSpec, rpc::ErrorObject};
 
 use super::{
     agent::{
@@ -46,7 +46,7 @@ pub struct ResolvedCommand {
 #[derive(Clone, PartialEq, Debug, thiserror::Error)]
 pub enum ExecutorError {
     /// No executor has this name.
-    #[error("there is no executor {asked:?}: there are {}", .known.join(", "))]
+    #[error("there is no executor {}: there are {}", Quoted(.asked), .known.join(", "))]
     Unknown {
         /// The name.
         asked: String,

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
 use crate::{
+    excerpt::Quoted,
     outcome::CancelReason,
     protocol::{
         DEFAULT_GRACE_MS, Limits,
@@ -83,7 +84,10 @@ pub fn read_cancel(query: &mut Params, limits: &Limits) -> Result<(u64, CancelRe
     let grace_ms = match query.string("grace_ms")? {
         None => DEFAULT_GRACE_MS,
         Some(text) => text.parse().ok().filter(|grace_ms| *grace_ms <= limit).ok_or_else(|| {
-            ErrorObject::new(code::PARAMS, format!("grace_ms must be a whole number from 0 to {limit}, not {text:?}"))
+            ErrorObject::new(
+                code::PARAMS,
+                format!("grace_ms must be a whole number from 0 to {limit}, not {}", Quoted(&text)),
+            )
         })?,
     };
     let reason = match query.one_of("reason", &["canceled", "drained"])? {

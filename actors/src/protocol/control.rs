@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::{DEFAULT_GRACE_MS, Limits, execution_id, input::InputParams};
 use crate::{
+    excerpt::Quoted,
     id::ExecutionId,
     outcome::{CancelReason, Status},
     rpc::{
@@ -106,8 +107,11 @@ impl Signal {
         };
         Signal::named(&name).ok_or_else(|| {
             let allowed = Signal::SENDABLE;
-            ErrorObject::new(code::PARAMS, format!("signal {name:?} cannot be sent: use one of {}", allowed.join(", ")))
-                .with(json!({ "param": "signal", "asked": name, "allowed": allowed }))
+            ErrorObject::new(
+                code::PARAMS,
+                format!("signal {} cannot be sent: use one of {}", Quoted(&name), allowed.join(", ")),
+            )
+            .with(json!({ "param": "signal", "asked": name, "allowed": allowed }))
         })
     }
 }

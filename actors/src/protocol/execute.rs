@@ -13,6 +13,7 @@ pub use self::{
 };
 use super::Limits;
 use crate::{
+    excerpt::Quoted,
     id::{ExecutionId, InstanceId},
     rpc::{
         ErrorObject,
@@ -124,7 +125,8 @@ impl ExecuteParams {
         let Some(name) = self.run.executor.as_deref() else { return Ok(()) };
         self.run.check_executor(name, is_agent(name))?;
         if self.events && !is_agent(name) {
-            let message = format!("events come from the executors of agents, not from {name:?}: leave events out");
+            let message =
+                format!("events come from the executors of agents, not from {}: leave events out", Quoted(name));
             return Err(invalid("events", message));
         }
         Ok(())

@@ -6,7 +6,11 @@
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::{Map, Value, json};
 
-use super::{ErrorObject, code};
+use super::{
+    ErrorObject, code,
+    unique::{self, UniqueFields},
+};
+use crate::excerpt::{Quoted, excerpt};
 
 /// The unread fields of a JSON object.
 #[derive(Debug)]
@@ -27,8 +31,9 @@ impl Params {
     /// The body is not a JSON object.
     pub fn of_body(body: &[u8]) -> Result<Self, ErrorObject> {
         match serde_json::from_slice(body) {
-            Ok(Value::Object(map)) => Ok(Params::new(map)),
+            Ok(UniqueFields(Value::Object(map))) => Ok(Params::new(map)),
             Ok(_) => Err(ErrorObject::new(code::PARAMS, "the body must be a JSON object")),
+            Err(error) if error.is_data() => Err(ErrorObject::new(code::PARAMS, unique::message_of(&error))),
             Err(error) => Err(ErrorObject::new(code::PARAMS, format!("the body is not JSON: {error}"))),
         }
     }
@@ -112,7 +117,7 @@ impl Params {
             Some(at) => Ok(Some(at)),
             None => Err(ErrorObject::new(
                 code::PARAMS,
-                format!("{name} must be one of {}, not {text:?}", choices.join(", ")),
+                format!("{name} must be one of {}, not {}", choices.join(", "), Quoted(&text)),
             )
             .with(json!({ "param": name, "asked": text, "allowed": choices }))),
         }
@@ -122,7 +127,7 @@ impl Params {
     pub fn finish(self) -> Result<(), ErrorObject> {
         match self.map.keys().next() {
             None => Ok(()),
-            Some(name) => Err(invalid(name, format!("unknown parameter {name}"))),
+            Some(name) => Err(invalid(name, format!("unknown parameter {}", excerpt(name)))),
         }
     }
 }
@@ -134,10 +139,6 @@ pub fn invalid(name: &str, message: impl Into<String>) -> ErrorObject {
 
 /// The error for a parameter of the wrong type.
 pub fn ill_typed(name: &str, wanted: &str, got: &Value) -> ErrorObject {
-    let mut shown = got.to_string();
-    if shown.len() > 80 {
-        shown.truncate(shown.floor_char_boundary(80));
-        shown.push_str(" (cut)");
-    }
-    invalid(name, format!("{name} must be {wanted}, not {shown}"))
+    let got = got.to_string();
+    invalid(name, format!("{name} must be {wanted}, not {}", excerpt(&got)))
 }

@@ -6,6 +6,7 @@ use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use cc_executor_actors::{
     agent::{Agent, claude::Claude},
+    excerpt::Quoted,
     protocol::execute::{ClaudeOptions, ExecutionSpec},
 };
 
@@ -69,7 +70,7 @@ pub struct ClaudePolicy {
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum PolicyError {
     /// The operator allows other values only.
-    #[error("{param} {asked:?} is not allowed here: use {}", .allowed.join(", "))]
+    #[error("{param} {} is not allowed here: use {}", Quoted(.asked), .allowed.join(", "))]
     NotAllowed {
         /// The parameter.
         param: &'static str,

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use cc_executor_actors::{
     agent::claude::EXECUTOR,
     backend_api::{EXECUTION_ID_HEADER, ExecuteRequest},
+    excerpt::Quoted,
     id::{ExecutionId, InstanceId},
     protocol::execute::ExecutionSpec,
     rpc::{ErrorObject, code, params::Params},
@@ -56,7 +57,8 @@ pub(super) async fn execute_claude(
 ) -> Result<HttpResponse, Refused> {
     let mut wanted = ExecuteRequest::read(&body, &registry.limits())?;
     if let Some(other) = wanted.run.executor.filter(|name| name != EXECUTOR) {
-        let message = format!("executor must be claude here, not {other:?}: leave it out, or POST /execute/stream");
+        let message =
+            format!("executor must be claude here, not {}: leave it out, or POST /execute/stream", Quoted(&other));
         return Err(ErrorObject::new(code::PARAMS, message).with(json!({ "param": "executor" })).into());
     }
     wanted.run.executor = Some(EXECUTOR.to_owned());

@@ -2,6 +2,7 @@
 
 use cc_executor_actors::{
     backend_api::control::read_cancel,
+    excerpt::Quoted,
     id::ExecutionId,
     rpc::{ErrorObject, code, params::Params},
     stream::PerStream,
@@ -26,9 +27,9 @@ pub(super) fn read_cancellation(
 pub(super) fn read_offsets(fields: &mut Params) -> Result<PerStream<u64>, ErrorObject> {
     let mut offset = |name: &str| match fields.string(name)? {
         None => Ok(0),
-        Some(text) => text
-            .parse()
-            .map_err(|_| ErrorObject::new(code::PARAMS, format!("{name} must be an offset in bytes, not {text:?}"))),
+        Some(text) => text.parse().map_err(|_| {
+            ErrorObject::new(code::PARAMS, format!("{name} must be an offset in bytes, not {}", Quoted(&text)))
+        }),
     };
     Ok(PerStream { stdout: offset("stdout")?, stderr: offset("stderr")? })
 }
@@ -45,10 +46,13 @@ pub(super) fn has_arrived(fields: &mut Params) -> Result<bool, ErrorObject> {
     match fields.string("arrived")?.as_deref() {
         None | Some("true") => Ok(true),
         Some("false") => Ok(false),
-        Some(other) => Err(ErrorObject::new(code::PARAMS, format!("arrived must be true or false, not {other:?}"))),
+        Some(other) => {
+            Err(ErrorObject::new(code::PARAMS, format!("arrived must be true or false, not {}", Quoted(other))))
+        }
     }
 }
 
 pub(super) fn parse_id(text: &str) -> Result<ExecutionId, ErrorObject> {
-    text.parse().map_err(|_| ErrorObject::new(code::PARAMS, format!("an execution's id is a UUID, not {text:?}")))
+    text.parse()
+        .map_err(|_| ErrorObject::new(code::PARAMS, format!("an execution's id is a UUID, not {}", Quoted(text))))
 }

@@ -13,6 +13,7 @@ use std::{
     process::{self, Command},
 };
 
+use cc_executor_actors::excerpt::Quoted;
 use rustix::{
     process::{DumpableBehavior, Pid, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit},
     stdio::{dup2_stderr, dup2_stdin, dup2_stdout},
@@ -105,7 +106,7 @@ fn become_command(
     if let Some(cwd) = &spec.cwd
         && let Err(error) = std::env::set_current_dir(cwd)
     {
-        return (StartError::new(format!("cannot use the working directory {cwd:?}: {error}")), report);
+        return (StartError::new(format!("cannot use the working directory {}: {error}", Quoted(cwd))), report);
     }
     let [program, arguments @ ..] = spec.argv.as_slice() else {
         return (StartError::new("the executor names no program".to_owned()), report);

@@ -3,6 +3,7 @@
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::excerpt::Quoted;
 use crate::rpc::{
     ErrorObject,
     params::{Params, ill_typed, invalid},
@@ -50,7 +51,8 @@ impl ClaudeOptions {
         match claude.allowed_tools.iter().find(|tool| !is_name(tool)) {
             None => Ok(claude),
             Some(tool) => {
-                let message = format!("allowedTools has {tool:?}: name tools, such as Bash or \"Bash(git log:*)\"");
+                let message =
+                    format!("allowedTools has {}: name tools, such as Bash or \"Bash(git log:*)\"", Quoted(tool));
                 Err(invalid("allowedTools", message))
             }
         }

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::claude::ClaudeOptions;
 use crate::{
+    excerpt::{Quoted, excerpt},
     id::ExecutionId,
     protocol::{
         CLAUDE_EXECUTOR, DEFAULT_DETACH_MS, DEFAULT_HEARTBEAT_MS, Limits, MAX_COMMAND_BYTES, control::TerminalSize,
@@ -143,7 +144,7 @@ impl ExecutionSpec {
     /// An option does not apply: the error names it.
     pub fn check_executor(&self, name: &str, is_agent: bool) -> Result<(), ErrorObject> {
         if self.claude.is_some() && name != CLAUDE_EXECUTOR {
-            let message = format!("claude has options for the executor claude, not for {name:?}");
+            let message = format!("claude has options for the executor claude, not for {}", Quoted(name));
             return Err(invalid("claude", message));
         }
         if is_agent {
@@ -270,15 +271,15 @@ fn environment(fields: &mut Params) -> Result<BTreeMap<String, String>, ErrorObj
     let mut env = BTreeMap::new();
     for (name, value) in map {
         let Value::String(value) = value else {
-            return Err(ill_typed(&format!("env.{name}"), "a string", &value));
+            return Err(ill_typed(&format!("env.{}", excerpt(&name)), "a string", &value));
         };
         if name.is_empty() || name.contains(['=', '\0']) {
             return Err(invalid(
                 "env",
-                format!("env has a name {name:?}: a name is not empty and has no = and no NUL"),
+                format!("env has a name {}: a name is not empty and has no = and no NUL", Quoted(&name)),
             ));
         }
-        check_no_nul(&format!("env.{name}"), &value)?;
+        check_no_nul(&format!("env.{}", excerpt(&name)), &value)?;
         env.insert(name, value);
     }
     Ok(env)
