@@ -19,6 +19,7 @@ pub use self::{
 };
 use crate::{
     backend::BackendConfig,
+    gateway::IntakeLimits,
     logging::Format,
     server::auth::{Access, Secret},
 };
@@ -66,6 +67,8 @@ pub struct GatewaySettings {
     pub drain: Duration,
     /// The bounds of what clients may request.
     pub limits: Limits,
+    /// The bounds of what all clients together may have the gateway hold.
+    pub intake: IntakeLimits,
     /// How long Claude may take to exit after its last event. Only used with the legacy backend.
     pub claude_exit: Duration,
     /// Where commands run.

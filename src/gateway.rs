@@ -5,7 +5,9 @@
 //! not read.
 
 pub mod frame_reader;
+pub mod message_budget;
 pub mod routes;
+mod socket_body;
 pub mod upgrade;
 
 use std::{io, net::TcpListener, time::Duration};
@@ -15,16 +17,20 @@ use actix_web::{App, HttpServer, dev::ServerHandle, middleware::from_fn, web};
 use cc_executor_actors::{
     backend_client::{BackendClient, KnownBackend},
     protocol::Limits,
-    session::SessionContext,
+    session::{SessionContext, unread::UnreadBudget},
     supervisor::{Drain, SessionLimits, Supervisor},
 };
 use futures_util::future::LocalBoxFuture;
 use log::{info, warn};
 
-use crate::server::{
-    auth::{Access, Secret, guard},
-    connection::{self, Unflushed},
-    drain::Drainable,
+use self::message_budget::MessageBudget;
+use crate::{
+    server::{
+        auth::{Access, Secret, guard},
+        connection::{self, Unflushed},
+        drain::Drainable,
+    },
+    syscall::trim_heaps,
 };
 
 /// The interval of health checks of the backend.
@@ -33,7 +39,10 @@ const BACKEND_CADENCE: Duration = Duration::from_secs(2);
 /// The interval until its first answer. Short, because a session that opens before does not know the executors.
 const BACKEND_FIRST_CADENCE: Duration = Duration::from_millis(100);
 
-/// How many bytes of output actix buffers for a client.
+/// How often memory of long messages is given back to the system.
+const TRIM_CADENCE: Duration = Duration::from_secs(2);
+
+/// How many bytes of output actix buffers for a client that keeps up, see [`socket_body`].
 const WRITE_BUFFER: usize = 256 * 1024;
 
 /// The configuration of a gateway.
@@ -47,10 +56,23 @@ pub struct GatewayConfig {
     pub sessions: SessionLimits,
     /// The limits of clients' requests.
     pub limits: Limits,
+    /// The bounds of what all clients together may have the gateway hold.
+    pub intake: IntakeLimits,
     /// How long Claude may take to exit after its last event, where the backend is the legacy image.
     pub claude_exit: Duration,
     /// Whether executions keep running when this gateway ends, because the backend is another process.
     pub executions_live_on: bool,
+}
+
+/// The bounds of what clients may have a gateway hold in memory and under way.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct IntakeLimits {
+    /// Memory for long messages that have begun to arrive, in bytes.
+    pub message_memory: u64,
+    /// Memory for responses that clients do not read, in bytes.
+    pub unread_memory: u64,
+    /// Requests to the backend that one session may have under way.
+    pub max_requests: usize,
 }
 
 impl GatewayConfig {
@@ -92,6 +114,9 @@ pub fn serve(listener: TcpListener, config: GatewayConfig, access: Access) -> io
     let executions_live_on = config.executions_live_on;
     let unflushed = Unflushed::default();
     let for_sockets = web::Data::new(unflushed.clone());
+    let budget = MessageBudget::new(config.intake.message_memory);
+    actix_web::rt::spawn(trim_after_long_messages(budget.clone()));
+    let unread = UnreadBudget::new(config.intake.unread_memory);
     let known = KnownBackend::default();
     actix_web::rt::spawn(watch_backend(config.backend(known.clone())));
     let for_workers = supervisor.clone();
@@ -102,11 +127,14 @@ pub fn serve(listener: TcpListener, config: GatewayConfig, access: Access) -> io
             supervisor: for_workers.clone(),
             backend: config.backend(known.clone()),
             limits: config.limits,
+            unread: unread.clone(),
+            max_requests: config.intake.max_requests,
         };
         App::new()
             .app_data(web::Data::new(context))
             .app_data(access.clone())
             .app_data(for_sockets.clone())
+            .app_data(web::Data::new(budget.clone()))
             .wrap(from_fn(guard))
             .configure(routes::configure)
     })
@@ -122,6 +150,17 @@ pub fn serve(listener: TcpListener, config: GatewayConfig, access: Access) -> io
     let handle = server.handle();
     actix_web::rt::spawn(server);
     Ok(Gateway { server: handle, supervisor, unflushed, executions_live_on })
+}
+
+/// Gives the memory of long messages back to the system after they have been handled, because a heap keeps its peak.
+async fn trim_after_long_messages(budget: MessageBudget) {
+    loop {
+        actix_web::rt::time::sleep(TRIM_CADENCE).await;
+        if budget.take_used() {
+            // Not on this thread, because it takes milliseconds to walk large heaps. It does not panic.
+            let _ = actix_web::rt::task::spawn_blocking(trim_heaps).await;
+        }
+    }
 }
 
 /// Checks the backend's health as long as the gateway lives, and logs when it changes.

@@ -87,6 +87,7 @@ pub async fn serve(config: GatewaySettings) -> io::Result<()> {
         backend_token,
         sessions: config.sessions,
         limits: config.limits,
+        intake: config.intake,
         claude_exit: config.claude_exit,
         executions_live_on: backend.is_none(),
     };

@@ -21,7 +21,7 @@ use cc_executor_actors::{
     protocol::Limits,
     protocol::control::ControlReply,
     rpc::{call_text, code},
-    session::{self, SessionContext, outbox::Frames, phase::Incoming},
+    session::{self, SessionContext, outbox::Frames, phase::Incoming, unread::UnreadBudget},
     supervisor::{CancelExecution, Drain, GetStats, SessionLimits, Stats, Supervisor},
 };
 use futures_util::StreamExt;
@@ -100,6 +100,8 @@ fn context(stub: &Stub, max_sessions: usize) -> SessionContext {
         supervisor: Supervisor::new(SessionLimits { sessions: max_sessions, per_peer: max_sessions }).start(),
         backend: BackendClient::new(&stub.url(), None, KnownBackend::default(), EXIT_PATIENCE),
         limits: Limits::default(),
+        unread: UnreadBudget::new(1 << 20),
+        max_requests: 16,
     }
 }
 

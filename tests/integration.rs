@@ -21,6 +21,7 @@ mod client_faults;
 mod control;
 mod drain;
 mod faults;
+mod flood;
 mod guards;
 mod holds;
 mod hostile;

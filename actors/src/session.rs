@@ -11,8 +11,10 @@ mod execution_handle;
 pub mod liveness;
 pub mod outbox;
 pub mod phase;
+mod read_gate;
+pub mod unread;
 
-use std::{future::ready, net::IpAddr, pin::pin, time::Instant};
+use std::{future::ready, net::IpAddr, pin::pin, rc::Rc, time::Instant};
 
 use actix::{Actor, Addr, AsyncContext};
 use futures_util::{Stream, StreamExt};
@@ -22,6 +24,8 @@ use self::{
     actor::{Phase, Session},
     outbox::{Frames, LINGER, Linger, Outbox},
     phase::{Incoming, OpenSession, Outgoing},
+    read_gate::ReadGate,
+    unread::UnreadBudget,
 };
 use crate::{
     backend_client::BackendClient,
@@ -45,6 +49,10 @@ pub struct SessionContext {
     pub backend: BackendClient,
     /// The bounds of its client's parameters.
     pub limits: Limits,
+    /// The memory for responses that clients do not read.
+    pub unread: UnreadBudget,
+    /// How many requests to the backend a session may have under way before its client is not read.
+    pub max_requests: usize,
 }
 
 /// Completes when a session has sent its close frame, or has ended without one.
@@ -66,11 +74,12 @@ pub async fn start(
     context: SessionContext,
     incoming: impl Stream<Item = Incoming> + 'static,
 ) -> (Frames, ClosedSignal) {
-    let SessionContext { supervisor, backend, limits } = context;
+    let SessionContext { supervisor, backend, limits, unread, max_requests } = context;
     let backend = backend.for_client(client.clone());
+    let unread = unread.of_session(client.clone());
     let admitted = supervisor.send(Admit { session: id, peer, client }).await;
     let admitted = admitted.unwrap_or_else(|_| Err(ErrorObject::new(code::DRAINING, "the service is shutting down")));
-    let (mut outbox, frames, linger) = Outbox::new();
+    let (mut outbox, frames, linger) = Outbox::new(unread);
     let (open, closed) = oneshot::channel();
     match admitted {
         Ok(permit) => {
@@ -78,7 +87,8 @@ pub async fn start(
             outbox.send(phase::greeting(id, backend.known().as_ref(), limits));
             let session = Box::new(OpenSession::new(limits, now));
             Session::create(|ctx| {
-                ctx.add_stream(incoming);
+                let gate = Rc::<ReadGate>::default();
+                ctx.add_stream(Rc::clone(&gate).guard(incoming));
                 Session {
                     id,
                     phase: Phase::Open { session, outbox, _closed: open },
@@ -87,6 +97,11 @@ pub async fn start(
                     permit,
                     limits,
                     room,
+                    gate,
+                    max_requests,
+                    n_requests: 0,
+                    is_held: false,
+                    flooded: None,
                     opened_at: now,
                     n_executions: 0,
                     _linger: linger,
@@ -102,7 +117,7 @@ pub async fn start(
 fn refuse(error: ErrorObject, mut outbox: Outbox, linger: Linger, incoming: impl Stream<Item = Incoming> + 'static) {
     let reason = CloseReason::new(CloseCode::TryAgain, error.message.clone());
     outbox.send(Outgoing::Message(ServerMessage::Error(ErrorNotice { error, execution_id: None })));
-    // Both frames fit into the empty channel, so there is nothing to flush later.
+    // The frames stay in the queue for the response.
     drop(outbox.close(&reason));
     actix_rt::spawn(async move {
         let is_end = |incoming: &Incoming| ready(matches!(incoming, Incoming::Close | Incoming::Gone));

@@ -80,6 +80,9 @@ impl Shares {
 
     /// Counts what a client uses from now on.
     pub fn add(&mut self, client: &ClientName, amount: u64) {
+        if amount == 0 {
+            return;
+        }
         *self.used.entry(client.clone()).or_default() += amount;
         self.total += amount;
     }

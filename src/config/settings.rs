@@ -106,6 +106,20 @@ pub(super) struct SessionArgs {
     #[arg(long, env = "CC_EXECUTOR_MAX_UNSENT_RESPONSES", value_name = "N", range = 1..=65_536)]
     #[arg(default_value = Limits::default().unsent_responses.to_string())]
     pub(super) max_unsent_responses: u64,
+
+    /// Maximum memory for the unread responses of all sessions, in bytes
+    #[arg(long, env = "CC_EXECUTOR_MAX_UNREAD_BYTES", value_name = "BYTES", default_value = "67108864")]
+    #[arg(range = 1 << 20..=1 << 40)]
+    pub(super) max_unread_bytes: u64,
+
+    /// Maximum memory for long messages that arrive, in all sessions, in bytes; other messages wait
+    #[arg(long, env = "CC_EXECUTOR_MAX_INCOMING_BYTES", value_name = "BYTES", default_value = "134217728")]
+    #[arg(range = 1 << 22..=1 << 40)]
+    pub(super) max_incoming_bytes: u64,
+
+    /// Maximum number of requests to the backend that a session has under way; further messages wait
+    #[arg(long, env = "CC_EXECUTOR_MAX_REQUESTS_IN_FLIGHT", value_name = "N", default_value = "16", range = 1..=1_024)]
+    pub(super) max_requests_in_flight: u64,
 }
 
 /// Settings of both roles.
@@ -243,10 +257,11 @@ pub(super) fn given(matches: &ArgMatches) -> Vec<String> {
     definition.get_arguments().filter_map(|arg| given_name(arg, matches)).collect()
 }
 
-/// The name of a setting that both roles have: the flag or the variable that gives it.
+/// The name of a setting: the flag or the variable that gives it.
 pub(super) fn name_of(id: &str, matches: &ArgMatches) -> String {
-    let definition = BackendArgs::augment_args(Command::new("backend"));
-    let arg = definition.get_arguments().find(|arg| arg.get_id() == id).expect("both roles have the setting");
+    // `serve` has the settings of both roles.
+    let definition = ServeArgs::augment_args(Command::new("serve"));
+    let arg = definition.get_arguments().find(|arg| arg.get_id() == id).expect("there is such a setting");
     given_name(arg, matches).unwrap_or_else(|| name(arg, ValueSource::DefaultValue))
 }
 

@@ -16,6 +16,7 @@ use crate::{
         agent::claude::{self, ClaudePolicy},
         executor::{Executors, OWN_PREFIX, inherited, service_environment},
     },
+    gateway::IntakeLimits,
     server::auth::{Access, Fingerprint, Secret},
 };
 
@@ -41,6 +42,20 @@ pub fn serve(
         client_stall_ms: sessions.client_stall_ms,
         ..Limits::default()
     };
+    let intake = IntakeLimits {
+        message_memory: sessions.max_incoming_bytes,
+        unread_memory: sessions.max_unread_bytes,
+        max_requests: size(sessions.max_requests_in_flight),
+    };
+    if intake.message_memory < 4 * shared.max_message_bytes {
+        problems.add(
+            &name_of("max_incoming_bytes", matches),
+            format!(
+                "is {}, less than four times --max-message-bytes ({}); raise it",
+                intake.message_memory, shared.max_message_bytes
+            ),
+        );
+    }
     let sessions =
         SessionLimits { sessions: size(sessions.max_sessions), per_peer: size(sessions.max_sessions_per_address) };
     let drain = Duration::from_millis(shared.drain_ms);
@@ -60,7 +75,7 @@ pub fn serve(
         None => BackendLocation::Embedded(Box::new(problems.backend(backend, &shared, matches))),
     };
     let log_format = variables.log_format;
-    problems.finish(GatewaySettings { bind, access, sessions, drain, limits, claude_exit, backend, log_format })
+    problems.finish(GatewaySettings { bind, access, sessions, drain, limits, intake, claude_exit, backend, log_format })
 }
 
 /// Validates the settings of `backend`, see [`serve`].

@@ -3,21 +3,33 @@
 //! The codec of actix-http refuses a long frame only when all of it has arrived, and returns fragments one by one.
 //! So the length is read from the frame's header first, and the limit applies to the assembled message.
 
+use std::time::{Duration, Instant};
+
 use actix_http::ws::{Codec, Frame, Item, ProtocolError};
 use actix_web::{error::PayloadError, web::Bytes};
 use bytes::BytesMut;
 use cc_executor_actors::{
+    client::ClientName,
     close::{CloseCode, CloseReason},
     session::phase::Incoming,
 };
 use futures_util::{Stream, StreamExt, stream};
+use tokio::{sync::oneshot, time::timeout_at};
 use tokio_util::codec::Decoder;
+
+use super::message_budget::{FREE_BYTES, MessageBudget, Reservation};
 
 /// The largest number of frames in one message, because empty fragments never reach the limit of bytes.
 const MAX_FRAGMENTS: usize = 1_024;
 
+/// The longest header of a frame from a client, in bytes.
+const MAX_HEADER: usize = 14;
+
 /// The longest payload of a control frame, in bytes (RFC 6455 section 5.5).
 const MAX_CONTROL: u64 = 125;
+
+/// A message may take a second for each portion of this many bytes to arrive, beside the patience with its client.
+const BYTES_PER_SECOND: u64 = 64 * 1024;
 
 /// Decodes the frames of one client.
 pub struct FrameReader<P> {
@@ -26,6 +38,18 @@ pub struct FrameReader<P> {
     codec: Codec,
     limit: usize,
     message: Option<PartialMessage>,
+    intake: Intake,
+    memory: MessageMemory,
+}
+
+/// What bounds the long messages of a client.
+pub struct Intake {
+    /// The memory of all sessions.
+    pub budget: MessageBudget,
+    /// The client.
+    pub client: ClientName,
+    /// How long a long message may take to arrive, one second for each 64 KiB apart.
+    pub patience: Duration,
 }
 
 /// A message whose last fragments have not arrived.
@@ -34,13 +58,41 @@ struct PartialMessage {
     n_fragments: usize,
 }
 
+/// The memory for the message that arrives.
+enum MessageMemory {
+    /// It is short, or has not begun.
+    Free,
+    /// It waits, and the client is not read.
+    Waiting(oneshot::Receiver<Reservation>),
+    /// It has its memory, and must have arrived at this time.
+    Reserved { _reservation: Reservation, deadline: Instant },
+}
+
+/// The beginning of a frame, as far as it has arrived.
+struct FrameHeader {
+    is_fin: bool,
+    opcode: u8,
+    /// The length of the payload, if it has arrived.
+    declared: Option<u64>,
+    /// Whether the length has the shortest form.
+    is_short: bool,
+}
+
 impl<P> FrameReader<P>
 where
     P: Stream<Item = Result<Bytes, PayloadError>> + Unpin,
 {
     /// A reader that accepts messages of at most this many bytes.
-    pub fn new(payload: P, limit: usize) -> Self {
-        FrameReader { payload, input: BytesMut::new(), codec: Codec::new().max_size(limit), limit, message: None }
+    pub fn new(payload: P, limit: usize, intake: Intake) -> Self {
+        FrameReader {
+            payload,
+            input: BytesMut::new(),
+            codec: Codec::new().max_size(limit),
+            limit,
+            message: None,
+            intake,
+            memory: MessageMemory::Free,
+        }
     }
 
     /// The messages until the connection ends or a fault occurs. After a fault the rest is read and discarded, so that
@@ -64,7 +116,7 @@ where
     }
 
     async fn discard(&mut self) {
-        self.input = BytesMut::new();
+        (self.input, self.message, self.memory) = (BytesMut::new(), None, MessageMemory::Free);
         while let Some(Ok(_)) = self.payload.next().await {}
     }
 
@@ -75,10 +127,65 @@ where
                 Ok(None) => {}
                 Err(reason) => return Incoming::Fault(reason),
             }
-            match self.payload.next().await {
+            if let MessageMemory::Waiting(granted) = &mut self.memory {
+                // The budget lives as long as this reader, so each reservation is granted.
+                self.memory = granted.await.map_or(MessageMemory::Free, |granted| self.reserved(granted));
+            } else if let (MessageMemory::Free, Some(needed)) = (&self.memory, self.needed_memory()) {
+                match self.intake.budget.reserve(&self.intake.client, needed) {
+                    Ok(granted) => self.memory = self.reserved(granted),
+                    Err(waiting) => {
+                        self.memory = MessageMemory::Waiting(waiting);
+                        return Incoming::Held;
+                    }
+                }
+            }
+            let read = match self.memory {
+                MessageMemory::Reserved { deadline, .. } => {
+                    match timeout_at(deadline.into(), self.payload.next()).await {
+                        Ok(read) => read,
+                        Err(_) => return Incoming::Fault(self.too_slow()),
+                    }
+                }
+                MessageMemory::Free | MessageMemory::Waiting(_) => self.payload.next().await,
+            };
+            match read {
                 Some(Ok(bytes)) => self.input.extend_from_slice(&bytes),
                 Some(Err(_)) | None => return Incoming::Gone,
             }
+        }
+    }
+
+    /// The memory that the message at the front needs beyond what is free. A fragmented one may grow up to the limit.
+    fn needed_memory(&self) -> Option<usize> {
+        let FrameHeader { is_fin, opcode, declared, .. } = self.header()?;
+        if is_control(opcode) {
+            return None;
+        }
+        let so_far = self.message.as_ref().map_or(0, |message| message.text.len());
+        let known = usize::try_from(declared?).ok()?.saturating_add(so_far);
+        let is_whole = is_fin && self.message.is_none();
+        (known > FREE_BYTES).then_some(if is_whole { known } else { self.limit })
+    }
+
+    fn reserved(&mut self, granted: Reservation) -> MessageMemory {
+        let bytes = self.needed_memory().unwrap_or(0);
+        // At once, because a buffer that grows in steps takes twice as much.
+        self.input.reserve(bytes.saturating_sub(self.input.len()) + MAX_HEADER);
+        let time = self.intake.patience + Duration::from_secs(bytes as u64 / BYTES_PER_SECOND);
+        MessageMemory::Reserved { _reservation: granted, deadline: Instant::now() + time }
+    }
+
+    fn too_slow(&self) -> CloseReason {
+        let text = format!("a message had not arrived {} ms after its beginning", self.intake.patience.as_millis());
+        CloseReason::new(CloseCode::Lifeless, text)
+    }
+
+    /// Gives the memory of a message back that has been handed over.
+    fn release(&mut self) {
+        if self.message.is_none() && !matches!(self.memory, MessageMemory::Free) {
+            self.memory = MessageMemory::Free;
+            // The rest lies in the same large buffer.
+            self.input = BytesMut::from(&self.input[..]);
         }
     }
 
@@ -86,7 +193,7 @@ where
     fn decode(&mut self) -> Result<Option<Incoming>, CloseReason> {
         loop {
             self.check_header()?;
-            let Some(frame) = self.codec.decode(&mut self.input).map_err(|error| fault_of(&error))? else {
+            let Some(frame) = self.codec.decode(&mut self.input).map_err(|error| self.fault_of(&error))? else {
                 if self.input.is_empty() {
                     // An idle session holds no buffer.
                     self.input = BytesMut::new();
@@ -94,32 +201,39 @@ where
                 return Ok(None);
             };
             if let Some(incoming) = self.take(frame)? {
+                if matches!(incoming, Incoming::Text(_)) {
+                    self.release();
+                }
                 return Ok(Some(incoming));
             }
         }
     }
 
-    /// Checks the header at the front before the codec waits for the rest of the frame.
-    fn check_header(&self) -> Result<(), CloseReason> {
-        let Some(&[first, second]) = self.input.first_chunk::<2>() else { return Ok(()) };
-        let (fin, opcode) = (first & 0x80 != 0, first & 0x0f);
+    fn header(&self) -> Option<FrameHeader> {
+        let &[first, second] = self.input.first_chunk::<2>()?;
         let declared = match second & 0x7f {
-            126 => {
-                self.input.get(2..4).and_then(|len| len.try_into().ok()).map(|len| u64::from(u16::from_be_bytes(len)))
-            }
+            126 => self.input.get(2..4).and_then(|len| len.try_into().ok()).map(|len| u16::from_be_bytes(len).into()),
             127 => self.input.get(2..10).and_then(|len| len.try_into().ok()).map(u64::from_be_bytes),
             short => Some(u64::from(short)),
         };
-        if opcode & 0x08 != 0 {
-            if !fin {
+        let is_short = !matches!(second & 0x7f, 126 | 127);
+        Some(FrameHeader { is_fin: first & 0x80 != 0, opcode: first & 0x0f, declared, is_short })
+    }
+
+    /// Checks the header at the front before the codec waits for the rest of the frame.
+    fn check_header(&self) -> Result<(), CloseReason> {
+        let Some(FrameHeader { is_fin, opcode, declared, is_short }) = self.header() else { return Ok(()) };
+        if is_control(opcode) {
+            if !is_fin {
                 return Err(protocol("a control frame must not be fragmented"));
             }
-            if matches!(second & 0x7f, 126 | 127) || declared.is_some_and(|len| len > MAX_CONTROL) {
+            if !is_short || declared.is_some_and(|len| len > MAX_CONTROL) {
                 return Err(protocol("a control frame holds at most 125 bytes"));
             }
-        }
-        if opcode == 8 && declared == Some(1) {
-            return Err(protocol("a close frame has no body of 1 byte"));
+            if opcode == 8 && declared == Some(1) {
+                return Err(protocol("the body of a close frame must be empty or at least 2 bytes"));
+            }
+            return Ok(());
         }
         if opcode == 2 {
             return Err(unsupported());
@@ -132,6 +246,13 @@ where
                 len.saturating_add(so_far as u64)
             ))),
             _ => Ok(()),
+        }
+    }
+
+    fn fault_of(&self, error: &ProtocolError) -> CloseReason {
+        match error {
+            ProtocolError::Overflow => too_big(format!("a message has at most {} bytes", self.limit)),
+            error => protocol(&format!("a frame that WebSocket does not allow: {error}")),
         }
     }
 
@@ -155,14 +276,14 @@ where
             }
             Frame::Continuation(Item::Last(text)) => {
                 self.assemble(&text)?;
-                let message = self.message.take().ok_or_else(|| protocol("the end of a message that never began"))?;
+                let message = self.message.take().ok_or_else(|| protocol(NO_FIRST_FRAME))?;
                 text_message(&message.text).map(Some)
             }
         }
     }
 
     fn assemble(&mut self, text: &[u8]) -> Result<(), CloseReason> {
-        let message = self.message.as_mut().ok_or_else(|| protocol("the rest of a message that never began"))?;
+        let message = self.message.as_mut().ok_or_else(|| protocol(NO_FIRST_FRAME))?;
         message.n_fragments += 1;
         if message.n_fragments > MAX_FRAGMENTS {
             return Err(too_big(format!("a message comes in at most {MAX_FRAGMENTS} fragments")));
@@ -172,6 +293,12 @@ where
     }
 }
 
+const NO_FIRST_FRAME: &str = "a continuation frame came without a first frame";
+
+fn is_control(opcode: u8) -> bool {
+    opcode & 0x08 != 0
+}
+
 fn text_message(text: &[u8]) -> Result<Incoming, CloseReason> {
     match std::str::from_utf8(text) {
         Ok(text) => Ok(Incoming::Text(text.to_owned())),
@@ -179,13 +306,6 @@ fn text_message(text: &[u8]) -> Result<Incoming, CloseReason> {
             CloseCode::NotUtf8,
             format!("a text message is not UTF-8 at byte {}", error.valid_up_to()),
         )),
-    }
-}
-
-fn fault_of(error: &ProtocolError) -> CloseReason {
-    match error {
-        ProtocolError::Overflow => too_big("a message over the limit".to_owned()),
-        error => protocol(&format!("a frame that WebSocket does not allow: {error}")),
     }
 }
 
@@ -229,7 +349,9 @@ mod tests {
 
     async fn read(pieces: Vec<Vec<u8>>, limit: usize) -> Vec<Incoming> {
         let payload = stream::iter(pieces.into_iter().map(|piece| Ok(Bytes::from(piece))));
-        FrameReader::new(payload, limit).into_stream().collect().await
+        let budget = MessageBudget::new(1 << 20);
+        let intake = Intake { budget, client: ClientName::anonymous(), patience: Duration::from_secs(60) };
+        FrameReader::new(payload, limit, intake).into_stream().collect().await
     }
 
     fn read_all(wire: Vec<u8>, limit: usize) -> Vec<Incoming> {

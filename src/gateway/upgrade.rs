@@ -3,10 +3,12 @@
 //! actix-web-actors does the handshake. The session is an actor on a plain context: the response body is the receiving
 //! end of its outbox, and the client's messages are a stream to its mailbox.
 
+use std::time::Duration;
+
 use actix_web::{
     Error, HttpRequest, HttpResponse,
     http::header,
-    web::{self, Bytes, Payload},
+    web::{self, Payload},
 };
 use actix_web_actors::ws;
 use cc_executor_actors::{
@@ -16,10 +18,13 @@ use cc_executor_actors::{
     session::{self, SessionContext},
     supervisor::GetStats,
 };
-use futures_util::StreamExt;
 use log::info;
 
-use super::frame_reader::FrameReader;
+use super::{
+    frame_reader::{FrameReader, Intake},
+    message_budget::MessageBudget,
+    socket_body::SocketBody,
+};
 use crate::server::{
     auth::BEARER_PROTOCOL,
     caller::Caller,
@@ -33,6 +38,7 @@ pub async fn upgrade(
     caller: Caller,
     context: web::Data<SessionContext>,
     unflushed: web::Data<Unflushed>,
+    budget: web::Data<MessageBudget>,
 ) -> Result<HttpResponse, Error> {
     let offered = offered_protocols(&request);
     if !offered.is_empty() && !offered.iter().any(|offer| offer == SUBPROTOCOL) {
@@ -48,9 +54,14 @@ pub async fn upgrade(
     }
     let mut response = ws::handshake_with_protocols(&request, &[SUBPROTOCOL])?;
     let id = SessionId::random();
-    let incoming = FrameReader::new(payload, context.limits.message_bytes).into_stream();
-    let peer = request.peer_addr().map(|peer| peer.ip());
     let client = caller.client();
+    let intake = Intake {
+        budget: MessageBudget::clone(&budget),
+        client: client.clone(),
+        patience: Duration::from_millis(context.limits.client_stall_ms),
+    };
+    let incoming = FrameReader::new(payload, context.limits.message_bytes, intake).into_stream();
+    let peer = request.peer_addr().map(|peer| peer.ip());
     let (frames, closed) = session::start(id, peer, client, SessionContext::clone(&context), incoming).await;
     unflushed.add(&request);
     let lingered = async move {
@@ -61,7 +72,7 @@ pub async fn upgrade(
     connection::shut_down_when(&request, lingered, move || {
         info!(event = "socket.shut_down", session_id:% = id; "a closed session's client does not read: its connection is shut down");
     });
-    Ok(response.streaming(frames.map(Ok::<Bytes, Error>)))
+    Ok(response.streaming(SocketBody::new(frames, connection::of(&request))))
 }
 
 /// The subprotocols that the client offers, without those that carry a token.

@@ -9,10 +9,12 @@
 
 use std::{
     any::Any,
-    cell::RefCell,
+    cell::{OnceCell, RefCell},
+    io::ErrorKind,
     os::fd::{AsFd, OwnedFd},
     rc::{Rc, Weak},
     sync::Arc,
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -21,7 +23,8 @@ use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     net::sockopt,
 };
-use tokio::sync::watch;
+use socket2::SockRef;
+use tokio::{io::Interest, sync::watch};
 
 /// How long the peer may take to read the last bytes before its connection is shut down.
 pub const DRAIN_PATIENCE: Duration = Duration::from_secs(5);
@@ -34,6 +37,8 @@ const KEEPALIVE_PROBES: u32 = 6;
 pub struct ConnectionHandle {
     descriptor: Arc<OwnedFd>,
     flushing: RefCell<Option<Flushing>>,
+    /// One more duplicate, made when the socket is waited for.
+    writable: OnceCell<Option<TcpStream>>,
 }
 
 impl ConnectionHandle {
@@ -41,6 +46,25 @@ impl ConnectionHandle {
     pub fn has_room(&self) -> bool {
         let mut fds = [PollFd::new(&*self.descriptor, PollFlags::OUT)];
         poll(&mut fds, Some(&Timespec::default())).map_or(true, |n| n > 0)
+    }
+
+    /// Waits until the socket has room. Ready at once where that cannot be waited for.
+    pub fn poll_room(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let register = || TcpStream::from_std(self.descriptor.try_clone().ok()?.into()).ok();
+        let Some(writable) = self.writable.get_or_init(register) else { return Poll::Ready(()) };
+        loop {
+            if ready!(writable.poll_write_ready(cx)).is_err() || self.has_room() {
+                return Poll::Ready(());
+            }
+            // Tells tokio that the socket was not ready, so that it waits for the next event.
+            let _ = writable.try_io(Interest::WRITABLE, || Err::<(), _>(ErrorKind::WouldBlock.into()));
+        }
+    }
+
+    /// Has the kernel take no more from us while this many bytes are not sent.
+    pub fn limit_unsent(&self, bytes: u32) {
+        // If this fails, a slow client only gets its pongs later.
+        let _ = SockRef::from(&*self.descriptor).set_tcp_notsent_lowat(bytes);
     }
 }
 
@@ -53,7 +77,11 @@ pub fn of(request: &HttpRequest) -> Option<Rc<ConnectionHandle>> {
 pub fn keep(connection: &dyn Any, data: &mut Extensions) {
     let duplicate = connection.downcast_ref::<TcpStream>().and_then(|stream| stream.as_fd().try_clone_to_owned().ok());
     if let Some(duplicate) = duplicate {
-        data.insert(Rc::new(ConnectionHandle { descriptor: Arc::new(duplicate), flushing: RefCell::default() }));
+        data.insert(Rc::new(ConnectionHandle {
+            descriptor: Arc::new(duplicate),
+            flushing: RefCell::default(),
+            writable: OnceCell::new(),
+        }));
     }
 }
 

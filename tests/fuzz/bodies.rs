@@ -1,11 +1,14 @@
 //! The bodies of the fuzzers. The tests of `replay` call them with the inputs of the corpus.
 #![allow(dead_code, reason = "each fuzzer uses one of these functions")]
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
-use cc_executor::gateway::frame_reader::FrameReader;
+use cc_executor::gateway::{
+    frame_reader::{FrameReader, Intake},
+    message_budget::MessageBudget,
+};
 use cc_executor_actors::{
     agent::{
         AgentProgress, ReaderOptions,
@@ -17,6 +20,7 @@ use cc_executor_actors::{
     },
     backend_api::multiplex::{Decoder, StreamPart},
     backend_client::body_end::BodyTracker,
+    client::ClientName,
     id::ExecutionId,
     output::{AgentReader, EventStep, OutputEncoder, OutputOptions, json_lines},
     protocol::{Framing, Limits, Method},
@@ -41,7 +45,9 @@ fn pieces(data: &[u8]) -> impl Iterator<Item = &[u8]> {
 /// each call is parsed or answered with an error.
 pub fn input(data: &[u8]) {
     let payload: Vec<_> = pieces(data).map(|piece| Ok(Bytes::copy_from_slice(piece))).collect();
-    let read = FrameReader::new(stream::iter(payload), LIMIT).into_stream().collect::<Vec<_>>().now_or_never();
+    let budget = MessageBudget::new(1 << 30);
+    let intake = Intake { budget, client: ClientName::anonymous(), patience: Duration::from_secs(60) };
+    let read = FrameReader::new(stream::iter(payload), LIMIT, intake).into_stream().collect::<Vec<_>>().now_or_never();
     let incoming = read.expect("the whole input is available");
     assert!(matches!(incoming.last(), Some(Incoming::Gone)), "the connection ends once");
     for text in incoming.iter().filter_map(|incoming| match incoming {

@@ -48,6 +48,11 @@ pub(super) enum Acknowledger {
     Sending { next: Option<PerStream<u64>> },
 }
 
+/// What an input counts against the limit of waiting input, in bytes: at least 1 KiB, which bounds their number.
+fn cost(input: &InputParams) -> usize {
+    input.data.len().max(1_024)
+}
+
 impl Handler<Control> for Execution {
     type Result = ResponseFuture<ControlAnswer>;
 
@@ -102,8 +107,8 @@ impl Execution {
     /// The answer comes when the command has room for all of the input. If the execution ends first, the inputs in the
     /// queue end with this actor.
     fn write_stdin(&mut self, input: InputParams, ctx: &mut Context<Self>) -> ResponseFuture<ControlAnswer> {
-        let waiting: usize = self.input.0.iter().map(|pending| pending.input.data.len()).sum();
-        if waiting + input.data.len() > MAX_WAITING {
+        let waiting: usize = self.input.0.iter().map(|pending| cost(&pending.input)).sum();
+        if waiting + cost(&input) > MAX_WAITING {
             let message =
                 format!("{waiting} bytes of input wait already, and at most {MAX_WAITING} may: wait for the answers");
             return answered(Err(ErrorObject::new(code::FULL, message)));

@@ -15,6 +15,7 @@ use super::{
     liveness::Liveness,
     outbox::{Closing, LINGER, Linger, Outbox, RoomSignal},
     phase::{Incoming, OpenSession, SessionEnd, SessionEvent, SessionStep},
+    read_gate::ReadGate,
 };
 use crate::{
     backend_client::BackendClient,
@@ -23,11 +24,15 @@ use crate::{
     execution::messages::{EncodedOutput, ExecutionReport},
     id::SessionId,
     protocol::Limits,
+    share::ShareExceeded,
     supervisor::{Drain, Permit, SessionOpened},
 };
 
 /// How long a closed session waits until its client has read the messages before the close frame.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long a client that leaves too many responses unread may read nothing.
+const FLOOD_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The session of one admitted client.
 pub(super) struct Session {
@@ -38,6 +43,14 @@ pub(super) struct Session {
     pub(super) permit: Permit,
     pub(super) limits: Limits,
     pub(super) room: Rc<RoomSignal>,
+    pub(super) gate: Rc<ReadGate>,
+    /// How many requests to the backend may be under way before the client is not read, and how many are.
+    pub(super) max_requests: usize,
+    pub(super) n_requests: usize,
+    /// Whether the client's next message waits for memory.
+    pub(super) is_held: bool,
+    /// Since when more responses wait than the limit allows, and how many bytes the client had read then.
+    pub(super) flooded: Option<(Instant, u64)>,
     pub(super) opened_at: Instant,
     pub(super) n_executions: u64,
     /// The response ends when this is dropped.
@@ -64,20 +77,55 @@ impl Session {
         let Phase::Open { session, outbox, .. } = &mut self.phase else { return };
         let SessionStep { messages, effects, end } = session.on(event, Instant::now());
         messages.into_iter().for_each(|message| outbox.send(message));
-        let is_flooded = outbox.unsent_responses() > self.limits.unsent_responses;
+        let counted = outbox.count_unread();
         for effect in effects {
             self.carry_out(effect, ctx);
         }
-        match end {
-            SessionEnd::Open if is_flooded => self.on(SessionEvent::Flooded, ctx),
-            SessionEnd::Open => {}
-            SessionEnd::Close(reason) => self.close(reason, ctx),
-            SessionEnd::Gone => {
+        self.set_gate(ctx);
+        match (end, counted) {
+            (SessionEnd::Open, Err(ShareExceeded { limit, used, .. })) => {
+                let reason = format!("unread responses take {used} of {limit} bytes: read what is sent");
+                self.on(SessionEvent::Flooded(reason), ctx);
+            }
+            (SessionEnd::Open, Ok(())) => {}
+            (SessionEnd::Close(reason), _) => self.close(reason, ctx),
+            (SessionEnd::Gone, _) => {
                 self.phase = Phase::Gone;
                 self.release_execution(ctx);
                 ctx.stop();
             }
         }
+    }
+
+    /// Reads the client only while it may queue more: it has few requests under way, and reads its responses.
+    fn set_gate(&mut self, ctx: &mut Context<Self>) {
+        let Phase::Open { outbox, .. } = &self.phase else { return self.gate.set_shut(false) };
+        let is_flooded = outbox.unsent_responses() > self.limits.unsent_responses;
+        if is_flooded {
+            self.room.want();
+            if self.flooded.is_none() {
+                self.flooded = Some((Instant::now(), self.room.taken()));
+                ctx.run_later(FLOOD_PATIENCE, Session::check_flood);
+            }
+        } else {
+            self.flooded = None;
+        }
+        self.gate.set_shut(is_flooded || self.n_requests >= self.max_requests);
+    }
+
+    /// Closes the session of a client that has read nothing since too many responses wait for it.
+    fn check_flood(&mut self, ctx: &mut Context<Self>) {
+        let Some((since, taken)) = self.flooded else { return };
+        if since.elapsed() < FLOOD_PATIENCE {
+            return;
+        }
+        if taken == self.room.taken() {
+            let limit = self.limits.unsent_responses;
+            return self
+                .on(SessionEvent::Flooded(format!("more than {limit} responses unread: read what is sent")), ctx);
+        }
+        self.flooded = None;
+        self.set_gate(ctx);
     }
 
     /// Sends the close frame. Only the `Closing` of the outbox remains, so no message can follow.
@@ -99,7 +147,7 @@ impl Session {
 
     fn stop_when_flushed(&mut self, ctx: &mut Context<Self>) {
         if let Phase::Closed { outbox, lingers, .. } = &mut self.phase
-            && outbox.flush()
+            && outbox.is_flushed()
             && !*lingers
         {
             ctx.stop();
@@ -110,7 +158,8 @@ impl Session {
     fn tick(&mut self, ctx: &mut Context<Self>) {
         let Phase::Open { outbox, .. } = &self.phase else { return };
         let blocked = outbox.is_blocked();
-        self.on(SessionEvent::Tick { taken: self.room.taken(), blocked }, ctx);
+        let is_read = !self.is_held && !self.gate.is_shut();
+        self.on(SessionEvent::Tick { taken: self.room.taken(), blocked, is_read }, ctx);
         if matches!(self.phase, Phase::Closed { .. }) {
             let event = if blocked { "client.stalled" } else { "client.unresponsive" };
             warn!(event = event, session_id:% = self.id, patience_ms = self.limits.client_stall_ms;
@@ -152,6 +201,7 @@ impl Actor for Session {
 
 impl StreamHandler<Incoming> for Session {
     fn handle(&mut self, incoming: Incoming, ctx: &mut Self::Context) {
+        self.is_held = incoming == Incoming::Held;
         match (&self.phase, &incoming) {
             (Phase::Open { .. }, _) => self.on(SessionEvent::Incoming(incoming), ctx),
             // After the close frame of the service, only the end of the connection matters.
@@ -168,10 +218,11 @@ impl StreamHandler<Incoming> for Session {
 impl StreamHandler<OutboxReady> for Session {
     fn handle(&mut self, _: OutboxReady, ctx: &mut Self::Context) {
         match &mut self.phase {
+            Phase::Open { outbox, .. } if outbox.is_gone() => self.on(SessionEvent::Incoming(Incoming::Gone), ctx),
             Phase::Open { outbox, .. } => {
-                if !outbox.flush() {
-                    self.on(SessionEvent::Incoming(Incoming::Gone), ctx);
-                }
+                // Fewer bytes than before, so never refused.
+                let _ = outbox.count_unread();
+                self.set_gate(ctx);
             }
             _ => self.stop_when_flushed(ctx),
         }

@@ -8,7 +8,7 @@ use super::{
     actor::Session,
     by_id::{control_result, request_by_id},
     execution_handle::ExecutionHandle,
-    phase::{ControlOutcome, Effect, SessionEvent},
+    phase::{ByIdRequest, ControlOutcome, Effect, SessionEvent},
 };
 use crate::{
     execution::{
@@ -43,6 +43,9 @@ impl Session {
             }
             (Effect::Acknowledge(offsets), Some(current)) => current.execution.do_send(Acknowledge(offsets)),
             (Effect::Control(id, request), Some(current)) => {
+                // Input is bounded by its bytes, and one request at a time carries it.
+                let n = usize::from(!matches!(request, ControlRequest::Stdin(_)));
+                self.n_requests += n;
                 let execution_id = current.id;
                 let answer = current.execution.send(Control(request));
                 ctx.spawn(answer.into_actor(self).map(move |answer, session, ctx| {
@@ -50,14 +53,20 @@ impl Session {
                         Ok(answer) => answer.map(|reply| control_result(execution_id, reply)),
                         Err(_) => Err(ErrorObject::new(code::NOT_RUNNING, "the execution has just ended")),
                     };
-                    session.on(SessionEvent::Answered(ControlOutcome { id, execution_id, own: true, outcome }), ctx);
+                    session.n_requests -= n;
+                    let outcome = ControlOutcome { id, execution_id, own: true, is_status: false, outcome };
+                    session.on(SessionEvent::Answered(outcome), ctx);
                 }));
             }
             (Effect::ById(id, execution_id, request), _) => {
+                self.n_requests += 1;
+                let is_status = request == ByIdRequest::Status;
                 let supervisor = self.permit.supervisor().clone();
                 let answer = request_by_id(self.backend.clone(), supervisor, execution_id, request);
                 ctx.spawn(answer.into_actor(self).map(move |outcome, session, ctx| {
-                    session.on(SessionEvent::Answered(ControlOutcome { id, execution_id, own: false, outcome }), ctx);
+                    session.n_requests -= 1;
+                    let outcome = ControlOutcome { id, execution_id, own: false, is_status, outcome };
+                    session.on(SessionEvent::Answered(outcome), ctx);
                 }));
             }
             (Effect::AcknowledgeEnded(id, offsets, hold), _) => {

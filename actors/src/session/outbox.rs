@@ -1,76 +1,105 @@
-//! The only way to a client, and where a slow client is noticed: a queue before a small bounded channel of WebSocket
-//! frames. Output that waits here has a [`Credit`]; until that completes, `Relay::flush` (`execution/relay.rs`) holds
-//! the execution back.
+//! The only way to a client, and where a slow client is noticed: a queue of WebSocket frames. Output that waits here has
+//! a [`Credit`]; until that completes, `Relay::flush` (`execution/relay.rs`) holds the execution back.
 //!
-//! The channel's receiving end, [`Frames`], is the body of the HTTP response. If the client does not read, the channel
-//! fills and messages wait in the queue. Each kind is bounded there: responses by their limit, heartbeats and pongs to
-//! one, output to one batch by its [`Credit`], other messages by the few changes of an execution.
+//! The queue's reading end, [`Frames`], is the body of the HTTP response. If the client does not read, frames wait. Each
+//! kind is bounded: responses by their number and their bytes ([`UnreadBudget`]), heartbeats and pongs to one, output to
+//! one batch beyond [`OUTPUT_ROOM`] by its [`Credit`], other messages by the few changes of an execution.
 //!
-//! The sender of the channel is never cloned. [`Outbox::close`] consumes the outbox; the remaining [`Closing`] can only
-//! flush the queue.
+//! A pong, and a response that says nothing about output, go ahead of output that waits: see [`FrameKind::may_overtake`].
+//!
+//! The writing end is never cloned. [`Outbox::close`] consumes the outbox; the remaining [`Closing`] can only wait until
+//! the queue is empty.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     collections::VecDeque,
     pin::Pin,
     rc::Rc,
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
 use bytes::Bytes;
 use futures_util::Stream;
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, oneshot};
 
-use super::phase::Outgoing;
-use crate::{close::CloseReason, protocol::notification::ServerMessage, ws::frame};
+use super::{phase::Outgoing, unread::UnreadBytes};
+use crate::{close::CloseReason, protocol::notification::ServerMessage, share::ShareExceeded, ws::frame};
 
 /// How long a closed session still reads, so that the client's own close frame can arrive.
 pub(super) const LINGER: Duration = Duration::from_secs(1);
 
-/// Frames, or batches of output frames, in the channel to the socket.
-const SLOTS: usize = 4;
+/// How many bytes of output may wait before the execution is held back: one batch, so that the next one is made while
+/// the socket takes this one.
+const OUTPUT_ROOM: usize = 64 * 1024;
 
 /// The sending end.
-#[derive(Debug)]
 pub struct Outbox {
-    pipe: Pipe,
+    writer: Writer,
+    unread: UnreadBytes,
 }
 
 /// An outbox after its close frame.
-#[derive(Debug)]
 pub struct Closing {
-    pipe: Pipe,
+    writer: Writer,
+    /// Counts the responses that still wait.
+    _unread: UnreadBytes,
 }
 
-#[derive(Debug)]
-struct Pipe {
-    frames: mpsc::Sender<Bytes>,
-    queue: VecDeque<QueuedFrame>,
+/// The one writing end of the queue. Its drop ends the response after the last frame.
+struct Writer(Rc<Queue>);
+
+struct Queue {
+    state: RefCell<QueueState>,
     room: Rc<RoomSignal>,
 }
 
-#[derive(Debug)]
+#[derive(Default)]
+struct QueueState {
+    frames: VecDeque<QueuedFrame>,
+    output_bytes: usize,
+    n_responses: usize,
+    response_bytes: usize,
+    /// Complete when there is room for output.
+    credits: Vec<oneshot::Sender<()>>,
+    /// Wakes the response's body.
+    body: Option<Waker>,
+    is_unread: bool,
+    is_unwritten: bool,
+}
+
 struct QueuedFrame {
     kind: FrameKind,
     frame: Bytes,
-    /// Completes the [`Credit`] of output.
-    credit: Option<oneshot::Sender<()>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum FrameKind {
     Message,
+    /// A response that stays in its place, because it speaks of output or of the execution that the session holds.
     Response,
+    /// A response that says nothing about output.
+    QuickResponse,
     Heartbeat,
     Pong,
     Output,
 }
 
-/// Signals that the channel has room again after it was full, or that the receiving end is gone.
+impl FrameKind {
+    /// Whether it may go ahead of output that waits. Never ahead of another message.
+    fn may_overtake(self) -> bool {
+        matches!(self, FrameKind::Pong | FrameKind::QuickResponse)
+    }
+
+    fn is_response(self) -> bool {
+        matches!(self, FrameKind::Response | FrameKind::QuickResponse)
+    }
+}
+
+/// Signals that the queue has become shorter, after somebody waited for that, or that the client is gone.
 #[derive(Debug, Default)]
 pub struct RoomSignal {
-    /// Whether the queue has met a full channel since the last signal.
+    /// Whether somebody waits.
     wanted: Cell<bool>,
     made: Notify,
     taken: Cell<u64>,
@@ -88,14 +117,18 @@ impl RoomSignal {
         self.taken.get()
     }
 
+    /// Asks for a signal when the next frame is taken.
+    pub fn want(&self) {
+        self.wanted.set(true);
+    }
+
     /// Waits for the next signal.
     pub async fn wait(&self) {
         self.made.notified().await;
     }
 }
 
-/// The permission to send more output: `None` is immediate, otherwise it completes when the last output is in the
-/// channel.
+/// The permission to send more output: `None` is immediate, otherwise it completes when there is room.
 pub type Credit = Option<oneshot::Receiver<()>>;
 
 /// The receiving end: the body of the response.
@@ -103,8 +136,7 @@ pub type Credit = Option<oneshot::Receiver<()>>;
 /// After the last frame it stays open until the [`Linger`] is dropped, so that the connection is read until the
 /// client's close frame arrives, and is not reset because of unread input.
 pub struct Frames {
-    frames: mpsc::Receiver<Bytes>,
-    room: Rc<RoomSignal>,
+    queue: Rc<Queue>,
     linger: Option<oneshot::Receiver<()>>,
 }
 
@@ -116,108 +148,161 @@ pub struct Linger {
 
 impl Outbox {
     /// Returns an outbox, its receiving end, and the guard that keeps the receiving end open.
-    pub fn new() -> (Outbox, Frames, Linger) {
-        let (sender, receiver) = mpsc::channel(SLOTS);
+    pub fn new(unread: UnreadBytes) -> (Outbox, Frames, Linger) {
         let (held, linger) = oneshot::channel();
-        let room = Rc::new(RoomSignal::default());
-        let frames = Frames { frames: receiver, room: Rc::clone(&room), linger: Some(linger) };
-        let pipe = Pipe { frames: sender, queue: VecDeque::new(), room };
-        (Outbox { pipe }, frames, Linger { _held: held })
+        let queue = Rc::new(Queue { state: RefCell::default(), room: Rc::default() });
+        let frames = Frames { queue: Rc::clone(&queue), linger: Some(linger) };
+        (Outbox { writer: Writer(queue), unread }, frames, Linger { _held: held })
     }
 
-    /// The signal after which [`Outbox::flush`] makes progress.
+    /// The signal after which the queue is shorter, or the client is gone.
     pub fn room(&self) -> Rc<RoomSignal> {
-        Rc::clone(&self.pipe.room)
+        Rc::clone(&self.writer.0.room)
     }
 
-    /// Sends a message after all earlier ones.
+    /// Sends a message after all earlier ones, output apart where the message may go ahead of it.
     pub fn send(&mut self, message: Outgoing) {
         let (kind, frame) = match message {
             // A failed call without id gets an `error` instead of a response, so it counts as a response.
             Outgoing::Message(message @ (ServerMessage::Response(_) | ServerMessage::Error(_))) => {
                 (FrameKind::Response, frame::text(&message))
             }
+            Outgoing::QuickResponse(message) => (FrameKind::QuickResponse, frame::text(&message)),
             Outgoing::Message(message) => (FrameKind::Message, frame::text(&message)),
             Outgoing::Heartbeat(update) => (FrameKind::Heartbeat, frame::text(&ServerMessage::Progress(update))),
             Outgoing::Ping(payload) => (FrameKind::Message, frame::ping(&payload)),
             Outgoing::Pong(payload) => (FrameKind::Pong, frame::pong(&payload)),
             Outgoing::Output(frames) => (FrameKind::Output, frames),
         };
-        self.pipe.push(kind, frame);
+        self.writer.push(kind, frame);
     }
 
     /// Sends the close frame.
     pub fn close(mut self, reason: &CloseReason) -> Closing {
-        self.pipe.push(FrameKind::Message, frame::close(reason.code.into(), &reason.text));
-        Closing { pipe: self.pipe }
+        self.writer.push(FrameKind::Message, frame::close(reason.code.into(), &reason.text));
+        Closing { writer: self.writer, _unread: self.unread }
     }
 
-    /// Moves queued frames into the channel while it has room. Returns false if the client is gone.
-    pub fn flush(&mut self) -> bool {
-        self.pipe.flush()
+    /// Whether the client is gone.
+    pub fn is_gone(&self) -> bool {
+        self.writer.0.state.borrow().is_unread
     }
 
-    /// The credit of the last output, if that output still waits for room.
-    ///
-    /// The session replies to the execution when it completes; `Relay::flush` waits for that reply.
+    /// The permission to send more output. The session replies to the execution when it completes; `Relay::flush` waits
+    /// for that reply.
     pub fn credit(&mut self) -> Credit {
-        let is_waiting = |queued: &&mut QueuedFrame| queued.kind == FrameKind::Output && queued.credit.is_none();
-        let output = self.pipe.queue.iter_mut().find(is_waiting)?;
+        let mut state = self.writer.0.state.borrow_mut();
+        if state.output_bytes <= OUTPUT_ROOM || state.is_unread {
+            return None;
+        }
         let (sender, receiver) = oneshot::channel();
-        output.credit = Some(sender);
+        state.credits.push(sender);
         Some(receiver)
     }
 
     /// Whether messages wait for the client.
     pub fn is_blocked(&self) -> bool {
-        !self.pipe.queue.is_empty()
+        !self.writer.0.state.borrow().frames.is_empty()
     }
 
     /// The number of responses that wait for the client.
     pub fn unsent_responses(&self) -> usize {
-        self.pipe.queue.iter().filter(|queued| queued.kind == FrameKind::Response).count()
+        self.writer.0.state.borrow().n_responses
+    }
+
+    /// Counts the responses that wait for the client among those of all clients.
+    ///
+    /// # Errors
+    ///
+    /// They take more memory than this client may use.
+    pub fn count_unread(&mut self) -> Result<(), ShareExceeded> {
+        let bytes = self.writer.0.state.borrow().response_bytes;
+        self.unread.set(bytes)
     }
 }
 
 impl Closing {
-    /// Moves queued frames into the channel. Returns true if no frame is left, or the client is gone.
-    pub fn flush(&mut self) -> bool {
-        !self.pipe.flush() || self.pipe.queue.is_empty()
+    /// Whether no frame waits any more, or the client is gone. If not, the room signal tells when to ask again.
+    pub fn is_flushed(&mut self) -> bool {
+        let state = self.writer.0.state.borrow();
+        let is_flushed = state.frames.is_empty() || state.is_unread;
+        if !is_flushed {
+            self.writer.0.room.want();
+        }
+        is_flushed
     }
 }
 
-impl Pipe {
-    /// Queues a frame. A heartbeat or a pong replaces an unsent frame of its kind.
+impl Writer {
     fn push(&mut self, kind: FrameKind, frame: Bytes) {
-        let is_replaced = matches!(kind, FrameKind::Heartbeat | FrameKind::Pong);
-        match self.queue.iter_mut().find(|queued| is_replaced && queued.kind == kind) {
-            Some(unsent) => unsent.frame = frame,
-            None => self.queue.push_back(QueuedFrame { kind, frame, credit: None }),
+        let mut state = self.0.state.borrow_mut();
+        if state.is_unread {
+            return;
         }
-        self.flush();
+        state.push(QueuedFrame { kind, frame });
+        if let Some(body) = state.body.take() {
+            body.wake();
+        }
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        let mut state = self.0.state.borrow_mut();
+        state.is_unwritten = true;
+        if let Some(body) = state.body.take() {
+            body.wake();
+        }
+    }
+}
+
+impl QueueState {
+    /// Queues a frame. A pong replaces an unsent one, and a heartbeat the last frame if that is one, too: an earlier one
+    /// has the offsets of its place.
+    fn push(&mut self, queued: QueuedFrame) {
+        let kind = queued.kind;
+        let unsent = match kind {
+            FrameKind::Pong => self.frames.iter_mut().find(|unsent| unsent.kind == kind),
+            FrameKind::Heartbeat => self.frames.back_mut().filter(|unsent| unsent.kind == kind),
+            _ => None,
+        };
+        if let Some(unsent) = unsent {
+            unsent.frame = queued.frame;
+            return;
+        }
+        if kind == FrameKind::Output {
+            self.output_bytes += queued.frame.len();
+        } else if kind.is_response() {
+            self.n_responses += 1;
+            self.response_bytes += queued.frame.len();
+        }
+        let at = if kind.may_overtake() {
+            self.frames.iter().rposition(|waiting| waiting.kind != FrameKind::Output).map_or(0, |last| last + 1)
+        } else {
+            self.frames.len()
+        };
+        self.frames.insert(at, queued);
     }
 
-    fn flush(&mut self) -> bool {
-        while !self.queue.is_empty() {
-            match self.frames.try_reserve() {
-                Ok(permit) => {
-                    if let Some(QueuedFrame { frame, credit, .. }) = self.queue.pop_front() {
-                        permit.send(frame);
-                        // The execution may have ended meanwhile.
-                        credit.map(|credit| credit.send(()));
-                    }
-                }
-                Err(mpsc::error::TrySendError::Full(())) => {
-                    self.room.wanted.set(true);
-                    return true;
-                }
-                Err(mpsc::error::TrySendError::Closed(())) => {
-                    self.queue.clear();
-                    return false;
-                }
+    fn pop(&mut self) -> Option<Bytes> {
+        let QueuedFrame { kind, frame } = self.frames.pop_front()?;
+        if kind == FrameKind::Output {
+            self.output_bytes -= frame.len();
+            if self.output_bytes <= OUTPUT_ROOM {
+                self.give_credit();
             }
+        } else if kind.is_response() {
+            self.n_responses -= 1;
+            self.response_bytes -= frame.len();
         }
-        !self.frames.is_closed()
+        Some(frame)
+    }
+
+    fn give_credit(&mut self) {
+        for credit in self.credits.drain(..) {
+            // The execution may have ended meanwhile.
+            let _ = credit.send(());
+        }
     }
 }
 
@@ -225,29 +310,36 @@ impl Stream for Frames {
     type Item = Bytes;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
-        match self.frames.poll_recv(cx) {
-            Poll::Ready(Some(frames)) => {
-                self.room.taken.set(self.room.taken.get() + frames.len() as u64);
-                self.room.notify();
-                Poll::Ready(Some(frames))
-            }
-            Poll::Ready(None) => match self.linger.as_mut() {
-                Some(linger) => Pin::new(linger).poll(cx).map(|_| {
-                    self.linger = None;
-                    None
-                }),
-                None => Poll::Ready(None),
-            },
-            Poll::Pending => Poll::Pending,
+        let queue = Rc::clone(&self.queue);
+        let mut state = queue.state.borrow_mut();
+        if let Some(frame) = state.pop() {
+            drop(state);
+            queue.room.taken.set(queue.room.taken.get() + frame.len() as u64);
+            queue.room.notify();
+            return Poll::Ready(Some(frame));
+        }
+        if !state.is_unwritten {
+            state.body = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        match self.linger.as_mut() {
+            Some(linger) => Pin::new(linger).poll(cx).map(|_| {
+                self.linger = None;
+                None
+            }),
+            None => Poll::Ready(None),
         }
     }
 }
 
 impl Drop for Frames {
     fn drop(&mut self) {
-        self.frames.close();
-        self.room.wanted.set(true);
-        self.room.notify();
+        let mut state = self.queue.state.borrow_mut();
+        state.is_unread = true;
+        state.frames.clear();
+        state.give_credit();
+        self.queue.room.wanted.set(true);
+        self.queue.room.notify();
     }
 }
 
@@ -256,55 +348,94 @@ mod tests {
     use futures_util::{FutureExt, StreamExt};
 
     use super::*;
-    use crate::close::CloseCode;
+    use crate::{
+        client::ClientName,
+        close::CloseCode,
+        rpc::{ErrorObject, Response},
+        session::unread::UnreadBudget,
+    };
 
-    fn fill(outbox: &mut Outbox) {
-        for _ in 0..SLOTS {
-            outbox.send(Outgoing::Output(Bytes::from_static(b"x")));
-            assert!(outbox.credit().is_none(), "there is room");
-        }
+    fn outbox() -> (Outbox, Frames, Linger) {
+        Outbox::new(UnreadBudget::new(1_000_000).of_session(ClientName::anonymous()))
+    }
+
+    fn output(n: usize) -> Outgoing {
+        Outgoing::Output(Bytes::from(vec![b'x'; n]))
+    }
+
+    fn response(n: u64) -> ServerMessage {
+        ServerMessage::Response(Response { id: Some(n).into(), outcome: Err(ErrorObject::new(0, "refused")) })
+    }
+
+    /// The first bytes of the frames that wait.
+    fn kinds(frames: &mut Frames) -> Vec<u8> {
+        std::iter::from_fn(|| frames.next().now_or_never().flatten()).map(|frame| frame[0]).collect()
     }
 
     #[test]
     fn credit_completes_when_the_client_has_read() {
-        let (mut outbox, mut frames, _linger) = Outbox::new();
-        fill(&mut outbox);
-        outbox.send(Outgoing::Output(Bytes::from_static(b"y")));
-        let mut credit = outbox.credit().expect("the channel is full");
+        let (mut outbox, mut frames, _linger) = outbox();
+        outbox.send(output(OUTPUT_ROOM));
+        assert!(outbox.credit().is_none(), "there is room");
+        outbox.send(output(1));
+        let mut credit = outbox.credit().expect("there is no room");
         assert!(outbox.is_blocked() && credit.try_recv().is_err());
-        let room = outbox.room();
-        assert!(room.wait().now_or_never().is_none());
         assert!(frames.next().now_or_never().flatten().is_some());
-        assert!(room.wait().now_or_never().is_some());
-        assert!(outbox.flush());
         assert!(credit.try_recv().is_ok());
+        assert_eq!(outbox.room().taken(), OUTPUT_ROOM as u64);
+    }
+
+    #[test]
+    fn pongs_and_quick_responses_go_ahead_of_output_and_of_nothing_else() {
+        let (mut outbox, mut frames, _linger) = outbox();
+        outbox.send(output(1));
+        outbox.send(Outgoing::Ping(Bytes::new()));
+        outbox.send(output(1));
+        outbox.send(output(1));
+        outbox.send(Outgoing::Pong(Bytes::new()));
+        outbox.send(Outgoing::QuickResponse(response(1)));
+        outbox.send(Outgoing::Message(response(2)));
+        assert_eq!(kinds(&mut frames), [b'x', 0x89, 0x8a, 0x81, b'x', b'x', 0x81]);
     }
 
     #[test]
     fn only_the_newest_pong_waits_for_a_client_that_does_not_read() {
-        let (mut outbox, _frames, _linger) = Outbox::new();
-        fill(&mut outbox);
+        let (mut outbox, mut frames, _linger) = outbox();
         for n in 0..1_000u32 {
             outbox.send(Outgoing::Pong(Bytes::copy_from_slice(&n.to_be_bytes())));
         }
-        assert_eq!(outbox.pipe.queue.len(), 1);
+        assert_eq!(kinds(&mut frames), [0x8a]);
+    }
+
+    #[test]
+    fn unread_responses_are_counted_until_they_are_taken() {
+        let budget = UnreadBudget::new(1_000);
+        let (mut outbox, mut frames, _linger) = Outbox::new(budget.of_session(ClientName::anonymous()));
+        for n in 0..5 {
+            outbox.send(Outgoing::QuickResponse(response(n)));
+            outbox.count_unread().unwrap();
+        }
+        let waiting = budget.total();
+        assert!(waiting > 0 && outbox.unsent_responses() == 5);
+        assert_eq!(kinds(&mut frames).len(), 5);
+        outbox.count_unread().unwrap();
+        assert_eq!((budget.total(), outbox.unsent_responses()), (0, 0));
+        while outbox.count_unread().is_ok() {
+            outbox.send(Outgoing::QuickResponse(response(0)));
+        }
+        drop((outbox, frames));
+        assert_eq!(budget.total(), 0);
     }
 
     #[test]
     fn the_close_frame_comes_after_all_earlier_messages_and_last() {
-        let (mut outbox, mut frames, linger) = Outbox::new();
-        fill(&mut outbox);
-        outbox.send(Outgoing::Pong(Bytes::from_static(b"late")));
+        let (mut outbox, mut frames, linger) = outbox();
+        outbox.send(output(OUTPUT_ROOM + 1));
+        outbox.send(Outgoing::Message(response(1)));
         let mut closing = outbox.close(&CloseReason::new(CloseCode::Normal, "bye"));
-        assert!(!closing.flush());
-        let mut got = Vec::new();
-        while let Some(Some(frame)) = frames.next().now_or_never() {
-            got.push(frame);
-            closing.flush();
-        }
-        assert_eq!(got.len(), SLOTS + 2);
-        assert_eq!((got[SLOTS][0], got[SLOTS + 1][0]), (0x8a, 0x88));
-        assert!(closing.flush());
+        assert!(!closing.is_flushed());
+        assert_eq!(kinds(&mut frames), [b'x', 0x81, 0x88]);
+        assert!(closing.is_flushed());
         drop(closing);
         assert!(frames.next().now_or_never().is_none(), "the response stays open while it lingers");
         drop(linger);
@@ -313,10 +444,12 @@ mod tests {
 
     #[test]
     fn a_dropped_receiving_end_is_noticed() {
-        let (mut outbox, frames, _linger) = Outbox::new();
+        let (mut outbox, frames, _linger) = outbox();
+        outbox.send(output(OUTPUT_ROOM + 1));
+        let mut credit = outbox.credit().expect("there is no room");
         let room = outbox.room();
         drop(frames);
         assert!(room.wait().now_or_never().is_some());
-        assert!(!outbox.flush());
+        assert!(outbox.is_gone() && credit.try_recv().is_ok());
     }
 }

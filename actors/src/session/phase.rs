@@ -36,6 +36,8 @@ use crate::{
 pub enum Outgoing {
     /// A JSON-RPC message.
     Message(ServerMessage),
+    /// A response that says nothing about output, so it may go ahead of output that waits.
+    QuickResponse(ServerMessage),
     /// A status that replaces an unsent `Heartbeat`.
     Heartbeat(StatusUpdate),
     /// A WebSocket ping, in order with all other messages.
@@ -55,6 +57,8 @@ pub enum Incoming {
     Ping(Bytes),
     /// A pong and its payload.
     Pong(Bytes),
+    /// The client's next message is long, and waits until there is memory for it.
+    Held,
     /// A close frame.
     Close,
     /// A breach of the WebSocket protocol or of a limit, with the reason for the close frame.
@@ -82,9 +86,11 @@ pub enum SessionEvent {
         taken: u64,
         /// Whether messages wait for the client.
         blocked: bool,
+        /// Whether the service reads the client.
+        is_read: bool,
     },
-    /// More responses wait for the client than the limit allows.
-    Flooded,
+    /// The client leaves too many responses unread, for this reason.
+    Flooded(String),
     /// The service is shutting down.
     Drain(Drain),
 }
@@ -98,6 +104,8 @@ pub struct ControlOutcome {
     pub execution_id: ExecutionId,
     /// Whether the request went to the session's own execution.
     pub own: bool,
+    /// Whether the result is a status.
+    pub is_status: bool,
     /// The result of the response.
     pub outcome: Result<Value, ErrorObject>,
 }

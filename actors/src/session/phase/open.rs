@@ -66,11 +66,14 @@ impl OpenSession {
             }
             SessionEvent::Answered(answered) => self.on_answered(answered, now, &mut step),
             SessionEvent::Heartbeat => self.send_heartbeat(now, &mut step),
-            SessionEvent::Tick { taken, blocked } => self.on_tick(taken, blocked, now, &mut step),
-            SessionEvent::Flooded => step.close(CloseReason::new(
-                CloseCode::Policy,
-                format!("more than {} responses unread: read what is sent", self.limits.unsent_responses),
-            )),
+            SessionEvent::Tick { taken, blocked, is_read } => {
+                // The service has not read a sign of life, although there may be one.
+                if !is_read {
+                    self.liveness.record_life(now);
+                }
+                self.on_tick(taken, blocked, now, &mut step);
+            }
+            SessionEvent::Flooded(reason) => step.close(CloseReason::new(CloseCode::Policy, reason)),
             SessionEvent::Drain(drain) => self.on_drain(drain, &mut step),
         }
         step
@@ -90,6 +93,7 @@ impl OpenSession {
                     _ => self.acknowledge_ended((id, offsets), step),
                 }
             }
+            Incoming::Held => {}
             Incoming::Close => step.close(CloseReason::new(CloseCode::Normal, "closed as asked")),
             Incoming::Fault(reason) => step.close(reason),
             Incoming::Gone => step.end = SessionEnd::Gone,
@@ -151,8 +155,12 @@ impl OpenSession {
     }
 
     fn on_answered(&mut self, answered: ControlOutcome, now: Instant, step: &mut SessionStep) {
-        let ControlOutcome { id, execution_id, own, outcome } = answered;
-        step.reply(id, Some(execution_id), outcome);
+        let ControlOutcome { id, execution_id, own, is_status, outcome } = answered;
+        // The result of a status speaks of output.
+        match is_status {
+            true => step.reply(id, Some(execution_id), outcome),
+            false => step.reply_quickly(id, Some(execution_id), outcome),
+        }
         let Some(current) = self.current.as_mut().filter(|current| own && current.id == execution_id) else { return };
         current.n_unanswered = current.n_unanswered.saturating_sub(1);
         if current.n_unanswered == 0

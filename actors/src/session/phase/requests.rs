@@ -29,7 +29,7 @@ impl OpenSession {
         let id = call.id.clone();
         match Method::parse(call, &self.limits) {
             Err(error) => step.reply(id, None, Err(error)),
-            Ok(Method::Ping(_)) => step.reply(id, None, Ok(json!(EmptyResult {}))),
+            Ok(Method::Ping(_)) => step.reply_quickly(id, None, Ok(json!(EmptyResult {}))),
             Ok(Method::Execute(execute)) => self.on_execute(id, Box::new(execute), step),
             Ok(Method::Attach(attach)) => self.on_attach(id, attach, step),
             Ok(Method::Control(ControlParams { execution_id, request })) => {

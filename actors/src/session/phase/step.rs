@@ -44,6 +44,16 @@ impl SessionStep {
         self.end = SessionEnd::Close(reason);
     }
 
+    /// Answers a call with a response that says nothing about output, see [`SessionStep::reply`].
+    pub(super) fn reply_quickly(
+        &mut self,
+        id: Option<Id>,
+        execution_id: Option<ExecutionId>,
+        outcome: Result<Value, ErrorObject>,
+    ) {
+        self.messages.extend(answer(id, execution_id, outcome).map(Outgoing::QuickResponse));
+    }
+
     /// Answers a call: with a response if it has an id, otherwise with an `error` if it failed.
     pub(super) fn reply(
         &mut self,
@@ -51,10 +61,18 @@ impl SessionStep {
         execution_id: Option<ExecutionId>,
         outcome: Result<Value, ErrorObject>,
     ) {
-        match (id, outcome) {
-            (Some(id), outcome) => self.send(ServerMessage::Response(Response { id, outcome })),
-            (None, Err(error)) => self.send(ServerMessage::Error(ErrorNotice { error, execution_id })),
-            (None, Ok(_)) => {}
-        }
+        self.messages.extend(answer(id, execution_id, outcome).map(Outgoing::Message));
+    }
+}
+
+fn answer(
+    id: Option<Id>,
+    execution_id: Option<ExecutionId>,
+    outcome: Result<Value, ErrorObject>,
+) -> Option<ServerMessage> {
+    match (id, outcome) {
+        (Some(id), outcome) => Some(ServerMessage::Response(Response { id, outcome })),
+        (None, Err(error)) => Some(ServerMessage::Error(ErrorNotice { error, execution_id })),
+        (None, Ok(_)) => None,
     }
 }

@@ -39,7 +39,7 @@ enum Move {
     Output { own: bool },
     Answered,
     Heartbeat,
-    Tick { taken: u64, blocked: bool },
+    Tick { taken: u64, blocked: bool, is_read: bool },
     PingFrame,
     PongFrame,
     Close,
@@ -97,7 +97,8 @@ fn moves() -> impl Strategy<Value = Vec<Move>> {
         10 => own().prop_map(|own| Move::Output { own }),
         6 => Just(Move::Answered),
         3 => Just(Move::Heartbeat),
-        3 => (0..5u64, any::<bool>()).prop_map(|(taken, blocked)| Move::Tick { taken, blocked }),
+        3 => (0..5u64, any::<bool>(), any::<bool>())
+            .prop_map(|(taken, blocked, is_read)| Move::Tick { taken, blocked, is_read }),
         1 => Just(Move::PingFrame),
         1 => Just(Move::PongFrame),
         1 => Just(Move::Close),
@@ -174,16 +175,24 @@ impl Driven {
             Move::Answered => {
                 let (id, execution_id, own) =
                     if self.asked.is_empty() { (None, self.current, false) } else { self.asked.remove(0) };
-                SessionEvent::Answered(ControlOutcome { id, execution_id, own, outcome: Ok(json!({})) })
+                SessionEvent::Answered(ControlOutcome {
+                    id,
+                    execution_id,
+                    own,
+                    is_status: false,
+                    outcome: Ok(json!({})),
+                })
             }
             Move::Heartbeat => SessionEvent::Heartbeat,
-            Move::Tick { taken, blocked } => SessionEvent::Tick { taken: *taken, blocked: *blocked },
+            Move::Tick { taken, blocked, is_read } => {
+                SessionEvent::Tick { taken: *taken, blocked: *blocked, is_read: *is_read }
+            }
             Move::PingFrame => SessionEvent::Incoming(Incoming::Ping(Bytes::new())),
             Move::PongFrame => SessionEvent::Incoming(Incoming::Pong(Bytes::from_static(b"1 6 0"))),
             Move::Close => SessionEvent::Incoming(Incoming::Close),
             Move::Fault => SessionEvent::Incoming(Incoming::Fault(CloseReason::new(CloseCode::Protocol, "x"))),
             Move::Gone => SessionEvent::Incoming(Incoming::Gone),
-            Move::Flooded => SessionEvent::Flooded,
+            Move::Flooded => SessionEvent::Flooded("responses unread".to_owned()),
             Move::Drain(drain) => SessionEvent::Drain(*drain),
         }
     }
@@ -220,7 +229,11 @@ impl Driven {
     fn on(&mut self, event: SessionEvent, now: Instant) -> Vec<Effect> {
         let open = self.open.as_mut().expect("no event follows the end of a session");
         let SessionStep { messages, effects, end } = open.on(event, now);
-        self.sent.extend(messages);
+        // The order beside output is decided in the outbox.
+        self.sent.extend(messages.into_iter().map(|message| match message {
+            Outgoing::QuickResponse(response) => Outgoing::Message(response),
+            other => other,
+        }));
         match end {
             SessionEnd::Open => return effects,
             SessionEnd::Close(reason) => self.close = Some(reason),
@@ -312,6 +325,7 @@ fn check(driven: &Driven) {
                 answered.extend(response.id.as_str().parse::<u64>().ok())
             }
             Outgoing::Message(ServerMessage::Connected(_) | ServerMessage::Error(_))
+            | Outgoing::QuickResponse(_)
             | Outgoing::Ping(_)
             | Outgoing::Pong(_) => {}
         }

@@ -1,0 +1,283 @@
+//! One client cannot take the gateway from the others: what it sends, leaves unread or asks for is bounded.
+
+use std::{
+    io::{Read, Write},
+    time::{Duration, Instant},
+};
+
+use cc_executor_actors::rpc::code;
+use serde_json::{Value, json};
+
+use crate::common::{
+    PATIENCE,
+    client::{Client, Frame},
+    frames::{self, frame, text_frame},
+    scale,
+    service::Service,
+    wait_until,
+};
+
+/// 0.9 MB that take six times as much when escaped.
+fn long() -> String {
+    "\x7f".repeat(900_000)
+}
+
+#[test]
+fn echoed_values_are_cut() {
+    let service = Service::start();
+    let mut client = service.connect();
+    let long = long();
+    let calls = [
+        ("execute", json!({ "command": "true", "executor": long })),
+        ("execute", json!({ "command": "true", "framing": long })),
+        ("execute", json!({ "command": "true", "env": { format!("{long}="): "x" } })),
+        ("execute", json!({ "command": "true", "env": { &long: 1 } })),
+        ("execute", json!({ "command": "true", &long: 1 })),
+        ("execute", json!({ "command": "true", "executionId": long })),
+        ("execute", json!({ "command": "true", "timeoutMs": long })),
+        ("control", json!({ "type": "SIGNAL", "signal": long })),
+        ("control", json!({ "type": long })),
+        (long.as_str(), json!({})),
+    ];
+    for (method, params) in calls {
+        let error = client.call(method, params).unwrap_err();
+        let length = serde_json::to_string(&error).unwrap().len();
+        assert!(length < 8_192, "{length} bytes: {}", &error.message[..200]);
+    }
+    // The shim, and not the gateway, finds that the directory is missing.
+    client.call("execute", json!({ "command": "true", "cwd": format!("/{long}") })).unwrap();
+    let recording = client.record();
+    assert!(recording.end["message"].to_string().len() < 8_192);
+    client.close();
+}
+
+#[test]
+fn long_ids_are_refused_and_not_repeated() {
+    let service = Service::start();
+    let mut client = service.connect();
+    let allowed = "x".repeat(254);
+    client.send_text(&json!({ "jsonrpc": "2.0", "id": allowed, "method": "ping" }).to_string());
+    let Frame::Text(response) = client.recv() else { panic!("a response") };
+    assert_eq!(response, json!({ "jsonrpc": "2.0", "id": allowed, "result": {} }));
+    for id in ["x".repeat(255), long()] {
+        client.send_text(&json!({ "jsonrpc": "2.0", "id": id, "method": "ping" }).to_string());
+        let Frame::Text(response) = client.recv() else { panic!("a response") };
+        assert_eq!((&response["id"], &response["error"]["code"]), (&Value::Null, &json!(code::INVALID_REQUEST)));
+        assert!(response.to_string().len() < 1_000);
+    }
+    client.close();
+}
+
+#[test]
+fn duplicate_parameters_are_refused() {
+    let service = Service::start();
+    let mut client = service.connect();
+    for params in [r#"{"command":"true","command":"false"}"#, r#"{"command":"true","env":{"A":"1","A":"2"}}"#] {
+        client.send_text(&format!(r#"{{"jsonrpc":"2.0","id":7,"method":"execute","params":{params}}}"#));
+        let error = client.response(7).unwrap_err();
+        assert_eq!(error.code, code::PARAMS, "{error}");
+        assert!(error.message.contains("twice"), "{error}");
+    }
+    client.close();
+    let backend = Service::backend();
+    let request = "POST /execute/stream";
+    for body in [r#"{"question":"true","question":"false"}"#, r#"{"question":"true","env":{"A":"1","A":"2"}}"#] {
+        let response = crate::common::http::exchange(backend.address, request, &[crate::common::http::JSON], body);
+        assert_eq!(response.status, 400, "{}", response.body);
+        assert!(response.body.contains("twice"), "{}", response.body);
+    }
+}
+
+#[test]
+fn pipelined_pings_of_a_client_that_reads_are_answered() {
+    let service = Service::start();
+    for _ in 0..scale(3, 10) {
+        let mut client = service.connect();
+        let calls: Vec<u8> = (1..=200)
+            .flat_map(|id| text_frame(&json!({ "jsonrpc": "2.0", "id": id, "method": "ping" }).to_string()))
+            .collect();
+        client.send_raw(&calls).unwrap();
+        for id in 1..=200u64 {
+            assert_eq!(client.response(id), Ok(json!({})));
+        }
+        client.close();
+    }
+}
+
+#[test]
+fn a_ping_between_the_fragments_of_the_longest_message_is_answered() {
+    let service = Service::start();
+    let mut client = service.connect();
+    let mut text = json!({ "jsonrpc": "2.0", "id": 1, "method": "ping" }).to_string();
+    text.push_str(&" ".repeat((1 << 20) - text.len()));
+    let (first, last) = text.as_bytes().split_at(text.len() - 1);
+    client.send_raw(&frame(0x01, first)).unwrap();
+    client.send_raw(&frame(frames::PING, &[b'p'; 125])).unwrap();
+    client.send_raw(&frame(0x80, last)).unwrap();
+    assert_eq!(client.recv(), Frame::Pong(vec![b'p'; 125]));
+    assert_eq!(client.response(1), Ok(json!({})));
+    client.close();
+}
+
+/// Writes as much as the service reads, in pieces of `piece`, until `until` says so or the service has stopped reading.
+/// Returns the bytes that it took.
+fn flood(client: &Client, piece: &[u8], most: usize) -> usize {
+    let mut stream = client.stream().try_clone().unwrap();
+    stream.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
+    let mut n_sent = 0;
+    while n_sent < most && stream.write_all(piece).is_ok() {
+        n_sent += piece.len();
+    }
+    n_sent
+}
+
+#[test]
+fn requests_in_flight_are_bounded_for_a_client_that_does_not_read() {
+    let service = Service::start();
+    service.connect().close();
+    let n_descriptors = service.n_descriptors();
+    let rss = service.rss_kib();
+    let mut client = service.connect();
+    client.execute(json!({ "command": "sleep 1000" }));
+    let pair = |kind: &str| {
+        text_frame(&json!({ "jsonrpc": "2.0", "method": "control", "params": { "type": kind } }).to_string())
+    };
+    let calls = [pair("PAUSE"), pair("RESUME")].concat().repeat(100);
+    let mut bystander = service.connect();
+    std::thread::scope(|scope| {
+        let flooding = scope.spawn(|| flood(&client, &calls, scale(100, 300) * calls.len()));
+        let mut most = 0;
+        while !flooding.is_finished() {
+            most = most.max(service.n_descriptors());
+            let asked = Instant::now();
+            bystander.call("ping", json!({})).unwrap();
+            assert!(asked.elapsed() < Duration::from_secs(1), "a bystander waited {:?}", asked.elapsed());
+        }
+        assert!(most < n_descriptors + 64, "{most} descriptors");
+    });
+    assert_eq!(bystander.run(json!({ "command": "echo works" })).text(), "works\n");
+    let grown = service.rss_kib().saturating_sub(rss);
+    assert!(grown < 16 * 1024, "grown by {grown} KiB");
+}
+
+#[test]
+fn waiting_input_is_bounded_in_number() {
+    let service = Service::start();
+    service.connect().close();
+    let rss = service.rss_kib();
+    let mut client = service.connect();
+    client.execute(json!({ "command": "sleep 1000", "stdin": true }));
+    // The pipe takes 64 KiB; what follows waits.
+    client.request("input", json!({ "data": "x".repeat(100_000) }));
+    for _ in 0..2_000 {
+        client.request("input", json!({ "data": "x" }));
+    }
+    let refused = client.request("input", json!({ "data": "x" }));
+    assert_eq!(client.response(refused).unwrap_err().code, code::FULL);
+    let eof = text_frame(&json!({ "jsonrpc": "2.0", "method": "input", "params": { "eof": true } }).to_string());
+    flood(&client, &eof.repeat(100), scale(100_000, 1_000_000));
+    let mut bystander = service.connect();
+    assert_eq!(bystander.run(json!({ "command": "echo works" })).text(), "works\n");
+    let grown = service.rss_kib().saturating_sub(rss);
+    assert!(grown < 16 * 1024, "grown by {grown} KiB");
+}
+
+#[test]
+fn long_messages_share_a_bounded_memory() {
+    let n_sessions = scale(320, 512);
+    let service = Service::with(&["serve", "--max-unsent-responses", "4"], &[]);
+    let call = text_frame(&json!({ "jsonrpc": "2.0", "id": long(), "method": "ping" }).to_string());
+    // Everything but the end, so that all of them lie in memory at the same time.
+    let (beginning, _) = call.split_at(call.len() - 1);
+    let clients: Vec<Client> = (0..n_sessions).map(|_| service.connect()).collect();
+    let mut bystander = service.connect();
+    std::thread::scope(|scope| {
+        let chunks: Vec<_> = clients.chunks(n_sessions.div_ceil(4)).collect();
+        for clients in chunks {
+            scope.spawn(move || {
+                for client in clients {
+                    flood(client, beginning, 1);
+                }
+            });
+        }
+        let mut waits = Vec::new();
+        for _ in 0..scale(200, 1_000) {
+            let asked = Instant::now();
+            bystander.call("ping", json!({})).unwrap();
+            waits.push(asked.elapsed());
+            assert!(service.rss_kib() < 256 * 1024, "{} KiB", service.rss_kib());
+        }
+        waits.sort_unstable();
+        let p99 = waits[waits.len() * 99 / 100];
+        assert!(p99 < Duration::from_millis(scale(500, 50) as u64), "{p99:?} of {} pings", waits.len());
+    });
+    assert!(service.rss_kib() > 64 * 1024, "the messages are in memory: {} KiB", service.rss_kib());
+    drop(clients);
+    wait_until("the memory is given back", Duration::from_secs(5), || service.rss_kib() < 64 * 1024);
+    bystander.close();
+}
+
+#[test]
+fn a_long_message_that_never_ends_gives_its_memory_back() {
+    let service = Service::with(&["serve", "--client-stall-ms", "1000", "--max-incoming-bytes", "4194304"], &[]);
+    let call =
+        text_frame(&json!({ "jsonrpc": "2.0", "id": 1, "method": "ping", "params": { "x": long() } }).to_string());
+    let holders: Vec<Client> = (0..4).map(|_| service.connect()).collect();
+    for holder in &holders {
+        holder.send_raw(&call[..call.len() - 1]).unwrap();
+    }
+    let mut waiting = service.connect();
+    waiting.send_raw(&call).unwrap();
+    assert_eq!(waiting.response(1).unwrap_err().code, code::PARAMS, "unknown parameter x");
+    for mut holder in holders {
+        holder.answers_pings = true;
+        assert_eq!(holder.close_code(), 4408);
+    }
+    waiting.close();
+}
+
+/// Reads at this rate, in bytes a second, until the end, and returns the time from each ping's sending to its pong.
+fn pong_delays(client: &Client, rate: usize, n_pings: usize) -> Vec<Duration> {
+    let mut stream = client.stream().try_clone().unwrap();
+    let started = Instant::now();
+    let mut read = Vec::new();
+    let (mut sent_at, mut delays) = (None, Vec::new());
+    let mut piece = [0; 4_096];
+    let mut n_read = 0;
+    while delays.len() < n_pings {
+        if sent_at.is_none() && started.elapsed() > Duration::from_secs(2) {
+            let payload = format!("ping {}", delays.len());
+            stream.write_all(&frame(frames::PING, payload.as_bytes())).unwrap();
+            sent_at = Some(Instant::now());
+        }
+        let n = stream.read(&mut piece).unwrap();
+        assert!(n > 0, "the service has closed");
+        n_read += n;
+        read.extend_from_slice(&piece[..n]);
+        let pong = [&[0x8a, 6][..], format!("ping {}", delays.len()).as_bytes()].concat();
+        if let Some(at) = sent_at
+            && read.windows(pong.len()).any(|window| window == pong)
+        {
+            delays.push(at.elapsed());
+            sent_at = None;
+        }
+        let keep = read.len().saturating_sub(64);
+        read.drain(..keep);
+        // The pace of the link, not a wait for the service.
+        let due = Duration::from_secs_f64(n_read as f64 / rate as f64);
+        std::thread::sleep(due.saturating_sub(started.elapsed()));
+        assert!(started.elapsed() < 3 * PATIENCE, "{} of {n_pings} pongs", delays.len());
+    }
+    delays
+}
+
+#[test]
+fn a_pong_is_not_delayed_by_output_on_a_slow_link() {
+    let service = Service::start();
+    let mut client = service.connect();
+    // A small window, as a slow link has it: what the receiver does not take stays with the sender.
+    rustix::net::sockopt::set_socket_recv_buffer_size(client.stream(), 16 * 1024).unwrap();
+    client.execute(json!({ "command": "yes 0123456789abcdef | head -c 50000000" }));
+    let delays = pong_delays(&client, 100_000, scale(3, 10));
+    assert!(delays.iter().all(|delay| *delay < Duration::from_secs(2)), "{delays:?}");
+}
