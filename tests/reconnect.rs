@@ -323,3 +323,58 @@ fn run_reconnects_to_a_replaced_gateway() {
     let (stdout, stderr, code) = run.finish(PATIENCE);
     assert_eq!((stdout.as_str(), code), ("1\n2\n3\n", 0), "{stderr}");
 }
+
+#[test]
+fn a_program_that_dies_with_unread_frames_in_its_library_finds_no_gap() {
+    let service = Service::with(&["serve", "--ring-bytes", "1048576"], &[]);
+    let lines = Lines::new(6_000_000);
+    let mut below = random(7);
+    for _ in 0..scale(5, 40) {
+        let mut library = service.connect();
+        let id = library.execute(json!({ "command": lines.cat(), "onDisconnect": "detach", "detachMs": 60_000 }));
+        let mut received = Recording::default();
+        let enough = 2_000_000 + below(2_000_000) as usize;
+        library.record_until(&mut received, |received| received.stdout.len() >= enough);
+        // The library has answered all pings; the program has taken less.
+        let n_taken = received.stdout.len() - 300_000 + below(300_000) as usize;
+        library.shut_down();
+        let mut taken = Recording::default();
+        taken.stdout.extend_from_slice(&received.stdout[..n_taken]);
+        let mut program = service.connect();
+        program.attach(&id, &taken).unwrap();
+        program.record_rest(&mut taken);
+        assert!(taken.gaps.is_empty(), "{:?} after {n_taken} bytes", taken.gaps);
+        assert_eq!(sha256(&taken.stdout), lines.sha256);
+        program.close();
+    }
+}
+
+#[test]
+fn after_the_first_ack_pongs_acknowledge_nothing() {
+    let service = Service::with(&["serve", "--ring-bytes", "1048576"], &[]);
+    let lines = Lines::new(4_000_000);
+    let mut client = service.connect();
+    let params = json!({ "command": lines.cat(), "onDisconnect": "detach", "detachMs": 60_000, "heartbeatMs": 1_000 });
+    let id = client.execute(params);
+    client.call("ack", json!({ "offsets": {} })).unwrap();
+    let beyond = client.call("ack", json!({ "offsets": { "stdout": u64::MAX } })).unwrap_err();
+    assert_eq!(code_and_param(&beyond), (code::PARAMS, Some("offsets")));
+    let mut recording = Recording::default();
+    // The ring is full: the command waits although every ping is answered.
+    let is_waiting = |recording: &Recording| {
+        recording.updates.iter().rev().take(2).filter(|update| update.since_output_ms >= 900).count() == 2
+    };
+    client.record_until(&mut recording, is_waiting);
+    assert!(recording.stdout.len() < 1_300_000, "{} bytes", recording.stdout.len());
+    while recording.end.is_null() {
+        let offsets = recording.offsets();
+        client.call("ack", json!({ "offsets": offsets })).unwrap();
+        let before = recording.stdout.len();
+        client.record_until(&mut recording, |recording| recording.stdout.len() >= before + 500_000);
+    }
+    assert_eq!(sha256(&recording.stdout), lines.sha256);
+    client.call("ack", json!({ "executionId": id, "offsets": recording.offsets() })).unwrap();
+    let unknown = client.call("ack", json!({ "executionId": id, "offsets": {} })).unwrap_err();
+    assert_eq!(unknown.code, code::NOT_RUNNING);
+    client.close();
+}

@@ -76,7 +76,7 @@ fn each_example_parses_with_the_wire_types() {
                         "control" => assert_round_trip::<ControlResult>(&result),
                         "input" => assert_round_trip::<InputResult>(&result),
                         "status" => assert_round_trip::<StatusResult>(&result),
-                        "resize" | "ping" => assert_round_trip::<EmptyResult>(&result),
+                        "resize" | "ack" | "ping" => assert_round_trip::<EmptyResult>(&result),
                         other => panic!("name the response type of {other} here"),
                     },
                     Some(method) => drop(notified.insert(method)),

@@ -7,6 +7,7 @@
 //! The parameters of a method have no `Deserialize`: [`Method::parse`] is the only way to read them, so that their
 //! bounds are always checked and an error names the parameter.
 
+pub mod ack;
 pub mod attach;
 pub mod control;
 pub mod execute;
@@ -18,6 +19,7 @@ pub mod status;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use self::{
+    ack::AckParams,
     attach::{AttachParams, AttachResult},
     control::{ControlParams, ControlResult, ResizeParams},
     execute::{ExecuteParams, ExecuteResult},
@@ -34,6 +36,7 @@ pub use self::{
 use crate::{
     id::ExecutionId,
     rpc::{Call, ErrorObject, code, params::Params},
+    stream::PerStream,
 };
 
 /// The version of the native protocol, as `connected` states it.
@@ -45,7 +48,7 @@ pub const SUBPROTOCOL: &str = "cc-executor.v1";
 /// The optional features of this build, as `connected` and `/health` list them.
 pub const CAPABILITIES: &[&str] = &[
     "cancel", "signal", "pause", "status", "line", "timeout", "stall", "stdin", "pty", "detach", "attach", "queue",
-    "claude", "events",
+    "claude", "events", "ack",
 ];
 
 /// The executor that runs Claude Code. The parameter `claude` is for this executor only.
@@ -107,6 +110,8 @@ methods! {
     Input = "input" (InputParams) -> InputResult;
     /// Set the size of the command's terminal.
     Resize = "resize" (ResizeParams) -> EmptyResult;
+    /// Acknowledge output.
+    Ack = "ack" (AckParams) -> EmptyResult;
     /// Get the newest status.
     Status = "status" (StatusParams) -> StatusResult;
     /// Check that the service answers.
@@ -131,6 +136,15 @@ fn unknown_method(name: &str) -> ErrorObject {
     let name = &name[..name.floor_char_boundary(80)];
     let (last, others) = Method::NAMES.split_last().expect("there are methods");
     ErrorObject::new(code::METHOD, format!("unknown method {name:?}: there are {} and {last}", others.join(", ")))
+}
+
+/// Reads the parameter `offsets`. An absent stream has the offset 0.
+fn offsets(fields: &mut Params) -> Result<Option<PerStream<u64>>, ErrorObject> {
+    let Some(mut fields) = fields.object("offsets")? else { return Ok(None) };
+    let mut offset = |name| Ok::<_, ErrorObject>(fields.integer(name, 0, u64::MAX)?.unwrap_or(0));
+    let offsets = PerStream { stdout: offset("stdout")?, stderr: offset("stderr")? };
+    fields.finish()?;
+    Ok(Some(offsets))
 }
 
 /// Reads the parameter `executionId`.

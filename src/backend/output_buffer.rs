@@ -36,6 +36,10 @@ pub const READ: usize = 64 * 1024;
 /// The capacity of a ring beyond its limit: a stream below its limit is read once more, which adds at most one read.
 const SLACK: usize = READ;
 
+/// How much acknowledged output a ring keeps for an execution whose output waits for its client, in bytes. A pong proves
+/// that a client library has received a message; the program may not have taken it yet when it dies.
+const RECEIVED_MARGIN: usize = 2 << 20;
+
 /// The output of one execution.
 #[derive(Debug)]
 pub struct OutputBuffer {
@@ -61,7 +65,8 @@ impl OutputBuffer {
             Claim::Request(request) => request,
             Claim::Number(_) | Claim::Back(_) => None,
         });
-        let rings = ring_bytes.map(|bytes| bytes + SLACK).map(Ring::new);
+        let margin = if policy == UnreadPolicy::Detach(Overflow::Wait) { RECEIVED_MARGIN } else { 0 };
+        let rings = ring_bytes.map(|bytes| bytes + SLACK + margin).map(Ring::new);
         OutputBuffer {
             policy,
             unacknowledged_limits: ring_bytes.map(|bytes| bytes as u64),
@@ -143,7 +148,9 @@ impl OutputBuffer {
     /// Makes room for this many more bytes of a stream, so that unacknowledged and unread output is not overwritten.
     pub fn make_room(&mut self, stream: Stream, more: usize) {
         let acknowledged = match self.policy {
-            UnreadPolicy::Detach(Overflow::Wait) => Some(*self.acknowledged.get(stream)),
+            UnreadPolicy::Detach(Overflow::Wait) => {
+                Some(self.acknowledged.get(stream).saturating_sub(RECEIVED_MARGIN as u64))
+            }
             UnreadPolicy::Detach(Overflow::Drop) | UnreadPolicy::Overwrite => None,
         };
         let cursor = self.consumer.as_ref().map(|consumer| *consumer.cursor.get(stream));
@@ -391,6 +398,34 @@ mod tests {
         assert!(output_buffer.may_read(Stream::Stdout));
         output_buffer.dismiss(DismissReason::Vanished);
         assert!(output_buffer.may_read(Stream::Stdout), "it waits for no consumer");
+    }
+
+    #[test]
+    fn output_that_a_library_has_received_is_kept_for_its_program() {
+        const MIB: usize = 1 << 20;
+        let policy = UnreadPolicy::Detach(Overflow::Wait);
+        let (consumer, mut feed) = Consumer::new(at(0), true);
+        let mut output_buffer = OutputBuffer::new(policy, PerStream { stdout: MIB, stderr: 0 }, consumer);
+        let mut written = 0;
+        while written < 10 * MIB {
+            assert!(output_buffer.may_read(Stream::Stdout));
+            output_buffer.push(Stream::Stdout, bytes(READ, written));
+            output_buffer.deliver();
+            assert_eq!(read(&mut feed, written as u64).0, (written + READ) as u64);
+            written += READ;
+            output_buffer.acknowledge(at(written as u64)).unwrap();
+        }
+        let from = (written - RECEIVED_MARGIN) as u64;
+        let (mut again, mut feed) = Consumer::new(at(from), true);
+        again.has_arrived = false;
+        output_buffer.attach(again, None).unwrap();
+        let mut end = from;
+        while end < written as u64 {
+            output_buffer.deliver();
+            let (read_to, events) = read(&mut feed, end);
+            assert!(events.is_empty() && read_to > end, "no gap at {end}: {events:?}");
+            end = read_to;
+        }
     }
 
     #[test]

@@ -113,7 +113,7 @@ pub(super) struct SessionArgs {
     pub(super) max_unread_bytes: u64,
 
     /// Maximum memory for long messages that arrive, in all sessions, in bytes; other messages wait
-    #[arg(long, env = "CC_EXECUTOR_MAX_INCOMING_BYTES", value_name = "BYTES", default_value = "134217728")]
+    #[arg(long, env = "CC_EXECUTOR_MAX_INCOMING_BYTES", value_name = "BYTES", default_value = "67108864")]
     #[arg(range = 1 << 22..=1 << 40)]
     pub(super) max_incoming_bytes: u64,
 

@@ -3,7 +3,7 @@
 //! Bytes that wait in user space or, unsent, in the kernel delay every later frame, a pong among them. Over a slow link a
 //! kernel buffers megabytes, and a client library gives up before its pong arrives. So the kernel is told to keep little
 //! unsent (TCP_NOTSENT_LOWAT, tcp(7)), and frames stay in the outbox, where a pong goes ahead of output, until the socket
-//! has room. A connection that keeps up gets larger and larger portions, because many small writes cost throughput.
+//! has room. A connection that keeps up gets larger portions, because many small writes cost throughput.
 
 use std::{
     pin::Pin,
@@ -24,16 +24,20 @@ pub const MAX_UNSENT: u32 = 32 * 1024;
 /// What is handed over before the socket is asked again, in bytes, for a connection that has just been full.
 const MIN_PORTION: usize = 32 * 1024;
 
-/// The same for a connection that keeps up.
+/// The same for a connection that keeps up: it has taken [`PROOF`] without being full.
 const MAX_PORTION: usize = 256 * 1024;
+
+/// How much a connection must take without being full before its portions grow, in bytes. More than a socket's buffers,
+/// which take something from any sender.
+const PROOF: usize = 8 << 20;
 
 /// The frames of a session, for its connection.
 pub struct SocketBody {
     frames: Frames,
     /// `None` where the connection has no duplicate: then frames are handed over at once.
     connection: Option<Rc<ConnectionHandle>>,
-    /// How much is handed over before the socket is asked again, in bytes.
-    portion: usize,
+    /// How much was handed over since the socket was last full, in bytes.
+    taken: usize,
     state: PortionState,
 }
 
@@ -53,22 +57,26 @@ impl SocketBody {
         if let Some(connection) = &connection {
             connection.limit_unsent(MAX_UNSENT);
         }
-        SocketBody { frames, connection, portion: MIN_PORTION, state: PortionState::Open(0) }
+        SocketBody { frames, connection, taken: 0, state: PortionState::Open(0) }
+    }
+
+    /// How much is handed over before the socket is asked again, in bytes.
+    fn portion(&self) -> usize {
+        if self.taken < PROOF { MIN_PORTION } else { MAX_PORTION }
     }
 
     /// Waits until a portion is open.
     fn poll_portion(&mut self, cx: &mut Context<'_>) -> Poll<usize> {
         let Some(connection) = &self.connection else { return Poll::Ready(0) };
         match self.state {
-            PortionState::Open(handed_over) if handed_over < self.portion => return Poll::Ready(handed_over),
+            PortionState::Open(handed_over) if handed_over < self.portion() => return Poll::Ready(handed_over),
             PortionState::Open(_) => {}
             PortionState::Writing if connection.has_room() => {
-                self.portion = (self.portion * 2).min(MAX_PORTION);
                 self.state = PortionState::Open(0);
                 return Poll::Ready(0);
             }
             PortionState::Writing | PortionState::Full => {
-                (self.portion, self.state) = (MIN_PORTION / 2, PortionState::Full);
+                (self.taken, self.state) = (0, PortionState::Full);
                 ready!(connection.poll_room(cx));
             }
         }
@@ -84,7 +92,9 @@ impl Stream for SocketBody {
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let handed_over = ready!(self.poll_portion(cx));
         let next = ready!(self.frames.poll_next_unpin(cx));
-        self.state = PortionState::Open(handed_over + next.as_ref().map_or(0, Bytes::len));
+        let n_bytes = next.as_ref().map_or(0, Bytes::len);
+        self.taken = self.taken.saturating_add(n_bytes);
+        self.state = PortionState::Open(handed_over + n_bytes);
         Poll::Ready(next.map(Ok))
     }
 }

@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::{
     Limits,
     execute::{Framing, HoldResult},
-    execution_id,
+    execution_id, offsets,
 };
 use crate::{
     id::ExecutionId,
@@ -37,12 +37,7 @@ impl AttachParams {
     pub(super) fn from_fields(fields: &mut Params, _: &Limits) -> Result<Self, ErrorObject> {
         let execution_id = execution_id(fields)?
             .ok_or_else(|| ErrorObject::new(code::PARAMS, "executionId is missing: name the execution to attach to"))?;
-        let mut offsets = PerStream::default();
-        if let Some(mut fields) = fields.object("offsets")? {
-            offsets.stdout = fields.integer("stdout", 0, u64::MAX)?.unwrap_or(0);
-            offsets.stderr = fields.integer("stderr", 0, u64::MAX)?.unwrap_or(0);
-            fields.finish()?;
-        }
+        let offsets = offsets(fields)?.unwrap_or_default();
         let events = fields.boolean("events")?;
         Ok(AttachParams { execution_id, offsets, framing: Framing::from_fields(fields)?, events })
     }

@@ -157,6 +157,7 @@ fn calls() -> Vec<Method> {
         Method::Resize(ResizeParams(size)),
         Method::Status(StatusParams { execution_id: Some(id) }),
         Method::Status(StatusParams::default()),
+        Method::Ack(AckParams { execution_id: Some(id), offsets: PerStream { stdout: 1, stderr: 2 } }),
         Method::Ping(PingParams {}),
     ]
 }
@@ -173,6 +174,7 @@ fn a_call_is_read_as_it_was_written() {
             Method::Control(params) => check(params),
             Method::Input(params) => check(params),
             Method::Resize(params) => check(params),
+            Method::Ack(params) => check(params),
             Method::Status(params) => check(params),
             Method::Ping(params) => check(params),
         };
@@ -183,6 +185,6 @@ fn a_call_is_read_as_it_was_written() {
 #[test]
 fn the_error_for_an_unknown_method_lists_all_methods() {
     let error = parse("run", json!({})).unwrap_err();
-    let expected = "unknown method \"run\": there are execute, attach, control, input, resize, status and ping";
+    let expected = "unknown method \"run\": there are execute, attach, control, input, resize, ack, status and ping";
     assert_eq!(error.message, expected);
 }

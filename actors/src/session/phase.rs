@@ -3,6 +3,7 @@
 //! Start reading at [`OpenSession`], the state of an open session. Its handlers of JSON-RPC calls are in `requests`.
 
 mod current;
+mod ended;
 mod open;
 mod requests;
 mod step;

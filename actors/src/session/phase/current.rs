@@ -36,6 +36,8 @@ pub(super) struct CurrentExecution {
     /// The backend's description of the stream; empty before its first event.
     pub(super) info: StreamInfo,
     pub(super) stage: ExecutionStage,
+    /// Whether the client acknowledges output with `ack`, so that pongs do not.
+    pub(super) acknowledges: bool,
     /// Control requests without an answer so far.
     pub(super) n_unanswered: usize,
     /// The outcome, while it waits for those answers: they are sent before the end that they led to.
@@ -85,7 +87,15 @@ impl CurrentExecution {
 
     fn new(id: ExecutionId, execute: Option<Box<ExecuteParams>>, offsets: PerStream<u64>, call: Option<Id>) -> Self {
         let stage = ExecutionStage::Starting { call, offsets };
-        CurrentExecution { id, execute, info: StreamInfo::default(), stage, n_unanswered: 0, outcome: None }
+        CurrentExecution {
+            id,
+            execute,
+            info: StreamInfo::default(),
+            stage,
+            acknowledges: false,
+            n_unanswered: 0,
+            outcome: None,
+        }
     }
 
     /// Handles the first event of the backend. Returns the id of the call that must be answered.

@@ -1,13 +1,11 @@
 //! An open session: the handlers of all events but JSON-RPC calls, which are in `requests`.
 
-use std::{
-    collections::VecDeque,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use super::{
     ControlOutcome, Effect, Incoming, Outgoing, SessionEvent,
     current::{CurrentExecution, ExecutionStage},
+    ended::UnacknowledgedEnds,
     step::{SessionEnd, SessionStep},
 };
 use crate::{
@@ -20,7 +18,7 @@ use crate::{
         notification::{DetachReason, DetachedNotice, ErrorNotice, FinalStatus, GapNotice, ServerMessage},
     },
     rpc::{ErrorObject, code},
-    session::liveness::{Liveness, LivenessAction, MAX_UNANSWERED, SentOffsets},
+    session::liveness::{Liveness, LivenessAction},
     stream::Gap,
     supervisor::Drain,
 };
@@ -32,9 +30,7 @@ pub struct OpenSession {
     pub(super) current: Option<CurrentExecution>,
     /// The final status of the newest execution that has ended.
     pub(super) newest: Option<FinalStatus>,
-    /// Ended executions that could detach, with the ends of their streams and the numbers of their holds. Their last
-    /// output is not acknowledged yet.
-    unacknowledged: VecDeque<(SentOffsets, Option<u64>)>,
+    pub(super) ended: UnacknowledgedEnds,
     pub(super) draining: bool,
     liveness: Liveness,
 }
@@ -43,7 +39,14 @@ impl OpenSession {
     /// An open session without an execution.
     pub fn new(limits: Limits, now: Instant) -> Self {
         let liveness = Liveness::new(Duration::from_millis(limits.client_stall_ms), now);
-        OpenSession { limits, current: None, newest: None, unacknowledged: VecDeque::new(), draining: false, liveness }
+        OpenSession {
+            limits,
+            current: None,
+            newest: None,
+            ended: UnacknowledgedEnds::default(),
+            draining: false,
+            liveness,
+        }
     }
 
     /// Handles an event.
@@ -88,30 +91,15 @@ impl OpenSession {
                 let Some((id, offsets)) = self.liveness.pong(&payload) else { return };
                 match &self.current {
                     Some(current) if current.may_detach() && current.id == id => {
-                        step.effects.push(Effect::Acknowledge(offsets));
+                        step.effects.extend((!current.acknowledges).then_some(Effect::Acknowledge(offsets)));
                     }
-                    _ => self.acknowledge_ended((id, offsets), step),
+                    _ => step.effects.extend(self.ended.on_pong((id, offsets))),
                 }
             }
             Incoming::Held => {}
             Incoming::Close => step.close(CloseReason::new(CloseCode::Normal, "closed as asked")),
             Incoming::Fault(reason) => step.close(reason),
             Incoming::Gone => step.end = SessionEnd::Gone,
-        }
-    }
-
-    /// The client has received this much of an execution that this session does not hold. If that execution has ended
-    /// here, the client has also received everything of those that ended before it, because pongs come in order.
-    fn acknowledge_ended(&mut self, sent: SentOffsets, step: &mut SessionStep) {
-        let Some(at) = self.unacknowledged.iter().position(|((id, _), _)| *id == sent.0) else { return };
-        let hold = self.unacknowledged[at].1;
-        let earlier = self.unacknowledged.drain(..at);
-        step.effects.extend(
-            earlier.chain([(sent, hold)]).map(|((id, offsets), hold)| Effect::AcknowledgeEnded(id, offsets, hold)),
-        );
-        // The ping may have been sent before the last output.
-        if self.unacknowledged.front() == Some(&(sent, hold)) {
-            self.unacknowledged.pop_front();
         }
     }
 
@@ -261,11 +249,8 @@ impl OpenSession {
         }
         if current.may_detach() && current.live_mut().is_some() {
             // Before the final status, so that a client that leaves after it has answered already.
-            if self.unacknowledged.len() == MAX_UNANSWERED {
-                self.unacknowledged.pop_front();
-            }
             let sent = (execution_id, current.offsets());
-            self.unacknowledged.push_back((sent, current.info.hold));
+            self.ended.push(sent, current.info.hold, current.acknowledges);
             step.messages.push(Outgoing::Ping(self.liveness.ping(Some(sent), now)));
         }
         let ended = FinalStatus { execution_id, ending: outcome };

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{ByIdRequest, Effect, current::CurrentExecution, open::OpenSession, step::SessionStep};
 use crate::{
@@ -11,6 +11,7 @@ use crate::{
     outcome::Status,
     protocol::{
         EmptyResult, Method,
+        ack::AckParams,
         attach::AttachParams,
         control::{ControlParams, ControlRequest, ResizeParams},
         execute::{Acceptance, ExecuteParams},
@@ -18,6 +19,7 @@ use crate::{
         status::{StatusParams, StatusResult},
     },
     rpc::{self, ErrorObject, Id, code},
+    stream::PerStream,
 };
 
 impl OpenSession {
@@ -38,6 +40,10 @@ impl OpenSession {
             Ok(Method::Input(input)) => self.control_current(id, None, ControlRequest::Stdin(input), step),
             Ok(Method::Resize(ResizeParams(size))) => {
                 self.control_current(id, None, ControlRequest::Resize(size), step);
+            }
+            Ok(Method::Ack(ack)) => {
+                let outcome = self.on_ack(ack, step);
+                step.reply_quickly(id, ack.execution_id, outcome);
             }
             Ok(Method::Status(StatusParams { execution_id })) => self.on_status(id, execution_id, now, step),
         }
@@ -122,6 +128,37 @@ impl OpenSession {
             }
         };
         step.reply(id, execution_id, Err(refusal));
+    }
+
+    /// From the first `ack` on, pongs acknowledge nothing of that execution.
+    fn on_ack(&mut self, ack: AckParams, step: &mut SessionStep) -> Result<Value, ErrorObject> {
+        let AckParams { execution_id, offsets } = ack;
+        let beyond = |sent: PerStream<u64>| {
+            let message = format!(
+                "offsets must not be beyond what was sent: {} bytes of stdout and {} of stderr",
+                sent.stdout, sent.stderr
+            );
+            ErrorObject::new(code::PARAMS, message).with(json!({ "param": "offsets", "asked": offsets, "max": sent }))
+        };
+        match (&mut self.current, execution_id) {
+            (Some(current), target) if target.is_none_or(|target| target == current.id) => {
+                let sent = current.offsets();
+                if offsets.stdout > sent.stdout || offsets.stderr > sent.stderr {
+                    return Err(beyond(sent));
+                }
+                current.acknowledges = true;
+                step.effects.extend(current.may_detach().then_some(Effect::Acknowledge(offsets)));
+            }
+            (_, Some(id)) => match self.ended.on_ack(id, offsets).map_err(beyond)? {
+                Some(effect) => step.effects.push(effect),
+                None => {
+                    let message = format!("this session has no output of execution {id} to acknowledge");
+                    return Err(ErrorObject::new(code::NOT_RUNNING, message));
+                }
+            },
+            (_, None) => return Err(nothing_runs()),
+        }
+        Ok(json!(EmptyResult {}))
     }
 
     fn on_status(&mut self, id: Option<Id>, target: Option<ExecutionId>, now: Instant, step: &mut SessionStep) {
