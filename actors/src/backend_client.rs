@@ -15,6 +15,7 @@ mod executions;
 mod hold;
 mod known;
 mod legacy;
+mod request_gate;
 mod start;
 mod tracked_connector;
 

@@ -15,6 +15,7 @@ use super::{
     body_end::BodyEnd,
     error::BackendError,
     known::{BackendKind, KnownBackend},
+    request_gate::{RequestGate, RequestPlace},
     tracked_connector,
 };
 use crate::{
@@ -51,6 +52,7 @@ struct ClientState {
     token: Option<String>,
     known: KnownBackend,
     claude_exit: Duration,
+    gate: RequestGate,
 }
 
 impl BackendClient {
@@ -59,7 +61,7 @@ impl BackendClient {
     pub fn new(url: &str, token: Option<String>, known: KnownBackend, claude_exit: Duration) -> Self {
         let client = client(None);
         let url = url.trim_end_matches('/').to_owned();
-        let state = Rc::new(ClientState { client, url, token, known, claude_exit });
+        let state = Rc::new(ClientState { client, url, token, known, claude_exit, gate: RequestGate::new() });
         BackendClient { state, on_behalf_of: None }
     }
 
@@ -136,6 +138,11 @@ impl BackendClient {
             return Ok(());
         }
         self.fetch("GET /ready", self.request(Method::GET, "/ready").send()).await.map(drop)
+    }
+
+    /// Waits until another short request may be sent. `is_urgent` are those that end an execution.
+    pub(super) async fn place(&self, is_urgent: bool) -> RequestPlace {
+        self.state.gate.enter(self.on_behalf_of.as_ref(), is_urgent).await
     }
 
     pub(super) fn url(&self) -> &str {

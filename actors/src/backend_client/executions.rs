@@ -111,6 +111,7 @@ impl BackendClient {
     ///
     /// The backend refuses, or does not answer.
     pub async fn list(&self) -> Result<Value, BackendError> {
+        let _place = self.place(false).await;
         let request = self.request_by_id("list", Method::GET, "/executions")?;
         let body = self.fetch("GET /executions", request.send()).await?;
         serde_json::from_slice(&body)
@@ -123,6 +124,7 @@ impl BackendClient {
     ///
     /// The backend refuses, or does not answer.
     pub async fn snapshot(&self, id: ExecutionId) -> Result<Snapshot, BackendError> {
+        let _place = self.place(false).await;
         let request = self.request_by_id("ask about", Method::GET, &format!("/executions/{id}"))?;
         let body = self.fetch("GET /executions/{id}", request.send()).await?;
         serde_json::from_slice(&body)
@@ -130,6 +132,7 @@ impl BackendClient {
     }
 
     async fn delete(&self, id: ExecutionId, query: &str) -> Result<(), BackendError> {
+        let _place = self.place(true).await;
         let request = self.request_by_id("cancel", Method::DELETE, &format!("/executions/{id}?{query}"))?;
         let response = self.head(request.send()).await?;
         self.accepted("DELETE /executions/{id}", response).await.map(drop)
@@ -137,6 +140,7 @@ impl BackendClient {
 
     async fn post(&self, id: ExecutionId, action: &str, query: &str, body: &Value) -> Result<(), BackendError> {
         let path = format!("/executions/{id}/{action}{query}");
+        let _place = self.place(false).await;
         let request = self.request_by_id(action, Method::POST, &path)?;
         self.fetch(&format!("POST /executions/{{id}}/{action}"), request.send_json(body)).await.map(drop)
     }
