@@ -117,7 +117,10 @@ fn service_url_comes_from_flag_or_variable() {
     let (_, stderr, code) = ps(&[], "nowhere");
     assert_eq!(
         (code, stderr.as_str()),
-        (64, "cc-executor: CC_EXECUTOR_URL must be like ws://host:8003, not \"nowhere\"\n")
+        (
+            64,
+            "cc-executor: CC_EXECUTOR_URL must be ws://HOST[:PORT] without TLS and user name, not \"nowhere\"; put a TLS tunnel in front\n"
+        )
     );
     assert_eq!(ps(&["--url", ""], &service.url()).2, 64, "an empty flag is an error");
 }

@@ -67,7 +67,7 @@ pub(super) async fn cancel(options: CancelOptions) -> Result<u8, ClientError> {
             let ending = last.ending;
             let proven = match ending.cancel.map(|cancel| cancel.verified) {
                 Some(true) => ", every process gone",
-                Some(false) => ", but not every process is proven gone",
+                Some(false) => ", but processes may still run: look for them on the backend's machine",
                 None => "",
             };
             // The execution has ended whether or not the line is read.
@@ -111,6 +111,8 @@ async fn call<P: MethodParams, R: DeserializeOwned>(
         }
     };
     timeout(PATIENCE, response).await.unwrap_or_else(|_| {
-        Err(ClientError::new(exit::UNAVAILABLE, format!("the service does not answer {}", P::NAME)))
+        let seconds = PATIENCE.as_secs();
+        let message = format!("the service did not answer the request {} within {seconds} s; try again", P::NAME);
+        Err(ClientError::new(exit::UNAVAILABLE, message))
     })
 }

@@ -8,7 +8,7 @@ use super::{
     ClientError,
     connection::{not_understood, refused, token, unreachable},
     flags::ServiceFlags,
-    http::{client, service_url, within},
+    http::{MAX_REFUSAL, client, service_url, within},
     print_line,
 };
 use crate::console::OutputReader;
@@ -48,7 +48,8 @@ async fn executions(url: &str) -> Result<bytes::Bytes, ClientError> {
     }
     let mut response = request.send().await.map_err(|error| unreachable(url, &error))?;
     if !response.status().is_success() {
-        return Err(refused(url, response.status().as_u16()));
+        let reason = response.body().limit(MAX_REFUSAL).await.unwrap_or_default();
+        return Err(refused(url, response.status(), &reason));
     }
     response.body().limit(MAX_BODY).await.map_err(|error| unreachable(url, &error))
 }

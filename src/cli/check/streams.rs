@@ -145,7 +145,7 @@ async fn attach_after_end(
     match session.call(&attach(transcript, PerStream::default())).await? {
         Ok(_) => {}
         Err(error) if error.code == code::UNKNOWN_EXECUTION => return Ok("; no output is retained after the end"),
-        Err(error) => return Err(wrong(format!("attach after the end is refused: {}", shown(&error)))),
+        Err(error) => return Err(wrong(format!("`attach` after the end is refused: {}", shown(&error)))),
     }
     let mut again = Transcript::of(transcript.id, Instant::now());
     session.finish(&mut again).await?;
