@@ -5,5 +5,6 @@ pub mod auth;
 pub mod caller;
 pub mod connection;
 pub mod drain;
+pub mod failure;
 pub mod refused;
 pub mod shutdown;
