@@ -31,6 +31,18 @@ use super::{
 /// The interval between two requests for the status of the canceled execution.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
+/// The exit codes in the help text.
+pub(super) const EXIT_CODES: &str = "\
+Exit codes:
+   0  the execution has ended
+  64  wrong use: flags, token variables
+  69  service or backend cannot be reached or does not answer; or the execution
+      is not known, had already ended, or has not ended in time
+  70  invalid message of the service
+  74  output cannot be written
+  75  service full or shutting down
+  77  not authorized";
+
 /// Options of `cancel`.
 #[derive(Args, Clone, Debug)]
 pub struct CancelOptions {

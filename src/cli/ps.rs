@@ -16,6 +16,17 @@ use crate::console::OutputReader;
 /// The longest list that is read, in bytes. A backend lists at most 4096 executions, of less than 16 KiB each.
 const MAX_BODY: usize = 64 << 20;
 
+/// The exit codes in the help text.
+pub(super) const EXIT_CODES: &str = "\
+Exit codes:
+   0  the list was printed
+  64  wrong use: flags, token variables
+  69  service or backend cannot be reached or does not answer
+  70  invalid message of the service
+  74  output cannot be written
+  75  service shutting down
+  77  not authorized";
+
 /// Options of `ps`.
 #[derive(Args, Clone, Debug)]
 pub struct PsOptions {

@@ -153,7 +153,7 @@ impl Problems {
         if !bind.ip().is_loopback() && token.is_none() && !args.insecure_no_auth {
             self.add(
                 &name_of("bind", matches),
-                format!("is {bind}, which other machines can reach, and there is no token; set {TOKEN} or {TOKEN}_FILE, or pass --insecure-no-auth"),
+                format!("is {bind}, which other machines can reach, and there is no token; set {BACKEND_TOKEN} (role backend) or {TOKEN}, or the variable with _FILE, or pass --insecure-no-auth"),
             );
         }
         Access {

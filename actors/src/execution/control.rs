@@ -113,7 +113,7 @@ impl Execution {
         let length = cost(&input);
         if waiting + length > MAX_WAITING {
             let message = format!(
-                "{length} more bytes of input exceed the limit of {MAX_WAITING}, {waiting} are pending: wait for responses to input"
+                "{length} more bytes of input exceed the limit of {MAX_WAITING}, {waiting} are pending (an input counts at least 1024): wait for responses to input"
             );
             return answered(Err(ErrorObject::new(code::FULL, message)));
         }

@@ -99,7 +99,7 @@ fn count_heartbeats(transcript: &Transcript) -> Result<usize, CheckFailure> {
         let [(before_at, before), (at, beat)] = pair else { continue };
         let gap = at.duration_since(*before_at);
         ensure!(gap < LONGEST_GAP, "two heartbeats are {:.1} s apart", gap.as_secs_f64());
-        ensure!(beat.elapsed_ms > before.elapsed_ms, "elapsedMs does not increase");
+        ensure!(beat.elapsed_ms > before.elapsed_ms, "`elapsedMs` does not increase");
         ensure!(beat.backend == BackendHealth::Alive, "the backend is reported as silent");
     }
     Ok(beats.len())
