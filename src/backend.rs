@@ -35,6 +35,7 @@ use crate::server::{
     auth::{Access, guard},
     connection,
     drain::Drainable,
+    failure::failed,
 };
 
 /// The subreaper's binary: this process's own, even if its file has been replaced since.
@@ -61,6 +62,12 @@ impl Drainable for Arc<Registry> {
     fn drained(&self, _grace_ms: u64) -> LocalBoxFuture<'_, ()> {
         self.drain();
         Box::pin(self.idle())
+    }
+
+    fn unfinished(&self) -> LocalBoxFuture<'_, String> {
+        let counts = self.counts();
+        let n_executions = counts.running + counts.queued;
+        Box::pin(async move { format!("executions killed: {n_executions}, streams cut off: {}", counts.streams) })
     }
 
     fn cancel_rest(&self, grace_ms: u64) {
@@ -95,7 +102,8 @@ pub fn serve(listener: TcpListener, config: BackendConfig, access: Access) -> io
     .h1_write_buffer_size(WRITE_BUFFER)
     .keep_alive(KEEP_ALIVE)
     .disable_signals()
-    .listen(listener)?
+    .listen(listener)
+    .map_err(failed("cannot serve on the listener"))?
     .run();
     let handle = server.handle();
     actix_web::rt::spawn(server);

@@ -14,7 +14,7 @@ use cc_executor_actors::{protocol::Limits, supervisor::SessionLimits};
 
 pub use self::{
     settings::{BackendArgs, ServeArgs},
-    validate::{backend, client_token, serve},
+    validate::{backend, client_token, serve, token_variable},
     variables::TOKEN,
 };
 use crate::{

@@ -18,7 +18,7 @@ use cc_executor_actors::{
     backend_client::{BackendClient, KnownBackend},
     protocol::Limits,
     session::{SessionContext, unread::UnreadBudget},
-    supervisor::{Drain, SessionLimits, Supervisor},
+    supervisor::{Drain, GetStats, SessionLimits, Supervisor},
 };
 use futures_util::future::LocalBoxFuture;
 use log::{info, warn};
@@ -29,6 +29,7 @@ use crate::{
         auth::{Access, Secret, guard},
         connection::{self, Unflushed},
         drain::Drainable,
+        failure::failed,
     },
     syscall::trim_heaps,
 };
@@ -103,6 +104,14 @@ impl Drainable for Gateway {
         })
     }
 
+    fn unfinished(&self) -> LocalBoxFuture<'_, String> {
+        let stats = self.supervisor.send(GetStats);
+        Box::pin(async move {
+            let n_sessions = stats.await.map_or(0, |stats| stats.n_sessions);
+            format!("sessions cut off: {n_sessions}")
+        })
+    }
+
     fn cancel_rest(&self, grace_ms: u64) {
         self.supervisor.do_send(Drain::Hurry { grace_ms });
     }
@@ -145,7 +154,8 @@ pub fn serve(listener: TcpListener, config: GatewayConfig, access: Access) -> io
     // A session waits for its client's close frame itself; after that the connection ends at once.
     .client_disconnect_timeout(Duration::ZERO)
     .disable_signals()
-    .listen(listener)?
+    .listen(listener)
+    .map_err(failed("cannot serve on the listener"))?
     .run();
     let handle = server.handle();
     actix_web::rt::spawn(server);
@@ -172,7 +182,7 @@ async fn watch_backend(backend: BackendClient) {
         if reachable != Some(now) {
             match described {
                 Ok(kind) => info!(event = "backend.up", executors:serde = kind.executors(); "the backend answers"),
-                Err(error) => warn!(event = "backend.down"; "the backend does not answer: {error}"),
+                Err(error) => warn!(event = "backend.down"; "the backend cannot be used: {error}"),
             }
             reachable = Some(now);
         }

@@ -3,7 +3,7 @@
 //! unless it has the URL of another.
 
 use std::{
-    io,
+    io::{self, ErrorKind},
     net::{SocketAddr, TcpListener},
     process::ExitCode,
     time::Duration,
@@ -19,6 +19,7 @@ use cc_executor::{
     server::{
         auth::{Access, Secret},
         drain::{Drainable, drain},
+        failure::failed,
         shutdown::{self, Shutdown},
     },
 };
@@ -61,18 +62,24 @@ fn bind(address: SocketAddr, access: &Access) -> io::Result<TcpListener> {
         warn!(event = "service.insecure", address:% = address; "no token: anyone who reaches {address} can run commands here");
     }
     TcpListener::bind(address).map_err(|error| {
-        io::Error::new(
-            error.kind(),
-            format!("cannot listen on {address}: {error}; stop the process that listens there, or choose another address with --bind"),
-        )
+        let advice = match error.kind() {
+            ErrorKind::AddrInUse => "stop the process that listens there, or choose another address with --bind",
+            _ => "choose an address of this machine and a port above 1023 with --bind",
+        };
+        io::Error::new(error.kind(), format!("cannot listen on {address}: {error}; {advice}"))
     })
+}
+
+/// The address of a bound listener, whose port the system may have chosen.
+fn address_of(listener: &TcpListener) -> io::Result<SocketAddr> {
+    listener.local_addr().map_err(failed("cannot read the address of the listener"))
 }
 
 /// Runs the role `serve` until a signal stops it.
 pub async fn serve(config: GatewaySettings) -> io::Result<()> {
     let mut shutdown = Shutdown::listen()?;
     let listener = bind(config.bind, &config.access)?;
-    let address = listener.local_addr()?;
+    let address = address_of(&listener)?;
     let (backend, backend_url, backend_token) = match config.backend {
         BackendLocation::Remote(url, token) => (None, url, token),
         BackendLocation::Embedded(backend) => {
@@ -107,7 +114,7 @@ pub async fn serve(config: GatewaySettings) -> io::Result<()> {
 pub async fn backend(config: BackendSettings) -> io::Result<()> {
     let mut shutdown = Shutdown::listen()?;
     let listener = bind(config.bind, &config.access)?;
-    let address = listener.local_addr()?;
+    let address = address_of(&listener)?;
     let access = Access { port: address.port(), ..config.access };
     let executors = config.backend.executors.names();
     let Serving { server, registry, contained } = backend::serve(listener, config.backend, access)?;
@@ -120,8 +127,9 @@ pub async fn backend(config: BackendSettings) -> io::Result<()> {
 
 /// Starts a backend on a loopback port of its own, with a token that only this process knows.
 fn embed(config: BackendConfig) -> io::Result<(String, Secret, Serving)> {
-    let listener = TcpListener::bind("127.0.0.1:0")?;
-    let address = listener.local_addr()?;
+    let listener =
+        TcpListener::bind("127.0.0.1:0").map_err(failed("cannot open a loopback port for the embedded backend"))?;
+    let address = address_of(&listener)?;
     let token = Secret::new(format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple()));
     let access = Access {
         token: Some(token.fingerprint()),

@@ -5,5 +5,13 @@ pub mod auth;
 pub mod caller;
 pub mod connection;
 pub mod drain;
+pub mod failure;
 pub mod refused;
 pub mod shutdown;
+
+use std::io;
+
+/// Adds what failed, and perhaps what to do, to an error of the system.
+pub fn failed(what: &str) -> impl Fn(io::Error) -> io::Error {
+    move |error| io::Error::new(error.kind(), format!("{what}: {error}"))
+}

@@ -80,6 +80,37 @@ fn http_error_is_backend_rejected() {
     client.close();
 }
 
+#[test]
+fn a_refused_gateway_is_told_what_to_change() {
+    let stub = Stub::native(|request, stream| match (request.path.as_str(), request.body["question"].as_str()) {
+        ("/executions", _) => respond(stream, 200, &" ".repeat(9_000_000)),
+        (_, Some("401")) => respond(stream, 401, r#"{"code":-32007,"message":"no token"}"#),
+        (_, Some("403")) => respond(stream, 403, r#"{"code":-32007,"message":"add the name"}"#),
+        _ => respond(stream, 500, r#"{"code":-32603,"message":"it broke"}"#),
+    });
+    let url = stub.url();
+    let (bare, token) = (Service::gateway(&url), [("CC_EXECUTOR_BACKEND_TOKEN", "x")]);
+    let with_token = Service::gateway_with(&url, &token);
+    let advice = "set CC_EXECUTOR_BACKEND_TOKEN of the gateway to the backend's token";
+    for (service, command, message) in [
+        (&bare, "401", format!("the backend at {url} demands a token: {advice}")),
+        (&with_token, "401", format!("the backend at {url} rejects the gateway's token: {advice}")),
+        (&bare, "403", format!("the backend at {url} refuses the gateway: add the name")),
+        (
+            &bare,
+            "500",
+            format!("the backend at {url} answered POST /execute/stream with 500 Internal Server Error: it broke"),
+        ),
+    ] {
+        let mut client = service.connect();
+        let recording = assert_fails(&mut client, command, Reason::BackendRejected);
+        assert_eq!(recording.end["message"], message);
+        client.close();
+    }
+    let list = http::exchange(bare.address, "GET /executions", &[], "");
+    assert!(list.status == 502 && list.body.contains("larger than the limit of 8388608 bytes"), "{}", list.body);
+}
+
 /// A short complete stream with its HTTP framing.
 fn complete_stream(request: &Request) -> Vec<u8> {
     [

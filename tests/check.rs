@@ -232,7 +232,7 @@ fn check_reports_a_hang_with_last_message_and_session_log() {
     });
     assert_eq!((code, results[0]["passed"].clone()), (1, json!(true)));
     let failed = &results[1];
-    assert!(failed["problem"].as_str().unwrap().contains("hung: control is not answered"), "{failed}");
+    assert!(failed["problem"].as_str().unwrap().contains("hung: `control` is not answered"), "{failed}");
     assert!(failed["last"].as_str().unwrap().contains("RUNNING"), "{failed}");
     let session = failed["session"].as_str().unwrap();
     let printed = failed["log"].to_string();

@@ -2,6 +2,7 @@
 
 mod lost_execution;
 mod newer_service;
+mod refused;
 mod restart;
 mod stopped_service;
 mod unwritable_output;

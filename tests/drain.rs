@@ -146,3 +146,17 @@ fn second_sigterm_ends_at_once_and_leaves_no_process() {
     assert!(asked_at.elapsed() < Duration::from_secs(2), "{:?}", asked_at.elapsed());
     procs::wait_for(&mark, 0, PATIENCE);
 }
+
+#[test]
+fn an_incomplete_drain_says_what_was_cut_short() {
+    let mut service = Service::with(&["serve", "--drain-ms", "100"], &[]);
+    // It reads nothing, so it does not answer the close frame.
+    let _client = service.connect();
+    service.signal(Signal::TERM);
+    assert_eq!(service.wait(PATIENCE).code(), Some(0));
+    service.wait_for_event("drain.incomplete", 1);
+    let log = service.log();
+    let line = log.iter().find(|line| line["event"] == "drain.incomplete").unwrap();
+    let message = line["message"].as_str().unwrap();
+    assert!(message.contains("sessions cut off: 1, executions killed: 0") && message.contains("--drain-ms"), "{line}");
+}

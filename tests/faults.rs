@@ -340,8 +340,8 @@ fn every_backend_fault_in_every_phase_gives_one_ending() {
                 recording.end
             );
             assert_eq!(recording.errors.len(), 1, "{phase:?} x {fault:?}: {:?}", recording.errors);
-            let may_run_on = recording.end["message"].as_str().unwrap().contains("may still run");
-            assert_eq!(may_run_on, detach == "detach", "{phase:?} x {fault:?}: {}", recording.end);
+            let was_looked_for = recording.end["message"].as_str().unwrap().contains("no longer knows execution");
+            assert_eq!(was_looked_for, detach == "detach", "{phase:?} x {fault:?}: {}", recording.end);
             if phase == FaultPhase::Draining {
                 assert_eq!(client.close_code(), 1001);
             } else {

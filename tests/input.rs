@@ -18,9 +18,9 @@ use crate::common::{
 fn invalid_calls() -> Vec<(&'static str, Value, i64, &'static str)> {
     vec![
         ("nope", json!({}), code::METHOD, "nope"),
-        ("input", json!({ "data": "x" }), code::NOT_RUNNING, "nothing is running"),
+        ("input", json!({ "data": "x" }), code::NOT_RUNNING, "send execute or attach"),
         ("input", json!({ "data": 7 }), code::PARAMS, "data"),
-        ("resize", json!({ "rows": 1, "cols": 1 }), code::NOT_RUNNING, "nothing is running"),
+        ("resize", json!({ "rows": 1, "cols": 1 }), code::NOT_RUNNING, "send execute or attach"),
         ("resize", json!({ "rows": 1 }), code::PARAMS, "cols"),
         (
             "attach",

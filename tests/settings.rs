@@ -117,7 +117,10 @@ fn service_url_comes_from_flag_or_variable() {
     let (_, stderr, code) = ps(&[], "nowhere");
     assert_eq!(
         (code, stderr.as_str()),
-        (64, "cc-executor: CC_EXECUTOR_URL must be like ws://host:8003, not \"nowhere\"\n")
+        (
+            64,
+            "cc-executor: CC_EXECUTOR_URL must be ws://HOST[:PORT] without TLS and user name, not \"nowhere\"; put a TLS tunnel in front\n"
+        )
     );
     assert_eq!(ps(&["--url", ""], &service.url()).2, 64, "an empty flag is an error");
 }
@@ -147,4 +150,16 @@ fn completions_work_in_bash() {
         run_to_exit(binary().arg("--version")),
         (format!("cc-executor {}\n", env!("CARGO_PKG_VERSION")), String::new(), 0)
     );
+}
+
+#[test]
+fn an_address_of_another_machine_is_told_from_a_taken_one() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = listener.local_addr().unwrap().to_string();
+    // 192.0.2.0/24 is for documentation (RFC 5737), so no machine has such an address.
+    for (address, advice) in [("192.0.2.1:8003", "choose an address of this machine"), (&taken, "or choose another")] {
+        let (_, stderr, code) = run_to_exit(binary().args(["serve", "--insecure-no-auth", "--bind", address]));
+        assert!(code == 1 && stderr.contains(&format!("cannot listen on {address}: ")), "{stderr}");
+        assert!(stderr.contains(advice), "{stderr}");
+    }
 }

@@ -141,7 +141,7 @@ impl Execution {
                 let search = async move {
                     let found = connect::find(&backend, id, PerStream::default(), &holder).await;
                     let found = found.map(|(events, start)| (BackendStream::Native(events), start));
-                    opened(found, |_| StateEvent::NotFound(unless_found))
+                    opened(found, |error| StateEvent::NotFound(not_found(unless_found, id, &error)))
                 };
                 self.request = self.spawn(search, ctx);
             }
@@ -207,7 +207,7 @@ impl Execution {
         info!(event = "cancel.requested", session_id:% = self.session, execution_id:% = self.id,
             grace_ms = grace_ms, reason = reason.as_str(); "cancel requested");
         if matches!(self.state, ExecutionState::Ended) {
-            return control::answered(Err(control::not_running()));
+            return control::answered(Err(control::not_running(self.id)));
         }
         self.on(StateEvent::Cancel(cancellation), ctx);
         match self.state {
@@ -256,6 +256,17 @@ impl Execution {
         } else {
             ctx.run_later(ANSWER_PATIENCE, |_, ctx| ctx.stop());
         }
+    }
+}
+
+/// The outcome of an execution that was not found. If its stream was lost, the message says where it may be.
+fn not_found(outcome: Outcome, id: ExecutionId, error: &BackendError) -> Outcome {
+    match &outcome.message {
+        Some(fault) if outcome.reason == Reason::BackendLost => {
+            let message = Some(connect::not_found(fault, id, error));
+            Outcome { message, ..outcome }
+        }
+        _ => outcome,
     }
 }
 

@@ -37,9 +37,16 @@ impl From<JobError> for ErrorObject {
         let code = match error {
             JobError::Consumer(ConsumerError::Hold(error)) => return error.into(),
             JobError::Consumer(ConsumerError::Offset(error)) => return error.into(),
-            JobError::NotNow(_) | JobError::JustEnded(_) | JobError::EndedUnread(_) | JobError::StdinClosed => {
-                code::NOT_RUNNING
-            }
+            JobError::Queued(_)
+            | JobError::NotStarted(_)
+            | JobError::Exited(_)
+            | JobError::Ending(_)
+            | JobError::Ended(_)
+            | JobError::ShimSilent(_)
+            | JobError::NotPaused(_)
+            | JobError::JustEnded(_)
+            | JobError::EndedUnread(_)
+            | JobError::StdinClosed => code::NOT_RUNNING,
             JobError::NoStdin | JobError::NoTerminal => code::NOT_ALLOWED,
             JobError::StdinFull { .. } => code::FULL,
             JobError::NoReply(_) | JobError::Resize(_) => code::INTERNAL,
@@ -87,6 +94,9 @@ impl From<PolicyError> for ErrorObject {
             PolicyError::NotAllowed { param, asked, allowed } => {
                 (code::NOT_ALLOWED, json!({ "param": param, "asked": asked, "allowed": allowed }))
             }
+            PolicyError::OutsideDirectories { asked, allowed } => {
+                (code::NOT_ALLOWED, json!({ "param": "cwd", "asked": asked, "allowed": allowed }))
+            }
             PolicyError::TooManyTurns { asked, max } => {
                 (code::PARAMS, json!({ "param": "maxTurns", "asked": asked, "max": max }))
             }
@@ -130,9 +140,9 @@ mod tests {
                 json!({ "param": "stderr", "asked": 9, "max": 8 }),
                 400,
             ),
-            (JobError::NotNow("it has ended").into(), code::NOT_RUNNING, json!(null), 409),
+            (JobError::Ended(id).into(), code::NOT_RUNNING, json!(null), 409),
             (JobError::NoStdin.into(), code::NOT_ALLOWED, json!(null), 403),
-            (JobError::StdinFull { waiting: 1 }.into(), code::FULL, json!(null), 429),
+            (JobError::StdinFull { length: 1, waiting: 1 }.into(), code::FULL, json!(null), 429),
             (JobError::NoReply(id).into(), code::INTERNAL, json!(null), 500),
             (RegistryError::Draining.into(), code::DRAINING, json!(null), 503),
             (
@@ -158,6 +168,12 @@ mod tests {
                 ExecutorError::Unknown { asked: "perl".into(), known: vec!["shell".into()] }.into(),
                 code::NOT_ALLOWED,
                 json!({ "param": "executor", "asked": "perl", "allowed": ["shell"] }),
+                403,
+            ),
+            (
+                PolicyError::OutsideDirectories { asked: "/typo".into(), allowed: vec!["/work".into()] }.into(),
+                code::NOT_ALLOWED,
+                json!({ "param": "cwd", "asked": "/typo", "allowed": ["/work"] }),
                 403,
             ),
             (

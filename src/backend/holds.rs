@@ -48,7 +48,7 @@ pub enum HoldError {
         newest: u64,
     },
     /// Another consumer has taken the execution over.
-    #[error("another consumer holds the execution now: its hold is {newest}")]
+    #[error("this hold is over: another consumer has attached, with hold {newest}; attach without hold to take over")]
     TakenOver {
         /// The number of that hold.
         newest: u64,

@@ -74,11 +74,11 @@ fn disconnected(context: &JobContext, ran: bool) -> String {
         }
         None => "its client left".to_owned(),
     };
-    if ran { why } else { format!("{why}; it was ended before its turn came") }
+    if ran { why } else { format!("{why}; the command never ran: the execution was still queued") }
 }
 
 /// The outcome if the service is short of processes, descriptors or memory.
 fn no_shim(context: &JobContext, error: &std::io::Error) -> Outcome {
-    log::error!(event = "shim.not_started", execution_id:% = context.id; "cannot start a shim: {error}");
+    log::error!(event = "shim.not_started", execution_id:% = context.id; "cannot start a shim: {error}; raise the limits of processes and open files, or lower --max-executions");
     outcome::not_started(StartError::no_process(error))
 }

@@ -70,19 +70,39 @@ pub struct CancelOrder {
 }
 
 /// Refuses a request that only a running process can carry out.
-pub fn refuse(request: JobRequest, why: &'static str) {
+pub fn refuse(request: JobRequest, error: JobError) {
     if let JobRequest::Control(_, answer) | JobRequest::Withdraw { answer, .. } = request {
         // Fails if the client is gone.
-        let _ = answer.send(Err(JobError::NotNow(why)));
+        let _ = answer.send(Err(error));
     }
 }
 
 /// Why a job refuses or fails a request.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum JobError {
-    /// Its state does not allow the request.
-    #[error("{0}")]
-    NotNow(&'static str),
+    /// It waits for its turn.
+    #[error("execution {0} is queued: wait for RUNNING, or send CANCEL")]
+    Queued(ExecutionId),
+    /// Its command is being started.
+    #[error("execution {0} has not started yet: wait for RUNNING, or send CANCEL")]
+    NotStarted(ExecutionId),
+    /// Its command has exited, and the processes that it left are being ended.
+    #[error("execution {0}: the command has exited, only CANCEL is possible now")]
+    Exited(ExecutionId),
+    /// Its processes are being ended.
+    #[error("execution {0} is being ended: wait for its final status")]
+    Ending(ExecutionId),
+    /// It has ended.
+    #[error("execution {0} has ended")]
+    Ended(ExecutionId),
+    /// Its shim does not read its orders.
+    #[error("execution {0}: its shim does not answer: try again in a moment, or cancel the execution")]
+    ShimSilent(ExecutionId),
+    /// A process of it cannot be stopped.
+    #[error(
+        "cannot pause execution {0}: one of its processes cannot be stopped now, and all continue: try again, or cancel the execution"
+    )]
+    NotPaused(ExecutionId),
     /// It ended before it answered.
     #[error("execution {0} has just ended")]
     JustEnded(ExecutionId),
@@ -102,8 +122,12 @@ pub enum JobError {
     #[error("the command's standard input is closed: nothing more can be written to it")]
     StdinClosed,
     /// The command does not read its input fast enough.
-    #[error("{waiting} bytes of input are pending, and at most {MAX_INPUT_WAITING} may be: wait for the responses")]
+    #[error(
+        "{length} more bytes of input exceed the limit of {MAX_INPUT_WAITING}, {waiting} are pending: wait for responses to input"
+    )]
     StdinFull {
+        /// The length of the refused input, in bytes.
+        length: usize,
         /// How much is pending, in bytes.
         waiting: usize,
     },

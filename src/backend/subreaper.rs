@@ -336,7 +336,7 @@ impl SubreaperLoop {
         let mut descriptors = descriptors.into_iter();
         let passed = (descriptors.next(), descriptors.next(), descriptors.next(), descriptors.next());
         let (Some(socket), Some(stdout), Some(stderr), stdin) = passed else {
-            let message = "its descriptors did not arrive: too many are open".to_owned();
+            let message = "too many open files".to_owned();
             self.answer(number, &SubreaperResponse::NotForked { message });
             return None;
         };

@@ -7,13 +7,13 @@ use std::ffi::OsString;
 use clap::{Arg, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use super::{
-    attach::AttachOptions,
-    cancel::CancelOptions,
+    attach::{self, AttachOptions},
+    cancel::{self, CancelOptions},
     check::{self, CheckOptions},
     completions::CompletionsOptions,
     healthcheck::{self, HealthcheckOptions},
     logs::LogsOptions,
-    ps::PsOptions,
+    ps::{self, PsOptions},
     run::{self, RunOptions},
 };
 use crate::config::{
@@ -59,26 +59,26 @@ enum Command {
     Backend(Box<BackendArgs>),
     #[command(flatten)]
     Client(ClientCommand),
-    /// Print a script that completes this command line in a shell
+    /// Print the completion script of cc-executor for a shell
     Completions(CompletionsOptions),
 }
 
 /// A command of a person or a script, with its options.
 #[derive(Subcommand, Debug)]
 pub enum ClientCommand {
-    /// Run a command through a service, and exit as it did
+    /// Run a command through a service, and exit with the command's exit code
     #[command(after_help = format!("{}\n\n{}", run::EXIT_CODES, variables_help::<ClientVariables>()))]
     Run(Box<RunOptions>),
-    /// Follow an execution from its beginning, and exit as it did
-    #[command(after_help = variables_help::<ClientVariables>())]
+    /// Follow an execution from its beginning, and exit with its exit code
+    #[command(after_help = format!("{}\n\n{}", attach::EXIT_CODES, variables_help::<ClientVariables>()))]
     Attach(AttachOptions),
     /// List the executions of a service's backend
-    #[command(after_help = variables_help::<ClientVariables>())]
+    #[command(after_help = format!("{}\n\n{}", ps::EXIT_CODES, variables_help::<ClientVariables>()))]
     Ps(PsOptions),
     /// Cancel an execution, and wait until it has ended
-    #[command(after_help = variables_help::<ClientVariables>())]
+    #[command(after_help = format!("{}\n\n{}", cancel::EXIT_CODES, variables_help::<ClientVariables>()))]
     Cancel(CancelOptions),
-    /// Test the promises of a running service
+    /// Test a running service: output, cancellation, reconnection, limits
     #[command(after_help = format!("{}\n\n{}", check::EXIT_CODES, variables_help::<ClientVariables>()))]
     Check(CheckOptions),
     /// Show JSON log lines as a timeline
@@ -143,11 +143,22 @@ impl From<Problems> for UsageError {
     }
 }
 
+/// Turns `help --help` into `help`, because clap takes the flag for the name of a command.
+fn without_help_of_help(mut words: Vec<OsString>) -> Vec<OsString> {
+    if words.get(1).is_some_and(|word| word == "help")
+        && words.get(2).is_some_and(|word| word == "--help" || word == "-h")
+    {
+        words.truncate(2);
+    }
+    words
+}
+
 fn interpret(
     definition: clap::Command,
     words: impl IntoIterator<Item = OsString>,
     variables: fn() -> RoleVariables,
 ) -> Result<Invocation, UsageError> {
+    let words = without_help_of_help(words.into_iter().collect());
     let (matches, mut problems) = collect(|| definition.try_get_matches_from(words));
     let matches = matches?;
     let CommandLine { command } = CommandLine::from_arg_matches(&matches)?;

@@ -12,6 +12,10 @@ use super::{
     silence::HeartbeatEstimate,
 };
 
+/// The exit codes in the help text.
+pub(super) const EXIT_CODES: &str = "\
+Exit codes: as for run, see `cc-executor run --help`";
+
 /// Options of `attach`.
 #[derive(Args, Clone, Debug)]
 pub struct AttachOptions {

@@ -31,6 +31,18 @@ use super::{
 /// The interval between two requests for the status of the canceled execution.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
+/// The exit codes in the help text.
+pub(super) const EXIT_CODES: &str = "\
+Exit codes:
+   0  the execution has ended
+  64  wrong use: flags, token variables
+  69  service or backend cannot be reached or does not answer; or the execution
+      is not known, had already ended, or has not ended in time
+  70  invalid message of the service
+  74  output cannot be written
+  75  service full or shutting down
+  77  not authorized";
+
 /// Options of `cancel`.
 #[derive(Args, Clone, Debug)]
 pub struct CancelOptions {
@@ -67,7 +79,7 @@ pub(super) async fn cancel(options: CancelOptions) -> Result<u8, ClientError> {
             let ending = last.ending;
             let proven = match ending.cancel.map(|cancel| cancel.verified) {
                 Some(true) => ", every process gone",
-                Some(false) => ", but not every process is proven gone",
+                Some(false) => ", but processes may still run: look for them on the backend's machine",
                 None => "",
             };
             // The execution has ended whether or not the line is read.
@@ -111,6 +123,8 @@ async fn call<P: MethodParams, R: DeserializeOwned>(
         }
     };
     timeout(PATIENCE, response).await.unwrap_or_else(|_| {
-        Err(ClientError::new(exit::UNAVAILABLE, format!("the service does not answer {}", P::NAME)))
+        let seconds = PATIENCE.as_secs();
+        let message = format!("the service did not answer the request {} within {seconds} s; try again", P::NAME);
+        Err(ClientError::new(exit::UNAVAILABLE, message))
     })
 }

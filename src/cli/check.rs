@@ -86,13 +86,19 @@ const CHECKS: &[Check] = &[
     Check::new("basic", "a command runs, and its output arrives", |p| Box::pin(commands::basic(p))),
     Check::new("stress", "commands of twelve kinds, one after the other", |p| Box::pin(commands::stress(p))),
     Check::new("concurrent", "50 sessions at the same time", |p| Box::pin(concurrency::concurrent(p))),
-    Check::new("reconnect", "60 connections in quick succession", |p| Box::pin(concurrency::reconnect(p))),
+    Check::new("reconnect", "60 connections, closed in three ways, leave no session or process", |p| {
+        Box::pin(concurrency::reconnect(p))
+    }),
     Check::new("cancel", "CANCEL ends every process, also one that ignores TERM", |p| Box::pin(lifecycle::cancel(p))),
-    Check::new("races", "a command ends when its client disconnects", |p| Box::pin(lifecycle::races(p))),
+    Check::new("races", "24 clients disconnect while output flows, and their commands end", |p| {
+        Box::pin(lifecycle::races(p))
+    }),
     Check::new("slow-client", "a client that stops reading loses no output", |p| Box::pin(streams::slow_client(p))),
     Check::new("large-output", "46 MB arrive complete and unchanged", |p| Box::pin(streams::large_output(p))),
     Check::new("heartbeat", "a command without output has heartbeats", |p| Box::pin(streams::heartbeat(p))),
-    Check::new("detach", "a client reconnects, and gets each byte once", |p| Box::pin(streams::detach(p))),
+    Check::new("detach", "an execution survives broken connections, and each byte comes once", |p| {
+        Box::pin(streams::detach(p))
+    }),
     Check::new("limits", "invalid calls are refused, time-outs are failures", |p| Box::pin(lifecycle::limits(p))),
 ];
 

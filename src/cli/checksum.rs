@@ -58,7 +58,7 @@ impl StreamChecksum {
         let received = format!("{:x}", self.sha256.clone().finalize());
         match sha256.filter(|sha256| *sha256 != received) {
             Some(sha256) => Err(ChecksumError(format!(
-                "the received {name} has the SHA-256 {received}, but the command wrote {sha256}"
+                "the SHA-256 of the received {name} is {received}, that of the command's {name} is {sha256}"
             ))),
             None => Ok(()),
         }

@@ -3,10 +3,13 @@
 use std::time::{Duration, Instant};
 
 use actix_http::ws::{CloseCode, Codec, Frame, Message, ProtocolError};
-use awc::error::WsClientError;
+use awc::{
+    error::WsClientError,
+    http::{StatusCode, header},
+};
 use cc_executor_actors::{
     protocol::{MAX_MESSAGE_TO_CLIENT, MethodParams, SUBPROTOCOL},
-    rpc,
+    rpc::{self, ErrorObject},
 };
 use futures_util::{FutureExt, SinkExt, StreamExt};
 use serde::Deserialize;
@@ -15,6 +18,7 @@ use tokio::time::{sleep_until, timeout};
 
 use super::{
     ClientError, PATIENCE, exit,
+    http::{MAX_REFUSAL, client, within},
     silence::{Overdue, Silence},
 };
 use crate::config::{self, TOKEN, variables};
@@ -53,7 +57,9 @@ impl Connection {
         }
         match request.connect().await {
             Ok((_, frames)) => Ok(Connection { frames, close_code: None, silence: Silence::new(Instant::now()) }),
-            Err(WsClientError::InvalidResponseStatus(status)) => Err(refused(url, status.as_u16())),
+            Err(WsClientError::InvalidResponseStatus(status)) => {
+                Err(refused(url, status, &body_of_refusal(url, status).await))
+            }
             Err(error) => Err(unreachable(url, &error)),
         }
     }
@@ -162,24 +168,56 @@ pub(super) fn token() -> Result<Option<String>, ClientError> {
     Ok(token.map(|token| token.reveal().to_owned()))
 }
 
-/// The error for an unexpected HTTP status.
-pub(super) fn refused(url: &str, status: u16) -> ClientError {
-    match status {
-        401 => ClientError::new(
-            exit::NOPERM,
-            format!("{url} needs a token; set {TOKEN} or {TOKEN}_FILE to the token of the service"),
-        ),
-        403 => ClientError::new(
-            exit::NOPERM,
-            format!(
-                "{url} does not accept this host name without a token; add the name to --allowed-hosts of the service"
-            ),
-        ),
-        503 => ClientError::new(exit::TEMPFAIL, format!("{url} is shutting down or not ready; try again in a moment")),
-        _ => {
-            ClientError::new(exit::UNAVAILABLE, format!("{url} answers {status}; it may not be a cc-executor service"))
-        }
+/// The body of the response with this status to a request for a session, or an empty one. It is requested once more
+/// without an upgrade, because awc drops the body of a failed handshake.
+async fn body_of_refusal(session_url: &str, status: StatusCode) -> bytes::Bytes {
+    // A wrong token needs no explanation, and is not offered a second time.
+    if status == StatusCode::UNAUTHORIZED {
+        return bytes::Bytes::new();
     }
+    let body = async {
+        let mut request = client().get(session_url.replacen("ws://", "http://", 1));
+        request = request.insert_header((header::SEC_WEBSOCKET_PROTOCOL, SUBPROTOCOL));
+        if let Some(token) = token()? {
+            request = request.bearer_auth(token);
+        }
+        match request.send().await {
+            Ok(mut response) if response.status() == status => {
+                Ok(response.body().limit(MAX_REFUSAL).await.unwrap_or_default())
+            }
+            _ => Ok(bytes::Bytes::new()),
+        }
+    };
+    within(session_url, body).await.unwrap_or_default()
+}
+
+/// The error for an unexpected HTTP status. The response's body has the reason if a cc-executor service has answered.
+pub(super) fn refused(url: &str, status: StatusCode, body: &[u8]) -> ClientError {
+    if status == StatusCode::UNAUTHORIZED {
+        return unauthorized(url, config::token_variable(&variables::read()));
+    }
+    let code = match status {
+        StatusCode::FORBIDDEN => exit::NOPERM,
+        StatusCode::SERVICE_UNAVAILABLE => exit::TEMPFAIL,
+        _ => exit::UNAVAILABLE,
+    };
+    let message = match serde_json::from_slice::<ErrorObject>(body) {
+        Ok(error) => format!("{url} answers {status}: {}", error.message),
+        Err(_) if status == StatusCode::SERVICE_UNAVAILABLE => {
+            format!("{url} is shutting down or not ready; try again in a moment")
+        }
+        Err(_) => format!("{url} answers {status}; check that --url names a cc-executor service"),
+    };
+    ClientError::new(code, message)
+}
+
+/// The error for a missing token, or for a wrong one, which comes from this variable.
+fn unauthorized(url: &str, variable: Option<String>) -> ClientError {
+    let message = match variable {
+        Some(variable) => format!("{url} rejects the token in {variable}; set it to the token of the service"),
+        None => format!("{url} needs a token; set {TOKEN} or {TOKEN}_FILE to the token of the service"),
+    };
+    ClientError::new(exit::NOPERM, message)
 }
 
 /// The error for a service that cannot be reached.
@@ -197,9 +235,42 @@ pub(super) fn read<'a, T: Deserialize<'a>>(json: &'a RawValue) -> Result<T, Clie
 
 /// The error for a message that is not valid.
 pub(super) fn not_understood(error: &serde_json::Error) -> ClientError {
-    ClientError::new(exit::SOFTWARE, format!("the service sent a message that is not valid: {error}"))
+    ClientError::new(
+        exit::SOFTWARE,
+        format!("the service sent a message that is not valid: {error}; client and service may be different releases"),
+    )
 }
 
 fn broken(error: &ProtocolError) -> ClientError {
     ClientError::new(exit::UNAVAILABLE, format!("the connection broke: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_gives_the_reason_of_the_service() {
+        let body = |code: i64| format!(r#"{{"code":{code},"message":"because"}}"#);
+        for (status, body, code, message) in [
+            (403, body(-32007), exit::NOPERM, "ws://h answers 403 Forbidden: because"),
+            (403, String::new(), exit::NOPERM, "ws://h answers 403 Forbidden; check that --url names"),
+            (429, body(-32009), exit::UNAVAILABLE, "ws://h answers 429 Too Many Requests: because"),
+            (502, body(-32010), exit::UNAVAILABLE, "ws://h answers 502 Bad Gateway: because"),
+            (502, "<html>".to_owned(), exit::UNAVAILABLE, "ws://h answers 502 Bad Gateway; check that --url names"),
+            (503, body(-32012), exit::TEMPFAIL, "ws://h answers 503 Service Unavailable: because"),
+            (503, String::new(), exit::TEMPFAIL, "ws://h is shutting down or not ready; try again"),
+        ] {
+            let refused = refused("ws://h", StatusCode::from_u16(status).unwrap(), body.as_bytes());
+            assert_eq!(refused.code, code, "{status}");
+            assert!(refused.message.starts_with(message), "{}", refused.message);
+        }
+    }
+
+    #[test]
+    fn a_wrong_token_is_not_a_missing_one() {
+        let wrong = unauthorized("ws://h", Some("CC_EXECUTOR_TOKEN_FILE".to_owned())).message;
+        assert!(wrong.starts_with("ws://h rejects the token in CC_EXECUTOR_TOKEN_FILE; "), "{wrong}");
+        assert!(unauthorized("ws://h", None).message.starts_with("ws://h needs a token; set CC_EXECUTOR_TOKEN or "));
+    }
 }

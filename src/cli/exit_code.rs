@@ -86,7 +86,10 @@ pub(super) fn ended_by(ending: &Outcome) -> Option<String> {
     let message = ending.message.as_deref();
     match ending.reason {
         Reason::Canceled => Some("the execution was canceled".to_owned()),
-        Reason::Drained => Some(format!("ended by the service: {}", message.unwrap_or("it shuts down"))),
+        Reason::Drained => {
+            let detail = message.map(|message| format!(": {message}")).unwrap_or_default();
+            Some(format!("the service is shutting down and ended the execution{detail}; run it again later"))
+        }
         Reason::Disconnected => Some(format!("ended by the service: {}", message.unwrap_or("its client went away"))),
         _ => None,
     }
@@ -125,6 +128,26 @@ mod tests {
             (Status::Failed, Reason::Unknown, Some(0), None, 1),
         ] {
             assert_eq!(exit_code_of(&ending(status, reason, exit_code, signal)), code, "{reason:?} {exit_code:?}");
+        }
+    }
+
+    #[test]
+    fn the_report_names_who_ended_the_execution() {
+        let report = |reason, message| {
+            ended_by(&Outcome::without_process(Status::Cancelled, reason, message)).unwrap_or_default()
+        };
+        for (reason, message, text) in [
+            (Reason::Canceled, None, "the execution was canceled"),
+            (Reason::Drained, None, "the service is shutting down and ended the execution; run it again later"),
+            (
+                Reason::Drained,
+                Some("it never ran".to_owned()),
+                "the service is shutting down and ended the execution: it never ran; run it again later",
+            ),
+            (Reason::Disconnected, None, "ended by the service: its client went away"),
+            (Reason::Exit, None, ""),
+        ] {
+            assert_eq!(report(reason, message), text);
         }
     }
 

@@ -46,7 +46,9 @@ fn session_url(text: &str) -> Result<String, String> {
             let path = if path.is_empty() { SESSION_PATH.to_owned() } else { format!("/{path}") };
             Ok(format!("ws://{authority}{path}"))
         }
-        _ => Err(format!("must be like ws://host:8003, not {text:?}")),
+        _ => {
+            Err(format!("must be ws://HOST[:PORT] without TLS and user name, not {text:?}; put a TLS tunnel in front"))
+        }
     }
 }
 

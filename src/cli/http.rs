@@ -10,6 +10,9 @@ use super::{ClientError, PATIENCE, exit, flags::SESSION_PATH};
 /// the reading of the body.
 const OUTER_PATIENCE: Duration = Duration::from_secs(60);
 
+/// The longest body of an error response that is read, in bytes.
+pub(super) const MAX_REFUSAL: usize = 64 << 10;
+
 /// A client for requests that [`within`] bounds.
 pub(super) fn client() -> awc::Client {
     awc::Client::builder().timeout(OUTER_PATIENCE).finish()

@@ -6,6 +6,7 @@ use std::io;
 use cc_executor_actors::{
     outcome::Outcome,
     protocol::notification::{EventNotice, GapNotice, OutputNotice},
+    stream::GapReason,
 };
 use serde_json::value::RawValue;
 
@@ -70,7 +71,7 @@ impl OutputView {
     fn take_gap(&mut self, gap: &GapNotice) -> Result<(), ClientError> {
         let &GapNotice { r#type: stream, from, to, reason, .. } = gap;
         self.output.skip(stream, from, to).map_err(damaged)?;
-        let (stream, n_bytes, reason) = (stream.as_str(), to - from, reason.as_str());
+        let (stream, n_bytes, reason) = (stream.as_str(), to - from, shown_reason(reason));
         self.report(&format!("bytes {from} to {to} of {stream} are lost ({n_bytes} bytes): {reason}"));
         Ok(())
     }
@@ -94,6 +95,17 @@ impl OutputView {
             console::report_line(&self.agent.of_outcome(result));
         }
         Ok(())
+    }
+}
+
+/// Why bytes are lost, for people.
+fn shown_reason(reason: GapReason) -> &'static str {
+    match reason {
+        GapReason::Overwritten => {
+            "newer output replaced them in the service's buffer, or the service evicted the output of the ended execution"
+        }
+        GapReason::Dropped => "the service dropped them because its buffer was full",
+        GapReason::Unknown => "the service gives a reason that this client does not know",
     }
 }
 

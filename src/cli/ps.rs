@@ -8,13 +8,24 @@ use super::{
     ClientError,
     connection::{not_understood, refused, token, unreachable},
     flags::ServiceFlags,
-    http::{client, service_url, within},
+    http::{MAX_REFUSAL, client, service_url, within},
     print_line,
 };
 use crate::console::OutputReader;
 
 /// The longest list that is read, in bytes. A backend lists at most 4096 executions, of less than 16 KiB each.
 const MAX_BODY: usize = 64 << 20;
+
+/// The exit codes in the help text.
+pub(super) const EXIT_CODES: &str = "\
+Exit codes:
+   0  the list was printed
+  64  wrong use: flags, token variables
+  69  service or backend cannot be reached or does not answer
+  70  invalid message of the service
+  74  output cannot be written
+  75  service shutting down
+  77  not authorized";
 
 /// Options of `ps`.
 #[derive(Args, Clone, Debug)]
@@ -48,7 +59,8 @@ async fn executions(url: &str) -> Result<bytes::Bytes, ClientError> {
     }
     let mut response = request.send().await.map_err(|error| unreachable(url, &error))?;
     if !response.status().is_success() {
-        return Err(refused(url, response.status().as_u16()));
+        let reason = response.body().limit(MAX_REFUSAL).await.unwrap_or_default();
+        return Err(refused(url, response.status(), &reason));
     }
     response.body().limit(MAX_BODY).await.map_err(|error| unreachable(url, &error))
 }

@@ -3,10 +3,6 @@
 
 use std::time::{Duration, Instant};
 
-use cc_executor_actors::{clock::millis, id::ExecutionId};
-
-use super::ClientError;
-
 /// The first and the longest pause between two attempts.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
@@ -43,49 +39,37 @@ impl Absence {
         self.until
     }
 
-    /// The next attempt, after a longer pause than the one before. `error` is the failure of the one before, and is
-    /// returned when the time is over.
-    pub(super) fn next_attempt(
-        &mut self,
-        error: ClientError,
-        id: Option<ExecutionId>,
-        now: Instant,
-    ) -> Result<ConnectAttempt, ClientError> {
+    /// For how long the client tries.
+    pub(super) fn patience(&self) -> Duration {
+        self.patience
+    }
+
+    /// The next attempt, after a longer pause than the one before; `None` when the time is over.
+    pub(super) fn next_attempt(&mut self, now: Instant) -> Option<ConnectAttempt> {
         if now > self.until {
-            let id = id.map(|id| id.to_string()).unwrap_or_default();
-            let gone_for = millis(self.patience) / 1_000;
-            let message = format!(
-                "{}; gave up after {gone_for} s; the command may still run: cc-executor attach {id}",
-                error.message
-            );
-            return Err(ClientError::new(error.code, message));
+            return None;
         }
         let after = self.pause;
         self.pause = (self.pause * 2).min(LONGEST_PAUSE);
-        Ok(ConnectAttempt { after, until: Some(self.until) })
+        Some(ConnectAttempt { after, until: Some(self.until) })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::exit;
 
     #[test]
     fn pauses_double_up_to_a_second_until_the_time_is_over() {
         let start = Instant::now();
         let mut absence = Absence::begin(Duration::from_secs(4), start);
-        let error = || ClientError::new(exit::UNAVAILABLE, "it is away");
         let mut now = start;
         for pause in [50, 100, 200, 400, 800, 1_000, 1_000] {
-            let attempt = absence.next_attempt(error(), None, now).unwrap();
+            let attempt = absence.next_attempt(now).unwrap();
             let until = Some(start + Duration::from_secs(4));
             assert_eq!(attempt, ConnectAttempt { after: Duration::from_millis(pause), until });
             now += attempt.after;
         }
-        let id = ExecutionId::random();
-        let gave_up = absence.next_attempt(error(), Some(id), start + Duration::from_millis(4_001)).unwrap_err();
-        let message = format!("it is away; gave up after 4 s; the command may still run: cc-executor attach {id}");
-        assert_eq!((gave_up.code, gave_up.message), (exit::UNAVAILABLE, message));
+        assert_eq!(absence.next_attempt(start + Duration::from_millis(4_001)), None);
     }
 }

@@ -25,9 +25,10 @@ Exit codes:
   the command's own, or 128 + N if signal N ended it
     1  Claude reported a failure and exited with 0
    64  wrong use: flags, parameters, unknown executor
-   69  service or backend cannot be reached, does not answer, or was restarted;
-       or another client has attached
-   70  output incomplete or damaged on the way, or an invalid message of the service
+   69  service or backend cannot be reached, does not answer, was restarted, or
+       rejects the request; or another client has attached
+   70  output incomplete or damaged on the way, or an invalid message of the
+       service
    74  output cannot be written
    75  service full or shutting down; execution ended because no client attached
    77  not authorized
@@ -36,7 +37,7 @@ Exit codes:
   127  program not found
   130  Ctrl-C
   141  output closed by its reader
-  143  canceled by another client";
+  143  SIGTERM, or canceled by another client";
 
 /// Options of `run`.
 #[derive(Args, Clone, Debug)]

@@ -125,7 +125,7 @@ impl SessionLoop {
     pub(super) fn new(options: LoopOptions, purpose: LoopPurpose, heartbeat: HeartbeatEstimate) -> Self {
         SessionLoop {
             view: OutputView::new(options.json, options.shows_elapsed),
-            state: LoopState::new(purpose, heartbeat),
+            state: LoopState::new(options.url.clone(), purpose, heartbeat),
             link: Link::Opening { attempt: ConnectAttempt::FIRST, before: None },
             input: StdinReader::closed(),
             raw: None,
@@ -164,9 +164,12 @@ impl SessionLoop {
             let open = Connection::open(&self.options.url);
             let Some(until) = attempt.until else { return open.await };
             // A stopped service may accept a connection and never answer on it.
-            timeout_at(until.into(), open)
-                .await
-                .unwrap_or_else(|_| Err(ClientError::new(exit::UNAVAILABLE, "the service does not answer")))
+            let begun_at = Instant::now();
+            timeout_at(until.into(), open).await.unwrap_or_else(|_| {
+                let (url, seconds) = (&self.options.url, begun_at.elapsed().as_secs_f64());
+                let message = format!("{url} did not open a session within {seconds:.1} s");
+                Err(ClientError::new(exit::UNAVAILABLE, message))
+            })
         };
         tokio::select! {
             opened = open => LoopWake::Opened(opened),

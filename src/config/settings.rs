@@ -71,7 +71,7 @@ pub struct BackendArgs {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Listening")]
 pub(super) struct AccessArgs {
-    /// Host names, separated by commas, that are accepted without a token besides loopback names
+    /// Names, separated by commas, that the Host header may have besides loopback names (checked only if no token is set)
     #[arg(long, env = "CC_EXECUTOR_ALLOWED_HOSTS", value_name = "NAMES", value_parser = setting(comma_separated))]
     pub(super) allowed_hosts: Option<CommaSeparated>,
 
@@ -245,7 +245,7 @@ pub(super) struct OutputArgs {
     #[arg(range = 0..=1 << 40)]
     pub(super) max_kept_bytes: u64,
 
-    /// Drop a gateway that neither reads nor polls for MS milliseconds
+    /// Disconnect a gateway that for MS milliseconds neither reads an execution's output nor requests its state
     #[arg(long, env = "CC_EXECUTOR_CONSUMER_STALL_MS", value_name = "MS", default_value = "90000")]
     #[arg(range = 100..=MAX_MS)]
     pub(super) consumer_stall_ms: u64,

@@ -108,6 +108,20 @@ pub fn client_token(variables: &ClientVariables) -> Result<Option<Secret>, Probl
     problems.finish(secret)
 }
 
+/// The variable that gives the token that a client sends, if one does.
+pub fn token_variable(variables: &ClientVariables) -> Option<String> {
+    given_variable(TOKEN, variables)
+}
+
+/// The variable of a secret that is set: its own, or the one of its file.
+fn given_variable(name: &str, variables: &ClientVariables) -> Option<String> {
+    match (set(variables.token.as_ref()), set(variables.token_file.as_ref())) {
+        (Some(_), _) => Some(name.to_owned()),
+        (None, Some(_)) => Some(format!("{name}_FILE")),
+        (None, None) => None,
+    }
+}
+
 fn size(number: u64) -> usize {
     usize::try_from(number).unwrap_or(usize::MAX)
 }
@@ -139,7 +153,7 @@ impl Problems {
         if !bind.ip().is_loopback() && token.is_none() && !args.insecure_no_auth {
             self.add(
                 &name_of("bind", matches),
-                format!("is {bind}, which other machines can reach, and there is no token; set {TOKEN} or {TOKEN}_FILE, or pass --insecure-no-auth"),
+                format!("is {bind}, which other machines can reach, and there is no token; set {BACKEND_TOKEN} (role backend) or {TOKEN}, or the variable with _FILE, or pass --insecure-no-auth"),
             );
         }
         Access {
@@ -199,7 +213,13 @@ impl Problems {
             }
             (Some(text), None) => text.to_owned(),
             (None, Some(path)) => match fs::read_to_string(path) {
-                Ok(text) => text.trim_end_matches(['\r', '\n']).to_owned(),
+                Ok(text) => match text.trim_end_matches(['\r', '\n']) {
+                    "" => {
+                        self.add(&file, format!("names {path:?}, which is empty; write the token into it"));
+                        return None;
+                    }
+                    text => text.to_owned(),
+                },
                 Err(error) => {
                     self.add(&file, format!("names {path:?}, which cannot be read: {error}"));
                     return None;
@@ -207,8 +227,9 @@ impl Problems {
             },
             (None, None) => return None,
         };
-        if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
-            self.add(name, "must consist of printable ASCII characters without spaces");
+        let variable = given_variable(name, variables).unwrap_or_else(|| name.to_owned());
+        if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+            self.add(&variable, "must contain a token of printable ASCII characters without spaces");
             return None;
         }
         Some(Secret::new(text))
@@ -227,7 +248,8 @@ impl Problems {
         let secret = self.secret(name, variables);
         match (secret, set(sha256.as_ref())) {
             (Some(_), Some(_)) => {
-                self.add(name, format!("and {hashed} are both set; unset one of them"));
+                let variable = given_variable(name, variables).unwrap_or_else(|| name.to_owned());
+                self.add(&variable, format!("and {hashed} are both set; unset one of them"));
                 None
             }
             (secret, None) => secret.map(|secret| secret.fingerprint()),
@@ -350,6 +372,26 @@ mod tests {
         }
         let printed = format!("{:?}", serve(&[(TOKEN, "hush")]).unwrap());
         assert!(!printed.contains("hush"));
+    }
+
+    #[test]
+    fn a_problem_of_a_token_names_the_variable_that_is_set() {
+        let path = std::env::temp_dir().join(format!("cc-executor-token-{}", std::process::id()));
+        let file = "CC_EXECUTOR_TOKEN_FILE";
+        for (content, more, problem) in [
+            ("\n", None, format!("{file} names {path:?}, which is empty; write the token into it")),
+            ("a b", None, format!("{file} must contain a token of printable ASCII characters without spaces")),
+            (
+                "a",
+                Some("CC_EXECUTOR_TOKEN_SHA256"),
+                format!("{file} and CC_EXECUTOR_TOKEN_SHA256 are both set; unset one of them"),
+            ),
+        ] {
+            fs::write(&path, content).unwrap();
+            let pairs = [(file, path.to_str().unwrap()), (more.unwrap_or("RUST_LOG"), "x")];
+            assert_eq!(serve(&pairs).unwrap_err().0, [problem]);
+        }
+        fs::remove_file(path).unwrap();
     }
 
     #[test]

@@ -189,8 +189,16 @@ pub fn comma_separated(text: &str) -> Result<CommaSeparated, String> {
 
 /// Resolves the address to listen on.
 fn read_address(text: &str) -> Result<SocketAddr, String> {
-    let found = text.to_socket_addrs().ok().and_then(|mut found| found.next());
-    found.ok_or_else(|| format!("must be an address and a port such as 127.0.0.1:8003, not {text:?}"))
+    // The syntax first, because the resolver's error for a text without a port does not say so.
+    let has_port = text.rsplit_once(':').is_some_and(|(name, port)| !name.is_empty() && port.parse::<u16>().is_ok());
+    if !has_port {
+        return Err(format!("must be an address and a port such as 127.0.0.1:8003, not {text:?}"));
+    }
+    match text.to_socket_addrs().map(|mut found| found.next()) {
+        Ok(Some(address)) => Ok(address),
+        Ok(None) => Err(format!("names {text:?}, which has no address; use an address of this machine")),
+        Err(error) => Err(format!("names {text:?}, which cannot be resolved: {error}; use an address of this machine")),
+    }
 }
 
 /// The parser of the address to listen on.
@@ -219,7 +227,7 @@ fn read_backend_url(text: &str) -> Result<BackendUrl, String> {
         Some(authority) if !authority.is_empty() && !authority.contains(['/', '@', '?', '#', ' ']) => {
             Ok(Some(url.to_owned()))
         }
-        _ => Err(format!("must be like http://claude-api:8000, not {text:?}")),
+        _ => Err(format!("must be http://HOST[:PORT] without TLS, path and user name, not {text:?}")),
     }
 }
 
@@ -241,6 +249,20 @@ mod tests {
 
     fn parse(text: &str) -> Result<u64, clap::Error> {
         checked(whole_number).parse_ref(&Command::new("test"), Some(&Arg::new("n").long("number")), OsStr::new(text))
+    }
+
+    #[test]
+    fn an_address_that_cannot_be_resolved_is_told_from_a_wrong_text() {
+        for (text, problem) in [
+            ("127.0.0.1", "must be an address and a port"),
+            (":8003", "must be an address and a port"),
+            ("host:http", "must be an address and a port"),
+            ("no-such-host.invalid:1", "names \"no-such-host.invalid:1\", which cannot be resolved: "),
+        ] {
+            let refused = read_address(text).unwrap_err();
+            assert!(refused.starts_with(problem), "{refused}");
+        }
+        assert_eq!(read_address("[::1]:7"), Ok("[::1]:7".parse().unwrap()));
     }
 
     #[test]

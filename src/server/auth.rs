@@ -116,14 +116,15 @@ impl Access {
         }
         self.check_origin(headers)?;
         let open = matches!(path, "/health" | "/healthz" | "/ready" | "/docs");
-        if let Some(token) = &self.token
-            && !open
-            && !offered_tokens(headers).iter().any(|offered| token.is_of(offered))
-        {
-            return Err(reject(
-                StatusCode::UNAUTHORIZED,
-                "a token is required: send the header `Authorization: Bearer TOKEN`",
-            ));
+        if let Some(token) = self.token.as_ref().filter(|_| !open) {
+            let offered = offered_tokens(headers);
+            if !offered.iter().any(|offered| token.is_of(offered)) {
+                let message = match offered.is_empty() {
+                    true => "a token is required: send the header `Authorization: Bearer TOKEN`",
+                    false => "the token is wrong: send the token of this service",
+                };
+                return Err(reject(StatusCode::UNAUTHORIZED, message));
+            }
         }
         if method == Method::POST && !path.ends_with("/stdin") {
             check_content_type(headers)?;
@@ -155,7 +156,7 @@ impl Access {
         match split_port(host) {
             Some((name, _)) if self.is_own(name) => Ok(()),
             _ => Err(forbidden(format!(
-                "this service is not known as {host:?}: use localhost, or add the name with --allowed-hosts"
+                "host name {host:?} is not allowed without a token: use localhost, set a token, or add the name to --allowed-hosts of this service"
             ))),
         }
     }
@@ -378,6 +379,19 @@ mod tests {
             assert_eq!(status_of(&access, Method::GET, "/ws/mcp", &headers), status, "{headers:?}");
             assert_eq!(status_of(&access, Method::GET, "/health", &headers), 200);
         }
+    }
+
+    #[test]
+    fn a_wrong_token_is_told_from_a_missing_one() {
+        let message_for = |headers: &[(&str, &str)]| {
+            let headers: HeaderMap = headers
+                .iter()
+                .map(|(name, value)| (HeaderName::try_from(*name).unwrap(), HeaderValue::from_str(value).unwrap()))
+                .collect();
+            access(Some("right")).authorize(&Method::GET, "/ws/mcp", &headers).unwrap_err().message
+        };
+        assert!(message_for(&[]).starts_with("a token is required: "));
+        assert!(message_for(&[("authorization", "Bearer wrong")]).starts_with("the token is wrong: "));
     }
 
     #[test]

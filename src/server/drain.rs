@@ -26,6 +26,9 @@ pub trait Drainable {
     /// delivered. `grace_ms` is the time between TERM and KILL of executions that are canceled meanwhile.
     fn drained(&self, grace_ms: u64) -> LocalBoxFuture<'_, ()>;
 
+    /// What the stop of this role cuts short, such as `executions killed: 2`.
+    fn unfinished(&self) -> LocalBoxFuture<'_, String>;
+
     /// Cancels all executions that still run, with this time between TERM and KILL.
     fn cancel_rest(&self, grace_ms: u64);
 }
@@ -65,7 +68,12 @@ pub async fn drain(roles: Vec<Box<dyn Drainable>>, whole: Duration) {
     tokio::select! {
         () = ended => {}
         () = overdue => {
-            error!(event = "drain.incomplete"; "an execution or a session had not ended after {} ms", millis(whole));
+            let mut rest = Vec::new();
+            for role in &roles {
+                rest.push(role.unfinished().await);
+            }
+            error!(event = "drain.incomplete"; "not all had ended after {} ms: {}; raise --drain-ms to give them more time",
+                millis(whole), rest.join(", "));
         }
     }
 }

@@ -6,6 +6,8 @@ use rustix::process::Signal as Number;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use super::failure::failed;
+
 /// Restores the signals that the parent process has blocked or ignored. Ignored HUP and QUIT stay ignored, because
 /// nohup(1) and background jobs of a shell need that, and so does PIPE, so that a write to a closed socket is an error.
 pub fn reset() {
@@ -21,7 +23,8 @@ pub struct Shutdown {
 impl Shutdown {
     /// Listens from now on.
     pub fn listen() -> io::Result<Self> {
-        Ok(Shutdown { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        let listen = |kind| signal(kind).map_err(failed("cannot listen for signals"));
+        Ok(Shutdown { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
     }
 
     /// The name of the next signal.

@@ -19,7 +19,10 @@ fn attach_fails_on_overwritten_output_and_names_the_gap() {
     assert_eq!(code, 70, "{stderr}");
     let from = whole.len() - stdout.len();
     assert!(from > 0 && whole.ends_with(stdout.as_bytes()), "the retained output is printed before the failure");
-    assert!(stderr.contains(&format!("bytes 0 to {from} of stdout are lost ({from} bytes): overwritten")), "{stderr}");
+    assert!(
+        stderr.contains(&format!("bytes 0 to {from} of stdout are lost ({from} bytes): newer output replaced them")),
+        "{stderr}"
+    );
     assert!(stderr.contains("the exit code would be 0"), "{stderr}");
 }
 
@@ -37,7 +40,7 @@ fn run_fails_on_a_gap_after_reconnecting() {
     let command = "echo lost; sleep 0.3; echo kept; exit 3";
     let (stdout, stderr, code) = run_to_exit(binary().args(["run", "--reconnect", "--url", &url, "--", command]));
     assert_eq!((stdout.as_str(), code), ("kept\n", 70), "{stderr}");
-    assert!(stderr.contains("bytes 0 to 5 of stdout are lost (5 bytes): overwritten"), "{stderr}");
+    assert!(stderr.contains("bytes 0 to 5 of stdout are lost (5 bytes): newer output replaced them"), "{stderr}");
     assert!(stderr.contains("the exit code would be 3"), "{stderr}");
 }
 

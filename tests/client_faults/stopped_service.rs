@@ -93,7 +93,11 @@ fn run_gives_up_reconnecting_to_a_stopped_service() {
     service.signal(Signal::STOP);
     let (_, stderr, code) = run.finish(NOTICED + Duration::from_secs(2));
     assert_eq!((code, stderr.lines().count()), (69, 2), "{stderr}");
-    assert!(stderr.contains("gave up after 2 s; the command may still run: cc-executor attach "), "{stderr}");
+    assert!(
+        stderr.contains(&format!("gave up reconnecting to ws://{}/ws/mcp after 2 s: ", service.address)),
+        "{stderr}"
+    );
+    assert!(stderr.contains("; the command may still run: cc-executor attach "), "{stderr}");
 }
 
 #[test]
@@ -132,9 +136,13 @@ fn run_gives_up_on_an_unanswered_execute() {
         direction == Direction::ToService || message["id"] != 1
     });
     let url = proxy.url();
+    let session = format!("{}/ws/mcp", url.replacen("http", "ws", 1));
     let run = ClientProcess::start(binary().args(["run", "--heartbeat", "1", "--url", &url, "--", "exec sleep 100"]));
     let (_, stderr, code) = run.finish(Duration::from_secs(45));
-    assert_eq!((code, stderr.as_str()), (69, "cc-executor: the service does not answer\n"));
+    assert_eq!(
+        (code, stderr.as_str()),
+        (69, &*format!("cc-executor: {session} did not answer the request execute within 30 s\n"))
+    );
 }
 
 #[test]

@@ -40,7 +40,7 @@ impl Mode {
         let mut modes = vec![Mode::None];
         for (mode, missing) in [
             (Mode::Unprivileged, "becoming another user needs root, and a binary that others may execute"),
-            (Mode::Cgroup, "no cgroup of version 2 can be made here"),
+            (Mode::Cgroup, "--containment cgroup: cannot make a cgroup"),
             (Mode::PidNamespace, "a PID namespace needs CAP_SYS_ADMIN"),
         ] {
             if mode.is_possible() {

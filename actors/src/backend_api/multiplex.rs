@@ -50,10 +50,10 @@ pub enum StreamPart {
 #[derive(PartialEq, Eq, Debug, thiserror::Error)]
 pub enum DecodeError {
     /// The header's first byte is not 1, 2 or 3.
-    #[error("a frame of the unknown stream {0}")]
+    #[error("unknown stream number {0} in a frame header")]
     UnknownStream(u8),
     /// The three bytes after it are not zero.
-    #[error("a frame whose header has other bytes than zeros after the stream's number")]
+    #[error("bytes 1 to 3 of a frame header are not zero")]
     BadHeader,
     /// An event over the limit.
     #[error("an event of {0} bytes, over the limit of {MAX_EVENT}")]

@@ -5,7 +5,7 @@ use std::{rc::Rc, sync::Arc, time::Duration};
 
 use awc::{
     ClientRequest, ClientResponse, SendClientRequest,
-    error::{ConnectError, SendRequestError},
+    error::{ConnectError, PayloadError, SendRequestError},
     http::{Method, StatusCode},
 };
 use bytes::Bytes;
@@ -94,7 +94,7 @@ impl BackendClient {
         let kind = self.ask_health().await?;
         if !self.state.known.learn(&kind) {
             return Err(BackendError::Rejected(format!(
-                "the backend at {} is a cc-executor, and GET /health was answered by another program",
+                "another program answers GET /health at {}, where a cc-executor backend answered before: check CLAUDE_API_URL and what listens there",
                 self.url()
             )));
         }
@@ -118,7 +118,7 @@ impl BackendClient {
             Ok(value) if value.get("server").is_some() => match serde_json::from_value::<Health>(value) {
                 Ok(health) => Ok(BackendKind::Native(Arc::new(health))),
                 Err(error) => Err(BackendError::Rejected(format!(
-                    "the backend at {} answers GET /health in the form of another version: {error}",
+                    "the backend at {} answers GET /health in the form of another version: {error}; run gateway and backend of the same release",
                     self.url()
                 ))),
             },
@@ -154,7 +154,9 @@ impl BackendClient {
         if self.knows_ids() {
             return Ok(self.request(method, path));
         }
-        let message = format!("this backend knows no ids: only the session that started an execution can {verb} it");
+        let message = format!(
+            "this backend (legacy image) addresses no execution by its id: {verb} it from the session that started it"
+        );
         Err(BackendError::Refused(ErrorObject::new(code::NOT_ALLOWED, message)))
     }
 
@@ -202,6 +204,8 @@ impl BackendClient {
         let body = self.read(response).await?;
         let may_refuse = matches!(status.as_u16(), 400 | 403 | 404 | 409 | 429 | 503);
         match serde_json::from_slice::<ErrorObject>(&body) {
+            // The gateway is refused and not its client.
+            Ok(error) if error.code == code::NOT_AUTHORIZED => Err(self.rejected(name, status, &body)),
             Ok(error) if may_refuse && error.code < 0 => Err(BackendError::Refused(error)),
             _ => Err(self.rejected(name, status, &body)),
         }
@@ -211,6 +215,10 @@ impl BackendClient {
     pub(super) async fn read(&self, mut response: ClientResponse) -> Result<Bytes, BackendError> {
         match tokio::time::timeout(ANSWER_PATIENCE, response.body().limit(MAX_ANSWER)).await {
             Ok(Ok(body)) => Ok(body),
+            Ok(Err(PayloadError::Overflow)) => Err(BackendError::Rejected(format!(
+                "the answer of the backend at {} is larger than the limit of {MAX_ANSWER} bytes",
+                self.url()
+            ))),
             Ok(Err(error)) => {
                 Err(BackendError::Rejected(format!("the answer of the backend at {} broke off: {error}", self.url())))
             }
@@ -234,9 +242,25 @@ impl BackendClient {
     }
 
     fn rejected(&self, name: &str, status: StatusCode, body: &[u8]) -> BackendError {
-        let text = String::from_utf8_lossy(body);
-        let text: String = text.chars().filter(|c| !c.is_control()).take(200).collect();
-        BackendError::Rejected(format!("the backend at {} answered {name} with {status}: {text}", self.url()))
+        let url = self.url();
+        let error = serde_json::from_slice::<ErrorObject>(body).ok();
+        BackendError::Rejected(match (status, error) {
+            (StatusCode::UNAUTHORIZED, _) if self.state.token.is_some() => format!(
+                "the backend at {url} rejects the gateway's token: set CC_EXECUTOR_BACKEND_TOKEN of the gateway to the backend's token"
+            ),
+            (StatusCode::UNAUTHORIZED, _) => format!(
+                "the backend at {url} demands a token: set CC_EXECUTOR_BACKEND_TOKEN of the gateway to the backend's token"
+            ),
+            (_, Some(error)) if error.code == code::NOT_AUTHORIZED => {
+                format!("the backend at {url} refuses the gateway: {}", error.message)
+            }
+            (_, Some(error)) => format!("the backend at {url} answered {name} with {status}: {}", error.message),
+            (_, None) => {
+                let text = String::from_utf8_lossy(body);
+                let text: String = text.chars().filter(|c| !c.is_control()).take(200).collect();
+                format!("the backend at {url} answered {name} with {status}: {text}")
+            }
+        })
     }
 }
 

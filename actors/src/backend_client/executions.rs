@@ -12,7 +12,7 @@ use crate::{
     id::ExecutionId,
     outcome::{CancelReason, Status},
     protocol::control::{ControlReply, ControlRequest},
-    rpc::code,
+    rpc::{ErrorObject, code},
     stream::PerStream,
 };
 
@@ -93,7 +93,7 @@ impl BackendClient {
                 // Without a bound, because the answer comes when the command has read.
                 let sent = request.content_type("application/octet-stream").send_body(data).await;
                 let response = sent.map_err(|error| self.unreachable(&error))?;
-                self.read(self.accepted(&format!("POST /executions/{{id}}/{action}"), response).await?).await?;
+                self.read(self.accepted(&format!("POST /executions/{id}/{action}"), response).await?).await?;
             }
         }
         Ok(match request {
@@ -111,11 +111,14 @@ impl BackendClient {
     ///
     /// The backend refuses, or does not answer.
     pub async fn list(&self) -> Result<Value, BackendError> {
+        if !self.knows_ids() {
+            let message = "this backend (legacy image) cannot list executions";
+            return Err(BackendError::Refused(ErrorObject::new(code::NOT_ALLOWED, message)));
+        }
         let _place = self.place(false).await;
-        let request = self.request_by_id("list", Method::GET, "/executions")?;
-        let body = self.fetch("GET /executions", request.send()).await?;
-        serde_json::from_slice(&body)
-            .map_err(|error| BackendError::Rejected(format!("the answer to GET /executions is not JSON: {error}")))
+        let request = "GET /executions";
+        let body = self.fetch(request, self.request(Method::GET, "/executions").send()).await?;
+        serde_json::from_slice(&body).map_err(|error| self.unknown_form(request, &error))
     }
 
     /// The current state of an execution.
@@ -126,22 +129,29 @@ impl BackendClient {
     pub async fn snapshot(&self, id: ExecutionId) -> Result<Snapshot, BackendError> {
         let _place = self.place(false).await;
         let request = self.request_by_id("ask about", Method::GET, &format!("/executions/{id}"))?;
-        let body = self.fetch("GET /executions/{id}", request.send()).await?;
-        serde_json::from_slice(&body)
-            .map_err(|error| BackendError::Rejected(format!("GET /executions/{{id}} answered something else: {error}")))
+        let name = format!("GET /executions/{id}");
+        let body = self.fetch(&name, request.send()).await?;
+        serde_json::from_slice(&body).map_err(|error| self.unknown_form(&name, &error))
+    }
+
+    fn unknown_form(&self, request: &str, error: &serde_json::Error) -> BackendError {
+        BackendError::Rejected(format!(
+            "the backend at {} answered {request} with JSON of an unknown form: {error}; gateway and backend may be different releases",
+            self.url()
+        ))
     }
 
     async fn delete(&self, id: ExecutionId, query: &str) -> Result<(), BackendError> {
         let _place = self.place(true).await;
         let request = self.request_by_id("cancel", Method::DELETE, &format!("/executions/{id}?{query}"))?;
         let response = self.head(request.send()).await?;
-        self.accepted("DELETE /executions/{id}", response).await.map(drop)
+        self.accepted(&format!("DELETE /executions/{id}"), response).await.map(drop)
     }
 
     async fn post(&self, id: ExecutionId, action: &str, query: &str, body: &Value) -> Result<(), BackendError> {
         let path = format!("/executions/{id}/{action}{query}");
         let _place = self.place(false).await;
         let request = self.request_by_id(action, Method::POST, &path)?;
-        self.fetch(&format!("POST /executions/{{id}}/{action}"), request.send_json(body)).await.map(drop)
+        self.fetch(&format!("POST /executions/{id}/{action}"), request.send_json(body)).await.map(drop)
     }
 }

@@ -42,7 +42,7 @@ fn refuse_unsupported(run: &ExecutionSpec) -> Result<(), BackendError> {
     Err(BackendError::Refused(
         ErrorObject::new(
             code::NOT_ALLOWED,
-            format!("{param}: this backend cannot do that, it takes a command and nothing else"),
+            format!("{param} is not supported by this backend (legacy image): leave it out"),
         )
         .with(json!({ "param": param, "allowed": ["default"] })),
     ))

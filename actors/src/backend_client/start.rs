@@ -86,7 +86,10 @@ impl BackendClient {
             let is_unsure = first.as_ref().is_err_and(is_dead_connection);
             let response = if is_unsure && instance.is_some() { post().await } else { first };
             let response = response.map_err(|error| match is_unsure || is_dead_connection(&error) {
-                true => BackendError::Unsure(self.unreachable(&error).to_string()),
+                true => BackendError::Unsure(format!(
+                    "the connection to the backend at {} broke after the execution was requested: {error}; the command may have run",
+                    self.url()
+                )),
                 false => self.unreachable(&error),
             })?;
             match self.accepted("POST /execute/stream", response).await {
@@ -106,7 +109,10 @@ impl BackendClient {
                 Err(error) => return Err(error),
             }
         }
-        Err(BackendError::Rejected(format!("the backend at {} is restarted again and again", self.url())))
+        Err(BackendError::Rejected(format!(
+            "execution not started: the backend at {} was restarted during each of {MAX_RESTARTS} attempts; see the backend's log, then try again",
+            self.url()
+        )))
     }
 
     /// Follows a known execution from these offsets, which acknowledge the output before them. Returns when the
@@ -155,7 +161,7 @@ impl BackendClient {
             response => response,
         };
         let response = response.map_err(|error| self.unreachable(&error))?;
-        Ok(self.accepted("GET /executions/{id}/stream", response).await?.boxed_local())
+        Ok(self.accepted(&format!("GET /executions/{id}/stream"), response).await?.boxed_local())
     }
 }
 

@@ -18,6 +18,7 @@ use crate::{
     id::ExecutionId,
     outcome::{Outcome, Status},
     protocol::CLAUDE_EXECUTOR,
+    rpc::code,
     stream::PerStream,
 };
 
@@ -72,7 +73,9 @@ impl EventStream {
     /// The next part that is already here, or `None` until [`EventStream::fill`] returns. The error says how the stream
     /// is broken.
     pub(super) fn ready(&mut self) -> Result<Option<StreamPart>, String> {
-        self.decoder.next_part().map_err(|error| format!("the backend's stream is garbled: {error}"))
+        self.decoder.next_part().map_err(|error| {
+            format!("invalid data in the backend's stream: {error}; check CLAUDE_API_URL, and for a proxy in between")
+        })
     }
 
     /// Waits for more of the stream. The error says how the stream ended.
@@ -124,7 +127,11 @@ impl EventStream {
 
 /// Reads one event of the backend.
 pub(super) fn parse_event(event: &[u8]) -> Result<BackendEvent, String> {
-    serde_json::from_slice(event).map_err(|error| format!("the backend sent an event that is not understood: {error}"))
+    serde_json::from_slice(event).map_err(|error| {
+        format!(
+            "the backend sent an event that is not understood: {error}; run gateway and backend of the same release"
+        )
+    })
 }
 
 /// Requests an execution and waits for the first event, without a bound.
@@ -181,6 +188,16 @@ pub(super) async fn find(
             Ok(found) => return found,
             Err(_) => return Err(BackendError::Unreachable("the backend does not answer".to_owned()).into()),
         }
+    }
+}
+
+/// The message for an execution whose stream was lost by this fault and that [`find`] has not found.
+pub(super) fn not_found(fault: &str, id: ExecutionId, error: &BackendError) -> String {
+    match error {
+        BackendError::Refused(error) if error.code == code::UNKNOWN_EXECUTION => {
+            format!("{fault}; the backend no longer knows execution {id}")
+        }
+        error => format!("{fault}; {error}; execution {id} may still run: attach to it later"),
     }
 }
 

@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     backend_api::StatusChange,
+    id::ExecutionId,
     outcome::{Scope, Status},
     protocol::{
         MAX_INPUT_WAITING as MAX_WAITING,
@@ -65,7 +66,7 @@ impl Handler<Control> for Execution {
                 | ExecutionState::Finding
                 | ExecutionState::Withdrawing(_)
                 | ExecutionState::Ended,
-            ) => answered(Err(not_running())),
+            ) => answered(Err(not_running(self.id))),
             (ControlRequest::Stdin(input), ExecutionState::Native(_)) => self.write_stdin(input, ctx),
             (request, ExecutionState::Native(_)) => {
                 info!(event = "steer.requested", session_id:% = self.session, execution_id:% = self.id,
@@ -93,13 +94,14 @@ pub(super) fn answered(answer: ControlAnswer) -> ResponseFuture<ControlAnswer> {
 }
 
 /// The refusal of a request to an execution that does not run.
-pub(super) fn not_running() -> ErrorObject {
-    ErrorObject::new(code::NOT_RUNNING, "the execution has ended already, or has not started yet")
+pub(super) fn not_running(id: ExecutionId) -> ErrorObject {
+    ErrorObject::new(code::NOT_RUNNING, format!("execution {id} has ended already, or has not started yet"))
 }
 
 /// The legacy image gives its commands no standard input, and a gateway can only hold back its output.
 fn not_possible(request: &ControlRequest) -> ErrorObject {
-    let message = format!("{}: this backend cannot do that, an execution can only be canceled", request.name());
+    let message =
+        format!("{} is not supported by this backend (legacy image): use CANCEL, PAUSE or RESUME", request.name());
     ErrorObject::new(code::NOT_ALLOWED, message)
 }
 
@@ -108,9 +110,11 @@ impl Execution {
     /// queue end with this actor.
     fn write_stdin(&mut self, input: InputParams, ctx: &mut Context<Self>) -> ResponseFuture<ControlAnswer> {
         let waiting: usize = self.input.0.iter().map(|pending| cost(&pending.input)).sum();
-        if waiting + cost(&input) > MAX_WAITING {
-            let message =
-                format!("{waiting} bytes of input wait already, and at most {MAX_WAITING} may: wait for the answers");
+        let length = cost(&input);
+        if waiting + length > MAX_WAITING {
+            let message = format!(
+                "{length} more bytes of input exceed the limit of {MAX_WAITING}, {waiting} are pending (an input counts at least 1024): wait for responses to input"
+            );
             return answered(Err(ErrorObject::new(code::FULL, message)));
         }
         let (answer, is_answered) = oneshot::channel();
@@ -118,7 +122,8 @@ impl Execution {
         if self.input.0.len() == 1 {
             self.send_input(ctx);
         }
-        Box::pin(async move { is_answered.await.unwrap_or_else(|_| Err(not_running())) })
+        let id = self.id;
+        Box::pin(async move { is_answered.await.unwrap_or_else(|_| Err(not_running(id))) })
     }
 
     /// Sends the first input of the queue, and the others after it, so that their order is kept.

@@ -124,8 +124,7 @@ impl NativeRelay {
                 Err(BackendError::BrokeOff(message.to_owned()).into())
             }
             Err(ConnectError::Failed(error)) => {
-                let message = format!("{fault}; {error}; the execution may still run: attach to it later");
-                Err(BackendError::BrokeOff(message).into())
+                Err(BackendError::BrokeOff(connect::not_found(&fault, *id, &error)).into())
             }
             found => found,
         }

@@ -34,7 +34,10 @@ impl ExitNotice {
 
 impl Drop for ExitNotice {
     fn drop(&mut self) {
-        let message = "the service lost track of this execution through an internal error; its backend ends it";
+        let message = format!(
+            "internal error of the gateway: execution {} is no longer followed; if it may detach, attach again, otherwise the backend ends it; see the gateway's log",
+            self.id
+        );
         self.end(ExecutionEvent::Exited(Outcome::failed(Reason::BackendLost, message)));
     }
 }

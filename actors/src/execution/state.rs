@@ -202,7 +202,7 @@ impl ExecutionState {
             // The stream began before the withdrawal failed.
             (ExecutionState::Native(cause), StateEvent::Withdrawn(WithdrawResult::Failed)) => resume(cause, Vec::new()),
             (state @ ExecutionState::Legacy(_), StateEvent::Cancel(Cancellation { grace_ms, reason })) => {
-                let message = "canceled by dropping its stream; this backend cannot report whether processes remain";
+                let message = "canceled by closing the connection to the backend (legacy image), which cannot report whether processes remain";
                 let outcome = Outcome::without_process(Status::Cancelled, reason.into(), message.to_owned());
                 let outcome = Outcome { cancel: Some(CancelReport::unknown(grace_ms)), ..outcome };
                 finish(state.corrected(outcome, now))
@@ -328,7 +328,6 @@ fn on_run_failed(error: BackendError, may_detach: bool) -> StateStep {
         BackendError::Refused(error) => return end_with(StateAction::Refuse(error)),
         BackendError::Unsure(message) => return give_up(message, WithdrawProgress::RequestFailed),
         BackendError::BrokeOff(message) if may_detach => {
-            let message = format!("{message}; the execution may still run: attach to it later");
             let lost = Outcome::failed(Reason::BackendLost, message);
             return (ExecutionState::Finding, vec![StateAction::Find(lost)]);
         }

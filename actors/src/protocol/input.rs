@@ -44,7 +44,8 @@ impl InputParams {
             return Err(ErrorObject::new(code::PARAMS, "data is missing: send data, dataBase64 or eof"));
         }
         if data.len() > limits.input_bytes {
-            let message = format!("data has {} bytes: at most {} may wait", data.len(), limits.input_bytes);
+            let message =
+                format!("data has {} bytes, the limit is {}: send it in several calls", data.len(), limits.input_bytes);
             return Err(ErrorObject::new(code::PARAMS, message)
                 .with(json!({ "param": "data", "asked": data.len(), "max": limits.input_bytes })));
         }

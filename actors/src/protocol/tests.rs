@@ -82,7 +82,7 @@ fn the_error_names_the_invalid_parameter() {
         ("input", json!({}), code::PARAMS, "data is missing"),
         ("input", json!({ "data": "x", "dataBase64": "eA==" }), code::PARAMS, "send one"),
         ("input", json!({ "dataBase64": "%" }), code::PARAMS, "base64"),
-        ("input", json!({ "data": "x".repeat((1 << 20) + 1) }), code::PARAMS, "may wait"),
+        ("input", json!({ "data": "x".repeat((1 << 20) + 1) }), code::PARAMS, "send it in several calls"),
         ("resize", json!({ "rows": 1 }), code::PARAMS, "cols is missing"),
         ("nope", json!({}), code::METHOD, "unknown method \"nope\""),
     ];

@@ -79,6 +79,16 @@ pub enum PolicyError {
         /// The values that are allowed.
         allowed: Vec<String>,
     },
+    /// The working directory does not exist, or is not below a directory that the operator allows.
+    #[error(
+        "cwd {asked:?} is not an existing directory below one that the operator allows: {}", .allowed.join(", ")
+    )]
+    OutsideDirectories {
+        /// The directory.
+        asked: String,
+        /// The directories below which it must be.
+        allowed: Vec<String>,
+    },
     /// The model may not answer as often.
     #[error("maxTurns must be at most {max}, not {asked}")]
     TooManyTurns {
@@ -185,8 +195,8 @@ impl ClaudePolicy {
         if self.directories.iter().any(within) {
             return Ok(Some(asked.to_owned()));
         }
-        let allowed: Vec<_> = self.directories.iter().map(|path| path.display().to_string()).collect();
-        Err(not_allowed("cwd", asked, &allowed))
+        let allowed = self.directories.iter().map(|path| path.display().to_string()).collect();
+        Err(PolicyError::OutsideDirectories { asked: asked.to_owned(), allowed })
     }
 }
 

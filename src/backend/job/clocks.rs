@@ -170,6 +170,11 @@ impl JobClocks {
         Some(millis(self.limits.timeout?).saturating_sub(millis(self.total.elapsed(now))))
     }
 
+    /// How much time the command has.
+    pub(super) fn limits(&self) -> JobLimits {
+        self.limits
+    }
+
     /// When the total time-out passes; `None` while it stands still.
     pub(super) fn timeout_at(&self) -> Option<Instant> {
         self.total.due_at(self.limits.timeout?)

@@ -2,6 +2,8 @@
 //! ended it, and what an agent reported (for Claude `verdict` in `actors/src/agent/claude/result.rs`). For the legacy
 //! image the gateway decides (`actors/src/execution/legacy/step.rs`).
 
+use std::time::Duration;
+
 use cc_executor_actors::{
     agent::AgentProgress,
     outcome::{CancelReport, Evidence, Outcome, Reason, Status},
@@ -11,15 +13,26 @@ use cc_executor_actors::{
 
 use sha2::{Digest, Sha256};
 
-use super::life::{EndCause, EndReason};
+use super::{
+    clocks::JobLimits,
+    life::{EndCause, EndReason},
+};
 use crate::backend::shim::protocol::{LeaderExit, StartError, TreeGone};
 
 impl EndCause {
-    fn verdict(self) -> (Status, Reason, Option<&'static str>) {
+    fn verdict(self, limits: JobLimits) -> (Status, Reason, Option<String>) {
+        let seconds = |limit: Option<Duration>| limit.unwrap_or_default().as_secs_f64();
         match self {
             EndCause::Asked(reason) => (Status::Cancelled, reason.into(), None),
-            EndCause::Timeout => (Status::Failed, Reason::Timeout, Some("the total time-out passed")),
-            EndCause::Stalled => (Status::Failed, Reason::Stalled, Some("nothing was written for the stall time-out")),
+            EndCause::Timeout => {
+                let message =
+                    format!("the command ran longer than its time-out of {} s (timeoutMs)", seconds(limits.timeout));
+                (Status::Failed, Reason::Timeout, Some(message))
+            }
+            EndCause::Stalled => {
+                let message = format!("the command wrote nothing for {} s (stallTimeoutMs)", seconds(limits.stall));
+                (Status::Failed, Reason::Stalled, Some(message))
+            }
             EndCause::Disconnected => (Status::Cancelled, Reason::Disconnected, None),
             EndCause::Done => (Status::Completed, Reason::Exit, None),
         }
@@ -34,6 +47,7 @@ pub(super) fn ending(
     exit: Option<LeaderExit>,
     gone: TreeGone,
     agent: Option<&dyn AgentProgress>,
+    limits: JobLimits,
 ) -> Outcome {
     let cause = match why {
         Some(EndReason::Wanted { cause, .. }) => Some(cause),
@@ -42,13 +56,13 @@ pub(super) fn ending(
     // A command that was killed because nothing guarded it has not ended by itself.
     let exit = exit.filter(|_| why != Some(EndReason::GuardLost));
     let (status, reason, message) = match (cause, exit) {
-        (Some(cause), _) => cause.verdict(),
+        (Some(cause), _) => cause.verdict(limits),
         (None, Some(LeaderExit::Code(0))) => (Status::Completed, Reason::Exit, None),
         (None, Some(LeaderExit::Code(_))) => (Status::Failed, Reason::Exit, None),
         (None, Some(LeaderExit::Signal(_))) => (Status::Failed, Reason::Signal, None),
-        (None, None) => (Status::Failed, Reason::BackendLost, Some(lost(gone))),
+        (None, None) => (Status::Failed, Reason::BackendLost, Some(lost(gone).to_owned())),
     };
-    let mut ending = Outcome::without_process(status, reason, message.map(str::to_owned));
+    let mut ending = Outcome::without_process(status, reason, message);
     if let Some(agent) = agent.filter(|_| exit.is_some() || cause.is_some()) {
         let exited_with_0 = exit == Some(LeaderExit::Code(0)) || cause == Some(EndCause::Done);
         let verdict = agent.verdict(exited_with_0);
@@ -147,6 +161,24 @@ mod tests {
 
     use super::*;
 
+    const LIMITS: JobLimits = JobLimits {
+        timeout: Some(Duration::from_secs(600)),
+        stall: Some(Duration::from_millis(500)),
+        heartbeat: Duration::from_secs(15),
+    };
+
+    #[test]
+    fn a_time_out_is_reported_with_its_length() {
+        for (cause, message) in [
+            (EndCause::Timeout, "the command ran longer than its time-out of 600 s (timeoutMs)"),
+            (EndCause::Stalled, "the command wrote nothing for 0.5 s (stallTimeoutMs)"),
+        ] {
+            let why = Some(EndReason::Wanted { cause, grace_ms: 0 });
+            let ending = ending(why, None, TreeGone::proven(Evidence::Echild), None, LIMITS);
+            assert_eq!(ending.message.as_deref(), Some(message));
+        }
+    }
+
     #[test]
     fn who_ended_it_decides_and_only_exit_0_is_completed() {
         let gone = TreeGone::proven(Evidence::Echild);
@@ -173,7 +205,7 @@ mod tests {
             (None, canceled, Status::Cancelled, Reason::Canceled, None, None),
         ];
         for (exit, why, status, reason, code, signal) in table {
-            let ending = ending(why, exit, gone, None);
+            let ending = ending(why, exit, gone, None, LIMITS);
             assert_eq!((ending.status, ending.reason, ending.exit_code), (status, reason, code), "{exit:?} {why:?}");
             assert_eq!(ending.signal.as_deref(), signal);
             let was_ended = !matches!(why, None | Some(EndReason::LeftBehind));
@@ -203,7 +235,7 @@ mod tests {
             let expected = CancelReport { verified, survivors, grace_ms: 7, escalated, evidence };
             assert_eq!(report(why, gone), expected);
         }
-        let left = ending(Some(EndReason::LeftBehind), Some(LeaderExit::Code(0)), TreeGone::UNKNOWN, None);
+        let left = ending(Some(EndReason::LeftBehind), Some(LeaderExit::Code(0)), TreeGone::UNKNOWN, None, LIMITS);
         assert_eq!(left.cancel.map(|report| report.verified), Some(false), "processes that may still run are reported");
     }
 }

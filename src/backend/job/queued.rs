@@ -13,7 +13,7 @@ use super::{
     shared::{JobShared, JobSnapshot, at},
 };
 use crate::backend::{
-    job_request::{CancelOrder, JobRequest, refuse},
+    job_request::{CancelOrder, JobError, JobRequest, refuse},
     output_buffer::ConsumerChange,
     registry::{QueueTurn, Slot},
 };
@@ -47,7 +47,7 @@ pub(super) async fn wait_for_turn(shared: &mut JobShared, slot: &mut Slot) -> Re
             () = slot.turn_changed() => {}
             request = shared.requests.recv() => match request.and_then(|request| shared.answer_common(request, || snapshot, None)) {
                 Some(JobRequest::Cancel(CancelOrder { reason, .. })) => return Err(canceled(reason.into(), slot)),
-                Some(request) => refuse(request, "it still waits in the queue: only CANCEL reaches it"),
+                Some(request) => refuse(request, JobError::Queued(shared.context.id)),
                 None => {}
             },
             () = at(Some(heartbeat_at)) => {
@@ -69,7 +69,8 @@ pub(super) async fn wait_for_turn(shared: &mut JobShared, slot: &mut Slot) -> Re
 fn canceled(reason: Reason, slot: &Slot) -> Outcome {
     let report = CancelReport::never_ran(0);
     slot.gone(report);
-    let mut ending = outcome::never_ran(Status::Cancelled, reason, "it was ended before its turn came");
+    let mut ending =
+        outcome::never_ran(Status::Cancelled, reason, "the command never ran: the execution was still queued");
     ending.cancel = Some(report);
     ending
 }

@@ -27,7 +27,7 @@ use crate::backend::{
     agent::AgentJob,
     config::BackendConfig,
     holds::Holds,
-    job_request::{JobRequest, refuse},
+    job_request::{JobError, JobRequest, refuse},
     output_buffer::{ConsumerChange, DismissReason, OutputBuffer},
     registry::{FIXED_BYTES, JobInbox, Retained, Slot, record::Record},
 };
@@ -65,7 +65,7 @@ async fn retain(mut shared: Box<JobShared>, ending: Outcome, retained: Retained)
                 None => is_released = true,
                 Some(request) => {
                     if let Some(request) = shared.answer_common(request, || snapshot.clone(), Some(&ending)) {
-                        refuse(request, "it has ended");
+                        refuse(request, JobError::Ended(shared.context.id));
                     }
                 }
             },
@@ -107,7 +107,7 @@ pub fn answer(
         consumer_clock: ConsumerClock::attached(Instant::now()),
     };
     if let Some(request) = shared.answer_common(request, || JobSnapshot::ended(&ending), Some(&ending)) {
-        refuse(request, "it has ended");
+        refuse(request, JobError::Ended(id));
     }
     shared.output_buffer.deliver_final(|| BackendEvent::Exit(ending));
     record.set_newest_hold(shared.output_buffer.holds().remembered());

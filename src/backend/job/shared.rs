@@ -128,7 +128,7 @@ impl JobShared {
             }
             JobRequest::Withdraw { claim, cancel, answer } => {
                 let checked = match ending {
-                    Some(_) => Err(JobError::NotNow("it has ended")),
+                    Some(_) => Err(JobError::Ended(self.context.id)),
                     None => {
                         self.output_buffer.holds().check(claim).map_err(ConsumerError::from).map_err(JobError::from)
                     }
@@ -165,12 +165,15 @@ impl JobShared {
 
     /// Handles the loss of the consumer. Returns whether the job must be ended for it.
     pub(super) fn must_end_without_consumer(&mut self, change: ConsumerChange) -> bool {
-        let why = if change == ConsumerChange::Vanished { "vanished" } else { "gone" };
+        let why = match change {
+            ConsumerChange::Vanished => "the consumer has stopped reading",
+            ConsumerChange::Gone | ConsumerChange::Room => "the consumer's connection was closed",
+        };
         self.output_buffer.dismiss(DismissReason::Vanished);
         let Some(DetachOptions { detach_ms, .. }) = self.context.detach else { return true };
         self.consumer_clock.record_leave(Instant::now());
         info!(event = "execution.detached", execution_id:% = self.context.id, detach_ms = detach_ms;
-            "the consumer is {why}; the execution continues without one");
+            "{why}; the execution continues without a consumer");
         false
     }
 

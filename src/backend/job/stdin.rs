@@ -60,7 +60,7 @@ impl StdinWriter {
             return Err(JobError::StdinClosed);
         }
         if self.n_pending + length > MAX_INPUT_WAITING {
-            return Err(JobError::StdinFull { waiting: self.n_pending });
+            return Err(JobError::StdinFull { length, waiting: self.n_pending });
         }
         Ok(())
     }

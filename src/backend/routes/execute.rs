@@ -85,7 +85,9 @@ fn check_instance(instance: Option<InstanceId>, registry: &Registry) -> Result<(
     match instance.filter(|instance| *instance != registry.instance()) {
         None => Ok(()),
         Some(instance) => {
-            let message = format!("instance {instance} of the backend is gone: the backend was restarted since");
+            let message = format!(
+                "instance {instance} of the backend is gone: the backend was restarted since; an execution of that instance has ended: leave out instance to run the command at the new one"
+            );
             Err(ErrorObject::new(code::OTHER_INSTANCE, message).with(json!({ "instance": registry.instance() })))
         }
     }

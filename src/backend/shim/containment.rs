@@ -52,7 +52,9 @@ impl Containment {
             Containment::None => Ok(Contained::Tree),
             Containment::Auto => Ok(make_base().map_or(Contained::Tree, Contained::Cgroup)),
             Containment::Cgroup => make_base().map(Contained::Cgroup).map_err(|error| {
-                io::Error::new(error.kind(), format!("no cgroup of version 2 can be made here: {error}"))
+                let advice = "delegate one to this service (systemd: Delegate=yes), or use --containment auto";
+                let message = format!("--containment cgroup: cannot make a cgroup: {error}; {advice}");
+                io::Error::new(error.kind(), message)
             }),
             Containment::PidNamespace => {
                 if capabilities(None)?.effective.contains(CapabilitySet::SYS_ADMIN) {

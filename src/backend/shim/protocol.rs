@@ -125,7 +125,9 @@ impl StartError {
 
     /// The service has no process, descriptor or memory left for another command.
     pub fn no_process(cause: impl Display) -> StartError {
-        StartError::new(format!("the backend cannot start another process: {cause}"))
+        StartError::new(format!(
+            "the backend cannot start another process: {cause}; try again when an execution has ended"
+        ))
     }
 }
 

@@ -94,7 +94,8 @@ fn become_command(
     cgroup: Option<&Cgroup>,
     report: OwnedFd,
 ) -> (StartError, OwnedFd) {
-    let failed = |error: io::Error, report| (StartError::new(format!("cannot prepare its process: {error}")), report);
+    let failed =
+        |error: io::Error, report| (StartError::new(format!("cannot set up the command's process: {error}")), report);
     if let Err(error) = prepare(spec, ends, cgroup) {
         return failed(error, report);
     }
@@ -160,7 +161,9 @@ fn raise_oom_score() {
 
 fn could_not_execute(program: &str, error: &io::Error) -> StartError {
     if error.kind() == ErrorKind::NotFound {
-        let message = format!("there is no program {program:?} here: install it, or name another executor");
+        let message = format!(
+            "program {program:?} is missing on the backend's machine: install it there, or use another executor"
+        );
         return StartError { exit_code: StartError::NOT_FOUND, message };
     }
     StartError::new(format!("cannot start {program:?}: {error}"))

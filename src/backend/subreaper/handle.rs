@@ -61,9 +61,13 @@ impl Subreapers {
     /// Starts the first subreaper. To be called before this process has any other children.
     pub fn start(binary: &Path, containment: Containment) -> io::Result<Subreapers> {
         let contained = containment.resolve()?;
-        let adoption = Arc::new(Adoption::prepare()?);
+        let not_started = |error: io::Error| {
+            let advice = "check that /proc is mounted, and the limits of processes and open files (ulimit -u, -n)";
+            io::Error::new(error.kind(), format!("cannot start the subreaper: {error}; {advice}"))
+        };
+        let adoption = Arc::new(Adoption::prepare().map_err(not_started)?);
         let subreapers = Subreapers { binary: binary.to_owned(), contained, adoption, current: Mutex::default() };
-        subreapers.current()?;
+        subreapers.current().map_err(not_started)?;
         Ok(subreapers)
     }
 

@@ -74,7 +74,15 @@ fn a_wrong_use_is_an_error_and_help_is_not() {
             UsageError::Values(Problems(lines)) => assert!(!lines.is_empty(), "{line}"),
         }
     }
-    for line in ["cc-executor --help", "cc-executor --version", "cc-executor help run", "cc-executor ps -h"] {
+    for line in [
+        "cc-executor --help",
+        "cc-executor --version",
+        "cc-executor help",
+        "cc-executor help --help",
+        "cc-executor help -h",
+        "cc-executor help run",
+        "cc-executor ps -h",
+    ] {
         let UsageError::Clap(error) = typed(line).unwrap_err() else { panic!("clap prints {line}") };
         assert!(!error.use_stderr(), "{line}");
     }

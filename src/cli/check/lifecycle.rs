@@ -60,9 +60,9 @@ async fn cancel_one(
     session.finish(&mut transcript).await?;
     let took = since.elapsed();
     transcript.ended_as(Status::Cancelled, Reason::Canceled)?;
-    let cancel = transcript.end()?.cancel.ok_or_else(|| wrong("the end has no report of the cancellation"))?;
+    let cancel = transcript.end()?.cancel.ok_or_else(|| wrong("the final status has no `cancel`"))?;
     ensure!(cancel.verified, "the service cannot prove that its processes are gone: {}", shown(&cancel));
-    ensure!(cancel.escalated == escalated, "escalated should be {escalated}: {}", shown(&cancel));
+    ensure!(cancel.escalated == escalated, "`escalated` should be {escalated}: {}", shown(&cancel));
     transcript.is_whole()?;
     mark.is_gone(session).await?;
     Ok(took)
@@ -110,7 +110,7 @@ async fn ended(watcher: &mut CheckSession<'_>, id: ExecutionId) -> Result<Option
             Ok(StatusResult::Ended(end)) => return Ok(Some(end.ending)),
             Ok(status) => status,
             Err(error) if error.code == code::UNKNOWN_EXECUTION => return Ok(None),
-            Err(error) => return Err(wrong(format!("status is refused: {}", shown(&error)))),
+            Err(error) => return Err(wrong(format!("`status` is refused: {}", shown(&error)))),
         };
         ensure!(
             since.elapsed() < QUIET,
@@ -179,9 +179,9 @@ async fn check_refusals(probe: &Probe, session: &mut CheckSession<'_>) -> Result
         probe.show_step(format!("{method} {params}"));
         match session.call_raw(method, params).await? {
             Err(error) => {
-                ensure!(error.code == *code, "{method} {params} is refused with {}, not {code}", shown(&error))
+                ensure!(error.code == *code, "`{method} {params}` is refused with {}, not {code}", shown(&error))
             }
-            Ok(result) => return Err(wrong(format!("{method} {params} is accepted: {}", shown(&result)))),
+            Ok(result) => return Err(wrong(format!("`{method} {params}` is accepted: {}", shown(&result)))),
         }
     }
     probe.show_step("a message that is not JSON");

@@ -94,7 +94,7 @@ fn connected(text: &[u8]) -> Result<Connected, CheckFailure> {
     let message = parse(text)?;
     match (message.method.as_deref(), message.params) {
         (Some("connected"), Some(params)) => Ok(read(params)?),
-        _ => Err(wrong("the first message is not connected")),
+        _ => Err(wrong("the first message is not `connected`")),
     }
 }
 
@@ -183,7 +183,7 @@ impl CheckSession<'_> {
         let until = Instant::now() + QUIET;
         loop {
             if Instant::now() > until {
-                return Err(self.problem(format!("hung: {method} is not answered for {} s", QUIET.as_secs())));
+                return Err(self.problem(format!("hung: `{method}` is not answered for {} s", QUIET.as_secs())));
             }
             let text = self.recv_new().await?;
             let message = self.located(parse(&text))?;
@@ -209,7 +209,7 @@ impl CheckSession<'_> {
 
     /// The same for a call that must succeed.
     pub(super) async fn ask<P: MethodParams>(&mut self, params: &P) -> Result<P::Response, CheckFailure> {
-        self.call(params).await?.map_err(|error| self.problem(format!("{} is refused: {}", P::NAME, shown(&error))))
+        self.call(params).await?.map_err(|error| self.problem(format!("`{}` is refused: {}", P::NAME, shown(&error))))
     }
 
     /// Starts a command. The response must come before any notification about it. While the queue is full the call is
@@ -222,15 +222,15 @@ impl CheckSession<'_> {
                 Err(error) if error.code == code::FULL && self.probe.stuck_for() < QUIET => {
                     sleep(CADENCE).await;
                 }
-                Err(error) => return Err(self.problem(format!("execute is refused: {}", shown(&error)))),
+                Err(error) => return Err(self.problem(format!("`execute` is refused: {}", shown(&error)))),
             }
         };
         if let Some(early) = self.deferred.front() {
-            return Err(self.problem(format!("a message came before the response to execute: {}", shown_text(early))));
+            return Err(self.problem(format!("a message came before the response to `execute`: {}", shown_text(early))));
         }
         match result.status {
             Acceptance::Started | Acceptance::Queued => Ok(Transcript::of(result.execution_id, Instant::now())),
-            Acceptance::Failed => Err(self.problem("execute is not answered with an execution that has started")),
+            Acceptance::Failed => Err(self.problem("`execute` is not answered with an execution that has started")),
         }
     }
 

@@ -99,7 +99,7 @@ fn count_heartbeats(transcript: &Transcript) -> Result<usize, CheckFailure> {
         let [(before_at, before), (at, beat)] = pair else { continue };
         let gap = at.duration_since(*before_at);
         ensure!(gap < LONGEST_GAP, "two heartbeats are {:.1} s apart", gap.as_secs_f64());
-        ensure!(beat.elapsed_ms > before.elapsed_ms, "elapsedMs does not increase");
+        ensure!(beat.elapsed_ms > before.elapsed_ms, "`elapsedMs` does not increase");
         ensure!(beat.backend == BackendHealth::Alive, "the backend is reported as silent");
     }
     Ok(beats.len())
@@ -145,7 +145,7 @@ async fn attach_after_end(
     match session.call(&attach(transcript, PerStream::default())).await? {
         Ok(_) => {}
         Err(error) if error.code == code::UNKNOWN_EXECUTION => return Ok("; no output is retained after the end"),
-        Err(error) => return Err(wrong(format!("attach after the end is refused: {}", shown(&error)))),
+        Err(error) => return Err(wrong(format!("`attach` after the end is refused: {}", shown(&error)))),
     }
     let mut again = Transcript::of(transcript.id, Instant::now());
     session.finish(&mut again).await?;

@@ -51,9 +51,9 @@ enum LoopPhase {
     Connecting,
     /// The connection is open. `connected` is awaited before `execute`, because it states the backend's instance and
     /// the longest time that `--detach` may request. An absence lasts until the response.
-    AwaitingConnected { answer_by: Instant, absence: Option<Absence> },
+    AwaitingConnected { opened_at: Instant, absence: Option<Absence> },
     /// The response to `execute` or `attach` is awaited.
-    AwaitingAnswer { answer_by: Instant, absence: Option<Absence> },
+    AwaitingAnswer { opened_at: Instant, absence: Option<Absence> },
     /// The service has accepted the request, and the output arrives.
     Following,
     /// The connection broke, and another one is being opened.
@@ -81,6 +81,10 @@ impl RequestState {
         }
     }
 
+    fn is_accepted(&self) -> bool {
+        matches!(self, RequestState::Accepted { .. })
+    }
+
     fn instance(&self) -> Option<InstanceId> {
         match self {
             RequestState::NotSent { .. } => None,
@@ -94,6 +98,7 @@ type Step = Result<Vec<LoopAction>, ClientError>;
 /// A client's state between two events.
 #[derive(Debug)]
 pub(super) struct LoopState {
+    url: String,
     purpose: LoopPurpose,
     phase: LoopPhase,
     request: RequestState,
@@ -103,19 +108,20 @@ pub(super) struct LoopState {
 
 impl LoopState {
     /// The state before the first connection is opened.
-    pub(super) fn new(purpose: LoopPurpose, heartbeat: HeartbeatEstimate) -> Self {
+    pub(super) fn new(url: String, purpose: LoopPurpose, heartbeat: HeartbeatEstimate) -> Self {
         let request = match purpose {
             LoopPurpose::Run { id, .. } => RequestState::NotSent { id },
             LoopPurpose::Attach { id, .. } => RequestState::Accepted { id, instance: None },
         };
-        LoopState { purpose, phase: LoopPhase::Connecting, request, heartbeat, end_request: EndRequest::NotMade }
+        LoopState { url, purpose, phase: LoopPhase::Connecting, request, heartbeat, end_request: EndRequest::NotMade }
     }
 
     /// When [`LoopEvent::AnswerOverdue`] is due.
     pub(super) fn answer_by(&self) -> Option<Instant> {
         match self.phase {
-            LoopPhase::AwaitingConnected { answer_by, .. } | LoopPhase::AwaitingAnswer { answer_by, .. } => {
-                Some(answer_by)
+            LoopPhase::AwaitingConnected { opened_at, absence } | LoopPhase::AwaitingAnswer { opened_at, absence } => {
+                let answer_by = opened_at + ANSWER_PATIENCE;
+                Some(absence.map_or(answer_by, |absence| absence.until().min(answer_by)))
             }
             _ => None,
         }
@@ -138,15 +144,27 @@ impl LoopState {
         matches!(self.purpose, LoopPurpose::Attach { .. })
     }
 
+    /// The error for a response that did not come in time.
+    fn no_answer(&self, now: Instant) -> ClientError {
+        let (fault, opened_at) = match self.phase {
+            LoopPhase::AwaitingAnswer { opened_at, .. } if self.request.is_accepted() => {
+                ("did not answer the request attach", opened_at)
+            }
+            LoopPhase::AwaitingAnswer { opened_at, .. } => ("did not answer the request execute", opened_at),
+            LoopPhase::AwaitingConnected { opened_at, .. } => ("sent nothing", opened_at),
+            _ => ("did not answer", now),
+        };
+        let seconds = now.saturating_duration_since(opened_at).as_secs();
+        ClientError::new(exit::UNAVAILABLE, format!("{} {fault} within {seconds} s", self.url))
+    }
+
     /// Takes an event. An error ends the client.
     pub(super) fn step(&mut self, event: LoopEvent, now: Instant) -> Step {
         match event {
             LoopEvent::Opened => Ok(self.on_opened(now)),
             LoopEvent::OpenFailed(error) => self.on_open_failed(error, now),
             LoopEvent::Broken(why) => self.reconnect(why, now),
-            LoopEvent::AnswerOverdue => {
-                self.reconnect(ClientError::new(exit::UNAVAILABLE, "the service does not answer"), now)
-            }
+            LoopEvent::AnswerOverdue => self.reconnect(self.no_answer(now), now),
             LoopEvent::EndRequested(request) => self.on_end_requested(request, now),
             LoopEvent::OutputLost(loss) => Ok(self.on_output_lost(loss)),
             LoopEvent::Connected { instance, longest_detach_ms } => Ok(self.on_connected(instance, longest_detach_ms)),
@@ -188,23 +206,22 @@ impl LoopState {
             LoopPhase::Reconnecting(absence) => Some(absence),
             _ => None,
         };
-        let answer_by = now + ANSWER_PATIENCE;
-        let answer_by = absence.map_or(answer_by, |absence| absence.until().min(answer_by));
+        let opened_at = now;
         let mut actions = Vec::new();
         actions.extend(self.heartbeat.begin_connection().map(LoopAction::ExpectFramesEvery));
         let ends_with_client = matches!(self.purpose, LoopPurpose::Run { on_disconnect: DisconnectAction::End, .. });
         self.phase = match self.request {
             RequestState::Accepted { id, .. } => {
                 actions.push(LoopAction::Attach(id));
-                LoopPhase::AwaitingAnswer { answer_by, absence }
+                LoopPhase::AwaitingAnswer { opened_at, absence }
             }
             RequestState::NotSent { id } | RequestState::Sent { id, .. } if ends_with_client => {
                 self.request = RequestState::Sent { id, instance: None };
                 actions.push(LoopAction::Execute { id, detach_ms: None, instance: None });
-                LoopPhase::AwaitingAnswer { answer_by, absence }
+                LoopPhase::AwaitingAnswer { opened_at, absence }
             }
             RequestState::NotSent { .. } | RequestState::Sent { .. } => {
-                LoopPhase::AwaitingConnected { answer_by, absence }
+                LoopPhase::AwaitingConnected { opened_at, absence }
             }
         };
         actions.extend(self.cancel());
@@ -212,8 +229,8 @@ impl LoopState {
     }
 
     fn on_connected(&mut self, instance: Option<InstanceId>, longest_detach_ms: u64) -> Vec<LoopAction> {
-        let LoopPhase::AwaitingConnected { answer_by, absence } = self.phase else { return Vec::new() };
-        self.phase = LoopPhase::AwaitingAnswer { answer_by, absence };
+        let LoopPhase::AwaitingConnected { opened_at, absence } = self.phase else { return Vec::new() };
+        self.phase = LoopPhase::AwaitingAnswer { opened_at, absence };
         let detach_ms = match self.purpose {
             LoopPurpose::Run { on_disconnect: DisconnectAction::Reconnect(patience), .. } => Some(millis(patience)),
             LoopPurpose::Run { on_disconnect: DisconnectAction::Detach, .. } => Some(longest_detach_ms),
@@ -239,7 +256,7 @@ impl LoopState {
 
     fn on_accepted(&mut self, accepted: &HoldResult<String>) -> Vec<LoopAction> {
         let HoldResult { execution_id: id, instance, .. } = *accepted;
-        let is_first = !matches!(self.request, RequestState::Accepted { .. });
+        let is_first = !self.request.is_accepted();
         let instance = instance.or(self.request.instance());
         self.request = RequestState::Accepted { id, instance };
         self.phase = LoopPhase::Following;

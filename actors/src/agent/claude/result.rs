@@ -104,8 +104,8 @@ pub(super) fn verdict(
 ) -> Option<(Status, Reason, String)> {
     let failed = |message| Some((Status::Failed, Reason::ClaudeError, message));
     match result {
-        None if stderr.is_empty() => failed("claude ended without a result; its log may show why".to_owned()),
-        None => failed(format!("claude ended without a result; it wrote: {}", shortened(stderr))),
+        None if stderr.is_empty() => failed("claude exited without a result and without a message on stderr; run claude -p as the backend's user to see why".to_owned()),
+        None => failed(format!("claude exited without a result; it wrote: {}", shortened(stderr))),
         Some(result) if result.is_error => failed(result.advice()),
         Some(_) if exited_with_0 => Some((Status::Completed, Reason::Exit, String::new())),
         Some(_) => None,

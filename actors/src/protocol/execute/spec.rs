@@ -144,14 +144,27 @@ impl ExecutionSpec {
     /// An option does not apply: the error names it.
     pub fn check_executor(&self, name: &str, is_agent: bool) -> Result<(), ErrorObject> {
         if self.claude.is_some() && name != CLAUDE_EXECUTOR {
-            let message = format!("claude has options for the executor claude, not for {}", Quoted(name));
+            let message = format!(
+                "the parameter claude (model, permissionMode, …) applies to executor claude only, not to {}: leave it out",
+                Quoted(name)
+            );
             return Err(invalid("claude", message));
         }
         if is_agent {
             // The prompt goes through standard input, so it may be as long as a message.
             return match (self.stdin, self.pty) {
-                (true, _) => Err(invalid("stdin", format!("{name} reads its prompt there: leave stdin out"))),
-                (_, Some(_)) => Err(invalid("pty", format!("the events of {name} need no terminal: leave pty out"))),
+                (true, _) => Err(invalid(
+                    "stdin",
+                    format!(
+                        "stdin is not available with executor {name}, which reads its prompt from it: leave out stdin (run: -i)"
+                    ),
+                )),
+                (_, Some(_)) => Err(invalid(
+                    "pty",
+                    format!(
+                        "pty is not available with executor {name}, whose events need no terminal: leave out pty (run: -t)"
+                    ),
+                )),
                 (false, None) => Ok(()),
             };
         }

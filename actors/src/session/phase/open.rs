@@ -222,7 +222,10 @@ impl OpenSession {
         let (execution_id, offsets) = (current.id, current.offsets());
         match current.stage {
             ExecutionStage::Starting { call, .. } => {
-                let error = ErrorObject::new(code::NOT_RUNNING, "another consumer has taken the execution over");
+                let message = format!(
+                    "another session attached to execution {execution_id} meanwhile: attach again to follow it here"
+                );
+                let error = ErrorObject::new(code::NOT_RUNNING, message);
                 step.reply(call, Some(execution_id), Err(error));
             }
             ExecutionStage::Live(_) => {

@@ -68,7 +68,7 @@ impl OpenSession {
         let outcome = match (current.status(), difference) {
             (_, Some(difference)) if is_same => Err(ErrorObject::new(
                 code::PARAMS,
-                format!("executionId {} is this session's running execution, with another {difference}", current.id),
+                format!("executionId {} runs in this session already, with another {difference}: choose a new id, or repeat the same parameters", current.id),
             )
             .with(json!({ "param": difference }))),
             (Some(status), None) if is_same => Ok(current.hold_result(Acceptance::from(status))),
@@ -117,11 +117,12 @@ impl OpenSession {
     ) {
         let is_cancel = matches!(request, ControlRequest::Cancel { .. });
         let refusal = match self.current.as_mut().map(|current| (current.status(), current)) {
-            None => nothing_runs(),
-            Some((None, _)) if !is_cancel => ErrorObject::new(code::NOT_RUNNING, "it has not started yet"),
-            Some((Some(Status::Queued), _)) if !is_cancel => {
-                ErrorObject::new(code::NOT_RUNNING, "it still waits in the queue: only CANCEL reaches it")
+            None if matches!(request, ControlRequest::Stdin(_) | ControlRequest::Resize(_)) => {
+                ErrorObject::new(code::NOT_RUNNING, "this session holds no execution: send execute or attach first")
             }
+            None => nothing_runs(),
+            Some((None, current)) if !is_cancel => not_yet(current.id, "has not started yet"),
+            Some((Some(Status::Queued), current)) if !is_cancel => not_yet(current.id, "is queued"),
             Some((_, current)) => {
                 current.n_unanswered += 1;
                 return step.effects.push(Effect::Control(id, request));
@@ -183,6 +184,10 @@ fn already_running(id: ExecutionId) -> ErrorObject {
         format!("this session holds execution {id} already: wait for its end, cancel it, or open another session"),
     )
     .with(json!({ "executionId": id }))
+}
+
+fn not_yet(id: ExecutionId, state: &str) -> ErrorObject {
+    ErrorObject::new(code::NOT_RUNNING, format!("execution {id} {state}: wait for RUNNING, or send CANCEL"))
 }
 
 fn nothing_runs() -> ErrorObject {

@@ -64,7 +64,7 @@ impl RunningJob {
             }
             Life::Gone { why, exit, gone } => {
                 let progress = self.agent.as_ref().map(|running| &*running.progress);
-                outcome::ending(*why, *exit, *gone, progress)
+                outcome::ending(*why, *exit, *gone, progress, self.clocks.limits())
             }
             Life::Starting | Life::Running { .. } | Life::Leftovers { .. } | Life::Ending { .. } => {
                 unreachable!("it is followed until it is over")

@@ -12,9 +12,12 @@ use crate::backend::{
     shim::protocol::Order,
 };
 use bytes::Bytes;
-use cc_executor_actors::protocol::{
-    control::{ControlRequest, TerminalSize},
-    input::InputParams,
+use cc_executor_actors::{
+    id::ExecutionId,
+    protocol::{
+        control::{ControlRequest, TerminalSize},
+        input::InputParams,
+    },
 };
 
 impl RunningJob {
@@ -25,9 +28,11 @@ impl RunningJob {
             JobRequest::Cancel(CancelOrder { grace_ms, reason }) => {
                 self.end(EndCause::Asked(reason), grace_ms, shared);
             }
-            request if matches!(self.life, Life::Leftovers { .. }) => refuse(request, "its command has ended"),
-            JobRequest::Control(request, reply) => match self.refusal(&request) {
-                Some(why) => refuse(JobRequest::Control(request, reply), why),
+            request if matches!(self.life, Life::Leftovers { .. }) => {
+                refuse(request, JobError::Exited(shared.context.id));
+            }
+            JobRequest::Control(request, reply) => match self.refusal(&request, shared.context.id) {
+                Some(error) => refuse(JobRequest::Control(request, reply), error),
                 None => self.carry_out(request, reply, shared),
             },
             JobRequest::Attach(..)
@@ -38,18 +43,18 @@ impl RunningJob {
     }
 
     /// Why a request cannot be carried out now. Requests that need no shim can be carried out in every state.
-    fn refusal(&self, request: &ControlRequest) -> Option<&'static str> {
+    fn refusal(&self, request: &ControlRequest, id: ExecutionId) -> Option<JobError> {
         if matches!(request, ControlRequest::Stdin(_) | ControlRequest::Resize(_)) {
             return None;
         }
         let pauses = matches!(request, ControlRequest::Pause | ControlRequest::Resume);
         if matches!(self.life, Life::Starting) {
-            return Some("it has not started yet: only CANCEL reaches it");
+            return Some(JobError::NotStarted(id));
         }
         if pauses && !matches!(self.life, Life::Running { .. }) {
-            return Some("it is being ended");
+            return Some(JobError::Ending(id));
         }
-        (!self.link.is_listening()).then_some("its shim does not answer: try again in a moment, or cancel it")
+        (!self.link.is_listening()).then_some(JobError::ShimSilent(id))
     }
 
     fn carry_out(&mut self, request: ControlRequest, reply: ReplySender, shared: &mut JobShared) {

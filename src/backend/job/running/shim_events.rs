@@ -43,7 +43,7 @@ impl RunningJob {
             ShimEvent::Paused => self.on_paused(true, Ok(()), shared),
             ShimEvent::Resumed => self.on_paused(false, Ok(()), shared),
             ShimEvent::NotPaused => {
-                let error = JobError::NotNow("a process cannot be stopped now: try again, or cancel it");
+                let error = JobError::NotPaused(shared.context.id);
                 self.on_paused(false, Err(error), shared);
             }
             ShimEvent::Inspected { stopped } => self.is_stopped = stopped,

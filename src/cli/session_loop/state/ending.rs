@@ -12,7 +12,8 @@ use crate::cli::{
 };
 
 /// The message of `attach` at a signal.
-pub(super) const LEFT: &str = "no longer attached; the execution continues if it was started to outlive its client";
+pub(super) const LEFT: &str =
+    "no longer attached; the execution continues only if it was started with --detach or --reconnect";
 
 impl LoopState {
     /// Ctrl-C or SIGTERM. The first one cancels the command of `run`, the second one exits without waiting for its end.

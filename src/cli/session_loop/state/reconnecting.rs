@@ -3,13 +3,14 @@
 use std::time::Instant;
 
 use cc_executor_actors::{
+    clock::millis,
     id::InstanceId,
     rpc::{ErrorObject, code},
 };
 use serde::Deserialize;
 
 use super::{DisconnectAction, LoopAction, LoopPhase, LoopPurpose, LoopState, RequestState, Step};
-use crate::cli::{ClientError, exit, exit_code_of_refusal, reconnect::Absence};
+use crate::cli::{ClientError, exit, exit_code::EndRequest, exit_code_of_refusal, reconnect::Absence};
 
 /// The flags whose parameters have other names, and milliseconds instead of seconds.
 const FLAGS: [(&str, &str); 4] = [
@@ -68,7 +69,11 @@ impl LoopState {
         let Some(patience) = reconnect else {
             let why = match self.request.id().filter(|_| !self.is_attached()) {
                 // With --detach, where the command may run.
-                Some(id) => ClientError::new(why.code, format!("{}; it may run: cc-executor cancel {id}", why.message)),
+                Some(id) => {
+                    let advice =
+                        format!("follow it with cc-executor attach {id}, or end it with cc-executor cancel {id}");
+                    ClientError::new(why.code, format!("{}; the command may run: {advice}", why.message))
+                }
                 None => why,
             };
             return Err(self.exit_error(why));
@@ -94,10 +99,26 @@ impl LoopState {
         error: ClientError,
         now: Instant,
     ) -> Result<LoopAction, ClientError> {
-        let attempt = absence.next_attempt(error, self.request.id(), now);
-        let attempt = attempt.map_err(|error| self.exit_error(error))?;
+        let Some(attempt) = absence.next_attempt(now) else {
+            return Err(self.exit_error(self.gave_up(absence, &error)));
+        };
         self.phase = LoopPhase::Reconnecting(absence);
         Ok(LoopAction::Connect(attempt))
+    }
+
+    /// The error of a client that did not get a connection in time. `cause` is the failure of the last attempt.
+    fn gave_up(&self, absence: Absence, cause: &ClientError) -> ClientError {
+        let command = if self.end_request == EndRequest::NotMade { "attach" } else { "cancel" };
+        let advice = match &self.request {
+            RequestState::NotSent { .. } => "; the command was not started".to_owned(),
+            sent => sent
+                .id()
+                .map(|id| format!("; the command may still run: cc-executor {command} {id}"))
+                .unwrap_or_default(),
+        };
+        let seconds = millis(absence.patience()) / 1_000;
+        let message = format!("gave up reconnecting to {} after {seconds} s: {}{advice}", self.url, cause.message);
+        ClientError::new(cause.code, message)
     }
 
     pub(super) fn on_open_failed(&mut self, error: ClientError, now: Instant) -> Step {

@@ -10,6 +10,7 @@ use super::*;
 use crate::cli::{reconnect::ConnectAttempt, session_loop::event::OutputLoss};
 
 const PATIENCE: Duration = Duration::from_secs(5);
+const URL: &str = "ws://h";
 
 /// A client, and its time.
 struct Script {
@@ -22,12 +23,14 @@ impl Script {
     fn run(on_disconnect: DisconnectAction) -> Script {
         let id = ExecutionId::random();
         let purpose = LoopPurpose::Run { id: (on_disconnect != DisconnectAction::End).then_some(id), on_disconnect };
-        Script { state: LoopState::new(purpose, HeartbeatEstimate::Requested(None)), start: Instant::now(), id }
+        let state = LoopState::new(URL.to_owned(), purpose, HeartbeatEstimate::Requested(None));
+        Script { state, start: Instant::now(), id }
     }
 
     fn attach(reconnect: Option<Duration>) -> Script {
         let id = ExecutionId::random();
         let state = LoopState::new(
+            URL.to_owned(),
             LoopPurpose::Attach { id, reconnect },
             HeartbeatEstimate::Observed { longest: None, updated_at: None },
         );
@@ -96,11 +99,14 @@ fn a_command_that_ends_with_its_client_is_requested_at_once_and_never_again() {
     let accepted = script.accepted("started", None);
     assert_eq!(script.play(1, accepted), Ok(vec![LoopAction::StartInput]));
     assert_eq!(script.state.answer_by(), None);
-    let message = format!("it broke; it may run: cc-executor cancel {}", script.id);
+    let id = script.id;
+    let message = format!(
+        "it broke; the command may run: follow it with cc-executor attach {id}, or end it with cc-executor cancel {id}"
+    );
     assert_eq!(script.play(2, LoopEvent::Broken(broken())), Err((message, exit::UNAVAILABLE)));
     let mut script = Script::run(DisconnectAction::End);
     script.play(0, LoopEvent::Opened).unwrap();
-    let silent = ("the service does not answer".to_owned(), exit::UNAVAILABLE);
+    let silent = (format!("{URL} did not answer the request execute within 30 s"), exit::UNAVAILABLE);
     assert_eq!(script.play(30_000, LoopEvent::AnswerOverdue), Err(silent), "it has no id that could be named");
 }
 
@@ -186,7 +192,17 @@ fn reconnecting_ends_after_its_time_or_with_a_permanent_error() {
         script
     };
     let mut script = away();
-    let message = format!("it broke; gave up after 5 s; the command may still run: cc-executor attach {}", script.id);
+    let gave_up = format!("gave up reconnecting to {URL} after 5 s: it broke; ");
+    let message = format!("{gave_up}the command may still run: cc-executor attach {}", script.id);
+    assert_eq!(script.play(5_001, LoopEvent::OpenFailed(broken())), Err((message, exit::UNAVAILABLE)));
+    let mut script = away();
+    script.play(10, CTRL_C).unwrap();
+    let message = format!("{gave_up}the command may still run: cc-executor cancel {}", script.id);
+    assert_eq!(script.play(5_001, LoopEvent::OpenFailed(broken())), Err((message, 130)));
+    let mut script = Script::run(DisconnectAction::Reconnect(PATIENCE));
+    script.play(0, LoopEvent::Opened).unwrap();
+    script.play(0, LoopEvent::Broken(broken())).unwrap();
+    let message = format!("{gave_up}the command was not started");
     assert_eq!(script.play(5_001, LoopEvent::OpenFailed(broken())), Err((message, exit::UNAVAILABLE)));
     let denied = ClientError::new(exit::NOPERM, "no");
     assert_eq!(away().play(10, LoopEvent::OpenFailed(denied)), Err(("no".to_owned(), exit::NOPERM)));
