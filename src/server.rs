@@ -6,4 +6,5 @@ pub mod caller;
 pub mod connection;
 pub mod drain;
 pub mod refused;
+pub mod request_log;
 pub mod shutdown;
