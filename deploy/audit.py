@@ -47,6 +47,8 @@ for text in sys.stdin:
         is_running = True
     elif event == "service.stopped":
         is_running = False
+    elif event == "log.dropped":
+        problems.append(f"{line['lines']} lines are missing: {line['message']}")
     for beginning, endings, ids in SPANS:
         span = (beginning, *(line.get(name) for name in ids))
         if event == beginning:

@@ -3,10 +3,20 @@
 //! `println!` and `print!` panic if a write fails, and writes do fail: `ps | head -1` closes the pipe, a disk is
 //! full. So no other module of this crate prints; tests/tidy.rs checks it.
 
+mod visible;
+
 use std::{
     fmt,
     io::{self, ErrorKind, Write},
 };
+
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    io::Errno,
+    stdio::stderr,
+};
+
+pub use self::visible::visible;
 
 /// Exit code where output could not be written: `EX_IOERR` of sysexits(3).
 pub const EX_IOERR: u8 = 74;
@@ -63,6 +73,26 @@ pub fn print_line(line: &str) -> Result<OutputReader, WriteFailed> {
 /// Standard output and standard error for a stream of bytes. Each failed write goes through [`outcome`].
 pub fn streams() -> (tokio::io::Stdout, tokio::io::Stderr) {
     (tokio::io::stdout(), tokio::io::stderr())
+}
+
+/// Writes bytes to standard error (write(2)), and returns how many. Waits until it takes some, also where the process
+/// that started this one has made it non-blocking.
+///
+/// Unlike the standard library's handle it takes no lock, so that a thread that waits here does not hold up another.
+///
+/// # Errors
+/// Those of write(2).
+pub fn write_error(bytes: &[u8]) -> io::Result<usize> {
+    loop {
+        match rustix::io::write(stderr(), bytes) {
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => match poll(&mut [PollFd::new(&stderr(), PollFlags::OUT)], None) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            },
+            written => return Ok(written?),
+        }
+    }
 }
 
 /// Writes a line to standard error as it is. A failure is ignored, because there is nowhere to report it.

@@ -30,10 +30,19 @@ use uuid::Uuid;
 pub fn run(log_format: logging::Format, role: impl Future<Output = io::Result<()>>) -> ExitCode {
     // The parent may have blocked or ignored signals that the service needs, and commands would inherit that.
     shutdown::reset();
-    logging::init(log_format);
+    if let Err(error) = logging::init(log_format) {
+        console::report(format_args!("cannot start the thread that writes the log: {error}"));
+        return ExitCode::FAILURE;
+    }
+    let code = run_prepared(role);
+    logging::finish();
+    code
+}
+
+fn run_prepared(role: impl Future<Output = io::Result<()>>) -> ExitCode {
     // Commands run as the same user: they must not read our environment or memory from /proc.
     if let Err(error) = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable) {
-        console::report(format_args!(
+        logging::report(format_args!(
             "cannot make this process non-dumpable, so commands could read its secrets: {error}"
         ));
         return ExitCode::FAILURE;
@@ -42,7 +51,7 @@ pub fn run(log_format: logging::Format, role: impl Future<Output = io::Result<()
     match actix::System::new().block_on(role) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            console::report(error);
+            logging::report(error);
             ExitCode::FAILURE
         }
     }

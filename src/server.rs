@@ -7,6 +7,7 @@ pub mod connection;
 pub mod drain;
 pub mod failure;
 pub mod refused;
+pub mod request_log;
 pub mod shutdown;
 
 use std::io;

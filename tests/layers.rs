@@ -74,7 +74,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ),
     ("src::syscall", &[]),
     ("src::console", &[]),
-    ("src::logging", &[]),
+    ("src::logging", &["src::console"]),
     ("src::server", &["src::syscall", "actors::backend_api", "actors::rpc"]),
     (
         "src::backend",

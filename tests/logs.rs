@@ -1,5 +1,9 @@
 //! The log: each opened session is closed, each started execution ends once, and no command text appears.
 
+mod piped;
+mod strangers;
+mod unread;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     io::Write,
@@ -103,4 +107,7 @@ fn audit_detects_missing_and_duplicate_endings() {
     assert!(!audit(&restarted).1, "a start without a stop before it");
     let failed = [&log[..], &[json!({ "level": "ERROR", "event": "drain.incomplete" })]].concat();
     assert!(!audit(&failed).1, "an error");
+    let dropped =
+        json!({ "level": "WARN", "event": "log.dropped", "lines": 3, "message": "3 log lines are missing here" });
+    assert!(!audit(&[&log[..], &[dropped]].concat()).1, "missing lines");
 }

@@ -116,8 +116,8 @@ impl Handler<Admit> for Supervisor {
             None
         };
         if let Some(message) = refusal {
-            info!(event = "session.refused", session_id:% = session, sessions = self.sessions.len(), of_peer = of_peer;
-                "session refused: {message}");
+            info!(event = "session.refused", session_id:% = session, sessions = self.sessions.len(), of_peer = of_peer,
+                peer:serde = peer; "session refused: {message}");
             return Err(ErrorObject::new(code::SESSION_LIMIT, message));
         }
         self.sessions.insert(session, SessionEntry { peer, drain: None });

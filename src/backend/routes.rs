@@ -13,7 +13,10 @@ use serde_json::{Map, Value, json};
 
 use self::params::parse_id;
 use super::registry::Registry;
-use crate::server::refused::Refused;
+use crate::server::{
+    refused::Refused,
+    request_log::{shown_method, shown_path},
+};
 
 /// Adds the routes to a service.
 pub fn configure(service: &mut web::ServiceConfig) {
@@ -55,7 +58,8 @@ async fn ready(registry: web::Data<Registry>) -> HttpResponse {
 }
 
 async fn nothing_here(request: HttpRequest) -> HttpResponse {
-    let message = format!("there is no {} {} here", request.method(), request.path());
+    let (method, path) = (shown_method(request.method().as_str()), shown_path(request.path()));
+    let message = format!("there is no {method} {path} here");
     HttpResponse::NotFound().json(ErrorObject::new(code::METHOD, message))
 }
 

@@ -159,7 +159,7 @@ no log line
     }
 
     const OPENED: &str = "session.opened        session_id=aaaaaaaa-1";
-    const STALLED: &str = "client.stalled        WARN  session_id=aaaaaaaa  it  [31mreads nothing";
+    const STALLED: &str = "client.stalled        WARN  session_id=aaaaaaaa  it \\u001b[31mreads nothing";
     const CLOSED: &str = "session.closed        session_id=aaaaaaaa  close_code=4408  nothing was read for 60 s";
 
     #[test]

@@ -15,7 +15,10 @@ use cc_executor_actors::{
 use serde_json::json;
 
 use super::upgrade;
-use crate::server::refused::Refused;
+use crate::server::{
+    refused::Refused,
+    request_log::{shown_method, shown_path},
+};
 
 /// Adds the routes to a service.
 pub fn configure(service: &mut web::ServiceConfig) {
@@ -89,7 +92,7 @@ async fn list(context: web::Data<SessionContext>) -> Result<HttpResponse, Refuse
 }
 
 async fn nothing_here(request: HttpRequest) -> HttpResponse {
-    let message =
-        format!("there is no {} {} here: a session is opened with GET /ws/mcp", request.method(), request.path());
+    let (method, path) = (shown_method(request.method().as_str()), shown_path(request.path()));
+    let message = format!("there is no {method} {path} here: a session is opened with GET /ws/mcp");
     HttpResponse::NotFound().json(ErrorObject::new(code::METHOD, message))
 }

@@ -23,11 +23,10 @@ use cc_executor_actors::{
     client::ClientName,
     rpc::{ErrorObject, code},
 };
-use log::warn;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-use super::caller::Caller;
+use super::{caller::Caller, request_log::log_refused};
 
 /// The prefix of the subprotocol that carries a browser's token.
 pub const BEARER_PROTOCOL: &str = "bearer.";
@@ -271,8 +270,7 @@ pub async fn guard<B: MessageBody>(
             next.call(request).await.map(ServiceResponse::map_into_left_body)
         }
         Err(Rejection { status, message }) => {
-            warn!(event = "request.refused", status = status.as_u16(), method = request.method().as_str(),
-                path = request.path(), peer:? = request.peer_addr(); "request refused: {message}");
+            log_refused(&request, status, &message);
             let mut response = HttpResponse::build(status);
             if status == StatusCode::UNAUTHORIZED {
                 response.insert_header((header::WWW_AUTHENTICATE, "Bearer"));

@@ -138,6 +138,17 @@ impl Service {
         wait_until(&format!("{times} x {event}"), PATIENCE, || self.count(event) >= times);
     }
 
+    /// Waits until this many records of an event, or of another crate's target, are logged or counted by lines of the
+    /// log. Returns these lines.
+    pub fn wait_for_records(&self, of: &str, n: u64) -> Vec<Value> {
+        let is_of = |line: &Value| ["event", "target", "of"].iter().any(|name| line[name] == of);
+        let lines = || self.log().into_iter().filter(is_of).collect::<Vec<_>>();
+        wait_until(&format!("{n} records of {of}"), PATIENCE, || lines().iter().map(n_records).sum::<u64>() >= n);
+        let lines = lines();
+        assert_eq!(lines.iter().map(n_records).sum::<u64>(), n, "{lines:?}");
+        lines
+    }
+
     /// The JSON that answers a GET.
     pub fn get(&self, path: &str) -> Value {
         self.json(&format!("GET {path}"))
@@ -214,6 +225,14 @@ impl Drop for Service {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// The number of log records that a line accounts for: itself, and those that it counts.
+pub fn n_records(line: &Value) -> u64 {
+    match line["event"].as_str() {
+        Some("log.dropped" | "log.omitted") => line["lines"].as_u64().expect("a count"),
+        _ => 1 + line["omitted"].as_u64().unwrap_or(0),
     }
 }
 

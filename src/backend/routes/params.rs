@@ -9,7 +9,10 @@ use cc_executor_actors::{
 };
 use serde_json::{Map, Value};
 
-use crate::backend::{holds::Claim, job_request::CancelOrder, registry::Registry};
+use crate::{
+    backend::{holds::Claim, job_request::CancelOrder, registry::Registry},
+    server::request_log::shown_path,
+};
 
 /// The parameters of a cancellation. The claim keeps a gateway that gives up its own request from canceling an execution
 /// that another consumer has taken over.
@@ -53,6 +56,8 @@ pub(super) fn has_arrived(fields: &mut Params) -> Result<bool, ErrorObject> {
 }
 
 pub(super) fn parse_id(text: &str) -> Result<ExecutionId, ErrorObject> {
-    text.parse()
-        .map_err(|_| ErrorObject::new(code::PARAMS, format!("an execution's id is a UUID, not {}", Quoted(text))))
+    text.parse().map_err(|_| {
+        let shown = shown_path(text);
+        ErrorObject::new(code::PARAMS, format!("an execution's id is a UUID, not {}", Quoted(&shown)))
+    })
 }

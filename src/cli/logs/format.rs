@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::filter::{LineFields, time_of};
+use crate::console::visible;
 
 /// The number of characters of an id that are shown after its first occurrence.
 const SHORT: usize = 8;
@@ -65,9 +66,9 @@ impl LineFormatter {
     }
 }
 
-/// Replaces control characters, because a log may contain text of clients.
+/// Escapes control characters, because somebody else may have written the log.
 pub(super) fn plain(line: &str) -> String {
-    line.trim_end().chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+    visible(line.trim_end()).into_owned()
 }
 
 /// The message, or nothing if it only repeats the event, like `process started` of `process.started`.
