@@ -3,7 +3,7 @@
 //! Every line has a time, a level, a text and fields; the field `event` is the name of an event. With
 //! `LOG_FORMAT=json` each line is a JSON object, with `text` (the default) it is easier to read. `RUST_LOG` filters.
 //!
-//! Logging never waits for standard error: [`queue`] bounds what waits for the [`writer`]'s thread, and [`limit`] bounds
+//! Logging never waits for standard error: `queue` bounds what waits for the thread of `writer`, and `limit` bounds
 //! what a stranger can cause.
 
 mod limit;
