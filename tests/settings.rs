@@ -65,6 +65,7 @@ fn variables_are_validated_like_their_flags() {
         if name.contains("CLAUDE_MODELS")
             || ["TOOLS", "MODES", "DIRECTORIES", "HOSTS", "ORIGINS", "PASS_ENV"].iter().any(|end| name.ends_with(end))
             || name.ends_with("NO_AUTH")
+            || name.ends_with("SHORT_TOKEN")
         {
             // Any text is a valid list, and a switch has no value.
             continue;
