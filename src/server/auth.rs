@@ -165,10 +165,9 @@ fn gateway_or_operator(headers: &HeaderMap) -> Result<Caller, Rejection> {
 impl From<Unauthenticated> for Rejection {
     fn from(refusal: Unauthenticated) -> Self {
         match refusal {
-            Unauthenticated::NoToken => reject(
-                StatusCode::UNAUTHORIZED,
-                "a token is required: send the header `Authorization: Bearer TOKEN`",
-            ),
+            Unauthenticated::NoToken => {
+                reject(StatusCode::UNAUTHORIZED, "a token is required: send the header `Authorization: Bearer TOKEN`")
+            }
             Unauthenticated::WrongToken => {
                 reject(StatusCode::UNAUTHORIZED, "the token is wrong: send the token of this service")
             }
@@ -392,7 +391,7 @@ mod tests {
                 .iter()
                 .map(|(name, value)| (HeaderName::try_from(*name).unwrap(), HeaderValue::from_str(value).unwrap()))
                 .collect();
-            access(Some("right")).authorize(&Method::GET, "/ws/mcp", &headers).unwrap_err().message
+            access(Some("right")).authorize(&Method::GET, "/ws/mcp", &headers, Ok(1000)).unwrap_err().message
         };
         assert!(message_for(&[]).starts_with("a token is required: "));
         assert!(message_for(&[("authorization", "Bearer wrong")]).starts_with("the token is wrong: "));
