@@ -75,9 +75,16 @@ assert_ending() { # FILE STATUS REASON
     report "$1: $(cut -c 1-400 <<<"${end#*\"params\":}")"
 }
 assert_runs_commands() { [[ $(client run -- 'echo "RESULT:::$((24 * 7))"') == RESULT:::168 ]] || fail "a command does not run"; }
-get() { python3 -c 'import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=5).read().decode())' "$1" 2>/dev/null; }
+get() { # URL [TOKEN]
+    python3 -c '
+import sys, urllib.request
+headers = {"Authorization": "Bearer " + sys.argv[2]} if sys.argv[2] else {}
+request = urllib.request.Request(sys.argv[1], headers=headers)
+print(urllib.request.urlopen(request, timeout=5).read().decode())' "$1" "${2-}" 2>/dev/null
+}
 ready() { get "http://127.0.0.1:$port/ready" >/dev/null; }
-n_executions() { get "http://127.0.0.1:$port/health" | python3 -c 'import json, sys; print(json.load(sys.stdin)["executions"])'; }
+# With the token, because without it /health has no numbers.
+n_executions() { get "http://127.0.0.1:$port/health" "$(sed -n 's/^CC_EXECUTOR_TOKEN=//p' "$work/env")" | python3 -c 'import json, sys; print(json.load(sys.stdin)["executions"])'; }
 n_executions_is() { [[ $(n_executions) == "$1" ]]; }
 since() { docker inspect --format '{{.State.StartedAt}} {{.RestartCount}}' "$1"; }
 processes() { docker top "$1" -eo pid,stat,comm | awk 'NR > 1 { print $2, $3 }'; }

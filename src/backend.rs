@@ -85,6 +85,7 @@ pub fn serve(listener: TcpListener, config: BackendConfig, access: Access) -> io
     actix_web::rt::spawn(registry.forget_in_time());
     let consumer_stall = registry.config().consumer_stall;
     let access = web::Data::new(access);
+    let of_connections = access.clone();
     let server = HttpServer::new(move || {
         App::new()
             .app_data(shared.clone())
@@ -96,6 +97,7 @@ pub fn serve(listener: TcpListener, config: BackendConfig, access: Access) -> io
     .on_connect(move |connection, data| {
         connection::keep(connection, data);
         connection::watch_peer(connection, consumer_stall);
+        of_connections.keep_peer(connection, data);
     })
     .tcp_nodelay(true)
     .h1_allow_half_closed(false)

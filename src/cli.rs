@@ -1,4 +1,4 @@
-//! The commands for people and scripts: `run`, `attach`, `ps`, `cancel`, `check`, `logs` and `healthcheck`.
+//! The commands for people and scripts: `run`, `attach`, `ps`, `cancel`, `check`, `logs`, `healthcheck` and `token`.
 //!
 //! `run` and `attach` start a `session_loop`, which follows one execution over one connection or several; start reading
 //! there. `connection` makes the connections, `silence` notices a dead one, `reconnect` decides for how long another one
@@ -27,10 +27,12 @@ mod silence;
 mod stdin;
 mod stdout;
 mod terminal;
+mod token;
 
 use std::{process::ExitCode, time::Duration};
 
 use cc_executor_actors::rpc::code;
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
 use self::args::ClientCommand;
 use crate::console::{self, OutputReader};
@@ -65,6 +67,11 @@ impl ClientError {
 
 /// Runs a command to its end, and reports its error on standard error.
 pub async fn execute(command: ClientCommand) -> ExitCode {
+    // Other processes of the same user must not read the token from /proc.
+    if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
+        console::report(format_args!("cannot protect the token from other processes (PR_SET_DUMPABLE): {error}"));
+        return ExitCode::from(exit::SOFTWARE);
+    }
     let outcome = match command {
         ClientCommand::Run(options) => run::run(*options).await,
         ClientCommand::Attach(options) => attach::attach(options).await,
@@ -73,6 +80,7 @@ pub async fn execute(command: ClientCommand) -> ExitCode {
         ClientCommand::Check(options) => check::check(options).await,
         ClientCommand::Logs(options) => logs::logs(&options),
         ClientCommand::Healthcheck(options) => healthcheck::healthcheck(options).await,
+        ClientCommand::Token(options) => token::token(options),
     };
     ExitCode::from(outcome.unwrap_or_else(|error| {
         console::report(error.message);

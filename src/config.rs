@@ -3,7 +3,9 @@
 //! `settings` and `variables` declare them with clap, `value` parses them, `validate` checks all and reports every
 //! problem together. Secrets come from the environment or from a file, never from a flag.
 
+mod new_token;
 mod settings;
+mod users;
 mod validate;
 pub mod value;
 pub mod variables;
@@ -13,6 +15,7 @@ use std::{fmt, net::SocketAddr, time::Duration};
 use cc_executor_actors::{protocol::Limits, supervisor::SessionLimits};
 
 pub use self::{
+    new_token::NewToken,
     settings::{BackendArgs, ServeArgs},
     validate::{backend, client_token, serve, token_variable},
     variables::TOKEN,
@@ -21,7 +24,7 @@ use crate::{
     backend::BackendConfig,
     gateway::IntakeLimits,
     logging::Format,
-    server::auth::{Access, Secret},
+    server::{auth::Access, secret::Secret},
 };
 
 /// The problems of settings and of a client's flags, one line each.
@@ -61,6 +64,8 @@ pub struct GatewaySettings {
     pub bind: SocketAddr,
     /// Who may call the service. The port is that of `bind`.
     pub access: Access,
+    /// Settings that are allowed and weaken the protection of the service, one line each.
+    pub warnings: Vec<String>,
     /// The maximum number of sessions.
     pub sessions: SessionLimits,
     /// The longest duration of a shutdown.
@@ -93,6 +98,8 @@ pub struct BackendSettings {
     pub bind: SocketAddr,
     /// Who may call the service. The port is that of `bind`.
     pub access: Access,
+    /// Settings that are allowed and weaken the protection of the service, one line each.
+    pub warnings: Vec<String>,
     /// How commands run.
     pub backend: BackendConfig,
     /// The longest duration of a shutdown.

@@ -26,10 +26,11 @@ use log::{info, warn};
 use self::message_budget::MessageBudget;
 use crate::{
     server::{
-        auth::{Access, Secret, guard},
+        auth::{Access, guard},
         connection::{self, Unflushed},
         drain::Drainable,
         failure::failed,
+        secret::Secret,
     },
     syscall::trim_heaps,
 };
@@ -130,6 +131,7 @@ pub fn serve(listener: TcpListener, config: GatewayConfig, access: Access) -> io
     actix_web::rt::spawn(watch_backend(config.backend(known.clone())));
     let for_workers = supervisor.clone();
     let access = web::Data::new(access);
+    let of_connections = access.clone();
     let server = HttpServer::new(move || {
         // One context for each worker thread, because an awc client is not `Send`.
         let context = SessionContext {
@@ -147,7 +149,10 @@ pub fn serve(listener: TcpListener, config: GatewayConfig, access: Access) -> io
             .wrap(from_fn(guard))
             .configure(routes::configure)
     })
-    .on_connect(connection::keep)
+    .on_connect(move |connection, data| {
+        connection::keep(connection, data);
+        of_connections.keep_peer(connection, data);
+    })
     .tcp_nodelay(true)
     .h1_allow_half_closed(false)
     .h1_write_buffer_size(WRITE_BUFFER)

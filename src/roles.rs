@@ -6,25 +6,29 @@ use std::{
     io::{self, ErrorKind},
     net::{SocketAddr, TcpListener},
     process::ExitCode,
+    sync::Arc,
     time::Duration,
 };
 
 use actix_web::dev::ServerHandle;
 use cc_executor::{
     backend::{self, BackendConfig, Serving},
-    config::{BackendLocation, BackendSettings, GatewaySettings},
+    config::{BackendLocation, BackendSettings, GatewaySettings, TOKEN},
     console,
     gateway::{self, GatewayConfig},
     logging,
     server::{
-        auth::{Access, Secret},
+        auth::Access,
+        authentication::Authentication,
         drain::{Drainable, drain},
         failure::failed,
+        peer_user,
+        secret::Secret,
         shutdown::{self, Shutdown},
+        tokens::Tokens,
     },
 };
 use log::{info, warn};
-use uuid::Uuid;
 
 /// Prepares this process for a role, and runs the role to its end.
 pub fn run(log_format: logging::Format, role: impl Future<Output = io::Result<()>>) -> ExitCode {
@@ -66,17 +70,36 @@ fn raise_descriptor_limit() {
     let _ = setrlimit(Resource::Nofile, limit);
 }
 
-fn bind(address: SocketAddr, access: &Access) -> io::Result<TcpListener> {
-    if access.token.is_none() && !address.ip().is_loopback() {
-        warn!(event = "service.insecure", address:% = address; "no token: anyone who reaches {address} can run commands here");
+/// Binds the address of a role, begins to watch its tokens file, and warns of what weakens its protection.
+fn bind(address: SocketAddr, access: &Access, warnings: &[String]) -> io::Result<TcpListener> {
+    for warning in warnings {
+        warn!(event = "service.insecure"; "{warning}");
     }
-    TcpListener::bind(address).map_err(|error| {
+    let listener = TcpListener::bind(address).map_err(|error| {
         let advice = match error.kind() {
             ErrorKind::AddrInUse => "stop the process that listens there, or choose another address with --bind",
             _ => "choose an address of this machine and a port above 1023 with --bind",
         };
         io::Error::new(error.kind(), format!("cannot listen on {address}: {error}; {advice}"))
-    })
+    })?;
+    let is_local = address.ip().to_canonical().is_loopback();
+    match &access.authentication {
+        Authentication::Tokens(tokens) => {
+            if let Some(file) = tokens.file() {
+                actix::spawn(Arc::clone(file).watch());
+            }
+        }
+        Authentication::LocalUsers(_) => peer_user::check(address.ip()).map_err(|error| {
+            io::Error::other(format!(
+                "without a token the service accepts users by name, and cannot find out the user of a connection: {error}; set {TOKEN}, or accept all local users with --allow-local-users all"
+            ))
+        })?,
+        Authentication::Nothing if is_local => {}
+        Authentication::Nothing => {
+            warn!(event = "service.insecure", address:% = address; "no token: anyone who reaches {address} can run commands here");
+        }
+    }
+    Ok(listener)
 }
 
 /// The address of a bound listener, whose port the system may have chosen.
@@ -84,14 +107,22 @@ fn address_of(listener: &TcpListener) -> io::Result<SocketAddr> {
     listener.local_addr().map_err(failed("cannot read the address of the listener"))
 }
 
+/// Warns if commands run as root, because these can read the memory of every process.
+fn warn_of_root() {
+    if rustix::process::geteuid().is_root() {
+        warn!(event = "service.root"; "commands run as root: they can read the service's tokens from /proc and change everything on this machine; start the service as a user of its own (systemd: User=, docker: --user)");
+    }
+}
+
 /// Runs the role `serve` until a signal stops it.
 pub async fn serve(config: GatewaySettings) -> io::Result<()> {
     let mut shutdown = Shutdown::listen()?;
-    let listener = bind(config.bind, &config.access)?;
+    let listener = bind(config.bind, &config.access, &config.warnings)?;
     let address = address_of(&listener)?;
     let (backend, backend_url, backend_token) = match config.backend {
         BackendLocation::Remote(url, token) => (None, url, token),
         BackendLocation::Embedded(backend) => {
+            warn_of_root();
             let (url, token, embedded) = embed(*backend)?;
             (Some(embedded), url, Some(token))
         }
@@ -122,7 +153,8 @@ pub async fn serve(config: GatewaySettings) -> io::Result<()> {
 /// Runs the role `backend` until a signal stops it.
 pub async fn backend(config: BackendSettings) -> io::Result<()> {
     let mut shutdown = Shutdown::listen()?;
-    let listener = bind(config.bind, &config.access)?;
+    let listener = bind(config.bind, &config.access, &config.warnings)?;
+    warn_of_root();
     let address = address_of(&listener)?;
     let access = Access { port: address.port(), ..config.access };
     let executors = config.backend.executors.names();
@@ -139,9 +171,9 @@ fn embed(config: BackendConfig) -> io::Result<(String, Secret, Serving)> {
     let listener =
         TcpListener::bind("127.0.0.1:0").map_err(failed("cannot open a loopback port for the embedded backend"))?;
     let address = address_of(&listener)?;
-    let token = Secret::new(format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple()));
+    let token = Secret::random().map_err(failed("cannot make the token of the embedded backend"))?;
     let access = Access {
-        token: Some(token.fingerprint()),
+        authentication: Authentication::Tokens(Tokens::single(token.fingerprint())),
         allowed_hosts: Vec::new(),
         allowed_origins: Vec::new(),
         port: address.port(),

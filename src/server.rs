@@ -2,13 +2,19 @@
 //! drain (on SIGTERM, [`shutdown`] receives the signal and [`drain`] ends the roles in order). It knows neither role.
 
 pub mod auth;
+pub mod authentication;
 pub mod caller;
 pub mod connection;
 pub mod drain;
 pub mod failure;
+pub mod local_users;
+pub mod peer_user;
 pub mod refused;
 pub mod request_log;
+pub mod secret;
+pub mod secret_file;
 pub mod shutdown;
+pub mod tokens;
 
 use std::io;
 

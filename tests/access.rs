@@ -14,7 +14,10 @@ use crate::common::{
     service::{Service, output_of, text_and_code},
 };
 
-const TOKEN: &str = "open-sesame-7";
+const TOKEN: &str = "open-sesame-7-and-25-more-characters";
+
+/// A token of another service.
+const ANOTHER: &str = "another-token-with-as-many-characters";
 
 /// The status of the response to a request such as `GET /health`.
 fn status(address: SocketAddr, request: &str, headers: &[(&str, &str)], body: &str) -> u16 {
@@ -117,12 +120,12 @@ fn only_probes_and_docs_work_without_the_token() {
     let gateway = Service::with(&["serve"], &log);
     let backend = Service::with(
         &["backend"],
-        &[("CC_EXECUTOR_TOKEN", "another"), ("CC_EXECUTOR_BACKEND_TOKEN", TOKEN), ("RUST_LOG", "debug")],
+        &[("CC_EXECUTOR_TOKEN", ANOTHER), ("CC_EXECUTOR_BACKEND_TOKEN", TOKEN), ("RUST_LOG", "debug")],
     );
     let bearer = |token: &str| format!("Bearer {token}");
     let protocol = |token: &str| format!("cc-executor.v1, bearer.{}", URL_SAFE_NO_PAD.encode(token));
-    let wrong = ["", "open-sesame", "open-sesame-77", "OPEN-SESAME-7", "another"];
-    for token in wrong {
+    let (longer, upper) = (format!("{TOKEN}7"), TOKEN.to_uppercase());
+    for token in ["", &TOKEN[1..], &longer, &upper, ANOTHER] {
         for headers in [
             vec![],
             vec![("Authorization", bearer(token))],
@@ -143,7 +146,14 @@ fn only_probes_and_docs_work_without_the_token() {
     for service in [&gateway, &backend] {
         assert_nothing_started(service);
         for probe in ["GET /health", "GET /healthz", "GET /ready"] {
-            assert_eq!(status(service.address, probe, &[("Host", "anything.example")], ""), 200, "{probe}");
+            for token in ["", "Bearer x"] {
+                let headers = [("Host", "anything.example"), ("Authorization", token)];
+                let HttpResponse { status, body, .. } = http::exchange(service.address, probe, &headers, "");
+                assert_eq!((status, body.as_str()), (200, "{}"), "{probe} says nothing beyond the status");
+            }
+            let HttpResponse { body, .. } =
+                http::exchange(service.address, probe, &[("Authorization", &bearer(TOKEN))], "");
+            assert!(body.contains(if probe.ends_with("ready") { "ready" } else { "version" }), "{probe}: {body}");
         }
     }
     assert_eq!(status(gateway.address, "GET /docs", &[("Host", "anything.example")], ""), 200);
@@ -200,7 +210,9 @@ fn gateway_authenticates_to_its_backend() {
     assert_eq!(text_and_code(&of_hashed.run(&["--", "echo in"])), ("in\n".to_owned(), 0));
     let bearer = [("Authorization", format!("Bearer {digest}"))];
     assert_eq!(status(hashed.address, "GET /executions", &borrowed(&bearer), ""), 401, "the SHA-256 is no token");
-    let without_token = Service::gateway(&backend.url());
+    let without_token = Service::gateway_without_backend(&backend.url());
+    without_token.wait_for_event("backend.down", 1);
+    assert!(without_token.log().iter().any(|line| line.to_string().contains("set CC_EXECUTOR_BACKEND_TOKEN")));
     let (_, code) = text_and_code(&without_token.run(&["--", "echo in"]));
     assert_eq!(code, 69, "the backend rejects the gateway");
 }

@@ -86,9 +86,12 @@ fn closed_stdout_does_not_change_the_exit_code_of_check() {
 
 #[test]
 fn checks_pass_with_token_and_separate_backend() {
-    let token = [("CC_EXECUTOR_TOKEN", "open-sesame")];
-    let backend = Service::with(&["backend"], &[("CC_EXECUTOR_TOKEN", "of-the-backend")]);
-    let service = Service::gateway_with(&backend.url(), &[token[0], ("CC_EXECUTOR_BACKEND_TOKEN", "of-the-backend")]);
+    let token = [("CC_EXECUTOR_TOKEN", "open-sesame-and-25-more-characters")];
+    let backend = Service::with(&["backend"], &[("CC_EXECUTOR_TOKEN", "of-the-backend-and-25-more-characters")]);
+    let service = Service::gateway_with(
+        &backend.url(),
+        &[token[0], ("CC_EXECUTOR_BACKEND_TOKEN", "of-the-backend-and-25-more-characters")],
+    );
     let only = ["check", "--only", &QUICK.join(","), "--url", &service.url()];
     assert_eq!(run_to_exit(binary().args(only)).2, 77);
     let (out, _, code) = run_to_exit(binary().args(only).envs(token));

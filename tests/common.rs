@@ -17,6 +17,7 @@ pub mod sources;
 pub mod stub;
 pub mod tampering_proxy;
 pub mod temp;
+pub mod users;
 
 use std::{
     fs::OpenOptions,

@@ -74,13 +74,20 @@ fn every_ending_has_its_exit_code() {
 
 #[test]
 fn run_needs_the_token_of_the_service() {
-    let service = Service::with(&["serve"], &[("CC_EXECUTOR_TOKEN", "open-sesame")]);
+    const TOKEN: &str = "open-sesame-and-25-more-characters";
+    let service = Service::with(&["serve"], &[("CC_EXECUTOR_TOKEN", TOKEN)]);
     assert_eq!(text_and_code(&service.run(&["--", "true"])).1, 77);
     let with = |name: &str, value: &str| output_of(service.run_command(&["--", "echo in"]).env(name, value));
     assert_eq!(text_and_code(&with("CC_EXECUTOR_TOKEN", "wrong")).1, 77);
-    assert_eq!(text_and_code(&with("CC_EXECUTOR_TOKEN", "open-sesame")), ("in\n".to_owned(), 0));
-    let file = TempPath::with_content("token", "open-sesame\n");
-    assert_eq!(text_and_code(&with("CC_EXECUTOR_TOKEN_FILE", file.as_str())), ("in\n".to_owned(), 0));
+    assert_eq!(text_and_code(&with("CC_EXECUTOR_TOKEN", TOKEN)), ("in\n".to_owned(), 0));
+    let file = TempPath::with_content("token", format!("{TOKEN}\n"));
+    file.set_mode(0o644);
+    let readable = with("CC_EXECUTOR_TOKEN_FILE", file.as_str());
+    assert_eq!(readable.status.code(), Some(64), "every user can read the token");
+    assert!(String::from_utf8_lossy(&readable.stderr).contains("chmod 600"), "{readable:?}");
+    file.set_mode(0o640);
+    let of_group = with("CC_EXECUTOR_TOKEN_FILE", file.as_str());
+    assert_eq!((text_and_code(&of_group), of_group.stderr.len()), (("in\n".to_owned(), 0), 0));
 }
 
 #[test]

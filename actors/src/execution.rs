@@ -166,7 +166,7 @@ impl Execution {
     fn relay(&mut self, stream: BackendStream, start: StreamStart, ctx: &mut Context<Self>) {
         // The client is gone. The backend notices that its stream is dropped.
         let Some(parent) = self.notice.parent.clone() else { return self.on(StateEvent::Release, ctx) };
-        info!(event = "execution.started", session_id:% = self.session, execution_id:% = self.id,
+        info!(event = "execution.started", session_id:% = self.session, execution_id:% = self.id, client:serde = self.backend.on_behalf_of(),
             status = start.status.as_str(), attached = matches!(self.purpose, ExecutionPurpose::Follow(_)),
             ms = millis(self.requested_at.elapsed()); "execution started");
         let (framing, offsets, events, heartbeat_ms) = match &self.purpose {

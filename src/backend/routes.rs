@@ -14,6 +14,7 @@ use serde_json::{Map, Value, json};
 use self::params::parse_id;
 use super::registry::Registry;
 use crate::server::{
+    caller::Caller,
     refused::Refused,
     request_log::{shown_method, shown_path},
 };
@@ -46,13 +47,20 @@ fn control_routes(service: &mut web::ServiceConfig) {
     }
 }
 
-async fn health(registry: web::Data<Registry>) -> HttpResponse {
-    HttpResponse::Ok().json(registry.health())
+/// The process is alive. A caller that is not known gets the status only.
+async fn health(caller: Option<Caller>, registry: web::Data<Registry>) -> HttpResponse {
+    match caller {
+        Some(_) => HttpResponse::Ok().json(registry.health()),
+        None => HttpResponse::Ok().json(json!({})),
+    }
 }
 
-async fn ready(registry: web::Data<Registry>) -> HttpResponse {
+/// Executions are accepted. A caller that is not known gets the status only.
+async fn ready(caller: Option<Caller>, registry: web::Data<Registry>) -> HttpResponse {
     match registry.ready() {
-        Ok(()) => HttpResponse::Ok().json(json!({ "ready": true })),
+        Ok(()) if caller.is_some() => HttpResponse::Ok().json(json!({ "ready": true })),
+        Ok(()) => HttpResponse::Ok().json(json!({})),
+        Err(_) if caller.is_none() => HttpResponse::ServiceUnavailable().json(json!({})),
         Err(error) => HttpResponse::ServiceUnavailable().json(ErrorObject::from(error)),
     }
 }

@@ -15,6 +15,7 @@ use super::{
     logs::LogsOptions,
     ps::{self, PsOptions},
     run::{self, RunOptions},
+    token::TokenOptions,
 };
 use crate::config::{
     self, BackendArgs, BackendSettings, GatewaySettings, Problems, ServeArgs,
@@ -84,8 +85,10 @@ pub enum ClientCommand {
     /// Show JSON log lines as a timeline
     Logs(LogsOptions),
     /// Exit with 0 if a service is ready
-    #[command(after_help = healthcheck::EXIT_CODES)]
+    #[command(after_help = format!("{}\n\n{}", healthcheck::EXIT_CODES, variables_help::<ClientVariables>()))]
     Healthcheck(HealthcheckOptions),
+    /// Make a token for a client of a service
+    Token(TokenOptions),
 }
 
 /// Reads the command line and the environment.

@@ -4,6 +4,7 @@ use clap::Args;
 
 use super::{
     ClientError,
+    connection::token,
     http::{client, within},
 };
 
@@ -34,7 +35,12 @@ pub(super) async fn healthcheck(options: HealthcheckOptions) -> Result<u8, Clien
 }
 
 async fn is_ready(url: &str) -> Result<u8, ClientError> {
-    let problem = match client().get(url).send().await {
+    let mut request = client().get(url);
+    // A service says why it is not ready to those who have its token.
+    if let Some(token) = token()? {
+        request = request.bearer_auth(token);
+    }
+    let problem = match request.send().await {
         Ok(response) if response.status().is_success() => return Ok(0),
         Ok(mut response) => {
             let body = response.body().limit(SHOWN_BODY).await.unwrap_or_default();

@@ -11,6 +11,7 @@ use cc_executor_actors::{
 };
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, parser::ValueSource};
 
+use super::users::{AllowedUsers, allowed_users};
 use super::value::{
     BackendUrl, CommaSeparated, RangeExt, address, backend_url, comma_separated, executors, name, one_of, setting,
     switch, variable,
@@ -79,9 +80,22 @@ pub(super) struct AccessArgs {
     #[arg(long, env = "CC_EXECUTOR_ALLOWED_ORIGINS", value_name = "ORIGINS", value_parser = setting(comma_separated))]
     pub(super) allowed_origins: Option<CommaSeparated>,
 
+    /// File with a line for each client: its name and the SHA-256 of its token
+    #[arg(long, env = "CC_EXECUTOR_TOKENS_FILE", value_name = "PATH")]
+    #[arg(value_parser = setting(|text| Ok(text.to_owned())))]
+    pub(super) tokens_file: Option<String>,
+
+    /// Users, separated by commas, that may call the service on loopback without a token besides its own user and root; or all
+    #[arg(long, env = "CC_EXECUTOR_ALLOW_LOCAL_USERS", value_name = "NAMES", value_parser = setting(allowed_users))]
+    pub(super) allow_local_users: Option<AllowedUsers>,
+
     /// Allow an address beyond loopback without a token: anyone who reaches it can run commands
     #[arg(long, env = "CC_EXECUTOR_INSECURE_NO_AUTH", action = ArgAction::SetTrue, value_parser = setting(switch))]
     pub(super) insecure_no_auth: bool,
+
+    /// Allow a token of less than 32 characters, which can be guessed
+    #[arg(long, env = "CC_EXECUTOR_INSECURE_SHORT_TOKEN", action = ArgAction::SetTrue, value_parser = setting(switch))]
+    pub(super) insecure_short_token: bool,
 }
 
 /// Limits of sessions, which only a gateway has.

@@ -1,6 +1,13 @@
 //! Makes the configuration of a role from its settings, or reports all problems together.
 
-use std::{collections::BTreeMap, ffi::OsString, fs, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use cc_executor_actors::{protocol::Limits, supervisor::SessionLimits};
 use clap::ArgMatches;
@@ -8,6 +15,7 @@ use clap::ArgMatches;
 use super::{
     BackendLocation, BackendSettings, GatewaySettings, Problems,
     settings::{AccessArgs, BackendArgs, BackendOnlyArgs, ClaudeArgs, ServeArgs, SharedArgs, given, name_of},
+    users::AllowedUsers,
     variables::{BACKEND_TOKEN, ClientVariables, RoleVariables, TOKEN},
 };
 use crate::{
@@ -17,8 +25,18 @@ use crate::{
         executor::{Executors, OWN_PREFIX, inherited, service_environment},
     },
     gateway::IntakeLimits,
-    server::auth::{Access, Fingerprint, Secret},
+    server::{
+        auth::Access,
+        authentication::Authentication,
+        local_users::LocalUsers,
+        secret::{Fingerprint, Secret},
+        secret_file::{self, SecretKind},
+        tokens::{Tokens, file::TokensFile},
+    },
 };
+
+/// The shortest token that a role accepts, in characters: nobody can guess 32 random ones.
+const MIN_TOKEN: usize = 32;
 
 /// Validates the settings of `serve`. `matches` tells which flag or variable gave a setting; `problems` are those of
 /// single values.
@@ -32,7 +50,9 @@ pub fn serve(
     mut problems: Problems,
 ) -> Result<GatewaySettings, Problems> {
     let ServeArgs { bind, access, claude_api_url, backend, shared, sessions } = args;
-    let token = problems.fingerprint(TOKEN, &variables.client, variables.token_sha256);
+    let mut warnings = Vec::new();
+    let allow_short = access.insecure_short_token;
+    let token = problems.fingerprint(TOKEN, &variables.client, variables.token_sha256, allow_short, &mut warnings);
     let access = problems.access(bind, access, token, matches);
     let limits = Limits {
         message_bytes: size(shared.max_message_bytes),
@@ -70,12 +90,29 @@ pub fn serve(
                 problems.add(&name, "belongs to the backend at CLAUDE_API_URL; set it there");
             }
             let token = ClientVariables { token: variables.backend_token, token_file: variables.backend_token_file };
-            BackendLocation::Remote(url, problems.secret(BACKEND_TOKEN, &token))
+            if has_tokens_file(&access) && given_variable(BACKEND_TOKEN, &token).is_none() {
+                problems.add(
+                    &name_of("tokens_file", matches),
+                    format!("names clients that the backend at CLAUDE_API_URL cannot tell apart without a token of its own; set {BACKEND_TOKEN} for both"),
+                );
+            }
+            BackendLocation::Remote(url, problems.secret(BACKEND_TOKEN, &token, &mut warnings))
         }
         None => BackendLocation::Embedded(Box::new(problems.backend(backend, &shared, matches))),
     };
     let log_format = variables.log_format;
-    problems.finish(GatewaySettings { bind, access, sessions, drain, limits, intake, claude_exit, backend, log_format })
+    problems.finish(GatewaySettings {
+        bind,
+        access,
+        warnings,
+        sessions,
+        drain,
+        limits,
+        intake,
+        claude_exit,
+        backend,
+        log_format,
+    })
 }
 
 /// Validates the settings of `backend`, see [`serve`].
@@ -89,22 +126,26 @@ pub fn backend(
     mut problems: Problems,
 ) -> Result<BackendSettings, Problems> {
     let BackendArgs { bind, access, backend, shared } = args;
-    let own = problems.fingerprint(TOKEN, &variables.client, variables.token_sha256);
+    let mut warnings = Vec::new();
+    let allow_short = access.insecure_short_token;
+    let own = problems.fingerprint(TOKEN, &variables.client, variables.token_sha256, allow_short, &mut warnings);
     let token = ClientVariables { token: variables.backend_token, token_file: variables.backend_token_file };
-    let token = problems.fingerprint(BACKEND_TOKEN, &token, variables.backend_token_sha256).or(own);
+    let sha256 = variables.backend_token_sha256;
+    let token = problems.fingerprint(BACKEND_TOKEN, &token, sha256, allow_short, &mut warnings).or(own);
     let access = Access { serves_gateways: true, ..problems.access(bind, access, token, matches) };
     let backend = problems.backend(backend, &shared, matches);
     let (drain, log_format) = (Duration::from_millis(shared.drain_ms), variables.log_format);
-    problems.finish(BackendSettings { bind, access, backend, drain, log_format })
+    problems.finish(BackendSettings { bind, access, warnings, backend, drain, log_format })
 }
 
 /// The token that a client sends: from the environment, or from the file that it names.
 ///
 /// # Errors
-/// Both are set, the file cannot be read, or the token has characters that are not allowed.
+/// Both are set, the file cannot be read or is not private, or the token has characters that are not allowed.
 pub fn client_token(variables: &ClientVariables) -> Result<Option<Secret>, Problems> {
     let mut problems = Problems::default();
-    let secret = problems.secret(TOKEN, variables);
+    // A client does not warn of a file that its group may read, because its standard error is the command's.
+    let secret = problems.secret(TOKEN, variables, &mut Vec::new());
     problems.finish(secret)
 }
 
@@ -150,18 +191,44 @@ impl Problems {
         token: Option<Fingerprint>,
         matches: &ArgMatches,
     ) -> Access {
-        if !bind.ip().is_loopback() && token.is_none() && !args.insecure_no_auth {
-            self.add(
-                &name_of("bind", matches),
-                format!("is {bind}, which other machines can reach, and there is no token; set {BACKEND_TOKEN} (role backend) or {TOKEN}, or the variable with _FILE, or pass --insecure-no-auth"),
-            );
-        }
+        let file = args.tokens_file.filter(|path| !path.is_empty()).and_then(|path| {
+            let loaded = TokensFile::load(Path::new(&path), token);
+            loaded.map_err(|lines| lines.iter().for_each(|line| self.add(&name_of("tokens_file", matches), line))).ok()
+        });
         Access {
-            token,
+            authentication: match Tokens::new(token, file.map(Arc::new)) {
+                Some(tokens) => Authentication::Tokens(tokens),
+                None => self.without_token(bind, args.allow_local_users, args.insecure_no_auth, matches),
+            },
             allowed_hosts: args.allowed_hosts.unwrap_or_default(),
             allowed_origins: args.allowed_origins.unwrap_or_default(),
             port: bind.port(),
             serves_gateways: false,
+        }
+    }
+
+    /// How callers are known without a token.
+    fn without_token(
+        &mut self,
+        bind: SocketAddr,
+        allowed: Option<AllowedUsers>,
+        insecure: bool,
+        matches: &ArgMatches,
+    ) -> Authentication {
+        if !bind.ip().to_canonical().is_loopback() {
+            if !insecure {
+                self.add(
+                    &name_of("bind", matches),
+                    format!("is {bind}, which other machines can reach, and there is no token; set {BACKEND_TOKEN} (role backend) or {TOKEN}, or the variable with _FILE, or pass --insecure-no-auth"),
+                );
+            }
+            return Authentication::Nothing;
+        }
+        match allowed.unwrap_or_default() {
+            AllowedUsers::All => Authentication::Nothing,
+            AllowedUsers::Only(users) => {
+                Authentication::LocalUsers(LocalUsers::new(rustix::process::geteuid().as_raw(), users))
+            }
         }
     }
 
@@ -203,8 +270,8 @@ impl Problems {
         }
     }
 
-    /// Reads a secret from its variable, or from the file that `…_FILE` names.
-    fn secret(&mut self, name: &str, variables: &ClientVariables) -> Option<Secret> {
+    /// Reads a secret from its variable, or from the file that `…_FILE` names. Warns of a file that its group may read.
+    fn secret(&mut self, name: &str, variables: &ClientVariables, warnings: &mut Vec<String>) -> Option<Secret> {
         let file = format!("{name}_FILE");
         let text = match (set(variables.token.as_ref()), set(variables.token_file.as_ref())) {
             (Some(_), Some(_)) => {
@@ -212,16 +279,23 @@ impl Problems {
                 return None;
             }
             (Some(text), None) => text.to_owned(),
-            (None, Some(path)) => match fs::read_to_string(path) {
-                Ok(text) => match text.trim_end_matches(['\r', '\n']) {
-                    "" => {
-                        self.add(&file, format!("names {path:?}, which is empty; write the token into it"));
-                        return None;
+            (None, Some(path)) => match secret_file::read(Path::new(path), SecretKind::Token) {
+                Ok(found) => {
+                    if let Some(mode) = found.shared_with_group {
+                        warnings.push(format!(
+                            "{file} names {path:?}, which the users of its group can read (mode {mode:04o}); make it private with chmod 600"
+                        ));
                     }
-                    text => text.to_owned(),
-                },
+                    match found.text.trim_end_matches(['\r', '\n']) {
+                        "" => {
+                            self.add(&file, format!("names {path:?}, which is empty; write the token into it"));
+                            return None;
+                        }
+                        text => text.to_owned(),
+                    }
+                }
                 Err(error) => {
-                    self.add(&file, format!("names {path:?}, which cannot be read: {error}"));
+                    self.add(&file, format!("names {path:?}, which {error}"));
                     return None;
                 }
             },
@@ -243,16 +317,29 @@ impl Problems {
         name: &str,
         variables: &ClientVariables,
         sha256: Option<OsString>,
+        allow_short: bool,
+        warnings: &mut Vec<String>,
     ) -> Option<Fingerprint> {
         let hashed = format!("{name}_SHA256");
-        let secret = self.secret(name, variables);
+        let secret = self.secret(name, variables, warnings);
+        let variable = given_variable(name, variables).unwrap_or_else(|| name.to_owned());
         match (secret, set(sha256.as_ref())) {
             (Some(_), Some(_)) => {
-                let variable = given_variable(name, variables).unwrap_or_else(|| name.to_owned());
                 self.add(&variable, format!("and {hashed} are both set; unset one of them"));
                 None
             }
-            (secret, None) => secret.map(|secret| secret.fingerprint()),
+            (Some(secret), None) => {
+                match secret.reveal().len() {
+                    MIN_TOKEN.. => {}
+                    length if allow_short => warnings.push(format!("{variable} has a token of {length} characters, which can be guessed; {MIN_TOKEN} are safe")),
+                    length => self.add(
+                        &variable,
+                        format!("has a token of {length} characters, which can be guessed; set one of at least {MIN_TOKEN}, such as `cc-executor token new NAME` prints, or pass --insecure-short-token"),
+                    ),
+                }
+                Some(secret.fingerprint())
+            }
+            (None, None) => None,
             (None, Some(text)) => {
                 let fingerprint = Fingerprint::from_hex(text);
                 if fingerprint.is_none() {
@@ -264,6 +351,10 @@ impl Problems {
     }
 }
 
+fn has_tokens_file(access: &Access) -> bool {
+    matches!(&access.authentication, Authentication::Tokens(tokens) if tokens.file().is_some())
+}
+
 /// The value of a variable. An empty value, or one that is not UTF-8, counts as unset.
 fn set(value: Option<&OsString>) -> Option<&str> {
     value?.to_str().filter(|text| !text.is_empty())
@@ -271,6 +362,8 @@ fn set(value: Option<&OsString>) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt};
+
     use clap::{Args, Command, FromArgMatches};
 
     use super::*;
@@ -278,6 +371,9 @@ mod tests {
         value::collect,
         variables::{self, without_environment},
     };
+
+    /// A token that nobody guesses.
+    const LONG: &str = "0123456789abcdef0123456789abcdef";
 
     type Pairs<'a> = &'a [(&'a str, &'a str)];
 
@@ -322,7 +418,8 @@ mod tests {
     fn nothing_set_is_a_loopback_service_with_its_own_backend() {
         let serve = serve(&[]).unwrap();
         assert_eq!(serve.bind.to_string(), "127.0.0.1:8003");
-        assert!(serve.access.token.is_none() && matches!(serve.backend, BackendLocation::Embedded(_)));
+        assert!(matches!(serve.access.authentication, Authentication::LocalUsers(_)));
+        assert!(matches!(serve.backend, BackendLocation::Embedded(_)));
         assert_eq!(backend(&[]).unwrap().bind.to_string(), "127.0.0.1:8000");
     }
 
@@ -348,10 +445,12 @@ mod tests {
         let open = ("CC_EXECUTOR_BIND", "0.0.0.0:1");
         assert!(serve(&[open]).is_err());
         assert!(backend(&[open]).is_err());
-        assert!(serve(&[open, (TOKEN, "t")]).is_ok());
-        assert!(backend(&[open, (BACKEND_TOKEN, "t")]).is_ok());
+        assert!(serve(&[open, (TOKEN, LONG)]).is_ok());
+        assert!(backend(&[open, (BACKEND_TOKEN, LONG)]).is_ok());
         assert!(serve(&[open, ("CC_EXECUTOR_INSECURE_NO_AUTH", "true")]).is_ok());
-        assert!(serve(&[("CC_EXECUTOR_BIND", "[::1]:1")]).is_ok());
+        for loopback in ["[::1]:1", "[::ffff:127.0.0.1]:1"] {
+            assert!(serve(&[("CC_EXECUTOR_BIND", loopback)]).is_ok(), "{loopback}");
+        }
     }
 
     #[test]
@@ -365,13 +464,58 @@ mod tests {
         for (pairs, part) in [
             ([(hashed, &digest[1..]), ("RUST_LOG", "")], "64 hexadecimal digits"),
             ([(hashed, &*digest.replace('2', "\u{e9}")), ("RUST_LOG", "")], "64 hexadecimal digits"),
-            ([(hashed, digest), (TOKEN, "hello")], "both set"),
+            ([(hashed, digest), (TOKEN, LONG)], "both set"),
         ] {
             let Problems(problems) = serve(&pairs).unwrap_err();
             assert!(problems.len() == 1 && problems[0].contains(part), "{problems:?}");
         }
-        let printed = format!("{:?}", serve(&[(TOKEN, "hush")]).unwrap());
-        assert!(!printed.contains("hush"));
+        let printed = format!("{:?}", serve(&[(TOKEN, LONG)]).unwrap());
+        assert!(!printed.contains(LONG));
+    }
+
+    #[test]
+    fn a_short_token_is_refused_unless_it_is_allowed() {
+        let short = &LONG[1..];
+        let allowed = ("CC_EXECUTOR_INSECURE_SHORT_TOKEN", "true");
+        for name in [TOKEN, BACKEND_TOKEN] {
+            let Problems(problems) = backend(&[(name, short)]).unwrap_err();
+            assert!(
+                problems.len() == 1 && problems[0].starts_with(&format!("{name} has a token of 31 characters")),
+                "{problems:?}"
+            );
+            let warnings = backend(&[(name, short), allowed]).unwrap().warnings;
+            assert!(
+                warnings.len() == 1 && warnings[0].starts_with(&format!("{name} has a token of 31 characters")),
+                "{warnings:?}"
+            );
+            assert!(backend(&[(name, LONG), allowed]).unwrap().warnings.is_empty());
+        }
+        assert!(serve(&[(TOKEN, short)]).is_err() && serve(&[(TOKEN, "1"), allowed]).is_ok());
+        // The backend decides which token is long enough.
+        assert!(serve(&[("CLAUDE_API_URL", "http://x"), (BACKEND_TOKEN, "1")]).is_ok());
+    }
+
+    #[test]
+    fn local_users_are_asked_for_on_loopback_without_a_token() {
+        let allowed = ("CC_EXECUTOR_ALLOW_LOCAL_USERS", "all");
+        for (pairs, is_asked) in [
+            (&[("CC_EXECUTOR_ALLOW_LOCAL_USERS", "77")][..], true),
+            (&[("CC_EXECUTOR_INSECURE_NO_AUTH", "true")], true),
+            (&[allowed], false),
+            (&[("CC_EXECUTOR_BIND", "0.0.0.0:1"), ("CC_EXECUTOR_INSECURE_NO_AUTH", "true")], false),
+        ] {
+            let of_serve = serve(pairs).unwrap().access.authentication;
+            let of_backend = backend(pairs).unwrap().access.authentication;
+            for authentication in [of_serve, of_backend] {
+                assert_eq!(matches!(authentication, Authentication::LocalUsers(_)), is_asked, "{pairs:?}");
+            }
+        }
+        let Authentication::LocalUsers(users) =
+            serve(&[("CC_EXECUTOR_ALLOW_LOCAL_USERS", "77")]).unwrap().access.authentication
+        else {
+            panic!("a loopback service without a token");
+        };
+        assert_eq!(users, LocalUsers::new(rustix::process::geteuid().as_raw(), [77]));
     }
 
     #[test]
@@ -388,6 +532,7 @@ mod tests {
             ),
         ] {
             fs::write(&path, content).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
             let pairs = [(file, path.to_str().unwrap()), (more.unwrap_or("RUST_LOG"), "x")];
             assert_eq!(serve(&pairs).unwrap_err().0, [problem]);
         }

@@ -16,6 +16,7 @@ use serde_json::json;
 
 use super::upgrade;
 use crate::server::{
+    caller::Caller,
     refused::Refused,
     request_log::{shown_method, shown_path},
 };
@@ -32,8 +33,11 @@ pub fn configure(service: &mut web::ServiceConfig) {
         .default_service(web::to(nothing_here));
 }
 
-/// The process is alive.
-async fn health(context: web::Data<SessionContext>) -> HttpResponse {
+/// The process is alive. A caller that is not known gets the status only.
+async fn health(caller: Option<Caller>, context: web::Data<SessionContext>) -> HttpResponse {
+    if caller.is_none() {
+        return HttpResponse::Ok().json(json!({}));
+    }
     match context.supervisor.send(GetStats).await {
         Ok(stats) => HttpResponse::Ok().json(json!({
             "server": ServerInfo::THIS.name,
@@ -62,10 +66,11 @@ async fn docs() -> HttpResponse {
         ))
 }
 
-/// The gateway and its backend accept work.
-async fn ready(context: web::Data<SessionContext>) -> HttpResponse {
+/// The gateway and its backend accept work. A caller that is not known gets the status only.
+async fn ready(caller: Option<Caller>, context: web::Data<SessionContext>) -> HttpResponse {
     let not_ready = |reason: &str, message: String| {
-        HttpResponse::ServiceUnavailable().json(json!({ "ready": false, "reason": reason, "message": message }))
+        let body = json!({ "ready": false, "reason": reason, "message": message });
+        HttpResponse::ServiceUnavailable().json(if caller.is_some() { body } else { json!({}) })
     };
     match context.supervisor.send(GetStats).await {
         Ok(stats) if stats.draining => return not_ready("draining", "the service is shutting down".to_owned()),
@@ -77,7 +82,7 @@ async fn ready(context: web::Data<SessionContext>) -> HttpResponse {
     }
     let was_known = context.backend.known().is_some();
     match context.backend.ready().await {
-        Ok(()) => HttpResponse::Ok().json(json!({ "ready": true })),
+        Ok(()) => HttpResponse::Ok().json(if caller.is_some() { json!({ "ready": true }) } else { json!({}) }),
         Err(error) => not_ready(if was_known { "backend" } else { "starting" }, error.to_string()),
     }
 }

@@ -6,17 +6,23 @@
 use std::time::Duration;
 
 use actix_web::{
-    Error, HttpRequest, HttpResponse,
+    Error, HttpMessage, HttpRequest, HttpResponse,
     http::header,
     web::{self, Payload},
 };
 use actix_web_actors::ws;
 use cc_executor_actors::{
+    close::{CloseCode, CloseReason},
     id::SessionId,
     protocol::SUBPROTOCOL,
     rpc::{ErrorObject, code},
-    session::{self, SessionContext},
+    session::{self, SessionContext, phase::Incoming},
     supervisor::GetStats,
+};
+use futures_util::{
+    FutureExt, Stream, StreamExt,
+    future::ready,
+    stream::{self, LocalBoxStream},
 };
 use log::info;
 
@@ -29,6 +35,7 @@ use crate::server::{
     auth::BEARER_PROTOCOL,
     caller::Caller,
     connection::{self, DRAIN_PATIENCE, Unflushed},
+    tokens::TokenLease,
 };
 
 /// `GET /ws/mcp`.
@@ -54,6 +61,7 @@ pub async fn upgrade(
     }
     let mut response = ws::handshake_with_protocols(&request, &[SUBPROTOCOL])?;
     let id = SessionId::random();
+    let lease = request.extensions_mut().remove::<TokenLease>();
     let client = caller.client();
     let intake = Intake {
         budget: MessageBudget::clone(&budget),
@@ -61,6 +69,7 @@ pub async fn upgrade(
         patience: Duration::from_millis(context.limits.client_stall_ms),
     };
     let incoming = FrameReader::new(payload, context.limits.message_bytes, intake).into_stream();
+    let incoming = while_valid(incoming, lease);
     let peer = request.peer_addr().map(|peer| peer.ip());
     let (frames, closed) = session::start(id, peer, client, SessionContext::clone(&context), incoming).await;
     unflushed.add(&request);
@@ -73,6 +82,22 @@ pub async fn upgrade(
         info!(event = "socket.shut_down", session_id:% = id; "a closed session's client does not read: its connection is shut down");
     });
     Ok(response.streaming(SocketBody::new(frames, connection::of(&request))))
+}
+
+/// The client's messages, and a fault that closes the session when the client's token is not valid any more.
+fn while_valid(
+    incoming: impl Stream<Item = Incoming> + 'static,
+    lease: Option<TokenLease>,
+) -> LocalBoxStream<'static, Incoming> {
+    let Some(lease) = lease else { return incoming.boxed_local() };
+    let ended = lease.ended().map(|()| {
+        let text = "this session's token is not in the tokens file any more: connect with a new one";
+        Incoming::Fault(CloseReason::new(CloseCode::Policy, text))
+    });
+    let incoming = incoming.map(Some).chain(stream::iter([None]));
+    let both = stream::select(incoming, ended.map(Some).into_stream());
+    // `None` is the end of the client's messages.
+    both.take_while(|incoming| ready(incoming.is_some())).filter_map(ready).boxed_local()
 }
 
 /// The subprotocols that the client offers, without those that carry a token.

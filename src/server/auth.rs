@@ -4,12 +4,12 @@
 //! post a form there. So the `Host`, `Origin`, `Content-Type` and token of every request are checked before a handler
 //! runs. `Forwarded` headers are ignored, because a client can set them.
 
-use std::{fmt, net::IpAddr};
+use std::{any::Any, net::IpAddr};
 
 use actix_web::{
     Error, HttpMessage, HttpResponse,
     body::{EitherBody, MessageBody},
-    dev::{ServiceRequest, ServiceResponse},
+    dev::{Extensions, ServiceRequest, ServiceResponse},
     http::{
         Method, StatusCode,
         header::{self, HeaderMap, HeaderName},
@@ -23,69 +23,23 @@ use cc_executor_actors::{
     client::ClientName,
     rpc::{ErrorObject, code},
 };
-use sha2::{Digest, Sha256};
-use subtle::ConstantTimeEq;
 
-use super::{caller::Caller, request_log::log_refused};
+use super::{
+    authentication::{Authentication, Principal, Unauthenticated},
+    caller::Caller,
+    peer_user::{self, PeerUser},
+    request_log::log_refused,
+    tokens::TokenLease,
+};
 
 /// The prefix of the subprotocol that carries a browser's token.
 pub const BEARER_PROTOCOL: &str = "bearer.";
 
-/// A secret that is never printed.
-#[derive(Clone)]
-pub struct Secret(String);
-
-impl Secret {
-    /// A secret with this text.
-    pub fn new(text: String) -> Self {
-        Secret(text)
-    }
-
-    /// The text, to be sent to the service that demands it.
-    pub fn reveal(&self) -> &str {
-        &self.0
-    }
-
-    /// The digest by which it is recognized.
-    pub fn fingerprint(&self) -> Fingerprint {
-        Fingerprint(Sha256::digest(&self.0).into())
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret(..)")
-    }
-}
-
-/// The SHA-256 of a secret. It suffices to recognize the secret, and does not reveal it. Compared in constant time.
-#[derive(Clone, Debug)]
-pub struct Fingerprint([u8; 32]);
-
-impl Fingerprint {
-    /// The fingerprint with these 64 hexadecimal digits.
-    pub fn from_hex(text: &str) -> Option<Self> {
-        let digits = text.as_bytes();
-        if digits.len() != 64 || !digits.iter().all(u8::is_ascii_hexdigit) {
-            return None;
-        }
-        let mut bytes = [0; 32];
-        for (at, byte) in bytes.iter_mut().enumerate() {
-            *byte = u8::from_str_radix(&text[2 * at..2 * at + 2], 16).ok()?;
-        }
-        Some(Fingerprint(bytes))
-    }
-
-    fn is_of(&self, offered: &[u8]) -> bool {
-        self.0.ct_eq(Sha256::digest(offered).as_slice()).into()
-    }
-}
-
 /// The rules of one role.
 #[derive(Clone, Debug)]
 pub struct Access {
-    /// The token that a request must carry; `None` if none is demanded.
-    pub token: Option<Fingerprint>,
+    /// How callers are known.
+    pub authentication: Authentication,
     /// Host names of this service besides the loopback names.
     pub allowed_hosts: Vec<String>,
     /// Origins of web pages that may call it besides its own.
@@ -96,6 +50,13 @@ pub struct Access {
     pub serves_gateways: bool,
 }
 
+/// An admitted request.
+#[derive(Debug)]
+pub struct Admitted {
+    caller: Caller,
+    lease: Option<TokenLease>,
+}
+
 /// Why a request is refused.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Rejection {
@@ -104,47 +65,52 @@ pub struct Rejection {
 }
 
 impl Access {
-    /// Checks a request.
+    /// Checks a request over a connection of this user. `None` is a caller that is not known, on a route that is open to
+    /// everyone.
     ///
     /// # Errors
     ///
     /// The request is rejected, with a status and a message.
-    pub fn authorize(&self, method: &Method, path: &str, headers: &HeaderMap) -> Result<Caller, Rejection> {
-        if self.token.is_none() {
+    pub fn authorize(
+        &self,
+        method: &Method,
+        path: &str,
+        headers: &HeaderMap,
+        uid: Result<u32, &str>,
+    ) -> Result<Option<Admitted>, Rejection> {
+        if !self.authentication.demands_token() {
             self.check_host(headers)?;
         }
         self.check_origin(headers)?;
-        let open = matches!(path, "/health" | "/healthz" | "/ready" | "/docs");
-        if let Some(token) = self.token.as_ref().filter(|_| !open) {
-            let offered = offered_tokens(headers);
-            if !offered.iter().any(|offered| token.is_of(offered)) {
-                let message = match offered.is_empty() {
-                    true => "a token is required: send the header `Authorization: Bearer TOKEN`",
-                    false => "the token is wrong: send the token of this service",
-                };
-                return Err(reject(StatusCode::UNAUTHORIZED, message));
-            }
-        }
+        let is_open = matches!(path, "/health" | "/healthz" | "/ready" | "/docs");
+        let principal = match self.authentication.authenticate(&offered_tokens(headers), uid) {
+            Ok(principal) => Some(principal),
+            Err(_) if is_open => None,
+            Err(refusal) => return Err(refusal.into()),
+        };
         if method == Method::POST && !path.ends_with("/stdin") {
             check_content_type(headers)?;
         }
-        self.caller(headers)
+        principal.map(|principal| self.admit(principal, headers)).transpose()
     }
 
-    /// The caller of a request that is allowed.
-    fn caller(&self, headers: &HeaderMap) -> Result<Caller, Rejection> {
-        if self.token.is_none() {
-            return Ok(Caller::Client(ClientName::anonymous()));
+    fn admit(&self, principal: Principal, headers: &HeaderMap) -> Result<Admitted, Rejection> {
+        let client = |name| Admitted { caller: Caller::Client(name), lease: None };
+        match principal {
+            Principal::SingleToken if self.serves_gateways => {
+                gateway_or_operator(headers).map(|caller| Admitted { caller, lease: None })
+            }
+            Principal::SingleToken => Ok(client(ClientName::of_single_token())),
+            Principal::NamedToken(name, lease) => Ok(Admitted { lease: Some(lease), ..client(name) }),
+            Principal::LocalUser(name) => Ok(client(name)),
+            Principal::Anyone => Ok(client(ClientName::anonymous())),
         }
-        if !self.serves_gateways {
-            return Ok(Caller::Client(ClientName::of_single_token()));
-        }
-        match single(headers, &HeaderName::from_static(CLIENT_HEADER))? {
-            None => Ok(Caller::Operator),
-            Some(name) => match name.parse() {
-                Ok(name) => Ok(Caller::Client(name)),
-                Err(error) => Err(reject(StatusCode::BAD_REQUEST, format!("{CLIENT_HEADER}: {error}"))),
-            },
+    }
+
+    /// Keeps what this role needs to know of a new connection's peer in the connection's data.
+    pub fn keep_peer(&self, connection: &dyn Any, data: &mut Extensions) {
+        if matches!(self.authentication, Authentication::LocalUsers(_)) {
+            peer_user::keep(connection, data);
         }
     }
 
@@ -185,10 +151,36 @@ impl Access {
     }
 }
 
+/// Who calls a backend with its token: a gateway, which names its client in a header, or an operator.
+fn gateway_or_operator(headers: &HeaderMap) -> Result<Caller, Rejection> {
+    match single(headers, &HeaderName::from_static(CLIENT_HEADER))? {
+        None => Ok(Caller::Operator),
+        Some(name) => match name.parse() {
+            Ok(name) => Ok(Caller::Client(name)),
+            Err(error) => Err(reject(StatusCode::BAD_REQUEST, format!("{CLIENT_HEADER}: {error}"))),
+        },
+    }
+}
+
+impl From<Unauthenticated> for Rejection {
+    fn from(refusal: Unauthenticated) -> Self {
+        match refusal {
+            Unauthenticated::NoToken => {
+                reject(StatusCode::UNAUTHORIZED, "a token is required: send the header `Authorization: Bearer TOKEN`")
+            }
+            Unauthenticated::WrongToken => {
+                reject(StatusCode::UNAUTHORIZED, "the token is wrong: send the token of this service")
+            }
+            Unauthenticated::LocalUser(message) => forbidden(message),
+        }
+    }
+}
+
 /// Whether a host name can only mean this machine.
 fn is_loopback(name: &str) -> bool {
     let address = name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(name);
-    name.eq_ignore_ascii_case("localhost") || address.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+    name.eq_ignore_ascii_case("localhost")
+        || address.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
 /// Splits `name:port` or `[address]:port`. `None` if the port is not a number or the name has other characters than
@@ -264,9 +256,16 @@ pub async fn guard<B: MessageBody>(
     request: ServiceRequest,
     next: Next<B>,
 ) -> Result<ServiceResponse<EitherBody<B>>, Error> {
-    match access.authorize(request.method(), request.path(), request.headers()) {
-        Ok(caller) => {
-            request.extensions_mut().insert(caller);
+    let uid = request.conn_data::<PeerUser>().map_or(Err("it was not looked up"), PeerUser::uid);
+    match access.authorize(request.method(), request.path(), request.headers(), uid) {
+        Ok(admitted) => {
+            if let Some(Admitted { caller, lease }) = admitted {
+                let mut extensions = request.extensions_mut();
+                extensions.insert(caller);
+                if let Some(lease) = lease {
+                    extensions.insert(lease);
+                }
+            }
             next.call(request).await.map(ServiceResponse::map_into_left_body)
         }
         Err(Rejection { status, message }) => {
@@ -286,10 +285,14 @@ mod tests {
     use actix_web::http::header::HeaderValue;
 
     use super::*;
+    use crate::server::{local_users::LocalUsers, secret::Fingerprint, tokens::Tokens};
 
     fn access(token: Option<&str>) -> Access {
         Access {
-            token: token.map(|token| Secret::new(token.to_owned()).fingerprint()),
+            authentication: match token {
+                Some(token) => Authentication::Tokens(Tokens::single(Fingerprint::of(token.as_bytes()))),
+                None => Authentication::LocalUsers(LocalUsers::new(1000, [])),
+            },
             allowed_hosts: vec!["executor.internal".to_owned()],
             allowed_origins: vec!["https://app.example".to_owned()],
             port: 8003,
@@ -302,7 +305,7 @@ mod tests {
         for (name, value) in headers {
             map.append(HeaderName::try_from(*name).unwrap(), HeaderValue::from_str(value).unwrap());
         }
-        access.authorize(&method, path, &map).map_or_else(|rejection| rejection.status.as_u16(), |_| 200)
+        access.authorize(&method, path, &map, Ok(1000)).map_or_else(|rejection| rejection.status.as_u16(), |_| 200)
     }
 
     #[test]
@@ -314,6 +317,7 @@ mod tests {
             ("127.0.0.1:8003", 200),
             ("127.9.9.9", 200),
             ("[::1]:8003", 200),
+            ("[::ffff:127.0.0.1]:8003", 200),
             ("executor.internal:1", 200),
             ("localhost.evil.example", 403),
             ("127.0.0.1.evil.example:8003", 403),
@@ -325,6 +329,7 @@ mod tests {
             ("[::1]x", 403),
             ("0.0.0.0:8003", 403),
             ("10.0.0.1", 403),
+            ("[::ffff:10.0.0.1]", 403),
             ("2130706433", 403),
             ("", 403),
         ] {
@@ -386,7 +391,7 @@ mod tests {
                 .iter()
                 .map(|(name, value)| (HeaderName::try_from(*name).unwrap(), HeaderValue::from_str(value).unwrap()))
                 .collect();
-            access(Some("right")).authorize(&Method::GET, "/ws/mcp", &headers).unwrap_err().message
+            access(Some("right")).authorize(&Method::GET, "/ws/mcp", &headers, Ok(1000)).unwrap_err().message
         };
         assert!(message_for(&[]).starts_with("a token is required: "));
         assert!(message_for(&[("authorization", "Bearer wrong")]).starts_with("the token is wrong: "));

@@ -128,6 +128,13 @@ impl Service {
         self.log.lock().unwrap().clone()
     }
 
+    /// The warnings and errors so far, but for the one that it runs as root, as tests may.
+    pub fn complaints(&self) -> Vec<Value> {
+        let is_complaint =
+            |line: &Value| !matches!(line["level"].as_str(), Some("INFO" | "DEBUG")) && line["event"] != "service.root";
+        self.log().into_iter().filter(is_complaint).collect()
+    }
+
     /// The number of log lines with this event so far.
     pub fn count(&self, event: &str) -> usize {
         self.log.lock().unwrap().iter().filter(|line| line["event"] == event).count()

@@ -3,6 +3,7 @@
 use std::{
     fs,
     ops::Deref,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
@@ -22,6 +23,11 @@ impl TempPath {
         let path = TempPath::new(name);
         fs::write(&path.0, content).unwrap();
         path
+    }
+
+    /// Sets the permissions of the file.
+    pub fn set_mode(&self, mode: u32) {
+        fs::set_permissions(&self.0, fs::Permissions::from_mode(mode)).unwrap();
     }
 
     pub fn as_str(&self) -> &str {

@@ -70,6 +70,11 @@ impl BackendClient {
         BackendClient { state: Rc::clone(&self.state), on_behalf_of: Some(client) }
     }
 
+    /// The client for which requests are sent.
+    pub fn on_behalf_of(&self) -> Option<&ClientName> {
+        self.on_behalf_of.as_ref()
+    }
+
     /// How long Claude may take to exit after its last event, where the backend cannot decide that itself.
     pub fn claude_exit(&self) -> Duration {
         self.state.claude_exit
@@ -122,6 +127,11 @@ impl BackendClient {
                     self.url()
                 ))),
             },
+            // A caller that the backend does not know gets nothing but the status.
+            Ok(Value::Object(map)) if map.is_empty() => Err(BackendError::Rejected(format!(
+                "the backend at {} does not accept this gateway; set CC_EXECUTOR_BACKEND_TOKEN to its token, or without a token allow the gateway's user with --allow-local-users of the backend",
+                self.url()
+            ))),
             // The legacy image answers {"status": "healthy", …}.
             Ok(Value::Object(map)) if map.get("status").is_some_and(Value::is_string) => Ok(BackendKind::Legacy),
             _ => Err(self.rejected("GET /health", status, &body)),

@@ -182,7 +182,7 @@ impl Actor for Session {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        info!(event = "session.opened", session_id:% = self.id; "session opened");
+        info!(event = "session.opened", session_id:% = self.id, client:serde = self.backend.on_behalf_of(); "session opened");
         let drain = ctx.address().downgrade().recipient();
         self.permit.supervisor().do_send(SessionOpened(self.id, drain));
         ctx.add_stream(stream::unfold(Rc::clone(&self.room), |room| async {

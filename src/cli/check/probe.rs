@@ -7,7 +7,10 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use super::failure::{CheckFailure, wrong};
-use crate::cli::{connection::Connection, http::service_url};
+use crate::cli::{
+    connection::{Connection, token},
+    http::service_url,
+};
 
 /// The longest time until the next message. The checks request heartbeats every 5 s; pings do not count as messages.
 pub(super) const QUIET: Duration = Duration::from_secs(12);
@@ -48,7 +51,11 @@ impl Probe {
     pub(super) async fn n_sessions(&self) -> Option<u64> {
         let url = service_url(&self.url, "/health");
         let client = awc::Client::builder().timeout(QUIET).finish();
-        let body = client.get(url).send().await.ok()?.body().limit(64 << 10).await.ok()?;
+        let mut request = client.get(url);
+        if let Some(token) = token().ok()? {
+            request = request.bearer_auth(token);
+        }
+        let body = request.send().await.ok()?.body().limit(64 << 10).await.ok()?;
         serde_json::from_slice::<Value>(&body).ok()?["sessions"].as_u64()
     }
 }
