@@ -85,26 +85,29 @@ fn unfetched_output_stays_for_its_retention_whatever_another_client_leaves() {
     let backend = backend_with_token(&["--max-kept-bytes", &limit]);
     let (alice, bob) = (BackendCaller::client(&backend, "alice"), BackendCaller::client(&backend, "bob"));
     let writes = |n_bytes: usize| format!("head -c {n_bytes} /dev/zero | tr '\\0' x");
-    let finished = |n: usize| backend.wait_for_event("process.finished", n);
-    let kept = bob.detach(&writes(BYTES), &[]);
-    finished(1);
+    let detach = |caller: BackendCaller<'_>, command: &str| {
+        let id = caller.detach(command, &[]);
+        let has_ended = || caller.ask(&format!("GET /executions/{id}")).1["status"] == "COMPLETED";
+        wait_until("it has ended", PATIENCE, has_ended);
+        id
+    };
+    let kept = detach(bob, &writes(BYTES));
     let both = format!("{} & {} >&2; wait", writes(4_100_000), writes(4_100_000));
+    let execute = json!({ "question": "true", "onDisconnect": "detach" });
     let mut refused = None;
-    for n in 0..times {
-        let execute = json!({ "question": "true", "onDisconnect": "detach" });
+    for _ in 0..times {
         if alice.run(&execute).status != 200 {
             refused = Some(alice.refusal(&execute));
             break;
         }
-        alice.detach(&both, &[]);
-        finished(2 * n + 3);
+        detach(alice, &both);
     }
     let (status, error, _) = refused.expect("its share is used up");
     let limit: u64 = limit.parse().unwrap();
     assert_over(&error, "client", limit - limit / 4);
     assert!(status == 429 && error["message"].as_str().unwrap().contains("--max-kept-bytes"), "{status} {error}");
     assert_eq!(alice.run(&json!({ "question": "echo not detachable" })).status, 200);
-    assert_eq!(bob.run(&json!({ "question": "true", "onDisconnect": "detach" })).status, 200);
+    assert_eq!(bob.run(&execute).status, 200);
     let stream = bob.exchange(&format!("GET /executions/{kept}/stream"), &[], "");
     assert_eq!(stream.body.len(), BYTES, "the other client's output is complete");
 }
