@@ -83,6 +83,7 @@ pub fn serve(listener: TcpListener, config: BackendConfig, access: Access) -> io
     let registry = web::Data::new(Registry::new(config, retained::answer));
     let shared = registry.clone();
     actix_web::rt::spawn(registry.forget_in_time());
+    actix_web::rt::spawn(registry.tell_positions());
     let consumer_stall = registry.config().consumer_stall;
     let access = web::Data::new(access);
     let of_connections = access.clone();

@@ -1,6 +1,8 @@
 //! Session, execution and supervisor as actors, without a gateway's socket: a test sends messages into the session's
 //! stream and reads frames from its outbox.
 
+mod clients;
+
 use std::{
     io::Write,
     sync::{
@@ -43,10 +45,13 @@ struct StubPeer {
 
 impl StubPeer {
     async fn connect(context: &SessionContext) -> StubPeer {
+        StubPeer::connect_as(&ClientName::anonymous(), context).await
+    }
+
+    async fn connect_as(client: &ClientName, context: &SessionContext) -> StubPeer {
         let (incoming, stream) = mpsc::unbounded_channel();
         let stream = futures_util::stream::unfold(stream, |mut stream| async { Some((stream.recv().await?, stream)) });
-        let (frames, _) =
-            session::start(SessionId::random(), None, ClientName::anonymous(), context.clone(), stream).await;
+        let (frames, _) = session::start(SessionId::random(), None, client.clone(), context.clone(), stream).await;
         StubPeer { incoming, frames, read: Vec::new() }
     }
 
@@ -171,16 +176,17 @@ fn supervisor_cancels_an_execution_by_id() {
         let id = ExecutionId::random();
         peer.call(1, "execute", &json!({ "command": "silence", "executionId": id }));
         peer.notification("statusUpdate").await;
-        let answer =
-            supervisor.send(CancelExecution { execution_id: id, grace_ms: 7 }).await.expect("the supervisor runs");
+        let cancel = async |execution_id: ExecutionId, client: ClientName| {
+            let cancel = CancelExecution { execution_id, client, grace_ms: 7 };
+            supervisor.send(cancel).await.expect("the supervisor runs")
+        };
+        assert_eq!(cancel(id, ClientName::of_user(1)).await, None, "it is another client's");
+        let answer = cancel(id, ClientName::anonymous()).await;
         assert_eq!(answer, Some(Ok(ControlReply::Status(Status::Cancelling))));
         let request = stub.requests_with("DELETE").pop().expect("the backend got the cancel");
         assert_eq!(request.path, format!("/executions/{id}?grace_ms=7&reason=canceled"));
-        let unknown = supervisor
-            .send(CancelExecution { execution_id: ExecutionId::random(), grace_ms: 7 })
-            .await
-            .expect("the supervisor runs");
-        assert_eq!(unknown, None);
+        assert_eq!(cancel(ExecutionId::random(), ClientName::anonymous()).await, None);
+        assert_eq!(stub.requests_with("DELETE").len(), 1);
         // When the client is gone, its execution drops the backend's stream.
         peer.incoming.send(Incoming::Gone).expect("the session runs");
         wait_until_empty(&supervisor).await;

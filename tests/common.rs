@@ -1,5 +1,6 @@
 //! Helpers of the tests: the service as a process, a client, proxies that inject faults, and scripted backends.
 
+pub mod backend_caller;
 pub mod claude_cli;
 pub mod client;
 pub mod client_process;

@@ -28,6 +28,23 @@ pub const EXECUTION_ID_HEADER: &str = "x-execution-id";
 /// Request header with the name of the client that a gateway calls for. A backend believes it only beside its token.
 pub const CLIENT_HEADER: &str = "cc-executor-client";
 
+/// Request header with the session for which a gateway requests an execution: the sessions of a client wait in turn.
+pub const SESSION_HEADER: &str = "cc-executor-session";
+
+/// How many executions a page of `GET /executions` has at the most, and if the request does not say.
+pub const MAX_LISTED: usize = 200;
+
+/// Answer of `GET /executions?limit=N&after=NEXT`: what has not ended or is attached comes first, then the rest, each
+/// the newest first.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct ExecutionPage {
+    /// The executions of the caller.
+    pub executions: Vec<Snapshot>,
+    /// Where the next page begins, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub next: Option<String>,
+}
+
 /// Answer of `GET /health`. The answer of the legacy image has no `server`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -41,7 +41,7 @@ id! {
 }
 
 id! {
-    /// The id of an execution. A client that knows it may query and cancel the execution.
+    /// The id of an execution. It belongs to the client that requested the execution.
     ExecutionId
 }
 

@@ -75,7 +75,7 @@ pub async fn start(
     incoming: impl Stream<Item = Incoming> + 'static,
 ) -> (Frames, ClosedSignal) {
     let SessionContext { supervisor, backend, limits, unread, max_requests } = context;
-    let backend = backend.for_client(client.clone());
+    let backend = backend.for_session(client.clone(), id);
     let unread = unread.of_session(client.clone());
     let admitted = supervisor.send(Admit { session: id, peer, client }).await;
     let admitted = admitted.unwrap_or_else(|_| Err(ErrorObject::new(code::DRAINING, "the service is shutting down")));

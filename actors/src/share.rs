@@ -52,9 +52,14 @@ impl Shares {
         self.used.get(client).copied().unwrap_or(0)
     }
 
+    /// How far others than the largest client may together exceed the limit.
+    pub fn reserve(&self) -> u64 {
+        self.limit / 4
+    }
+
     /// The share of a client while another one uses or waits for some: three quarters, rounded up.
     fn held_to(&self) -> u64 {
-        self.limit - self.limit / 4
+        self.limit - self.reserve()
     }
 
     /// Whether a client may use this much more. `others_wait` is whether another client waits for some.
@@ -64,12 +69,24 @@ impl Shares {
     /// The client's share or the whole limit is used up.
     pub fn admits(&self, client: &ClientName, amount: u64, others_wait: bool) -> Result<(), ShareExceeded> {
         let own = self.used_by(client);
-        let is_alone = own == self.total && !others_wait;
+        self.check(own, amount, own == self.total && !others_wait)
+    }
+
+    /// Whether a client that uses nothing yet may use this much.
+    ///
+    /// # Errors
+    ///
+    /// The amount is more than a share, or the others use all that there is.
+    pub fn admits_newcomer(&self, amount: u64) -> Result<(), ShareExceeded> {
+        self.check(0, amount, self.total == 0)
+    }
+
+    fn check(&self, own: u64, amount: u64, is_alone: bool) -> Result<(), ShareExceeded> {
         let share = if is_alone { self.limit } else { self.held_to() };
         if own.saturating_add(amount) > share {
             return Err(ShareExceeded { scope: ShareScope::Client, limit: share, used: own });
         }
-        let reserve = self.limit / 4;
+        let reserve = self.reserve();
         let would_use = self.total.saturating_add(amount);
         // Only what others than the largest client use can fill the reserve.
         if would_use <= self.limit || (own.saturating_add(amount) <= reserve && would_use <= self.limit + reserve) {
@@ -166,6 +183,7 @@ mod tests {
             let mut shares = Shares::new(limit);
             shares.add(&client(1), used.min(limit));
             prop_assert!(shares.admits(&client(2), 1, false).is_ok());
+            prop_assert!(shares.admits_newcomer(1).is_ok());
         }
     }
 }

@@ -15,13 +15,16 @@ use crate::{
     id::{ExecutionId, SessionId},
     protocol::control::ControlRequest,
     rpc::{ErrorObject, code},
+    share::{ShareExceeded, ShareScope, Shares},
 };
 
 /// The supervisor of a gateway.
 pub struct Supervisor {
     limits: SessionLimits,
     sessions: HashMap<SessionId, SessionEntry>,
-    executions: HashMap<ExecutionId, (SessionId, WeakRecipient<Control>)>,
+    /// An id belongs to a client: another one that uses the same id must not reach the execution.
+    executions: HashMap<(ClientName, ExecutionId), (SessionId, WeakRecipient<Control>)>,
+    of_clients: Shares,
     draining: Option<Drain>,
     /// Answer the [`Drain`] messages after the end of the last session.
     drained: Vec<oneshot::Sender<()>>,
@@ -30,14 +33,18 @@ pub struct Supervisor {
 /// The most sessions at a time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SessionLimits {
-    /// In all.
+    /// In all. The clients share them.
     pub sessions: usize,
-    /// From one client address.
+    /// From one address. It identifies no client, because many clients may have one address.
     pub per_peer: usize,
 }
 
+/// When to try again after the refusal of a session, in milliseconds. Another one may end at any moment.
+const RETRY_SESSION_MS: u64 = 1_000;
+
 struct SessionEntry {
     peer: Option<IpAddr>,
+    client: ClientName,
     /// The session's address, once it has started.
     drain: Option<WeakRecipient<Drain>>,
 }
@@ -45,7 +52,37 @@ struct SessionEntry {
 impl Supervisor {
     /// A supervisor with these limits.
     pub fn new(limits: SessionLimits) -> Self {
-        Supervisor { limits, sessions: HashMap::new(), executions: HashMap::new(), draining: None, drained: Vec::new() }
+        Supervisor {
+            limits,
+            sessions: HashMap::new(),
+            executions: HashMap::new(),
+            of_clients: Shares::new(limits.sessions as u64),
+            draining: None,
+            drained: Vec::new(),
+        }
+    }
+
+    /// Whether a session is admitted. The error says whose limit is reached.
+    fn admits(&self, peer: Option<IpAddr>, client: &ClientName) -> Result<(), (String, ShareExceeded)> {
+        self.of_clients.admits(client, 1, false).map_err(|exceeded| {
+            let ShareExceeded { scope, limit, used } = exceeded;
+            let message = match scope {
+                ShareScope::Client => {
+                    format!("this client has {used} sessions, and its share of --max-sessions is {limit}: close some")
+                }
+                ShareScope::Service => {
+                    format!("{used} sessions are open, the limit of --max-sessions is {limit}: try again in a moment")
+                }
+            };
+            (message, exceeded)
+        })?;
+        let of_peer = self.sessions.values().filter(|entry| peer.is_some() && entry.peer == peer).count();
+        let limit = self.limits.per_peer;
+        if of_peer < limit {
+            return Ok(());
+        }
+        let exceeded = ShareExceeded { scope: ShareScope::Client, limit: limit as u64, used: of_peer as u64 };
+        Err((format!("your address has {of_peer} sessions, the limit is {limit}: close some"), exceeded))
     }
 
     fn answer_if_drained(&mut self) {
@@ -83,6 +120,7 @@ pub struct Admit {
 #[derive(Debug)]
 pub struct Permit {
     session: SessionId,
+    client: ClientName,
     supervisor: Addr<Supervisor>,
 }
 
@@ -90,6 +128,11 @@ impl Permit {
     /// The supervisor that admitted the session.
     pub fn supervisor(&self) -> &Addr<Supervisor> {
         &self.supervisor
+    }
+
+    /// The client of the session.
+    pub fn client(&self) -> &ClientName {
+        &self.client
     }
 }
 
@@ -102,26 +145,18 @@ impl Drop for Permit {
 impl Handler<Admit> for Supervisor {
     type Result = Result<Permit, ErrorObject>;
 
-    fn handle(&mut self, Admit { session, peer, client: _ }: Admit, ctx: &mut Self::Context) -> Self::Result {
+    fn handle(&mut self, Admit { session, peer, client }: Admit, ctx: &mut Self::Context) -> Self::Result {
         if self.draining.is_some() {
             return Err(ErrorObject::new(code::DRAINING, "the service is shutting down: connect again in a moment"));
         }
-        let SessionLimits { sessions, per_peer } = self.limits;
-        let of_peer = self.sessions.values().filter(|entry| peer.is_some() && entry.peer == peer).count();
-        let refusal = if self.sessions.len() >= sessions {
-            Some(format!("all {sessions} sessions are taken: try again later"))
-        } else if of_peer >= per_peer {
-            Some(format!("your address has {of_peer} sessions, the limit is {per_peer}: close some"))
-        } else {
-            None
-        };
-        if let Some(message) = refusal {
-            info!(event = "session.refused", session_id:% = session, sessions = self.sessions.len(), of_peer = of_peer,
-                peer:serde = peer; "session refused: {message}");
-            return Err(ErrorObject::new(code::SESSION_LIMIT, message));
+        if let Err((message, exceeded)) = self.admits(peer, &client) {
+            info!(event = "session.refused", session_id:% = session, client:% = client, sessions = self.sessions.len(),
+                limit = exceeded.limit, used = exceeded.used, peer:serde = peer; "session refused: {message}");
+            return Err(ErrorObject::new(code::SESSION_LIMIT, message).over(exceeded, Some(RETRY_SESSION_MS)));
         }
-        self.sessions.insert(session, SessionEntry { peer, drain: None });
-        Ok(Permit { session, supervisor: ctx.address() })
+        self.of_clients.add(&client, 1);
+        self.sessions.insert(session, SessionEntry { peer, client: client.clone(), drain: None });
+        Ok(Permit { session, client, supervisor: ctx.address() })
     }
 }
 
@@ -151,7 +186,9 @@ impl Handler<SessionLeft> for Supervisor {
     type Result = ();
 
     fn handle(&mut self, SessionLeft(session): SessionLeft, _: &mut Self::Context) {
-        self.sessions.remove(&session);
+        if let Some(SessionEntry { client, .. }) = self.sessions.remove(&session) {
+            self.of_clients.remove(&client, 1);
+        }
         self.answer_if_drained();
     }
 }
@@ -164,6 +201,8 @@ pub struct ExecutionBegan {
     pub execution: ExecutionId,
     /// The session.
     pub session: SessionId,
+    /// The client of the session.
+    pub client: ClientName,
     /// Takes a cancellation.
     pub cancel: WeakRecipient<Control>,
 }
@@ -171,8 +210,9 @@ pub struct ExecutionBegan {
 impl Handler<ExecutionBegan> for Supervisor {
     type Result = ();
 
-    fn handle(&mut self, ExecutionBegan { execution, session, cancel }: ExecutionBegan, _: &mut Self::Context) {
-        self.executions.insert(execution, (session, cancel));
+    fn handle(&mut self, began: ExecutionBegan, _: &mut Self::Context) {
+        let ExecutionBegan { execution, session, client, cancel } = began;
+        self.executions.insert((client, execution), (session, cancel));
     }
 }
 
@@ -184,25 +224,31 @@ pub struct ExecutionFinished {
     pub execution: ExecutionId,
     /// The session.
     pub session: SessionId,
+    /// The client of the session.
+    pub client: ClientName,
 }
 
 impl Handler<ExecutionFinished> for Supervisor {
     type Result = ();
 
-    fn handle(&mut self, ExecutionFinished { execution, session }: ExecutionFinished, _: &mut Self::Context) {
+    fn handle(&mut self, finished: ExecutionFinished, _: &mut Self::Context) {
+        let ExecutionFinished { execution, session, client } = finished;
+        let key = (client, execution);
         // Another session may have taken it over.
-        if self.executions.get(&execution).is_some_and(|(holder, _)| *holder == session) {
-            self.executions.remove(&execution);
+        if self.executions.get(&key).is_some_and(|(holder, _)| *holder == session) {
+            self.executions.remove(&key);
         }
     }
 }
 
-/// Cancel an execution on behalf of a client. The answer is `None` if no session of this gateway holds it.
+/// Cancel an execution on behalf of its client. The answer is `None` if no session of this client holds it here.
 #[derive(Message)]
 #[rtype(result = "Option<ControlAnswer>")]
 pub struct CancelExecution {
     /// The execution.
     pub execution_id: ExecutionId,
+    /// The client.
+    pub client: ClientName,
     /// Milliseconds between TERM and KILL.
     pub grace_ms: u64,
 }
@@ -211,8 +257,8 @@ impl Handler<CancelExecution> for Supervisor {
     type Result = ResponseFuture<Option<ControlAnswer>>;
 
     fn handle(&mut self, cancel: CancelExecution, _: &mut Self::Context) -> Self::Result {
-        let CancelExecution { execution_id, grace_ms } = cancel;
-        let execution = self.executions.get(&execution_id).and_then(|(_, cancel)| cancel.upgrade());
+        let CancelExecution { execution_id, client, grace_ms } = cancel;
+        let execution = self.executions.get(&(client, execution_id)).and_then(|(_, cancel)| cancel.upgrade());
         Box::pin(async move { execution?.send(Control(ControlRequest::cancel(grace_ms))).await.ok() })
     }
 }
@@ -267,8 +313,8 @@ pub struct GetStats;
 pub struct Stats {
     /// Admitted sessions.
     pub n_sessions: usize,
-    /// The most admitted sessions.
-    pub max_sessions: usize,
+    /// Whether a session of a client that has none is admitted.
+    pub admits_newcomers: bool,
     /// Executions that they hold.
     pub n_executions: usize,
     /// Whether no session is admitted any more.
@@ -281,7 +327,7 @@ impl Handler<GetStats> for Supervisor {
     fn handle(&mut self, GetStats: GetStats, _: &mut Self::Context) -> Self::Result {
         MessageResult(Stats {
             n_sessions: self.sessions.len(),
-            max_sessions: self.limits.sessions,
+            admits_newcomers: self.of_clients.admits_newcomer(1).is_ok(),
             n_executions: self.executions.len(),
             draining: self.draining.is_some(),
         })

@@ -1,7 +1,11 @@
 //! The one place where errors of the backend's modules become JSON-RPC errors, with their codes and `data`. The HTTP
 //! status follows from the code, see [`crate::server::refused::Refused`].
 
-use cc_executor_actors::rpc::{ErrorObject, code};
+use cc_executor_actors::{
+    protocol::MAX_INPUT_WAITING,
+    rpc::{ErrorObject, code},
+    share::{ShareExceeded, ShareScope},
+};
 use serde_json::json;
 
 use super::{
@@ -10,8 +14,11 @@ use super::{
     holds::HoldError,
     job_request::JobError,
     output_buffer::{ConsumerError, OffsetError},
-    registry::error::RegistryError,
+    registry::{error::RegistryError, places::NoPlace},
 };
+
+/// When to ask again for a place to run or to wait, in milliseconds. One may become free at any moment.
+const RETRY_PLACE_MS: u64 = 1_000;
 
 impl From<HoldError> for ErrorObject {
     fn from(error: HoldError) -> ErrorObject {
@@ -48,8 +55,12 @@ impl From<JobError> for ErrorObject {
             | JobError::EndedUnread(_)
             | JobError::StdinClosed => code::NOT_RUNNING,
             JobError::NoStdin | JobError::NoTerminal => code::NOT_ALLOWED,
-            JobError::StdinFull { .. } => code::FULL,
-            JobError::NoReply(_) | JobError::Resize(_) => code::INTERNAL,
+            JobError::StdinFull { waiting, .. } => {
+                let (limit, used) = (MAX_INPUT_WAITING as u64, waiting as u64);
+                let exceeded = ShareExceeded { scope: ShareScope::Client, limit, used };
+                return ErrorObject::new(code::FULL, error.to_string()).over(exceeded, None);
+            }
+            JobError::NoReply { .. } | JobError::Resize(_) => code::INTERNAL,
         };
         ErrorObject::new(code, error.to_string())
     }
@@ -57,20 +68,21 @@ impl From<JobError> for ErrorObject {
 
 impl From<RegistryError> for ErrorObject {
     fn from(error: RegistryError) -> ErrorObject {
+        let over =
+            |exceeded, retry_after_ms| ErrorObject::new(code::FULL, error.to_string()).over(exceeded, retry_after_ms);
         let (code, data) = match &error {
             RegistryError::Draining => (code::DRAINING, None),
-            RegistryError::Full { max, max_queued } => {
-                (code::FULL, Some(json!({ "max": max, "maxQueued": max_queued })))
+            RegistryError::NoPlace(NoPlace::ToRun(exceeded) | NoPlace::InQueue(exceeded)) => {
+                return over(*exceeded, Some(RETRY_PLACE_MS));
             }
-            RegistryError::TooManyEnded { max_ended, next_in_ms } => {
-                (code::FULL, Some(json!({ "maxEnded": max_ended, "retryInMs": next_in_ms })))
-            }
-            RegistryError::TooMuchUnfetched { held, max } => (code::FULL, Some(json!({ "held": held, "max": max }))),
+            RegistryError::NoRoom(no_room) => return over(no_room.exceeded, no_room.next_in_ms),
+            RegistryError::TooManyWithdrawn(refused) => return over(refused.exceeded, Some(refused.retry_in_ms)),
             RegistryError::IdTaken { difference, .. } => (code::PARAMS, Some(json!({ "param": difference }))),
+            RegistryError::IdInUse(_) => (code::PARAMS, Some(json!({ "param": "executionId" }))),
             RegistryError::Withdrawn(_) | RegistryError::Ended(_) => (code::NOT_RUNNING, None),
             // A client can tell from the instance whether the backend was restarted since.
             RegistryError::Unknown { instance, .. } => (code::UNKNOWN_EXECUTION, Some(json!({ "instance": instance }))),
-            RegistryError::NoReply => (code::INTERNAL, None),
+            RegistryError::NoReply { .. } => (code::INTERNAL, None),
         };
         ErrorObject { code, message: error.to_string(), data }
     }
@@ -109,6 +121,8 @@ impl From<PolicyError> for ErrorObject {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use actix_web::ResponseError;
     use cc_executor_actors::{
         id::{ExecutionId, InstanceId},
@@ -116,7 +130,52 @@ mod tests {
     };
 
     use super::*;
-    use crate::server::refused::Refused;
+    use crate::{
+        backend::registry::retention::{NoRoom, Resource},
+        server::refused::Refused,
+    };
+
+    fn exceeded(scope: ShareScope) -> ShareExceeded {
+        ShareExceeded { scope, limit: 4, used: 5 }
+    }
+
+    #[test]
+    fn refusals_say_what_to_do() {
+        let id: ExecutionId = "66666666-6666-4666-8666-666666666666".parse().unwrap();
+        let (instance, retention) = (InstanceId::random(), Duration::from_secs(600));
+        let no_room = |resource, scope| {
+            RegistryError::NoRoom(NoRoom { resource, exceeded: exceeded(scope), next_in_ms: Some(4_001) })
+        };
+        let table = [
+            (
+                RegistryError::Unknown { id, instance, retention },
+                "unknown execution 66666666-6666-4666-8666-666666666666: it may have ended more than 10 minutes ago, or the backend was restarted; list the known ones with GET /executions (cc-executor ps)",
+            ),
+            (
+                RegistryError::NoReply { id, within: Duration::from_secs(2) },
+                "execution 66666666-6666-4666-8666-666666666666 did not answer within 2 s: try again, or cancel it",
+            ),
+            (
+                no_room(Resource::Entries, ShareScope::Service),
+                "the backend remembers 5 executions, the limit of --max-ended: try again in 5 s; the operator can raise --max-ended or lower --retention-ms",
+            ),
+            (
+                no_room(Resource::UnfetchedBytes, ShareScope::Client),
+                "unfetched output of this client takes 5 bytes, and its share of --max-kept-bytes is 4: attach to ended executions to fetch it, wait until its retention ends, or execute without onDisconnect \"detach\"",
+            ),
+            (
+                RegistryError::NoPlace(NoPlace::ToRun(exceeded(ShareScope::Client))),
+                "5 executions of this client run, and none may wait, and its share of --max-executions is 4: try again when one has ended",
+            ),
+            (
+                RegistryError::NoPlace(NoPlace::InQueue(exceeded(ShareScope::Service))),
+                "5 executions are queued, the limit of --max-queued is 4: try again when one has ended",
+            ),
+        ];
+        for (error, text) in table {
+            assert_eq!(error.to_string(), text);
+        }
+    }
 
     #[test]
     fn each_error_has_its_code_its_data_and_its_status() {
@@ -142,24 +201,35 @@ mod tests {
             ),
             (JobError::Ended(id).into(), code::NOT_RUNNING, json!(null), 409),
             (JobError::NoStdin.into(), code::NOT_ALLOWED, json!(null), 403),
-            (JobError::StdinFull { length: 1, waiting: 1 }.into(), code::FULL, json!(null), 429),
-            (JobError::NoReply(id).into(), code::INTERNAL, json!(null), 500),
+            (
+                JobError::StdinFull { length: 1, waiting: 1 }.into(),
+                code::FULL,
+                json!({ "limit": MAX_INPUT_WAITING, "used": 1, "scope": "client", "retryAfterMs": null }),
+                429,
+            ),
+            (JobError::NoReply { id, within: Duration::from_secs(4) }.into(), code::INTERNAL, json!(null), 500),
             (RegistryError::Draining.into(), code::DRAINING, json!(null), 503),
             (
-                RegistryError::Full { max: 1, max_queued: 2 }.into(),
+                RegistryError::NoPlace(NoPlace::InQueue(exceeded(ShareScope::Service))).into(),
                 code::FULL,
-                json!({ "max": 1, "maxQueued": 2 }),
-                429,
+                json!({ "limit": 4, "used": 5, "scope": "service", "retryAfterMs": 1_000 }),
+                503,
             ),
             (
-                RegistryError::TooManyEnded { max_ended: 3, next_in_ms: Some(1_500) }.into(),
+                RegistryError::NoRoom(NoRoom {
+                    resource: Resource::Entries,
+                    exceeded: exceeded(ShareScope::Client),
+                    next_in_ms: Some(1_500),
+                })
+                .into(),
                 code::FULL,
-                json!({ "maxEnded": 3, "retryInMs": 1_500 }),
+                json!({ "limit": 4, "used": 5, "scope": "client", "retryAfterMs": 1_500 }),
                 429,
             ),
+            (RegistryError::IdInUse(id).into(), code::PARAMS, json!({ "param": "executionId" }), 400),
             (RegistryError::IdTaken { id, difference: "cwd" }.into(), code::PARAMS, json!({ "param": "cwd" }), 400),
             (
-                RegistryError::Unknown { id, instance }.into(),
+                RegistryError::Unknown { id, instance, retention: Duration::from_secs(600) }.into(),
                 code::UNKNOWN_EXECUTION,
                 json!({ "instance": instance }),
                 404,

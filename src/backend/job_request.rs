@@ -1,5 +1,7 @@
 //! The requests to a job, from its consumers and from the service, and the errors that answer them.
 
+use std::time::Duration;
+
 use cc_executor_actors::{
     backend_api::Snapshot,
     id::ExecutionId,
@@ -110,8 +112,13 @@ pub enum JobError {
     #[error("execution {0} ended before it had read the input")]
     EndedUnread(ExecutionId),
     /// Its task does not answer.
-    #[error("execution {0} does not answer")]
-    NoReply(ExecutionId),
+    #[error("execution {id} did not answer within {} s: try again, or cancel it", .within.as_secs())]
+    NoReply {
+        /// The execution.
+        id: ExecutionId,
+        /// How long an answer was waited for.
+        within: Duration,
+    },
     /// The consumer's claim or its offsets are refused.
     #[error(transparent)]
     Consumer(#[from] ConsumerError),

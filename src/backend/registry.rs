@@ -1,37 +1,41 @@
 //! All executions of a backend: queued, running, and for a while those that have ended.
 //!
-//! The registry admits executions up to the limit, queues the others in their order, and remembers ids and endings, so
-//! that no id runs twice. It holds neither output nor processes: the task of each execution owns them and answers
-//! requests. When an ended execution has no task any more, its record answers. [`retention`] decides how long
+//! The registry admits executions up to the limits that their clients share ([`places`]), queues the others
+//! ([`fair_queue`]), and remembers ids and endings, so that no id runs twice. An execution belongs to its client: to
+//! others it is unknown. The registry holds neither output nor processes: the task of each execution owns them and
+//! answers requests. When an ended execution has no task any more, its record answers. [`retention`] decides how long
 //! executions are remembered and whose output is evicted.
 
 pub mod error;
+pub mod fair_queue;
+mod forgetting;
 mod inbox;
+pub mod places;
+mod positions;
 pub mod record;
 pub mod retention;
 mod slot;
 mod state;
+pub mod withdrawn;
 
-use std::{
-    sync::{Arc, Weak},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use cc_executor_actors::{
-    backend_api::{Health, Snapshot},
-    clock::millis,
-    id::{ExecutionId, InstanceId},
+    backend_api::{ExecutionPage, Health, MAX_LISTED, Snapshot},
+    client::ClientName,
+    id::{ExecutionId, InstanceId, SessionId},
     outcome::CancelReport,
     protocol::{CAPABILITIES, Limits, execute::ExecutionSpec, notification::ServerInfo},
 };
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 
 use self::{
     error::RegistryError,
     inbox::TaskHandle,
+    places::TakenPlace,
     record::{Record, RequestDigest},
-    retention::RegistryLimits,
-    state::{FORGOTTEN_AT_A_TIME, JobStage, KnownExecution, LiveJob, RegistryShared, RegistryState},
+    retention::listing::ListPlace,
+    state::{JobStage, KnownExecution, ListedExecution, LiveJob, RegistryShared, RegistryState},
 };
 pub use self::{
     inbox::JobInbox,
@@ -39,13 +43,7 @@ pub use self::{
     state::{ExecutionCounts, QueueTurn},
 };
 use super::{config::BackendConfig, job_request::JobRequest};
-use crate::syscall::trim_heaps;
-
-/// How many executions are listed at the most.
-const MAX_LISTED: usize = 4_096;
-
-/// The interval in which executions whose retention is over are forgotten.
-const FORGET_CADENCE: Duration = Duration::from_secs(1);
+use crate::server::caller::Caller;
 
 /// How long an execution may take to describe its state.
 const DESCRIBE_PATIENCE: Duration = Duration::from_secs(2);
@@ -59,6 +57,8 @@ pub struct Registry {
     instance: InstanceId,
     answer: RecordAnswer,
     shared: Arc<RegistryShared>,
+    /// Bounds the requests for descriptions by all lists together.
+    descriptions: Semaphore,
 }
 
 /// The result of an admission.
@@ -72,13 +72,9 @@ pub enum Admission {
 impl Registry {
     /// An empty registry. `answer` answers requests from records.
     pub fn new(config: BackendConfig, answer: RecordAnswer) -> Self {
-        let limits = RegistryLimits {
-            retention_ms: millis(config.retention),
-            max_entries: config.max_ended,
-            max_kept_bytes: config.max_kept_bytes,
-        };
-        let shared = Arc::new(RegistryShared::new(limits, config.max_executions));
-        Registry { config: Arc::new(config), instance: InstanceId::random(), answer, shared }
+        let shared = Arc::new(RegistryShared::new(&config));
+        let descriptions = Semaphore::new(MAX_LISTED);
+        Registry { config: Arc::new(config), instance: InstanceId::random(), answer, shared, descriptions }
     }
 
     /// The configuration of this backend.
@@ -101,78 +97,100 @@ impl Registry {
         }
     }
 
-    /// Whether new executions are accepted.
+    /// Whether new executions are accepted, from a client that has none: one that has used up its share does not make
+    /// the backend unready for the others.
     ///
     /// # Errors
     ///
     /// The service ends, or there is no room for another execution.
     pub fn ready(&self) -> Result<(), RegistryError> {
         let mut state = self.shared.lock();
-        state.forget(self.shared.now_ms());
-        self.accepts(&state, false)
-    }
-
-    fn accepts(&self, state: &RegistryState, may_detach: bool) -> Result<(), RegistryError> {
+        let now_ms = self.shared.now_ms();
+        state.forget(now_ms);
         if state.draining {
             return Err(RegistryError::Draining);
         }
-        let BackendConfig { max_executions, max_queued, .. } = *self.config;
-        if state.running >= max_executions && state.queue.len() >= max_queued {
-            return Err(RegistryError::Full { max: max_executions, max_queued });
-        }
-        state.model.accepts(may_detach, self.shared.now_ms())
+        state.places.admits_newcomer().map_err(RegistryError::NoPlace)?;
+        state.model.accepts_newcomer(now_ms).map_err(RegistryError::NoRoom)
     }
 
-    /// Admits an execution, or finds it if the same request has come before.
+    fn accepts(
+        &self,
+        state: &RegistryState,
+        owner: &ClientName,
+        may_detach: bool,
+    ) -> Result<TakenPlace, RegistryError> {
+        if state.draining {
+            return Err(RegistryError::Draining);
+        }
+        let place = state.places.admits(owner).map_err(RegistryError::NoPlace)?;
+        let room = state.model.accepts(owner, may_detach, self.shared.now_ms());
+        room.map(|()| place).map_err(RegistryError::NoRoom)
+    }
+
+    /// Admits an execution of the caller's session, or finds it if the same request has come before.
     ///
     /// # Errors
     ///
     /// Another request has the id, the id was canceled before, or there is no room for another execution.
-    pub fn admit(&self, id: ExecutionId, run: &ExecutionSpec) -> Result<Admission, RegistryError> {
+    pub fn admit(
+        &self,
+        caller: Caller,
+        session: Option<SessionId>,
+        id: ExecutionId,
+        run: &ExecutionSpec,
+    ) -> Result<Admission, RegistryError> {
         // Outside of the lock: a request can have a megabyte.
         let request = RequestDigest::of(run);
         let mut state = self.shared.lock();
         let now_ms = self.shared.now_ms();
         state.forget(now_ms);
-        if let Some(known) = state.known(id, now_ms) {
-            return match known.request.difference(&request) {
+        if let Some(entry) = state.entry(id, now_ms) {
+            if !caller.may_touch(&entry.owner) {
+                return Err(RegistryError::IdInUse(id));
+            }
+            return match entry.value.request.difference(&request) {
                 None => Ok(Admission::Existing),
                 Some(difference) => Err(RegistryError::IdTaken { id, difference }),
             };
         }
-        self.accepts(&state, run.detach.is_some())?;
-        if state.withdrawn.contains(id, now_ms) {
+        let owner = caller.client();
+        let place = self.accepts(&state, &owner, run.detach.is_some())?;
+        if state.withdrawn.contains(&owner, id, now_ms) {
             return Err(RegistryError::Withdrawn(id));
         }
         let (task, inbox) = TaskHandle::new();
         let (gone, report) = watch::channel(None);
-        let turn = if state.running < self.config.max_executions {
-            state.running += 1;
-            QueueTurn::Now
-        } else {
-            state.queue.push_back(id);
-            QueueTurn::Position(state.queue.len() as u64)
+        state.places.take(place, &owner, session, id);
+        let turn = match state.places.queue().position(id) {
+            None => QueueTurn::Now,
+            Some(position) => QueueTurn::Position(position),
         };
         let turn = watch::Sender::new(turn);
         let subscribed = turn.subscribe();
         let live = LiveJob { task, turn, gone: report };
-        let number = state.model.insert(id, KnownExecution { request, stage: JobStage::Live(Box::new(live)) });
-        let slot = Slot { shared: Arc::clone(&self.shared), id, number, turn: subscribed, gone, left: false };
+        let known = KnownExecution { request, stage: JobStage::Live(Box::new(live)) };
+        let number = state.model.insert(id, &owner, known);
+        let slot = Slot { shared: Arc::clone(&self.shared), id, owner, number, turn: subscribed, gone, left: false };
+        if place == TakenPlace::InQueue {
+            // Those of other sessions may have moved back.
+            self.shared.queue_changed.send_replace(());
+        }
         self.shared.count(&state);
         Ok(Admission::New(slot, inbox))
     }
 
-    /// Sends a request to an execution. After the execution's end it reaches the task that keeps the output, or the
-    /// record answers.
+    /// Sends a request to an execution of the caller. After the execution's end it reaches the task that keeps the
+    /// output, or the record answers.
     ///
     /// # Errors
     ///
     /// The execution is not known, or has ended and cannot carry out such a request any more.
-    pub fn send(&self, id: ExecutionId, request: JobRequest) -> Result<(), RegistryError> {
+    pub fn send(&self, caller: &Caller, id: ExecutionId, request: JobRequest) -> Result<(), RegistryError> {
         let is_attach = matches!(request, JobRequest::Attach(..));
         let mut state = self.shared.lock();
         let now_ms = self.shared.now_ms();
-        match state.known(id, now_ms).map(|known| &mut known.stage) {
+        match state.visible(caller, id, now_ms).map(|entry| &mut entry.value.stage) {
             None => return Err(self.unknown(id)),
             // Fails if the task has just ended.
             Some(JobStage::Live(live)) => return live.task.send(request).map_err(|_| RegistryError::Ended(id)),
@@ -195,13 +213,18 @@ impl Registry {
         Ok(())
     }
 
-    /// Gets the report of an execution that has not ended, as soon as its processes are gone.
+    /// Gets the report of an execution of the caller that has not ended, as soon as its processes are gone.
     ///
     /// # Errors
     ///
     /// The execution is not known, or has ended.
-    pub fn cancel_report(&self, id: ExecutionId) -> Result<watch::Receiver<Option<CancelReport>>, RegistryError> {
-        match self.shared.lock().known(id, self.shared.now_ms()).map(|known| &known.stage) {
+    pub fn cancel_report(
+        &self,
+        caller: &Caller,
+        id: ExecutionId,
+    ) -> Result<watch::Receiver<Option<CancelReport>>, RegistryError> {
+        let mut state = self.shared.lock();
+        match state.visible(caller, id, self.shared.now_ms()).map(|entry| &entry.value.stage) {
             None => Err(self.unknown(id)),
             Some(JobStage::Ended(..)) => Err(RegistryError::Ended(id)),
             Some(JobStage::Live(live)) => Ok(live.gone.clone()),
@@ -209,47 +232,55 @@ impl Registry {
     }
 
     fn unknown(&self, id: ExecutionId) -> RegistryError {
-        RegistryError::Unknown { id, instance: self.instance }
+        RegistryError::Unknown { id, instance: self.instance, retention: self.config.retention }
     }
 
-    /// Refuses an id for a while, because it was canceled and its request may still arrive. Returns false if the
-    /// request has arrived meanwhile.
-    pub fn withdraw(&self, id: ExecutionId) -> bool {
+    /// Refuses an id of the caller's client for a while, because it was canceled and its request may still arrive.
+    /// Returns false if the request has arrived meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// The client has canceled too many unknown ids.
+    pub fn withdraw(&self, caller: &Caller, id: ExecutionId) -> Result<bool, RegistryError> {
         let mut state = self.shared.lock();
         let now_ms = self.shared.now_ms();
-        let is_unknown = state.known(id, now_ms).is_none();
-        if is_unknown {
-            state.withdrawn.insert(id, now_ms);
+        if state.visible(caller, id, now_ms).is_some() {
+            return Ok(false);
         }
-        is_unknown
+        let owner = caller.clone().client();
+        state.withdrawn.insert(&owner, id, now_ms).map_err(RegistryError::TooManyWithdrawn)?;
+        Ok(true)
     }
 
-    /// The state of an execution.
+    /// The state of an execution of the caller.
     ///
     /// # Errors
     ///
     /// The execution is not known, or does not answer.
-    pub async fn snapshot(&self, id: ExecutionId) -> Result<Snapshot, RegistryError> {
+    pub async fn snapshot(&self, caller: &Caller, id: ExecutionId) -> Result<Snapshot, RegistryError> {
         let (answer, answered) = oneshot::channel();
-        self.send(id, JobRequest::Describe(answer))?;
+        self.send(caller, id, JobRequest::Describe(answer))?;
         match tokio::time::timeout(DESCRIBE_PATIENCE, answered).await {
             Ok(Ok(snapshot)) => Ok(snapshot),
             Ok(Err(_)) => Err(self.unknown(id)),
-            Err(_) => Err(RegistryError::NoReply),
+            Err(_) => Err(RegistryError::NoReply { id, within: DESCRIBE_PATIENCE }),
         }
     }
 
-    /// The states of the newest executions, the newest first.
-    pub async fn snapshots(&self) -> Vec<Snapshot> {
-        let mut numbered: Vec<_> = {
-            let (state, now_ms) = (self.shared.lock(), self.shared.now_ms());
-            let ids = state.model.newest(MAX_LISTED, now_ms).into_iter();
-            ids.filter_map(|id| Some((state.model.get(id, now_ms)?.number, id))).collect()
-        };
-        numbered.sort_unstable_by_key(|(number, _)| std::cmp::Reverse(*number));
-        let snapshots = numbered.into_iter().map(|(_, id)| self.snapshot(id));
-        // Executions that are forgotten meanwhile are left out.
-        futures_util::future::join_all(snapshots).await.into_iter().flatten().collect()
+    /// Up to `most` executions of the caller after this place of the list. Executions that are forgotten, or do not
+    /// answer, are left out. At most [`MAX_LISTED`] executions are asked at a time, by all lists together; the records
+    /// of ended ones answer without their tasks.
+    pub async fn list(&self, caller: &Caller, after: Option<ListPlace<ExecutionId>>, most: usize) -> ExecutionPage {
+        let (listed, next) = self.shared.lock().page(caller, after, most, self.shared.now_ms());
+        let snapshots = listed.into_iter().map(async |ListedExecution { id, ended }| match ended {
+            Some((record, is_followed)) => Some(record.snapshot(id, self.instance, is_followed)),
+            None => {
+                let _permit = self.descriptions.acquire().await;
+                self.snapshot(caller, id).await.ok()
+            }
+        });
+        let executions = futures_util::future::join_all(snapshots).await.into_iter().flatten().collect();
+        ExecutionPage { executions, next: next.map(|place| place.to_string()) }
     }
 
     /// The response to `GET /health`.
@@ -283,7 +314,8 @@ impl Registry {
     pub fn drain(&self) {
         let mut state = self.shared.lock();
         state.draining = true;
-        for id in state.queue.clone() {
+        let queued: Vec<_> = state.places.queue().ids().collect();
+        for id in queued {
             state.cancel(id, 0, self.shared.now_ms());
         }
     }
@@ -300,35 +332,18 @@ impl Registry {
     /// Forgets executions in time for as long as the registry exists, because an idle backend must give memory back,
     /// too.
     pub fn forget_in_time(&self) -> impl Future<Output = ()> + use<> {
-        forget_in_time(Arc::downgrade(&self.shared))
+        forgetting::forget_in_time(Arc::downgrade(&self.shared))
+    }
+
+    /// Tells waiting executions their positions for as long as the registry exists.
+    pub fn tell_positions(&self) -> impl Future<Output = ()> + use<> {
+        positions::tell_in_time(Arc::downgrade(&self.shared))
     }
 
     /// Counts a stream until the guard is dropped.
     pub fn streaming(&self) -> StreamGuard {
         self.shared.counts.send_modify(|counts| counts.streams += 1);
         StreamGuard(Arc::clone(&self.shared))
-    }
-}
-
-async fn forget_in_time(this: Weak<RegistryShared>) {
-    let (mut trimmed_at, mut seen_at) = (None, None);
-    loop {
-        tokio::time::sleep(FORGET_CADENCE).await;
-        while let Some(shared) = this.upgrade()
-            && shared.lock().forget(shared.now_ms()) == FORGOTTEN_AT_A_TIME
-        {
-            drop(shared);
-            tokio::task::yield_now().await;
-        }
-        let Some(idle_at) = this.upgrade().map(|shared| shared.lock().idle_at()) else { return };
-        // Only if nothing has changed since the last look, because a backend with short executions needs the memory
-        // again.
-        if idle_at.is_some() && idle_at == seen_at && idle_at != trimmed_at {
-            // Not on this thread, because it takes milliseconds to walk large heaps. It does not panic.
-            let _ = tokio::task::spawn_blocking(trim_heaps).await;
-            trimmed_at = idle_at;
-        }
-        seen_at = idle_at;
     }
 }
 
@@ -345,7 +360,7 @@ mod tests {
     }
 
     fn admit(registry: &Registry, id: ExecutionId) -> (Slot, JobInbox) {
-        match registry.admit(id, &ExecutionSpec::of("true")).unwrap() {
+        match registry.admit(Caller::Operator, None, id, &ExecutionSpec::of("true")).unwrap() {
             Admission::New(slot, inbox) => (slot, inbox),
             Admission::Existing => panic!("{id} is known already"),
         }
@@ -366,7 +381,7 @@ mod tests {
     /// Sends an attach, which is counted.
     fn attach(registry: &Registry, id: ExecutionId) {
         let (consumer, _feed) = crate::backend::output_buffer::Consumer::new(Default::default(), true);
-        registry.send(id, JobRequest::Attach(Box::new(consumer), oneshot::channel().0)).unwrap();
+        registry.send(&Caller::Operator, id, JobRequest::Attach(Box::new(consumer), oneshot::channel().0)).unwrap();
     }
 
     #[actix_web::test]
@@ -376,9 +391,12 @@ mod tests {
         attach(&registry, id);
         drop((slot, inbox));
         assert_eq!(registry.counts().running, 0, "its place is free");
-        let ending = registry.snapshot(id).await.unwrap().ending.unwrap();
+        let ending = registry.snapshot(&Caller::Operator, id).await.unwrap().ending.unwrap();
         assert_eq!((ending.status, ending.reason), (Status::Failed, Reason::BackendLost));
-        assert!(matches!(registry.admit(id, &ExecutionSpec::of("true")), Ok(Admission::Existing)));
+        assert!(matches!(
+            registry.admit(Caller::Operator, None, id, &ExecutionSpec::of("true")),
+            Ok(Admission::Existing)
+        ));
         let (slot, inbox) = admit(&registry, ExecutionId::random());
         let retained = slot.end(record(), RetainedOutput::Unfetched(FIXED_BYTES));
         drop((retained, inbox));
@@ -403,7 +421,7 @@ mod tests {
         retained.report(RetainedOutput::Fetched(20 * FIXED_BYTES), (1, None));
         assert!(!has_task(&registry, id), "memory is short, and no consumer reads it");
         assert!(inbox.recv().await.is_none(), "its inbox is closed");
-        let ending = registry.snapshot(id).await.unwrap().ending.unwrap();
+        let ending = registry.snapshot(&Caller::Operator, id).await.unwrap().ending.unwrap();
         assert_eq!((ending.reason, ending.message.as_deref()), (Reason::Exit, Some("as it was")));
     }
 }

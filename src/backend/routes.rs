@@ -6,12 +6,12 @@ mod params;
 
 use actix_web::{HttpRequest, HttpResponse, web};
 use cc_executor_actors::{
-    backend_api::{Snapshot, control as control_api},
+    backend_api::{ExecutionPage, Snapshot, control as control_api},
     rpc::{ErrorObject, code},
 };
 use serde_json::{Map, Value, json};
 
-use self::params::parse_id;
+use self::params::{parse_id, read_page};
 use super::registry::Registry;
 use crate::server::{
     caller::Caller,
@@ -39,10 +39,11 @@ pub fn configure(service: &mut web::ServiceConfig) {
 
 fn control_routes(service: &mut web::ServiceConfig) {
     for action in control_api::ACTIONS {
-        let route =
-            web::post().to(move |id: web::Path<String>, query: web::Query<Map<String, Value>>, bytes, registry| {
-                control::control(action, id, query.into_inner(), bytes, registry)
-            });
+        let route = web::post().to(
+            move |id: web::Path<String>, query: web::Query<Map<String, Value>>, bytes, caller, registry| {
+                control::control(action, id, query.into_inner(), bytes, caller, registry)
+            },
+        );
         service.route(&format!("/executions/{{id}}/{action}"), route);
     }
 }
@@ -61,6 +62,7 @@ async fn ready(caller: Option<Caller>, registry: web::Data<Registry>) -> HttpRes
         Ok(()) if caller.is_some() => HttpResponse::Ok().json(json!({ "ready": true })),
         Ok(()) => HttpResponse::Ok().json(json!({})),
         Err(_) if caller.is_none() => HttpResponse::ServiceUnavailable().json(json!({})),
+        // Whoever polls this route expects 503, whatever the reason is.
         Err(error) => HttpResponse::ServiceUnavailable().json(ErrorObject::from(error)),
     }
 }
@@ -71,10 +73,19 @@ async fn nothing_here(request: HttpRequest) -> HttpResponse {
     HttpResponse::NotFound().json(ErrorObject::new(code::METHOD, message))
 }
 
-async fn list(registry: web::Data<Registry>) -> HttpResponse {
-    HttpResponse::Ok().json(json!({ "executions": registry.snapshots().await }))
+async fn list(
+    query: web::Query<Map<String, Value>>,
+    caller: Caller,
+    registry: web::Data<Registry>,
+) -> Result<web::Json<ExecutionPage>, Refused> {
+    let (after, most) = read_page(query.into_inner())?;
+    Ok(web::Json(registry.list(&caller, after, most).await))
 }
 
-async fn show(id: web::Path<String>, registry: web::Data<Registry>) -> Result<web::Json<Snapshot>, Refused> {
-    Ok(web::Json(registry.snapshot(parse_id(&id)?).await?))
+async fn show(
+    id: web::Path<String>,
+    caller: Caller,
+    registry: web::Data<Registry>,
+) -> Result<web::Json<Snapshot>, Refused> {
+    Ok(web::Json(registry.snapshot(&caller, parse_id(&id)?).await?))
 }

@@ -1,8 +1,11 @@
 //! `ps`: lists the executions of a service's backend.
 
-use cc_executor_actors::backend_api::Snapshot;
+use std::collections::HashSet;
+
+use cc_executor_actors::{backend_api::Snapshot, id::ExecutionId};
 use clap::Args;
 use serde::Deserialize;
+use serde_json::value::RawValue;
 
 use super::{
     ClientError,
@@ -13,7 +16,8 @@ use super::{
 };
 use crate::console::OutputReader;
 
-/// The longest list that is read, in bytes. A backend lists at most 4096 executions, of less than 16 KiB each.
+/// The longest page that is read, in bytes. A service of before pages lists up to 4096 executions at once, of less than
+/// 16 KiB each.
 const MAX_BODY: usize = 64 << 20;
 
 /// The exit codes in the help text.
@@ -38,21 +42,72 @@ pub struct PsOptions {
     json: bool,
 }
 
-/// Lists the executions that a service's backend knows.
+/// A page of the service's list. The executions are read one by one, because `--json` prints them as they come.
+#[derive(Deserialize)]
+struct ReceivedPage<'a> {
+    #[serde(borrow)]
+    executions: Vec<&'a RawValue>,
+    #[serde(default)]
+    next: Option<String>,
+}
+
+/// Lists the executions of the caller that a service's backend knows, page by page.
 pub(super) async fn ps(options: PsOptions) -> Result<u8, ClientError> {
-    let url = service_url(&options.service.url, "/executions");
-    let body = within(&url, executions(&url)).await?;
-    let lines = if options.json { vec![String::from_utf8_lossy(&body).into_owned()] } else { table_of(&body)? };
-    for line in lines {
-        if print_line(&line)? == OutputReader::Gone {
+    let list = service_url(&options.service.url, "/executions");
+    let mut url = list.clone();
+    let mut rows = PrintedRows::new(options.json);
+    loop {
+        let body = within(&url, fetch_page(&url)).await?;
+        let page: ReceivedPage<'_> = serde_json::from_slice(&body).map_err(|error| not_understood(&error))?;
+        if rows.print(&page.executions, page.next.is_none())? == OutputReader::Gone {
             break;
         }
+        let Some(next) = page.next else { break };
+        url = format!("{list}?after={next}");
     }
     Ok(0)
 }
 
-/// Fetches the service's list of executions: JSON.
-async fn executions(url: &str) -> Result<bytes::Bytes, ClientError> {
+/// The executions that were printed.
+struct PrintedRows {
+    json: bool,
+    began: bool,
+    /// One that ends between two pages is in both.
+    seen: HashSet<ExecutionId>,
+}
+
+impl PrintedRows {
+    fn new(json: bool) -> Self {
+        PrintedRows { json, began: false, seen: HashSet::new() }
+    }
+
+    /// Prints a page: with `json` its part of one JSON document.
+    fn print(&mut self, page: &[&RawValue], is_last: bool) -> Result<OutputReader, ClientError> {
+        let mut lines = Vec::new();
+        if !std::mem::replace(&mut self.began, true) {
+            lines.push(if self.json { "{\"executions\":[".to_owned() } else { head() });
+        }
+        for execution in page {
+            let snapshot: Snapshot = serde_json::from_str(execution.get()).map_err(|error| not_understood(&error))?;
+            let separator = if self.seen.is_empty() { "" } else { "," };
+            if self.seen.insert(snapshot.execution_id) {
+                lines.push(if self.json { format!("{separator}{execution}") } else { row_of(&snapshot) });
+            }
+        }
+        if self.json && is_last {
+            lines.push("]}".to_owned());
+        }
+        for line in lines {
+            if print_line(&line)? == OutputReader::Gone {
+                return Ok(OutputReader::Gone);
+            }
+        }
+        Ok(OutputReader::Present)
+    }
+}
+
+/// Fetches a page of the service's list: JSON.
+async fn fetch_page(url: &str) -> Result<bytes::Bytes, ClientError> {
     let mut request = client().get(url);
     if let Some(token) = token()? {
         request = request.bearer_auth(token);
@@ -65,27 +120,23 @@ async fn executions(url: &str) -> Result<bytes::Bytes, ClientError> {
     response.body().limit(MAX_BODY).await.map_err(|error| unreachable(url, &error))
 }
 
-/// The lines of the table that `ps` prints.
-fn table_of(body: &[u8]) -> Result<Vec<String>, ClientError> {
-    #[derive(Deserialize)]
-    struct ListedExecution {
-        executions: Vec<Snapshot>,
-    }
-    let ListedExecution { executions } = serde_json::from_slice(body).map_err(|error| not_understood(&error))?;
-    let head = format!("{:36}  {:10}  {:8}  {:>9}  {:>12}  FOLLOWED", "ID", "STATUS", "EXECUTOR", "ELAPSED", "BYTES");
-    let rows = executions.into_iter().map(|execution| {
-        let status = match execution.position {
-            Some(position) => format!("{} {position}", execution.status.as_str()),
-            None => execution.status.as_str().to_owned(),
-        };
-        format!(
-            "{:36}  {status:10}  {:8}  {:>7} s  {:>12}  {}",
-            execution.execution_id.to_string(),
-            execution.executor,
-            execution.alive.elapsed_ms / 1_000,
-            execution.offsets.stdout.saturating_add(execution.offsets.stderr),
-            if execution.attached { "yes" } else { "no" },
-        )
-    });
-    Ok(std::iter::once(head).chain(rows).collect())
+/// The head of the table.
+fn head() -> String {
+    format!("{:36}  {:10}  {:8}  {:>9}  {:>12}  FOLLOWED", "ID", "STATUS", "EXECUTOR", "ELAPSED", "BYTES")
+}
+
+/// A line of the table.
+fn row_of(execution: &Snapshot) -> String {
+    let status = match execution.position {
+        Some(position) => format!("{} {position}", execution.status.as_str()),
+        None => execution.status.as_str().to_owned(),
+    };
+    format!(
+        "{:36}  {status:10}  {:8}  {:>7} s  {:>12}  {}",
+        execution.execution_id.to_string(),
+        execution.executor,
+        execution.alive.elapsed_ms / 1_000,
+        execution.offsets.stdout.saturating_add(execution.offsets.stderr),
+        if execution.attached { "yes" } else { "no" },
+    )
 }

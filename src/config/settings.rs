@@ -21,7 +21,7 @@ use crate::backend::shim::containment::Containment;
 /// The longest time that can be set, in milliseconds: 35 years.
 const MAX_MS: u64 = 1 << 40;
 
-/// The highest limit of executions that a backend remembers. An ended one takes about 250 bytes besides its output.
+/// The highest limit of executions that a backend remembers. An ended one takes about 300 bytes besides its output.
 const MAX_ENDED: u64 = 1_000_000;
 
 /// Settings of the role `serve`.
@@ -102,12 +102,12 @@ pub(super) struct AccessArgs {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Sessions")]
 pub(super) struct SessionArgs {
-    /// Maximum number of sessions
+    /// Maximum number of sessions, which clients share
     #[arg(long, env = "CC_EXECUTOR_MAX_SESSIONS", value_name = "N", default_value = "1024", range = 1..=1_000_000)]
     pub(super) max_sessions: u64,
 
-    /// Maximum number of sessions from one client address
-    #[arg(long, env = "CC_EXECUTOR_MAX_SESSIONS_PER_ADDRESS", value_name = "N", default_value = "512")]
+    /// Maximum number of sessions from one address, which all clients behind one proxy have
+    #[arg(long, env = "CC_EXECUTOR_MAX_SESSIONS_PER_ADDRESS", value_name = "N", default_value = "1000000")]
     #[arg(range = 1..=1_000_000)]
     pub(super) max_sessions_per_address: u64,
 
@@ -160,7 +160,7 @@ pub(super) struct SharedArgs {
     #[arg(default_value = millis(EXIT_PATIENCE).to_string(), help_heading = "Claude")]
     pub(super) claude_exit_ms: u64,
 
-    /// Maximum number of known executions, running or ended; more are refused
+    /// Maximum number of known executions, running or ended, which clients share; more are refused
     // Here and not in BackendOnlyArgs, because beside CLAUDE_API_URL it is ignored and not refused.
     #[arg(long, env = "CC_EXECUTOR_MAX_ENDED", value_name = "N", range = 1..=MAX_ENDED)]
     #[arg(default_value = MAX_ENDED.to_string(), help_heading = "Retained output")]
@@ -206,11 +206,11 @@ pub(super) struct ExecutionArgs {
     #[arg(value_parser = one_of(&Containment::NAMES, Containment::named))]
     pub(super) containment: Containment,
 
-    /// Maximum number of executions that run at the same time
+    /// Maximum number of executions that run at the same time, which clients share
     #[arg(long, env = "CC_EXECUTOR_MAX_EXECUTIONS", value_name = "N", default_value = "64", range = 1..=100_000)]
     pub(super) max_executions: u64,
 
-    /// Maximum number of executions in the queue
+    /// Maximum number of executions in the queue, which clients share
     #[arg(long, env = "CC_EXECUTOR_MAX_QUEUED", value_name = "N", default_value = "256", range = 0..=100_000)]
     pub(super) max_queued: u64,
 }
@@ -254,7 +254,7 @@ pub(super) struct OutputArgs {
     #[arg(long, env = "CC_EXECUTOR_RETENTION_MS", value_name = "MS", default_value = "600000", range = 0..=MAX_MS)]
     pub(super) retention_ms: u64,
 
-    /// Maximum memory for the output of ended executions, in bytes
+    /// Maximum memory for the output of ended executions, which clients share, in bytes
     #[arg(long, env = "CC_EXECUTOR_MAX_KEPT_BYTES", value_name = "BYTES", default_value = "268435456")]
     #[arg(range = 0..=1 << 40)]
     pub(super) max_kept_bytes: u64,

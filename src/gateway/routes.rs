@@ -74,8 +74,8 @@ async fn ready(caller: Option<Caller>, context: web::Data<SessionContext>) -> Ht
     };
     match context.supervisor.send(GetStats).await {
         Ok(stats) if stats.draining => return not_ready("draining", "the service is shutting down".to_owned()),
-        Ok(stats) if stats.n_sessions >= stats.max_sessions => {
-            return not_ready("full", format!("all {} sessions are taken", stats.max_sessions));
+        Ok(stats) if !stats.admits_newcomers => {
+            return not_ready("full", format!("{} sessions are open, and no more are admitted", stats.n_sessions));
         }
         Ok(_) => {}
         Err(_) => return not_ready("draining", "the supervisor does not answer".to_owned()),
@@ -87,9 +87,17 @@ async fn ready(caller: Option<Caller>, context: web::Data<SessionContext>) -> Ht
     }
 }
 
-/// All executions that the backend knows.
-async fn list(context: web::Data<SessionContext>) -> Result<HttpResponse, Refused> {
-    match context.backend.list().await {
+/// The executions of the caller, in the pages of its backend.
+async fn list(
+    request: HttpRequest,
+    caller: Caller,
+    context: web::Data<SessionContext>,
+) -> Result<HttpResponse, Refused> {
+    let backend = match caller {
+        Caller::Client(name) => context.backend.for_client(name),
+        Caller::Operator => context.backend.clone(),
+    };
+    match backend.list(request.query_string()).await {
         Ok(list) => Ok(HttpResponse::Ok().json(list)),
         Err(BackendError::Refused(error)) => Err(error.into()),
         Err(error) => Ok(HttpResponse::BadGateway().json(error.into_error())),

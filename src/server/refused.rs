@@ -1,7 +1,11 @@
 //! The response to a refused request: the JSON-RPC error as its body, with the HTTP status that belongs to its code.
 
-use actix_web::{HttpResponse, ResponseError, http::StatusCode};
+use actix_web::{
+    HttpResponse, ResponseError,
+    http::{StatusCode, header},
+};
 use cc_executor_actors::rpc::{ErrorObject, code};
+use serde_json::Value;
 
 /// A refused request. Handlers return it as their error.
 #[derive(Debug, thiserror::Error)]
@@ -14,6 +18,13 @@ impl<E: Into<ErrorObject>> From<E> for Refused {
     }
 }
 
+impl Refused {
+    /// A field of the error's data.
+    fn data(&self, name: &str) -> Option<&Value> {
+        self.0.data.as_ref()?.get(name)
+    }
+}
+
 impl ResponseError for Refused {
     fn status_code(&self) -> StatusCode {
         match self.0.code {
@@ -21,6 +32,8 @@ impl ResponseError for Refused {
             code::NOT_ALLOWED => StatusCode::FORBIDDEN,
             code::UNKNOWN_EXECUTION => StatusCode::NOT_FOUND,
             code::NOT_RUNNING | code::ALREADY_RUNNING | code::OTHER_INSTANCE => StatusCode::CONFLICT,
+            // The client itself can make room, or only time and other clients can.
+            code::FULL if self.data("scope").is_some_and(|scope| scope == "service") => StatusCode::SERVICE_UNAVAILABLE,
             code::FULL => StatusCode::TOO_MANY_REQUESTS,
             code::DRAINING => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
@@ -28,6 +41,10 @@ impl ResponseError for Refused {
     }
 
     fn error_response(&self) -> HttpResponse {
-        HttpResponse::build(self.status_code()).json(&self.0)
+        let mut response = HttpResponse::build(self.status_code());
+        if let Some(retry_after_ms) = self.data("retryAfterMs").and_then(Value::as_u64) {
+            response.insert_header((header::RETRY_AFTER, retry_after_ms.div_ceil(1_000).max(1)));
+        }
+        response.json(&self.0)
     }
 }

@@ -77,5 +77,5 @@ fn attach_reports_a_forgotten_execution_as_unknown() {
     });
     let (_, stderr, code) = run_to_exit(&mut service.client_command(&["attach", &id]));
     assert_eq!(code, 69);
-    assert!(stderr.contains(&format!("there is no execution {id}")), "{stderr}");
+    assert!(stderr.contains(&format!("unknown execution {id}: ")), "{stderr}");
 }

@@ -18,8 +18,8 @@ use crate::common::{
 
 #[test]
 fn many_later_executions_keep_endings_and_readers() {
-    /// The number of executions that the backend lists, the newest.
-    const LISTED: usize = 4_096;
+    /// The number of executions on a page of the list.
+    const LISTED: usize = 200;
     const BYTES: usize = 50_000_000;
     let backend = Service::with(&["backend"], &[("CC_EXECUTOR_RING_BYTES", "60000000")]);
     let gateway = Service::gateway_with(&backend.url(), &[("CC_EXECUTOR_CLIENT_STALL_MS", "600000")]);
@@ -48,8 +48,9 @@ fn many_later_executions_keep_endings_and_readers() {
     other["cwd"] = json!("/tmp");
     let error = client.call("execute", other).unwrap_err();
     assert_eq!(code_and_param(&error), (code::PARAMS, Some("cwd")));
-    let n_listed = backend.get("/executions")["executions"].as_array().unwrap().len();
-    assert_eq!(n_listed, LISTED, "the newest are listed");
+    let page = backend.get("/executions");
+    assert_eq!(page["executions"].as_array().unwrap().len(), LISTED, "the newest are listed");
+    assert!(page["next"].is_string(), "more follow");
     reader.record_rest(&mut slow);
     assert_whole(&slow, BYTES);
 }
@@ -58,13 +59,15 @@ fn many_later_executions_keep_endings_and_readers() {
 fn limit_of_remembered_executions_refuses_new_ones() {
     const RETENTION: Duration = Duration::from_secs(4);
     let retention = RETENTION.as_millis().to_string();
-    let backend = Service::with(&["backend", "--max-ended", "5"], &[("CC_EXECUTOR_RETENTION_MS", retention.as_str())]);
+    let backend = Service::with(&["backend", "--max-ended", "3"], &[("CC_EXECUTOR_RETENTION_MS", retention.as_str())]);
     let id = "66666666-6666-4666-8666-666666666666";
     assert_eq!(backend.post("/execute/stream", &json!({ "question": "echo first", "executionId": id })).0, 200);
-    run_true(&backend, 4, &json!({}));
+    run_true(&backend, 2, &json!({}));
     let (status, body) = backend.post("/execute/stream", &json!({ "question": "true" }));
     let error: Value = serde_json::from_str(&body).unwrap();
-    assert_eq!((status, &error["code"], &error["data"]["maxEnded"]), (429, &json!(code::FULL), &json!(5)), "{error}");
+    assert_eq!((status, &error["code"], &error["data"]["limit"]), (429, &json!(code::FULL), &json!(3)), "{error}");
+    let retry_ms = error["data"]["retryAfterMs"].as_u64().unwrap();
+    assert!(retry_ms <= RETENTION.as_millis() as u64, "when the oldest is forgotten: {error}");
     assert!(error["message"].as_str().unwrap().contains("--max-ended"), "the message says what to do: {error}");
     assert_eq!(backend.get("/ready")["code"], code::FULL);
     assert_eq!(backend.get(&format!("/executions/{id}"))["status"], "COMPLETED", "the refusal has evicted nothing");

@@ -61,8 +61,8 @@ fn unfetched_output_beyond_the_limit_refuses_detachable_executions() {
     let detachable = json!({ "command": "echo more", "onDisconnect": "detach" });
     let error = client.call("execute", detachable.clone()).unwrap_err();
     let data = error.data.as_ref().unwrap();
-    assert_eq!((error.code, &data["max"]), (code::FULL, &json!(3_000_000)), "{error}");
-    let held = data["held"].as_u64().unwrap();
+    assert_eq!((error.code, &data["limit"]), (code::FULL, &json!(3_000_000)), "{error}");
+    let held = data["used"].as_u64().unwrap();
     assert!((2 * BYTES as u64..2 * BYTES as u64 + 500_000).contains(&held), "{error}");
     assert!(error.message.contains("attach"), "the message says what to do: {error}");
     assert_eq!(client.run(json!({ "command": "echo not detachable" })).status(), Status::Completed);

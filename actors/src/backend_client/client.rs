@@ -19,8 +19,9 @@ use super::{
     tracked_connector,
 };
 use crate::{
-    backend_api::{CLIENT_HEADER, Health},
+    backend_api::{CLIENT_HEADER, Health, SESSION_HEADER},
     client::ClientName,
+    id::SessionId,
     rpc::{ErrorObject, code},
 };
 
@@ -34,7 +35,8 @@ const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
 /// connection.
 const IDLE_CONNECTION: Duration = Duration::from_secs(15);
 
-/// The longest JSON answer read, in bytes.
+/// The longest JSON answer read, in bytes: a page of [`crate::backend_api::MAX_LISTED`] executions of less than 16 KiB
+/// each, and as much again.
 const MAX_ANSWER: usize = 8 << 20;
 
 /// The backend of this gateway. Cheap to clone. One serves a whole worker thread, because `awc::Client` is bound to
@@ -42,8 +44,14 @@ const MAX_ANSWER: usize = 8 << 20;
 #[derive(Clone)]
 pub struct BackendClient {
     state: Rc<ClientState>,
-    /// The client for which requests are sent. `None` for the gateway's own requests.
-    on_behalf_of: Option<ClientName>,
+    /// For whom requests are sent. `None` for the gateway's own requests.
+    on_behalf_of: Option<OnBehalfOf>,
+}
+
+#[derive(Clone)]
+struct OnBehalfOf {
+    client: ClientName,
+    session: Option<SessionId>,
 }
 
 struct ClientState {
@@ -67,7 +75,13 @@ impl BackendClient {
 
     /// The same for requests of this client, whose name is sent with each of them.
     pub fn for_client(&self, client: ClientName) -> Self {
-        BackendClient { state: Rc::clone(&self.state), on_behalf_of: Some(client) }
+        BackendClient { state: Rc::clone(&self.state), on_behalf_of: Some(OnBehalfOf { client, session: None }) }
+    }
+
+    /// The same for requests of this client's session, whose id is sent with each of them, too.
+    pub fn for_session(&self, client: ClientName, session: SessionId) -> Self {
+        let on_behalf_of = OnBehalfOf { client, session: Some(session) };
+        BackendClient { state: Rc::clone(&self.state), on_behalf_of: Some(on_behalf_of) }
     }
 
     /// The client for which requests are sent.
@@ -152,7 +166,7 @@ impl BackendClient {
 
     /// Waits until another short request may be sent. `is_urgent` are those that end an execution.
     pub(super) async fn place(&self, is_urgent: bool) -> RequestPlace {
-        self.state.gate.enter(self.on_behalf_of.as_ref(), is_urgent).await
+        self.state.gate.enter(self.on_behalf_of.as_ref().map(|of| &of.client), is_urgent).await
     }
 
     pub(super) fn url(&self) -> &str {
@@ -185,8 +199,10 @@ impl BackendClient {
             Some(token) => request.bearer_auth(token),
             None => request,
         };
-        match &self.on_behalf_of {
-            Some(client) => request.insert_header((CLIENT_HEADER, client.as_str())),
+        let Some(OnBehalfOf { client, session }) = &self.on_behalf_of else { return request };
+        let request = request.insert_header((CLIENT_HEADER, client.as_str()));
+        match session {
+            Some(session) => request.insert_header((SESSION_HEADER, session.to_string())),
             None => request,
         }
     }

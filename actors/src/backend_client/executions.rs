@@ -105,19 +105,20 @@ impl BackendClient {
         })
     }
 
-    /// All executions that the backend knows, as it lists them.
+    /// A page of the client's executions, as the backend lists them. `query` is that of the gateway's own request.
     ///
     /// # Errors
     ///
     /// The backend refuses, or does not answer.
-    pub async fn list(&self) -> Result<Value, BackendError> {
+    pub async fn list(&self, query: &str) -> Result<Value, BackendError> {
         if !self.knows_ids() {
             let message = "this backend (legacy image) cannot list executions";
             return Err(BackendError::Refused(ErrorObject::new(code::NOT_ALLOWED, message)));
         }
         let _place = self.place(false).await;
         let request = "GET /executions";
-        let body = self.fetch(request, self.request(Method::GET, "/executions").send()).await?;
+        let path = if query.is_empty() { "/executions".to_owned() } else { format!("/executions?{query}") };
+        let body = self.fetch(request, self.request(Method::GET, &path).send()).await?;
         serde_json::from_slice(&body).map_err(|error| self.unknown_form(request, &error))
     }
 

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::phase::ByIdRequest;
 use crate::{
     backend_client::{BackendClient, BackendError},
+    client::ClientName,
     id::ExecutionId,
     protocol::{
         EmptyResult,
@@ -28,18 +29,20 @@ pub(super) fn control_result(execution_id: ExecutionId, reply: ControlReply) -> 
     }
 }
 
-/// Sends a request for an execution that the session does not hold. A cancellation goes to the session of this gateway
-/// that holds it, if there is one; everything else goes to the backend.
+/// Sends a request for an execution that the session does not hold. A cancellation goes to the client's session of this
+/// gateway that holds it, if there is one; everything else goes to the backend, which knows whose execution it is.
 pub(super) async fn request_by_id(
     backend: BackendClient,
     supervisor: Addr<Supervisor>,
+    client: ClientName,
     id: ExecutionId,
     request: ByIdRequest,
 ) -> Result<Value, ErrorObject> {
     match request {
         ByIdRequest::Control(request) => {
             if let ControlRequest::Cancel { grace_ms, .. } = request {
-                if let Ok(Some(answer)) = supervisor.send(CancelExecution { execution_id: id, grace_ms }).await {
+                let cancel = CancelExecution { execution_id: id, client, grace_ms };
+                if let Ok(Some(answer)) = supervisor.send(cancel).await {
                     return answer.map(|reply| control_result(id, reply));
                 }
                 info!(event = "cancel.requested", execution_id:% = id, grace_ms = grace_ms; "cancellation is requested from the backend");

@@ -61,8 +61,8 @@ impl Session {
             (Effect::ById(id, execution_id, request), _) => {
                 self.n_requests += 1;
                 let is_status = request == ByIdRequest::Status;
-                let supervisor = self.permit.supervisor().clone();
-                let answer = request_by_id(self.backend.clone(), supervisor, execution_id, request);
+                let (supervisor, client) = (self.permit.supervisor().clone(), self.permit.client().clone());
+                let answer = request_by_id(self.backend.clone(), supervisor, client, execution_id, request);
                 ctx.spawn(answer.into_actor(self).map(move |outcome, session, ctx| {
                     session.n_requests -= 1;
                     let outcome = ControlOutcome { id, execution_id, own: false, is_status, outcome };
@@ -94,12 +94,12 @@ impl Session {
             reports: ctx.address().recipient(),
         };
         let execution = Execution::new(id, self.id, purpose, self.backend.clone(), parent).start();
-        let supervisor = self.permit.supervisor().clone();
+        let (supervisor, client) = (self.permit.supervisor().clone(), self.permit.client().clone());
         let cancel = execution.downgrade().recipient();
-        supervisor.do_send(ExecutionBegan { execution: id, session: self.id, cancel });
+        supervisor.do_send(ExecutionBegan { execution: id, session: self.id, client: client.clone(), cancel });
         self.release_execution(ctx);
         let heartbeat = start_heartbeat(heartbeat_ms, ctx);
-        self.current = Some(ExecutionHandle { id, session: self.id, execution, supervisor, heartbeat });
+        self.current = Some(ExecutionHandle { id, session: self.id, client, execution, supervisor, heartbeat });
     }
 
     pub(super) fn release_execution(&mut self, ctx: &mut Context<Self>) {

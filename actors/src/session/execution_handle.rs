@@ -3,6 +3,7 @@
 use actix::{Addr, SpawnHandle};
 
 use crate::{
+    client::ClientName,
     execution::{Execution, messages::Release},
     id::{ExecutionId, SessionId},
     supervisor::{ExecutionFinished, Supervisor},
@@ -12,6 +13,7 @@ use crate::{
 pub(super) struct ExecutionHandle {
     pub(super) id: ExecutionId,
     pub(super) session: SessionId,
+    pub(super) client: ClientName,
     pub(super) execution: Addr<Execution>,
     pub(super) supervisor: Addr<Supervisor>,
     /// The timer that repeats the newest status.
@@ -21,6 +23,7 @@ pub(super) struct ExecutionHandle {
 impl Drop for ExecutionHandle {
     fn drop(&mut self) {
         self.execution.do_send(Release);
-        self.supervisor.do_send(ExecutionFinished { execution: self.id, session: self.session });
+        let (execution, session, client) = (self.id, self.session, self.client.clone());
+        self.supervisor.do_send(ExecutionFinished { execution, session, client });
     }
 }

@@ -25,6 +25,11 @@ pub enum RetainedOutput {
 }
 
 impl RetainedOutput {
+    /// Whether a consumer reads it.
+    pub fn is_followed(self) -> bool {
+        matches!(self, RetainedOutput::Followed(_))
+    }
+
     /// The same output while a consumer reads it.
     pub fn followed(self) -> RetainedOutput {
         match self {

@@ -1,6 +1,17 @@
 //! Why the registry does not admit or find an execution.
 
-use cc_executor_actors::id::{ExecutionId, InstanceId};
+use std::time::Duration;
+
+use cc_executor_actors::{
+    id::{ExecutionId, InstanceId},
+    share::{ShareExceeded, ShareScope},
+};
+
+use super::{
+    places::NoPlace,
+    retention::{NoRoom, Resource},
+    withdrawn::TooManyWithdrawn,
+};
 
 /// A refusal by the registry.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -8,36 +19,19 @@ pub enum RegistryError {
     /// The service ends.
     #[error("the backend is shutting down: try again in a moment")]
     Draining,
-    /// All places to run and in the queue are taken.
-    #[error("{max} executions run and {max_queued} are queued, which are the limits: try again when one has ended")]
-    Full {
-        /// How many may run.
-        max: usize,
-        /// How many may be queued.
-        max_queued: usize,
-    },
-    /// No more executions can be remembered.
+    /// There is no place to run or to wait.
+    #[error("{}", no_place(*.0))]
+    NoPlace(NoPlace),
+    /// There is no room to remember another execution, or its output.
+    #[error("{}", no_room(*.0))]
+    NoRoom(NoRoom),
+    /// The client has canceled too many unknown ids.
     #[error(
-        "the backend remembers {max_ended} executions, which is the limit of --max-ended: try again {}, raise --max-ended, or lower --retention-ms",
-        when(*.next_in_ms)
+        "{} execution ids were canceled before execute arrived, and at most {} are remembered: try again {}",
+        .0.exceeded.used, .0.exceeded.limit, when(Some(.0.retry_in_ms))
     )]
-    TooManyEnded {
-        /// How many are remembered.
-        max_ended: usize,
-        /// When the oldest is forgotten, in milliseconds.
-        next_in_ms: Option<u64>,
-    },
-    /// Output that may not be evicted takes too much memory.
-    #[error(
-        "unfetched output takes {held} bytes, more than the {max} of --max-kept-bytes: attach to ended executions to fetch it, wait until its retention ends, or execute without onDisconnect \"detach\""
-    )]
-    TooMuchUnfetched {
-        /// How much it takes, in bytes.
-        held: usize,
-        /// How much it may take.
-        max: usize,
-    },
-    /// Another request has this id.
+    TooManyWithdrawn(TooManyWithdrawn),
+    /// Another request of the client has this id.
     #[error("executionId {id} exists already, with another {difference}: choose a new id")]
     IdTaken {
         /// The id.
@@ -45,28 +39,83 @@ pub enum RegistryError {
         /// The parameter in which the requests differ.
         difference: &'static str,
     },
+    /// An execution of another client has this id.
+    #[error("executionId {0} is in use: choose a new id")]
+    IdInUse(ExecutionId),
     /// The execution was canceled before its request arrived.
-    #[error("execution {0} was canceled before its request arrived")]
+    #[error("executionId {0} was canceled before execute arrived, and nothing ran: choose a new id")]
     Withdrawn(ExecutionId),
-    /// The id was never known, or was forgotten.
-    #[error("there is no execution {id} here, or it ended long ago")]
+    /// The id was never known to the client, or was forgotten.
+    #[error(
+        "unknown execution {id}: it may have ended more than {} ago, or the backend was restarted; list the known ones with GET /executions (cc-executor ps)",
+        in_words(*.retention)
+    )]
     Unknown {
         /// The id.
         id: ExecutionId,
         /// The backend's process that does not know it.
         instance: InstanceId,
+        /// How long executions are remembered after their end.
+        retention: Duration,
     },
     /// The execution has ended.
     #[error("execution {0} has ended")]
     Ended(ExecutionId),
     /// The execution's task does not answer.
-    #[error("the execution does not answer")]
-    NoReply,
+    #[error("execution {id} did not answer within {} s: try again, or cancel it", .within.as_secs())]
+    NoReply {
+        /// The id.
+        id: ExecutionId,
+        /// How long an answer was waited for.
+        within: Duration,
+    },
+}
+
+fn no_place(no_place: NoPlace) -> String {
+    let (what, ShareExceeded { scope, limit, used }, setting) = match no_place {
+        NoPlace::ToRun(exceeded) => ("run, and none may wait", exceeded, "--max-executions"),
+        NoPlace::InQueue(exceeded) => ("are queued", exceeded, "--max-queued"),
+    };
+    match scope {
+        ShareScope::Client => {
+            format!(
+                "{used} executions of this client {what}, and its share of {setting} is {limit}: try again when one has ended"
+            )
+        }
+        ShareScope::Service => {
+            format!("{used} executions {what}, the limit of {setting} is {limit}: try again when one has ended")
+        }
+    }
+}
+
+fn no_room(NoRoom { resource, exceeded, next_in_ms }: NoRoom) -> String {
+    let ShareExceeded { scope, limit, used } = exceeded;
+    let (of_client, limit_of) = match scope {
+        ShareScope::Client => (" of this client", "its share of"),
+        ShareScope::Service => ("", "the limit of"),
+    };
+    match resource {
+        Resource::Entries => format!(
+            "the backend remembers {used} executions{of_client}, {limit_of} --max-ended: try again {}; the operator can raise --max-ended or lower --retention-ms",
+            when(next_in_ms)
+        ),
+        Resource::UnfetchedBytes => format!(
+            "unfetched output{of_client} takes {used} bytes, and {limit_of} --max-kept-bytes is {limit}: attach to ended executions to fetch it, wait until its retention ends, or execute without onDisconnect \"detach\""
+        ),
+    }
 }
 
 fn when(next_in_ms: Option<u64>) -> String {
     match next_in_ms {
-        Some(ms) => format!("in {} s, when the oldest is forgotten", ms.div_ceil(1_000)),
-        None => "when the oldest is forgotten".to_owned(),
+        Some(ms) => format!("in {} s", ms.div_ceil(1_000).max(1)),
+        None => "when one has ended and its retention is over".to_owned(),
+    }
+}
+
+fn in_words(time: Duration) -> String {
+    match (time.as_secs(), time.subsec_millis()) {
+        (60, 0) => "a minute".to_owned(),
+        (seconds, 0) if seconds > 0 && seconds % 60 == 0 => format!("{} minutes", seconds / 60),
+        _ => format!("{} s", time.as_secs_f64()),
     }
 }

@@ -6,7 +6,8 @@
 use std::sync::Arc;
 
 use cc_executor_actors::{
-    id::RequestId,
+    backend_api::{Heartbeat, Snapshot},
+    id::{ExecutionId, InstanceId, RequestId},
     outcome::{Outcome, Reason, Status},
     protocol::execute::ExecutionSpec,
     stream::PerStream,
@@ -124,6 +125,23 @@ impl Record {
             bytes: *bytes,
             sha256: each(sha256, |sha| Some(to_hex(sha))),
             ..rare
+        }
+    }
+
+    /// The state of the execution with this id, as its task would describe it.
+    pub fn snapshot(&self, execution_id: ExecutionId, instance: InstanceId, is_followed: bool) -> Snapshot {
+        Snapshot {
+            execution_id,
+            executor: self.executor.to_string(),
+            status: self.status,
+            position: None,
+            scope: None,
+            attached: is_followed,
+            hold: Some(self.hold.into()),
+            instance: Some(instance),
+            alive: Heartbeat { elapsed_ms: self.elapsed_ms.unwrap_or(0), ..Heartbeat::default() },
+            offsets: self.written(),
+            ending: Some(self.ending()),
         }
     }
 

@@ -1,18 +1,30 @@
 //! Decides which executions are remembered, whose output is evicted, and whether another execution is admitted.
 //!
-//! An ending is remembered for the whole retention. Fetched output is evicted when memory is short, the oldest first;
-//! unfetched output and output that a consumer reads is not. What then finds no room is refused. Executions that run
-//! at that moment may still exceed the memory limit when they end.
+//! An ending is remembered for the whole retention. Fetched output is evicted when memory is short, that of the client
+//! with most first, and of it the oldest; unfetched output and output that a consumer reads is not. What then finds no
+//! room is refused. The clients share both limits. Executions that run at that moment may still exceed the memory limit
+//! when they end.
 //!
 //! Pure: time is a parameter, in milliseconds since any fixed moment, and never goes back. Every order is a sorted
 //! set, because a scan of all entries would make a million executions quadratic.
 
+mod kept_bytes;
+pub mod listing;
+
 use std::{
-    collections::{BTreeSet, HashMap, VecDeque},
+    collections::{BTreeSet, HashMap},
     hash::Hash,
 };
 
-use super::error::RegistryError;
+use cc_executor_actors::{
+    client::ClientName,
+    share::{ShareExceeded, ShareScope, Shares},
+};
+
+use self::{
+    kept_bytes::KeptBytes,
+    listing::{ListPage, ListPlace, Listing},
+};
 use crate::backend::output_buffer::RetainedOutput;
 
 /// The limits of a registry.
@@ -33,14 +45,19 @@ pub struct RegistryModel<K, T> {
     // Boxed, because a map that grows moves its values under the lock.
     entries: HashMap<K, Box<RegistryEntry<T>>>,
     next_number: u64,
-    /// Executions that have not ended or are read by a consumer. They are not forgotten by time.
-    active: BTreeSet<K>,
-    /// All other executions, by the time from which their retention counts.
-    by_age: BTreeSet<(u64, K)>,
-    /// The executions in `by_age` whose output may be evicted.
+    /// The executions of all clients. The active ones are not forgotten by time.
+    all: Listing<K>,
+    owners: HashMap<ClientName, OwnedExecutions<K>>,
+    n_entries: Shares,
+    kept: KeptBytes,
+}
+
+/// The executions of one client.
+#[derive(Debug)]
+struct OwnedExecutions<K> {
+    listing: Listing<K>,
+    /// The executions whose output may be evicted, by the time from which their retention counts.
     evictable: BTreeSet<(u64, K)>,
-    held_bytes: usize,
-    fetched_bytes: usize,
 }
 
 /// One execution.
@@ -48,6 +65,8 @@ pub struct RegistryModel<K, T> {
 pub struct RegistryEntry<T> {
     /// Unique over all entries, also over those with the same id.
     pub number: u64,
+    /// The client that it belongs to. The name is shared between its entries.
+    pub owner: ClientName,
     /// The value of the caller.
     pub value: T,
     state: EntryState,
@@ -59,6 +78,26 @@ enum EntryState {
     Ended { since_ms: u64, output: RetainedOutput },
 }
 
+/// Why another execution is not admitted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NoRoom {
+    /// What is used up.
+    pub resource: Resource,
+    /// The limit.
+    pub exceeded: ShareExceeded,
+    /// When the oldest execution within that limit is forgotten, in milliseconds.
+    pub next_in_ms: Option<u64>,
+}
+
+/// A resource that remembered executions take.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Resource {
+    /// Entries.
+    Entries,
+    /// Memory for output that is not evicted.
+    UnfetchedBytes,
+}
+
 impl<K: Copy + Ord + Hash, T> RegistryModel<K, T> {
     /// An empty registry.
     pub fn new(limits: RegistryLimits) -> Self {
@@ -66,51 +105,72 @@ impl<K: Copy + Ord + Hash, T> RegistryModel<K, T> {
             limits,
             entries: HashMap::new(),
             next_number: 0,
-            active: BTreeSet::new(),
-            by_age: BTreeSet::new(),
-            evictable: BTreeSet::new(),
-            held_bytes: 0,
-            fetched_bytes: 0,
+            all: Listing::new(),
+            owners: HashMap::new(),
+            n_entries: Shares::new(limits.max_entries as u64),
+            kept: KeptBytes::new(limits.max_kept_bytes as u64),
         }
     }
 
-    /// Whether another execution is admitted.
+    /// Whether another execution of this client is admitted.
     ///
     /// # Errors
     ///
     /// The limit of entries is reached, or the execution may detach and there is no memory for the output that it would
     /// leave.
-    pub fn accepts(&self, may_detach: bool, now_ms: u64) -> Result<(), RegistryError> {
-        let RegistryLimits { retention_ms, max_entries, max_kept_bytes } = self.limits;
-        if self.entries.len() >= max_entries {
-            let next_in_ms = self.by_age.first().map(|(since, _)| (since + retention_ms).saturating_sub(now_ms));
-            return Err(RegistryError::TooManyEnded { max_ended: max_entries, next_in_ms });
+    pub fn accepts(&self, owner: &ClientName, may_detach: bool, now_ms: u64) -> Result<(), NoRoom> {
+        let no_room = |resource, exceeded| self.no_room(resource, exceeded, Some(owner), now_ms);
+        self.n_entries.admits(owner, 1, false).map_err(|exceeded| no_room(Resource::Entries, exceeded))?;
+        match may_detach {
+            true => self.kept.admits(owner).map_err(|exceeded| no_room(Resource::UnfetchedBytes, exceeded)),
+            false => Ok(()),
         }
-        if may_detach && self.held_bytes > max_kept_bytes {
-            return Err(RegistryError::TooMuchUnfetched { held: self.held_bytes, max: max_kept_bytes });
-        }
-        Ok(())
+    }
+
+    /// Whether an execution of a client that has none is admitted, unless it may detach.
+    ///
+    /// # Errors
+    ///
+    /// The limit of entries is reached.
+    pub fn accepts_newcomer(&self, now_ms: u64) -> Result<(), NoRoom> {
+        let admitted = self.n_entries.admits_newcomer(1);
+        admitted.map_err(|exceeded| self.no_room(Resource::Entries, exceeded, None, now_ms))
+    }
+
+    fn no_room(&self, resource: Resource, exceeded: ShareExceeded, owner: Option<&ClientName>, now_ms: u64) -> NoRoom {
+        let within = match exceeded.scope {
+            ShareScope::Client => owner.and_then(|owner| self.owners.get(owner)).map(|owned| &owned.listing),
+            ShareScope::Service => Some(&self.all),
+        };
+        let next_in_ms = within
+            .and_then(Listing::oldest)
+            .map(|(since_ms, _)| (since_ms + self.limits.retention_ms).saturating_sub(now_ms));
+        NoRoom { resource, exceeded, next_in_ms }
     }
 
     /// How many executions were ever added, and how many bytes of output are retained.
-    pub fn usage(&self) -> (u64, usize) {
-        (self.next_number, self.held_bytes + self.fetched_bytes)
+    pub fn usage(&self) -> (u64, u64) {
+        (self.next_number, self.kept.total())
     }
 
-    /// Adds an execution whose id is unknown, and returns its number.
-    pub fn insert(&mut self, id: K, value: T) -> u64 {
+    /// Adds an execution of a client whose id is unknown, and returns its number.
+    pub fn insert(&mut self, id: K, owner: &ClientName, value: T) -> u64 {
         let number = self.next_number;
         self.next_number += 1;
         // An entry that is due to be forgotten may still be there.
         self.remove(id);
-        self.entries.insert(id, Box::new(RegistryEntry { number, value, state: EntryState::Live }));
-        self.index(id, EntryState::Live, true);
+        // The name that the client's other entries share.
+        let owner = self.owners.get_key_value(owner).map_or(owner, |(shared, _)| shared).clone();
+        self.n_entries.add(&owner, 1);
+        self.index(id, number, &owner, EntryState::Live, true);
+        self.entries.insert(id, Box::new(RegistryEntry { number, owner, value, state: EntryState::Live }));
         number
     }
 
     /// The entry of an execution, unless it is due to be forgotten.
     pub fn get(&self, id: K, now_ms: u64) -> Option<&RegistryEntry<T>> {
-        self.entries.get(&id).map(|entry| &**entry).filter(|entry| !self.is_over(entry.state, now_ms))
+        let retention_ms = self.limits.retention_ms;
+        self.entries.get(&id).map(|entry| &**entry).filter(|entry| !entry.state.is_over(retention_ms, now_ms))
     }
 
     /// The mutable entry of an execution, unless it is due to be forgotten.
@@ -137,11 +197,11 @@ impl<K: Copy + Ord + Hash, T> RegistryModel<K, T> {
         self.change(id, EntryState::Ended { since_ms: now_ms, output: output.followed() });
     }
 
-    /// Evicts fetched output, the oldest first, until the rest fits or there is no more. Returns the executions.
+    /// Evicts fetched output until the rest fits or no more may be evicted. Returns the executions.
     pub fn evict(&mut self) -> Vec<K> {
         let mut evicted = Vec::new();
-        while self.held_bytes + self.fetched_bytes > self.limits.max_kept_bytes
-            && let Some(&(since_ms, id)) = self.evictable.first()
+        while let Some(owner) = self.kept.next_to_evict()
+            && let Some(&(since_ms, id)) = self.owners.get(owner).and_then(|owned| owned.evictable.first())
         {
             self.change(id, EntryState::Ended { since_ms, output: RetainedOutput::Nothing });
             evicted.push(id);
@@ -153,7 +213,7 @@ impl<K: Copy + Ord + Hash, T> RegistryModel<K, T> {
     pub fn forget(&mut self, most: usize, now_ms: u64) -> Vec<(K, T)> {
         let mut forgotten = Vec::new();
         while forgotten.len() < most
-            && let Some(&(since_ms, id)) = self.by_age.first()
+            && let Some((since_ms, id)) = self.all.oldest()
             && since_ms + self.limits.retention_ms <= now_ms
         {
             forgotten.extend(self.remove(id).map(|value| (id, value)));
@@ -161,51 +221,67 @@ impl<K: Copy + Ord + Hash, T> RegistryModel<K, T> {
         forgotten
     }
 
-    /// Up to `most` ids: first the active executions, then the others, beginning with the last that ended.
-    pub fn newest(&self, most: usize, now_ms: u64) -> Vec<K> {
-        let over = |since_ms: u64| EntryState::Ended { since_ms, output: RetainedOutput::Nothing };
-        let ended = self.by_age.iter().rev().filter(|(since_ms, _)| !self.is_over(over(*since_ms), now_ms));
-        self.active.iter().copied().chain(ended.map(|(_, id)| *id)).take(most).collect()
+    /// Up to `most` executions of a client, or of all, after this place of the list.
+    pub fn list(
+        &self,
+        owner: Option<&ClientName>,
+        after: Option<ListPlace<K>>,
+        most: usize,
+        now_ms: u64,
+    ) -> ListPage<K> {
+        let over_ms = now_ms.checked_sub(self.limits.retention_ms);
+        match owner {
+            None => self.all.page(after, most, over_ms),
+            Some(owner) => match self.owners.get(owner) {
+                Some(owned) => owned.listing.page(after, most, over_ms),
+                None => ListPage { ids: Vec::new(), next: None },
+            },
+        }
     }
 
     /// The executions that have not ended or are read by a consumer.
     pub fn active(&self) -> impl Iterator<Item = K> {
-        self.active.iter().copied()
-    }
-
-    fn is_over(&self, state: EntryState, now_ms: u64) -> bool {
-        state.is_over(self.limits.retention_ms, now_ms)
+        self.all.active()
     }
 
     fn remove(&mut self, id: K) -> Option<T> {
-        let entry = self.entries.remove(&id)?;
-        self.index(id, entry.state, false);
-        Some(entry.value)
+        let RegistryEntry { number, owner, value, state } = *self.entries.remove(&id)?;
+        self.index(id, number, &owner, state, false);
+        self.n_entries.remove(&owner, 1);
+        if self.owners.get(&owner).is_some_and(|owned| owned.listing.is_empty()) {
+            self.owners.remove(&owner);
+        }
+        Some(value)
     }
 
     fn change(&mut self, id: K, to: EntryState) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
         let from = std::mem::replace(&mut entry.state, to);
-        self.index(id, from, false);
-        self.index(id, to, true);
+        let (number, owner) = (entry.number, entry.owner.clone());
+        self.index(id, number, &owner, from, false);
+        self.index(id, number, &owner, to, true);
     }
 
     /// Adds an entry in this state to the sorted sets and the sums, or removes it.
-    fn index(&mut self, id: K, state: EntryState, is_known: bool) {
-        let EntryState::Ended { since_ms, output } = state else { return put(&mut self.active, id, is_known) };
-        match output {
-            RetainedOutput::Followed(_) => put(&mut self.active, id, is_known),
-            _ => put(&mut self.by_age, (since_ms, id), is_known),
-        }
-        let (sum, bytes) = match output {
-            RetainedOutput::Nothing => return,
-            RetainedOutput::Followed(bytes) | RetainedOutput::Unfetched(bytes) => (&mut self.held_bytes, bytes),
-            RetainedOutput::Fetched(bytes) => {
-                put(&mut self.evictable, (since_ms, id), is_known);
-                (&mut self.fetched_bytes, bytes)
-            }
+    fn index(&mut self, id: K, number: u64, owner: &ClientName, state: EntryState, is_known: bool) {
+        let owned = self.owners.entry(owner.clone()).or_insert_with(OwnedExecutions::new);
+        let place = match state {
+            EntryState::Ended { since_ms, output } if !output.is_followed() => ListPlace::Ended(since_ms, id),
+            _ => ListPlace::Active(number),
         };
-        if is_known { *sum += bytes } else { *sum -= bytes }
+        self.all.put(place, id, is_known);
+        owned.listing.put(place, id, is_known);
+        let EntryState::Ended { since_ms, output } = state else { return };
+        self.kept.count(owner, output, is_known);
+        if matches!(output, RetainedOutput::Fetched(_)) {
+            put(&mut owned.evictable, (since_ms, id), is_known);
+        }
+    }
+}
+
+impl<K: Copy + Ord> OwnedExecutions<K> {
+    fn new() -> Self {
+        OwnedExecutions { listing: Listing::new(), evictable: BTreeSet::new() }
     }
 }
 
@@ -218,48 +294,19 @@ fn put<T: Ord>(set: &mut BTreeSet<T>, value: T, is_member: bool) {
     }
 }
 
+impl<T> RegistryEntry<T> {
+    /// Whether it has ended and a consumer reads its output.
+    pub fn is_followed(&self) -> bool {
+        matches!(self.state, EntryState::Ended { output, .. } if output.is_followed())
+    }
+}
+
 impl EntryState {
     fn is_over(self, retention_ms: u64, now_ms: u64) -> bool {
         match self {
-            EntryState::Live | EntryState::Ended { output: RetainedOutput::Followed(_), .. } => false,
-            EntryState::Ended { since_ms, .. } => since_ms + retention_ms <= now_ms,
+            EntryState::Ended { since_ms, output } if !output.is_followed() => since_ms + retention_ms <= now_ms,
+            _ => false,
         }
-    }
-}
-
-/// Ids that were canceled before their requests arrived. They are remembered for a while.
-#[derive(Debug)]
-pub struct WithdrawnIds<K> {
-    for_ms: u64,
-    at: HashMap<K, u64>,
-    by_age: VecDeque<(u64, K)>,
-}
-
-impl<K: Copy + Eq + Hash> WithdrawnIds<K> {
-    /// Remembers each id for this many milliseconds.
-    pub fn new(for_ms: u64) -> Self {
-        WithdrawnIds { for_ms, at: HashMap::new(), by_age: VecDeque::new() }
-    }
-
-    /// Remembers an id from now on.
-    pub fn insert(&mut self, id: K, now_ms: u64) {
-        while let Some(&(at, id)) = self.by_age.front()
-            && at + self.for_ms <= now_ms
-        {
-            self.by_age.pop_front();
-            // The id may have been inserted again since.
-            if self.at.get(&id) == Some(&at) {
-                self.at.remove(&id);
-            }
-        }
-        if self.at.insert(id, now_ms) != Some(now_ms) {
-            self.by_age.push_back((now_ms, id));
-        }
-    }
-
-    /// Whether an id is remembered.
-    pub fn contains(&self, id: K, now_ms: u64) -> bool {
-        self.at.get(&id).is_some_and(|at| at + self.for_ms > now_ms)
     }
 }
 
@@ -271,8 +318,23 @@ mod tests {
 
     const LIMITS: RegistryLimits = RegistryLimits { retention_ms: 100, max_entries: 1_000, max_kept_bytes: 100 };
 
+    fn owner() -> ClientName {
+        ClientName::of_user(1)
+    }
+
+    fn refused(resource: Resource, limit: u64, used: u64, next_in_ms: Option<u64>) -> Result<(), NoRoom> {
+        let exceeded = ShareExceeded { scope: ShareScope::Client, limit, used };
+        Err(NoRoom { resource, exceeded, next_in_ms })
+    }
+
+    fn listed(registry: &RegistryModel<u32, ()>, most: usize, now_ms: u64) -> Vec<u32> {
+        let of_owner = registry.list(Some(&owner()), None, most, now_ms);
+        assert_eq!(registry.list(None, None, most, now_ms), of_owner, "there is one client");
+        of_owner.ids
+    }
+
     fn ended(registry: &mut RegistryModel<u32, ()>, id: u32, output: RetainedOutput, now_ms: u64) {
-        registry.insert(id, ());
+        registry.insert(id, &owner(), ());
         registry.retain(id, output, now_ms);
     }
 
@@ -293,11 +355,11 @@ mod tests {
         ended(&mut registry, 6, RetainedOutput::Unfetched(50), 6);
         assert_eq!(registry.evict(), [3]);
         assert_eq!(registry.evict(), [0; 0], "110 bytes are held");
-        assert_eq!(registry.accepts(true, 6), Err(RegistryError::TooMuchUnfetched { held: 110, max: 100 }));
-        assert_eq!(registry.accepts(false, 6), Ok(()));
+        assert_eq!(registry.accepts(&owner(), true, 6), refused(Resource::UnfetchedBytes, 100, 110, Some(95)));
+        assert_eq!(registry.accepts(&owner(), false, 6), Ok(()));
         assert!((1..=6).all(|id| registry.get(id, 6).is_some()), "all endings are known");
         registry.retain(2, RetainedOutput::Fetched(30), 7);
-        assert_eq!(registry.accepts(true, 7), Ok(()), "what was fetched makes room");
+        assert_eq!(registry.accepts(&owner(), true, 7), Ok(()), "what was fetched makes room");
     }
 
     #[test]
@@ -316,34 +378,55 @@ mod tests {
         assert!(registry.get(1, 10_099).is_some());
         assert!(registry.get(1, 10_100).is_none(), "an acknowledgement is no leaving");
         assert_eq!(registry.forget(10, 10_100), [(1, ())]);
-        assert_eq!((registry.held_bytes, registry.fetched_bytes), (0, 0));
+        assert_eq!((registry.kept.total(), registry.owners.len(), registry.n_entries.total()), (0, 0, 0));
     }
 
     #[test]
     fn more_than_may_be_known_is_refused_until_the_oldest_is_forgotten() {
         let mut registry = RegistryModel::new(RegistryLimits { max_entries: 2, ..LIMITS });
-        registry.insert(1, ());
-        registry.insert(2, ());
-        let refused = |next_in_ms| Err(RegistryError::TooManyEnded { max_ended: 2, next_in_ms });
-        assert_eq!(registry.accepts(false, 10), refused(None), "none has ended");
+        registry.insert(1, &owner(), ());
+        registry.insert(2, &owner(), ());
+        let refused = |next_in_ms| refused(Resource::Entries, 2, 2, next_in_ms);
+        assert_eq!(registry.accepts(&owner(), false, 10), refused(None), "none has ended");
         registry.retain(1, RetainedOutput::Nothing, 10);
         registry.retain(2, RetainedOutput::Nothing, 20);
-        assert_eq!(registry.accepts(false, 20), refused(Some(90)));
-        assert_eq!(registry.newest(10, 20), [2, 1]);
-        assert_eq!(registry.newest(10, 110), [2], "it is not listed though it is still there");
+        assert_eq!(registry.accepts(&owner(), false, 20), refused(Some(90)));
+        assert_eq!(listed(&registry, 10, 20), [2, 1]);
+        assert_eq!(listed(&registry, 10, 110), [2], "it is not listed though it is still there");
         assert_eq!(registry.forget(1, 110), [(1, ())]);
-        assert_eq!(registry.accepts(false, 110), Ok(()));
+        assert_eq!(registry.accepts(&owner(), false, 110), Ok(()));
+    }
+
+    #[test]
+    fn clients_share_the_entries_and_see_their_own_only() {
+        let mut registry = RegistryModel::new(RegistryLimits { max_entries: 4, ..LIMITS });
+        let [a, b] = [1, 2].map(ClientName::of_user);
+        for id in 0..4u32 {
+            registry.insert(id, &a, ());
+            registry.retain(id, RetainedOutput::Nothing, 10 + u64::from(id));
+        }
+        assert_eq!(registry.accepts(&a, false, 20), refused(Resource::Entries, 4, 4, Some(90)));
+        assert_eq!((registry.accepts(&b, false, 20), registry.accepts_newcomer(20)), (Ok(()), Ok(())));
+        registry.insert(9, &b, ());
+        let over = registry.accepts(&b, false, 20).unwrap_err();
+        assert_eq!((over.exceeded.scope, over.next_in_ms), (ShareScope::Service, Some(90)));
+        assert_eq!(registry.accepts_newcomer(20).unwrap_err().exceeded.scope, ShareScope::Service);
+        let list = |owner| registry.list(owner, None, 3, 20).ids;
+        assert_eq!((list(Some(&a)), list(Some(&b)), list(None)), (vec![3, 2, 1], vec![9], vec![9, 3, 2]));
+        assert!((0..4).all(|id| registry.get(id, 20).is_some()), "nothing was forgotten");
+        let owners = [0, 1].map(|id| registry.get(id, 20).unwrap().owner.as_str().as_ptr());
+        assert_eq!(owners[0], owners[1], "one name for all of its entries");
     }
 
     #[test]
     fn an_id_that_is_due_to_be_forgotten_is_a_new_one() {
         let mut registry = RegistryModel::new(LIMITS);
-        registry.insert(1, "old");
+        registry.insert(1, &owner(), "old");
         registry.retain(1, RetainedOutput::Unfetched(10), 0);
         let number = registry.get(1, 99).unwrap().number;
         assert!(registry.get(1, 100).is_none());
-        assert_ne!(registry.insert(1, "new"), number);
-        assert_eq!(registry.held_bytes, 0);
+        assert_ne!(registry.insert(1, &owner(), "new"), number);
+        assert_eq!(registry.kept.total(), 0);
         assert_eq!(registry.forget(10, 1_000), []);
         assert_eq!(registry.get(1, 1_000).unwrap().value, "new");
     }
@@ -355,7 +438,7 @@ mod tests {
         let mut registry = RegistryModel::new(limits);
         let start = std::time::Instant::now();
         for id in 0..N {
-            assert_eq!(registry.accepts(true, 0), Ok(()));
+            assert_eq!(registry.accepts(&owner(), true, 0), Ok(()));
             ended(
                 &mut registry,
                 id,
@@ -363,25 +446,12 @@ mod tests {
                 0,
             );
             registry.evict();
-            assert_eq!(registry.newest(2, 0).len().min(1), 1);
+            assert!(!listed(&registry, 2, 0).is_empty());
         }
-        assert!(registry.accepts(false, 0).is_err());
+        assert!(registry.accepts(&owner(), false, 0).is_err());
         assert_eq!(registry.forget(usize::MAX, 100).len(), N as usize);
         // Looking at all of them each time would take minutes.
         assert!(start.elapsed() < std::time::Duration::from_secs(20), "{:?}", start.elapsed());
-    }
-
-    #[test]
-    fn a_withdrawn_id_is_remembered_for_its_time_from_the_last_withdrawal() {
-        let mut withdrawn = WithdrawnIds::new(60);
-        withdrawn.insert(1, 0);
-        withdrawn.insert(1, 0);
-        withdrawn.insert(2, 10);
-        withdrawn.insert(1, 50);
-        assert!(withdrawn.contains(1, 109) && withdrawn.contains(2, 69));
-        assert!(!withdrawn.contains(1, 110) && !withdrawn.contains(2, 70) && !withdrawn.contains(3, 0));
-        withdrawn.insert(3, 200);
-        assert_eq!((withdrawn.at.len(), withdrawn.by_age.len()), (1, 1));
     }
 
     /// What an entry of the model is.
@@ -403,7 +473,7 @@ mod tests {
         /// In every order of calls the result is that of a scan of all entries.
         #[test]
         fn it_decides_as_a_scan_of_all_entries_does(
-            moves in prop::collection::vec((0u32..12, 0..7, 0usize..60, 0u64..40), 1..200),
+            moves in prop::collection::vec((0u32..12, 0..7, 1usize..60, 0u64..40), 1..200),
         ) {
             let limits = RegistryLimits { retention_ms: 100, max_entries: 8, max_kept_bytes: 100 };
             let mut registry = RegistryModel::new(limits);
@@ -426,10 +496,10 @@ mod tests {
                 match (what, model.get(&id).copied()) {
                     (0, None) => {
                         let full = model.len() >= 8;
-                        prop_assert_eq!(registry.accepts(false, now).is_err(), full);
-                        prop_assert_eq!(registry.accepts(true, now).is_err(), full || sums(&model).0 > 100);
+                        prop_assert_eq!(registry.accepts(&owner(), false, now).is_err(), full);
+                        prop_assert_eq!(registry.accepts(&owner(), true, now).is_err(), full || sums(&model).0 > 100);
                         if !full {
-                            registry.insert(id, ());
+                            registry.insert(id, &owner(), ());
                             model.insert(id, Known { since_ms: 0, output: None });
                         }
                     }
@@ -455,8 +525,8 @@ mod tests {
                     evicted.push(id);
                 }
                 prop_assert_eq!(registry.evict(), evicted);
-                prop_assert_eq!((registry.held_bytes, registry.fetched_bytes), sums(&model));
-                prop_assert_eq!(registry.newest(100, now).len(), model.len());
+                prop_assert_eq!(registry.kept.total() as usize, sums(&model).0 + sums(&model).1);
+                prop_assert_eq!(listed(&registry, 100, now).len(), model.len());
             }
         }
     }

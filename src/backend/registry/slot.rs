@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use cc_executor_actors::{
+    client::ClientName,
     id::ExecutionId,
     outcome::{CancelReport, Outcome, Reason},
 };
@@ -23,6 +24,7 @@ pub const FIXED_BYTES: usize = 8 * 1024;
 pub struct Slot {
     pub(super) shared: Arc<RegistryShared>,
     pub(super) id: ExecutionId,
+    pub(super) owner: ClientName,
     pub(super) number: u64,
     pub(super) turn: watch::Receiver<QueueTurn>,
     pub(super) gone: watch::Sender<Option<CancelReport>>,
@@ -69,10 +71,7 @@ impl Slot {
         self.left = true;
         let mut inner = self.shared.lock();
         let now_ms = self.shared.now_ms();
-        match inner.queue.iter().position(|id| *id == self.id) {
-            Some(at) => drop(inner.queue.remove(at)),
-            None => inner.running -= 1,
-        }
+        inner.places.leave(&self.owner, self.id);
         if !inner.executors.insert(record.executor.clone()) {
             record.executor = inner.executors.get(&record.executor).cloned().unwrap_or(record.executor);
         }

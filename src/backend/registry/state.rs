@@ -1,7 +1,7 @@
 //! The state of the registry behind one lock: the executions, the queue, and the counts.
 
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::BTreeSet,
     sync::{Arc, Mutex, MutexGuard},
     time::Instant,
 };
@@ -16,13 +16,19 @@ use tokio::sync::watch;
 
 use super::{
     inbox::TaskHandle,
+    places::Places,
     record::{Record, RequestDigest},
-    retention::{RegistryEntry, RegistryLimits, RegistryModel, WithdrawnIds},
+    retention::{RegistryEntry, RegistryLimits, RegistryModel, listing::ListPlace},
+    withdrawn::WithdrawnIds,
 };
-use crate::backend::{
-    holds::NewestHold,
-    job_request::{CancelOrder, JobRequest},
-    output_buffer::RetainedOutput,
+use crate::{
+    backend::{
+        config::BackendConfig,
+        holds::NewestHold,
+        job_request::{CancelOrder, JobRequest},
+        output_buffer::RetainedOutput,
+    },
+    server::caller::Caller,
 };
 
 /// How many executions are forgotten under one lock, so that an execute never waits long for it.
@@ -31,13 +37,17 @@ pub(super) const FORGOTTEN_AT_A_TIME: usize = 256;
 /// How long an id that was canceled before its request came is refused, in milliseconds.
 const WITHDRAWN_MS: u64 = 60_000;
 
+/// How many such ids are remembered. Each takes about 150 bytes.
+const MAX_WITHDRAWN: u64 = 16_384;
+
 /// The state, shared by the registry and the slots of its executions.
 pub(super) struct RegistryShared {
-    max_executions: usize,
     /// The start of the registry's times.
     began_at: Instant,
     state: Mutex<RegistryState>,
     pub(super) counts: watch::Sender<ExecutionCounts>,
+    /// Changes when positions in the queue have changed.
+    pub(super) queue_changed: watch::Sender<()>,
 }
 
 /// Counts that a drain waits for.
@@ -61,11 +71,10 @@ impl ExecutionCounts {
 /// The state that the lock guards.
 pub(super) struct RegistryState {
     pub(super) model: RegistryModel<ExecutionId, KnownExecution>,
-    pub(super) queue: VecDeque<ExecutionId>,
+    pub(super) places: Places<ExecutionId>,
     pub(super) withdrawn: WithdrawnIds<ExecutionId>,
     /// The names of executors, which records share.
     pub(super) executors: BTreeSet<Arc<str>>,
-    pub(super) running: usize,
     pub(super) draining: bool,
 }
 
@@ -81,6 +90,13 @@ pub(super) enum JobStage {
     Live(Box<LiveJob>),
     /// It has ended. The task exists while output is retained or a consumer is served.
     Ended(Record, Option<TaskHandle>),
+}
+
+/// An entry of a list.
+pub(super) struct ListedExecution {
+    pub(super) id: ExecutionId,
+    /// Of an ended execution: its record, and whether a consumer reads its output.
+    pub(super) ended: Option<(Record, bool)>,
 }
 
 /// An execution that is queued or runs.
@@ -100,17 +116,21 @@ pub enum QueueTurn {
 }
 
 impl RegistryShared {
-    pub(super) fn new(limits: RegistryLimits, max_executions: usize) -> Self {
+    pub(super) fn new(config: &BackendConfig) -> Self {
+        let limits = RegistryLimits {
+            retention_ms: millis(config.retention),
+            max_entries: config.max_ended,
+            max_kept_bytes: config.max_kept_bytes,
+        };
         let state = RegistryState {
             model: RegistryModel::new(limits),
-            queue: VecDeque::new(),
-            withdrawn: WithdrawnIds::new(WITHDRAWN_MS),
+            places: Places::new(config.max_executions, config.max_queued),
+            withdrawn: WithdrawnIds::new(WITHDRAWN_MS, MAX_WITHDRAWN),
             executors: BTreeSet::new(),
-            running: 0,
             draining: false,
         };
-        let counts = watch::Sender::default();
-        RegistryShared { max_executions, began_at: Instant::now(), state: Mutex::new(state), counts }
+        let (counts, queue_changed) = (watch::Sender::default(), watch::Sender::default());
+        RegistryShared { began_at: Instant::now(), state: Mutex::new(state), counts, queue_changed }
     }
 
     /// A poisoned lock still guards valid state, because no critical section panics half-way.
@@ -123,26 +143,21 @@ impl RegistryShared {
     }
 
     pub(super) fn count(&self, inner: &RegistryState) {
-        let (running, queued) = (inner.running, inner.queue.len());
+        let (running, queued) = (inner.places.n_running(), inner.places.queue().len());
         self.counts.send_modify(|counts| *counts = ExecutionCounts { running, queued, ..*counts });
     }
 
-    /// Gives free places to the first executions of the queue, and tells the others their new positions.
+    /// Gives free places to the executions whose turn it is. [`super::positions`] tells the others their new positions.
     pub(super) fn promote(&self, inner: &mut RegistryState, now_ms: u64) {
         while !inner.draining
-            && inner.running < self.max_executions
-            && let Some(id) = inner.queue.pop_front()
+            && let Some(id) = inner.places.promote()
         {
-            inner.running += 1;
             if let Some(live) = inner.live(id, now_ms) {
                 live.turn.send_replace(QueueTurn::Now);
             }
         }
-        for at in 0..inner.queue.len() {
-            if let Some(live) = inner.live(inner.queue[at], now_ms) {
-                let turn = QueueTurn::Position(at as u64 + 1);
-                live.turn.send_if_modified(|current| std::mem::replace(current, turn) != turn);
-            }
+        if !inner.places.queue().is_empty() {
+            self.queue_changed.send_replace(());
         }
         self.count(inner);
     }
@@ -153,8 +168,42 @@ impl RegistryState {
         self.model.get_mut(id, now_ms)
     }
 
+    /// The entry of an execution that this caller may see.
+    pub(super) fn visible(
+        &mut self,
+        caller: &Caller,
+        id: ExecutionId,
+        now_ms: u64,
+    ) -> Option<&mut RegistryEntry<KnownExecution>> {
+        self.entry(id, now_ms).filter(|entry| caller.may_touch(&entry.owner))
+    }
+
     pub(super) fn known(&mut self, id: ExecutionId, now_ms: u64) -> Option<&mut KnownExecution> {
         self.entry(id, now_ms).map(|entry| &mut entry.value)
+    }
+
+    /// A page of the caller's executions, and the place after which the next one begins.
+    pub(super) fn page(
+        &self,
+        caller: &Caller,
+        after: Option<ListPlace<ExecutionId>>,
+        most: usize,
+        now_ms: u64,
+    ) -> (Vec<ListedExecution>, Option<ListPlace<ExecutionId>>) {
+        let owner = match caller {
+            Caller::Client(name) => Some(name),
+            Caller::Operator => None,
+        };
+        let page = self.model.list(owner, after, most, now_ms);
+        let listed = page.ids.into_iter().filter_map(|id| {
+            let entry = self.model.get(id, now_ms)?;
+            let ended = match &entry.value.stage {
+                JobStage::Ended(record, _) => Some((record.clone(), entry.is_followed())),
+                JobStage::Live(_) => None,
+            };
+            Some(ListedExecution { id, ended })
+        });
+        (listed.collect(), page.next)
     }
 
     pub(super) fn live(&mut self, id: ExecutionId, now_ms: u64) -> Option<&mut LiveJob> {
@@ -182,8 +231,8 @@ impl RegistryState {
     }
 
     /// While no execution runs or is queued: how many executions there were, and how many bytes are retained.
-    pub(super) fn idle_at(&self) -> Option<(u64, usize)> {
-        (self.running == 0 && self.queue.is_empty()).then(|| self.model.usage())
+    pub(super) fn idle_at(&self) -> Option<(u64, u64)> {
+        (self.places.n_running() == 0 && self.places.queue().is_empty()).then(|| self.model.usage())
     }
 
     /// Evicts output until the rest fits, as far as it may be evicted. The tasks end, and the records stay.

@@ -23,7 +23,7 @@ use crate::{
         job_request::{CancelOrder, JobError, JobRequest, ReplySender},
         registry::Registry,
     },
-    server::refused::Refused,
+    server::{caller::Caller, refused::Refused},
 };
 
 /// How long an execution may take to answer a request, `stdin` apart.
@@ -32,27 +32,29 @@ const REPLY_PATIENCE: Duration = Duration::from_secs(4);
 /// Sends a request to an execution, and waits for the answer.
 pub(super) async fn send_request(
     registry: &Registry,
+    caller: &Caller,
     id: ExecutionId,
     request: impl FnOnce(ReplySender) -> JobRequest,
 ) -> Result<(), ErrorObject> {
     let (answer, answered) = oneshot::channel();
-    registry.send(id, request(answer))?;
+    registry.send(caller, id, request(answer))?;
     match tokio::time::timeout(REPLY_PATIENCE, answered).await {
         Ok(Ok(outcome)) => Ok(outcome?),
         Ok(Err(_)) => Err(JobError::JustEnded(id).into()),
-        Err(_) => Err(JobError::NoReply(id).into()),
+        Err(_) => Err(JobError::NoReply { id, within: REPLY_PATIENCE }.into()),
     }
 }
 
 pub(super) async fn acknowledge(
     id: web::Path<String>,
     query: web::Query<Map<String, Value>>,
+    caller: Caller,
     registry: web::Data<Registry>,
 ) -> Result<web::Json<Value>, Refused> {
     let mut fields = Params::new(query.into_inner());
     let (id, offsets, claim) = (parse_id(&id)?, read_offsets(&mut fields)?, read_claim(&mut fields)?);
     fields.finish()?;
-    send_request(&registry, id, |answer| JobRequest::Acknowledge((offsets, claim), answer)).await?;
+    send_request(&registry, &caller, id, |answer| JobRequest::Acknowledge((offsets, claim), answer)).await?;
     Ok(web::Json(json!({})))
 }
 
@@ -60,14 +62,15 @@ pub(super) async fn acknowledge(
 pub(super) async fn cancel(
     id: web::Path<String>,
     query: web::Query<Map<String, Value>>,
+    caller: Caller,
     registry: web::Data<Registry>,
 ) -> Result<HttpResponse, Refused> {
     let id = parse_id(&id)?;
     let cancellation = read_cancellation(query.into_inner(), &registry)?;
-    let mut report = send_cancel(cancellation, &registry, id).await;
+    let mut report = send_cancel(cancellation, &registry, &caller, id).await;
     // The id is refused from now on, unless the request that creates the execution has just arrived.
-    if report.as_ref().is_err_and(|error| error.code == code::UNKNOWN_EXECUTION) && !registry.withdraw(id) {
-        report = send_cancel(cancellation, &registry, id).await;
+    if report.as_ref().is_err_and(|error| error.code == code::UNKNOWN_EXECUTION) && !registry.withdraw(&caller, id)? {
+        report = send_cancel(cancellation, &registry, &caller, id).await;
     }
     let body = stream::once(cancel_report(report?));
     Ok(HttpResponse::Ok().insert_header((header::CONTENT_TYPE, "application/json")).streaming(body))
@@ -77,12 +80,13 @@ pub(super) async fn cancel(
 async fn send_cancel(
     (cancel, claim): (CancelOrder, Claim),
     registry: &Registry,
+    caller: &Caller,
     id: ExecutionId,
 ) -> Result<watch::Receiver<Option<CancelReport>>, ErrorObject> {
-    let report = registry.cancel_report(id)?;
+    let report = registry.cancel_report(caller, id)?;
     match claim {
-        Claim::Request(None) => registry.send(id, JobRequest::Cancel(cancel))?,
-        claim => send_request(registry, id, |answer| JobRequest::Withdraw { claim, cancel, answer }).await?,
+        Claim::Request(None) => registry.send(caller, id, JobRequest::Cancel(cancel))?,
+        claim => send_request(registry, caller, id, |answer| JobRequest::Withdraw { claim, cancel, answer }).await?,
     }
     Ok(report)
 }
@@ -101,6 +105,7 @@ pub(super) async fn control(
     id: web::Path<String>,
     query: Map<String, Value>,
     bytes: Bytes,
+    caller: Caller,
     registry: web::Data<Registry>,
 ) -> Result<web::Json<Value>, Refused> {
     let id = parse_id(&id)?;
@@ -110,14 +115,14 @@ pub(super) async fn control(
             // Without a time limit, because the answer comes when the command has read enough to make room for the
             // input.
             let (answer, answered) = oneshot::channel();
-            registry.send(id, JobRequest::Control(request, answer))?;
+            registry.send(&caller, id, JobRequest::Control(request, answer))?;
             answered.await.unwrap_or(Err(JobError::EndedUnread(id)))?;
         }
         ControlRequest::Signal { signal } => {
-            send_request(&registry, id, |answer| JobRequest::Control(request, answer)).await?;
+            send_request(&registry, &caller, id, |answer| JobRequest::Control(request, answer)).await?;
             info!(event = "signal.sent", execution_id:% = id, signal = signal.name(); "signal sent");
         }
-        _ => send_request(&registry, id, |answer| JobRequest::Control(request, answer)).await?,
+        _ => send_request(&registry, &caller, id, |answer| JobRequest::Control(request, answer)).await?,
     }
     Ok(web::Json(json!({})))
 }

@@ -8,7 +8,7 @@ use cc_executor_actors::{
     agent::claude::EXECUTOR,
     backend_api::{EXECUTION_ID_HEADER, ExecuteRequest},
     excerpt::Quoted,
-    id::{ExecutionId, InstanceId},
+    id::{ExecutionId, InstanceId, SessionId},
     protocol::execute::ExecutionSpec,
     rpc::{ErrorObject, code, params::Params},
     stream::PerStream,
@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 
 use super::{
     control::send_request,
-    params::{has_arrived, parse_id, read_claim, read_offsets},
+    params::{has_arrived, parse_id, read_claim, read_offsets, session_of},
 };
 use crate::{
     backend::{
@@ -33,6 +33,7 @@ use crate::{
         subreaper::handle::Subreapers,
     },
     server::{
+        caller::Caller,
         connection::{self, DRAIN_PATIENCE, PeerTimeout},
         refused::Refused,
     },
@@ -41,17 +42,19 @@ use crate::{
 pub(super) async fn execute(
     request: HttpRequest,
     body: Bytes,
+    caller: Caller,
     registry: web::Data<Registry>,
     subreapers: web::Data<Subreapers>,
 ) -> Result<HttpResponse, Refused> {
     let wanted = ExecuteRequest::read(&body, &registry.limits())?;
-    run(&request, StreamFormat::of(&request), wanted, &registry, subreapers).await
+    run(&request, caller, StreamFormat::of(&request), wanted, &registry, subreapers).await
 }
 
 /// For callers of the legacy image: the response is Claude's events as they come, then the ending.
 pub(super) async fn execute_claude(
     request: HttpRequest,
     body: Bytes,
+    caller: Caller,
     registry: web::Data<Registry>,
     subreapers: web::Data<Subreapers>,
 ) -> Result<HttpResponse, Refused> {
@@ -63,11 +66,12 @@ pub(super) async fn execute_claude(
     }
     wanted.run.executor = Some(EXECUTOR.to_owned());
     wanted.run.check_executor(EXECUTOR, true)?;
-    run(&request, StreamFormat::Claude, wanted, &registry, subreapers).await
+    run(&request, caller, StreamFormat::Claude, wanted, &registry, subreapers).await
 }
 
 async fn run(
     request: &HttpRequest,
+    caller: Caller,
     format: StreamFormat,
     ExecuteRequest { run, instance, request_id }: ExecuteRequest,
     registry: &Registry,
@@ -76,7 +80,8 @@ async fn run(
     check_instance(instance, registry)?;
     let (mut consumer, feed) = consumer_of(request, registry, format, PerStream::default());
     consumer.claim = Claim::Request(request_id);
-    let id = begin(run, registry, subreapers, consumer).await?;
+    let session = session_of(request.headers())?;
+    let id = begin(run, (caller, session), registry, subreapers, consumer).await?;
     Ok(stream_of(request, registry, id, format, PerStream::default(), feed))
 }
 
@@ -97,6 +102,7 @@ fn check_instance(instance: Option<InstanceId>, registry: &Registry) -> Result<(
 /// from the beginning.
 async fn begin(
     mut run: ExecutionSpec,
+    (caller, session): (Caller, Option<SessionId>),
     registry: &Registry,
     subreapers: web::Data<Subreapers>,
     consumer: Consumer,
@@ -105,9 +111,9 @@ async fn begin(
     to_start.descriptor_limit = registry.config().descriptor_limit;
     run.executor = Some(executor.clone());
     let id = run.execution_id.unwrap_or_else(ExecutionId::random);
-    let (slot, inbox) = match registry.admit(id, &run)? {
+    let (slot, inbox) = match registry.admit(caller.clone(), session, id, &run)? {
         Admission::New(slot, inbox) => (slot, inbox),
-        Admission::Existing => return attach_consumer(registry, id, consumer).await.map(|()| id),
+        Admission::Existing => return attach_consumer(registry, &caller, id, consumer).await.map(|()| id),
     };
     // Not the values of variables, because they may be secrets.
     let names: Vec<_> = to_start.env.keys().collect();
@@ -132,8 +138,13 @@ async fn begin(
     Ok(id)
 }
 
-async fn attach_consumer(registry: &Registry, id: ExecutionId, consumer: Consumer) -> Result<(), ErrorObject> {
-    send_request(registry, id, |answer| JobRequest::Attach(Box::new(consumer), answer)).await
+async fn attach_consumer(
+    registry: &Registry,
+    caller: &Caller,
+    id: ExecutionId,
+    consumer: Consumer,
+) -> Result<(), ErrorObject> {
+    send_request(registry, caller, id, |answer| JobRequest::Attach(Box::new(consumer), answer)).await
 }
 
 /// A consumer on the connection of this request. Only a gateway's connection has a time-out, because a person may stop
@@ -171,6 +182,7 @@ pub(super) async fn attach(
     request: HttpRequest,
     id: web::Path<String>,
     query: web::Query<Map<String, Value>>,
+    caller: Caller,
     registry: web::Data<Registry>,
 ) -> Result<HttpResponse, Refused> {
     let format = StreamFormat::of(&request);
@@ -184,7 +196,7 @@ pub(super) async fn attach(
     fields.finish()?;
     let (mut consumer, feed) = consumer_of(&request, &registry, format, offsets);
     (consumer.has_arrived, consumer.claim) = (has_arrived, claim);
-    attach_consumer(&registry, id, consumer).await?;
+    attach_consumer(&registry, &caller, id, consumer).await?;
     Ok(stream_of(&request, &registry, id, format, offsets, feed))
 }
 

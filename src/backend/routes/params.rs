@@ -1,16 +1,24 @@
 //! The parameters of the backend's routes in paths and queries. Bodies are read by the types of `backend_api`.
 
+use actix_web::http::header::HeaderMap;
 use cc_executor_actors::{
-    backend_api::control::read_cancel,
+    backend_api::{MAX_LISTED, SESSION_HEADER, control::read_cancel},
     excerpt::Quoted,
-    id::ExecutionId,
-    rpc::{ErrorObject, code, params::Params},
+    id::{ExecutionId, SessionId},
+    rpc::{
+        ErrorObject, code,
+        params::{Params, invalid},
+    },
     stream::PerStream,
 };
 use serde_json::{Map, Value};
 
 use crate::{
-    backend::{holds::Claim, job_request::CancelOrder, registry::Registry},
+    backend::{
+        holds::Claim,
+        job_request::CancelOrder,
+        registry::{Registry, retention::listing::ListPlace},
+    },
     server::request_log::shown_path,
 };
 
@@ -60,4 +68,27 @@ pub(super) fn parse_id(text: &str) -> Result<ExecutionId, ErrorObject> {
         let shown = shown_path(text);
         ErrorObject::new(code::PARAMS, format!("an execution's id is a UUID, not {}", Quoted(&shown)))
     })
+}
+
+/// Which page of the list is asked for: after which place, and how many executions.
+pub(super) fn read_page(query: Map<String, Value>) -> Result<(Option<ListPlace<ExecutionId>>, usize), ErrorObject> {
+    let mut fields = Params::new(query);
+    let limit = match fields.string("limit")? {
+        None => MAX_LISTED,
+        Some(text) => text.parse().ok().filter(|limit| (1..=MAX_LISTED).contains(limit)).ok_or_else(|| {
+            invalid("limit", format!("limit must be a whole number from 1 to {MAX_LISTED}, not {}", Quoted(&text)))
+        })?,
+    };
+    let after = fields.parsed("after", "the `next` of an earlier page")?;
+    fields.finish()?;
+    Ok((after, limit))
+}
+
+/// The session for which a gateway requests an execution, if it names one.
+pub(super) fn session_of(headers: &HeaderMap) -> Result<Option<SessionId>, ErrorObject> {
+    let Some(value) = headers.get(SESSION_HEADER) else { return Ok(None) };
+    let text = String::from_utf8_lossy(value.as_bytes());
+    let not_a_uuid =
+        |_| ErrorObject::new(code::PARAMS, format!("{SESSION_HEADER} must be a UUID, not {}", Quoted(&text)));
+    text.parse().map(Some).map_err(not_a_uuid)
 }
