@@ -105,12 +105,10 @@ fn checks_pass_with_small_configured_limits() {
     let service = Service::with(&[&["serve", "--default-executor", "python"], few.as_slice()].concat(), &[]);
     let (results, summary, code) = check(&service.url(), &["--only", &QUICK.join(",")]);
     assert_eq!((code, &summary["failed"]), (0, &json!(0)), "{results:?}");
-    // A ring that is smaller than the output of the check.
+    // A ring that is smaller than the output of the check: the margin behind acknowledged output keeps the rest.
     let service = Service::with(&["serve", "--ring-bytes", "65536"], &[]);
     let (results, _, code) = check(&service.url(), &["--only", "detach"]);
     assert_eq!(code, 0, "{results:?}");
-    assert!(
-        results[0]["evidence"].as_str().unwrap().ends_with("a part of the output is retained after the end"),
-        "{results:?}"
-    );
+    let evidence = results[0]["evidence"].as_str().unwrap();
+    assert!(!evidence.contains("retained after the end"), "all of it is retained: {results:?}");
 }
