@@ -86,7 +86,7 @@ impl BackendClient {
 
     /// The client for which requests are sent.
     pub fn on_behalf_of(&self) -> Option<&ClientName> {
-        self.on_behalf_of.as_ref()
+        self.on_behalf_of.as_ref().map(|of| &of.client)
     }
 
     /// How long Claude may take to exit after its last event, where the backend cannot decide that itself.
