@@ -3,6 +3,7 @@
 //! `settings` and `variables` declare them with clap, `value` parses them, `validate` checks all and reports every
 //! problem together. Secrets come from the environment or from a file, never from a flag.
 
+mod access;
 mod new_token;
 mod settings;
 mod users;
@@ -15,9 +16,10 @@ use std::{fmt, net::SocketAddr, time::Duration};
 use cc_executor_actors::{protocol::Limits, supervisor::SessionLimits};
 
 pub use self::{
+    access::{client_token, token_variable},
     new_token::NewToken,
     settings::{BackendArgs, ServeArgs},
-    validate::{backend, client_token, serve, token_variable},
+    validate::{backend, serve},
     variables::TOKEN,
 };
 use crate::{

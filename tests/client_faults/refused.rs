@@ -4,7 +4,7 @@ use std::net::TcpListener;
 
 use crate::common::service::{Service, binary, run_to_exit};
 
-const TOKEN: &str = "open-sesame-7";
+const TOKEN: &str = "open-sesame-7-and-25-more-characters";
 
 #[test]
 fn the_reason_of_a_refused_request_is_shown() {
