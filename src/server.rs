@@ -4,15 +4,18 @@
 
 pub mod admission;
 pub mod auth;
+pub mod body;
 pub mod caller;
 pub mod connection;
 pub mod drain;
 pub mod failure;
 pub mod guess_limit;
 pub mod peer;
+pub mod peers;
 pub mod refused;
 pub mod request_log;
 pub mod shutdown;
+pub mod turned_away;
 
 use std::io;
 

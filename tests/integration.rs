@@ -18,6 +18,7 @@ mod check_cli;
 mod claude;
 mod claude_cli;
 mod client_faults;
+mod connections;
 mod control;
 mod drain;
 mod faults;

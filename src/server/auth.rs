@@ -7,26 +7,27 @@
 use std::{fmt, net::IpAddr};
 
 use actix_web::{
-    Error, HttpMessage, HttpResponse,
+    Error, HttpMessage,
     body::{EitherBody, MessageBody},
     dev::{ServiceRequest, ServiceResponse},
     http::{
-        Method, StatusCode,
+        Method, StatusCode, Uri,
         header::{self, HeaderMap, HeaderName},
     },
     middleware::Next,
     web,
 };
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-use cc_executor_actors::{
-    backend_api::CLIENT_HEADER,
-    client::ClientName,
-    rpc::{ErrorObject, code},
-};
+use cc_executor_actors::{backend_api::CLIENT_HEADER, client::ClientName};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-use super::{caller::Caller, request_log::log_refused};
+use super::{
+    caller::Caller,
+    peers::WorkBody,
+    request_log::log_refused,
+    turned_away::{begin_work, no_place, refusal},
+};
 
 /// The prefix of the subprotocol that carries a browser's token.
 pub const BEARER_PROTOCOL: &str = "bearer.";
@@ -104,31 +105,34 @@ pub struct Rejection {
 }
 
 impl Access {
-    /// Checks a request.
+    /// Checks a request. `None` is a caller that is not known, on a route that is open to everyone.
     ///
     /// # Errors
     ///
     /// The request is rejected, with a status and a message.
-    pub fn authorize(&self, method: &Method, path: &str, headers: &HeaderMap) -> Result<Caller, Rejection> {
+    pub fn authorize(&self, method: &Method, target: &Uri, headers: &HeaderMap) -> Result<Option<Caller>, Rejection> {
+        let path = target.path();
+        let offered = offered_tokens(headers)?;
         if self.token.is_none() {
-            self.check_host(headers)?;
+            self.check_host(target, headers)?;
         }
         self.check_origin(headers)?;
-        let open = matches!(path, "/health" | "/healthz" | "/ready" | "/docs");
-        if let Some(token) = self.token.as_ref().filter(|_| !open) {
-            let offered = offered_tokens(headers);
-            if !offered.iter().any(|offered| token.is_of(offered)) {
-                let message = match offered.is_empty() {
-                    true => "a token is required: send the header `Authorization: Bearer TOKEN`",
-                    false => "the token is wrong: send the token of this service",
-                };
-                return Err(reject(StatusCode::UNAUTHORIZED, message));
-            }
+        let is_open = matches!(path, "/health" | "/healthz" | "/ready" | "/docs");
+        let is_known = match &self.token {
+            Some(token) => offered.iter().any(|offered| token.is_of(offered)),
+            None => !is_open,
+        };
+        if !is_known && !is_open {
+            let message = match offered.is_empty() {
+                true => "a token is required: send the header `Authorization: Bearer TOKEN`",
+                false => "the token is wrong: send the token of this service",
+            };
+            return Err(reject(StatusCode::UNAUTHORIZED, message));
         }
         if method == Method::POST && !path.ends_with("/stdin") {
             check_content_type(headers)?;
         }
-        self.caller(headers)
+        is_known.then(|| self.caller(headers)).transpose()
     }
 
     /// The caller of a request that is allowed.
@@ -149,9 +153,13 @@ impl Access {
     }
 
     /// Without a token only loopback names are accepted, because a page whose name was made to resolve to this machine
-    /// (DNS rebinding) still sends its own name.
-    fn check_host(&self, headers: &HeaderMap) -> Result<(), Rejection> {
-        let host = single(headers, &header::HOST)?.ok_or_else(|| forbidden("the request has no Host header"))?;
+    /// (DNS rebinding) still sends its own name. A host in the request's target replaces that of the header (RFC 9112
+    /// section 3.2.2).
+    fn check_host(&self, target: &Uri, headers: &HeaderMap) -> Result<(), Rejection> {
+        let host = match target.authority() {
+            Some(authority) => authority.as_str(),
+            None => single(headers, &header::HOST)?.ok_or_else(|| forbidden("the request has no Host header"))?,
+        };
         match split_port(host) {
             Some((name, _)) if self.is_own(name) => Ok(()),
             _ => Err(forbidden(format!(
@@ -214,26 +222,33 @@ fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a st
     let mut values = headers.get_all(name);
     let Some(value) = values.next() else { return Ok(None) };
     if values.next().is_some() {
-        return Err(forbidden(format!("the request has more than one {name} header")));
+        return Err(bad_request(format!("the request has more than one {name} header")));
     }
     value.to_str().map(Some).map_err(|_| forbidden(format!("the {name} header is not text")))
 }
 
-/// The tokens in the `Authorization` header and among the offered subprotocols, because a browser cannot set the header
-/// for a WebSocket.
-fn offered_tokens(headers: &HeaderMap) -> Vec<Vec<u8>> {
-    let bearer = headers.get_all(header::AUTHORIZATION).filter_map(|value| {
+/// The token in the `Authorization` header, and the one among the offered subprotocols, because a browser cannot set
+/// the header for a WebSocket. More are refused, so that a request is one guess.
+fn offered_tokens(headers: &HeaderMap) -> Result<Vec<Vec<u8>>, Rejection> {
+    if headers.get_all(header::AUTHORIZATION).count() > 1 {
+        return Err(bad_request("the request has more than one Authorization header"));
+    }
+    let bearer = headers.get(header::AUTHORIZATION).and_then(|value| {
         let (scheme, token) = value.as_bytes().split_at_checked(7)?;
         scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii().to_vec())
     });
-    let protocols = headers
+    let protocols: Vec<_> = headers
         .get_all(header::SEC_WEBSOCKET_PROTOCOL)
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
         .filter_map(|offer| {
             URL_SAFE_NO_PAD.decode(offer.trim().strip_prefix(BEARER_PROTOCOL)?.trim_end_matches('=')).ok()
-        });
-    bearer.chain(protocols).collect()
+        })
+        .collect();
+    if protocols.len() > 1 {
+        return Err(bad_request("the request offers more than one token among its subprotocols"));
+    }
+    Ok(bearer.into_iter().chain(protocols).collect())
 }
 
 /// Only JSON is accepted, because a web page can post a form or plain text without a preflight request, which is
@@ -250,6 +265,10 @@ fn check_content_type(headers: &HeaderMap) -> Result<(), Rejection> {
     ))
 }
 
+fn bad_request(message: impl Into<String>) -> Rejection {
+    reject(StatusCode::BAD_REQUEST, message)
+}
+
 fn forbidden(message: impl Into<String>) -> Rejection {
     reject(StatusCode::FORBIDDEN, message)
 }
@@ -263,19 +282,26 @@ pub async fn guard<B: MessageBody>(
     access: web::Data<Access>,
     request: ServiceRequest,
     next: Next<B>,
-) -> Result<ServiceResponse<EitherBody<B>>, Error> {
-    match access.authorize(request.method(), request.path(), request.headers()) {
+) -> Result<ServiceResponse<EitherBody<WorkBody<B>>>, Error> {
+    match access.authorize(request.method(), request.uri(), request.headers()) {
         Ok(caller) => {
-            request.extensions_mut().insert(caller);
-            next.call(request).await.map(ServiceResponse::map_into_left_body)
+            let work = match begin_work(&request, caller.is_some()) {
+                Ok(work) => work,
+                Err(exceeded) => {
+                    let response = no_place(&request, exceeded);
+                    return Ok(request.into_response(response).map_into_right_body());
+                }
+            };
+            if let Some(caller) = caller {
+                request.extensions_mut().insert(caller);
+            }
+            next.call(request).await.map(|response| WorkBody::wrap(response, work).map_into_left_body())
         }
         Err(Rejection { status, message }) => {
             log_refused(&request, status, &message);
-            let mut response = HttpResponse::build(status);
-            if status == StatusCode::UNAUTHORIZED {
-                response.insert_header((header::WWW_AUTHENTICATE, "Bearer"));
-            }
-            let response = response.json(ErrorObject::new(code::NOT_AUTHORIZED, message));
+            let is_guess = status == StatusCode::UNAUTHORIZED
+                && offered_tokens(request.headers()).is_ok_and(|offered| !offered.is_empty());
+            let response = refusal(&request, status, message, is_guess).await;
             Ok(request.into_response(response).map_into_right_body())
         }
     }
@@ -302,7 +328,9 @@ mod tests {
         for (name, value) in headers {
             map.append(HeaderName::try_from(*name).unwrap(), HeaderValue::from_str(value).unwrap());
         }
-        access.authorize(&method, path, &map).map_or_else(|rejection| rejection.status.as_u16(), |_| 200)
+        access
+            .authorize(&method, &path.parse().unwrap(), &map)
+            .map_or_else(|rejection| rejection.status.as_u16(), |_| 200)
     }
 
     #[test]
@@ -331,7 +359,42 @@ mod tests {
             assert_eq!(status_of(&access, Method::GET, "/ws/mcp", &[("host", host)]), status, "{host}");
         }
         assert_eq!(status_of(&access, Method::GET, "/ws/mcp", &[]), 403);
-        assert_eq!(status_of(&access, Method::GET, "/health", &[("host", "localhost"), ("host", "evil.example")]), 403);
+        assert_eq!(status_of(&access, Method::GET, "/health", &[("host", "localhost"), ("host", "evil.example")]), 400);
+    }
+
+    #[test]
+    fn the_host_of_the_target_replaces_that_of_the_header() {
+        let access = access(None);
+        for (target, host, status) in [
+            ("http://localhost:8003/health", "evil.example", 200),
+            ("http://evil.example/health", "localhost", 403),
+            ("http://localhost@evil.example/health", "localhost", 403),
+            ("http://evil.example@localhost/health", "localhost", 403),
+            ("https://executor.internal/health", "localhost", 200),
+            ("ws://127.0.0.1:8003/ws/mcp", "localhost", 200),
+            ("evil.example:80", "localhost", 403),
+            ("localhost:80", "evil.example", 200),
+            ("*", "localhost", 200),
+            ("*", "evil.example", 403),
+        ] {
+            assert_eq!(status_of(&access, Method::GET, target, &[("host", host)]), status, "{target} {host}");
+        }
+    }
+
+    #[test]
+    fn a_request_carries_one_token() {
+        let offer = |token: &str| format!("bearer.{}", URL_SAFE_NO_PAD.encode(token));
+        let both = format!("{}, {}", offer("wrong"), offer("right"));
+        for token in [None, Some("right")] {
+            let access = access(token);
+            for headers in [
+                [("authorization", "Bearer right"), ("authorization", "Bearer right")],
+                [("authorization", "Bearer right"), ("authorization", "Basic x")],
+                [("sec-websocket-protocol", &both), ("host", "localhost")],
+            ] {
+                assert_eq!(status_of(&access, Method::GET, "/health", &headers), 400, "{headers:?}");
+            }
+        }
     }
 
     #[test]
