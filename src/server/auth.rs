@@ -449,7 +449,7 @@ mod tests {
                 .iter()
                 .map(|(name, value)| (HeaderName::try_from(*name).unwrap(), HeaderValue::from_str(value).unwrap()))
                 .collect();
-            access(Some("right")).authorize(&Method::GET, "/ws/mcp", &headers).unwrap_err().message
+            access(Some("right")).authorize(&Method::GET, &Uri::from_static("/ws/mcp"), &headers).unwrap_err().message
         };
         assert!(message_for(&[]).starts_with("a token is required: "));
         assert!(message_for(&[("authorization", "Bearer wrong")]).starts_with("the token is wrong: "));
