@@ -33,9 +33,11 @@ pub use self::config::BackendConfig;
 use self::{job::retained, registry::Registry, subreaper::handle::Subreapers};
 use crate::server::{
     auth::{Access, guard},
+    body::BodyLimits,
     connection,
     drain::Drainable,
     failure::failed,
+    peers::Peers,
 };
 
 /// The subreaper's binary: this process's own, even if its file has been replaced since.
@@ -44,6 +46,9 @@ pub const THIS_BINARY: &str = "/proc/self/exe";
 /// How long an idle connection is kept open. Longer than gateways keep theirs, so that a gateway never sends a request
 /// on a closed connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
+
+/// How much longer a body may be than the message that it comes from, in bytes: a gateway adds ids and defaults.
+const ADDED_BY_GATEWAYS: usize = 64 << 10;
 
 /// How many bytes of a response actix buffers. At 32 KiB a third of the rate is lost.
 const WRITE_BUFFER: usize = 256 * 1024;
@@ -77,9 +82,13 @@ impl Drainable for Arc<Registry> {
 
 /// Serves on a bound listener until stopped. To be called before this process has children, because it starts the
 /// subreaper.
-pub fn serve(listener: TcpListener, config: BackendConfig, access: Access) -> io::Result<Serving> {
+pub fn serve(listener: TcpListener, config: BackendConfig, access: Access, peers: Arc<Peers>) -> io::Result<Serving> {
     let subreapers = web::Data::new(Subreapers::start(Path::new(THIS_BINARY), config.containment)?);
     let contained = subreapers.contained().as_str();
+    let longest_body = config.max_message_bytes.saturating_add(ADDED_BY_GATEWAYS);
+    let (patience, for_each_worker) = (peers.patience(), peers.for_each_worker());
+    let bodies = web::Data::from(BodyLimits::new(longest_body, patience, config.max_body_bytes.max(longest_body)));
+    actix_web::rt::spawn(Arc::clone(&peers).sweep());
     let registry = web::Data::new(Registry::new(config, retained::answer));
     let shared = registry.clone();
     actix_web::rt::spawn(registry.forget_in_time());
@@ -92,14 +101,17 @@ pub fn serve(listener: TcpListener, config: BackendConfig, access: Access) -> io
             .app_data(shared.clone())
             .app_data(subreapers.clone())
             .app_data(access.clone())
+            .app_data(bodies.clone())
             .wrap(from_fn(guard))
             .configure(routes::configure)
     })
     .on_connect(move |connection, data| {
-        connection::keep(connection, data);
+        peers.arrive(connection, data);
         connection::watch_peer(connection, consumer_stall);
         of_connections.keep_peer(connection, data);
     })
+    .max_connections(for_each_worker)
+    .client_request_timeout(patience)
     .tcp_nodelay(true)
     .h1_allow_half_closed(false)
     .h1_write_buffer_size(WRITE_BUFFER)

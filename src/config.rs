@@ -29,6 +29,15 @@ use crate::{
     server::{auth::Access, secret::Secret},
 };
 
+/// The bounds of connections whose requests have not arrived, or are not authorized.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ConnectionSettings {
+    /// How long a request may take to arrive.
+    pub request_timeout: Duration,
+    /// The maximum number of connections on which no request was authorized.
+    pub max_unauthorized: usize,
+}
+
 /// The problems of settings and of a client's flags, one line each.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Problems(pub Vec<String>);
@@ -68,6 +77,8 @@ pub struct GatewaySettings {
     pub access: Access,
     /// Settings that are allowed and weaken the protection of the service, one line each.
     pub warnings: Vec<String>,
+    /// The bounds of connections.
+    pub connections: ConnectionSettings,
     /// The maximum number of sessions.
     pub sessions: SessionLimits,
     /// The longest duration of a shutdown.
@@ -102,6 +113,8 @@ pub struct BackendSettings {
     pub access: Access,
     /// Settings that are allowed and weaken the protection of the service, one line each.
     pub warnings: Vec<String>,
+    /// The bounds of connections.
+    pub connections: ConnectionSettings,
     /// How commands run.
     pub backend: BackendConfig,
     /// The longest duration of a shutdown.

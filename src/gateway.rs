@@ -10,7 +10,7 @@ pub mod routes;
 mod socket_body;
 pub mod upgrade;
 
-use std::{io, net::TcpListener, time::Duration};
+use std::{io, net::TcpListener, sync::Arc, time::Duration};
 
 use actix::{Actor, Addr};
 use actix_web::{App, HttpServer, dev::ServerHandle, middleware::from_fn, web};
@@ -27,9 +27,10 @@ use self::message_budget::MessageBudget;
 use crate::{
     server::{
         auth::{Access, guard},
-        connection::{self, Unflushed},
+        connection::Unflushed,
         drain::Drainable,
         failure::failed,
+        peers::Peers,
         secret::Secret,
     },
     syscall::trim_heaps,
@@ -119,7 +120,7 @@ impl Drainable for Gateway {
 }
 
 /// Serves on a bound listener until stopped. Must be called inside an actix system.
-pub fn serve(listener: TcpListener, config: GatewayConfig, access: Access) -> io::Result<Gateway> {
+pub fn serve(listener: TcpListener, config: GatewayConfig, access: Access, peers: Arc<Peers>) -> io::Result<Gateway> {
     let supervisor = Supervisor::new(config.sessions).start();
     let executions_live_on = config.executions_live_on;
     let unflushed = Unflushed::default();
@@ -132,6 +133,8 @@ pub fn serve(listener: TcpListener, config: GatewayConfig, access: Access) -> io
     let for_workers = supervisor.clone();
     let access = web::Data::new(access);
     let of_connections = access.clone();
+    let (patience, for_each_worker) = (peers.patience(), peers.for_each_worker());
+    actix_web::rt::spawn(Arc::clone(&peers).sweep());
     let server = HttpServer::new(move || {
         // One context for each worker thread, because an awc client is not `Send`.
         let context = SessionContext {
@@ -150,9 +153,11 @@ pub fn serve(listener: TcpListener, config: GatewayConfig, access: Access) -> io
             .configure(routes::configure)
     })
     .on_connect(move |connection, data| {
-        connection::keep(connection, data);
+        peers.arrive(connection, data);
         of_connections.keep_peer(connection, data);
     })
+    .max_connections(for_each_worker)
+    .client_request_timeout(patience)
     .tcp_nodelay(true)
     .h1_allow_half_closed(false)
     .h1_write_buffer_size(WRITE_BUFFER)

@@ -13,16 +13,18 @@ use std::{
 use actix_web::dev::ServerHandle;
 use cc_executor::{
     backend::{self, BackendConfig, Serving},
-    config::{BackendLocation, BackendSettings, GatewaySettings, TOKEN},
+    config::{BackendLocation, BackendSettings, ConnectionSettings, GatewaySettings, TOKEN},
     console,
     gateway::{self, GatewayConfig},
     logging,
     server::{
+        admission::ConnectionBounds,
         auth::Access,
         authentication::Authentication,
         drain::{Drainable, drain},
         failure::failed,
         peer_user,
+        peers::Peers,
         secret::Secret,
         shutdown::{self, Shutdown},
         tokens::Tokens,
@@ -68,6 +70,12 @@ fn raise_descriptor_limit() {
     limit.current = limit.maximum;
     // If it cannot be raised, the service runs with the limit that it has.
     let _ = setrlimit(Resource::Nofile, limit);
+}
+
+/// The number of files that this process may open.
+fn descriptor_limit() -> u64 {
+    use rustix::process::{Resource, getrlimit};
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
 /// Binds the address of a role, begins to watch its tokens file, and warns of what weakens its protection.
@@ -123,10 +131,16 @@ pub async fn serve(config: GatewaySettings) -> io::Result<()> {
         BackendLocation::Remote(url, token) => (None, url, token),
         BackendLocation::Embedded(backend) => {
             warn_of_root();
-            let (url, token, embedded) = embed(*backend)?;
+            let (url, token, embedded) = embed(*backend, &config.connections)?;
             (Some(embedded), url, Some(token))
         }
     };
+    let ConnectionSettings { request_timeout, max_unauthorized } = config.connections;
+    let bounds = ConnectionBounds::of_gateway(descriptor_limit(), max_unauthorized, request_timeout);
+    if bounds.authorized < config.sessions.sessions {
+        warn!(event = "service.few_descriptors", descriptors = descriptor_limit(), sessions = bounds.authorized;
+            "the limit of open files (ulimit -n) allows only {} sessions, not {}", bounds.authorized, config.sessions.sessions);
+    }
     info!(event = "service.listening", role = "gateway", address:% = address, backend = backend_url.as_str(),
         embedded = backend.is_some(), containment:serde = backend.as_ref().map(|backend| backend.contained), version = env!("CARGO_PKG_VERSION"); "listening on ws://{address}/ws/mcp");
     let gateway = GatewayConfig {
@@ -139,7 +153,7 @@ pub async fn serve(config: GatewaySettings) -> io::Result<()> {
         executions_live_on: backend.is_none(),
     };
     let access = Access { port: address.port(), ..config.access };
-    let gateway = gateway::serve(listener, gateway, access)?;
+    let gateway = gateway::serve(listener, gateway, access, Peers::new(bounds))?;
     let mut servers = vec![gateway.server.clone()];
     let mut roles: Vec<Box<dyn Drainable>> = vec![Box::new(gateway)];
     if let Some(Serving { server, registry, .. }) = backend {
@@ -158,7 +172,9 @@ pub async fn backend(config: BackendSettings) -> io::Result<()> {
     let address = address_of(&listener)?;
     let access = Access { port: address.port(), ..config.access };
     let executors = config.backend.executors.names();
-    let Serving { server, registry, contained } = backend::serve(listener, config.backend, access)?;
+    let ConnectionSettings { request_timeout, max_unauthorized } = config.connections;
+    let bounds = ConnectionBounds::of_backend(descriptor_limit(), max_unauthorized, request_timeout);
+    let Serving { server, registry, contained } = backend::serve(listener, config.backend, access, Peers::new(bounds))?;
     info!(event = "service.listening", role = "backend", address:% = address, executors:serde = executors,
         containment = contained, version = env!("CARGO_PKG_VERSION"); "listening on http://{address}");
     let roles: Vec<Box<dyn Drainable>> = vec![Box::new(registry.into_inner())];
@@ -167,7 +183,7 @@ pub async fn backend(config: BackendSettings) -> io::Result<()> {
 }
 
 /// Starts a backend on a loopback port of its own, with a token that only this process knows.
-fn embed(config: BackendConfig) -> io::Result<(String, Secret, Serving)> {
+fn embed(config: BackendConfig, connections: &ConnectionSettings) -> io::Result<(String, Secret, Serving)> {
     let listener =
         TcpListener::bind("127.0.0.1:0").map_err(failed("cannot open a loopback port for the embedded backend"))?;
     let address = address_of(&listener)?;
@@ -179,7 +195,8 @@ fn embed(config: BackendConfig) -> io::Result<(String, Secret, Serving)> {
         port: address.port(),
         serves_gateways: true,
     };
-    let embedded = backend::serve(listener, config, access)?;
+    let bounds = ConnectionBounds::of_embedded(connections.max_unauthorized, connections.request_timeout);
+    let embedded = backend::serve(listener, config, access, Peers::new(bounds))?;
     Ok((format!("http://{address}"), token, embedded))
 }
 

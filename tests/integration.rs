@@ -20,6 +20,7 @@ mod claude;
 mod claude_cli;
 mod client_faults;
 mod clients;
+mod connections;
 mod control;
 mod drain;
 mod faults;

@@ -57,6 +57,8 @@ const PURE: &[&str] = &[
     "src/logging/limit.rs",
     "src/logging/line.rs",
     "src/logging/queue.rs",
+    "src/server/admission.rs",
+    "src/server/guess_limit.rs",
     "src/cli/exit_code.rs",
     "src/cli/silence.rs",
     "src/cli/reconnect.rs",

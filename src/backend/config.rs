@@ -29,8 +29,10 @@ pub struct BackendConfig {
     pub consumer_stall: Duration,
     /// How long Claude may take to exit after its last event.
     pub claude_exit: Duration,
-    /// The longest request body, in bytes.
+    /// The longest message of a client, in bytes.
     pub max_message_bytes: usize,
+    /// How many bytes of request bodies may wait for their rest in all.
+    pub max_body_bytes: usize,
     /// The containment of executions besides their process trees.
     pub containment: Containment,
     /// The soft limit of open descriptors that commands get, where the service has raised its own.
@@ -55,6 +57,7 @@ impl BackendConfig {
             retention: Duration::from_secs(3_600),
             consumer_stall: Duration::from_secs(60),
             max_message_bytes: 1_000,
+            max_body_bytes: 1 << 20,
             containment: Containment::None,
             claude_exit: Duration::from_secs(45),
             descriptor_limit: None,

@@ -22,7 +22,6 @@ use crate::server::{
 /// Adds the routes to a service.
 pub fn configure(service: &mut web::ServiceConfig) {
     service
-        .app_data(web::PayloadConfig::new(16 << 20))
         .route("/health", web::get().to(health))
         .route("/healthz", web::get().to(health))
         .route("/ready", web::get().to(ready))
@@ -40,8 +39,8 @@ pub fn configure(service: &mut web::ServiceConfig) {
 fn control_routes(service: &mut web::ServiceConfig) {
     for action in control_api::ACTIONS {
         let route = web::post().to(
-            move |id: web::Path<String>, query: web::Query<Map<String, Value>>, bytes, caller, registry| {
-                control::control(action, id, query.into_inner(), bytes, caller, registry)
+            move |id: web::Path<String>, query: web::Query<Map<String, Value>>, body, caller, registry| {
+                control::control(action, id, query.into_inner(), body, caller, registry)
             },
         );
         service.route(&format!("/executions/{{id}}/{action}"), route);

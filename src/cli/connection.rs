@@ -193,7 +193,11 @@ async fn body_of_refusal(session_url: &str, status: StatusCode) -> bytes::Bytes 
 
 /// The error for an unexpected HTTP status. The response's body has the reason if a cc-executor service has answered.
 pub(super) fn refused(url: &str, status: StatusCode, body: &[u8]) -> ClientError {
-    if status == StatusCode::UNAUTHORIZED {
+    let error = serde_json::from_slice::<ErrorObject>(body);
+    // From an address that has sent many wrong tokens, one more is answered with 429.
+    let is_one_of_many = status == StatusCode::TOO_MANY_REQUESTS
+        && error.as_ref().is_ok_and(|error| error.code == rpc::code::NOT_AUTHORIZED);
+    if status == StatusCode::UNAUTHORIZED || is_one_of_many {
         return unauthorized(url, config::token_variable(&variables::read()));
     }
     let code = match status {
@@ -201,7 +205,7 @@ pub(super) fn refused(url: &str, status: StatusCode, body: &[u8]) -> ClientError
         StatusCode::SERVICE_UNAVAILABLE => exit::TEMPFAIL,
         _ => exit::UNAVAILABLE,
     };
-    let message = match serde_json::from_slice::<ErrorObject>(body) {
+    let message = match error {
         Ok(error) => format!("{url} answers {status}: {}", error.message),
         Err(_) if status == StatusCode::SERVICE_UNAVAILABLE => {
             format!("{url} is shutting down or not ready; try again in a moment")
@@ -255,6 +259,7 @@ mod tests {
         for (status, body, code, message) in [
             (403, body(-32007), exit::NOPERM, "ws://h answers 403 Forbidden: because"),
             (403, String::new(), exit::NOPERM, "ws://h answers 403 Forbidden; check that --url names"),
+            (429, body(-32007), exit::NOPERM, "ws://h needs a token"),
             (429, body(-32009), exit::UNAVAILABLE, "ws://h answers 429 Too Many Requests: because"),
             (502, body(-32010), exit::UNAVAILABLE, "ws://h answers 502 Bad Gateway: because"),
             (502, "<html>".to_owned(), exit::UNAVAILABLE, "ws://h answers 502 Bad Gateway; check that --url names"),

@@ -166,6 +166,16 @@ pub(super) struct SharedArgs {
     #[arg(default_value = MAX_ENDED.to_string(), help_heading = "Retained output")]
     pub(super) max_ended: u64,
 
+    /// Close a connection whose request takes more than MS milliseconds to arrive, or that sends none
+    #[arg(long, env = "CC_EXECUTOR_REQUEST_TIMEOUT_MS", value_name = "MS", default_value = "10000")]
+    #[arg(range = 100..=1 << 32, help_heading = "Listening")]
+    pub(super) request_timeout_ms: u64,
+
+    /// Maximum number of connections on which no request was authorized; at most a quarter from one address
+    #[arg(long, env = "CC_EXECUTOR_MAX_UNAUTHORIZED", value_name = "N", default_value = "512")]
+    #[arg(range = 4..=1_000_000, help_heading = "Listening")]
+    pub(super) max_unauthorized: u64,
+
     /// Longest duration of a shutdown, in milliseconds
     #[arg(long, env = "CC_EXECUTOR_DRAIN_MS", value_name = "MS", default_value = "8000", range = 100..=1 << 32)]
     pub(super) drain_ms: u64,
@@ -182,6 +192,11 @@ pub(super) struct BackendOnlyArgs {
 
     #[command(flatten)]
     pub(super) output: OutputArgs,
+
+    /// Maximum memory for request bodies that have not arrived as a whole, in bytes
+    #[arg(long, env = "CC_EXECUTOR_MAX_BODY_BYTES", value_name = "BYTES", default_value = "67108864")]
+    #[arg(range = 1 << 20..=1 << 40, help_heading = "Limits")]
+    pub(super) max_body_bytes: u64,
 }
 
 /// How commands run.

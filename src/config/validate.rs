@@ -6,7 +6,7 @@ use cc_executor_actors::{protocol::Limits, supervisor::SessionLimits};
 use clap::ArgMatches;
 
 use super::{
-    BackendLocation, BackendSettings, GatewaySettings, Problems,
+    BackendLocation, BackendSettings, ConnectionSettings, GatewaySettings, Problems,
     access::{given_variable, has_tokens_file},
     settings::{BackendArgs, BackendOnlyArgs, ClaudeArgs, ServeArgs, SharedArgs, given, name_of},
     variables::{BACKEND_TOKEN, ClientVariables, RoleVariables, TOKEN},
@@ -61,7 +61,7 @@ pub fn serve(
     }
     let sessions =
         SessionLimits { sessions: size(sessions.max_sessions), per_peer: size(sessions.max_sessions_per_address) };
-    let drain = Duration::from_millis(shared.drain_ms);
+    let (connections, drain) = (connections(&shared), Duration::from_millis(shared.drain_ms));
     let claude_exit = Duration::from_millis(shared.claude_exit_ms);
     let backend = match claude_api_url.flatten() {
         Some(url) => {
@@ -88,6 +88,7 @@ pub fn serve(
         bind,
         access,
         warnings,
+        connections,
         sessions,
         drain,
         limits,
@@ -117,8 +118,16 @@ pub fn backend(
     let token = problems.fingerprint(BACKEND_TOKEN, &token, sha256, allow_short, &mut warnings).or(own);
     let access = Access { serves_gateways: true, ..problems.access(bind, access, token, matches) };
     let backend = problems.backend(backend, &shared, matches);
-    let (drain, log_format) = (Duration::from_millis(shared.drain_ms), variables.log_format);
-    problems.finish(BackendSettings { bind, access, warnings, backend, drain, log_format })
+    let (connections, drain) = (connections(&shared), Duration::from_millis(shared.drain_ms));
+    let log_format = variables.log_format;
+    problems.finish(BackendSettings { bind, access, warnings, connections, backend, drain, log_format })
+}
+
+fn connections(args: &SharedArgs) -> ConnectionSettings {
+    ConnectionSettings {
+        request_timeout: Duration::from_millis(args.request_timeout_ms),
+        max_unauthorized: size(args.max_unauthorized),
+    }
 }
 
 fn size(number: u64) -> usize {
@@ -143,7 +152,7 @@ impl Problems {
     }
 
     fn backend(&mut self, args: BackendOnlyArgs, shared: &SharedArgs, matches: &ArgMatches) -> BackendConfig {
-        let BackendOnlyArgs { executions, claude, output } = args;
+        let BackendOnlyArgs { executions, claude, output, max_body_bytes } = args;
         let added = executions.executors.unwrap_or_default();
         for (executor, _) in added.iter().filter(|(_, argv)| argv.first().is_none_or(String::is_empty)) {
             self.add(&name_of("executors", matches), format!("must name a program for the executor {executor:?}"));
@@ -175,6 +184,7 @@ impl Problems {
             consumer_stall: Duration::from_millis(output.consumer_stall_ms),
             claude_exit: Duration::from_millis(shared.claude_exit_ms),
             max_message_bytes: size(shared.max_message_bytes),
+            max_body_bytes: size(max_body_bytes),
             containment: executions.containment,
             descriptor_limit: rustix::process::getrlimit(rustix::process::Resource::Nofile).current,
         }
@@ -382,7 +392,7 @@ mod tests {
         let definition = BackendOnlyArgs::augment_args(Command::new("backend"));
         let names: Vec<_> =
             definition.get_arguments().filter_map(|arg| Some((arg.get_long()?, arg.get_env()?.to_str()?))).collect();
-        assert_eq!(names.len(), 15);
+        assert_eq!(names.len(), 16);
         for (flag, name) in names {
             let Problems(problems) = serve(&[remote, (name, "1")]).unwrap_err();
             let belongs = format!("--{flag} belongs to the backend at CLAUDE_API_URL; set it there");

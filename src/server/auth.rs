@@ -7,29 +7,27 @@
 use std::{any::Any, net::IpAddr};
 
 use actix_web::{
-    Error, HttpMessage, HttpResponse,
+    Error, HttpMessage,
     body::{EitherBody, MessageBody},
     dev::{Extensions, ServiceRequest, ServiceResponse},
     http::{
-        Method, StatusCode,
+        Method, StatusCode, Uri,
         header::{self, HeaderMap, HeaderName},
     },
     middleware::Next,
     web,
 };
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-use cc_executor_actors::{
-    backend_api::CLIENT_HEADER,
-    client::ClientName,
-    rpc::{ErrorObject, code},
-};
+use cc_executor_actors::{backend_api::CLIENT_HEADER, client::ClientName};
 
 use super::{
     authentication::{Authentication, Principal, Unauthenticated},
     caller::Caller,
     peer_user::{self, PeerUser},
+    peers::WorkBody,
     request_log::log_refused,
     tokens::TokenLease,
+    turned_away::{begin_work, no_place, refusal},
 };
 
 /// The prefix of the subprotocol that carries a browser's token.
@@ -74,16 +72,18 @@ impl Access {
     pub fn authorize(
         &self,
         method: &Method,
-        path: &str,
+        target: &Uri,
         headers: &HeaderMap,
         uid: Result<u32, &str>,
     ) -> Result<Option<Admitted>, Rejection> {
+        let path = target.path();
+        let offered = offered_tokens(headers)?;
         if !self.authentication.demands_token() {
-            self.check_host(headers)?;
+            self.check_host(target, headers)?;
         }
         self.check_origin(headers)?;
         let is_open = matches!(path, "/health" | "/healthz" | "/ready" | "/docs");
-        let principal = match self.authentication.authenticate(&offered_tokens(headers), uid) {
+        let principal = match self.authentication.authenticate(&offered, uid) {
             Ok(principal) => Some(principal),
             Err(_) if is_open => None,
             Err(refusal) => return Err(refusal.into()),
@@ -115,9 +115,13 @@ impl Access {
     }
 
     /// Without a token only loopback names are accepted, because a page whose name was made to resolve to this machine
-    /// (DNS rebinding) still sends its own name.
-    fn check_host(&self, headers: &HeaderMap) -> Result<(), Rejection> {
-        let host = single(headers, &header::HOST)?.ok_or_else(|| forbidden("the request has no Host header"))?;
+    /// (DNS rebinding) still sends its own name. A host in the request's target replaces that of the header (RFC 9112
+    /// section 3.2.2).
+    fn check_host(&self, target: &Uri, headers: &HeaderMap) -> Result<(), Rejection> {
+        let host = match target.authority() {
+            Some(authority) => authority.as_str(),
+            None => single(headers, &header::HOST)?.ok_or_else(|| forbidden("the request has no Host header"))?,
+        };
         match split_port(host) {
             Some((name, _)) if self.is_own(name) => Ok(()),
             _ => Err(forbidden(format!(
@@ -206,26 +210,33 @@ fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a st
     let mut values = headers.get_all(name);
     let Some(value) = values.next() else { return Ok(None) };
     if values.next().is_some() {
-        return Err(forbidden(format!("the request has more than one {name} header")));
+        return Err(bad_request(format!("the request has more than one {name} header")));
     }
     value.to_str().map(Some).map_err(|_| forbidden(format!("the {name} header is not text")))
 }
 
-/// The tokens in the `Authorization` header and among the offered subprotocols, because a browser cannot set the header
-/// for a WebSocket.
-fn offered_tokens(headers: &HeaderMap) -> Vec<Vec<u8>> {
-    let bearer = headers.get_all(header::AUTHORIZATION).filter_map(|value| {
+/// The token in the `Authorization` header, and the one among the offered subprotocols, because a browser cannot set
+/// the header for a WebSocket. More are refused, so that a request is one guess.
+fn offered_tokens(headers: &HeaderMap) -> Result<Vec<Vec<u8>>, Rejection> {
+    if headers.get_all(header::AUTHORIZATION).count() > 1 {
+        return Err(bad_request("the request has more than one Authorization header"));
+    }
+    let bearer = headers.get(header::AUTHORIZATION).and_then(|value| {
         let (scheme, token) = value.as_bytes().split_at_checked(7)?;
         scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii().to_vec())
     });
-    let protocols = headers
+    let protocols: Vec<_> = headers
         .get_all(header::SEC_WEBSOCKET_PROTOCOL)
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
         .filter_map(|offer| {
             URL_SAFE_NO_PAD.decode(offer.trim().strip_prefix(BEARER_PROTOCOL)?.trim_end_matches('=')).ok()
-        });
-    bearer.chain(protocols).collect()
+        })
+        .collect();
+    if protocols.len() > 1 {
+        return Err(bad_request("the request offers more than one token among its subprotocols"));
+    }
+    Ok(bearer.into_iter().chain(protocols).collect())
 }
 
 /// Only JSON is accepted, because a web page can post a form or plain text without a preflight request, which is
@@ -242,6 +253,10 @@ fn check_content_type(headers: &HeaderMap) -> Result<(), Rejection> {
     ))
 }
 
+fn bad_request(message: impl Into<String>) -> Rejection {
+    reject(StatusCode::BAD_REQUEST, message)
+}
+
 fn forbidden(message: impl Into<String>) -> Rejection {
     reject(StatusCode::FORBIDDEN, message)
 }
@@ -255,10 +270,17 @@ pub async fn guard<B: MessageBody>(
     access: web::Data<Access>,
     request: ServiceRequest,
     next: Next<B>,
-) -> Result<ServiceResponse<EitherBody<B>>, Error> {
+) -> Result<ServiceResponse<EitherBody<WorkBody<B>>>, Error> {
     let uid = request.conn_data::<PeerUser>().map_or(Err("it was not looked up"), PeerUser::uid);
-    match access.authorize(request.method(), request.path(), request.headers(), uid) {
+    match access.authorize(request.method(), request.uri(), request.headers(), uid) {
         Ok(admitted) => {
+            let work = match begin_work(&request, admitted.is_some()) {
+                Ok(work) => work,
+                Err(exceeded) => {
+                    let response = no_place(&request, exceeded);
+                    return Ok(request.into_response(response).map_into_right_body());
+                }
+            };
             if let Some(Admitted { caller, lease }) = admitted {
                 let mut extensions = request.extensions_mut();
                 extensions.insert(caller);
@@ -266,15 +288,13 @@ pub async fn guard<B: MessageBody>(
                     extensions.insert(lease);
                 }
             }
-            next.call(request).await.map(ServiceResponse::map_into_left_body)
+            next.call(request).await.map(|response| WorkBody::wrap(response, work).map_into_left_body())
         }
         Err(Rejection { status, message }) => {
             log_refused(&request, status, &message);
-            let mut response = HttpResponse::build(status);
-            if status == StatusCode::UNAUTHORIZED {
-                response.insert_header((header::WWW_AUTHENTICATE, "Bearer"));
-            }
-            let response = response.json(ErrorObject::new(code::NOT_AUTHORIZED, message));
+            let is_guess = status == StatusCode::UNAUTHORIZED
+                && offered_tokens(request.headers()).is_ok_and(|offered| !offered.is_empty());
+            let response = refusal(&request, status, message, is_guess).await;
             Ok(request.into_response(response).map_into_right_body())
         }
     }
@@ -305,7 +325,8 @@ mod tests {
         for (name, value) in headers {
             map.append(HeaderName::try_from(*name).unwrap(), HeaderValue::from_str(value).unwrap());
         }
-        access.authorize(&method, path, &map, Ok(1000)).map_or_else(|rejection| rejection.status.as_u16(), |_| 200)
+        let target = path.parse().unwrap();
+        access.authorize(&method, &target, &map, Ok(1000)).map_or_else(|rejection| rejection.status.as_u16(), |_| 200)
     }
 
     #[test]
@@ -336,7 +357,42 @@ mod tests {
             assert_eq!(status_of(&access, Method::GET, "/ws/mcp", &[("host", host)]), status, "{host}");
         }
         assert_eq!(status_of(&access, Method::GET, "/ws/mcp", &[]), 403);
-        assert_eq!(status_of(&access, Method::GET, "/health", &[("host", "localhost"), ("host", "evil.example")]), 403);
+        assert_eq!(status_of(&access, Method::GET, "/health", &[("host", "localhost"), ("host", "evil.example")]), 400);
+    }
+
+    #[test]
+    fn the_host_of_the_target_replaces_that_of_the_header() {
+        let access = access(None);
+        for (target, host, status) in [
+            ("http://localhost:8003/health", "evil.example", 200),
+            ("http://evil.example/health", "localhost", 403),
+            ("http://localhost@evil.example/health", "localhost", 403),
+            ("http://evil.example@localhost/health", "localhost", 403),
+            ("https://executor.internal/health", "localhost", 200),
+            ("ws://127.0.0.1:8003/ws/mcp", "localhost", 200),
+            ("evil.example:80", "localhost", 403),
+            ("localhost:80", "evil.example", 200),
+            ("*", "localhost", 200),
+            ("*", "evil.example", 403),
+        ] {
+            assert_eq!(status_of(&access, Method::GET, target, &[("host", host)]), status, "{target} {host}");
+        }
+    }
+
+    #[test]
+    fn a_request_carries_one_token() {
+        let offer = |token: &str| format!("bearer.{}", URL_SAFE_NO_PAD.encode(token));
+        let both = format!("{}, {}", offer("wrong"), offer("right"));
+        for token in [None, Some("right")] {
+            let access = access(token);
+            for headers in [
+                [("authorization", "Bearer right"), ("authorization", "Bearer right")],
+                [("authorization", "Bearer right"), ("authorization", "Basic x")],
+                [("sec-websocket-protocol", &both), ("host", "localhost")],
+            ] {
+                assert_eq!(status_of(&access, Method::GET, "/health", &headers), 400, "{headers:?}");
+            }
+        }
     }
 
     #[test]
@@ -391,7 +447,8 @@ mod tests {
                 .iter()
                 .map(|(name, value)| (HeaderName::try_from(*name).unwrap(), HeaderValue::from_str(value).unwrap()))
                 .collect();
-            access(Some("right")).authorize(&Method::GET, "/ws/mcp", &headers, Ok(1000)).unwrap_err().message
+            let target = Uri::from_static("/ws/mcp");
+            access(Some("right")).authorize(&Method::GET, &target, &headers, Ok(1000)).unwrap_err().message
         };
         assert!(message_for(&[]).starts_with("a token is required: "));
         assert!(message_for(&[("authorization", "Bearer wrong")]).starts_with("the token is wrong: "));

@@ -13,7 +13,7 @@ use std::{
     io::ErrorKind,
     os::fd::{AsFd, OwnedFd},
     rc::{Rc, Weak},
-    sync::Arc,
+    sync::{self, Arc},
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -73,16 +73,13 @@ pub fn of(request: &HttpRequest) -> Option<Rc<ConnectionHandle>> {
     request.conn_data::<Rc<ConnectionHandle>>().map(Rc::clone)
 }
 
-/// Duplicates the descriptor of a new connection.
-pub fn keep(connection: &dyn Any, data: &mut Extensions) {
-    let duplicate = connection.downcast_ref::<TcpStream>().and_then(|stream| stream.as_fd().try_clone_to_owned().ok());
-    if let Some(duplicate) = duplicate {
-        data.insert(Rc::new(ConnectionHandle {
-            descriptor: Arc::new(duplicate),
-            flushing: RefCell::default(),
-            writable: OnceCell::new(),
-        }));
-    }
+/// Duplicates the descriptor of a new connection, and puts it into the connection's data. `None` if the process has no
+/// descriptor left.
+pub fn keep(stream: &TcpStream, data: &mut Extensions) -> Option<sync::Weak<OwnedFd>> {
+    let descriptor = Arc::new(stream.as_fd().try_clone_to_owned().ok()?);
+    let duplicate = Arc::downgrade(&descriptor);
+    data.insert(Rc::new(ConnectionHandle { descriptor, flushing: RefCell::default(), writable: OnceCell::new() }));
+    Some(duplicate)
 }
 
 /// Has the kernel probe an idle peer, so that one that vanished is noticed within this time. It does not probe while

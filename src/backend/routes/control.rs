@@ -23,7 +23,7 @@ use crate::{
         job_request::{CancelOrder, JobError, JobRequest, ReplySender},
         registry::Registry,
     },
-    server::{caller::Caller, refused::Refused},
+    server::{body::RequestBody, caller::Caller, refused::Refused},
 };
 
 /// How long an execution may take to answer a request, `stdin` apart.
@@ -104,12 +104,12 @@ pub(super) async fn control(
     action: &'static str,
     id: web::Path<String>,
     query: Map<String, Value>,
-    bytes: Bytes,
+    RequestBody(body): RequestBody,
     caller: Caller,
     registry: web::Data<Registry>,
 ) -> Result<web::Json<Value>, Refused> {
     let id = parse_id(&id)?;
-    let request = read_action(action, query, bytes)?;
+    let request = read_action(action, query, body)?;
     match request {
         ControlRequest::Stdin(_) => {
             // Without a time limit, because the answer comes when the command has read enough to make room for the

@@ -3,7 +3,6 @@
 use std::{rc::Weak, sync::Arc};
 
 use actix_web::{HttpRequest, HttpResponse, http::header, web};
-use bytes::Bytes;
 use cc_executor_actors::{
     agent::claude::EXECUTOR,
     backend_api::{EXECUTION_ID_HEADER, ExecuteRequest},
@@ -33,6 +32,7 @@ use crate::{
         subreaper::handle::Subreapers,
     },
     server::{
+        body::RequestBody,
         caller::Caller,
         connection::{self, DRAIN_PATIENCE, PeerTimeout},
         refused::Refused,
@@ -41,7 +41,7 @@ use crate::{
 
 pub(super) async fn execute(
     request: HttpRequest,
-    body: Bytes,
+    RequestBody(body): RequestBody,
     caller: Caller,
     registry: web::Data<Registry>,
     subreapers: web::Data<Subreapers>,
@@ -53,7 +53,7 @@ pub(super) async fn execute(
 /// For callers of the legacy image: the response is Claude's events as they come, then the ending.
 pub(super) async fn execute_claude(
     request: HttpRequest,
-    body: Bytes,
+    RequestBody(body): RequestBody,
     caller: Caller,
     registry: web::Data<Registry>,
     subreapers: web::Data<Subreapers>,

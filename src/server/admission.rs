@@ -1,0 +1,468 @@
+//! Which connections a listener keeps, so that those of strangers never take the descriptors or the memory that work
+//! needs. Pure: no socket, no lock, no clock.
+//!
+//! A connection is a stranger's until a request on it is authorized. From then on it works while a request is carried
+//! out, and is idle between two requests. A newcomer is always let in: at a bound another connection is closed for it,
+//! first one whose request was refused, then the stranger that has sent nothing for the longest time, then one that has
+//! been idle for so long that its client no longer uses it. A connection that works is never closed.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    time::{Duration, Instant},
+};
+
+use cc_executor_actors::share::{ShareExceeded, ShareScope};
+
+use super::peer::PeerBlock;
+
+/// A stranger that sent nothing for this long is closed for a newcomer at the bounds of strangers. Many clients may
+/// connect at once, and each of them needs a moment to send its request.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// How long the rest of a refused request is read. The peer gets its answer in this time, if it reads at all.
+const LINGER: Duration = Duration::from_secs(5);
+
+/// A gateway keeps a connection for 15 s after its last request (`IDLE_CONNECTION` in
+/// actors/src/backend_client/client.rs), so from this time on nobody meets a closed one.
+const UNUSED: Duration = Duration::from_secs(20);
+
+/// The longest time between two requests. Longer than both roles keep connections alive, so this only ends those whose
+/// peer sends a request byte by byte.
+const MAX_IDLE: Duration = Duration::from_secs(90);
+
+/// A connection of a listener.
+pub type ConnectionId = u64;
+
+/// The bounds of a listener.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ConnectionBounds {
+    /// All connections.
+    pub connections: usize,
+    /// Those on which a request was authorized.
+    pub authorized: usize,
+    /// Those of strangers, also of those that have only just connected.
+    pub strangers_at_once: usize,
+    /// Those of strangers that have had a moment to send a request.
+    pub strangers: usize,
+    /// Those of strangers with the same address.
+    pub strangers_of_peer: usize,
+    /// How long a request may take to arrive.
+    pub patience: Duration,
+}
+
+impl ConnectionBounds {
+    /// The bounds of clients' connections to a gateway. A connection takes two descriptors, and that of a session three,
+    /// so they take less than a third of those of the process, also while some are being closed.
+    pub fn of_gateway(descriptors: u64, strangers: usize, patience: Duration) -> Self {
+        let places = Self::places(descriptors / 9);
+        Self::new(places, places - places / 4, strangers, patience)
+    }
+
+    /// The bounds of connections to a backend. Its authorized connections are the streams of executions, so they may
+    /// take half of the descriptors. Strangers may take a third, while there are few others.
+    pub fn of_backend(descriptors: u64, strangers: usize, patience: Duration) -> Self {
+        let places = Self::places(descriptors / 16 * 5);
+        let bounds = Self::new(places, places - places / 5, strangers, patience);
+        let strangers_at_once = Self::places(descriptors / 6).min(places);
+        ConnectionBounds { strangers_at_once, strangers: strangers.min(strangers_at_once), ..bounds }
+    }
+
+    /// The bounds of connections to a backend inside a gateway. Its authorized connections are the gateway's own, which
+    /// the bounds of sessions limit.
+    pub fn of_embedded(strangers: usize, patience: Duration) -> Self {
+        Self::new(usize::MAX, usize::MAX, strangers, patience)
+    }
+
+    fn places(number: u64) -> usize {
+        usize::try_from(number).unwrap_or(usize::MAX).max(8)
+    }
+
+    fn new(connections: usize, authorized: usize, strangers: usize, patience: Duration) -> Self {
+        let strangers = strangers.min(connections);
+        let strangers_of_peer = (strangers / 4).max(1);
+        ConnectionBounds {
+            connections,
+            authorized,
+            strangers_at_once: connections,
+            strangers,
+            strangers_of_peer,
+            patience,
+        }
+    }
+}
+
+/// The state of a connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Standing {
+    /// A request was refused, and the connection is being closed.
+    Refused(Instant),
+    /// No request was authorized. Since it connected, or sent the last request that needs no authorization.
+    Stranger(Instant),
+    /// The last authorized request has ended.
+    Idle(Instant),
+    /// An authorized request is being carried out.
+    Working,
+}
+
+impl Standing {
+    fn is_authorized(self) -> bool {
+        matches!(self, Standing::Idle(_) | Standing::Working)
+    }
+
+    /// The place in the order in which connections are closed.
+    fn key(self, id: ConnectionId) -> Option<Key> {
+        match self {
+            Standing::Refused(since) => Some((0, since, id)),
+            Standing::Stranger(since) => Some((1, since, id)),
+            Standing::Idle(since) => Some((2, since, id)),
+            Standing::Working => None,
+        }
+    }
+}
+
+type Key = (u8, Instant, ConnectionId);
+
+/// The connections of a listener.
+#[derive(Debug)]
+pub struct ConnectionTable {
+    bounds: ConnectionBounds,
+    connections: HashMap<ConnectionId, (PeerBlock, Standing)>,
+    /// All but the working ones, in the order in which they are closed.
+    waiting: BTreeSet<Key>,
+    /// The refused ones and the strangers of each peer, in the same order.
+    of_peer: HashMap<PeerBlock, BTreeSet<Key>>,
+    n_authorized: usize,
+    next_id: ConnectionId,
+}
+
+impl ConnectionTable {
+    /// No connections.
+    pub fn new(bounds: ConnectionBounds) -> Self {
+        ConnectionTable {
+            bounds,
+            connections: HashMap::new(),
+            waiting: BTreeSet::new(),
+            of_peer: HashMap::new(),
+            n_authorized: 0,
+            next_id: 0,
+        }
+    }
+
+    /// Lets a new connection in. Returns the connections that must be closed for it.
+    pub fn arrive(&mut self, peer: PeerBlock, now: Instant) -> (ConnectionId, Vec<ConnectionId>) {
+        let id = self.next_id;
+        self.next_id += 1;
+        self.set(id, peer, Standing::Stranger(now));
+        let mut closed = Vec::new();
+        while let Some(victim) = self.victim(id, peer, now) {
+            self.leave(victim);
+            closed.push(victim);
+        }
+        (id, closed)
+    }
+
+    /// The connection to close next for a newcomer.
+    fn victim(&self, newcomer: ConnectionId, peer: PeerBlock, now: Instant) -> Option<ConnectionId> {
+        let of_peer = self.of_peer.get(&peer)?;
+        let n_strangers = self.connections.len() - self.n_authorized;
+        let first = if of_peer.len() > self.bounds.strangers_of_peer {
+            of_peer.first().filter(|key| is_spent(**key, now))
+        } else {
+            None
+        };
+        let first = first.or_else(|| {
+            let is_over = n_strangers > self.bounds.strangers;
+            self.waiting.first().filter(|key| is_over && is_spent(**key, now))
+        });
+        let first = first.or_else(|| {
+            let ConnectionBounds { connections, strangers_at_once, .. } = self.bounds;
+            let is_over = self.connections.len() > connections || n_strangers > strangers_at_once;
+            // The newcomer itself may be the first.
+            self.waiting
+                .iter()
+                .take(2)
+                .find(|(rank, since, id)| is_over && *id != newcomer && (*rank < 2 || has_passed(*since, UNUSED, now)))
+        });
+        first.map(|(_, _, id)| *id)
+    }
+
+    /// An authorized request begins. Returns an idle connection that must be closed for it.
+    ///
+    /// # Errors
+    ///
+    /// Too many authorized connections are in use.
+    pub fn begin(&mut self, id: ConnectionId, now: Instant) -> Result<Option<ConnectionId>, ShareExceeded> {
+        // A connection that is being closed has no place any more. Its request fails without this.
+        let Some((peer, standing)) = self.connections.get(&id).copied() else { return Ok(None) };
+        let mut closed = None;
+        if !standing.is_authorized() && self.n_authorized >= self.bounds.authorized {
+            let idle = self.waiting.iter().find(|(rank, _, _)| *rank == 2);
+            let (limit, used) = (self.bounds.authorized as u64, self.n_authorized as u64);
+            let full = ShareExceeded { scope: ShareScope::Service, limit, used };
+            let (_, _, oldest) = *idle.filter(|(_, since, _)| has_passed(*since, UNUSED, now)).ok_or(full)?;
+            self.leave(oldest);
+            closed = Some(oldest);
+        }
+        self.set(id, peer, Standing::Working);
+        Ok(closed)
+    }
+
+    /// An authorized request has ended.
+    pub fn end(&mut self, id: ConnectionId, now: Instant) {
+        if let Some((peer, Standing::Working)) = self.connections.get(&id).copied() {
+            self.set(id, peer, Standing::Idle(now));
+        }
+    }
+
+    /// A request that needs no authorization has come.
+    pub fn probe(&mut self, id: ConnectionId, now: Instant) {
+        if let Some((peer, Standing::Stranger(_))) = self.connections.get(&id).copied() {
+            self.set(id, peer, Standing::Stranger(now));
+        }
+    }
+
+    /// A request was refused, so the connection is closed after the answer.
+    pub fn refuse(&mut self, id: ConnectionId, now: Instant) {
+        if let Some((peer, _)) = self.connections.get(&id).copied() {
+            self.set(id, peer, Standing::Refused(now));
+        }
+    }
+
+    /// The connection is closed.
+    pub fn leave(&mut self, id: ConnectionId) {
+        if let Some((peer, standing)) = self.connections.remove(&id) {
+            self.forget(id, peer, standing);
+        }
+    }
+
+    /// The connections whose time is over. They must be closed.
+    pub fn take_overdue(&mut self, now: Instant) -> Vec<ConnectionId> {
+        let is_overdue = |(rank, since, _): &&Key| {
+            // After the patience the connection itself answers 408; this is for those that cannot be answered.
+            let patience = [LINGER, self.bounds.patience + GRACE, MAX_IDLE][usize::from(*rank)];
+            has_passed(*since, patience, now)
+        };
+        let overdue: Vec<_> = self.waiting.iter().filter(is_overdue).map(|(_, _, id)| *id).collect();
+        overdue.iter().for_each(|id| self.leave(*id));
+        overdue
+    }
+
+    fn set(&mut self, id: ConnectionId, peer: PeerBlock, standing: Standing) {
+        if let Some((peer, old)) = self.connections.insert(id, (peer, standing)) {
+            self.forget(id, peer, old);
+        }
+        self.n_authorized += usize::from(standing.is_authorized());
+        if let Some(key) = standing.key(id) {
+            self.waiting.insert(key);
+            if !standing.is_authorized() {
+                self.of_peer.entry(peer).or_default().insert(key);
+            }
+        }
+    }
+
+    fn forget(&mut self, id: ConnectionId, peer: PeerBlock, standing: Standing) {
+        self.n_authorized -= usize::from(standing.is_authorized());
+        let Some(key) = standing.key(id) else { return };
+        self.waiting.remove(&key);
+        if let Some(of_peer) = self.of_peer.get_mut(&peer) {
+            of_peer.remove(&key);
+            if of_peer.is_empty() {
+                self.of_peer.remove(&peer);
+            }
+        }
+    }
+}
+
+/// Whether a connection of a stranger has had its time.
+fn is_spent((rank, since, _): Key, now: Instant) -> bool {
+    rank == 0 || (rank == 1 && has_passed(since, GRACE, now))
+}
+
+fn has_passed(since: Instant, time: Duration, now: Instant) -> bool {
+    now.saturating_duration_since(since) >= time
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    fn bounds(connections: usize, authorized: usize, strangers: usize, strangers_of_peer: usize) -> ConnectionBounds {
+        ConnectionBounds {
+            connections,
+            authorized,
+            strangers_at_once: connections,
+            strangers,
+            strangers_of_peer,
+            patience: PATIENCE,
+        }
+    }
+
+    fn secs(secs: u64) -> Duration {
+        Duration::from_secs(secs)
+    }
+
+    const A: PeerBlock = PeerBlock::V4(1);
+    const B: PeerBlock = PeerBlock::V4(2);
+
+    #[test]
+    fn the_stranger_that_was_silent_for_longest_is_closed_for_a_newcomer() {
+        let (mut table, start) = (ConnectionTable::new(bounds(4, 3, 100, 100)), Instant::now());
+        let ids: Vec<_> = (0..4).map(|n| table.arrive(A, start + secs(n)).0).collect();
+        table.probe(ids[0], start + secs(4));
+        table.begin(ids[1], start + secs(4)).unwrap();
+        assert_eq!(table.arrive(A, start + secs(5)).1, [ids[2]], "0 has sent a probe, and 1 works");
+        table.refuse(ids[0], start + secs(5));
+        assert_eq!(table.arrive(B, start + secs(5)).1, [ids[0]], "a refused one first");
+    }
+
+    #[test]
+    fn strangers_of_one_peer_do_not_displace_those_of_another() {
+        let (mut table, start) = (ConnectionTable::new(bounds(100, 80, 100, 2)), Instant::now());
+        let other = table.arrive(B, start).0;
+        let first = table.arrive(A, start).0;
+        let second = table.arrive(A, start).0;
+        let (third, closed) = table.arrive(A, start);
+        assert!(closed.is_empty(), "many may connect at the same moment");
+        let (_, closed) = table.arrive(A, start + GRACE);
+        assert_eq!(closed, [first, second]);
+        table.refuse(third, start + GRACE);
+        let (fourth, closed) = table.arrive(A, start + GRACE);
+        assert_eq!(closed, [third], "a refused one has no moment");
+        table.leave(other);
+        table.leave(fourth);
+        assert_eq!(table.connections.len(), 1);
+    }
+
+    #[test]
+    fn authorized_connections_are_bounded_and_give_way_only_when_they_are_unused() {
+        let (mut table, start) = (ConnectionTable::new(bounds(4, 2, 100, 100)), Instant::now());
+        let ids: Vec<_> = (0..3).map(|_| table.arrive(A, start).0).collect();
+        assert_eq!(table.begin(ids[0], start), Ok(None));
+        assert_eq!(table.begin(ids[1], start), Ok(None));
+        let full = ShareExceeded { scope: ShareScope::Service, limit: 2, used: 2 };
+        assert_eq!(table.begin(ids[2], start), Err(full));
+        table.end(ids[0], start);
+        assert_eq!(table.begin(ids[0], start), Ok(None), "its own place");
+        table.end(ids[0], start);
+        let nearly = start + UNUSED - Duration::from_millis(1);
+        assert_eq!(table.begin(ids[2], nearly), Err(full), "its client may still use it");
+        assert_eq!(table.begin(ids[2], start + UNUSED), Ok(Some(ids[0])));
+        assert_eq!(table.begin(ids[0], start + UNUSED), Ok(None), "it is being closed");
+        assert_eq!(table.n_authorized, 2);
+    }
+
+    #[test]
+    fn connections_whose_time_is_over_are_closed() {
+        let (mut table, start) = (ConnectionTable::new(bounds(100, 80, 100, 100)), Instant::now());
+        let [refused, stranger, idle, working] = [(); 4].map(|()| table.arrive(A, start).0);
+        table.refuse(refused, start);
+        table.begin(idle, start).unwrap();
+        table.end(idle, start);
+        table.begin(working, start).unwrap();
+        let mut over = Vec::new();
+        for n in 0..1_000 {
+            over.extend(table.take_overdue(start + secs(n)).into_iter().map(|id| (id, n)));
+        }
+        assert_eq!(over, [(refused, 5), (stranger, 11), (idle, 90)]);
+        assert_eq!(table.connections.len(), 1);
+    }
+
+    #[test]
+    fn two_thirds_of_the_descriptors_are_never_strangers() {
+        for descriptors in [64, 300, 1_024, 4_096, 524_288, 1 << 20, u64::MAX] {
+            for bounds in [
+                ConnectionBounds::of_gateway(descriptors, 512, PATIENCE),
+                ConnectionBounds::of_backend(descriptors, 512, PATIENCE),
+            ] {
+                assert!(bounds.connections - bounds.authorized >= 2, "{bounds:?}");
+                if descriptors < u64::MAX {
+                    let strangers = bounds.strangers_at_once as u64;
+                    assert!(2 * strangers <= descriptors / 3, "{descriptors}: {bounds:?}");
+                }
+            }
+        }
+        let gateway = ConnectionBounds::of_gateway(300, 512, PATIENCE);
+        let strangers = gateway.connections - gateway.authorized;
+        assert!(3 * gateway.authorized + 2 * strangers <= 100, "{gateway:?}");
+    }
+
+    #[derive(Clone, Debug)]
+    enum Event {
+        Arrive(u32),
+        Begin(usize),
+        End(usize),
+        Probe(usize),
+        Refuse(usize),
+        Leave(usize),
+        Sweep,
+    }
+
+    fn event() -> impl Strategy<Value = Event> {
+        let at = 0usize..40;
+        prop_oneof![
+            6 => (0u32..4).prop_map(Event::Arrive),
+            4 => at.clone().prop_map(Event::Begin),
+            3 => at.clone().prop_map(Event::End),
+            1 => at.clone().prop_map(Event::Probe),
+            1 => at.clone().prop_map(Event::Refuse),
+            1 => at.prop_map(Event::Leave),
+            1 => Just(Event::Sweep),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn bounds_hold_newcomers_enter_and_work_is_never_closed(
+            events in prop::collection::vec((event(), 0u64..4_000), 0..300),
+            connections in 4usize..20,
+            strangers in 1usize..20,
+            strangers_at_once in 2usize..20,
+        ) {
+            let bounds = bounds(connections, connections - 2, strangers, strangers.div_ceil(2));
+            let bounds = ConnectionBounds { strangers_at_once, ..bounds };
+            let (mut table, mut now) = (ConnectionTable::new(bounds), Instant::now());
+            let mut ids = Vec::new();
+            for (event, gap) in events {
+                now += Duration::from_millis(gap);
+                let before = table.connections.clone();
+                let id = |at: usize| ids.get(at % ids.len().max(1)).copied().unwrap_or(0);
+                let mut closed = Vec::new();
+                match event.clone() {
+                    Event::Arrive(peer) => {
+                        let (id, victims) = table.arrive(PeerBlock::V4(peer), now);
+                        prop_assert!(table.connections.contains_key(&id));
+                        closed = victims;
+                        ids.push(id);
+                    }
+                    Event::Begin(at) => closed.extend(table.begin(id(at), now).unwrap_or_default()),
+                    Event::End(at) => table.end(id(at), now),
+                    Event::Probe(at) => table.probe(id(at), now),
+                    Event::Refuse(at) => table.refuse(id(at), now),
+                    Event::Leave(at) => table.leave(id(at)),
+                    Event::Sweep => closed = table.take_overdue(now),
+                }
+                for id in closed {
+                    match before.get(&id) {
+                        Some((_, Standing::Refused(_) | Standing::Stranger(_))) => {}
+                        Some((_, Standing::Idle(since))) => prop_assert!(has_passed(*since, UNUSED, now)),
+                        other => prop_assert!(false, "closed {:?}", other),
+                    }
+                }
+                let all = table.connections.values();
+                prop_assert!(table.connections.len() <= connections);
+                if matches!(event, Event::Arrive(_)) {
+                    prop_assert!(table.connections.len() - table.n_authorized <= strangers_at_once);
+                }
+                prop_assert_eq!(table.n_authorized, all.clone().filter(|(_, s)| s.is_authorized()).count());
+                prop_assert!(table.n_authorized <= bounds.authorized);
+                prop_assert_eq!(table.waiting.len(), all.clone().filter(|(_, s)| *s != Standing::Working).count());
+                let of_peers: usize = table.of_peer.values().map(BTreeSet::len).sum();
+                prop_assert_eq!(of_peers, all.filter(|(_, s)| !s.is_authorized()).count());
+            }
+        }
+    }
+}
