@@ -2,6 +2,7 @@
 
 use std::{
     io::{Read, Write},
+    net::{SocketAddr, TcpStream},
     time::{Duration, Instant},
 };
 
@@ -12,8 +13,8 @@ use crate::common::{
     PATIENCE,
     client::{Client, Frame},
     frames::{self, frame, text_frame},
-    scale,
-    service::Service,
+    left_out, network_namespace_option, scale,
+    service::{BINARY, Service},
     wait_until,
 };
 
@@ -279,5 +280,68 @@ fn a_pong_is_not_delayed_by_output_on_a_slow_link() {
     rustix::net::sockopt::set_socket_recv_buffer_size(client.stream(), 16 * 1024).unwrap();
     client.execute(json!({ "command": "yes 0123456789abcdef | head -c 50000000" }));
     let delays = pong_delays(&client, 100_000, scale(3, 10));
+    assert!(delays.iter().all(|delay| *delay < Duration::from_secs(2)), "{delays:?}");
+}
+
+/// Two network namespaces with a link of 800 kbit/s from the service to its client, in which this test runs again.
+const SLOW_LINK: &str = r#"
+set -eu
+test=$1 name=$2 binary=$3
+unshare -n sleep 120 >/dev/null 2>&1 & far=$!
+trap 'kill $(jobs -p) 2>/dev/null' EXIT
+until [ "$(readlink /proc/$far/ns/net)" != "$(readlink /proc/self/ns/net)" ]; do :; done
+ip link set lo up
+ip link add near type veth peer name far netns $far
+ip addr add 10.9.0.2/24 dev near
+ip link set near up
+there="nsenter -t $far -n"
+$there ip link set lo up
+$there ip addr add 10.9.0.1/24 dev far
+$there ip link set far up
+$there tc qdisc add dev far root tbf rate 800kbit latency 50ms burst 4kb
+CC_EXECUTOR_ALLOWED_HOSTS=10.9.0.1 $there "$binary" serve --insecure-no-auth --bind 10.9.0.1:8003 >/dev/null 2>&1 &
+SLOW_LINK=10.9.0.1:8003 "$test" --exact "$name" --nocapture
+"#;
+
+#[test]
+fn a_pong_comes_within_two_seconds_over_a_link_of_800_kbit() {
+    if let Ok(address) = std::env::var("SLOW_LINK") {
+        return measure_pongs(address.parse().unwrap());
+    }
+    let missing = match network_namespace_option() {
+        Ok("-n") if std::process::Command::new("tc").arg("-V").output().is_ok() => None,
+        Ok(_) => Some("shaping a link needs root and tc"),
+        Err(missing) => Some(missing),
+    };
+    if let Some(missing) = missing {
+        return left_out("a pong over a slow link", missing);
+    }
+    let test = std::env::current_exe().unwrap();
+    let name = "flood::a_pong_comes_within_two_seconds_over_a_link_of_800_kbit";
+    let output = std::process::Command::new("timeout")
+        .args(["90", "unshare", "-n", "bash", "-c", SLOW_LINK, "slow-link"])
+        .args([test.as_os_str(), name.as_ref(), BINARY.as_ref()])
+        .output()
+        .unwrap();
+    let text = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
+    assert!(output.status.success(), "{text}");
+}
+
+fn measure_pongs(address: SocketAddr) {
+    wait_until("the service listens", PATIENCE, || TcpStream::connect(address).is_ok());
+    let mut client = Client::connect(address);
+    client.execute(json!({ "command": "yes 0123456789abcdef | head -c 50000000" }));
+    let mut delays = Vec::new();
+    for n in 0..scale(4, 15) {
+        let next = Instant::now() + Duration::from_secs(1);
+        while Instant::now() < next {
+            client.recv();
+        }
+        let payload = format!("{n}").into_bytes();
+        let sent = Instant::now();
+        client.send_raw(&frame(frames::PING, &payload)).unwrap();
+        while client.recv() != Frame::Pong(payload.clone()) {}
+        delays.push(sent.elapsed());
+    }
     assert!(delays.iter().all(|delay| *delay < Duration::from_secs(2)), "{delays:?}");
 }

@@ -2,7 +2,7 @@
 //! [`super::guess_limit`], carried out.
 //!
 //! [`Peers::arrive`] runs for each new connection and closes others for it. The guard in [`super::auth`] reports each
-//! request to the connection's [`Place`].
+//! request to the connection's [`ConnectionPlace`].
 
 use std::{
     any::Any,
@@ -85,7 +85,7 @@ impl Peers {
         let (id, closed) = connections.table.arrive(peer, Instant::now());
         connections.sockets.insert(id, socket);
         closed.into_iter().for_each(|id| connections.close(id));
-        data.insert(Place { peers: Arc::clone(self), id, peer });
+        data.insert(ConnectionPlace { peers: Arc::clone(self), id, peer });
     }
 
     /// Closes connections whose time is over, for ever.
@@ -111,13 +111,13 @@ impl Connections {
 
 /// The place of a connection among those of its listener. Belongs to the connection's data, so it is dropped with it.
 #[derive(Debug)]
-pub struct Place {
+pub struct ConnectionPlace {
     peers: Arc<Peers>,
     id: ConnectionId,
     peer: PeerBlock,
 }
 
-impl Place {
+impl ConnectionPlace {
     /// A request that needs no authorization has come.
     pub fn probe(&self) {
         lock(&self.peers.connections).table.probe(self.id, Instant::now());
@@ -149,7 +149,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionPlace {
     fn drop(&mut self) {
         let mut connections = lock(&self.peers.connections);
         connections.table.leave(self.id);
@@ -189,7 +189,7 @@ impl<B> WorkBody<B> {
         let mut response = response.map_body(|_, body| WorkBody { body, _work: work });
         if is_refused && is_chunked {
             response.response_mut().head_mut().set_connection_type(ConnectionType::Close);
-            if let Some(place) = response.request().conn_data::<Place>() {
+            if let Some(place) = response.request().conn_data::<ConnectionPlace>() {
                 place.refuse();
             }
         }
@@ -210,8 +210,8 @@ impl<B: MessageBody> MessageBody for WorkBody<B> {
 }
 
 /// The place of the connection of this request.
-pub fn place_of(request: &ServiceRequest) -> Option<&Place> {
-    request.conn_data::<Place>()
+pub fn place_of(request: &ServiceRequest) -> Option<&ConnectionPlace> {
+    request.conn_data::<ConnectionPlace>()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    net::TcpStream,
+    path::Path,
     process::Command,
     time::{Duration, Instant},
 };
@@ -20,7 +20,7 @@ use crate::common::{
     client::Client,
     containment::{Mode, assert_verified, is_subreaper, shim_of},
     procs, scale,
-    service::{Service, binary, kill},
+    service::{Service, kill},
     temp::directory,
     wait_until, wait_until_stable,
 };
@@ -167,22 +167,19 @@ fn shim_without_free_descriptors_ends_escaped_descendants() {
 /// The service must prove that the processes are gone without opening a file, because its own descriptors are used up.
 #[test]
 fn tree_of_a_killed_shim_is_ended_without_free_descriptors() {
-    let mut command = Command::new("prlimit");
-    command.arg("--nofile=150:150").arg(binary().get_program()).args(["serve", "--bind", "127.0.0.1:0"]);
-    let service = Service::spawn(command);
+    let service = Service::start();
     let (mut client, mark) = (service.connect(), procs::mark());
     client.execute(json!({ "command": format!("setsid sleep {mark} & (sleep {mark} & sleep {mark}) & wait") }));
     let process = procs::wait_for(&mark, 3, PATIENCE)[0];
     let shim = shim_of(process);
-    let descriptors = format!("/proc/{}/fd", service.pid());
-    let mut idle = Vec::new();
-    while fs::read_dir(&descriptors).map_or(0, Iterator::count) < 150 {
-        assert!(idle.len() < 200, "the limit is reached before that");
-        idle.push(TcpStream::connect(service.address).unwrap());
-        wait_until("the connection is accepted, or cannot be", PATIENCE, || {
-            fs::read_dir(&descriptors).map_or(0, Iterator::count) >= (idle.len() + 20).min(150)
-        });
-    }
+    // No peer can take the last descriptors, so the limit comes to them.
+    let is_free = |n: &u64| !Path::new(&format!("/proc/{}/fd/{n}", service.pid())).exists();
+    let limit = (0..).find(is_free).expect("a number is free");
+    let output = Command::new("prlimit")
+        .args([format!("--pid={}", service.pid()), format!("--nofile={limit}:{limit}")])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
     kill(shim, Signal::KILL);
     let recording = client.record();
     assert_eq!(recording.ending(), (Status::Failed, Reason::BackendLost));

@@ -18,13 +18,13 @@ pub struct FairQueue<K> {
     clients: HashMap<ClientName, WaitingClient<K>>,
     /// The clients that wait, the next one first.
     turns: VecDeque<ClientName>,
-    places: HashMap<K, (ClientName, Place)>,
+    places: HashMap<K, (ClientName, QueuePlace)>,
 }
 
 /// The place of an execution among those of its client. Each round serves each session once, in the order in which the
 /// sessions came.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-struct Place {
+struct QueuePlace {
     round: u64,
     session: u64,
 }
@@ -32,7 +32,7 @@ struct Place {
 #[derive(Debug)]
 struct WaitingClient<K> {
     /// Sorted by place.
-    waiting: VecDeque<(Place, K, Option<SessionId>)>,
+    waiting: VecDeque<(QueuePlace, K, Option<SessionId>)>,
     sessions: HashMap<SessionId, WaitingSession>,
     /// The round of the last execution that left by its turn.
     round: u64,
@@ -41,7 +41,7 @@ struct WaitingClient<K> {
 
 #[derive(Debug)]
 struct WaitingSession {
-    last: Place,
+    last: QueuePlace,
     n_waiting: usize,
 }
 
@@ -149,7 +149,7 @@ impl<K: Copy + Eq + Hash> FairQueue<K> {
 }
 
 impl<K> WaitingClient<K> {
-    fn push(&mut self, session: Option<SessionId>, id: K) -> Place {
+    fn push(&mut self, session: Option<SessionId>, id: K) -> QueuePlace {
         let known = session.and_then(|session| self.sessions.get_mut(&session));
         let place = match known {
             Some(known) => {
@@ -159,7 +159,7 @@ impl<K> WaitingClient<K> {
             }
             None => {
                 // Behind each session that waits: one that was served in this round is served in the next.
-                let place = Place { round: self.round + 1, session: self.next_session };
+                let place = QueuePlace { round: self.round + 1, session: self.next_session };
                 self.next_session += 1;
                 if let Some(session) = session {
                     self.sessions.insert(session, WaitingSession { last: place, n_waiting: 1 });
