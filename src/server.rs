@@ -22,10 +22,3 @@ pub mod secret_file;
 pub mod shutdown;
 pub mod tokens;
 pub mod turned_away;
-
-use std::io;
-
-/// Adds what failed, and perhaps what to do, to an error of the system.
-pub fn failed(what: &str) -> impl Fn(io::Error) -> io::Error {
-    move |error| io::Error::new(error.kind(), format!("{what}: {error}"))
-}
