@@ -199,5 +199,11 @@ fn probes_need_no_token_and_say_nothing_but_the_status() {
     assert!(code == 1 && stderr.contains("503") && !stderr.contains("starting"), "{stderr}");
     let (_, stderr, code) = healthcheck(&[("CC_EXECUTOR_TOKEN", SINGLE)]);
     assert!(code == 1 && stderr.contains("starting"), "{stderr}");
+    let (_, stderr, code) = healthcheck(&[("CC_EXECUTOR_TOKEN", FIRST)]);
+    assert!(code == 1 && stderr.contains("503"), "a wrong token changes nothing: {stderr}");
+    let ready = format!("{}/ready", service.url());
+    let (_, stderr, code) =
+        run_to_exit(binary().args(["healthcheck", "--url", &ready]).env("CC_EXECUTOR_TOKEN", FIRST));
+    assert_eq!(code, 0, "{stderr}");
     wait_until("the gateway looks for its backend", PATIENCE, || alone.count("backend.down") == 1);
 }

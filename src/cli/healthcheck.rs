@@ -1,5 +1,7 @@
 //! `healthcheck`: exits 0 if a service is ready, for containers without curl.
 
+use awc::http::StatusCode;
+use bytes::Bytes;
 use clap::Args;
 
 use super::{
@@ -34,17 +36,26 @@ pub(super) async fn healthcheck(options: HealthcheckOptions) -> Result<u8, Clien
     within(&options.url, is_ready(&options.url)).await
 }
 
+/// What a service that is not ready answers. It says why only to those who have its token, so that is sent now, if there
+/// is one.
+async fn explained(url: &str, status: StatusCode, body: Bytes) -> String {
+    let with_token = match token() {
+        Ok(Some(token)) => client().get(url).bearer_auth(token).send().await.ok(),
+        _ => None,
+    };
+    let body = match with_token.filter(|response| response.status() == status) {
+        Some(mut response) => response.body().limit(SHOWN_BODY).await.unwrap_or_default(),
+        None => body,
+    };
+    format!("{url} answers {status}: {}", String::from_utf8_lossy(&body))
+}
+
 async fn is_ready(url: &str) -> Result<u8, ClientError> {
-    let mut request = client().get(url);
-    // A service says why it is not ready to those who have its token.
-    if let Some(token) = token()? {
-        request = request.bearer_auth(token);
-    }
-    let problem = match request.send().await {
+    let problem = match client().get(url).send().await {
         Ok(response) if response.status().is_success() => return Ok(0),
         Ok(mut response) => {
             let body = response.body().limit(SHOWN_BODY).await.unwrap_or_default();
-            format!("{url} answers {}: {}", response.status(), String::from_utf8_lossy(&body))
+            explained(url, response.status(), body).await
         }
         Err(error) => format!("cannot get {url}: {error}"),
     };
