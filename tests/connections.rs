@@ -153,9 +153,7 @@ fn sessions_at_the_limit_of_descriptors_are_refused_and_executions_go_on() {
     let error: Value = serde_json::from_str(response.split_once("\r\n\r\n").unwrap().1).unwrap();
     let data = json!({ "limit": allowed, "used": allowed, "scope": "service", "retryAfterMs": 1_000 });
     assert_eq!((error["code"].as_i64(), &error["data"]), (Some(-32009), &data));
-    let probe = http::exchange(service.address, "GET /health", &[BEARER], "");
-    let health: Value = serde_json::from_str(&probe.body).unwrap();
-    assert_eq!(health["sessions"], allowed, "a probe is answered");
+    assert_eq!(http::exchange(service.address, "GET /health", &[], "").status, 200, "a probe is answered");
     for mut session in sessions {
         session.call("execute", json!({ "command": "echo in" })).unwrap();
         assert_eq!(session.record().text(), "in\n");
