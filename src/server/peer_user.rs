@@ -1,7 +1,7 @@
 //! The user at the other end of a local TCP connection, as the kernel's socket diagnosis knows it (sock_diag(7)).
 //!
 //! [`keep`] asks once for each new connection: one exact look-up of the peer's socket, no list of sockets. The kernel
-//! answers while the request is sent, so this takes some microseconds and does not block. [`owner`] reads the answer.
+//! answers while the request is sent, so this takes some microseconds and does not block. `owner` reads the answer.
 
 use std::{
     any::Any,

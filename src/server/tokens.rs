@@ -1,7 +1,7 @@
 //! The tokens of a role, and which client each of them names.
 //!
 //! [`TokenTable`] is the content of a tokens file, [`Tokens`] what a role demands: a single token, a tokens file, or
-//! both. [`file`] reads the file again when it changes.
+//! both. [`mod@file`] reads the file again when it changes.
 
 pub mod file;
 pub mod table;

@@ -2,10 +2,10 @@
 //! a [`Credit`]; until that completes, `Relay::flush` (`execution/relay.rs`) holds the execution back.
 //!
 //! The queue's reading end, [`Frames`], is the body of the HTTP response. If the client does not read, frames wait. Each
-//! kind is bounded: responses by their number and their bytes ([`UnreadBudget`]), heartbeats and pongs to one, output to
-//! one batch beyond [`OUTPUT_ROOM`] by its [`Credit`], other messages by the few changes of an execution.
+//! kind is bounded: responses by their number and their bytes ([`UnreadBytes`]), heartbeats and pongs to one, output to
+//! one batch beyond `OUTPUT_ROOM` by its [`Credit`], other messages by the few changes of an execution.
 //!
-//! A pong, and a response that says nothing about output, go ahead of output that waits: see [`FrameKind::may_overtake`].
+//! A pong, and a response that says nothing about output, go ahead of output that waits: see `FrameKind::may_overtake`.
 //!
 //! The writing end is never cloned. [`Outbox::close`] consumes the outbox; the remaining [`Closing`] can only wait until
 //! the queue is empty.
