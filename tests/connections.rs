@@ -177,14 +177,14 @@ fn requests_that_do_not_arrive_end_with_their_time() {
 
 #[test]
 fn a_body_has_a_time_to_arrive() {
-    let service = Service::with(&["backend", "--request-timeout-ms", "500"], &[("CC_EXECUTOR_TOKEN", TOKEN)]);
+    let service = Service::with(&["backend", "--request-timeout-ms", "2000"], &[("CC_EXECUTOR_TOKEN", TOKEN)]);
     let json = ("Content-Type", "application/json");
     for framing in [("Content-Length", "100"), ("Transfer-Encoding", "chunked")] {
         let start = if framing.0 == "Content-Length" { "{\"quest" } else { "7\r\n{\"quest\r\n" };
         let request = head("POST /execute/stream", &[BEARER, json, framing]) + "\r\n" + start;
         let response = read_all(&mut begin(service.address, &request));
         assert_eq!(status_of(&response), Some(408), "{response}");
-        assert!(response.contains("only 7 bytes of the body had arrived after 5"), "{response}");
+        assert!(response.contains("only 7 bytes of the body had arrived after 2"), "{response}");
     }
 }
 

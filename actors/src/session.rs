@@ -101,7 +101,7 @@ pub async fn start(
                     max_requests,
                     n_requests: 0,
                     is_held: false,
-                    flooded: None,
+                    flooded_at: None,
                     opened_at: now,
                     n_executions: 0,
                     _linger: linger,

@@ -49,8 +49,8 @@ pub(super) struct Session {
     pub(super) n_requests: usize,
     /// Whether the client's next message waits for memory.
     pub(super) is_held: bool,
-    /// Since when more responses wait than the limit allows, and how many bytes the client had read then.
-    pub(super) flooded: Option<(Instant, u64)>,
+    /// How many bytes the client had read when it last left too many responses unread, until that is checked.
+    pub(super) flooded_at: Option<u64>,
     pub(super) opened_at: Instant,
     pub(super) n_executions: u64,
     /// The response ends when this is dropped.
@@ -103,28 +103,24 @@ impl Session {
         let is_flooded = outbox.unsent_responses() > self.limits.unsent_responses;
         if is_flooded {
             self.room.want();
-            if self.flooded.is_none() {
-                self.flooded = Some((Instant::now(), self.room.taken()));
+            // One timer at a time, however often the client crosses the limit.
+            if self.flooded_at.is_none() {
+                self.flooded_at = Some(self.room.taken());
                 ctx.run_later(FLOOD_PATIENCE, Session::check_flood);
             }
-        } else {
-            self.flooded = None;
         }
         self.gate.set_shut(is_flooded || self.n_requests >= self.max_requests);
     }
 
     /// Closes the session of a client that has read nothing since too many responses wait for it.
     fn check_flood(&mut self, ctx: &mut Context<Self>) {
-        let Some((since, taken)) = self.flooded else { return };
-        if since.elapsed() < FLOOD_PATIENCE {
-            return;
-        }
-        if taken == self.room.taken() {
-            let limit = self.limits.unsent_responses;
+        let Phase::Open { outbox, .. } = &self.phase else { return };
+        let limit = self.limits.unsent_responses;
+        let has_read = self.flooded_at.take() != Some(self.room.taken());
+        if outbox.unsent_responses() > limit && !has_read {
             return self
                 .on(SessionEvent::Flooded(format!("more than {limit} responses unread: read what is sent")), ctx);
         }
-        self.flooded = None;
         self.set_gate(ctx);
     }
 
