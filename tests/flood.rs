@@ -185,7 +185,7 @@ fn waiting_input_is_bounded_in_number() {
 
 #[test]
 fn long_messages_share_a_bounded_memory() {
-    let n_sessions = scale(320, 512);
+    let n_sessions = scale(480, 512);
     let service = Service::with(&["serve", "--max-unsent-responses", "4"], &[]);
     let call = text_frame(&json!({ "jsonrpc": "2.0", "id": long(), "method": "ping" }).to_string());
     // Everything but the end, so that all of them lie in memory at the same time.
@@ -206,7 +206,8 @@ fn long_messages_share_a_bounded_memory() {
             let asked = Instant::now();
             bystander.call("ping", json!({})).unwrap();
             waits.push(asked.elapsed());
-            assert!(service.rss_kib() < 256 * 1024, "{} KiB", service.rss_kib());
+            // 64 MiB of messages, and what actix reads ahead of 512 waiting connections: half a megabyte each.
+            assert!(service.rss_kib() < 384 * 1024, "{} KiB", service.rss_kib());
         }
         waits.sort_unstable();
         let p99 = waits[waits.len() * 99 / 100];
