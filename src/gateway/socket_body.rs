@@ -77,6 +77,7 @@ impl SocketBody {
             }
             PortionState::Writing | PortionState::Full => {
                 (self.taken, self.state) = (0, PortionState::Full);
+                self.frames.set_keeps_up(false);
                 ready!(connection.poll_room(cx));
             }
         }
@@ -93,7 +94,11 @@ impl Stream for SocketBody {
         let handed_over = ready!(self.poll_portion(cx));
         let next = ready!(self.frames.poll_next_unpin(cx));
         let n_bytes = next.as_ref().map_or(0, Bytes::len);
-        self.taken = self.taken.saturating_add(n_bytes);
+        let before = self.taken;
+        self.taken = before.saturating_add(n_bytes);
+        if before < PROOF && self.taken >= PROOF {
+            self.frames.set_keeps_up(true);
+        }
         self.state = PortionState::Open(handed_over + n_bytes);
         Poll::Ready(next.map(Ok))
     }

@@ -29,8 +29,8 @@ use crate::{close::CloseReason, protocol::notification::ServerMessage, share::Sh
 /// How long a closed session still reads, so that the client's own close frame can arrive.
 pub(super) const LINGER: Duration = Duration::from_secs(1);
 
-/// How many bytes of output may wait before the execution is held back: one batch, so that the next one is made while
-/// the socket takes this one.
+/// How many bytes of output may wait before the execution is held back, unless the connection keeps up: one batch, so
+/// that the next one is made while the socket takes this one.
 const OUTPUT_ROOM: usize = 64 * 1024;
 
 /// The sending end.
@@ -54,10 +54,11 @@ struct Queue {
     room: Rc<RoomSignal>,
 }
 
-#[derive(Default)]
 struct QueueState {
     frames: VecDeque<QueuedFrame>,
     output_bytes: usize,
+    /// How many bytes of output may wait before the execution is held back.
+    output_room: usize,
     n_responses: usize,
     response_bytes: usize,
     /// Complete when there is room for output.
@@ -150,7 +151,18 @@ impl Outbox {
     /// Returns an outbox, its receiving end, and the guard that keeps the receiving end open.
     pub fn new(unread: UnreadBytes) -> (Outbox, Frames, Linger) {
         let (held, linger) = oneshot::channel();
-        let queue = Rc::new(Queue { state: RefCell::default(), room: Rc::default() });
+        let state = QueueState {
+            frames: VecDeque::new(),
+            output_bytes: 0,
+            output_room: OUTPUT_ROOM,
+            n_responses: 0,
+            response_bytes: 0,
+            credits: Vec::new(),
+            body: None,
+            is_unread: false,
+            is_unwritten: false,
+        };
+        let queue = Rc::new(Queue { state: RefCell::new(state), room: Rc::default() });
         let frames = Frames { queue: Rc::clone(&queue), linger: Some(linger) };
         (Outbox { writer: Writer(queue), unread }, frames, Linger { _held: held })
     }
@@ -192,7 +204,7 @@ impl Outbox {
     /// for that reply.
     pub fn credit(&mut self) -> Credit {
         let mut state = self.writer.0.state.borrow_mut();
-        if state.output_bytes <= OUTPUT_ROOM || state.is_unread {
+        if state.output_bytes <= state.output_room || state.is_unread {
             return None;
         }
         let (sender, receiver) = oneshot::channel();
@@ -288,7 +300,7 @@ impl QueueState {
         let QueuedFrame { kind, frame } = self.frames.pop_front()?;
         if kind == FrameKind::Output {
             self.output_bytes -= frame.len();
-            if self.output_bytes <= OUTPUT_ROOM {
+            if self.output_bytes <= self.output_room {
                 self.give_credit();
             }
         } else if kind.is_response() {
@@ -303,6 +315,14 @@ impl QueueState {
             // The execution may have ended meanwhile.
             let _ = credit.send(());
         }
+    }
+}
+
+impl Frames {
+    /// Sets how much output may wait: more for a connection that keeps up, because each wait costs throughput.
+    pub fn set_keeps_up(&self, keeps_up: bool) {
+        let output_room = if keeps_up { 4 * OUTPUT_ROOM } else { OUTPUT_ROOM };
+        self.queue.state.borrow_mut().output_room = output_room;
     }
 }
 
