@@ -3,12 +3,14 @@
 //! Bytes that wait in user space or, unsent, in the kernel delay every later frame, a pong among them. Over a slow link a
 //! kernel buffers megabytes, and a client library gives up before its pong arrives. So the kernel is told to keep little
 //! unsent (TCP_NOTSENT_LOWAT, tcp(7)), and frames stay in the outbox, where a pong goes ahead of output, until the socket
-//! has room. A connection that keeps up gets larger portions, because many small writes cost throughput.
+//! has room. To wait for that before each portion costs throughput, so a connection that has shown its speed takes frames
+//! without it, until it becomes slow.
 
 use std::{
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
+    time::{Duration, Instant},
 };
 
 use actix_web::{Error, web::Bytes};
@@ -17,28 +19,37 @@ use futures_util::{Stream, StreamExt};
 
 use crate::server::connection::ConnectionHandle;
 
-/// How much the kernel may hold unsent, in bytes. With [`MIN_PORTION`] and one batch of output (64 KiB) this is at most
+/// How much the kernel may hold unsent, in bytes. With [`PORTION`] and one batch of output (64 KiB) this is at most
 /// 128 KiB, which takes two seconds at 64 KiB/s.
 pub const MAX_UNSENT: u32 = 32 * 1024;
 
-/// What is handed over before the socket is asked again, in bytes, for a connection that has just been full.
-const MIN_PORTION: usize = 32 * 1024;
+/// What is handed over before the socket is asked for room, in bytes.
+const PORTION: usize = 32 * 1024;
 
-/// The same for a connection that keeps up: it has taken [`PROOF`] without being full.
-const MAX_PORTION: usize = 256 * 1024;
-
-/// How much a connection must take without being full before its portions grow, in bytes. More than a socket's buffers,
-/// which take something from any sender.
+/// What a connection must take within [`PROOF_TIME`] to be fast, in bytes. The buffers of the two sockets take up to 6 MiB
+/// (tcp_rmem) from any sender, so at least 2 MiB of it were transmitted.
 const PROOF: usize = 8 << 20;
+const PROOF_TIME: Duration = Duration::from_secs(2);
+
+/// A fast connection that is full after this many bytes, which took it longer than [`CHECK_TIME`], is slow.
+const CHECK: usize = 256 * 1024;
+const CHECK_TIME: Duration = Duration::from_millis(250);
 
 /// The frames of a session, for its connection.
 pub struct SocketBody {
     frames: Frames,
     /// `None` where the connection has no duplicate: then frames are handed over at once.
     connection: Option<Rc<ConnectionHandle>>,
-    /// How much was handed over since the socket was last full, in bytes.
+    pace: Pace,
+    /// When the bytes of `taken` began to be handed over.
+    since: Instant,
     taken: usize,
-    state: PortionState,
+}
+
+#[derive(Clone, Copy)]
+enum Pace {
+    Slow(PortionState),
+    Fast,
 }
 
 #[derive(Clone, Copy)]
@@ -57,33 +68,55 @@ impl SocketBody {
         if let Some(connection) = &connection {
             connection.limit_unsent(MAX_UNSENT);
         }
-        SocketBody { frames, connection, taken: 0, state: PortionState::Open(0) }
+        SocketBody { frames, connection, pace: Pace::Slow(PortionState::Open(0)), since: Instant::now(), taken: 0 }
     }
 
-    /// How much is handed over before the socket is asked again, in bytes.
-    fn portion(&self) -> usize {
-        if self.taken < PROOF { MIN_PORTION } else { MAX_PORTION }
-    }
-
-    /// Waits until a portion is open.
-    fn poll_portion(&mut self, cx: &mut Context<'_>) -> Poll<usize> {
-        let Some(connection) = &self.connection else { return Poll::Ready(0) };
-        match self.state {
-            PortionState::Open(handed_over) if handed_over < self.portion() => return Poll::Ready(handed_over),
+    /// Waits until the next frame may be handed over.
+    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let (Some(connection), Pace::Slow(state)) = (&self.connection, self.pace) else { return Poll::Ready(()) };
+        match state {
+            PortionState::Open(handed_over) if handed_over < PORTION => return Poll::Ready(()),
             PortionState::Open(_) => {}
             PortionState::Writing if connection.has_room() => {
-                self.state = PortionState::Open(0);
-                return Poll::Ready(0);
+                self.pace = Pace::Slow(PortionState::Open(0));
+                return Poll::Ready(());
             }
             PortionState::Writing | PortionState::Full => {
-                (self.taken, self.state) = (0, PortionState::Full);
-                self.frames.set_keeps_up(false);
+                self.pace = Pace::Slow(PortionState::Full);
                 ready!(connection.poll_room(cx));
             }
         }
-        self.state = PortionState::Writing;
+        self.pace = Pace::Slow(PortionState::Writing);
         cx.waker().wake_by_ref();
         Poll::Pending
+    }
+
+    /// Counts what was handed over, and judges the speed of the connection.
+    fn judge(&mut self, n_bytes: usize) {
+        let Some(connection) = &self.connection else { return };
+        self.taken += n_bytes;
+        let elapsed = self.since.elapsed();
+        match &mut self.pace {
+            Pace::Slow(_) if elapsed <= PROOF_TIME && self.taken >= PROOF => {
+                self.pace = Pace::Fast;
+                self.frames.set_keeps_up(true);
+            }
+            Pace::Slow(state) => {
+                if let PortionState::Open(handed_over) = state {
+                    *handed_over += n_bytes;
+                }
+                if elapsed <= PROOF_TIME {
+                    return;
+                }
+            }
+            Pace::Fast if self.taken < CHECK => return,
+            Pace::Fast if elapsed > CHECK_TIME && !connection.has_room() => {
+                self.pace = Pace::Slow(PortionState::Open(n_bytes));
+                self.frames.set_keeps_up(false);
+            }
+            Pace::Fast => {}
+        }
+        (self.since, self.taken) = (Instant::now(), 0);
     }
 }
 
@@ -91,15 +124,9 @@ impl Stream for SocketBody {
     type Item = Result<Bytes, Error>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let handed_over = ready!(self.poll_portion(cx));
+        ready!(self.poll_room(cx));
         let next = ready!(self.frames.poll_next_unpin(cx));
-        let n_bytes = next.as_ref().map_or(0, Bytes::len);
-        let before = self.taken;
-        self.taken = before.saturating_add(n_bytes);
-        if before < PROOF && self.taken >= PROOF {
-            self.frames.set_keeps_up(true);
-        }
-        self.state = PortionState::Open(handed_over + n_bytes);
+        self.judge(next.as_ref().map_or(0, Bytes::len));
         Poll::Ready(next.map(Ok))
     }
 }
