@@ -24,11 +24,17 @@ pub(super) struct RequestPlace(Weak<RefCell<GateState>>);
 
 struct GateState {
     n_free: usize,
-    /// Cancellations go first.
-    urgent: VecDeque<oneshot::Sender<RequestPlace>>,
-    /// The waiting requests of each client; `None` is the gateway itself. The clients take turns.
-    waiting: VecDeque<(Option<ClientName>, VecDeque<oneshot::Sender<RequestPlace>>)>,
+    /// Cancellations. They go first, but never two in a row while another request waits, so that they hold up nobody.
+    urgent: Turns,
+    others: Turns,
+    was_urgent: bool,
 }
+
+/// The waiting requests of each client; `None` is the gateway itself. The clients take turns.
+#[derive(Default)]
+struct Turns(VecDeque<(Option<ClientName>, VecDeque<Waiting>)>);
+
+type Waiting = oneshot::Sender<RequestPlace>;
 
 impl RequestGate {
     pub(super) fn new() -> Self {
@@ -36,7 +42,8 @@ impl RequestGate {
     }
 
     fn of(n_free: usize) -> Self {
-        RequestGate(Rc::new(RefCell::new(GateState { n_free, urgent: VecDeque::new(), waiting: VecDeque::new() })))
+        let state = GateState { n_free, urgent: Turns::default(), others: Turns::default(), was_urgent: false };
+        RequestGate(Rc::new(RefCell::new(state)))
     }
 
     /// Waits for a place.
@@ -48,7 +55,8 @@ impl RequestGate {
                 return RequestPlace(Rc::downgrade(&self.0));
             }
             let (sender, receiver) = oneshot::channel();
-            state.push(client, is_urgent, sender);
+            let turns = if is_urgent { &mut state.urgent } else { &mut state.others };
+            turns.push(client, sender);
             receiver
         };
         // The gate lives as long as this future, which borrows it, so the sender is never dropped unused.
@@ -57,26 +65,35 @@ impl RequestGate {
 }
 
 impl GateState {
-    fn push(&mut self, client: Option<&ClientName>, is_urgent: bool, sender: oneshot::Sender<RequestPlace>) {
-        if is_urgent {
-            return self.urgent.push_back(sender);
-        }
-        match self.waiting.iter_mut().find(|(name, _)| name.as_ref() == client) {
-            Some((_, queue)) => queue.push_back(sender),
-            None => self.waiting.push_back((client.cloned(), VecDeque::from([sender]))),
+    fn pop(&mut self) -> Option<Waiting> {
+        let (first, second) = match self.was_urgent {
+            true => (&mut self.others, &mut self.urgent),
+            false => (&mut self.urgent, &mut self.others),
+        };
+        let (next, is_first) = match first.pop() {
+            Some(next) => (next, true),
+            None => (second.pop()?, false),
+        };
+        self.was_urgent = self.was_urgent != is_first;
+        Some(next)
+    }
+}
+
+impl Turns {
+    fn push(&mut self, client: Option<&ClientName>, request: Waiting) {
+        match self.0.iter_mut().find(|(name, _)| name.as_ref() == client) {
+            Some((_, queue)) => queue.push_back(request),
+            None => self.0.push_back((client.cloned(), VecDeque::from([request]))),
         }
     }
 
-    fn pop(&mut self) -> Option<oneshot::Sender<RequestPlace>> {
-        if let Some(sender) = self.urgent.pop_front() {
-            return Some(sender);
-        }
-        let (client, mut queue) = self.waiting.pop_front()?;
-        let sender = queue.pop_front();
+    fn pop(&mut self) -> Option<Waiting> {
+        let (client, mut queue) = self.0.pop_front()?;
+        let request = queue.pop_front();
         if !queue.is_empty() {
-            self.waiting.push_back((client, queue));
+            self.0.push_back((client, queue));
         }
-        sender
+        request
     }
 }
 
@@ -116,32 +133,37 @@ mod tests {
         entering
     }
 
-    #[test]
-    fn cancellations_go_first_and_clients_take_turns() {
+    /// The order in which these requests enter a gate with one place.
+    fn order(requests: &[(u32, bool)]) -> Vec<usize> {
         let gate = RequestGate::of(1);
-        let first = gate.enter(None, false).now_or_never().expect("a place");
-        let mut waiting = [
-            enter(&gate, 1, false),
-            enter(&gate, 1, false),
-            enter(&gate, 1, false),
-            enter(&gate, 2, false),
-            enter(&gate, 1, true),
-        ];
+        let mut place = gate.enter(None, false).now_or_never();
+        let mut waiting: Vec<_> =
+            requests.iter().map(|(client, is_urgent)| Some(enter(&gate, *client, *is_urgent))).collect();
         let mut order = Vec::new();
-        let mut place = Some(first);
         while let Some(last) = place.take() {
             drop(last);
-            for (n, entering) in waiting.iter_mut().enumerate().filter(|(n, _)| !order.contains(n)).collect::<Vec<_>>()
-            {
-                if let Some(entered) = entering.now_or_never() {
-                    place = Some(entered);
+            for (n, request) in waiting.iter_mut().enumerate() {
+                if let Some(entered) = request.as_mut().and_then(|entering| entering.now_or_never()) {
+                    (place, *request) = (Some(entered), None);
                     order.push(n);
                     break;
                 }
             }
         }
-        assert_eq!(order, [4, 0, 3, 1, 2]);
         assert!(gate.enter(None, false).now_or_never().is_some(), "all places are free again");
+        order
+    }
+
+    #[test]
+    fn cancellations_go_first_and_clients_take_turns() {
+        let requests = [(1, false), (1, false), (1, false), (2, false), (1, true)];
+        assert_eq!(order(&requests), [4, 0, 3, 1, 2]);
+    }
+
+    #[test]
+    fn cancellations_of_one_client_hold_up_neither_cancellations_nor_requests_of_another() {
+        let requests = [(1, true), (1, true), (1, true), (2, true), (2, false), (1, false), (2, false)];
+        assert_eq!(order(&requests), [0, 4, 3, 5, 1, 6, 2]);
     }
 
     #[test]
