@@ -24,8 +24,9 @@ struct UnacknowledgedEnd {
 }
 
 impl UnacknowledgedEnds {
-    /// An execution has ended.
+    /// An execution has ended. It replaces an earlier end of the same execution, which the session attached to again.
     pub(super) fn push(&mut self, sent: SentOffsets, hold: Option<u64>, by_client: bool) {
+        self.0.retain(|end| end.sent.0 != sent.0);
         if self.0.len() == MAX_UNANSWERED {
             self.0.pop_front();
         }
@@ -37,20 +38,18 @@ impl UnacknowledgedEnds {
     pub(super) fn on_pong(&mut self, sent: SentOffsets) -> Vec<Effect> {
         let is_it = |end: &UnacknowledgedEnd| end.sent.0 == sent.0 && !end.by_client;
         let Some(at) = self.0.iter().position(is_it) else { return Vec::new() };
+        let later = self.0.split_off(at + 1);
         let mut effects = Vec::new();
-        let mut index = 0;
         self.0.retain(|end| {
-            index += 1;
-            let received = match index - 1 {
-                _ if end.by_client => return true,
-                earlier if earlier < at => end.sent,
-                this if this == at => sent,
-                _ => return true,
-            };
-            effects.push(Effect::AcknowledgeEnded(received.0, received.1, end.hold));
+            if end.by_client {
+                return true;
+            }
             // The ping may have been sent before the last output.
+            let received = if end.sent.0 == sent.0 { sent } else { end.sent };
+            effects.push(Effect::AcknowledgeEnded(received.0, received.1, end.hold));
             received != end.sent
         });
+        self.0.extend(later);
         effects
     }
 
@@ -106,6 +105,19 @@ mod tests {
         assert_eq!(ends.on_ack(b, at(1)), Ok(Some(Effect::AcknowledgeEnded(b, at(1), Some(2)))));
         assert_eq!(ends.on_ack(b, at(2)), Ok(Some(Effect::AcknowledgeEnded(b, at(2), Some(2)))));
         assert_eq!(ends.on_ack(b, at(2)), Ok(None));
+    }
+
+    #[test]
+    fn only_the_last_end_of_an_execution_is_acknowledged() {
+        let [a, b] = [ExecutionId::random(), ExecutionId::random()];
+        let mut ends = UnacknowledgedEnds::default();
+        ends.push((a, at(1)), Some(1), false);
+        ends.push((b, at(2)), Some(2), false);
+        ends.push((a, at(3)), Some(3), false);
+        assert_eq!(ends.on_ack(a, at(2)), Ok(Some(Effect::AcknowledgeEnded(a, at(2), Some(3)))));
+        assert_eq!(ends.on_ack(a, at(3)), Ok(Some(Effect::AcknowledgeEnded(a, at(3), Some(3)))));
+        assert_eq!(ends.on_pong((b, at(2))), [Effect::AcknowledgeEnded(b, at(2), Some(2))]);
+        assert_eq!(ends.0.len(), 0);
     }
 
     #[test]
