@@ -263,7 +263,7 @@ pub fn parse(text: &str) -> Result<Call, Response> {
         Some(Ok(_)) => {
             return Err(refuse(id, code::PARAMS, "params must be an object: parameters go by name".into()));
         }
-        // The text is JSON, so an object in it has two fields of the same name.
+        // The text was read as JSON before, so all that can be wrong is an object with two fields of the same name.
         Some(Err(error)) => return Err(refuse(id, code::PARAMS, unique::message_of(&error))),
     };
     Ok(Call { id, method: raw.method, params })

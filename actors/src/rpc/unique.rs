@@ -16,7 +16,8 @@ use crate::excerpt::Quoted;
 /// The message of an error, without its place in the text.
 pub(crate) fn message_of(error: &serde_json::Error) -> String {
     let text = error.to_string();
-    text.split(" at line ").next().unwrap_or(&text).to_owned()
+    // The last one, because the text may repeat a field's name that has these words in it.
+    text.rsplit_once(" at line ").map_or(text.as_str(), |(message, _)| message).to_owned()
 }
 
 /// A JSON value without duplicate fields, at any depth.
@@ -107,6 +108,12 @@ mod tests {
         ] {
             assert!(read(text).unwrap_err().to_string().contains("twice"), "{text}");
         }
+    }
+
+    #[test]
+    fn a_field_named_like_the_place_is_repeated_whole() {
+        let error = read(r#"{"a at line 1 column 2":1,"a at line 1 column 2":1}"#).unwrap_err();
+        assert_eq!(message_of(&error), r#""a at line 1 column 2" is there twice: send it once"#);
     }
 
     fn json() -> impl Strategy<Value = Value> {
