@@ -176,7 +176,11 @@ where
     }
 
     fn too_slow(&self) -> CloseReason {
-        let text = format!("a message had not arrived {} ms after its beginning", self.intake.patience.as_millis());
+        let patience = self.intake.patience.as_millis();
+        let text = format!(
+            "a message arrived too slowly: the limit is {patience} ms, and 1 s more for each {} KiB",
+            BYTES_PER_SECOND / 1024
+        );
         CloseReason::new(CloseCode::Lifeless, text)
     }
 
