@@ -2,6 +2,7 @@
 //! stream and reads frames from its outbox.
 
 mod clients;
+mod flow;
 
 use std::{
     io::Write,
@@ -79,10 +80,21 @@ impl StubPeer {
         serde_json::from_slice(&payload).expect("JSON")
     }
 
+    /// The next message behind pings, which ask what has arrived.
+    async fn text(&mut self) -> Value {
+        loop {
+            let (first, payload) = self.frame().await.expect("a frame");
+            if first != frames::PING {
+                assert_eq!(first, frames::TEXT, "a text frame");
+                return serde_json::from_slice(&payload).expect("JSON");
+            }
+        }
+    }
+
     /// Reads to the next notification of this method, and returns its params.
     async fn notification(&mut self, method: &str) -> Value {
         loop {
-            let message = self.message().await;
+            let message = self.text().await;
             if message["method"] == method {
                 return message["params"].clone();
             }

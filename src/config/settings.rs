@@ -116,7 +116,7 @@ pub(super) struct SessionArgs {
     #[arg(default_value = Limits::default().client_stall_ms.to_string())]
     pub(super) client_stall_ms: u64,
 
-    /// Close a session whose client leaves more than N responses unread
+    /// Stop reading a client that leaves more than N messages unread, and close its session after 2 s without progress
     #[arg(long, env = "CC_EXECUTOR_MAX_UNSENT_RESPONSES", value_name = "N", range = 1..=65_536)]
     #[arg(default_value = Limits::default().unsent_responses.to_string())]
     pub(super) max_unsent_responses: u64,

@@ -31,7 +31,7 @@ use crate::{
 /// How long a closed session waits until its client has read the messages before the close frame.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(5);
 
-/// How long a client that leaves too many responses unread may read nothing.
+/// How long a client that leaves too many messages unread may read nothing.
 const FLOOD_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The session of one admitted client.
@@ -49,7 +49,7 @@ pub(super) struct Session {
     pub(super) n_requests: usize,
     /// Whether the client's next message waits for memory.
     pub(super) is_held: bool,
-    /// How many bytes the client had read when it last left too many responses unread, until that is checked.
+    /// How many bytes the client had read when it last left too many messages unread, until that is checked.
     pub(super) flooded_at: Option<u64>,
     pub(super) opened_at: Instant,
     pub(super) n_executions: u64,
@@ -84,7 +84,7 @@ impl Session {
         self.set_gate(ctx);
         match (end, counted) {
             (SessionEnd::Open, Err(ShareExceeded { limit, used, .. })) => {
-                let reason = format!("unread responses take {used} of {limit} bytes: read what is sent");
+                let reason = format!("unread messages take {used} of {limit} bytes: read what is sent");
                 self.on(SessionEvent::Flooded(reason), ctx);
             }
             (SessionEnd::Open, Ok(())) => {}
@@ -98,9 +98,9 @@ impl Session {
     }
 
     /// Reads the client only while it may queue more: it has few requests under way, and reads its responses.
-    fn set_gate(&mut self, ctx: &mut Context<Self>) {
-        let Phase::Open { outbox, .. } = &self.phase else { return self.gate.set_shut(false) };
-        let is_flooded = outbox.unsent_responses() > self.limits.unsent_responses;
+    pub(super) fn set_gate(&mut self, ctx: &mut Context<Self>) {
+        let Phase::Open { outbox, .. } = &self.phase else { return };
+        let is_flooded = outbox.unsent_messages() > self.limits.unsent_responses;
         if is_flooded {
             self.room.want();
             // One timer at a time, however often the client crosses the limit.
@@ -112,14 +112,14 @@ impl Session {
         self.gate.set_shut(is_flooded || self.n_requests >= self.max_requests);
     }
 
-    /// Closes the session of a client that has read nothing since too many responses wait for it.
+    /// Closes the session of a client that has read nothing since too many messages wait for it.
     fn check_flood(&mut self, ctx: &mut Context<Self>) {
         let Phase::Open { outbox, .. } = &self.phase else { return };
         let limit = self.limits.unsent_responses;
         let has_read = self.flooded_at.take() != Some(self.room.taken());
-        if outbox.unsent_responses() > limit && !has_read {
+        if outbox.unsent_messages() > limit && !has_read {
             return self
-                .on(SessionEvent::Flooded(format!("more than {limit} responses unread: read what is sent")), ctx);
+                .on(SessionEvent::Flooded(format!("more than {limit} messages unread: read what is sent")), ctx);
         }
         self.set_gate(ctx);
     }
@@ -131,6 +131,8 @@ impl Session {
         let lingers = reason.code != CloseCode::Normal;
         self.phase = Phase::Closed { outbox: outbox.close(&reason), reason, lingers };
         self.release_execution(ctx);
+        // The client's close frame may stand behind messages that the gate has held back.
+        self.gate.set_shut(false);
         ctx.run_later(LINGER, |session, ctx| {
             if let Phase::Closed { lingers, .. } = &mut session.phase {
                 *lingers = false;

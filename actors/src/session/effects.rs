@@ -70,9 +70,16 @@ impl Session {
                 }));
             }
             (Effect::AcknowledgeEnded(id, offsets, hold), _) => {
+                self.n_requests += 1;
                 let backend = self.backend.clone();
-                // If it fails, the backend retains more output than it needs to.
-                actix_rt::spawn(async move { backend.acknowledge(id, offsets, hold).await.map(drop) });
+                // If it fails, the backend retains more output than it needs to. A task of its own, because it must arrive
+                // even if the session ends now.
+                let acknowledged =
+                    actix_rt::spawn(async move { backend.acknowledge(id, offsets, hold).await.map(drop) });
+                ctx.spawn(acknowledged.into_actor(self).map(|_, session, ctx| {
+                    session.n_requests -= 1;
+                    session.set_gate(ctx);
+                }));
             }
             (Effect::Release, _) => self.release_execution(ctx),
             // The phase returns these only while the session holds an execution.

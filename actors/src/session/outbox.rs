@@ -2,8 +2,8 @@
 //! a [`Credit`]; until that completes, `Relay::flush` (`execution/relay.rs`) holds the execution back.
 //!
 //! The queue's reading end, [`Frames`], is the body of the HTTP response. If the client does not read, frames wait. Each
-//! kind is bounded: responses by their number and their bytes ([`UnreadBytes`]), heartbeats and pongs to one, output to
-//! one batch beyond `OUTPUT_ROOM` by its [`Credit`], other messages by the few changes of an execution.
+//! kind is bounded: responses and statuses by their number and their bytes ([`UnreadBytes`]), heartbeats and pongs to one,
+//! pings by `MAX_UNANSWERED`, output to one batch beyond `OUTPUT_ROOM` by its [`Credit`].
 //!
 //! A pong, and a response that says nothing about output, go ahead of output that waits: see `FrameKind::may_overtake`.
 //!
@@ -42,7 +42,7 @@ pub struct Outbox {
 /// An outbox after its close frame.
 pub struct Closing {
     writer: Writer,
-    /// Counts the responses that still wait.
+    /// Counts the messages that still wait.
     _unread: UnreadBytes,
 }
 
@@ -59,14 +59,14 @@ struct QueueState {
     output_bytes: usize,
     /// How many bytes of output may wait before the execution is held back.
     output_room: usize,
-    n_responses: usize,
-    response_bytes: usize,
+    n_counted: usize,
+    counted_bytes: usize,
     /// Complete when there is room for output.
     credits: Vec<oneshot::Sender<()>>,
     /// Wakes the response's body.
     body: Option<Waker>,
-    is_unread: bool,
-    is_unwritten: bool,
+    reader_is_gone: bool,
+    writer_is_gone: bool,
 }
 
 struct QueuedFrame {
@@ -76,12 +76,13 @@ struct QueuedFrame {
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum FrameKind {
+    /// A response or a status that stays in its place, because it speaks of output or of the held execution.
     Message,
-    /// A response that stays in its place, because it speaks of output or of the execution that the session holds.
-    Response,
     /// A response that says nothing about output.
     QuickResponse,
     Heartbeat,
+    /// A ping, or the close frame.
+    Control,
     Pong,
     Output,
 }
@@ -92,15 +93,17 @@ impl FrameKind {
         matches!(self, FrameKind::Pong | FrameKind::QuickResponse)
     }
 
-    fn is_response(self) -> bool {
-        matches!(self, FrameKind::Response | FrameKind::QuickResponse)
+    /// Whether it counts as unread until the client takes it. A client causes as many of these as it likes.
+    fn is_counted(self) -> bool {
+        matches!(self, FrameKind::Message | FrameKind::QuickResponse)
     }
 }
 
-/// Signals that the queue has become shorter, after somebody waited for that, or that the client is gone.
+/// Tells the session that the body has taken a frame, if the session has asked for that with [`RoomSignal::want`], or that
+/// the client is gone.
 #[derive(Debug, Default)]
 pub struct RoomSignal {
-    /// Whether somebody waits.
+    /// Whether the session has asked for the next signal.
     wanted: Cell<bool>,
     made: Notify,
     taken: Cell<u64>,
@@ -155,12 +158,12 @@ impl Outbox {
             frames: VecDeque::new(),
             output_bytes: 0,
             output_room: OUTPUT_ROOM,
-            n_responses: 0,
-            response_bytes: 0,
+            n_counted: 0,
+            counted_bytes: 0,
             credits: Vec::new(),
             body: None,
-            is_unread: false,
-            is_unwritten: false,
+            reader_is_gone: false,
+            writer_is_gone: false,
         };
         let queue = Rc::new(Queue { state: RefCell::new(state), room: Rc::default() });
         let frames = Frames { queue: Rc::clone(&queue), linger: Some(linger) };
@@ -175,14 +178,10 @@ impl Outbox {
     /// Sends a message after all earlier ones, output apart where the message may go ahead of it.
     pub fn send(&mut self, message: Outgoing) {
         let (kind, frame) = match message {
-            // A failed call without id gets an `error` instead of a response, so it counts as a response.
-            Outgoing::Message(message @ (ServerMessage::Response(_) | ServerMessage::Error(_))) => {
-                (FrameKind::Response, frame::text(&message))
-            }
             Outgoing::QuickResponse(message) => (FrameKind::QuickResponse, frame::text(&message)),
             Outgoing::Message(message) => (FrameKind::Message, frame::text(&message)),
             Outgoing::Heartbeat(update) => (FrameKind::Heartbeat, frame::text(&ServerMessage::Progress(update))),
-            Outgoing::Ping(payload) => (FrameKind::Message, frame::ping(&payload)),
+            Outgoing::Ping(payload) => (FrameKind::Control, frame::ping(&payload)),
             Outgoing::Pong(payload) => (FrameKind::Pong, frame::pong(&payload)),
             Outgoing::Output(frames) => (FrameKind::Output, frames),
         };
@@ -191,20 +190,20 @@ impl Outbox {
 
     /// Sends the close frame.
     pub fn close(mut self, reason: &CloseReason) -> Closing {
-        self.writer.push(FrameKind::Message, frame::close(reason.code.into(), &reason.text));
+        self.writer.push(FrameKind::Control, frame::close(reason.code.into(), &reason.text));
         Closing { writer: self.writer, _unread: self.unread }
     }
 
     /// Whether the client is gone.
     pub fn is_gone(&self) -> bool {
-        self.writer.0.state.borrow().is_unread
+        self.writer.0.state.borrow().reader_is_gone
     }
 
     /// The permission to send more output. The session replies to the execution when it completes; `Relay::flush` waits
     /// for that reply.
     pub fn credit(&mut self) -> Credit {
         let mut state = self.writer.0.state.borrow_mut();
-        if state.output_bytes <= state.output_room || state.is_unread {
+        if state.output_bytes <= state.output_room || state.reader_is_gone {
             return None;
         }
         let (sender, receiver) = oneshot::channel();
@@ -217,18 +216,22 @@ impl Outbox {
         !self.writer.0.state.borrow().frames.is_empty()
     }
 
-    /// The number of responses that wait for the client.
-    pub fn unsent_responses(&self) -> usize {
-        self.writer.0.state.borrow().n_responses
+    /// The number of responses and statuses that wait for the client.
+    pub fn unsent_messages(&self) -> usize {
+        self.writer.0.state.borrow().n_counted
     }
 
-    /// Counts the responses that wait for the client among those of all clients.
+    /// Counts the responses and statuses that wait for the client among those of all clients. While any wait, the room
+    /// signal tells when to count again.
     ///
     /// # Errors
     ///
     /// They take more memory than this client may use.
     pub fn count_unread(&mut self) -> Result<(), ShareExceeded> {
-        let bytes = self.writer.0.state.borrow().response_bytes;
+        let bytes = self.writer.0.state.borrow().counted_bytes;
+        if bytes > 0 {
+            self.writer.0.room.want();
+        }
         self.unread.set(bytes)
     }
 }
@@ -237,7 +240,7 @@ impl Closing {
     /// Whether no frame waits any more, or the client is gone. If not, the room signal tells when to ask again.
     pub fn is_flushed(&mut self) -> bool {
         let state = self.writer.0.state.borrow();
-        let is_flushed = state.frames.is_empty() || state.is_unread;
+        let is_flushed = state.frames.is_empty() || state.reader_is_gone;
         if !is_flushed {
             self.writer.0.room.want();
         }
@@ -248,7 +251,7 @@ impl Closing {
 impl Writer {
     fn push(&mut self, kind: FrameKind, frame: Bytes) {
         let mut state = self.0.state.borrow_mut();
-        if state.is_unread {
+        if state.reader_is_gone {
             return;
         }
         state.push(QueuedFrame { kind, frame });
@@ -261,7 +264,7 @@ impl Writer {
 impl Drop for Writer {
     fn drop(&mut self) {
         let mut state = self.0.state.borrow_mut();
-        state.is_unwritten = true;
+        state.writer_is_gone = true;
         if let Some(body) = state.body.take() {
             body.wake();
         }
@@ -284,9 +287,9 @@ impl QueueState {
         }
         if kind == FrameKind::Output {
             self.output_bytes += queued.frame.len();
-        } else if kind.is_response() {
-            self.n_responses += 1;
-            self.response_bytes += queued.frame.len();
+        } else if kind.is_counted() {
+            self.n_counted += 1;
+            self.counted_bytes += queued.frame.len();
         }
         let at = if kind.may_overtake() {
             self.frames.iter().rposition(|waiting| waiting.kind != FrameKind::Output).map_or(0, |last| last + 1)
@@ -303,9 +306,9 @@ impl QueueState {
             if self.output_bytes <= self.output_room {
                 self.give_credit();
             }
-        } else if kind.is_response() {
-            self.n_responses -= 1;
-            self.response_bytes -= frame.len();
+        } else if kind.is_counted() {
+            self.n_counted -= 1;
+            self.counted_bytes -= frame.len();
         }
         Some(frame)
     }
@@ -338,7 +341,7 @@ impl Stream for Frames {
             queue.room.notify();
             return Poll::Ready(Some(frame));
         }
-        if !state.is_unwritten {
+        if !state.writer_is_gone {
             state.body = Some(cx.waker().clone());
             return Poll::Pending;
         }
@@ -355,7 +358,7 @@ impl Stream for Frames {
 impl Drop for Frames {
     fn drop(&mut self) {
         let mut state = self.queue.state.borrow_mut();
-        state.is_unread = true;
+        state.reader_is_gone = true;
         state.frames.clear();
         state.give_credit();
         self.queue.room.wanted.set(true);
@@ -371,6 +374,7 @@ mod tests {
     use crate::{
         client::ClientName,
         close::CloseCode,
+        protocol::notification::ErrorNotice,
         rpc::{ErrorObject, Response},
         session::unread::UnreadBudget,
     };
@@ -385,6 +389,10 @@ mod tests {
 
     fn response(n: u64) -> ServerMessage {
         ServerMessage::Response(Response { id: Some(n).into(), outcome: Err(ErrorObject::new(0, "refused")) })
+    }
+
+    fn notice() -> ServerMessage {
+        ServerMessage::Error(ErrorNotice { error: ErrorObject::new(0, "refused"), execution_id: None })
     }
 
     /// The first bytes of the frames that wait.
@@ -435,11 +443,15 @@ mod tests {
             outbox.send(Outgoing::QuickResponse(response(n)));
             outbox.count_unread().unwrap();
         }
-        let waiting = budget.total();
-        assert!(waiting > 0 && outbox.unsent_responses() == 5);
+        assert!(budget.total() > 0 && outbox.unsent_messages() == 5);
+        assert!(outbox.room().wait().now_or_never().is_none());
         assert_eq!(kinds(&mut frames).len(), 5);
+        assert!(outbox.room().wait().now_or_never().is_some(), "the session counts again");
         outbox.count_unread().unwrap();
-        assert_eq!((budget.total(), outbox.unsent_responses()), (0, 0));
+        assert_eq!((budget.total(), outbox.unsent_messages()), (0, 0));
+        outbox.send(Outgoing::Message(notice()));
+        outbox.count_unread().unwrap();
+        assert!(budget.total() > 0 && outbox.unsent_messages() == 1, "a notification counts as well");
         while outbox.count_unread().is_ok() {
             outbox.send(Outgoing::QuickResponse(response(0)));
         }
