@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 
 use super::{
     ClientError,
-    connection::{not_understood, refused, token, unreachable},
+    connection::{not_understood, read, refused, token, unreachable},
     flags::ServiceFlags,
     http::{MAX_REFUSAL, client, service_url, within},
     print_line,
@@ -42,13 +42,21 @@ pub struct PsOptions {
     json: bool,
 }
 
-/// A page of the service's list. The executions are read one by one, because `--json` prints them as they come.
+/// A page of the service's list. The executions are read one by one, because `--json` prints them as they come: a newer
+/// service may send fields and values that this client does not know.
 #[derive(Deserialize)]
 struct ReceivedPage<'a> {
     #[serde(borrow)]
     executions: Vec<&'a RawValue>,
     #[serde(default)]
     next: Option<String>,
+}
+
+/// The part of an execution that `--json` reads.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ListedId {
+    execution_id: ExecutionId,
 }
 
 /// Lists the executions of the caller that a service's backend knows, page by page.
@@ -83,26 +91,35 @@ impl PrintedRows {
 
     /// Prints a page: with `json` its part of one JSON document.
     fn print(&mut self, page: &[&RawValue], is_last: bool) -> Result<OutputReader, ClientError> {
-        let mut lines = Vec::new();
-        if !std::mem::replace(&mut self.began, true) {
-            lines.push(if self.json { "{\"executions\":[".to_owned() } else { head() });
-        }
-        for execution in page {
-            let snapshot: Snapshot = serde_json::from_str(execution.get()).map_err(|error| not_understood(&error))?;
-            let separator = if self.seen.is_empty() { "" } else { "," };
-            if self.seen.insert(snapshot.execution_id) {
-                lines.push(if self.json { format!("{separator}{execution}") } else { row_of(&snapshot) });
-            }
-        }
-        if self.json && is_last {
-            lines.push("]}".to_owned());
-        }
-        for line in lines {
+        for line in self.lines_of(page, is_last)? {
             if print_line(&line)? == OutputReader::Gone {
                 return Ok(OutputReader::Gone);
             }
         }
         Ok(OutputReader::Present)
+    }
+
+    fn lines_of(&mut self, page: &[&RawValue], is_last: bool) -> Result<Vec<String>, ClientError> {
+        let mut lines = Vec::new();
+        if !std::mem::replace(&mut self.began, true) {
+            lines.push(if self.json { "{\"executions\":[".to_owned() } else { head() });
+        }
+        for execution in page {
+            let separator = if self.seen.is_empty() { "" } else { "," };
+            let (id, line) = if self.json {
+                (read::<ListedId>(execution)?.execution_id, format!("{separator}{execution}"))
+            } else {
+                let snapshot: Snapshot = read(execution)?;
+                (snapshot.execution_id, row_of(&snapshot))
+            };
+            if self.seen.insert(id) {
+                lines.push(line);
+            }
+        }
+        if self.json && is_last {
+            lines.push("]}".to_owned());
+        }
+        Ok(lines)
     }
 }
 
@@ -139,4 +156,26 @@ fn row_of(execution: &Snapshot) -> String {
         execution.offsets.stdout.saturating_add(execution.offsets.stderr),
         if execution.attached { "yes" } else { "no" },
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn json_passes_on_what_a_newer_service_adds() {
+        let [a, b] = [(); 2].map(|()| ExecutionId::random());
+        let newer = json!({ "executionId": a, "status": "LATER", "elapsedMs": { "later": 1 }, "kind": "later" });
+        let other = json!({ "executionId": b });
+        let mut rows = PrintedRows::new(true);
+        let mut text = String::new();
+        for (page, is_last) in [([&newer, &newer], false), ([&newer, &other], true)] {
+            let page = page.map(|execution| RawValue::from_string(execution.to_string()).unwrap());
+            text += &rows.lines_of(&[&page[0], &page[1]], is_last).unwrap().join("\n");
+        }
+        let printed: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(printed, json!({ "executions": [newer, other] }), "each once");
+    }
 }
