@@ -24,6 +24,7 @@ mod reconnect;
 mod run;
 mod session_loop;
 mod silence;
+mod status;
 mod stdin;
 mod stdout;
 mod terminal;
