@@ -85,7 +85,8 @@ pub struct NoRoom {
     pub resource: Resource,
     /// The limit.
     pub exceeded: ShareExceeded,
-    /// When the oldest execution within that limit is forgotten, in milliseconds.
+    /// When the oldest execution within that limit is forgotten, in milliseconds. `None` if none has ended, and for
+    /// bytes, because fetching frees those.
     pub next_in_ms: Option<u64>,
 }
 
@@ -138,9 +139,12 @@ impl<K: Copy + Ord + Hash, T> RegistryModel<K, T> {
     }
 
     fn no_room(&self, resource: Resource, exceeded: ShareExceeded, owner: Option<&ClientName>, now_ms: u64) -> NoRoom {
-        let within = match exceeded.scope {
-            ShareScope::Client => owner.and_then(|owner| self.owners.get(owner)).map(|owned| &owned.listing),
-            ShareScope::Service => Some(&self.all),
+        let within = match (resource, exceeded.scope) {
+            (Resource::Entries, ShareScope::Client) => {
+                owner.and_then(|owner| self.owners.get(owner)).map(|owned| &owned.listing)
+            }
+            (Resource::Entries, ShareScope::Service) => Some(&self.all),
+            (Resource::UnfetchedBytes, _) => None,
         };
         let next_in_ms = within
             .and_then(Listing::oldest)
@@ -355,7 +359,7 @@ mod tests {
         ended(&mut registry, 6, RetainedOutput::Unfetched(50), 6);
         assert_eq!(registry.evict(), [3]);
         assert_eq!(registry.evict(), [0; 0], "110 bytes are held");
-        assert_eq!(registry.accepts(&owner(), true, 6), refused(Resource::UnfetchedBytes, 100, 110, Some(95)));
+        assert_eq!(registry.accepts(&owner(), true, 6), refused(Resource::UnfetchedBytes, 100, 110, None));
         assert_eq!(registry.accepts(&owner(), false, 6), Ok(()));
         assert!((1..=6).all(|id| registry.get(id, 6).is_some()), "all endings are known");
         registry.retain(2, RetainedOutput::Fetched(30), 7);
