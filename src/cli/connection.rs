@@ -193,12 +193,17 @@ async fn body_of_refusal(session_url: &str, status: StatusCode) -> bytes::Bytes 
 
 /// The error for an unexpected HTTP status. The response's body has the reason if a cc-executor service has answered.
 pub(super) fn refused(url: &str, status: StatusCode, body: &[u8]) -> ClientError {
+    refused_with(url, status, body, config::token_variable(&variables::read()))
+}
+
+/// The same for a token that comes from this variable, if there is one.
+fn refused_with(url: &str, status: StatusCode, body: &[u8], token_variable: Option<String>) -> ClientError {
     let error = serde_json::from_slice::<ErrorObject>(body);
     // From an address that has sent many wrong tokens, one more is answered with 429.
     let is_one_of_many = status == StatusCode::TOO_MANY_REQUESTS
         && error.as_ref().is_ok_and(|error| error.code == rpc::code::NOT_AUTHORIZED);
     if status == StatusCode::UNAUTHORIZED || is_one_of_many {
-        return unauthorized(url, config::token_variable(&variables::read()));
+        return unauthorized(url, token_variable);
     }
     let code = match status {
         StatusCode::FORBIDDEN => exit::NOPERM,
@@ -266,7 +271,7 @@ mod tests {
             (503, body(-32012), exit::TEMPFAIL, "ws://h answers 503 Service Unavailable: because"),
             (503, String::new(), exit::TEMPFAIL, "ws://h is shutting down or not ready; try again"),
         ] {
-            let refused = refused("ws://h", StatusCode::from_u16(status).unwrap(), body.as_bytes());
+            let refused = refused_with("ws://h", StatusCode::from_u16(status).unwrap(), body.as_bytes(), None);
             assert_eq!(refused.code, code, "{status}");
             assert!(refused.message.starts_with(message), "{}", refused.message);
         }
