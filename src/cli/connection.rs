@@ -207,7 +207,8 @@ fn refused_with(url: &str, status: StatusCode, body: &[u8], token_variable: Opti
     }
     let code = match status {
         StatusCode::FORBIDDEN => exit::NOPERM,
-        StatusCode::SERVICE_UNAVAILABLE => exit::TEMPFAIL,
+        // The client, or all clients together, have used up a limit.
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => exit::TEMPFAIL,
         _ => exit::UNAVAILABLE,
     };
     let message = match error {
@@ -265,7 +266,7 @@ mod tests {
             (403, body(-32007), exit::NOPERM, "ws://h answers 403 Forbidden: because"),
             (403, String::new(), exit::NOPERM, "ws://h answers 403 Forbidden; check that --url names"),
             (429, body(-32007), exit::NOPERM, "ws://h needs a token"),
-            (429, body(-32009), exit::UNAVAILABLE, "ws://h answers 429 Too Many Requests: because"),
+            (429, body(-32009), exit::TEMPFAIL, "ws://h answers 429 Too Many Requests: because"),
             (502, body(-32010), exit::UNAVAILABLE, "ws://h answers 502 Bad Gateway: because"),
             (502, "<html>".to_owned(), exit::UNAVAILABLE, "ws://h answers 502 Bad Gateway; check that --url names"),
             (503, body(-32012), exit::TEMPFAIL, "ws://h answers 503 Service Unavailable: because"),

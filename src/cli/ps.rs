@@ -28,7 +28,7 @@ Exit codes:
   69  service or backend cannot be reached or does not answer
   70  invalid message of the service
   74  output cannot be written
-  75  service shutting down
+  75  service full or shutting down
   77  not authorized";
 
 /// Options of `ps`.
