@@ -14,7 +14,7 @@ use super::{
     http::{MAX_REFUSAL, client, service_url, within},
     print_line,
 };
-use crate::console::OutputReader;
+use crate::console::{OutputReader, visible};
 
 /// The longest page that is read, in bytes. A service of before pages lists up to 4096 executions at once, of less than
 /// 16 KiB each.
@@ -142,20 +142,21 @@ fn head() -> String {
     format!("{:36}  {:10}  {:8}  {:>9}  {:>12}  FOLLOWED", "ID", "STATUS", "EXECUTOR", "ELAPSED", "BYTES")
 }
 
-/// A line of the table.
+/// A line of the table. The name of an executor comes from the service's configuration.
 fn row_of(execution: &Snapshot) -> String {
     let status = match execution.position {
         Some(position) => format!("{} {position}", execution.status.as_str()),
         None => execution.status.as_str().to_owned(),
     };
-    format!(
+    let row = format!(
         "{:36}  {status:10}  {:8}  {:>7} s  {:>12}  {}",
         execution.execution_id.to_string(),
         execution.executor,
         execution.alive.elapsed_ms / 1_000,
         execution.offsets.stdout.saturating_add(execution.offsets.stderr),
         if execution.attached { "yes" } else { "no" },
-    )
+    );
+    visible(&row).into_owned()
 }
 
 #[cfg(test)]
