@@ -188,8 +188,9 @@ impl<K: Copy + Ord + Hash, T> RegistryModel<K, T> {
     pub fn retain(&mut self, id: K, output: RetainedOutput, now_ms: u64) {
         let Some(entry) = self.entries.get(&id) else { return };
         let since_ms = match entry.state {
-            EntryState::Live | EntryState::Ended { output: RetainedOutput::Followed(_), .. } => now_ms,
-            EntryState::Ended { since_ms, .. } => since_ms,
+            // As long as a consumer stays, the time has no meaning, and keeping it makes a repeated report no change.
+            EntryState::Ended { since_ms, output: before } if output.is_followed() || !before.is_followed() => since_ms,
+            EntryState::Live | EntryState::Ended { .. } => now_ms,
         };
         self.change(id, EntryState::Ended { since_ms, output });
     }
@@ -261,6 +262,10 @@ impl<K: Copy + Ord + Hash, T> RegistryModel<K, T> {
     fn change(&mut self, id: K, to: EntryState) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
         let from = std::mem::replace(&mut entry.state, to);
+        // Most reports repeat the one before, and the sorted sets are changed under the registry's lock.
+        if from == to {
+            return;
+        }
         let (number, owner) = (entry.number, entry.owner.clone());
         self.index(id, number, &owner, from, false);
         self.index(id, number, &owner, to, true);
