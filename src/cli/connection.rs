@@ -18,7 +18,7 @@ use tokio::time::{sleep_until, timeout};
 
 use super::{
     ClientError, PATIENCE, exit,
-    http::{MAX_REFUSAL, client, within},
+    http::{MAX_REFUSAL, get, token, within},
     silence::{Overdue, Silence},
 };
 use crate::config::{self, TOKEN, variables};
@@ -161,13 +161,6 @@ impl Connection {
     }
 }
 
-/// The token to send, from the environment.
-pub(super) fn token() -> Result<Option<String>, ClientError> {
-    let token = config::client_token(&variables::read())
-        .map_err(|problems| ClientError::new(exit::USAGE, problems.to_string()))?;
-    Ok(token.map(|token| token.reveal().to_owned()))
-}
-
 /// The body of the response with this status to a request for a session, or an empty one. It is requested once more
 /// without an upgrade, because awc drops the body of a failed handshake.
 async fn body_of_refusal(session_url: &str, status: StatusCode) -> bytes::Bytes {
@@ -176,12 +169,8 @@ async fn body_of_refusal(session_url: &str, status: StatusCode) -> bytes::Bytes 
         return bytes::Bytes::new();
     }
     let body = async {
-        let mut request = client().get(session_url.replacen("ws://", "http://", 1));
-        request = request.insert_header((header::SEC_WEBSOCKET_PROTOCOL, SUBPROTOCOL));
-        if let Some(token) = token()? {
-            request = request.bearer_auth(token);
-        }
-        match request.send().await {
+        let request = get(&session_url.replacen("ws://", "http://", 1))?;
+        match request.insert_header((header::SEC_WEBSOCKET_PROTOCOL, SUBPROTOCOL)).send().await {
             Ok(mut response) if response.status() == status => {
                 Ok(response.body().limit(MAX_REFUSAL).await.unwrap_or_default())
             }

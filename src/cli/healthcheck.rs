@@ -7,8 +7,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{
     ClientError, PATIENCE,
-    connection::token,
-    http::{client, within},
+    http::{client, get, token, within},
 };
 
 /// Exit code if the service is not ready or cannot be reached: the only one but 0 that Docker's HEALTHCHECK defines.
@@ -63,7 +62,9 @@ async fn unready_answer(url: &str) -> Result<Option<UnreadyAnswer>, ClientError>
 /// What an unready service answers with its token, because it says why only to those who have that. `None` without a
 /// token, and if it answers otherwise.
 async fn explanation(url: &str, status: StatusCode) -> Option<Bytes> {
-    let token = token().ok()??;
-    let response = client().get(url).bearer_auth(token).send().await.ok();
+    if !matches!(token(), Ok(Some(_))) {
+        return None;
+    }
+    let response = get(url).ok()?.send().await.ok();
     response.filter(|response| response.status() == status)?.body().limit(SHOWN_BODY).await.ok()
 }

@@ -9,9 +9,9 @@ use serde_json::value::RawValue;
 
 use super::{
     ClientError,
-    connection::{not_understood, read, refused, token, unreachable},
+    connection::{not_understood, read, refused, unreachable},
     flags::ServiceFlags,
-    http::{MAX_REFUSAL, client, service_url, within},
+    http::{MAX_REFUSAL, get, service_url, within},
     print_line,
 };
 use crate::console::{OutputReader, visible};
@@ -125,11 +125,7 @@ impl PrintedRows {
 
 /// Fetches a page of the service's list: JSON.
 async fn fetch_page(url: &str) -> Result<bytes::Bytes, ClientError> {
-    let mut request = client().get(url);
-    if let Some(token) = token()? {
-        request = request.bearer_auth(token);
-    }
-    let mut response = request.send().await.map_err(|error| unreachable(url, &error))?;
+    let mut response = get(url)?.send().await.map_err(|error| unreachable(url, &error))?;
     if !response.status().is_success() {
         let reason = response.body().limit(MAX_REFUSAL).await.unwrap_or_default();
         return Err(refused(url, response.status(), &reason));
