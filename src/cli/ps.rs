@@ -12,7 +12,7 @@ use super::{
     connection::{not_understood, read, refused, unreachable},
     flags::ServiceFlags,
     http::{MAX_REFUSAL, get, service_url, within},
-    print_line,
+    print,
 };
 use crate::console::{OutputReader, visible};
 
@@ -89,20 +89,16 @@ impl PrintedRows {
         PrintedRows { json, began: false, seen: HashSet::new() }
     }
 
-    /// Prints a page: with `json` its part of one JSON document.
+    /// Prints a page with one write: with `json` its part of one JSON document.
     fn print(&mut self, page: &[&RawValue], is_last: bool) -> Result<OutputReader, ClientError> {
-        for line in self.lines_of(page, is_last)? {
-            if print_line(&line)? == OutputReader::Gone {
-                return Ok(OutputReader::Gone);
-            }
-        }
-        Ok(OutputReader::Present)
+        print(&self.text_of(page, is_last)?)
     }
 
-    fn lines_of(&mut self, page: &[&RawValue], is_last: bool) -> Result<Vec<String>, ClientError> {
-        let mut lines = Vec::new();
+    fn text_of(&mut self, page: &[&RawValue], is_last: bool) -> Result<String, ClientError> {
+        let mut text = String::new();
+        let mut push = |line: &str| text.extend([line, "\n"]);
         if !std::mem::replace(&mut self.began, true) {
-            lines.push(if self.json { "{\"executions\":[".to_owned() } else { head() });
+            push(&if self.json { "{\"executions\":[".to_owned() } else { head() });
         }
         for execution in page {
             let separator = if self.seen.is_empty() { "" } else { "," };
@@ -113,13 +109,13 @@ impl PrintedRows {
                 (snapshot.execution_id, row_of(&snapshot))
             };
             if self.seen.insert(id) {
-                lines.push(line);
+                push(&line);
             }
         }
         if self.json && is_last {
-            lines.push("]}".to_owned());
+            push("]}");
         }
-        Ok(lines)
+        Ok(text)
     }
 }
 
@@ -170,7 +166,7 @@ mod tests {
         let mut text = String::new();
         for (page, is_last) in [([&newer, &newer], false), ([&newer, &other], true)] {
             let page = page.map(|execution| RawValue::from_string(execution.to_string()).unwrap());
-            text += &rows.lines_of(&[&page[0], &page[1]], is_last).unwrap().join("\n");
+            text += &rows.text_of(&[&page[0], &page[1]], is_last).unwrap();
         }
         let printed: Value = serde_json::from_str(&text).unwrap();
         assert_eq!(printed, json!({ "executions": [newer, other] }), "each once");
