@@ -71,3 +71,20 @@ fn cancel_waits_for_the_end_at_a_newer_service() {
     assert_eq!((stdout.as_str(), stderr.as_str(), code), ("CANCELLED canceled, every process gone\n", "", 0));
     assert_all_changed(&n_changed, &[0, 2]);
 }
+
+/// It is not taken for a status of an execution that still runs.
+#[test]
+fn cancel_rejects_an_end_that_it_cannot_read() {
+    let service = Service::start();
+    let proxy = TamperingProxy::start(service.address, |direction, _, message| {
+        if direction == Direction::ToClient && message["result"]["reason"].is_string() {
+            message["result"]["exit_code"] = json!("later");
+        }
+        true
+    });
+    let mut holder = service.connect();
+    let id = holder.execute(json!({ "command": "exec sleep 100" }));
+    let (stdout, stderr, code) = run_to_exit(binary().args(["cancel", "--url", &proxy.url(), "--grace", "0", &id]));
+    assert_eq!((stdout.as_str(), stderr.lines().count(), code), ("", 1, 70), "{stderr}");
+    assert!(stderr.contains("a message that is not valid"), "{stderr}");
+}
