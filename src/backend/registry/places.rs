@@ -64,7 +64,7 @@ impl<K: Copy + Eq + Hash> Places<K> {
     ///
     /// Neither to run nor to wait.
     pub fn admits(&self, client: &ClientName) -> Result<TakenPlace, NoPlace> {
-        // What waits was refused a place to run, so a client that does not wait passes nobody who could have it.
+        // Free places were already offered to every queued client, so a client that has nothing queued may take one at once.
         let running = self.running.admits(client, 1, self.queue.others_wait(client));
         if running.is_ok() && !self.queue.waits(client) {
             return Ok(TakenPlace::ToRun);
@@ -210,7 +210,7 @@ mod tests {
                 prop_assert_eq!((places.n_running(), places.queue().len()), (running.len(), waiting.len()));
                 prop_assert!(running.len() <= max_running + max_running / 4);
                 prop_assert!(waiting.len() <= max_queued + max_queued / 4);
-                prop_assert!(waiting.is_empty() || !running.is_empty(), "nobody waits for nothing");
+                prop_assert!(waiting.is_empty() || !running.is_empty(), "an execution is queued only while another one runs");
             }
             while let Some((id, client)) = running.pop() {
                 places.leave(&client, id);
