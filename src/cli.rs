@@ -24,6 +24,7 @@ mod reconnect;
 mod run;
 mod session_loop;
 mod silence;
+mod status;
 mod stdin;
 mod stdout;
 mod terminal;
@@ -88,9 +89,14 @@ pub async fn execute(command: ClientCommand) -> ExitCode {
     }))
 }
 
+/// Writes a text to standard output, at once.
+fn print(text: &str) -> Result<OutputReader, ClientError> {
+    console::print(text).map_err(|error| ClientError::new(exit::IOERR, error.to_string()))
+}
+
 /// Writes a line to standard output, at once.
 fn print_line(line: &str) -> Result<OutputReader, ClientError> {
-    console::print_line(line).map_err(|error| ClientError::new(exit::IOERR, error.to_string()))
+    print(&format!("{line}\n"))
 }
 
 fn exit_code_of_refusal(error: i64) -> u8 {

@@ -100,7 +100,8 @@ pub fn report_line(line: &str) {
     let _ = io::stderr().lock().write_all(format!("{line}\n").as_bytes());
 }
 
-/// Writes a message to standard error, after the program's name.
+/// Writes a message to standard error, after the program's name, in its [`visible`] form, because it may contain a
+/// message of another machine.
 pub fn report(message: impl fmt::Display) {
-    report_line(&format!("cc-executor: {message}"));
+    report_line(&format!("cc-executor: {}", visible(&message.to_string())));
 }

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::common::{
     service::{Service, binary, run_to_exit},
-    tampering_proxy::{Direction, Tamper, TamperingProxy},
+    tampering_proxy::{Direction, TamperingProxy},
     temp::TempPath,
 };
 
@@ -58,7 +58,10 @@ fn all_checks_pass_within_a_minute_on_a_healthy_service() {
 }
 
 /// Runs a check and all quick ones against a service with a fault. Only this check may fail. Returns its result.
-fn assert_only_failure(name: &str, tamper: Tamper) -> Value {
+fn assert_only_failure(
+    name: &str,
+    tamper: impl Fn(Direction, &str, &mut Value) -> bool + Send + Sync + 'static,
+) -> Value {
     let service = Service::start();
     let proxy = TamperingProxy::start(service.address, tamper);
     let mut only = QUICK.to_vec();

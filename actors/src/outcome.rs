@@ -175,7 +175,7 @@ pub enum Evidence {
     PidNamespace,
     /// No process was started.
     NeverStarted,
-    /// There is no proof, or one that only a newer service has.
+    /// There is no proof, or this version does not know the kind of proof.
     #[default]
     #[serde(other)]
     Unknown,

@@ -97,8 +97,8 @@ impl Registry {
         }
     }
 
-    /// Whether new executions are accepted, from a client that has none: one that has used up its share does not make
-    /// the backend unready for the others.
+    /// Whether the service admits an execution of a client that has no executions yet. A client that has used up its own
+    /// share does not make the service unready for the other clients.
     ///
     /// # Errors
     ///

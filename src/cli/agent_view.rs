@@ -12,6 +12,8 @@ use cc_executor_actors::{
 };
 use serde_json::value::RawValue;
 
+use crate::console::visible;
+
 /// The longest line about a tool, in characters.
 const MAX_LINE: usize = 100;
 
@@ -70,13 +72,13 @@ fn of_tool(name: &str, input: &str) -> String {
     plain(&format!("{name} {field}"))
 }
 
-/// One line without control characters, cut to [`MAX_LINE`].
+/// One line without control characters, cut to [`MAX_LINE`]. Other characters that a terminal would obey are escaped.
 fn plain(text: &str) -> String {
     let words: Vec<_> = text.split_whitespace().collect();
     let clean: String = words.join(" ").chars().filter(|c| !c.is_control()).collect();
     match clean.char_indices().nth(MAX_LINE) {
-        Some((at, _)) => format!("{}...", &clean[..at]),
-        None => clean,
+        Some((at, _)) => format!("{}...", visible(&clean[..at])),
+        None => visible(&clean).into_owned(),
     }
 }
 
@@ -101,5 +103,6 @@ mod tests {
             103
         );
         assert_eq!(of_tool("Bash", r#"{"command":"cut \ud83d"}"#), "Bash cut \u{fffd}");
+        assert_eq!(of_tool("Bash", r#"{"command":"a\u202eb"}"#), "Bash a\\u202eb", "it would turn the direction");
     }
 }

@@ -8,16 +8,13 @@ use cc_executor_actors::{
     protocol::{
         DEFAULT_GRACE_MS, MethodParams,
         control::{ControlParams, ControlRequest},
-        notification::FinalStatus,
         status::StatusParams,
     },
     rpc::ReceivedMessage,
 };
 use clap::Args;
-use serde::{
-    Deserialize,
-    de::{DeserializeOwned, IgnoredAny},
-};
+use serde::de::{DeserializeOwned, IgnoredAny};
+use serde_json::value::RawValue;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{
@@ -26,6 +23,7 @@ use super::{
     exit, exit_code_of_refusal,
     flags::{ServiceFlags, execution_id, seconds},
     print_line,
+    status::ReceivedStatus,
 };
 
 /// The interval between two requests for the status of the canceled execution.
@@ -58,14 +56,6 @@ pub struct CancelOptions {
     id: ExecutionId,
 }
 
-/// The response to `status`. Only the end is read, because a newer service may have other statuses before it.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum PolledStatus {
-    Ended(Box<FinalStatus>),
-    Running(IgnoredAny),
-}
-
 /// Cancels an execution, and waits for its end.
 pub(super) async fn cancel(options: CancelOptions) -> Result<u8, ClientError> {
     let mut connection = Connection::open(&options.service.url).await?;
@@ -74,9 +64,8 @@ pub(super) async fn cancel(options: CancelOptions) -> Result<u8, ClientError> {
     let _: IgnoredAny = call(&mut connection, 1, &ControlParams { execution_id, request }).await?;
     let until = Instant::now() + Duration::from_millis(grace_ms) + PATIENCE;
     for id in 2.. {
-        let status = call(&mut connection, id, &StatusParams { execution_id }).await?;
-        if let PolledStatus::Ended(last) = status {
-            let ending = last.ending;
+        let status: Box<RawValue> = call(&mut connection, id, &StatusParams { execution_id }).await?;
+        if let ReceivedStatus::Ended(ending) = ReceivedStatus::read(&status)? {
             let proven = match ending.cancel.map(|cancel| cancel.verified) {
                 Some(true) => ", every process gone",
                 Some(false) => ", but processes may still run: look for them on the backend's machine",

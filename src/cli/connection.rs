@@ -18,7 +18,7 @@ use tokio::time::{sleep_until, timeout};
 
 use super::{
     ClientError, PATIENCE, exit,
-    http::{MAX_REFUSAL, client, within},
+    http::{MAX_REFUSAL, get, token, within},
     silence::{Overdue, Silence},
 };
 use crate::config::{self, TOKEN, variables};
@@ -161,13 +161,6 @@ impl Connection {
     }
 }
 
-/// The token to send, from the environment.
-pub(super) fn token() -> Result<Option<String>, ClientError> {
-    let token = config::client_token(&variables::read())
-        .map_err(|problems| ClientError::new(exit::USAGE, problems.to_string()))?;
-    Ok(token.map(|token| token.reveal().to_owned()))
-}
-
 /// The body of the response with this status to a request for a session, or an empty one. It is requested once more
 /// without an upgrade, because awc drops the body of a failed handshake.
 async fn body_of_refusal(session_url: &str, status: StatusCode) -> bytes::Bytes {
@@ -176,12 +169,8 @@ async fn body_of_refusal(session_url: &str, status: StatusCode) -> bytes::Bytes 
         return bytes::Bytes::new();
     }
     let body = async {
-        let mut request = client().get(session_url.replacen("ws://", "http://", 1));
-        request = request.insert_header((header::SEC_WEBSOCKET_PROTOCOL, SUBPROTOCOL));
-        if let Some(token) = token()? {
-            request = request.bearer_auth(token);
-        }
-        match request.send().await {
+        let request = get(&session_url.replacen("ws://", "http://", 1))?;
+        match request.insert_header((header::SEC_WEBSOCKET_PROTOCOL, SUBPROTOCOL)).send().await {
             Ok(mut response) if response.status() == status => {
                 Ok(response.body().limit(MAX_REFUSAL).await.unwrap_or_default())
             }
@@ -193,16 +182,22 @@ async fn body_of_refusal(session_url: &str, status: StatusCode) -> bytes::Bytes 
 
 /// The error for an unexpected HTTP status. The response's body has the reason if a cc-executor service has answered.
 pub(super) fn refused(url: &str, status: StatusCode, body: &[u8]) -> ClientError {
+    refused_with(url, status, body, config::token_variable(&variables::read()))
+}
+
+/// The same for a token that comes from this variable, if there is one.
+fn refused_with(url: &str, status: StatusCode, body: &[u8], token_variable: Option<String>) -> ClientError {
     let error = serde_json::from_slice::<ErrorObject>(body);
     // From an address that has sent many wrong tokens, one more is answered with 429.
     let is_one_of_many = status == StatusCode::TOO_MANY_REQUESTS
         && error.as_ref().is_ok_and(|error| error.code == rpc::code::NOT_AUTHORIZED);
     if status == StatusCode::UNAUTHORIZED || is_one_of_many {
-        return unauthorized(url, config::token_variable(&variables::read()));
+        return unauthorized(url, token_variable);
     }
     let code = match status {
         StatusCode::FORBIDDEN => exit::NOPERM,
-        StatusCode::SERVICE_UNAVAILABLE => exit::TEMPFAIL,
+        // The client, or all clients together, have used up a limit.
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => exit::TEMPFAIL,
         _ => exit::UNAVAILABLE,
     };
     let message = match error {
@@ -260,13 +255,13 @@ mod tests {
             (403, body(-32007), exit::NOPERM, "ws://h answers 403 Forbidden: because"),
             (403, String::new(), exit::NOPERM, "ws://h answers 403 Forbidden; check that --url names"),
             (429, body(-32007), exit::NOPERM, "ws://h needs a token"),
-            (429, body(-32009), exit::UNAVAILABLE, "ws://h answers 429 Too Many Requests: because"),
+            (429, body(-32009), exit::TEMPFAIL, "ws://h answers 429 Too Many Requests: because"),
             (502, body(-32010), exit::UNAVAILABLE, "ws://h answers 502 Bad Gateway: because"),
             (502, "<html>".to_owned(), exit::UNAVAILABLE, "ws://h answers 502 Bad Gateway; check that --url names"),
             (503, body(-32012), exit::TEMPFAIL, "ws://h answers 503 Service Unavailable: because"),
             (503, String::new(), exit::TEMPFAIL, "ws://h is shutting down or not ready; try again"),
         ] {
-            let refused = refused("ws://h", StatusCode::from_u16(status).unwrap(), body.as_bytes());
+            let refused = refused_with("ws://h", StatusCode::from_u16(status).unwrap(), body.as_bytes(), None);
             assert_eq!(refused.code, code, "{status}");
             assert!(refused.message.starts_with(message), "{}", refused.message);
         }

@@ -3,11 +3,11 @@
 use awc::http::StatusCode;
 use bytes::Bytes;
 use clap::Args;
+use tokio::time::{Instant, timeout_at};
 
 use super::{
-    ClientError,
-    connection::token,
-    http::{client, within},
+    ClientError, PATIENCE,
+    http::{client, get, token, within},
 };
 
 /// Exit code if the service is not ready or cannot be reached: the only one but 0 that Docker's HEALTHCHECK defines.
@@ -31,33 +31,40 @@ pub struct HealthcheckOptions {
     url: String,
 }
 
+/// The answer of a service that is not ready.
+struct UnreadyAnswer {
+    status: StatusCode,
+    body: Bytes,
+}
+
 /// Asks whether a service is ready.
 pub(super) async fn healthcheck(options: HealthcheckOptions) -> Result<u8, ClientError> {
-    within(&options.url, is_ready(&options.url)).await
+    let (url, until) = (&options.url, Instant::now() + PATIENCE);
+    let Some(UnreadyAnswer { status, body }) = within(url, unready_answer(url)).await? else { return Ok(0) };
+    // The service has answered, so it is not ready, whether or not it explains that in time.
+    let explanation = timeout_at(until, explanation(url, status)).await.ok().flatten();
+    let shown = explanation.unwrap_or(body);
+    Err(ClientError::new(NOT_READY, format!("{url} answers {status}: {}", String::from_utf8_lossy(&shown))))
 }
 
-/// What a service that is not ready answers. It says why only to those who have its token, so that is sent now, if there
-/// is one.
-async fn explained(url: &str, status: StatusCode, body: Bytes) -> String {
-    let with_token = match token() {
-        Ok(Some(token)) => client().get(url).bearer_auth(token).send().await.ok(),
-        _ => None,
-    };
-    let body = match with_token.filter(|response| response.status() == status) {
-        Some(mut response) => response.body().limit(SHOWN_BODY).await.unwrap_or_default(),
-        None => body,
-    };
-    format!("{url} answers {status}: {}", String::from_utf8_lossy(&body))
+/// The answer to a request without a token, or `None` if the service is ready.
+async fn unready_answer(url: &str) -> Result<Option<UnreadyAnswer>, ClientError> {
+    let unreachable = |error| ClientError::new(NOT_READY, format!("cannot get {url}: {error}"));
+    let mut response = client().get(url).send().await.map_err(unreachable)?;
+    let status = response.status();
+    if status.is_success() {
+        return Ok(None);
+    }
+    let body = response.body().limit(SHOWN_BODY).await.unwrap_or_default();
+    Ok(Some(UnreadyAnswer { status, body }))
 }
 
-async fn is_ready(url: &str) -> Result<u8, ClientError> {
-    let problem = match client().get(url).send().await {
-        Ok(response) if response.status().is_success() => return Ok(0),
-        Ok(mut response) => {
-            let body = response.body().limit(SHOWN_BODY).await.unwrap_or_default();
-            explained(url, response.status(), body).await
-        }
-        Err(error) => format!("cannot get {url}: {error}"),
-    };
-    Err(ClientError::new(NOT_READY, problem))
+/// What an unready service answers with its token, because it says why only to those who have that. `None` without a
+/// token, and if it answers otherwise.
+async fn explanation(url: &str, status: StatusCode) -> Option<Bytes> {
+    if !matches!(token(), Ok(Some(_))) {
+        return None;
+    }
+    let response = get(url).ok()?.send().await.ok();
+    response.filter(|response| response.status() == status)?.body().limit(SHOWN_BODY).await.ok()
 }

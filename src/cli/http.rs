@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use awc::ClientRequest;
 use tokio::time::timeout;
 
 use super::{ClientError, PATIENCE, exit, flags::SESSION_PATH};
+use crate::config::{self, variables};
 
 /// The time-out that awc gets. It is longer than [`PATIENCE`], so that [`within`] ends a request first: it also bounds
 /// the reading of the body.
@@ -13,9 +15,28 @@ const OUTER_PATIENCE: Duration = Duration::from_secs(60);
 /// The longest body of an error response that is read, in bytes.
 pub(super) const MAX_REFUSAL: usize = 64 << 10;
 
-/// A client for requests that [`within`] bounds.
+/// A client for requests without a token that [`within`] bounds.
 pub(super) fn client() -> awc::Client {
     awc::Client::builder().timeout(OUTER_PATIENCE).finish()
+}
+
+/// The token to send, from the environment.
+pub(super) fn token() -> Result<Option<String>, ClientError> {
+    let token = config::client_token(&variables::read())
+        .map_err(|problems| ClientError::new(exit::USAGE, problems.to_string()))?;
+    Ok(token.map(|token| token.reveal().to_owned()))
+}
+
+/// A GET request with the token from the environment, if there is one. [`within`] bounds it.
+///
+/// # Errors
+/// The token cannot be read.
+pub(super) fn get(url: &str) -> Result<ClientRequest, ClientError> {
+    let request = client().get(url);
+    Ok(match token()? {
+        Some(token) => request.bearer_auth(token),
+        None => request,
+    })
 }
 
 /// The URL of a path at the service that has this URL for sessions.

@@ -9,12 +9,12 @@ use serde_json::value::RawValue;
 
 use super::{
     ClientError,
-    connection::{not_understood, refused, token, unreachable},
+    connection::{not_understood, read, refused, unreachable},
     flags::ServiceFlags,
-    http::{MAX_REFUSAL, client, service_url, within},
-    print_line,
+    http::{MAX_REFUSAL, get, service_url, within},
+    print,
 };
-use crate::console::OutputReader;
+use crate::console::{OutputReader, visible};
 
 /// The longest page that is read, in bytes. A service of before pages lists up to 4096 executions at once, of less than
 /// 16 KiB each.
@@ -28,7 +28,7 @@ Exit codes:
   69  service or backend cannot be reached or does not answer
   70  invalid message of the service
   74  output cannot be written
-  75  service shutting down
+  75  service full or shutting down
   77  not authorized";
 
 /// Options of `ps`.
@@ -42,13 +42,21 @@ pub struct PsOptions {
     json: bool,
 }
 
-/// A page of the service's list. The executions are read one by one, because `--json` prints them as they come.
+/// A page of the service's list. The executions are read one by one, because `--json` prints them as they come: a newer
+/// service may send fields and values that this client does not know.
 #[derive(Deserialize)]
 struct ReceivedPage<'a> {
     #[serde(borrow)]
     executions: Vec<&'a RawValue>,
     #[serde(default)]
     next: Option<String>,
+}
+
+/// The part of an execution that `--json` reads.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ListedId {
+    execution_id: ExecutionId,
 }
 
 /// Lists the executions of the caller that a service's backend knows, page by page.
@@ -81,38 +89,39 @@ impl PrintedRows {
         PrintedRows { json, began: false, seen: HashSet::new() }
     }
 
-    /// Prints a page: with `json` its part of one JSON document.
+    /// Prints a page with one write: with `json` its part of one JSON document.
     fn print(&mut self, page: &[&RawValue], is_last: bool) -> Result<OutputReader, ClientError> {
-        let mut lines = Vec::new();
+        print(&self.text_of(page, is_last)?)
+    }
+
+    fn text_of(&mut self, page: &[&RawValue], is_last: bool) -> Result<String, ClientError> {
+        let mut text = String::new();
+        let mut push = |line: &str| text.extend([line, "\n"]);
         if !std::mem::replace(&mut self.began, true) {
-            lines.push(if self.json { "{\"executions\":[".to_owned() } else { head() });
+            push(&if self.json { "{\"executions\":[".to_owned() } else { head() });
         }
         for execution in page {
-            let snapshot: Snapshot = serde_json::from_str(execution.get()).map_err(|error| not_understood(&error))?;
             let separator = if self.seen.is_empty() { "" } else { "," };
-            if self.seen.insert(snapshot.execution_id) {
-                lines.push(if self.json { format!("{separator}{execution}") } else { row_of(&snapshot) });
+            let (id, line) = if self.json {
+                (read::<ListedId>(execution)?.execution_id, format!("{separator}{execution}"))
+            } else {
+                let snapshot: Snapshot = read(execution)?;
+                (snapshot.execution_id, row_of(&snapshot))
+            };
+            if self.seen.insert(id) {
+                push(&line);
             }
         }
         if self.json && is_last {
-            lines.push("]}".to_owned());
+            push("]}");
         }
-        for line in lines {
-            if print_line(&line)? == OutputReader::Gone {
-                return Ok(OutputReader::Gone);
-            }
-        }
-        Ok(OutputReader::Present)
+        Ok(text)
     }
 }
 
 /// Fetches a page of the service's list: JSON.
 async fn fetch_page(url: &str) -> Result<bytes::Bytes, ClientError> {
-    let mut request = client().get(url);
-    if let Some(token) = token()? {
-        request = request.bearer_auth(token);
-    }
-    let mut response = request.send().await.map_err(|error| unreachable(url, &error))?;
+    let mut response = get(url)?.send().await.map_err(|error| unreachable(url, &error))?;
     if !response.status().is_success() {
         let reason = response.body().limit(MAX_REFUSAL).await.unwrap_or_default();
         return Err(refused(url, response.status(), &reason));
@@ -125,18 +134,41 @@ fn head() -> String {
     format!("{:36}  {:10}  {:8}  {:>9}  {:>12}  FOLLOWED", "ID", "STATUS", "EXECUTOR", "ELAPSED", "BYTES")
 }
 
-/// A line of the table.
+/// A line of the table. The name of an executor comes from the service's configuration.
 fn row_of(execution: &Snapshot) -> String {
     let status = match execution.position {
         Some(position) => format!("{} {position}", execution.status.as_str()),
         None => execution.status.as_str().to_owned(),
     };
-    format!(
+    let row = format!(
         "{:36}  {status:10}  {:8}  {:>7} s  {:>12}  {}",
         execution.execution_id.to_string(),
         execution.executor,
         execution.alive.elapsed_ms / 1_000,
         execution.offsets.stdout.saturating_add(execution.offsets.stderr),
         if execution.attached { "yes" } else { "no" },
-    )
+    );
+    visible(&row).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn json_passes_on_what_a_newer_service_adds() {
+        let [a, b] = [(); 2].map(|()| ExecutionId::random());
+        let newer = json!({ "executionId": a, "status": "LATER", "elapsedMs": { "later": 1 }, "kind": "later" });
+        let other = json!({ "executionId": b });
+        let mut rows = PrintedRows::new(true);
+        let mut text = String::new();
+        for (page, is_last) in [([&newer, &newer], false), ([&newer, &other], true)] {
+            let page = page.map(|execution| RawValue::from_string(execution.to_string()).unwrap());
+            text += &rows.text_of(&[&page[0], &page[1]], is_last).unwrap();
+        }
+        let printed: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(printed, json!({ "executions": [newer, other] }), "each once");
+    }
 }

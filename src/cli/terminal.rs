@@ -9,6 +9,8 @@ use cc_executor_actors::protocol::control::TerminalSize;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use tokio::time::Instant;
 
+use crate::console::visible;
+
 /// The size that a command's terminal gets if the client has none.
 const DEFAULT_SIZE: TerminalSize = TerminalSize { rows: 24, cols: 80 };
 
@@ -73,7 +75,8 @@ impl ElapsedLine {
             self.since = Some(now);
             self.next_at = now + QUIET;
         }
-        self.activity = activity.map(|text| text.chars().filter(|c| !c.is_control()).take(60).collect());
+        let shown = |text: &str| text.chars().filter(|c| !c.is_control()).take(60).collect::<String>();
+        self.activity = activity.map(|text| visible(&shown(text)).into_owned());
     }
 
     /// When [`ElapsedLine::show`] is due; `None` if there is nothing to show.

@@ -1,8 +1,17 @@
 //! The client commands say why a service refuses them, in the words of the service.
 
-use std::net::TcpListener;
+use std::{
+    io::{Read, Write},
+    net::TcpListener,
+};
 
-use crate::common::service::{Service, binary, run_to_exit};
+use cc_executor_actors::rpc::{ErrorObject, code};
+use serde_json::json;
+
+use crate::common::{
+    listener::TestListener,
+    service::{Service, binary, run_to_exit},
+};
 
 const TOKEN: &str = "open-sesame-7-and-25-more-characters";
 
@@ -40,4 +49,20 @@ fn a_wrong_token_is_told_from_a_missing_one() {
             assert!(exit == 77 && stderr.contains(reason), "{words:?}: {stderr}");
         }
     }
+}
+
+/// A message of a service can hold a value of another client.
+#[test]
+fn a_message_of_the_service_cannot_steer_the_terminal() {
+    let stub = TestListener::start(|mut stream| {
+        // A request for a list is shorter than this.
+        let _ = stream.read(&mut [0; 4_096]);
+        let body = json!(ErrorObject::new(code::FULL, "full\u{1b}[2K\rof \u{9b}31m\u{202e}")).to_string();
+        let head = format!("HTTP/1.1 429 Too Many Requests\r\nContent-Length: {}", body.len());
+        let _ = stream.write_all(format!("{head}\r\n\r\n{body}").as_bytes());
+    });
+    let url = format!("http://{}", stub.address);
+    let (_, stderr, exit) = run_to_exit(binary().args(["ps", "--url", &url]));
+    let shown = "answers 429 Too Many Requests: full\\u001b[2K\\rof \\u009b31m\\u202e\n";
+    assert!(exit == 75 && stderr.ends_with(shown), "{exit} {stderr:?}");
 }

@@ -68,17 +68,12 @@ fn run_reports_a_restart_when_the_instance_differs() {
 /// exit code, and a line for each run of the command.
 fn restart_before_the_response(states_its_instance: bool) -> (String, i32, String) {
     let service = Service::start();
-    let proxy = TamperingProxy::start(
-        service.address,
-        if states_its_instance {
-            |_, _, message: &mut Value| !message["result"]["executionId"].is_string()
-        } else {
-            |_, _, message: &mut Value| {
-                message["params"].as_object_mut().map(|params| params.remove("instance"));
-                !message["result"]["executionId"].is_string()
-            }
-        },
-    );
+    let proxy = TamperingProxy::start(service.address, move |_, _, message: &mut Value| {
+        if !states_its_instance {
+            message["params"].as_object_mut().map(|params| params.remove("instance"));
+        }
+        !message["result"]["executionId"].is_string()
+    });
     let runs = TempPath::new("runs");
     let command = format!("echo run >> {}; echo ready; exec sleep 100", runs.display());
     let (stderr, code) = restart_under_run(service, &proxy.url(), &command);

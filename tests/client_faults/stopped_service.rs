@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Write},
     process::Command,
     time::{Duration, Instant},
 };
@@ -14,6 +14,7 @@ use super::NOTICED;
 use crate::common::{
     PATIENCE,
     client_process::ClientProcess,
+    listener::TestListener,
     procs,
     proxy::{CutKind, Proxy},
     service::{Service, binary, kill},
@@ -126,6 +127,33 @@ fn every_command_gives_up_on_a_stopped_service() {
     for ((running, started_at), command) in running.into_iter().zip(&commands) {
         let (_, stderr, code) = running.finish(BOUND.saturating_sub(started_at.elapsed()));
         assert_eq!((code, stderr.lines().count()), (69, 1), "{command:?}: {stderr}");
+    }
+}
+
+/// A service that is not ready explains that in the response to a second request, which has the token.
+#[test]
+fn healthcheck_shows_the_first_answer_if_the_explanation_does_not_come() {
+    const HEAD: &str = "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 7\r\n\r\n";
+    let checks = ["", "HTTP/1.1 503 Service", HEAD, &format!("{HEAD}becau")].map(|explanation| {
+        let explanation = explanation.to_owned();
+        let mut open = Vec::new();
+        let stub = TestListener::start(move |mut stream| {
+            let head = BufReader::new(&stream).lines().map_while(Result::ok).take_while(|line| !line.is_empty());
+            let has_token =
+                head.fold(false, |found, line| found | line.to_ascii_lowercase().starts_with("authorization"));
+            let answer = if has_token { explanation.clone() } else { format!("{HEAD}unready") };
+            stream.write_all(answer.as_bytes()).unwrap();
+            open.push(stream);
+        });
+        let url = format!("http://{}/ready", stub.address);
+        let mut healthcheck = binary();
+        healthcheck.args(["healthcheck", "--url", &url]).env("CC_EXECUTOR_TOKEN", "of-the-service");
+        (ClientProcess::start(&mut healthcheck), url, stub)
+    });
+    for (check, url, _stub) in checks {
+        let (_, stderr, code) = check.finish(PATIENCE);
+        let expected = format!("cc-executor: {url} answers 503 Service Unavailable: unready\n");
+        assert_eq!((code, stderr), (1, expected));
     }
 }
 

@@ -47,7 +47,12 @@ fn median_times(flood: impl Fn(&AtomicBool) + Sync, mut request: impl FnMut()) -
 
 /// A client that sends requests one after the other until it is stopped.
 fn flood_by(caller: BackendCaller<'_>, request: impl Fn() -> String + Sync) -> impl Fn(&AtomicBool) + Sync {
-    move |stops| drop(caller.pipeline(std::iter::repeat_with(&request).take_while(|_| !stops.load(Ordering::Relaxed))))
+    move |stops| {
+        drop(
+            caller
+                .ask_on_one_connection(std::iter::repeat_with(&request).take_while(|_| !stops.load(Ordering::Relaxed))),
+        )
+    }
 }
 
 /// Ends the flood, also if the test fails.
@@ -98,9 +103,9 @@ fn ids_canceled_before_their_requests_are_bounded() {
     let backend = backend_with_token(&[]);
     let (alice, bob) = (BackendCaller::client(&backend, "alice"), BackendCaller::client(&backend, "bob"));
     let ids = |n: usize| (0..n).map(|_| format!("DELETE /executions/{}", ExecutionId::random()));
-    assert_eq!(bob.pipeline(ids(1)), [404]);
+    assert_eq!(bob.ask_on_one_connection(ids(1)), [404]);
     let statuses: Vec<u16> = thread::scope(|scope| {
-        let lanes: Vec<_> = (0..4).map(|_| scope.spawn(|| alice.pipeline(ids(3_500)))).collect();
+        let lanes: Vec<_> = (0..4).map(|_| scope.spawn(|| alice.ask_on_one_connection(ids(3_500)))).collect();
         lanes.into_iter().flat_map(|lane| lane.join().unwrap()).collect()
     });
     let accepted = statuses.iter().filter(|status| **status == 404).count();
@@ -108,7 +113,7 @@ fn ids_canceled_before_their_requests_are_bounded() {
     assert!(statuses.iter().all(|status| matches!(status, 404 | 429)), "no promise that it cannot keep");
     let (status, error) = alice.ask(&format!("DELETE /executions/{}", ExecutionId::random()));
     assert_eq!((status, &error["code"], &error["data"]["scope"]), (429, &json!(code::FULL), &json!("client")));
-    assert_eq!(bob.pipeline(ids(2)), [404, 404]);
+    assert_eq!(bob.ask_on_one_connection(ids(2)), [404, 404]);
 }
 
 #[test]
@@ -178,7 +183,7 @@ fn positions_in_a_long_queue_are_told_and_cost_little() {
     assert_eq!((position(&ids[0]), position(&ids[queued - 1])), (Some(1), Some(queued as u64)));
     let began = Instant::now();
     let canceled = ids[1..].iter().take(queued / 2);
-    let statuses = alice.pipeline(canceled.map(|id| format!("DELETE /executions/{id}?grace_ms=0")));
+    let statuses = alice.ask_on_one_connection(canceled.map(|id| format!("DELETE /executions/{id}?grace_ms=0")));
     assert!(statuses.iter().all(|status| *status == 200));
     let each = began.elapsed() / statuses.len() as u32;
     assert!(each < Duration::from_millis(20), "{each:?} for each cancellation");

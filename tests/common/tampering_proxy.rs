@@ -23,7 +23,7 @@ pub enum Direction {
 }
 
 /// Changes a message, or drops it by returning false. The text is the command that the session runs.
-pub type Tamper = fn(Direction, &str, &mut Value) -> bool;
+type Tamper = dyn Fn(Direction, &str, &mut Value) -> bool + Send + Sync;
 
 /// A running proxy. It stops listening when dropped.
 pub struct TamperingProxy {
@@ -32,15 +32,20 @@ pub struct TamperingProxy {
 }
 
 impl TamperingProxy {
-    pub fn start(service: SocketAddr, tamper: Tamper) -> TamperingProxy {
+    pub fn start(
+        service: SocketAddr,
+        tamper: impl Fn(Direction, &str, &mut Value) -> bool + Send + Sync + 'static,
+    ) -> TamperingProxy {
+        let tamper: Arc<Tamper> = Arc::new(tamper);
         let listener = TestListener::start(move |client| {
             let Ok(server) = TcpStream::connect(service) else { return };
             let _ = (client.set_nodelay(true), server.set_nodelay(true));
             let (from_client, to_server) = (client.try_clone().unwrap(), server.try_clone().unwrap());
             let command = Arc::new(Mutex::new(String::new()));
-            let of_client = Arc::clone(&command);
-            thread::spawn(move || forward(from_client, to_server, Direction::ToService, &of_client, tamper));
-            thread::spawn(move || forward(server, client, Direction::ToClient, &command, tamper));
+            let (of_client, tamper_client) = (Arc::clone(&command), Arc::clone(&tamper));
+            let tamper = Arc::clone(&tamper);
+            thread::spawn(move || forward(from_client, to_server, Direction::ToService, &of_client, &*tamper_client));
+            thread::spawn(move || forward(server, client, Direction::ToClient, &command, &*tamper));
         });
         TamperingProxy { address: listener.address, _listener: listener }
     }
@@ -50,7 +55,7 @@ impl TamperingProxy {
     }
 }
 
-fn forward(mut from: TcpStream, mut to: TcpStream, direction: Direction, command: &Mutex<String>, tamper: Tamper) {
+fn forward(mut from: TcpStream, mut to: TcpStream, direction: Direction, command: &Mutex<String>, tamper: &Tamper) {
     // An error is the end of either connection.
     let _ = forward_all(&mut from, &mut to, direction, command, tamper);
     let _ = (from.shutdown(Shutdown::Both), to.shutdown(Shutdown::Both));
@@ -61,7 +66,7 @@ fn forward_all(
     to: &mut TcpStream,
     direction: Direction,
     command: &Mutex<String>,
-    tamper: Tamper,
+    tamper: &Tamper,
 ) -> std::io::Result<()> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {

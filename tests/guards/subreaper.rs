@@ -3,6 +3,7 @@
 use std::{
     fs,
     path::Path,
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -12,10 +13,11 @@ use serde_json::json;
 
 use crate::common::{
     PATIENCE,
-    containment::{Mode, assert_verified, is_subreaper, shim_of},
-    procs, scale,
-    service::kill,
-    temp::directory,
+    containment::{Mode, NOBODY, assert_verified, is_subreaper, reachable_binary, shim_of},
+    left_out, procs, scale,
+    service::{Service, kill},
+    temp::{TempPath, directory},
+    users::can_switch_user,
     wait_until,
 };
 
@@ -126,4 +128,43 @@ fn command_that_kills_shim_and_subreaper_is_ended() {
             assert!(procs::with_argument(&mark).is_empty(), "gone before the ending is sent");
         }
     }
+}
+
+/// A command that runs another one as a user without privileges, where the entries of other users in /proc are closed.
+fn with_closed_proc() -> Command {
+    const CLOSE: &str = r#"mount -t proc -o hidepid=1 proc /proc &&
+        exec setpriv --reuid "$0" --regid "$0" --clear-groups -- "$@""#;
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "bash", "-c", CLOSE, &NOBODY.to_string()]).current_dir("/").env("HOME", "/tmp");
+    command
+}
+
+/// The entries of processes that cannot be traced are closed, too, and a command can make such processes: of programs
+/// that it may not read.
+#[test]
+fn orphan_whose_entry_in_proc_is_closed_is_ended() {
+    let what = "a service that cannot read all of /proc";
+    if !can_switch_user(what) {
+        return;
+    }
+    if !with_closed_proc().arg("true").output().is_ok_and(|output| output.status.success()) {
+        return left_out(what, "mounting /proc with hidepid=1 (unshare, mount, setpriv)");
+    }
+    let unreadable = TempPath::new("unreadable-sleep");
+    let copied = Command::new("cp").args(["/usr/bin/sleep", unreadable.as_str()]).status();
+    assert!(copied.is_ok_and(|status| status.success()));
+    unreadable.set_mode(0o711);
+    let mut command = with_closed_proc();
+    command.arg(reachable_binary().get_program()).args(["serve", "--bind", "127.0.0.1:0"]);
+    let service = Service::spawn(command);
+    assert_eq!(service.connect().run(json!({ "command": "echo served" })).text(), "served\n");
+    let (mut client, mark) = (service.connect(), procs::mark());
+    let attack = "kill -9 $PPID $(cut -d' ' -f4 /proc/$PPID/stat)";
+    client.execute(json!({
+        "command": format!("setsid {} {mark} & sleep 0.05; {attack}; sleep {mark}", unreadable.as_str()),
+    }));
+    let recording = client.record();
+    assert_eq!(recording.reason(), Reason::BackendLost, "{}", recording.end);
+    assert_verified(&recording.end, &["swept"]);
+    assert!(procs::with_argument(&mark).is_empty(), "gone before the ending is sent");
 }

@@ -1,4 +1,4 @@
-//! Opens the streams of executions: starts a new execution, or attaches to one that the backend knows.
+//! Opens the stream of an execution: requests a new execution, or attaches to an existing execution.
 
 use std::pin::Pin;
 

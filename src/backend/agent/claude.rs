@@ -80,9 +80,7 @@ pub enum PolicyError {
         allowed: Vec<String>,
     },
     /// The working directory does not exist, or is not below a directory that the operator allows.
-    #[error(
-        "cwd {asked:?} is not an existing directory below one that the operator allows: {}", .allowed.join(", ")
-    )]
+    #[error("cwd {} does not exist, or is not below an allowed directory: {}", Quoted(.asked), .allowed.join(", "))]
     OutsideDirectories {
         /// The directory.
         asked: String,
@@ -340,11 +338,15 @@ mod tests {
         ];
         for (claude, cwd, code) in refused {
             let run = ExecutionSpec { cwd: cwd.map(str::to_owned), ..run(claude.clone()) };
-            assert_eq!(
-                ErrorObject::from(policy.launch(&run, &BTreeMap::new()).unwrap_err()).code,
-                code,
-                "{claude:?} {cwd:?}"
-            );
+            let error = ErrorObject::from(policy.launch(&run, &BTreeMap::new()).unwrap_err());
+            assert_eq!(error.code, code, "{claude:?} {cwd:?}");
+        }
+        for (cwd, shown) in
+            [("/etc", "\"/etc\"".to_owned()), (&"/\x1b".repeat(500_000), Quoted(&"/\x1b".repeat(500)).to_string())]
+        {
+            let run = ExecutionSpec { cwd: Some(cwd.to_owned()), ..run(ClaudeOptions::default()) };
+            let error = policy.launch(&run, &BTreeMap::new()).unwrap_err().to_string();
+            assert_eq!(error, format!("cwd {shown} does not exist, or is not below an allowed directory: /usr, /tmp"));
         }
         let asked = ClaudeOptions {
             model: Some("sonnet".into()),

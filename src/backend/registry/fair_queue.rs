@@ -1,9 +1,10 @@
 //! The order in which waiting executions start: the clients in turn, within one client its sessions in turn, and within
 //! one session first come first served.
 //!
-//! A client or session that comes goes behind all that wait, so nobody waits for more than one execution of each of the
-//! others at a time. Pure: no task, no clock. The place of an execution among those of its client is fixed when it
-//! comes, as the number of a round and a place in it, so a position is found by a binary search.
+//! A client that comes goes behind all that wait, so no client waits for more than one execution of each other client at a
+//! time. A session that comes is served in the next round of its client. Pure: no task, no clock. The place of an execution
+//! among those of its client is the number of a round and the number of its session, so a position is found by a binary
+//! search. It changes only if an earlier execution of the session is removed: then it is one round earlier.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -31,7 +32,7 @@ struct QueuePlace {
 
 #[derive(Debug)]
 struct WaitingClient<K> {
-    /// Sorted by place.
+    /// Sorted by place. Those of one session are in rounds that follow each other.
     waiting: VecDeque<(QueuePlace, K, Option<SessionId>)>,
     sessions: HashMap<SessionId, WaitingSession>,
     /// The round of the last execution that left by its turn.
@@ -112,11 +113,9 @@ impl<K: Copy + Eq + Hash> FairQueue<K> {
     pub fn remove(&mut self, id: K) -> bool {
         let Some((client, place)) = self.places.remove(&id) else { return false };
         if let Some(waiting) = self.clients.get_mut(&client) {
-            if let Ok(at) = waiting.waiting.binary_search_by_key(&place, |(place, ..)| *place)
-                && let Some((.., session)) = waiting.waiting.remove(at)
-            {
-                waiting.leave(session);
-            }
+            waiting.remove(place, |moved, place| {
+                self.places.entry(moved).and_modify(|(_, current)| *current = place);
+            });
             if waiting.waiting.is_empty() {
                 self.clients.remove(&client);
                 self.turns.retain(|turn| *turn != client);
@@ -128,7 +127,7 @@ impl<K: Copy + Eq + Hash> FairQueue<K> {
     /// How many executions start up to and including this one, if every client is admitted and no other execution comes.
     pub fn position(&self, id: K) -> Option<u64> {
         let (client, place) = self.places.get(&id)?;
-        let own = self.clients.get(client)?.waiting.binary_search_by_key(place, |(place, ..)| *place).ok()?;
+        let own = self.clients.get(client)?.find(*place)?;
         let mut before = own;
         let mut is_before = true;
         for other in &self.turns {
@@ -148,7 +147,7 @@ impl<K: Copy + Eq + Hash> FairQueue<K> {
     }
 }
 
-impl<K> WaitingClient<K> {
+impl<K: Copy> WaitingClient<K> {
     fn push(&mut self, session: Option<SessionId>, id: K) -> QueuePlace {
         let known = session.and_then(|session| self.sessions.get_mut(&session));
         let place = match known {
@@ -158,7 +157,8 @@ impl<K> WaitingClient<K> {
                 known.last
             }
             None => {
-                // Behind each session that waits: one that was served in this round is served in the next.
+                // In the next round, because a session that was served in this round waits for that one, and new sessions
+                // must not overtake it again and again.
                 let place = QueuePlace { round: self.round + 1, session: self.next_session };
                 self.next_session += 1;
                 if let Some(session) = session {
@@ -170,6 +170,30 @@ impl<K> WaitingClient<K> {
         let at = self.waiting.partition_point(|(other, ..)| *other < place);
         self.waiting.insert(at, (place, id, session));
         place
+    }
+
+    fn find(&self, place: QueuePlace) -> Option<usize> {
+        self.waiting.binary_search_by_key(&place, |(place, ..)| *place).ok()
+    }
+
+    /// Removes the execution at a place. The later ones of its session move up one round, because their session has not
+    /// had that turn. `on_moved` is told the new place of each.
+    fn remove(&mut self, place: QueuePlace, mut on_moved: impl FnMut(K, QueuePlace)) {
+        let Some(mut at) = self.find(place) else { return };
+        let session = self.waiting[at].2;
+        while let (place, ..) = self.waiting[at]
+            && let Some(next) = self.find(QueuePlace { round: place.round + 1, ..place })
+        {
+            let moved = self.waiting[next].1;
+            self.waiting[at].1 = moved;
+            on_moved(moved, place);
+            at = next;
+        }
+        self.waiting.remove(at);
+        if let Some(known) = session.and_then(|session| self.sessions.get_mut(&session)) {
+            known.last.round -= 1;
+        }
+        self.leave(session);
     }
 
     fn leave(&mut self, session: Option<SessionId>) {
@@ -265,21 +289,100 @@ mod tests {
         assert!(start.elapsed() < std::time::Duration::from_secs(20), "{:?}", start.elapsed());
     }
 
+    #[test]
+    fn later_executions_of_a_session_take_the_turn_of_a_removed_one() {
+        let [a, b, c] = sessions();
+        let of = client(1);
+        for (removed, pushed, expected) in [
+            (0, c, [1, 3, 5, 2, 4]),
+            (1, c, [0, 3, 5, 2, 4]),
+            (2, c, [0, 3, 5, 1, 4]),
+            (3, b, [0, 4, 1, 5, 2]),
+            (4, b, [0, 3, 1, 5, 2]),
+        ] {
+            let mut queue = FairQueue::default();
+            for (id, session) in [(0, a), (1, a), (2, a), (3, b), (4, b)] {
+                queue.push(&of, Some(session), id);
+            }
+            assert!(queue.remove(removed));
+            queue.push(&of, Some(pushed), 5);
+            assert_eq!(expected.map(|id| queue.position(id)), [1, 2, 3, 4, 5].map(Some), "{removed}");
+            assert_eq!(drained(&mut queue), expected, "{removed}");
+        }
+    }
+
+    /// The order without places: the clients, the next one first.
+    #[derive(Default)]
+    struct ModelQueue(VecDeque<(ClientName, ModelClient)>);
+
+    /// The executions of each session by its number: of those that are served in this round, and in the next.
+    #[derive(Default)]
+    struct ModelClient {
+        rounds: [BTreeMap<u64, Vec<u32>>; 2],
+        numbers: BTreeMap<SessionId, u64>,
+        next_number: u64,
+    }
+
+    impl ModelQueue {
+        fn push(&mut self, name: &ClientName, session: Option<SessionId>, id: u32) {
+            if !self.0.iter().any(|(waiting, _)| waiting == name) {
+                self.0.push_back((name.clone(), ModelClient::default()));
+            }
+            let Some((_, client)) = self.0.iter_mut().find(|(waiting, _)| waiting == name) else { return };
+            let known = session.and_then(|session| client.numbers.get(&session)).copied();
+            let number = known.unwrap_or(client.next_number);
+            client.next_number = client.next_number.max(number + 1);
+            client.numbers.extend(session.map(|session| (session, number)));
+            let round = usize::from(!client.rounds[0].contains_key(&number));
+            client.rounds[round].entry(number).or_default().push(id);
+        }
+
+        fn pop(&mut self) -> Option<u32> {
+            let (name, mut client) = self.0.pop_front()?;
+            if client.rounds[0].is_empty() {
+                client.rounds.swap(0, 1);
+            }
+            let (number, mut ids) = client.rounds[0].pop_first()?;
+            let id = ids.remove(0);
+            client.rounds[1].insert(number, ids);
+            self.0.push_back((name, client));
+            self.tidy();
+            Some(id)
+        }
+
+        fn remove(&mut self, id: u32) {
+            let rounds = self.0.iter_mut().flat_map(|(_, client)| &mut client.rounds);
+            rounds.flat_map(BTreeMap::values_mut).for_each(|ids| ids.retain(|other| *other != id));
+            self.tidy();
+        }
+
+        /// Forgets the sessions and clients that do not wait any more.
+        fn tidy(&mut self) {
+            for (_, client) in &mut self.0 {
+                client.rounds.iter_mut().for_each(|round| round.retain(|_, ids| !ids.is_empty()));
+                client.numbers.retain(|_, number| client.rounds.iter().any(|round| round.contains_key(number)));
+            }
+            self.0.retain(|(_, client)| client.rounds.iter().any(|round| !round.is_empty()));
+        }
+    }
+
     proptest! {
-        /// In every order of calls: the positions are the order in which the executions go, each session's executions
-        /// go in the order in which they came, and an execution waits for at most one of each other client at a time.
+        /// In every order of calls: the executions go in the order of the model, the positions are that order, each
+        /// session's executions go in the order in which they came, and an execution waits for at most one of each other
+        /// client at a time.
         #[test]
         fn positions_are_exact_and_nobody_starves(
             moves in prop::collection::vec((0u32..4, prop::option::of(0usize..3), 0u8..6), 1..120),
         ) {
             let sessions: [SessionId; 12] = sessions();
-            let mut queue = FairQueue::default();
+            let (mut queue, mut model) = (FairQueue::default(), ModelQueue::default());
             let mut came = BTreeMap::<u32, (ClientName, Option<SessionId>)>::new();
             for (id, (n, session, what)) in (0..).zip(moves) {
                 let session = session.map(|session| sessions[3 * n as usize + session]);
                 match what {
                     0 => {
                         let popped = queue.pop(|_| true).map(|(id, _)| id);
+                        prop_assert_eq!(popped, model.pop());
                         prop_assert_eq!(popped.is_none(), came.is_empty());
                         popped.map(|id| came.remove(&id));
                     }
@@ -287,11 +390,13 @@ mod tests {
                         let some = came.keys().nth(id as usize % came.len().max(1)).copied();
                         if let Some(some) = some {
                             prop_assert!(queue.remove(some) && !queue.remove(some));
+                            model.remove(some);
                             came.remove(&some);
                         }
                     }
                     _ => {
                         queue.push(&client(n), session, id);
+                        model.push(&client(n), session, id);
                         came.insert(id, (client(n), session));
                     }
                 }
@@ -302,6 +407,8 @@ mod tests {
             prop_assert!(positions.iter().map(|(position, _)| *position).eq(1..=came.len() as u64));
             let order: Vec<u32> = positions.into_iter().map(|(_, id)| id).collect();
             prop_assert_eq!(&drained(&mut queue), &order);
+            let of_model: Vec<u32> = std::iter::from_fn(|| model.pop()).collect();
+            prop_assert_eq!(&of_model, &order);
             let mut last = BTreeMap::new();
             for id in &order {
                 let (client, session) = &came[id];

@@ -64,16 +64,13 @@ impl<K: Copy + Eq + Hash> Places<K> {
     ///
     /// Neither to run nor to wait.
     pub fn admits(&self, client: &ClientName) -> Result<TakenPlace, NoPlace> {
-        // What waits was refused a place to run, so a client that does not wait passes nobody who could have it.
+        // Free places were already offered to every queued client, so a client that has nothing queued may take one at once.
         let running = self.running.admits(client, 1, self.queue.others_wait(client));
         if running.is_ok() && !self.queue.waits(client) {
             return Ok(TakenPlace::ToRun);
         }
-        match (self.queued.admits(client, 1, false), running) {
-            (Ok(()), _) => Ok(TakenPlace::InQueue),
-            (Err(ShareExceeded { limit: 0, .. }), Err(running)) => Err(NoPlace::ToRun(running)),
-            (Err(queued), _) => Err(NoPlace::InQueue(queued)),
-        }
+        let queued = self.queued.admits(client, 1, false);
+        queued.map(|()| TakenPlace::InQueue).map_err(|queued| no_place(running.err(), queued))
     }
 
     /// Whether there is a place for a client that has none yet.
@@ -82,15 +79,8 @@ impl<K: Copy + Eq + Hash> Places<K> {
     ///
     /// There is none.
     pub fn admits_newcomer(&self) -> Result<(), NoPlace> {
-        let running = match self.running.admits_newcomer(1) {
-            Ok(()) => return Ok(()),
-            Err(running) => running,
-        };
-        match self.queued.admits_newcomer(1) {
-            Err(ShareExceeded { limit: 0, .. }) => Err(NoPlace::ToRun(running)),
-            Err(queued) => Err(NoPlace::InQueue(queued)),
-            Ok(()) => Ok(()),
-        }
+        let Err(running) = self.running.admits_newcomer(1) else { return Ok(()) };
+        self.queued.admits_newcomer(1).map_err(|queued| no_place(Some(running), queued))
     }
 
     /// Takes a place that [`Places::admits`] has found.
@@ -121,6 +111,14 @@ impl<K: Copy + Eq + Hash> Places<K> {
         queued.remove(&client, 1);
         running.add(&client, 1);
         Some(id)
+    }
+}
+
+/// The refusal: of the queue, or of the places to run if there is no queue.
+fn no_place(running: Option<ShareExceeded>, queued: ShareExceeded) -> NoPlace {
+    match running {
+        Some(running) if queued.limit == 0 => NoPlace::ToRun(running),
+        _ => NoPlace::InQueue(queued),
     }
 }
 
@@ -212,7 +210,7 @@ mod tests {
                 prop_assert_eq!((places.n_running(), places.queue().len()), (running.len(), waiting.len()));
                 prop_assert!(running.len() <= max_running + max_running / 4);
                 prop_assert!(waiting.len() <= max_queued + max_queued / 4);
-                prop_assert!(waiting.is_empty() || !running.is_empty(), "nobody waits for nothing");
+                prop_assert!(waiting.is_empty() || !running.is_empty(), "an execution is queued only while another one runs");
             }
             while let Some((id, client)) = running.pop() {
                 places.leave(&client, id);

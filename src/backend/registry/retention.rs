@@ -85,7 +85,8 @@ pub struct NoRoom {
     pub resource: Resource,
     /// The limit.
     pub exceeded: ShareExceeded,
-    /// When the oldest execution within that limit is forgotten, in milliseconds.
+    /// When the oldest execution within that limit is forgotten, in milliseconds. `None` if none has ended, and for
+    /// bytes, because fetching frees those.
     pub next_in_ms: Option<u64>,
 }
 
@@ -138,9 +139,12 @@ impl<K: Copy + Ord + Hash, T> RegistryModel<K, T> {
     }
 
     fn no_room(&self, resource: Resource, exceeded: ShareExceeded, owner: Option<&ClientName>, now_ms: u64) -> NoRoom {
-        let within = match exceeded.scope {
-            ShareScope::Client => owner.and_then(|owner| self.owners.get(owner)).map(|owned| &owned.listing),
-            ShareScope::Service => Some(&self.all),
+        let within = match (resource, exceeded.scope) {
+            (Resource::Entries, ShareScope::Client) => {
+                owner.and_then(|owner| self.owners.get(owner)).map(|owned| &owned.listing)
+            }
+            (Resource::Entries, ShareScope::Service) => Some(&self.all),
+            (Resource::UnfetchedBytes, _) => None,
         };
         let next_in_ms = within
             .and_then(Listing::oldest)
@@ -184,8 +188,9 @@ impl<K: Copy + Ord + Hash, T> RegistryModel<K, T> {
     pub fn retain(&mut self, id: K, output: RetainedOutput, now_ms: u64) {
         let Some(entry) = self.entries.get(&id) else { return };
         let since_ms = match entry.state {
-            EntryState::Live | EntryState::Ended { output: RetainedOutput::Followed(_), .. } => now_ms,
-            EntryState::Ended { since_ms, .. } => since_ms,
+            // As long as a consumer stays, the time has no meaning, and keeping it makes a repeated report no change.
+            EntryState::Ended { since_ms, output: before } if output.is_followed() || !before.is_followed() => since_ms,
+            EntryState::Live | EntryState::Ended { .. } => now_ms,
         };
         self.change(id, EntryState::Ended { since_ms, output });
     }
@@ -257,6 +262,10 @@ impl<K: Copy + Ord + Hash, T> RegistryModel<K, T> {
     fn change(&mut self, id: K, to: EntryState) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
         let from = std::mem::replace(&mut entry.state, to);
+        // Most reports repeat the one before, and the sorted sets are changed under the registry's lock.
+        if from == to {
+            return;
+        }
         let (number, owner) = (entry.number, entry.owner.clone());
         self.index(id, number, &owner, from, false);
         self.index(id, number, &owner, to, true);
@@ -355,7 +364,7 @@ mod tests {
         ended(&mut registry, 6, RetainedOutput::Unfetched(50), 6);
         assert_eq!(registry.evict(), [3]);
         assert_eq!(registry.evict(), [0; 0], "110 bytes are held");
-        assert_eq!(registry.accepts(&owner(), true, 6), refused(Resource::UnfetchedBytes, 100, 110, Some(95)));
+        assert_eq!(registry.accepts(&owner(), true, 6), refused(Resource::UnfetchedBytes, 100, 110, None));
         assert_eq!(registry.accepts(&owner(), false, 6), Ok(()));
         assert!((1..=6).all(|id| registry.get(id, 6).is_some()), "all endings are known");
         registry.retain(2, RetainedOutput::Fetched(30), 7);

@@ -1,14 +1,13 @@
 //! The parameters of the backend's routes in paths and queries. Bodies are read by the types of `backend_api`.
 
+use std::str::FromStr;
+
 use actix_web::http::header::HeaderMap;
 use cc_executor_actors::{
     backend_api::{MAX_LISTED, SESSION_HEADER, control::read_cancel},
     excerpt::Quoted,
     id::{ExecutionId, SessionId},
-    rpc::{
-        ErrorObject, code,
-        params::{Params, invalid},
-    },
+    rpc::{ErrorObject, code, params::Params},
     stream::PerStream,
 };
 use serde_json::{Map, Value};
@@ -36,12 +35,7 @@ pub(super) fn read_cancellation(
 }
 
 pub(super) fn read_offsets(fields: &mut Params) -> Result<PerStream<u64>, ErrorObject> {
-    let mut offset = |name: &str| match fields.string(name)? {
-        None => Ok(0),
-        Some(text) => text.parse().map_err(|_| {
-            ErrorObject::new(code::PARAMS, format!("{name} must be an offset in bytes, not {}", Quoted(&text)))
-        }),
-    };
+    let mut offset = |name| fields.parsed(name, "an offset in bytes").map(|offset| offset.unwrap_or(0));
     Ok(PerStream { stdout: offset("stdout")?, stderr: offset("stderr")? })
 }
 
@@ -54,13 +48,7 @@ pub(super) fn read_claim(fields: &mut Params) -> Result<Claim, ErrorObject> {
 
 /// Whether the client that attaches has received everything before its offsets.
 pub(super) fn has_arrived(fields: &mut Params) -> Result<bool, ErrorObject> {
-    match fields.string("arrived")?.as_deref() {
-        None | Some("true") => Ok(true),
-        Some("false") => Ok(false),
-        Some(other) => {
-            Err(ErrorObject::new(code::PARAMS, format!("arrived must be true or false, not {}", Quoted(other))))
-        }
-    }
+    Ok(fields.parsed("arrived", "true or false")?.unwrap_or(true))
 }
 
 pub(super) fn parse_id(text: &str) -> Result<ExecutionId, ErrorObject> {
@@ -73,15 +61,21 @@ pub(super) fn parse_id(text: &str) -> Result<ExecutionId, ErrorObject> {
 /// Which page of the list is asked for: after which place, and how many executions.
 pub(super) fn read_page(query: Map<String, Value>) -> Result<(Option<ListPlace<ExecutionId>>, usize), ErrorObject> {
     let mut fields = Params::new(query);
-    let limit = match fields.string("limit")? {
-        None => MAX_LISTED,
-        Some(text) => text.parse().ok().filter(|limit| (1..=MAX_LISTED).contains(limit)).ok_or_else(|| {
-            invalid("limit", format!("limit must be a whole number from 1 to {MAX_LISTED}, not {}", Quoted(&text)))
-        })?,
-    };
+    let limit = fields.parsed("limit", &format!("a whole number from 1 to {MAX_LISTED}"))?;
     let after = fields.parsed("after", "the `next` of an earlier page")?;
     fields.finish()?;
-    Ok((after, limit))
+    Ok((after, limit.map_or(MAX_LISTED, |PageLimit(limit)| limit)))
+}
+
+/// How many executions a page may have.
+struct PageLimit(usize);
+
+impl FromStr for PageLimit {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        text.parse().ok().filter(|limit| (1..=MAX_LISTED).contains(limit)).map(PageLimit).ok_or(())
+    }
 }
 
 /// The session for which a gateway requests an execution, if it names one.

@@ -60,7 +60,7 @@ impl Procfs {
 
     /// The direct children of this process, including ended ones that it has not reaped.
     pub fn children(&self) -> io::Result<Vec<Pid>> {
-        let Some(file) = &self.children else { return self.children_of_all_threads() };
+        let Some(file) = &self.children else { return self.children_among_all() };
         let mut list = Vec::new();
         let mut piece = [0; 4096];
         loop {
@@ -73,8 +73,22 @@ impl Procfs {
         Ok(list.split_ascii_whitespace().filter_map(pid).collect())
     }
 
-    /// The direct children of all threads of this process. Reads all processes.
+    /// The direct children of all threads of this process. If the kernel lists children, only this process's own entry is
+    /// read, because those of other processes may be closed to it: of other users with `hidepid`, and of programs that
+    /// cannot be traced.
+    ///
+    /// # Errors
+    ///
+    /// /proc cannot be read. `PermissionDenied` if the kernel does not list children, and the parent of some process
+    /// cannot be read.
     pub fn children_of_all_threads(&self) -> io::Result<Vec<Pid>> {
+        match self.children {
+            Some(_) => self.children_of(getpid()),
+            None => self.children_among_all(),
+        }
+    }
+
+    fn children_among_all(&self) -> io::Result<Vec<Pid>> {
         let me = getpid().as_raw_nonzero().get();
         let all = self.all()?;
         Ok(all.into_iter().filter(|(_, stat)| stat.parent == me).map(|(process, _)| process).collect())

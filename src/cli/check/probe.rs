@@ -8,12 +8,15 @@ use tokio::time::Instant;
 
 use super::failure::{CheckFailure, wrong};
 use crate::cli::{
-    connection::{Connection, token},
-    http::service_url,
+    connection::{Connection, unreachable},
+    http::{get, service_url, within},
 };
 
 /// The longest time until the next message. The checks request heartbeats every 5 s; pings do not count as messages.
 pub(super) const QUIET: Duration = Duration::from_secs(12);
+
+/// The longest response to `/health` that is read, in bytes.
+const MAX_HEALTH: usize = 64 << 10;
 
 /// The context of one check.
 pub(super) struct Probe {
@@ -50,12 +53,11 @@ impl Probe {
     /// The number of sessions that the service reports, if it reports one.
     pub(super) async fn n_sessions(&self) -> Option<u64> {
         let url = service_url(&self.url, "/health");
-        let client = awc::Client::builder().timeout(QUIET).finish();
-        let mut request = client.get(url);
-        if let Some(token) = token().ok()? {
-            request = request.bearer_auth(token);
-        }
-        let body = request.send().await.ok()?.body().limit(64 << 10).await.ok()?;
+        let body = async {
+            let mut response = get(&url)?.send().await.map_err(|error| unreachable(&url, &error))?;
+            response.body().limit(MAX_HEALTH).await.map_err(|error| unreachable(&url, &error))
+        };
+        let body = within(&url, body).await.ok()?;
         serde_json::from_slice::<Value>(&body).ok()?["sessions"].as_u64()
     }
 }

@@ -12,7 +12,7 @@ use serde_json::json;
 use super::failure::CheckFailure;
 use crate::{
     cli::{ClientError, print_line},
-    console::OutputReader,
+    console::{OutputReader, visible},
 };
 
 /// The result of one check.
@@ -94,17 +94,19 @@ impl CheckReport {
     }
 }
 
+/// The lines of a check. They may contain messages and log lines of the service.
 fn text_line(name: &str, result: &Result<String, CheckFailure>, took: Duration, log: &[String]) -> String {
     let took = format!("{:6.2} s", took.as_secs_f64());
     let mut lines = match result {
-        Ok(evidence) => return format!("ok    {name:<13} {took}  {evidence}"),
+        Ok(evidence) => vec![format!("ok    {name:<13} {took}  {evidence}")],
         Err(problem) => vec![format!("FAIL  {name:<13} {took}  {}", problem.text)],
     };
-    let Err(CheckFailure { session, last, .. }) = result else { return lines.join("\n") };
-    lines.extend(last.as_ref().map(|last| format!("      last message: {last}")));
-    lines.extend(session.as_ref().map(|session| format!("      session {session}")));
-    lines.extend(log.iter().map(|line| format!("      | {line}")));
-    lines.join("\n")
+    if let Err(CheckFailure { session, last, .. }) = result {
+        lines.extend(last.as_ref().map(|last| format!("      last message: {last}")));
+        lines.extend(session.as_ref().map(|session| format!("      session {session}")));
+        lines.extend(log.iter().map(|line| format!("      | {line}")));
+    }
+    lines.iter().map(|line| visible(line)).collect::<Vec<_>>().join("\n")
 }
 
 fn json_line(outcome: &CheckOutcome<'_>) -> String {
@@ -119,5 +121,5 @@ fn json_line(outcome: &CheckOutcome<'_>) -> String {
             line["log"] = json!(log);
         }
     }
-    line.to_string()
+    visible(&line.to_string()).into_owned()
 }

@@ -7,11 +7,10 @@ use cc_executor_actors::{
     rpc::{ErrorObject, ReceivedMessage},
     stream::PerStream,
 };
-use serde::{Deserialize, de::IgnoredAny};
-use serde_json::value::RawValue;
+use serde::Deserialize;
 
 use crate::{
-    cli::{ClientError, connection::read, exit_code::EndRequest},
+    cli::{ClientError, connection::read, exit_code::EndRequest, status::ReceivedStatus},
     console::{OutputReader, WriteFailed},
 };
 
@@ -90,7 +89,7 @@ impl LoopEvent {
         awaits_connected: bool,
     ) -> Result<Option<LoopEvent>, ClientError> {
         Ok(match (message.method.as_deref(), message.params) {
-            (Some("statusUpdate"), Some(params)) => Some(status_event(params)?),
+            (Some("statusUpdate"), Some(params)) => Some(ReceivedStatus::read(params)?.into()),
             (Some("detached"), _) => Some(LoopEvent::Detached),
             (Some("connected"), Some(params)) if awaits_connected => {
                 let ServiceFacts { instance, limits } = read(params)?;
@@ -111,24 +110,13 @@ struct ServiceFacts {
     limits: Limits,
 }
 
-/// The fields of a `statusUpdate` that is not final that a client uses.
-#[derive(Deserialize)]
-struct StatusSummary {
-    /// Only the final status has one.
-    #[serde(default)]
-    reason: Option<IgnoredAny>,
-    #[serde(default)]
-    activity: Option<String>,
-}
-
-/// Reads only the used fields of a status that is not final, because a newer service may have other statuses, and they
-/// must not end a client.
-fn status_event(params: &RawValue) -> Result<LoopEvent, ClientError> {
-    let StatusSummary { reason, activity } = read(params)?;
-    Ok(match reason {
-        Some(_) => LoopEvent::Ended(read(params)?),
-        None => LoopEvent::StatusUpdated { activity },
-    })
+impl From<ReceivedStatus> for LoopEvent {
+    fn from(status: ReceivedStatus) -> Self {
+        match status {
+            ReceivedStatus::Progress { activity } => LoopEvent::StatusUpdated { activity },
+            ReceivedStatus::Ended(outcome) => LoopEvent::Ended(outcome),
+        }
+    }
 }
 
 /// The responses to CANCEL and `resize` need no action: an error there means that the execution is ending.

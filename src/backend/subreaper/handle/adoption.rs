@@ -17,7 +17,8 @@ use crate::backend::shim::procfs::Procfs;
 pub(super) const ADOPTED_CADENCE: Duration = Duration::from_millis(2);
 
 /// Takes over the children of a lost subreaper. The kernel gives them to this process if it is a subreaper itself,
-/// which it is only if it had no children when it started, because their descendants could not be told from orphans.
+/// which it is only if it surely had no children when it started, because their descendants could not be told from
+/// orphans.
 #[derive(Debug)]
 pub(super) struct Adoption {
     is_subreaper: bool,
@@ -31,7 +32,12 @@ impl Adoption {
     pub(super) fn prepare() -> io::Result<Adoption> {
         let procfs = Procfs::open()?;
         // Of all threads, because each subreaper is started by a thread of its own.
-        let is_subreaper = procfs.children_of_all_threads()?.is_empty();
+        let is_subreaper = match procfs.children_of_all_threads() {
+            Ok(children) => children.is_empty(),
+            // A listing with gaps would also prove nothing later.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => false,
+            Err(error) => return Err(error),
+        };
         if is_subreaper {
             set_child_subreaper(Some(Pid::INIT))?;
         }
