@@ -30,6 +30,14 @@ const UNUSED: Duration = Duration::from_secs(20);
 /// peer sends a request byte by byte.
 const MAX_IDLE: Duration = Duration::from_secs(90);
 
+/// How many times as many strangers as may stay are let in at once, because many clients may connect at the same moment. A
+/// stranger that sends requests that need no authorization keeps its moment, so this also bounds those.
+const BURST: usize = 8;
+
+/// The least number of strangers that are let in at once. A gateway connects to its backend this often at the same
+/// moment, whatever number of strangers may stay.
+const MIN_BURST: usize = 256;
+
 /// A connection of a listener.
 pub type ConnectionId = u64;
 
@@ -54,41 +62,36 @@ impl ConnectionBounds {
     /// The bounds of clients' connections to a gateway. A connection takes two descriptors, and that of a session three,
     /// so they take less than a third of those of the process, also while some are being closed.
     pub fn of_gateway(descriptors: u64, strangers: usize, patience: Duration) -> Self {
-        let places = Self::places(descriptors / 9);
-        Self::new(places, places - places / 4, strangers, patience)
+        let connections = places(descriptors / 9);
+        Self::new(connections, connections - connections / 4, connections, strangers, patience)
     }
 
     /// The bounds of connections to a backend. Its authorized connections are the streams of executions, so they may
     /// take half of the descriptors. Strangers may take a third, while there are few others.
     pub fn of_backend(descriptors: u64, strangers: usize, patience: Duration) -> Self {
-        let places = Self::places(descriptors / 16 * 5);
-        let bounds = Self::new(places, places - places / 5, strangers, patience);
-        let strangers_at_once = Self::places(descriptors / 6).min(places);
-        ConnectionBounds { strangers_at_once, strangers: strangers.min(strangers_at_once), ..bounds }
+        let connections = places(descriptors / 16 * 5);
+        Self::new(connections, connections - connections / 5, places(descriptors / 6), strangers, patience)
     }
 
     /// The bounds of connections to a backend inside a gateway. Its authorized connections are the gateway's own, which
-    /// the bounds of sessions limit.
-    pub fn of_embedded(strangers: usize, patience: Duration) -> Self {
-        Self::new(usize::MAX, usize::MAX, strangers, patience)
+    /// the bounds of sessions limit. Its strangers take a ninth of the descriptors, and with those of the gateway a
+    /// third.
+    pub fn of_embedded(descriptors: u64, strangers: usize, patience: Duration) -> Self {
+        Self::new(usize::MAX, usize::MAX, places(descriptors / 18), strangers, patience)
     }
 
-    fn places(number: u64) -> usize {
-        usize::try_from(number).unwrap_or(usize::MAX).max(8)
-    }
-
-    fn new(connections: usize, authorized: usize, strangers: usize, patience: Duration) -> Self {
-        let strangers = strangers.min(connections);
+    /// `at_once` is the number of strangers for which there are descriptors.
+    fn new(connections: usize, authorized: usize, at_once: usize, strangers: usize, patience: Duration) -> Self {
+        let burst = strangers.saturating_mul(BURST).max(MIN_BURST);
+        let strangers_at_once = burst.min(at_once).min(connections);
+        let strangers = strangers.min(strangers_at_once);
         let strangers_of_peer = (strangers / 4).max(1);
-        ConnectionBounds {
-            connections,
-            authorized,
-            strangers_at_once: connections,
-            strangers,
-            strangers_of_peer,
-            patience,
-        }
+        ConnectionBounds { connections, authorized, strangers_at_once, strangers, strangers_of_peer, patience }
     }
+}
+
+fn places(descriptors: u64) -> usize {
+    usize::try_from(descriptors).unwrap_or(usize::MAX).max(8)
 }
 
 /// The state of a connection.
@@ -371,23 +374,62 @@ mod tests {
         assert_eq!(table.connections.len(), 1);
     }
 
+    /// The bounds of all listeners, for this limit of descriptors.
+    fn all_bounds(descriptors: u64, strangers: usize) -> [ConnectionBounds; 3] {
+        [
+            ConnectionBounds::of_gateway(descriptors, strangers, PATIENCE),
+            ConnectionBounds::of_backend(descriptors, strangers, PATIENCE),
+            ConnectionBounds::of_embedded(descriptors, strangers, PATIENCE),
+        ]
+    }
+
     #[test]
     fn two_thirds_of_the_descriptors_are_never_strangers() {
         for descriptors in [64, 300, 1_024, 4_096, 524_288, 1 << 20, u64::MAX] {
-            for bounds in [
-                ConnectionBounds::of_gateway(descriptors, 512, PATIENCE),
-                ConnectionBounds::of_backend(descriptors, 512, PATIENCE),
-            ] {
+            let all @ [gateway, backend, embedded] = all_bounds(descriptors, 512);
+            for bounds in [gateway, backend] {
                 assert!(bounds.connections - bounds.authorized >= 2, "{bounds:?}");
-                if descriptors < u64::MAX {
-                    let strangers = bounds.strangers_at_once as u64;
-                    assert!(2 * strangers <= descriptors / 3, "{descriptors}: {bounds:?}");
+            }
+            for bounds in all {
+                assert!(2 * bounds.strangers_at_once as u64 <= descriptors / 3, "{descriptors}: {bounds:?}");
+            }
+            // With fewer, each listener still has 8 places.
+            if descriptors >= 300 {
+                let strangers = (gateway.strangers_at_once + embedded.strangers_at_once) as u64;
+                assert!(2 * strangers <= descriptors / 3, "{descriptors}: {gateway:?} {embedded:?}");
+            }
+        }
+        let [gateway, ..] = all_bounds(300, 512);
+        let strangers = gateway.connections - gateway.authorized;
+        assert!(3 * gateway.authorized + 2 * strangers <= 100, "{gateway:?}");
+    }
+
+    #[test]
+    fn one_peer_has_a_quarter_of_the_strangers_that_may_stay() {
+        for (descriptors, strangers, stay) in [(300, 512, [33, 50, 16]), (1 << 20, 512, [512; 3]), (1 << 20, 1, [1; 3])]
+        {
+            for (bounds, stay) in all_bounds(descriptors, strangers).into_iter().zip(stay) {
+                assert_eq!((bounds.strangers, bounds.strangers_of_peer), (stay, (stay / 4).max(1)), "{bounds:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn strangers_are_bounded_also_if_they_send_probes() {
+        for (strangers, at_once) in [(512, 4_096), (40, 320), (1, 256)] {
+            for bounds in all_bounds(1 << 20, strangers) {
+                let (mut table, start) = (ConnectionTable::new(bounds), Instant::now());
+                for n in 0..10_000 {
+                    let now = start + Duration::from_millis(n);
+                    let (id, _) = table.arrive(PeerBlock::V4(n as u32 % 3), now);
+                    table.probe(id, now);
+                    for other in (id.saturating_sub(5_000)..id).step_by(100) {
+                        table.probe(other, now);
+                    }
+                    assert!(table.connections.len() <= at_once, "{} of {bounds:?}", table.connections.len());
                 }
             }
         }
-        let gateway = ConnectionBounds::of_gateway(300, 512, PATIENCE);
-        let strangers = gateway.connections - gateway.authorized;
-        assert!(3 * gateway.authorized + 2 * strangers <= 100, "{gateway:?}");
     }
 
     #[derive(Clone, Debug)]
