@@ -164,29 +164,22 @@ impl ConnectionTable {
         (id, closed)
     }
 
-    /// The connection to close next for a newcomer.
+    /// The connection to close next for a newcomer. A peer that has more than its quarter makes room for itself, so that
+    /// its newcomers displace no other peer.
     fn victim(&self, newcomer: ConnectionId, peer: PeerBlock, now: Instant) -> Option<ConnectionId> {
         let of_peer = self.of_peer.get(&peer)?;
+        let ConnectionBounds { connections, strangers_at_once, strangers, strangers_of_peer, .. } = self.bounds;
         let n_strangers = self.connections.len() - self.n_authorized;
-        let first = if of_peer.len() > self.bounds.strangers_of_peer {
-            of_peer.first().filter(|key| is_spent(**key, now))
-        } else {
-            None
+        let is_peer_over = of_peer.len() > strangers_of_peer;
+        let is_over = is_peer_over || n_strangers > strangers;
+        let is_full = self.connections.len() > connections || n_strangers > strangers_at_once;
+        let closable = |(rank, since, id): &&Key| {
+            let must_give_way = *rank < 2 || has_passed(*since, UNUSED, now);
+            *id != newcomer && (is_full && must_give_way || is_over && is_spent((*rank, *since, *id), now))
         };
-        let first = first.or_else(|| {
-            let is_over = n_strangers > self.bounds.strangers;
-            self.waiting.first().filter(|key| is_over && is_spent(**key, now))
-        });
-        let first = first.or_else(|| {
-            let ConnectionBounds { connections, strangers_at_once, .. } = self.bounds;
-            let is_over = self.connections.len() > connections || n_strangers > strangers_at_once;
-            // The newcomer itself may be the first.
-            self.waiting
-                .iter()
-                .take(2)
-                .find(|(rank, since, id)| is_over && *id != newcomer && (*rank < 2 || has_passed(*since, UNUSED, now)))
-        });
-        first.map(|(_, _, id)| *id)
+        // The newcomer itself may be the first.
+        let candidates = if is_peer_over { of_peer } else { &self.waiting };
+        candidates.iter().take(2).find(closable).map(|(_, _, id)| *id)
     }
 
     /// An authorized request begins. Returns an idle connection that must be closed for it.
@@ -338,6 +331,22 @@ mod tests {
         table.leave(other);
         table.leave(fourth);
         assert_eq!(table.connections.len(), 1);
+    }
+
+    #[test]
+    fn a_peer_over_its_quarter_makes_room_for_itself() {
+        let (start, later) = (Instant::now(), Instant::now() + 2 * GRACE);
+        // Over the number that may stay, and over the number that is let in at once.
+        for (strangers, strangers_at_once, n_closed) in [(4, 100, 0), (100, 4, 10)] {
+            let bounds = ConnectionBounds { strangers_at_once, ..bounds(100, 80, strangers, 2) };
+            let mut table = ConnectionTable::new(bounds);
+            let other = table.arrive(B, start).0;
+            let own: Vec<_> = (0..3).map(|_| table.arrive(A, later).0).collect();
+            let closed: Vec<_> = (0..10).flat_map(|_| table.arrive(A, later).1).collect();
+            assert!(!closed.contains(&other), "{closed:?}");
+            assert_eq!(closed.len(), n_closed, "those that have only just connected stay where there is room");
+            assert!(own.iter().take(n_closed).eq(closed.iter().take(own.len())), "the oldest first: {closed:?}");
+        }
     }
 
     #[test]
