@@ -195,7 +195,8 @@ fn embed(config: BackendConfig, connections: &ConnectionSettings) -> io::Result<
         port: address.port(),
         serves_gateways: true,
     };
-    let bounds = ConnectionBounds::of_embedded(descriptor_limit(), connections.max_unauthorized, connections.request_timeout);
+    let bounds =
+        ConnectionBounds::of_embedded(descriptor_limit(), connections.max_unauthorized, connections.request_timeout);
     let embedded = backend::serve(listener, config, access, Peers::new(bounds))?;
     Ok((format!("http://{address}"), token, embedded))
 }

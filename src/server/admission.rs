@@ -114,16 +114,52 @@ impl Standing {
 
     /// The place in the order in which connections are closed.
     fn key(self, id: ConnectionId) -> Option<Key> {
-        match self {
-            Standing::Refused(since) => Some((0, since, id)),
-            Standing::Stranger(since) => Some((1, since, id)),
-            Standing::Idle(since) => Some((2, since, id)),
-            Standing::Working => None,
-        }
+        let (rank, since) = match self {
+            Standing::Refused(since) => (Rank::Refused, since),
+            Standing::Stranger(since) => (Rank::Stranger, since),
+            Standing::Idle(since) => (Rank::Idle, since),
+            Standing::Working => return None,
+        };
+        Some(Key { rank, since, id })
     }
 }
 
-type Key = (u8, Instant, ConnectionId);
+/// The kinds of connections that may be closed, in the order in which they are.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Rank {
+    Refused,
+    Stranger,
+    Idle,
+}
+
+/// A place in the order in which connections are closed.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+struct Key {
+    rank: Rank,
+    since: Instant,
+    id: ConnectionId,
+}
+
+impl Key {
+    /// Whether a stranger has had its moment.
+    fn is_spent(&self, now: Instant) -> bool {
+        match self.rank {
+            Rank::Refused => true,
+            Rank::Stranger => has_passed(self.since, GRACE, now),
+            Rank::Idle => false,
+        }
+    }
+
+    /// Whether the connection may be closed where there is no place for another one.
+    fn is_closable(&self, now: Instant) -> bool {
+        self.rank != Rank::Idle || self.is_unused(now)
+    }
+
+    /// Whether the connection has been idle for so long that its client no longer uses it.
+    fn is_unused(&self, now: Instant) -> bool {
+        self.rank == Rank::Idle && has_passed(self.since, UNUSED, now)
+    }
+}
 
 /// The connections of a listener.
 #[derive(Debug)]
@@ -173,13 +209,11 @@ impl ConnectionTable {
         let is_peer_over = of_peer.len() > strangers_of_peer;
         let is_over = is_peer_over || n_strangers > strangers;
         let is_full = self.connections.len() > connections || n_strangers > strangers_at_once;
-        let closable = |(rank, since, id): &&Key| {
-            let must_give_way = *rank < 2 || has_passed(*since, UNUSED, now);
-            *id != newcomer && (is_full && must_give_way || is_over && is_spent((*rank, *since, *id), now))
-        };
+        let gives_way =
+            |key: &&Key| key.id != newcomer && (is_full && key.is_closable(now) || is_over && key.is_spent(now));
         // The newcomer itself may be the first.
         let candidates = if is_peer_over { of_peer } else { &self.waiting };
-        candidates.iter().take(2).find(closable).map(|(_, _, id)| *id)
+        candidates.iter().take(2).find(gives_way).map(|key| key.id)
     }
 
     /// An authorized request begins. Returns an idle connection that must be closed for it.
@@ -192,10 +226,10 @@ impl ConnectionTable {
         let Some((peer, standing)) = self.connections.get(&id).copied() else { return Ok(None) };
         let mut closed = None;
         if !standing.is_authorized() && self.n_authorized >= self.bounds.authorized {
-            let idle = self.waiting.iter().find(|(rank, _, _)| *rank == 2);
+            let idle = self.waiting.iter().find(|key| key.rank == Rank::Idle);
             let (limit, used) = (self.bounds.authorized as u64, self.n_authorized as u64);
             let full = ShareExceeded { scope: ShareScope::Service, limit, used };
-            let (_, _, oldest) = *idle.filter(|(_, since, _)| has_passed(*since, UNUSED, now)).ok_or(full)?;
+            let oldest = idle.filter(|key| key.is_unused(now)).ok_or(full)?.id;
             self.leave(oldest);
             closed = Some(oldest);
         }
@@ -233,12 +267,16 @@ impl ConnectionTable {
 
     /// The connections whose time is over. They must be closed.
     pub fn take_overdue(&mut self, now: Instant) -> Vec<ConnectionId> {
-        let is_overdue = |(rank, since, _): &&Key| {
-            // After the patience the connection itself answers 408; this is for those that cannot be answered.
-            let patience = [LINGER, self.bounds.patience + GRACE, MAX_IDLE][usize::from(*rank)];
-            has_passed(*since, patience, now)
+        let is_overdue = |key: &&Key| {
+            let patience = match key.rank {
+                Rank::Refused => LINGER,
+                // After the patience the connection itself answers 408; this is for those that cannot be answered.
+                Rank::Stranger => self.bounds.patience + GRACE,
+                Rank::Idle => MAX_IDLE,
+            };
+            has_passed(key.since, patience, now)
         };
-        let overdue: Vec<_> = self.waiting.iter().filter(is_overdue).map(|(_, _, id)| *id).collect();
+        let overdue: Vec<_> = self.waiting.iter().filter(is_overdue).map(|key| key.id).collect();
         overdue.iter().for_each(|id| self.leave(*id));
         overdue
     }
@@ -267,11 +305,6 @@ impl ConnectionTable {
             }
         }
     }
-}
-
-/// Whether a connection of a stranger has had its time.
-fn is_spent((rank, since, _): Key, now: Instant) -> bool {
-    rank == 0 || (rank == 1 && has_passed(since, GRACE, now))
 }
 
 fn has_passed(since: Instant, time: Duration, now: Instant) -> bool {
