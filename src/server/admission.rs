@@ -319,15 +319,19 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(10);
 
-    fn bounds(connections: usize, authorized: usize, strangers: usize, strangers_of_peer: usize) -> ConnectionBounds {
-        ConnectionBounds {
-            connections,
-            authorized,
-            strangers_at_once: connections,
-            strangers,
-            strangers_of_peer,
-            patience: PATIENCE,
-        }
+    /// Bounds that no test reaches by accident.
+    const ROOMY: ConnectionBounds = ConnectionBounds {
+        connections: 100,
+        authorized: 80,
+        strangers_at_once: 100,
+        strangers: 100,
+        strangers_of_peer: 100,
+        patience: PATIENCE,
+    };
+
+    /// No connections, and these bounds.
+    fn table(bounds: ConnectionBounds) -> (ConnectionTable, Instant) {
+        (ConnectionTable::new(bounds), Instant::now())
     }
 
     fn secs(secs: u64) -> Duration {
@@ -339,7 +343,7 @@ mod tests {
 
     #[test]
     fn the_stranger_that_was_silent_for_longest_is_closed_for_a_newcomer() {
-        let (mut table, start) = (ConnectionTable::new(bounds(4, 3, 100, 100)), Instant::now());
+        let (mut table, start) = table(ConnectionBounds { connections: 4, authorized: 3, ..ROOMY });
         let ids: Vec<_> = (0..4).map(|n| table.arrive(A, start + secs(n)).0).collect();
         table.probe(ids[0], start + secs(4));
         table.begin(ids[1], start + secs(4)).unwrap();
@@ -350,7 +354,7 @@ mod tests {
 
     #[test]
     fn strangers_of_one_peer_do_not_displace_those_of_another() {
-        let (mut table, start) = (ConnectionTable::new(bounds(100, 80, 100, 2)), Instant::now());
+        let (mut table, start) = table(ConnectionBounds { strangers_of_peer: 2, ..ROOMY });
         let other = table.arrive(B, start).0;
         let first = table.arrive(A, start).0;
         let second = table.arrive(A, start).0;
@@ -371,7 +375,7 @@ mod tests {
         let (start, later) = (Instant::now(), Instant::now() + 2 * GRACE);
         // Over the number that may stay, and over the number that is let in at once.
         for (strangers, strangers_at_once, n_closed) in [(4, 100, 0), (100, 4, 10)] {
-            let bounds = ConnectionBounds { strangers_at_once, ..bounds(100, 80, strangers, 2) };
+            let bounds = ConnectionBounds { strangers, strangers_at_once, strangers_of_peer: 2, ..ROOMY };
             let mut table = ConnectionTable::new(bounds);
             let other = table.arrive(B, start).0;
             let own: Vec<_> = (0..3).map(|_| table.arrive(A, later).0).collect();
@@ -384,7 +388,7 @@ mod tests {
 
     #[test]
     fn authorized_connections_are_bounded_and_give_way_only_when_they_are_unused() {
-        let (mut table, start) = (ConnectionTable::new(bounds(4, 2, 100, 100)), Instant::now());
+        let (mut table, start) = table(ConnectionBounds { connections: 4, authorized: 2, ..ROOMY });
         let ids: Vec<_> = (0..3).map(|_| table.arrive(A, start).0).collect();
         assert_eq!(table.begin(ids[0], start), Ok(None));
         assert_eq!(table.begin(ids[1], start), Ok(None));
@@ -402,7 +406,7 @@ mod tests {
 
     #[test]
     fn connections_whose_time_is_over_are_closed() {
-        let (mut table, start) = (ConnectionTable::new(bounds(100, 80, 100, 100)), Instant::now());
+        let (mut table, start) = table(ROOMY);
         let [refused, stranger, idle, working] = [(); 4].map(|()| table.arrive(A, start).0);
         table.refuse(refused, start);
         table.begin(idle, start).unwrap();
@@ -460,7 +464,7 @@ mod tests {
     fn strangers_are_bounded_also_if_they_send_probes() {
         for (strangers, at_once) in [(512, 4_096), (40, 320), (1, 256)] {
             for bounds in all_bounds(1 << 20, strangers) {
-                let (mut table, start) = (ConnectionTable::new(bounds), Instant::now());
+                let (mut table, start) = table(bounds);
                 for n in 0..10_000 {
                     let now = start + Duration::from_millis(n);
                     let (id, _) = table.arrive(PeerBlock::V4(n as u32 % 3), now);
@@ -506,9 +510,11 @@ mod tests {
             strangers in 1usize..20,
             strangers_at_once in 2usize..20,
         ) {
-            let bounds = bounds(connections, connections - 2, strangers, strangers.div_ceil(2));
-            let bounds = ConnectionBounds { strangers_at_once, ..bounds };
-            let (mut table, mut now) = (ConnectionTable::new(bounds), Instant::now());
+            let strangers_of_peer = strangers.div_ceil(2);
+            let authorized = connections - 2;
+            let bounds =
+                ConnectionBounds { connections, authorized, strangers_at_once, strangers, strangers_of_peer, ..ROOMY };
+            let (mut table, mut now) = table(bounds);
             let mut ids = Vec::new();
             for (event, gap) in events {
                 now += Duration::from_millis(gap);
