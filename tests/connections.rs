@@ -137,7 +137,7 @@ fn gateway_reaches_its_backend_while_strangers_fill_it() {
 #[test]
 fn sessions_at_the_limit_of_descriptors_are_refused_and_executions_go_on() {
     let service = with_few_descriptors(&["serve"]);
-    let warning = service.log().into_iter().find(|line| line["event"] == "service.few_descriptors").expect("a warning");
+    let warning = service.events("service.few_descriptors").pop().expect("a warning");
     let allowed = usize::try_from(warning["sessions"].as_u64().unwrap()).unwrap();
     let sessions: Vec<_> = (0..allowed).map(|_| Client::upgrade(service.address, &[BEARER]).unwrap()).collect();
     let upgrade = [

@@ -24,8 +24,8 @@ fn problem(role: &str, env: &[(&str, &str)]) -> String {
 
 /// The messages of `service.insecure`.
 fn warnings(service: &Service) -> Vec<String> {
-    let log = service.log().into_iter().filter(|line| line["event"] == "service.insecure");
-    log.map(|line| line["message"].as_str().unwrap_or_default().to_owned()).collect()
+    let log = service.events("service.insecure");
+    log.iter().map(|line| line["message"].as_str().unwrap_or_default().to_owned()).collect()
 }
 
 #[test]

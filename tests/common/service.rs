@@ -135,14 +135,20 @@ impl Service {
         self.log().into_iter().filter(is_complaint).collect()
     }
 
+    /// The log lines with this event so far.
+    pub fn events(&self, event: &str) -> Vec<Value> {
+        self.log.lock().unwrap().iter().filter(|line| line["event"] == event).cloned().collect()
+    }
+
     /// The number of log lines with this event so far.
     pub fn count(&self, event: &str) -> usize {
         self.log.lock().unwrap().iter().filter(|line| line["event"] == event).count()
     }
 
-    /// Waits until it has logged an event this many times.
-    pub fn wait_for_event(&self, event: &str, times: usize) {
+    /// Waits until it has logged an event this many times, and returns the lines with it.
+    pub fn wait_for_event(&self, event: &str, times: usize) -> Vec<Value> {
         wait_until(&format!("{times} x {event}"), PATIENCE, || self.count(event) >= times);
+        self.events(event)
     }
 
     /// Waits until this many records of an event, or of another crate's target, are logged or counted by lines of the
