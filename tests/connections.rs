@@ -3,7 +3,6 @@
 use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
-    process::Command,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     thread,
     time::{Duration, Instant},
@@ -16,7 +15,7 @@ use crate::common::{
     client::Client,
     http::{self, JSON},
     scale,
-    service::{BINARY, Service, binary, text_and_code},
+    service::{BINARY, Service, binary_under, text_and_code},
     wait_until,
 };
 
@@ -28,13 +27,7 @@ const DESCRIPTORS: &str = "--nofile=300:300";
 
 /// A role with the token and this limit of open files.
 fn with_few_descriptors(arguments: &[&str]) -> Service {
-    let mut command = Command::new("prlimit");
-    // The environment of the tests, without the variables that the binary reads.
-    for (name, value) in binary().get_envs() {
-        if value.is_none() {
-            command.env_remove(name);
-        }
-    }
+    let mut command = binary_under("prlimit");
     command.args([DESCRIPTORS, BINARY]).args(arguments).args(["--bind", "127.0.0.1:0"]);
     Service::spawn({
         command.env("CC_EXECUTOR_TOKEN", TOKEN);

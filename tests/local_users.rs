@@ -15,7 +15,7 @@ use crate::common::{
     containment::{NOBODY, reachable_binary},
     http::{self, HttpResponse},
     left_out,
-    service::{Service, output_of, run_to_exit},
+    service::{Service, binary_under, output_of, run_to_exit},
     temp::TempPath,
     users::{STRANGER, bash_of_user, can_switch_user, of_user},
 };
@@ -180,12 +180,9 @@ fn users_are_known_over_every_loopback_address() {
 fn start_fails_where_users_cannot_be_known() {
     // In a user namespace without a map all users have the same number.
     let in_namespace = |arguments: &[&str]| {
-        let mut command = Command::new("unshare");
+        let mut command = binary_under("unshare");
         let copy = reachable_binary();
         command.arg("-U").arg(copy.get_program()).args(arguments).args(["--bind", "127.0.0.1:0"]);
-        for (name, _) in copy.get_envs() {
-            command.env_remove(name);
-        }
         command
     };
     if !Command::new("unshare").args(["-U", "true"]).output().is_ok_and(|output| output.status.success()) {

@@ -1,6 +1,7 @@
 //! The real binary as a child process: a gateway, a backend, or both in one.
 
 use std::{
+    ffi::OsStr,
     io::{BufRead, BufReader},
     net::SocketAddr,
     process::{Child, Command, ExitStatus, Output, Stdio},
@@ -22,7 +23,12 @@ pub const BINARY: &str = env!("CARGO_BIN_EXE_cc-executor");
 
 /// A command of the binary, without those variables of the tests' environment that it reads.
 pub fn binary() -> Command {
-    let mut command = Command::new(BINARY);
+    binary_under(BINARY)
+}
+
+/// A command of a copy of the binary, or of a program that executes it, without the same variables.
+pub fn binary_under(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(program);
     for (name, _) in std::env::vars() {
         if name.starts_with("CC_EXECUTOR_") || matches!(name.as_str(), "CLAUDE_API_URL" | "RUST_LOG" | "LOG_FORMAT") {
             command.env_remove(name);
