@@ -8,6 +8,7 @@ pub mod containment;
 pub mod frames;
 pub mod http;
 pub mod http_proxy;
+pub mod link;
 pub mod listener;
 pub mod messages_api;
 pub mod procs;
