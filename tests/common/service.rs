@@ -10,7 +10,7 @@ use std::{
         mpsc::{self, RecvTimeoutError},
     },
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -212,14 +212,7 @@ impl Service {
 
     /// Waits for the exit.
     pub fn wait(&mut self, within: Duration) -> ExitStatus {
-        let start = Instant::now();
-        loop {
-            if let Some(status) = self.child.try_wait().expect("it is a child of this process") {
-                return status;
-            }
-            assert!(start.elapsed() < within, "the service did not end within {within:?}");
-            thread::sleep(Duration::from_millis(5));
-        }
+        wait_for_exit(&mut self.child, within)
     }
 
     /// Runs `cc-executor run` with this service.
@@ -259,6 +252,16 @@ pub fn n_records(line: &Value) -> u64 {
 pub fn kill(pid: u32, signal: Signal) {
     let pid = Pid::from_raw(i32::try_from(pid).expect("a process id")).expect("not zero");
     kill_process(pid, signal).expect("the process exists");
+}
+
+/// Waits for the exit of a process that a test started.
+pub fn wait_for_exit(child: &mut Child, within: Duration) -> ExitStatus {
+    let mut status = None;
+    wait_until(&format!("process {} exits", child.id()), within, || {
+        status = child.try_wait().expect("it is a child of this process");
+        status.is_some()
+    });
+    status.expect("it has exited")
 }
 
 /// Runs a command to its exit. The command cannot be used again.
