@@ -38,6 +38,9 @@ const BURST: usize = 8;
 /// moment, whatever number of strangers may stay.
 const MIN_BURST: usize = 256;
 
+/// How long the end of a response may take to be read: what the kernel and actix buffer of it, 4 MiB at most, at 16 KiB/s.
+const LAST_BYTES: Duration = Duration::from_secs(300);
+
 /// A connection of a listener.
 pub type ConnectionId = u64;
 
@@ -101,15 +104,15 @@ enum Standing {
     Refused(Instant),
     /// No request was authorized. Since it connected, or sent the last request that needs no authorization.
     Stranger(Instant),
-    /// The last authorized request has ended.
-    Idle(Instant),
+    /// The last authorized request has ended. `since` is when its response was still being sent.
+    Idle { since: Instant, ended_at: Instant },
     /// An authorized request is being carried out.
     Working,
 }
 
 impl Standing {
     fn is_authorized(self) -> bool {
-        matches!(self, Standing::Idle(_) | Standing::Working)
+        matches!(self, Standing::Idle { .. } | Standing::Working)
     }
 
     /// The place in the order in which connections are closed.
@@ -117,7 +120,7 @@ impl Standing {
         let (rank, since) = match self {
             Standing::Refused(since) => (Rank::Refused, since),
             Standing::Stranger(since) => (Rank::Stranger, since),
-            Standing::Idle(since) => (Rank::Idle, since),
+            Standing::Idle { since, .. } => (Rank::Idle, since),
             Standing::Working => return None,
         };
         Some(Key { rank, since, id })
@@ -240,7 +243,24 @@ impl ConnectionTable {
     /// An authorized request has ended.
     pub fn end(&mut self, id: ConnectionId, now: Instant) {
         if let Some((peer, Standing::Working)) = self.connections.get(&id).copied() {
-            self.set(id, peer, Standing::Idle(now));
+            self.set(id, peer, Standing::Idle { since: now, ended_at: now });
+        }
+    }
+
+    /// The connections that are idle for so long that [`ConnectionTable::keep_sending`] must be called, if the last bytes
+    /// of their responses are still being sent.
+    pub fn resting(&self, now: Instant) -> Vec<ConnectionId> {
+        let resting =
+            self.waiting.iter().filter(|key| key.rank == Rank::Idle && has_passed(key.since, UNUSED / 2, now));
+        resting.map(|key| key.id).collect()
+    }
+
+    /// The last bytes of a response on an idle connection are still being sent, because its client reads slowly.
+    pub fn keep_sending(&mut self, id: ConnectionId, now: Instant) {
+        if let Some((peer, Standing::Idle { ended_at, .. })) = self.connections.get(&id).copied()
+            && !has_passed(ended_at, LAST_BYTES, now)
+        {
+            self.set(id, peer, Standing::Idle { since: now, ended_at });
         }
     }
 
@@ -538,7 +558,7 @@ mod tests {
                 for id in closed {
                     match before.get(&id) {
                         Some((_, Standing::Refused(_) | Standing::Stranger(_))) => {}
-                        Some((_, Standing::Idle(since))) => prop_assert!(has_passed(*since, UNUSED, now)),
+                        Some((_, Standing::Idle { since, .. })) => prop_assert!(has_passed(*since, UNUSED, now)),
                         other => prop_assert!(false, "closed {:?}", other),
                     }
                 }
