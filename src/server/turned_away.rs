@@ -1,8 +1,6 @@
 //! The responses to requests that are refused before a handler runs. Each ends its connection, so that the rest of an
 //! unread body is not awaited, and a guess of a token costs a connection.
 
-use std::time::Duration;
-
 use actix_web::{
     HttpResponse, HttpResponseBuilder,
     dev::ServiceRequest,
@@ -15,11 +13,9 @@ use cc_executor_actors::{
 
 use super::{
     peers::{Work, place_of},
+    refused::Refused,
     request_log::log_refused,
 };
-
-/// When a request that was refused for want of a connection should be sent again.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// Reports an admitted request to the place of its connection.
 ///
@@ -42,9 +38,7 @@ pub fn no_place(request: &ServiceRequest, exceeded: ShareExceeded) -> HttpRespon
         exceeded.limit
     );
     log_refused(request, StatusCode::SERVICE_UNAVAILABLE, &message);
-    let ms = u64::try_from(RETRY_AFTER.as_millis()).ok();
-    let error = ErrorObject::new(code::FULL, message).over(exceeded, ms);
-    retry_after(closing(StatusCode::SERVICE_UNAVAILABLE), RETRY_AFTER).json(error)
+    Refused::full(message, exceeded).closing_response()
 }
 
 /// The response to a request that the rules refuse. A peer that has sent too many wrong tokens waits for it.
@@ -67,7 +61,9 @@ pub async fn refusal(request: &ServiceRequest, status: StatusCode, message: Stri
         }
         Some(wait) => {
             let message = "too many wrong tokens came from this address; a request with the right token is not delayed";
-            retry_after(closing(StatusCode::TOO_MANY_REQUESTS), wait)
+            let seconds = wait.as_millis().div_ceil(1_000).max(1);
+            closing(StatusCode::TOO_MANY_REQUESTS)
+                .insert_header((header::RETRY_AFTER, seconds.to_string()))
                 .json(ErrorObject::new(code::NOT_AUTHORIZED, message))
         }
     }
@@ -76,11 +72,5 @@ pub async fn refusal(request: &ServiceRequest, status: StatusCode, message: Stri
 fn closing(status: StatusCode) -> HttpResponseBuilder {
     let mut response = HttpResponse::build(status);
     response.force_close();
-    response
-}
-
-fn retry_after(mut response: HttpResponseBuilder, wait: Duration) -> HttpResponseBuilder {
-    let seconds = wait.as_millis().div_ceil(1_000).max(1);
-    response.insert_header((header::RETRY_AFTER, seconds.to_string()));
     response
 }
