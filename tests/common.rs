@@ -82,7 +82,8 @@ pub fn wait_until_stable(what: &str, least: u64, period: Duration, mut read: imp
 /// Whether a terminal or a log reader obeys a character instead of showing it: a control character, an end of a line but
 /// `\n`, or one that changes the direction of text (Unicode's Bidi_Control).
 pub fn is_obeyed(c: char) -> bool {
-    let changes_direction = matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let changes_direction =
+        matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     c != '\n' && c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') || changes_direction
 }
 

@@ -95,9 +95,7 @@ fn changes_of_the_file_count_without_a_restart() {
     service.wait_for_event("tokens.rejected", 1);
     replace(&file, "");
     service.wait_for_event("tokens.rejected", 2);
-    let rejected = |n: usize| {
-        service.events("tokens.rejected")[n]["message"].as_str().unwrap_or_default().to_owned()
-    };
+    let rejected = |n: usize| service.events("tokens.rejected")[n]["message"].as_str().unwrap_or_default().to_owned();
     assert!(rejected(0).contains("line 2 must end with"), "{}", rejected(0));
     assert!(rejected(1).contains("no line names a client"), "{}", rejected(1));
     assert!(connect(&service, FIRST).is_ok() && connect(&service, SECOND).is_ok());
