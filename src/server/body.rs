@@ -66,15 +66,20 @@ struct ArrivingBody {
 }
 
 impl ArrivingBody {
-    fn push(&mut self, chunk: &[u8]) -> Result<(), BodyError> {
-        if chunk.len() > self.limits.longest - self.bytes.len() {
-            return Err(BodyError::TooLong { limit: self.limits.longest });
-        }
-        let n = chunk.len() as u64;
+    fn reserve(&mut self, n: u64) -> Result<(), BodyError> {
         let mut shares = self.limits.shares();
         shares.admits(&self.client, n, false).map_err(BodyError::NoRoom)?;
         shares.add(&self.client, n);
         self.n_counted += n;
+        Ok(())
+    }
+
+    /// Takes a piece of the body. Copies it outside the lock, which all requests share.
+    fn push(&mut self, chunk: &[u8]) -> Result<(), BodyError> {
+        if chunk.len() > self.limits.longest - self.bytes.len() {
+            return Err(BodyError::TooLong { limit: self.limits.longest });
+        }
+        self.reserve(chunk.len() as u64)?;
         self.bytes.extend_from_slice(chunk);
         Ok(())
     }
