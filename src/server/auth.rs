@@ -281,8 +281,8 @@ pub async fn guard<B: MessageBody>(
         Ok(admitted) => {
             let work = match begin_work(&request, admitted.is_some()) {
                 Ok(work) => work,
-                Err(exceeded) => {
-                    let response = no_place(&request, exceeded);
+                Err(reason) => {
+                    let response = no_place(&request, reason);
                     return Ok(request.into_response(response).map_into_right_body());
                 }
             };
