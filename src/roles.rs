@@ -99,7 +99,7 @@ fn bind(address: SocketAddr, access: &Access, warnings: &[String]) -> io::Result
         }
         Authentication::LocalUsers(_) => peer_user::check(address.ip()).map_err(|error| {
             io::Error::other(format!(
-                "without a token the service accepts users by name, and cannot find out the user of a connection: {error}; set {TOKEN}, or accept all local users with --allow-local-users all"
+                "without a token the service accepts users by name, and cannot find out the user of a connection: {error}; set {TOKEN}, or pass --tokens-file, or accept all local users with --allow-local-users all"
             ))
         })?,
         Authentication::Nothing if is_local => {}
