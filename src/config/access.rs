@@ -78,18 +78,23 @@ impl<T> TokenSetting<T> {
 }
 
 impl Problems {
-    /// Who may call the service: with a token, a tokens file, or as a local user.
+    /// Who may call the service: with a token, a tokens file, or as a local user. Warns of a tokens file that its group may
+    /// write.
     pub(super) fn access(
         &mut self,
         bind: SocketAddr,
         args: AccessArgs,
         token: TokenSetting<Fingerprint>,
         matches: &ArgMatches,
+        warnings: &mut Vec<String>,
     ) -> Access {
         let file = match args.tokens_file.filter(|path| !path.is_empty()) {
             None => TokenSetting::Unset,
             Some(path) => match TokensFile::load(Path::new(&path), token.value()) {
-                Ok(file) => TokenSetting::Set(Arc::new(file)),
+                Ok((file, warning)) => {
+                    warnings.extend(warning.map(|text| format!("{} {text}", name_of("tokens_file", matches))));
+                    TokenSetting::Set(Arc::new(file))
+                }
                 Err(lines) => {
                     lines.iter().for_each(|line| self.add(&name_of("tokens_file", matches), line));
                     TokenSetting::Rejected
@@ -152,11 +157,7 @@ impl Problems {
             (Some(text), None) => text.to_owned(),
             (None, Some(path)) => match secret_file::read(Path::new(path), SecretKind::Token) {
                 Ok(found) => {
-                    if let Some(mode) = found.shared_with_group {
-                        warnings.push(format!(
-                            "{file} names {path:?}, which the users of its group can read (mode {mode:04o}); make it private with chmod 600"
-                        ));
-                    }
+                    warnings.extend(found.warning.map(|warning| format!("{file} names {path:?}, which {warning}")));
                     match found.text.trim_end_matches(['\r', '\n']) {
                         "" => {
                             self.add(&file, format!("names {path:?}, which is empty; write the token into it"));

@@ -36,7 +36,7 @@ pub fn serve(
     let mut warnings = Vec::new();
     let allow_short = access.insecure_short_token;
     let token = problems.fingerprint(TOKEN, &variables.client, variables.token_sha256, allow_short, &mut warnings);
-    let access = problems.access(bind, access, token, matches);
+    let access = problems.access(bind, access, token, matches, &mut warnings);
     let limits = Limits {
         message_bytes: size(shared.max_message_bytes),
         unsent_responses: size(sessions.max_unsent_responses),
@@ -116,7 +116,7 @@ pub fn backend(
     let token = ClientVariables { token: variables.backend_token, token_file: variables.backend_token_file };
     let sha256 = variables.backend_token_sha256;
     let token = problems.fingerprint(BACKEND_TOKEN, &token, sha256, allow_short, &mut warnings).or(own);
-    let access = Access { serves_gateways: true, ..problems.access(bind, access, token, matches) };
+    let access = Access { serves_gateways: true, ..problems.access(bind, access, token, matches, &mut warnings) };
     let backend = problems.backend(backend, &shared, matches);
     let (connections, drain) = (connections(&shared), Duration::from_millis(shared.drain_ms));
     let log_format = variables.log_format;
