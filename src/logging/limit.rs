@@ -19,12 +19,13 @@ const PERIOD: Duration = Duration::from_secs(1);
 /// The number of subjects that are told apart. More share one limit for each event.
 const MAX_SUBJECTS: usize = 128;
 
-/// The events whose rate is limited, with the fields that name who causes them: the first that a line has counts.
+/// The events whose rate is limited, with the fields that name who causes them: the first that a line has counts. A client
+/// cannot choose the values: an execution that `execution_id` names is running.
 const LIMITED: &[(&str, &[&str])] = &[
     ("request.refused", &["peer"]),
     ("session.refused", &["peer"]),
     ("execution.refused", &["session_id"]),
-    ("cancel.requested", &["session_id", "execution_id"]),
+    ("cancel.requested", &["session_id"]),
     ("steer.requested", &["session_id"]),
     ("signal.sent", &["execution_id"]),
     ("process.steered", &["execution_id"]),
@@ -247,7 +248,7 @@ mod tests {
                 vec![("execution_id", "e"), ("session_id", "s")],
                 Some(Some("s")),
             ),
-            ("cc_executor_actors::a", Level::Info, "cancel.requested", vec![("execution_id", "e")], Some(Some("e"))),
+            ("cc_executor_actors::a", Level::Info, "cancel.requested", vec![("execution_id", "e")], Some(None)),
             ("cc_executor_actors::a", Level::Info, "session.opened", vec![("session_id", "s")], None),
             ("actix_http::h1", Level::Error, "", vec![], Some(None)),
             ("actix_http::h1", Level::Debug, "", vec![], None),

@@ -6,7 +6,7 @@ use std::{
     net::TcpStream,
 };
 
-use cc_executor_actors::rpc::code;
+use cc_executor_actors::{id::ExecutionId, rpc::code};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -91,6 +91,21 @@ fn malformed_requests_write_few_lines() {
     }
     let lines = service.wait_for_records("actix_http::h1::dispatcher", n);
     assert_rate(&lines);
+}
+
+#[test]
+fn cancellations_of_unknown_ids_write_few_lines() {
+    let service = Service::start();
+    let mut client = service.connect();
+    let n = scale(300, 3000) as u64;
+    for _ in 0..n {
+        client.notify("control", json!({ "type": "CANCEL", "executionId": ExecutionId::random() }));
+        client.notification("error");
+    }
+    let lines = service.wait_for_records("cancel.requested", n);
+    assert_rate(&lines);
+    let written: Vec<_> = lines.iter().filter(|line| line["event"] == "cancel.requested").collect();
+    assert!(!written.is_empty() && written.iter().all(|line| line["session_id"].is_string()), "{written:?}");
 }
 
 #[test]
