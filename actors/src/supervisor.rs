@@ -22,7 +22,8 @@ use crate::{
 pub struct Supervisor {
     limits: SessionLimits,
     sessions: HashMap<SessionId, SessionEntry>,
-    /// An id belongs to a client: another one that uses the same id must not reach the execution.
+    /// By client and id, because a client may choose an id that another client uses, and must not reach that client's
+    /// execution.
     executions: HashMap<(ClientName, ExecutionId), (SessionId, WeakRecipient<Control>)>,
     of_clients: Shares,
     draining: Option<Drain>,
