@@ -2,10 +2,11 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    net::{IpAddr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
+use cc_executor_actors::peer::PeerBlock;
 use log::Level;
 
 use super::line::LogLine;
@@ -57,18 +58,10 @@ impl LogSubject {
     }
 }
 
-/// The address of a peer without its port, and of an IPv6 address the network, of which one host may use every address.
-/// Another text is returned as it is.
+/// The address or network that a peer shares with others, without its port. Another text is returned as it is.
 fn address_or_id(text: &str) -> String {
     let address = text.parse::<SocketAddr>().map(|peer| peer.ip()).or_else(|_| text.parse::<IpAddr>());
-    match address.map(|address| address.to_canonical()) {
-        Ok(IpAddr::V6(address)) if !address.is_loopback() => {
-            let network = Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX));
-            format!("{network}/64")
-        }
-        Ok(address) => address.to_string(),
-        Err(_) => text.to_owned(),
-    }
+    address.map_or_else(|_| text.to_owned(), |address| PeerBlock::from(Some(address)).to_string())
 }
 
 /// The decision about a line.

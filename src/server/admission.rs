@@ -11,9 +11,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cc_executor_actors::share::{ShareExceeded, ShareScope};
-
-use super::peer::PeerBlock;
+use cc_executor_actors::{
+    peer::PeerBlock,
+    share::{ShareExceeded, ShareScope},
+};
 
 /// A stranger that sent nothing for this long is closed for a newcomer at the bounds of strangers. Many clients may
 /// connect at once, and each of them needs a moment to send its request.

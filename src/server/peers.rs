@@ -22,7 +22,7 @@ use actix_web::{
     rt::net::TcpStream,
     web::Bytes,
 };
-use cc_executor_actors::share::ShareExceeded;
+use cc_executor_actors::{peer::PeerBlock, share::ShareExceeded};
 use pin_project_lite::pin_project;
 use rustix::net::{Shutdown, shutdown};
 
@@ -30,7 +30,6 @@ use super::{
     admission::{ConnectionBounds, ConnectionId, ConnectionTable},
     connection,
     guess_limit::GuessLimit,
-    peer::PeerBlock,
 };
 
 /// How often connections whose time is over are looked for.

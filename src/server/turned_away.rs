@@ -54,9 +54,9 @@ pub fn no_place(request: &ServiceRequest, reason: NoPlace) -> HttpResponse {
             );
             Refused::full(message, exceeded)
         }
-        NoPlace::Missing => Refused::out_of_descriptors(
-            "the service had no open file left for this connection: try again in a moment",
-        ),
+        NoPlace::Missing => {
+            Refused::out_of_descriptors("the service had no open file left for this connection: try again in a moment")
+        }
     };
     log_refused(request, StatusCode::SERVICE_UNAVAILABLE, refused.message());
     refused.closing_response()
