@@ -36,13 +36,14 @@ use log::{info, warn};
 pub fn run(log_format: logging::Format, role: impl Future<Output = io::Result<()>>) -> ExitCode {
     // The parent may have blocked or ignored signals that the service needs, and commands would inherit that.
     shutdown::reset();
-    if let Err(error) = logging::init(log_format) {
-        console::report(format_args!("cannot start the thread that writes the log: {error}"));
-        return ExitCode::FAILURE;
-    }
-    let code = run_prepared(role);
-    logging::finish();
-    code
+    let _flush = match logging::init(log_format) {
+        Ok(flush) => flush,
+        Err(error) => {
+            console::report(format_args!("cannot start the thread that writes the log: {error}"));
+            return ExitCode::FAILURE;
+        }
+    };
+    run_prepared(role)
 }
 
 fn run_prepared(role: impl Future<Output = io::Result<()>>) -> ExitCode {
