@@ -65,8 +65,8 @@ struct QueueState {
     credits: Vec<oneshot::Sender<()>>,
     /// Wakes the response's body.
     body: Option<Waker>,
-    is_unread: bool,
-    is_unwritten: bool,
+    reader_is_gone: bool,
+    writer_is_gone: bool,
 }
 
 struct QueuedFrame {
@@ -159,8 +159,8 @@ impl Outbox {
             response_bytes: 0,
             credits: Vec::new(),
             body: None,
-            is_unread: false,
-            is_unwritten: false,
+            reader_is_gone: false,
+            writer_is_gone: false,
         };
         let queue = Rc::new(Queue { state: RefCell::new(state), room: Rc::default() });
         let frames = Frames { queue: Rc::clone(&queue), linger: Some(linger) };
@@ -197,14 +197,14 @@ impl Outbox {
 
     /// Whether the client is gone.
     pub fn is_gone(&self) -> bool {
-        self.writer.0.state.borrow().is_unread
+        self.writer.0.state.borrow().reader_is_gone
     }
 
     /// The permission to send more output. The session replies to the execution when it completes; `Relay::flush` waits
     /// for that reply.
     pub fn credit(&mut self) -> Credit {
         let mut state = self.writer.0.state.borrow_mut();
-        if state.output_bytes <= state.output_room || state.is_unread {
+        if state.output_bytes <= state.output_room || state.reader_is_gone {
             return None;
         }
         let (sender, receiver) = oneshot::channel();
@@ -237,7 +237,7 @@ impl Closing {
     /// Whether no frame waits any more, or the client is gone. If not, the room signal tells when to ask again.
     pub fn is_flushed(&mut self) -> bool {
         let state = self.writer.0.state.borrow();
-        let is_flushed = state.frames.is_empty() || state.is_unread;
+        let is_flushed = state.frames.is_empty() || state.reader_is_gone;
         if !is_flushed {
             self.writer.0.room.want();
         }
@@ -248,7 +248,7 @@ impl Closing {
 impl Writer {
     fn push(&mut self, kind: FrameKind, frame: Bytes) {
         let mut state = self.0.state.borrow_mut();
-        if state.is_unread {
+        if state.reader_is_gone {
             return;
         }
         state.push(QueuedFrame { kind, frame });
@@ -261,7 +261,7 @@ impl Writer {
 impl Drop for Writer {
     fn drop(&mut self) {
         let mut state = self.0.state.borrow_mut();
-        state.is_unwritten = true;
+        state.writer_is_gone = true;
         if let Some(body) = state.body.take() {
             body.wake();
         }
@@ -338,7 +338,7 @@ impl Stream for Frames {
             queue.room.notify();
             return Poll::Ready(Some(frame));
         }
-        if !state.is_unwritten {
+        if !state.writer_is_gone {
             state.body = Some(cx.waker().clone());
             return Poll::Pending;
         }
@@ -355,7 +355,7 @@ impl Stream for Frames {
 impl Drop for Frames {
     fn drop(&mut self) {
         let mut state = self.queue.state.borrow_mut();
-        state.is_unread = true;
+        state.reader_is_gone = true;
         state.frames.clear();
         state.give_credit();
         self.queue.room.wanted.set(true);
