@@ -16,7 +16,7 @@ use rustix::{
     stdio::stderr,
 };
 
-pub use self::visible::visible;
+pub use self::visible::{is_obeyed, visible};
 
 /// Exit code where output could not be written: `EX_IOERR` of sysexits(3).
 pub const EX_IOERR: u8 = 74;

@@ -50,20 +50,31 @@ pub fn stopping() {
     STOPPING.store(true, Ordering::Relaxed);
 }
 
+/// Waits, when it is dropped, until all lines are written, also if a panic drops it. Gives up after a second, because a
+/// reader that hangs must not keep this process from its end.
+#[must_use]
+pub struct FlushOnDrop(&'static LogWriter);
+
+impl Drop for FlushOnDrop {
+    fn drop(&mut self) {
+        self.0.flush(FLUSH_PATIENCE);
+    }
+}
+
 /// Starts logging to standard error, filtered by `RUST_LOG` or [`DEFAULT_FILTER`]. Panics are logged, too. To be called
 /// once.
 ///
 /// # Errors
 ///
 /// The writer's thread cannot be started.
-pub fn init(format: Format) -> io::Result<()> {
+pub fn init(format: Format) -> io::Result<FlushOnDrop> {
     let writer = WRITER.get_or_init(|| LogWriter::new(format));
     thread::Builder::new().name("log".to_owned()).spawn(|| writer.run(console::write_error))?;
     let filter = Builder::from_env(Env::default().default_filter_or(DEFAULT_FILTER)).build();
     log::set_max_level(filter.filter());
     log::set_boxed_logger(Box::new(QueueLogger { filter, writer })).map_err(io::Error::other)?;
     std::panic::set_hook(Box::new(|panic| log_panic(writer, panic)));
-    Ok(())
+    Ok(FlushOnDrop(writer))
 }
 
 /// Writes a message to standard error after the program's name, in order with the log lines.
@@ -71,14 +82,6 @@ pub fn report(message: impl fmt::Display) {
     match WRITER.get() {
         Some(writer) => writer.push(&format!("cc-executor: {message}\n"), 1),
         None => console::report(message),
-    }
-}
-
-/// Waits until all lines are written. Gives up after a second, because a reader that hangs must not keep this process
-/// from its end.
-pub fn finish() {
-    if let Some(writer) = WRITER.get() {
-        writer.flush(FLUSH_PATIENCE);
     }
 }
 
@@ -115,4 +118,33 @@ fn log_panic(writer: &LogWriter, panic: &PanicHookInfo<'_>) {
     let fields = [("event", "panic"), ("thread", thread.name().unwrap_or_default())];
     let fields = fields.into_iter().map(|(name, text)| (name.to_owned(), text.into())).collect();
     writer.log(LogLine { level: Level::Error, target: module_path!(), fields, message: message.into() });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{panic, sync::mpsc};
+
+    use super::*;
+
+    #[test]
+    fn lines_of_a_panic_are_written_before_it_ends_the_process() {
+        static WRITER: OnceLock<LogWriter> = OnceLock::new();
+        let writer = WRITER.get_or_init(|| LogWriter::new(Format::Json));
+        let (send, written) = mpsc::channel();
+        thread::spawn(|| {
+            writer.run(move |bytes| {
+                let _ = send.send(bytes.to_vec());
+                Ok(bytes.len())
+            })
+        });
+        let unwound = panic::catch_unwind(|| {
+            let _flush = FlushOnDrop(writer);
+            let message = "a bug".into();
+            writer.log(LogLine { level: Level::Error, target: module_path!(), fields: Default::default(), message });
+            panic::resume_unwind(Box::new(()));
+        });
+        assert!(unwound.is_err());
+        let lines: Vec<u8> = written.try_iter().flatten().collect();
+        assert!(String::from_utf8_lossy(&lines).contains("a bug"), "{lines:?}");
+    }
 }

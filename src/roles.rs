@@ -36,13 +36,14 @@ use log::{info, warn};
 pub fn run(log_format: logging::Format, role: impl Future<Output = io::Result<()>>) -> ExitCode {
     // The parent may have blocked or ignored signals that the service needs, and commands would inherit that.
     shutdown::reset();
-    if let Err(error) = logging::init(log_format) {
-        console::report(format_args!("cannot start the thread that writes the log: {error}"));
-        return ExitCode::FAILURE;
-    }
-    let code = run_prepared(role);
-    logging::finish();
-    code
+    let _flush = match logging::init(log_format) {
+        Ok(flush) => flush,
+        Err(error) => {
+            console::report(format_args!("cannot start the thread that writes the log: {error}"));
+            return ExitCode::FAILURE;
+        }
+    };
+    run_prepared(role)
 }
 
 fn run_prepared(role: impl Future<Output = io::Result<()>>) -> ExitCode {
@@ -99,7 +100,7 @@ fn bind(address: SocketAddr, access: &Access, warnings: &[String]) -> io::Result
         }
         Authentication::LocalUsers(_) => peer_user::check(address.ip()).map_err(|error| {
             io::Error::other(format!(
-                "without a token the service accepts users by name, and cannot find out the user of a connection: {error}; set {TOKEN}, or accept all local users with --allow-local-users all"
+                "without a token the service accepts users by name, and cannot find out the user of a connection: {error}; set {TOKEN}, or pass --tokens-file, or accept all local users with --allow-local-users all"
             ))
         })?,
         Authentication::Nothing if is_local => {}
@@ -195,7 +196,8 @@ fn embed(config: BackendConfig, connections: &ConnectionSettings) -> io::Result<
         port: address.port(),
         serves_gateways: true,
     };
-    let bounds = ConnectionBounds::of_embedded(connections.max_unauthorized, connections.request_timeout);
+    let bounds =
+        ConnectionBounds::of_embedded(descriptor_limit(), connections.max_unauthorized, connections.request_timeout);
     let embedded = backend::serve(listener, config, access, Peers::new(bounds))?;
     Ok((format!("http://{address}"), token, embedded))
 }

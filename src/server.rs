@@ -12,7 +12,6 @@ pub mod drain;
 pub mod failure;
 pub mod guess_limit;
 pub mod local_users;
-pub mod peer;
 pub mod peer_user;
 pub mod peers;
 pub mod refused;

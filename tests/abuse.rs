@@ -2,7 +2,7 @@
 //! a late answer.
 
 use std::{
-    io::{self, Write},
+    io::{Read, Write},
     net::{SocketAddr, TcpStream},
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     thread,
@@ -42,11 +42,15 @@ fn call(method: &str, params: &serde_json::Value) -> Vec<u8> {
 }
 
 /// Opens a session and sends these bytes again and again until the service has taken nothing for a while, reading nothing.
-fn flood(address: SocketAddr, first: &[u8], bytes: &[u8], is_done: &AtomicBool) {
-    let Ok(client) = session(address, ABUSER) else { return };
+fn flood(address: SocketAddr, first: &[u8], bytes: &[u8], is_done: &AtomicBool) -> bool {
+    let Ok(client) = session(address, ABUSER) else { return false };
     let _ = client.stream().set_write_timeout(Some(Duration::from_millis(200)));
-    let _ = client.send_raw(first);
-    while !is_done.load(Ordering::Relaxed) && client.send_raw(bytes).is_ok() {}
+    let mut was_sent = client.send_raw(first).is_ok() && client.send_raw(bytes).is_ok();
+    let is_taken = was_sent;
+    while was_sent && !is_done.load(Ordering::Relaxed) {
+        was_sent = client.send_raw(bytes).is_ok();
+    }
+    is_taken
 }
 
 /// Sends an HTTP request whose body never ends, or none at all, and keeps the connection for a while.
@@ -56,18 +60,20 @@ fn dawdle(address: SocketAddr, head: &str) -> Option<TcpStream> {
     Some(stream)
 }
 
-/// Sends a request and reads what comes until the connection ends.
-fn ask(address: SocketAddr, head: &str) {
-    if let Some(mut stream) = dawdle(address, head) {
-        let _ = stream.set_read_timeout(Some(Duration::from_secs(1)));
-        let _ = io::copy(&mut stream, &mut io::sink());
-    }
+/// Sends a request, reads what comes until the connection ends, and returns whether that was a response.
+fn ask(address: SocketAddr, head: &str) -> bool {
+    let Some(mut stream) = dawdle(address, head) else { return false };
+    let _ = stream.set_read_timeout(Some(Duration::from_secs(1)));
+    let mut response = Vec::new();
+    let _ = stream.read_to_end(&mut response);
+    response.starts_with(b"HTTP/1.1 ")
 }
 
-type Abuse = Box<dyn Fn() + Send + Sync>;
+/// One round of an abuse. Returns whether it reached the service.
+type Abuse<'a> = Box<dyn Fn() -> bool + Send + Sync + 'a>;
 
-/// Each abuse as one round, which is repeated.
-fn abuses(gateway: SocketAddr, is_done: &'static AtomicBool) -> Vec<Abuse> {
+/// Each abuse with its name. Its rounds are repeated.
+fn abuses(gateway: SocketAddr, is_done: &AtomicBool) -> Vec<(&'static str, Abuse<'_>)> {
     let long = "\x7f".repeat(900_000);
     let long_id = text_frame(&json!({ "jsonrpc": "2.0", "id": long, "method": "ping" }).to_string());
     let pauses = [call("control", &json!({ "type": "PAUSE" })), call("control", &json!({ "type": "RESUME" }))].concat();
@@ -85,22 +91,29 @@ fn abuses(gateway: SocketAddr, is_done: &'static AtomicBool) -> Vec<Abuse> {
     let list = format!("GET /executions HTTP/1.1\r\nHost: {gateway}\r\n{name}: {value}\r\nConnection: close\r\n\r\n");
     let guess = format!("GET /{path} HTTP/1.1\r\nHost: {gateway}\r\n{name}: Bearer guess\r\n\r\n");
     vec![
-        Box::new(move || flood(gateway, &[], &long_id, is_done)),
-        Box::new(move || flood(gateway, &sleeps, &pauses.repeat(50), is_done)),
-        Box::new(move || flood(gateway, &reads, &ends, is_done)),
-        Box::new(move || flood(gateway, &[], &unknown.repeat(100), is_done)),
-        Box::new(move || flood(gateway, &[], &echo, is_done)),
-        Box::new(move || {
-            let sessions: Vec<_> = (0..80).map_while(|_| session(gateway, ABUSER).ok()).collect();
-            sessions.iter().for_each(|session| drop(session.send_raw(&call("execute", &detached))));
-        }),
-        Box::new(move || ask(gateway, &list)),
-        Box::new(move || ask(gateway, &guess)),
-        Box::new(move || {
-            let held: Vec<_> = (0..50).filter_map(|_| dawdle(gateway, &post)).collect();
-            let idle: Vec<_> = (0..50).filter_map(|_| dawdle(gateway, "")).collect();
-            drop((held, idle));
-        }),
+        ("long ids", Box::new(move || flood(gateway, &[], &long_id, is_done))),
+        ("pauses", Box::new(move || flood(gateway, &sleeps, &pauses.repeat(50), is_done))),
+        ("ends of input", Box::new(move || flood(gateway, &reads, &ends, is_done))),
+        ("cancellations", Box::new(move || flood(gateway, &[], &unknown.repeat(100), is_done))),
+        ("long executors", Box::new(move || flood(gateway, &[], &echo, is_done))),
+        (
+            "detached executions",
+            Box::new(move || {
+                let sessions: Vec<_> = (0..80).map_while(|_| session(gateway, ABUSER).ok()).collect();
+                let sent = sessions.iter().filter(|session| session.send_raw(&call("execute", &detached)).is_ok());
+                sent.count() > 0
+            }),
+        ),
+        ("lists", Box::new(move || ask(gateway, &list))),
+        ("wrong tokens", Box::new(move || ask(gateway, &guess))),
+        (
+            "idle connections",
+            Box::new(move || {
+                let held: Vec<_> = (0..50).filter_map(|_| dawdle(gateway, &post)).collect();
+                let idle: Vec<_> = (0..50).filter_map(|_| dawdle(gateway, "")).collect();
+                !held.is_empty() && !idle.is_empty()
+            }),
+        ),
     ]
 }
 
@@ -127,8 +140,7 @@ fn be_honest(address: SocketAddr, is_done: &AtomicBool, n_runs: &AtomicUsize) ->
 
 #[test]
 fn honest_sessions_do_not_notice_abuse_of_all_kinds() {
-    // Leaked, because the abuses outlive no test but need one lifetime.
-    let is_done: &'static AtomicBool = Box::leak(Box::default());
+    let is_done = AtomicBool::new(false);
     let lines: String = [("honest", HONEST), ("abuser", ABUSER)]
         .map(|(name, token)| format!("{name} {}\n", sha256(token.as_bytes())))
         .concat();
@@ -140,20 +152,25 @@ fn honest_sessions_do_not_notice_abuse_of_all_kinds() {
     service.wait_for_event("session.closed", 1);
     let rss = service.rss_kib();
     let n_runs = AtomicUsize::new(0);
+    let abuses: Vec<_> =
+        abuses(gateway, &is_done).into_iter().map(|(name, abuse)| (name, abuse, AtomicUsize::new(0))).collect();
     let mut times: Vec<Duration> = thread::scope(|scope| {
-        for abuse in abuses(gateway, is_done) {
-            scope.spawn(move || {
+        for (_, abuse, n_reached) in &abuses {
+            scope.spawn(|| {
                 while !is_done.load(Ordering::Relaxed) {
-                    abuse();
+                    n_reached.fetch_add(usize::from(abuse()), Ordering::Relaxed);
                 }
             });
         }
-        let honest: Vec<_> = (0..N_HONEST).map(|_| scope.spawn(|| be_honest(gateway, is_done, &n_runs))).collect();
+        let honest: Vec<_> = (0..N_HONEST).map(|_| scope.spawn(|| be_honest(gateway, &is_done, &n_runs))).collect();
         // The duration of the abuse, and not a wait for something.
         thread::sleep(Duration::from_secs(scale(3, 60) as u64));
         is_done.store(true, Ordering::Relaxed);
         honest.into_iter().flat_map(|session| session.join().expect("an honest session is served")).collect()
     });
+    for (name, _, n_reached) in &abuses {
+        assert!(n_reached.load(Ordering::Relaxed) > 0, "no round of {name} reached the service");
+    }
     times.sort_unstable();
     let p99 = times[times.len() * 99 / 100];
     assert!(n_runs.load(Ordering::Relaxed) >= N_HONEST, "each session has run its command");

@@ -8,6 +8,7 @@ pub mod containment;
 pub mod frames;
 pub mod http;
 pub mod http_proxy;
+pub mod link;
 pub mod listener;
 pub mod messages_api;
 pub mod procs;
@@ -77,6 +78,18 @@ pub fn wait_until_stable(what: &str, least: u64, period: Duration, mut read: imp
     });
     value
 }
+
+/// Whether a terminal or a log reader obeys a character instead of showing it: a control character, an end of a line but
+/// `\n`, or one that changes the direction of text (Unicode's Bidi_Control).
+pub fn is_obeyed(c: char) -> bool {
+    let changes_direction =
+        matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    c != '\n' && c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') || changes_direction
+}
+
+/// Characters of each kind that must not be printed raw.
+pub const HOSTILE: &str =
+    "\u{1b}]0;title\u{7}\r\u{9b}2J\u{85}\u{7f}\u{2028}\u{2029}\u{202e}\u{2066}\u{2069}\u{61c}\u{200e}\u{200f}";
 
 /// The SHA-256 in hexadecimal, as endings state it.
 pub fn sha256(bytes: &[u8]) -> String {

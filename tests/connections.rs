@@ -3,7 +3,6 @@
 use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
-    process::Command,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     thread,
     time::{Duration, Instant},
@@ -16,7 +15,7 @@ use crate::common::{
     client::Client,
     http::{self, JSON},
     scale,
-    service::{BINARY, Service, binary, text_and_code},
+    service::{BINARY, Service, binary_under, text_and_code},
     wait_until,
 };
 
@@ -28,13 +27,7 @@ const DESCRIPTORS: &str = "--nofile=300:300";
 
 /// A role with the token and this limit of open files.
 fn with_few_descriptors(arguments: &[&str]) -> Service {
-    let mut command = Command::new("prlimit");
-    // The environment of the tests, without the variables that the binary reads.
-    for (name, value) in binary().get_envs() {
-        if value.is_none() {
-            command.env_remove(name);
-        }
-    }
+    let mut command = binary_under("prlimit");
     command.args([DESCRIPTORS, BINARY]).args(arguments).args(["--bind", "127.0.0.1:0"]);
     Service::spawn({
         command.env("CC_EXECUTOR_TOKEN", TOKEN);
@@ -137,7 +130,7 @@ fn gateway_reaches_its_backend_while_strangers_fill_it() {
 #[test]
 fn sessions_at_the_limit_of_descriptors_are_refused_and_executions_go_on() {
     let service = with_few_descriptors(&["serve"]);
-    let warning = service.log().into_iter().find(|line| line["event"] == "service.few_descriptors").expect("a warning");
+    let warning = service.events("service.few_descriptors").pop().expect("a warning");
     let allowed = usize::try_from(warning["sessions"].as_u64().unwrap()).unwrap();
     let sessions: Vec<_> = (0..allowed).map(|_| Client::upgrade(service.address, &[BEARER]).unwrap()).collect();
     let upgrade = [
@@ -222,7 +215,7 @@ fn unfinished_bodies_take_bounded_memory() {
             let response = http::exchange(service.address, "GET /executions", &[BEARER], "");
             assert_eq!(response.status, 200);
         }
-        assert!(highest - before < 100 << 10, "{before} to {highest} KiB");
+        assert!(highest.saturating_sub(before) < 100 << 10, "{before} to {highest} KiB");
         senders.into_iter().map(|sender| sender.join().unwrap()).collect()
     });
     let n = |wanted: u16| statuses.iter().filter(|response| status_of(response) == Some(wanted)).count();
@@ -331,7 +324,7 @@ fn ambiguous_and_huge_requests_are_refused_and_cost_no_memory() {
             assert!(status.is_some() || request.len() > 100_000, "{shown}: {response}");
         }
     }
-    assert!(service.rss_kib() - before < 16 << 10, "{before} to {} KiB", service.rss_kib());
+    assert!(service.rss_kib().saturating_sub(before) < 16 << 10, "{before} to {} KiB", service.rss_kib());
     assert_eq!(service.count("process.started"), 0);
 }
 

@@ -151,9 +151,7 @@ fn stall_timeout_ends_a_silent_command_and_not_a_blocked_one() {
 
     // The client does not read for longer than the stall time-out, so the command is blocked on a full pipe.
     client.request("execute", json!({ "command": "exec head -c 60000000 /dev/zero", "stallTimeoutMs": stall_ms }));
-    service.wait_for_event("process.started", 3);
-    let pid =
-        service.log().iter().rfind(|line| line["event"] == "process.started").unwrap()["pid"].as_u64().unwrap() as u32;
+    let pid = service.wait_for_event("process.started", 3).pop().unwrap()["pid"].as_u64().unwrap() as u32;
     let blocked_for = Duration::from_millis(2 * stall_ms);
     wait_until_stable("the bytes that the blocked command writes", 1_000_000, blocked_for, || {
         procs::bytes_written(pid)
@@ -278,8 +276,7 @@ fn stopped_backend_is_silent_after_three_heartbeats_and_lost_after_six() {
     assert_eq!(recording.ending(), (Status::Failed, Reason::BackendLost));
     assert!((4_500..9_000).contains(&lost_after.as_millis()), "{lost_after:?}");
     backend.signal(Signal::CONT);
-    backend.wait_for_event("process.finished", 1);
-    let line = backend.log().into_iter().find(|line| line["event"] == "process.finished").unwrap();
+    let line = &backend.wait_for_event("process.finished", 1)[0];
     assert_eq!(line["reason"], "disconnected", "the resumed backend ends the execution");
 }
 

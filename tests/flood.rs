@@ -3,6 +3,7 @@
 use std::{
     io::Write,
     net::{SocketAddr, TcpStream},
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -13,7 +14,9 @@ use crate::common::{
     PATIENCE,
     client::{Client, Frame},
     frames::{self, frame, text_frame},
-    left_out, network_namespace_option, scale,
+    left_out,
+    link::run_on_link,
+    scale,
     service::{BINARY, Service},
     wait_until,
 };
@@ -238,24 +241,11 @@ fn a_long_message_that_never_ends_gives_its_memory_back() {
     waiting.close();
 }
 
-/// Two network namespaces with a link of 800 kbit/s from the service to its client, in which this test runs again.
+/// A link of 800 kbit/s from the service, at its far end, to its client, as which this test runs again.
 const SLOW_LINK: &str = r#"
-set -eu
-test=$1 name=$2 binary=$3
-unshare -n sleep 120 >/dev/null 2>&1 & far=$!
-trap 'kill $(jobs -p) 2>/dev/null' EXIT
-until [ "$(readlink /proc/$far/ns/net)" != "$(readlink /proc/self/ns/net)" ]; do :; done
-ip link set lo up
-ip link add near type veth peer name far netns $far
-ip addr add 10.9.0.2/24 dev near
-ip link set near up
-there="nsenter -t $far -n"
-$there ip link set lo up
-$there ip addr add 10.9.0.1/24 dev far
-$there ip link set far up
 $there tc qdisc add dev far root tbf rate 800kbit latency 50ms burst 4kb
-CC_EXECUTOR_ALLOWED_HOSTS=10.9.0.1 $there "$binary" serve --insecure-no-auth --bind 10.9.0.1:8003 >/dev/null 2>&1 &
-SLOW_LINK=10.9.0.1:8003 "$test" --exact "$name" --nocapture
+CC_EXECUTOR_ALLOWED_HOSTS=$far $there "$3" serve --insecure-no-auth --bind $far:8003 >/dev/null 2>&1 &
+SLOW_LINK=$far:8003 "$1" --exact "$2" --nocapture
 "#;
 
 #[test]
@@ -263,21 +253,14 @@ fn a_pong_comes_within_two_seconds_over_a_link_of_800_kbit() {
     if let Ok(address) = std::env::var("SLOW_LINK") {
         return measure_pongs(address.parse().unwrap());
     }
-    let missing = match network_namespace_option() {
-        Ok("-n") if std::process::Command::new("tc").arg("-V").output().is_ok() => None,
-        Ok(_) => Some("shaping a link needs root and tc"),
-        Err(missing) => Some(missing),
-    };
-    if let Some(missing) = missing {
-        return left_out("a pong over a slow link", missing);
+    let what = "a pong over a slow link";
+    if !rustix::process::geteuid().is_root() || Command::new("tc").arg("-V").output().is_err() {
+        return left_out(what, "shaping a link needs root and tc");
     }
     let test = std::env::current_exe().unwrap();
     let name = "flood::a_pong_comes_within_two_seconds_over_a_link_of_800_kbit";
-    let output = std::process::Command::new("timeout")
-        .args(["90", "unshare", "-n", "bash", "-c", SLOW_LINK, "slow-link"])
-        .args([test.as_os_str(), name.as_ref(), BINARY.as_ref()])
-        .output()
-        .unwrap();
+    let arguments = [test.as_os_str(), name.as_ref(), BINARY.as_ref()];
+    let Some(output) = run_on_link(what, SLOW_LINK, &arguments) else { return };
     let text = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
     assert!(output.status.success(), "{text}");
 }

@@ -197,8 +197,7 @@ fn client_that_floods_requests_without_reading_is_closed() {
     while n_sent < 200_000_000 && client.send_raw(&call).is_ok() {
         n_sent += call.len();
     }
-    service.wait_for_event("session.closed", 2);
-    let closed = service.log().into_iter().rfind(|line| line["event"] == "session.closed").unwrap();
+    let closed = service.wait_for_event("session.closed", 2).pop().unwrap();
     assert_eq!(closed["close_code"], 1008, "{closed}");
     let grown = service.rss_kib().saturating_sub(rss);
     assert!(grown < 8 * 1024, "grown by {grown} KiB over {n_sent} bytes");

@@ -12,7 +12,9 @@ use crate::common::{
     PATIENCE,
     client::Frame,
     frames::{self, frame, text_frame},
-    http, left_out, network_namespace_option, procs,
+    http,
+    link::run_on_link,
+    procs,
     recording::Recording,
     service::{BINARY, Service},
     temp::TempPath,
@@ -148,33 +150,23 @@ fn byte_by_byte_frames_and_ping_floods_are_tolerated() {
     assert_eq!(busy.record().stdout, b"1\n2\n3\n4\n5\n");
 }
 
-/// A backend and its consumers in two connected network namespaces. Then the address of the consumers is removed, so that
-/// the backend gets neither data nor a reset.
+/// A backend at the near end of a link, and its consumers at the far one. Then the address of the consumers is removed, so
+/// that the backend gets neither data nor a reset.
 const VANISHING: &str = r#"
-set -eu
-unshare -n sleep 60 >/dev/null 2>&1 & far=$!  # a process that survives this script must not hold its output open
-trap 'kill $(jobs -p) 2>/dev/null' EXIT
-until [ "$(readlink /proc/$far/ns/net)" != "$(readlink /proc/$$/ns/net)" ]; do :; done
-ip link set lo up
-ip link add near type veth peer name far netns $far
-ip addr add 10.77.0.1/24 dev near
-ip link set near up
-nsenter -t $far -n ip addr add 10.77.0.2/24 dev far
-nsenter -t $far -n ip link set far up
-CC_EXECUTOR_CONSUMER_STALL_MS=2000 CC_EXECUTOR_ALLOWED_HOSTS=10.77.0.1 LOG_FORMAT=json \
-    "$1" backend --bind 10.77.0.1:8000 --insecure-no-auth >/dev/null 2>"$2" & backend=$!
+CC_EXECUTOR_CONSUMER_STALL_MS=2000 CC_EXECUTOR_ALLOWED_HOSTS=$near LOG_FORMAT=json \
+    "$1" backend --bind $near:8000 --insecure-no-auth >/dev/null 2>"$2" & backend=$!
 until grep -q service.listening "$2"; do :; done
 consume() {
-    nsenter -t $far -n bash -c '
-        exec 3<>/dev/tcp/10.77.0.1/8000
+    $there bash -c '
+        exec 3<>/dev/tcp/$2/8000
         body="{\"question\":\"exec sleep 1000\",\"heartbeatMs\":$1}"
-        printf "POST /execute/stream HTTP/1.1\r\nHost: 10.77.0.1\r\nContent-Type: application/json\r\nAccept: application/vnd.docker.multiplexed-stream\r\nContent-Length: ${#body}\r\n\r\n$body" >&3
-        exec cat <&3' consume "$1" >/dev/null 2>&1 &
+        printf "POST /execute/stream HTTP/1.1\r\nHost: $2\r\nContent-Type: application/json\r\nAccept: application/vnd.docker.multiplexed-stream\r\nContent-Length: ${#body}\r\n\r\n$body" >&3
+        exec cat <&3' consume "$1" $near >/dev/null 2>&1 &
 }
 consume 1000   # gets heartbeats
 consume 60000  # gets nothing
 until [ "$(grep -c process.started "$2")" = 2 ]; do :; done
-nsenter -t $far -n ip addr del 10.77.0.2/24 dev far
+$there ip addr del $far/24 dev far
 date +%s%3N
 until [ "$(grep -c process.finished "$2")" = 2 ]; do sleep 0.05; done
 date +%s%3N
@@ -183,15 +175,8 @@ date +%s%3N
 #[test]
 fn vanished_gateway_is_detected_with_and_without_heartbeats() {
     let log = TempPath::new("vanishing");
-    let unshare = match network_namespace_option() {
-        Ok(option) => option,
-        Err(missing) => return left_out("a gateway that vanishes", missing),
-    };
-    let output = std::process::Command::new("timeout")
-        .args(["60", "unshare", unshare])
-        .args(["bash", "-c", VANISHING, "vanishing", BINARY, log.as_str()])
-        .output()
-        .unwrap();
+    let arguments = [BINARY.as_ref(), log.as_os_str()];
+    let Some(output) = run_on_link("a gateway that vanishes", VANISHING, &arguments) else { return };
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     let times: Vec<u64> = stdout.lines().filter_map(|line| line.parse().ok()).collect();
     let lines = std::fs::read_to_string(&*log).unwrap_or_default();

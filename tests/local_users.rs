@@ -15,7 +15,7 @@ use crate::common::{
     containment::{NOBODY, reachable_binary},
     http::{self, HttpResponse},
     left_out,
-    service::{Service, output_of, run_to_exit},
+    service::{Service, binary_under, output_of, run_to_exit},
     temp::TempPath,
     users::{STRANGER, bash_of_user, can_switch_user, of_user},
 };
@@ -71,8 +71,7 @@ fn other_users_are_refused_and_start_nothing() {
     }
     assert!(!file.exists(), "a command of the stranger has run");
     assert_eq!(run_of(0, &gateway), 0, "root is accepted");
-    gateway.wait_for_event("session.opened", 1);
-    let opened = gateway.log().into_iter().find(|line| line["event"] == "session.opened").unwrap();
+    let opened = &gateway.wait_for_event("session.opened", 1)[0];
     assert_eq!(opened["client"], "uid:0", "the user is the client");
 }
 
@@ -100,8 +99,7 @@ fn allowed_users_are_accepted() {
     }
     let all = Service::with(&["serve", "--allow-local-users", "all"], &[]);
     assert_eq!(run_of(STRANGER, &all), 0);
-    all.wait_for_event("session.opened", 1);
-    let opened = all.log().into_iter().find(|line| line["event"] == "session.opened").unwrap();
+    let opened = &all.wait_for_event("session.opened", 1)[0];
     assert_eq!(opened["client"], "anonymous", "nobody asks for the user");
 }
 
@@ -127,8 +125,7 @@ fn a_peer_that_closes_or_exits_is_not_taken_for_root() {
     let mut line = [0; 7];
     closed.stdout.as_mut().unwrap().read_exact(&mut line).unwrap();
     backend.signal(Signal::CONT);
-    backend.wait_for_event("request.refused", 2);
-    let refused: Vec<_> = backend.log().into_iter().filter(|line| line["event"] == "request.refused").collect();
+    let refused = backend.wait_for_event("request.refused", 2);
     for line in &refused {
         assert!(line.to_string().contains("its peer has closed the connection"), "{line}");
     }
@@ -183,12 +180,9 @@ fn users_are_known_over_every_loopback_address() {
 fn start_fails_where_users_cannot_be_known() {
     // In a user namespace without a map all users have the same number.
     let in_namespace = |arguments: &[&str]| {
-        let mut command = Command::new("unshare");
+        let mut command = binary_under("unshare");
         let copy = reachable_binary();
         command.arg("-U").arg(copy.get_program()).args(arguments).args(["--bind", "127.0.0.1:0"]);
-        for (name, _) in copy.get_envs() {
-            command.env_remove(name);
-        }
         command
     };
     if !Command::new("unshare").args(["-U", "true"]).output().is_ok_and(|output| output.status.success()) {

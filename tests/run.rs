@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::common::{
     PATIENCE, procs,
-    service::{BINARY, Service, binary, kill, output_of, run_to_exit, text_and_code},
+    service::{BINARY, Service, binary, binary_under, kill, output_of, run_to_exit, text_and_code},
     temp::TempPath,
     wait_until,
 };
@@ -212,7 +212,7 @@ fn ctrl_c_in_the_terminal_of_the_service_leaves_no_process() {
 
 #[test]
 fn command_inherits_the_original_descriptor_limit() {
-    let mut command = std::process::Command::new("bash");
+    let mut command = binary_under("bash");
     command.args(["-c", "ulimit -Sn 300; exec \"$0\" serve --bind 127.0.0.1:0"]).arg(BINARY);
     let service = Service::spawn(command);
     assert_eq!(service.run(&["--", "ulimit -Sn"]).stdout, b"300\n");

@@ -17,6 +17,7 @@ const PURE: &[&str] = &[
     "actors/src/ws/",
     "actors/src/output/",
     "actors/src/outcome.rs",
+    "actors/src/peer.rs",
     "actors/src/session/liveness.rs",
     "actors/src/session/phase.rs",
     "actors/src/session/phase/current.rs",

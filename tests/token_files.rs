@@ -1,6 +1,6 @@
 //! What is required of tokens: their length, the permissions of their files, and processes whose memory nobody reads.
 
-use std::{fs, process::Stdio};
+use std::{fs, os::unix::fs::symlink, process::Stdio};
 
 use crate::common::{
     PATIENCE,
@@ -24,8 +24,8 @@ fn problem(role: &str, env: &[(&str, &str)]) -> String {
 
 /// The messages of `service.insecure`.
 fn warnings(service: &Service) -> Vec<String> {
-    let log = service.log().into_iter().filter(|line| line["event"] == "service.insecure");
-    log.map(|line| line["message"].as_str().unwrap_or_default().to_owned()).collect()
+    let log = service.events("service.insecure");
+    log.iter().map(|line| line["message"].as_str().unwrap_or_default().to_owned()).collect()
 }
 
 #[test]
@@ -82,6 +82,17 @@ fn credentials_of_a_unit_may_be_readable() {
     assert!(problem("serve", &[("CC_EXECUTOR_TOKEN_FILE", path)]).contains("read by every user"));
     let env = [("CC_EXECUTOR_TOKEN_FILE", path), ("CREDENTIALS_DIRECTORY", directory.to_str().unwrap())];
     assert!(warnings(&Service::with(&["serve"], &env)).is_empty());
+    // Where the file is counts, and not where a link to it is.
+    let elsewhere = TempPath::with_content("token", TOKEN);
+    elsewhere.set_mode(0o644);
+    let (to_elsewhere, from_elsewhere) = (directory.join("link"), TempPath::new("link"));
+    symlink(&*elsewhere, &to_elsewhere).unwrap();
+    symlink(&file, &*from_elsewhere).unwrap();
+    let credentials = ("CREDENTIALS_DIRECTORY", directory.to_str().unwrap());
+    let unsafe_file = ("CC_EXECUTOR_TOKEN_FILE", to_elsewhere.to_str().unwrap());
+    assert!(problem("serve", &[unsafe_file, credentials]).contains("read by every user"));
+    let safe_file = ("CC_EXECUTOR_TOKEN_FILE", from_elsewhere.as_str());
+    assert!(warnings(&Service::with(&["serve"], &[safe_file, credentials])).is_empty());
     fs::remove_dir_all(directory).unwrap();
 }
 
@@ -93,8 +104,15 @@ fn digests_may_be_read_and_not_written_by_others() {
         file.set_mode(mode);
         assert!(problem("serve", &env).contains("written by every user"));
     }
+    for mode in [0o664, 0o620] {
+        file.set_mode(mode);
+        let warned = warnings(&Service::with(&["serve"], &env));
+        let part = format!("written by the users of its group (mode {mode:04o})");
+        assert!(warned.len() == 1 && warned[0].contains(&part), "{warned:?}");
+    }
     file.set_mode(0o644);
     let service = Service::with(&["serve"], &env);
+    assert!(warnings(&service).is_empty());
     file.set_mode(0o646);
     service.wait_for_event("tokens.rejected", 1);
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::common::{
     PATIENCE,
@@ -34,8 +34,8 @@ fn connect(service: &Service, token: &str) -> Result<Client, u16> {
 
 /// The clients of the sessions that were opened so far.
 fn clients(service: &Service) -> Vec<String> {
-    let log = service.log().into_iter().filter(|line| line["event"] == "session.opened");
-    log.map(|line| line["client"].as_str().unwrap_or_default().to_owned()).collect()
+    let log = service.events("session.opened");
+    log.iter().map(|line| line["client"].as_str().unwrap_or_default().to_owned()).collect()
 }
 
 /// Replaces a file at once, as configuration tools do.
@@ -59,8 +59,8 @@ fn each_token_of_the_file_is_a_client() {
     for wrong in ["", "first", &sha256(FIRST.as_bytes())] {
         assert_eq!(connect(&service, wrong).err(), Some(401), "{wrong}");
     }
-    let started = service.log().into_iter().filter(|line| line["event"] == "execution.started");
-    assert_eq!(started.map(|line| line["client"].clone()).collect::<Vec<_>>(), ["first", "second", "default"]);
+    let started = service.events("execution.started");
+    assert_eq!(started.iter().map(|line| &line["client"]).collect::<Vec<_>>(), ["first", "second", "default"]);
 }
 
 #[test]
@@ -95,10 +95,7 @@ fn changes_of_the_file_count_without_a_restart() {
     service.wait_for_event("tokens.rejected", 1);
     replace(&file, "");
     service.wait_for_event("tokens.rejected", 2);
-    let rejected = |n: usize| {
-        let log = service.log().into_iter().filter(|line| line["event"] == "tokens.rejected");
-        log.map(|line| line["message"].as_str().unwrap_or_default().to_owned()).nth(n).unwrap()
-    };
+    let rejected = |n: usize| service.events("tokens.rejected")[n]["message"].as_str().unwrap_or_default().to_owned();
     assert!(rejected(0).contains("line 2 must end with"), "{}", rejected(0));
     assert!(rejected(1).contains("no line names a client"), "{}", rejected(1));
     assert!(connect(&service, FIRST).is_ok() && connect(&service, SECOND).is_ok());
@@ -111,8 +108,7 @@ fn changes_of_the_file_count_without_a_restart() {
     assert_eq!((first.close_code(), second.close_code()), (1008, 1008), "open sessions end");
     assert!(connect(&service, third).is_ok());
     assert_eq!(service.count("tokens.rejected"), 2, "each problem was reported once");
-    service.wait_for_event("process.finished", 1);
-    let finished: Value = service.log().into_iter().find(|line| line["event"] == "process.finished").unwrap();
+    let finished = &service.wait_for_event("process.finished", 1)[0];
     assert_eq!((finished["execution_id"].as_str(), finished["status"].as_str()), (Some(&*detached), Some("COMPLETED")));
 }
 

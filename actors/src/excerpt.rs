@@ -1,4 +1,5 @@
-//! Values of clients in texts for people: cut to [`MAX_ECHO`] characters, so that no message grows with what it refuses.
+//! Texts of clients in texts for people: cut to [`MAX_ECHO`] characters, so that no message grows with what it refuses, or
+//! to a number of bytes.
 
 use std::{borrow::Cow, fmt};
 
@@ -25,6 +26,14 @@ pub fn excerpt(text: &str) -> Cow<'_, str> {
     if kept.len() < text.len() { format!("{kept}{CUT}").into() } else { text.into() }
 }
 
+/// The text, or its beginning of at most this many bytes and a mark.
+pub fn cut(text: &str, max_bytes: usize) -> Cow<'_, str> {
+    match text.floor_char_boundary(max_bytes) {
+        end if end < text.len() => format!("{}…", &text[..end]).into(),
+        _ => text.into(),
+    }
+}
+
 fn beginning(text: &str) -> &str {
     text.char_indices().nth(MAX_ECHO).map_or(text, |(end, _)| &text[..end])
 }
@@ -32,6 +41,15 @@ fn beginning(text: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_text_is_cut_to_bytes_between_characters() {
+        for (text, max_bytes, shown) in
+            [("", 0, ""), ("abc", 3, "abc"), ("abcd", 3, "abc…"), ("aüb", 2, "a…"), ("aüb", 3, "aü…"), ("ü", 0, "…")]
+        {
+            assert_eq!(cut(text, max_bytes), shown, "{text} {max_bytes}");
+        }
+    }
 
     #[test]
     fn a_long_text_is_cut_between_characters_and_says_so() {

@@ -6,7 +6,7 @@
 //! The modules, from the bottom up:
 //!
 //! - [`id`], [`clock`], [`stream`], [`signal`]: ids, a stopwatch, the two output streams, the table of signals.
-//! - [`client`], [`share`]: who calls the service, and how clients share a limit.
+//! - [`client`], [`share`]: who calls the service, and how clients share a limit. [`peer`]: the addresses that count as one.
 //! - [`excerpt`]: cuts the values of clients in texts.
 //! - [`outcome`], [`close`], [`activity`]: how executions end, how sessions are closed, the activity of an agent.
 //! - [`rpc`]: JSON-RPC 2.0. [`protocol`]: the methods and notifications of this service.
@@ -74,6 +74,7 @@ pub mod execution;
 pub mod id;
 pub mod outcome;
 pub mod output;
+pub mod peer;
 pub mod protocol;
 pub mod rpc;
 pub mod session;

@@ -13,6 +13,7 @@ use crate::{
     client::ClientName,
     execution::messages::{Control, ControlAnswer},
     id::{ExecutionId, SessionId},
+    peer::PeerBlock,
     protocol::control::ControlRequest,
     rpc::{ErrorObject, code},
     share::{ShareExceeded, ShareScope, Shares},
@@ -22,7 +23,8 @@ use crate::{
 pub struct Supervisor {
     limits: SessionLimits,
     sessions: HashMap<SessionId, SessionEntry>,
-    /// An id belongs to a client: another one that uses the same id must not reach the execution.
+    /// By client and id, because a client may choose an id that another client uses, and must not reach that client's
+    /// execution.
     executions: HashMap<(ClientName, ExecutionId), (SessionId, WeakRecipient<Control>)>,
     of_clients: Shares,
     draining: Option<Drain>,
@@ -35,7 +37,7 @@ pub struct Supervisor {
 pub struct SessionLimits {
     /// In all. The clients share them.
     pub sessions: usize,
-    /// From one address. It identifies no client, because many clients may have one address.
+    /// From one address, or one IPv6 network of 64 bits. It identifies no client, because many clients may have one address.
     pub per_peer: usize,
 }
 
@@ -43,7 +45,7 @@ pub struct SessionLimits {
 const RETRY_SESSION_MS: u64 = 1_000;
 
 struct SessionEntry {
-    peer: Option<IpAddr>,
+    peer: PeerBlock,
     client: ClientName,
     /// The session's address, once it has started.
     drain: Option<WeakRecipient<Drain>>,
@@ -63,7 +65,7 @@ impl Supervisor {
     }
 
     /// Whether a session is admitted. The error says whose limit is reached.
-    fn admits(&self, peer: Option<IpAddr>, client: &ClientName) -> Result<(), (String, ShareExceeded)> {
+    fn admits(&self, peer: PeerBlock, client: &ClientName) -> Result<(), (String, ShareExceeded)> {
         self.of_clients.admits(client, 1, false).map_err(|exceeded| {
             let ShareExceeded { scope, limit, used } = exceeded;
             let message = match scope {
@@ -76,7 +78,7 @@ impl Supervisor {
             };
             (message, exceeded)
         })?;
-        let of_peer = self.sessions.values().filter(|entry| peer.is_some() && entry.peer == peer).count();
+        let of_peer = self.sessions.values().filter(|entry| peer != PeerBlock::Unknown && entry.peer == peer).count();
         let limit = self.limits.per_peer;
         if of_peer < limit {
             return Ok(());
@@ -149,13 +151,14 @@ impl Handler<Admit> for Supervisor {
         if self.draining.is_some() {
             return Err(ErrorObject::new(code::DRAINING, "the service is shutting down: connect again in a moment"));
         }
-        if let Err((message, exceeded)) = self.admits(peer, &client) {
+        let block = PeerBlock::from(peer);
+        if let Err((message, exceeded)) = self.admits(block, &client) {
             info!(event = "session.refused", session_id:% = session, client:% = client, sessions = self.sessions.len(),
                 limit = exceeded.limit, used = exceeded.used, peer:serde = peer; "session refused: {message}");
             return Err(ErrorObject::new(code::SESSION_LIMIT, message).over(exceeded, Some(RETRY_SESSION_MS)));
         }
         self.of_clients.add(&client, 1);
-        self.sessions.insert(session, SessionEntry { peer, client: client.clone(), drain: None });
+        self.sessions.insert(session, SessionEntry { peer: block, client: client.clone(), drain: None });
         Ok(Permit { session, client, supervisor: ctx.address() })
     }
 }
@@ -331,5 +334,32 @@ impl Handler<GetStats> for Supervisor {
             n_executions: self.executions.len(),
             draining: self.draining.is_some(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[actix::test]
+    async fn an_ipv6_network_is_one_address() {
+        let supervisor = Supervisor::new(SessionLimits { sessions: 10, per_peer: 1 }).start();
+        let admit = |peer: &str| {
+            let peer = Some(peer.parse().expect("an address"));
+            supervisor.send(Admit { session: SessionId::random(), peer, client: ClientName::anonymous() })
+        };
+        let mut admitted = Vec::new();
+        for (peer, is_admitted) in [
+            ("2001:db8::1", true),
+            ("2001:db8::ffff:1", false),
+            ("2001:db8:0:1::1", true),
+            ("192.0.2.1", true),
+            ("::ffff:192.0.2.1", false),
+            ("192.0.2.2", true),
+        ] {
+            let permit = admit(peer).await.expect("the supervisor runs");
+            assert_eq!(permit.is_ok(), is_admitted, "{peer}");
+            admitted.extend(permit.ok());
+        }
     }
 }

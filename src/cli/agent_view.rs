@@ -12,7 +12,7 @@ use cc_executor_actors::{
 };
 use serde_json::value::RawValue;
 
-use crate::console::visible;
+use crate::console::is_obeyed;
 
 /// The longest line about a tool, in characters.
 const MAX_LINE: usize = 100;
@@ -72,13 +72,13 @@ fn of_tool(name: &str, input: &str) -> String {
     plain(&format!("{name} {field}"))
 }
 
-/// One line without control characters, cut to [`MAX_LINE`]. Other characters that a terminal would obey are escaped.
+/// One line without characters that a terminal obeys, cut to [`MAX_LINE`].
 fn plain(text: &str) -> String {
     let words: Vec<_> = text.split_whitespace().collect();
-    let clean: String = words.join(" ").chars().filter(|c| !c.is_control()).collect();
+    let clean: String = words.join(" ").chars().filter(|c| !is_obeyed(*c)).collect();
     match clean.char_indices().nth(MAX_LINE) {
-        Some((at, _)) => format!("{}...", visible(&clean[..at])),
-        None => visible(&clean).into_owned(),
+        Some((at, _)) => format!("{}...", &clean[..at]),
+        None => clean,
     }
 }
 
@@ -92,6 +92,8 @@ mod tests {
         let mut lines = AgentView { dim: false, shown: 0 };
         assert_eq!(lines.of_event(event, 10), ["Bash echo [31m x"]);
         assert_eq!(lines.of_event(event, 10), Vec::<String>::new());
+        let hostile = r#"{"type":"assistant","message":{"content":[{"type":"tool_use","id":"2","name":"Bash","input":{"command":"a\u202eb\u2066c\u2069\u061c\u200ed"}}]}}"#;
+        assert_eq!(lines.of_event(hostile, 11), ["Bash abcd"]);
         lines.dim = true;
         assert_eq!(lines.of_event(event, 20), ["\x1b[2mBash echo [31m x\x1b[0m"]);
     }

@@ -9,7 +9,7 @@ use cc_executor_actors::protocol::control::TerminalSize;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use tokio::time::Instant;
 
-use crate::console::visible;
+use crate::console::is_obeyed;
 
 /// The size that a command's terminal gets if the client has none.
 const DEFAULT_SIZE: TerminalSize = TerminalSize { rows: 24, cols: 80 };
@@ -75,8 +75,7 @@ impl ElapsedLine {
             self.since = Some(now);
             self.next_at = now + QUIET;
         }
-        let shown = |text: &str| text.chars().filter(|c| !c.is_control()).take(60).collect::<String>();
-        self.activity = activity.map(|text| visible(&shown(text)).into_owned());
+        self.activity = activity.map(|text| text.chars().filter(|c| !is_obeyed(*c)).take(60).collect());
     }
 
     /// When [`ElapsedLine::show`] is due; `None` if there is nothing to show.

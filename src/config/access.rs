@@ -48,22 +48,65 @@ pub(super) fn given_variable(name: &str, variables: &ClientVariables) -> Option<
     }
 }
 
+/// A setting of tokens.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum TokenSetting<T> {
+    /// It is not set.
+    Unset,
+    /// It cannot be used, and its problem is reported.
+    Rejected,
+    /// It is set to this.
+    Set(T),
+}
+
+impl<T> TokenSetting<T> {
+    /// The setting, or the other one if it is not set.
+    pub(super) fn or(self, other: Self) -> Self {
+        if matches!(self, TokenSetting::Unset) { other } else { self }
+    }
+
+    fn value(self) -> Option<T> {
+        match self {
+            TokenSetting::Set(value) => Some(value),
+            TokenSetting::Unset | TokenSetting::Rejected => None,
+        }
+    }
+
+    fn is_rejected(&self) -> bool {
+        matches!(self, TokenSetting::Rejected)
+    }
+}
+
 impl Problems {
-    /// Who may call the service: with a token, a tokens file, or as a local user.
+    /// Who may call the service: with a token, a tokens file, or as a local user. Warns of a tokens file that its group may
+    /// write.
     pub(super) fn access(
         &mut self,
         bind: SocketAddr,
         args: AccessArgs,
-        token: Option<Fingerprint>,
+        token: TokenSetting<Fingerprint>,
         matches: &ArgMatches,
+        warnings: &mut Vec<String>,
     ) -> Access {
-        let file = args.tokens_file.filter(|path| !path.is_empty()).and_then(|path| {
-            let loaded = TokensFile::load(Path::new(&path), token);
-            loaded.map_err(|lines| lines.iter().for_each(|line| self.add(&name_of("tokens_file", matches), line))).ok()
-        });
+        let file = match args.tokens_file.filter(|path| !path.is_empty()) {
+            None => TokenSetting::Unset,
+            Some(path) => match TokensFile::load(Path::new(&path), token.value()) {
+                Ok((file, warning)) => {
+                    warnings.extend(warning.map(|text| format!("{} {text}", name_of("tokens_file", matches))));
+                    TokenSetting::Set(Arc::new(file))
+                }
+                Err(lines) => {
+                    lines.iter().for_each(|line| self.add(&name_of("tokens_file", matches), line));
+                    TokenSetting::Rejected
+                }
+            },
+        };
+        let is_rejected = token.is_rejected() || file.is_rejected();
         Access {
-            authentication: match Tokens::new(token, file.map(Arc::new)) {
+            authentication: match Tokens::new(token.value(), file.value()) {
                 Some(tokens) => Authentication::Tokens(tokens),
+                // The service does not start, and it is not said that there is no token.
+                None if is_rejected => Authentication::Nothing,
                 None => self.without_token(bind, args.allow_local_users, args.insecure_no_auth, matches),
             },
             allowed_hosts: args.allowed_hosts.unwrap_or_default(),
@@ -85,7 +128,7 @@ impl Problems {
             if !insecure {
                 self.add(
                     &name_of("bind", matches),
-                    format!("is {bind}, which other machines can reach, and there is no token; set {BACKEND_TOKEN} (role backend) or {TOKEN}, or the variable with _FILE, or pass --insecure-no-auth"),
+                    format!("is {bind}, which other machines can reach, and there is no token; set {BACKEND_TOKEN} (role backend) or {TOKEN}, or the variable with _FILE, or pass --tokens-file or --insecure-no-auth"),
                 );
             }
             return Authentication::Nothing;
@@ -114,11 +157,7 @@ impl Problems {
             (Some(text), None) => text.to_owned(),
             (None, Some(path)) => match secret_file::read(Path::new(path), SecretKind::Token) {
                 Ok(found) => {
-                    if let Some(mode) = found.shared_with_group {
-                        warnings.push(format!(
-                            "{file} names {path:?}, which the users of its group can read (mode {mode:04o}); make it private with chmod 600"
-                        ));
-                    }
+                    warnings.extend(found.warning.map(|warning| format!("{file} names {path:?}, which {warning}")));
                     match found.text.trim_end_matches(['\r', '\n']) {
                         "" => {
                             self.add(&file, format!("names {path:?}, which is empty; write the token into it"));
@@ -152,34 +191,36 @@ impl Problems {
         sha256: Option<OsString>,
         allow_short: bool,
         warnings: &mut Vec<String>,
-    ) -> Option<Fingerprint> {
+    ) -> TokenSetting<Fingerprint> {
         let hashed = format!("{name}_SHA256");
+        let given = given_variable(name, variables);
         let secret = self.secret(name, variables, warnings);
-        let variable = given_variable(name, variables).unwrap_or_else(|| name.to_owned());
+        let variable = given.as_deref().unwrap_or(name);
         match (secret, set(sha256.as_ref())) {
             (Some(_), Some(_)) => {
-                self.add(&variable, format!("and {hashed} are both set; unset one of them"));
-                None
+                self.add(variable, format!("and {hashed} are both set; unset one of them"));
+                TokenSetting::Rejected
             }
             (Some(secret), None) => {
                 match secret.reveal().len() {
                     MIN_TOKEN.. => {}
                     length if allow_short => warnings.push(format!("{variable} has a token of {length} characters, which can be guessed; {MIN_TOKEN} are safe")),
                     length => self.add(
-                        &variable,
+                        variable,
                         format!("has a token of {length} characters, which can be guessed; set one of at least {MIN_TOKEN}, such as `cc-executor token new NAME` prints, or pass --insecure-short-token"),
                     ),
                 }
-                Some(secret.fingerprint())
+                TokenSetting::Set(secret.fingerprint())
             }
-            (None, None) => None,
-            (None, Some(text)) => {
-                let fingerprint = Fingerprint::from_hex(text);
-                if fingerprint.is_none() {
+            (None, Some(text)) => match Fingerprint::from_hex(text) {
+                Some(fingerprint) => TokenSetting::Set(fingerprint),
+                None => {
                     self.add(&hashed, "must be the SHA-256 of a token, in 64 hexadecimal digits");
+                    TokenSetting::Rejected
                 }
-                fingerprint
-            }
+            },
+            (None, None) if given.is_some() => TokenSetting::Rejected,
+            (None, None) => TokenSetting::Unset,
         }
     }
 }

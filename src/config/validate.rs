@@ -36,7 +36,7 @@ pub fn serve(
     let mut warnings = Vec::new();
     let allow_short = access.insecure_short_token;
     let token = problems.fingerprint(TOKEN, &variables.client, variables.token_sha256, allow_short, &mut warnings);
-    let access = problems.access(bind, access, token, matches);
+    let access = problems.access(bind, access, token, matches, &mut warnings);
     let limits = Limits {
         message_bytes: size(shared.max_message_bytes),
         unsent_responses: size(sessions.max_unsent_responses),
@@ -116,7 +116,7 @@ pub fn backend(
     let token = ClientVariables { token: variables.backend_token, token_file: variables.backend_token_file };
     let sha256 = variables.backend_token_sha256;
     let token = problems.fingerprint(BACKEND_TOKEN, &token, sha256, allow_short, &mut warnings).or(own);
-    let access = Access { serves_gateways: true, ..problems.access(bind, access, token, matches) };
+    let access = Access { serves_gateways: true, ..problems.access(bind, access, token, matches, &mut warnings) };
     let backend = problems.backend(backend, &shared, matches);
     let (connections, drain) = (connections(&shared), Duration::from_millis(shared.drain_ms));
     let log_format = variables.log_format;
@@ -280,8 +280,27 @@ mod tests {
         assert!(serve(&[open, (TOKEN, LONG)]).is_ok());
         assert!(backend(&[open, (BACKEND_TOKEN, LONG)]).is_ok());
         assert!(serve(&[open, ("CC_EXECUTOR_INSECURE_NO_AUTH", "true")]).is_ok());
+        let Problems(problems) = serve(&[open]).unwrap_err();
+        assert!(problems[0].contains("or pass --tokens-file or --insecure-no-auth"), "{problems:?}");
         for loopback in ["[::1]:1", "[::ffff:127.0.0.1]:1"] {
             assert!(serve(&[("CC_EXECUTOR_BIND", loopback)]).is_ok(), "{loopback}");
+        }
+    }
+
+    #[test]
+    fn a_token_that_cannot_be_used_is_one_problem() {
+        for (name, value) in [
+            ("CC_EXECUTOR_TOKENS_FILE", "/nowhere/tokens"),
+            ("CC_EXECUTOR_TOKENS_FILE", "/dev/null"),
+            ("CC_EXECUTOR_TOKEN_FILE", "/nowhere/token"),
+            ("CC_EXECUTOR_TOKEN_FILE", "/dev/null"),
+            ("CC_EXECUTOR_TOKEN_SHA256", "x"),
+            (TOKEN, "a b"),
+        ] {
+            let pairs = [("CC_EXECUTOR_BIND", "0.0.0.0:1"), (name, value)];
+            for Problems(problems) in [serve(&pairs).unwrap_err(), backend(&pairs).unwrap_err()] {
+                assert!(problems.len() == 1 && !problems[0].starts_with("--bind "), "{problems:?}");
+            }
         }
     }
 

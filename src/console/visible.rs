@@ -4,7 +4,7 @@ use std::{borrow::Cow, fmt::Write};
 
 /// Whether a character is a control character (C0, DEL, C1), ends a line for some readers (U+2028, U+2029), or changes
 /// the direction of the text around it (Unicode's Bidi_Control).
-fn is_obeyed(c: char) -> bool {
+pub fn is_obeyed(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }

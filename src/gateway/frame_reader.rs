@@ -11,7 +11,7 @@ use bytes::BytesMut;
 use cc_executor_actors::{
     client::ClientName,
     close::{CloseCode, CloseReason},
-    session::phase::Incoming,
+    session::{liveness::BYTES_PER_SECOND, phase::Incoming},
 };
 use futures_util::{Stream, StreamExt, stream};
 use tokio::{sync::oneshot, time::timeout_at};
@@ -27,9 +27,6 @@ const MAX_HEADER: usize = 14;
 
 /// The longest payload of a control frame, in bytes (RFC 6455 section 5.5).
 const MAX_CONTROL: u64 = 125;
-
-/// A message may take a second for each portion of this many bytes to arrive, beside the patience with its client.
-const BYTES_PER_SECOND: u64 = 64 * 1024;
 
 /// Decodes the frames of one client.
 pub struct FrameReader<P> {

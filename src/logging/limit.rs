@@ -2,10 +2,11 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    net::{IpAddr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
+use cc_executor_actors::peer::PeerBlock;
 use log::Level;
 
 use super::line::LogLine;
@@ -19,12 +20,13 @@ const PERIOD: Duration = Duration::from_secs(1);
 /// The number of subjects that are told apart. More share one limit for each event.
 const MAX_SUBJECTS: usize = 128;
 
-/// The events whose rate is limited, with the fields that name who causes them: the first that a line has counts.
+/// The events whose rate is limited, with the fields that name who causes them: the first that a line has counts. A client
+/// cannot choose the values: an execution that `execution_id` names is running.
 const LIMITED: &[(&str, &[&str])] = &[
     ("request.refused", &["peer"]),
     ("session.refused", &["peer"]),
     ("execution.refused", &["session_id"]),
-    ("cancel.requested", &["session_id", "execution_id"]),
+    ("cancel.requested", &["session_id"]),
     ("steer.requested", &["session_id"]),
     ("signal.sent", &["execution_id"]),
     ("process.steered", &["execution_id"]),
@@ -56,18 +58,10 @@ impl LogSubject {
     }
 }
 
-/// The address of a peer without its port, and of an IPv6 address the network, of which one host may use every address.
-/// Another text is returned as it is.
+/// The address or network that a peer shares with others, without its port. Another text is returned as it is.
 fn address_or_id(text: &str) -> String {
     let address = text.parse::<SocketAddr>().map(|peer| peer.ip()).or_else(|_| text.parse::<IpAddr>());
-    match address.map(|address| address.to_canonical()) {
-        Ok(IpAddr::V6(address)) if !address.is_loopback() => {
-            let network = Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX));
-            format!("{network}/64")
-        }
-        Ok(address) => address.to_string(),
-        Err(_) => text.to_owned(),
-    }
+    address.map_or_else(|_| text.to_owned(), |address| PeerBlock::from(Some(address)).to_string())
 }
 
 /// The decision about a line.
@@ -247,7 +241,7 @@ mod tests {
                 vec![("execution_id", "e"), ("session_id", "s")],
                 Some(Some("s")),
             ),
-            ("cc_executor_actors::a", Level::Info, "cancel.requested", vec![("execution_id", "e")], Some(Some("e"))),
+            ("cc_executor_actors::a", Level::Info, "cancel.requested", vec![("execution_id", "e")], Some(None)),
             ("cc_executor_actors::a", Level::Info, "session.opened", vec![("session_id", "s")], None),
             ("actix_http::h1", Level::Error, "", vec![], Some(None)),
             ("actix_http::h1", Level::Debug, "", vec![], None),

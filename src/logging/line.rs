@@ -2,6 +2,7 @@
 
 use std::{borrow::Cow, fmt::Write};
 
+use cc_executor_actors::excerpt::cut;
 use jiff::Timestamp;
 use log::{
     Level, Record,
@@ -79,7 +80,7 @@ impl<'a> LogLine<'a> {
     fn into_text(mut self, now: Timestamp) -> String {
         let event = self.fields.remove("event");
         let name = event.as_ref().and_then(Json::as_str).unwrap_or(self.target);
-        let mut line = format!("{now:.3} {:<5} {name:<20} {}", self.level, cut(&self.message));
+        let mut line = format!("{now:.3} {:<5} {name:<20} {}", self.level, cut(&self.message, MAX_TEXT));
         for (name, value) in self.fields {
             // A `String` accepts every write.
             let _ = match bounded(value) {
@@ -96,7 +97,7 @@ impl<'a> LogLine<'a> {
         line.insert("level".into(), self.level.as_str().into());
         line.insert("target".into(), self.target.into());
         line.extend(self.fields.into_iter().map(|(name, value)| (name, bounded(value))));
-        line.insert("message".into(), cut(&self.message).into());
+        line.insert("message".into(), cut(&self.message, MAX_TEXT).into());
         Json::Object(line).to_string()
     }
 }
@@ -113,20 +114,12 @@ impl<'kvs> VisitSource<'kvs> for FieldVisitor {
     }
 }
 
-/// The beginning of a text that is too long, with a mark.
-fn cut(text: &str) -> Cow<'_, str> {
-    if text.len() <= MAX_TEXT {
-        return Cow::Borrowed(text);
-    }
-    Cow::Owned(format!("{}…", &text[..text.floor_char_boundary(MAX_TEXT)]))
-}
-
-/// The same of a field. A list that is too long becomes the beginning of its JSON, as a text.
+/// A field that is not too long. A list that is too long becomes the beginning of its JSON, as a text.
 fn bounded(value: Json) -> Json {
     match value {
-        Json::String(text) if text.len() > MAX_TEXT => cut(&text).into(),
+        Json::String(text) if text.len() > MAX_TEXT => cut(&text, MAX_TEXT).into(),
         Json::Array(_) | Json::Object(_) => match value.to_string() {
-            json if json.len() > MAX_TEXT => cut(&json).into(),
+            json if json.len() > MAX_TEXT => cut(&json, MAX_TEXT).into(),
             _ => value,
         },
         value => value,

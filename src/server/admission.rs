@@ -11,9 +11,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cc_executor_actors::share::{ShareExceeded, ShareScope};
-
-use super::peer::PeerBlock;
+use cc_executor_actors::{
+    peer::PeerBlock,
+    share::{ShareExceeded, ShareScope},
+};
 
 /// A stranger that sent nothing for this long is closed for a newcomer at the bounds of strangers. Many clients may
 /// connect at once, and each of them needs a moment to send its request.
@@ -29,6 +30,17 @@ const UNUSED: Duration = Duration::from_secs(20);
 /// The longest time between two requests. Longer than both roles keep connections alive, so this only ends those whose
 /// peer sends a request byte by byte.
 const MAX_IDLE: Duration = Duration::from_secs(90);
+
+/// How many times as many strangers as may stay are let in at once, because many clients may connect at the same moment. A
+/// stranger that sends requests that need no authorization keeps its moment, so this also bounds those.
+const BURST: usize = 8;
+
+/// The least number of strangers that are let in at once. A gateway connects to its backend this often at the same
+/// moment, whatever number of strangers may stay.
+const MIN_BURST: usize = 256;
+
+/// How long the end of a response may take to be read: what the kernel and actix buffer of it, 4 MiB at most, at 16 KiB/s.
+const LAST_BYTES: Duration = Duration::from_secs(300);
 
 /// A connection of a listener.
 pub type ConnectionId = u64;
@@ -54,41 +66,36 @@ impl ConnectionBounds {
     /// The bounds of clients' connections to a gateway. A connection takes two descriptors, and that of a session three,
     /// so they take less than a third of those of the process, also while some are being closed.
     pub fn of_gateway(descriptors: u64, strangers: usize, patience: Duration) -> Self {
-        let places = Self::places(descriptors / 9);
-        Self::new(places, places - places / 4, strangers, patience)
+        let connections = places(descriptors / 9);
+        Self::new(connections, connections - connections / 4, connections, strangers, patience)
     }
 
     /// The bounds of connections to a backend. Its authorized connections are the streams of executions, so they may
     /// take half of the descriptors. Strangers may take a third, while there are few others.
     pub fn of_backend(descriptors: u64, strangers: usize, patience: Duration) -> Self {
-        let places = Self::places(descriptors / 16 * 5);
-        let bounds = Self::new(places, places - places / 5, strangers, patience);
-        let strangers_at_once = Self::places(descriptors / 6).min(places);
-        ConnectionBounds { strangers_at_once, strangers: strangers.min(strangers_at_once), ..bounds }
+        let connections = places(descriptors / 16 * 5);
+        Self::new(connections, connections - connections / 5, places(descriptors / 6), strangers, patience)
     }
 
     /// The bounds of connections to a backend inside a gateway. Its authorized connections are the gateway's own, which
-    /// the bounds of sessions limit.
-    pub fn of_embedded(strangers: usize, patience: Duration) -> Self {
-        Self::new(usize::MAX, usize::MAX, strangers, patience)
+    /// the bounds of sessions limit. Its strangers take a ninth of the descriptors, and with those of the gateway a
+    /// third.
+    pub fn of_embedded(descriptors: u64, strangers: usize, patience: Duration) -> Self {
+        Self::new(usize::MAX, usize::MAX, places(descriptors / 18), strangers, patience)
     }
 
-    fn places(number: u64) -> usize {
-        usize::try_from(number).unwrap_or(usize::MAX).max(8)
-    }
-
-    fn new(connections: usize, authorized: usize, strangers: usize, patience: Duration) -> Self {
-        let strangers = strangers.min(connections);
+    /// `at_once` is the number of strangers for which there are descriptors.
+    fn new(connections: usize, authorized: usize, at_once: usize, strangers: usize, patience: Duration) -> Self {
+        let burst = strangers.saturating_mul(BURST).max(MIN_BURST);
+        let strangers_at_once = burst.min(at_once).min(connections);
+        let strangers = strangers.min(strangers_at_once);
         let strangers_of_peer = (strangers / 4).max(1);
-        ConnectionBounds {
-            connections,
-            authorized,
-            strangers_at_once: connections,
-            strangers,
-            strangers_of_peer,
-            patience,
-        }
+        ConnectionBounds { connections, authorized, strangers_at_once, strangers, strangers_of_peer, patience }
     }
+}
+
+fn places(descriptors: u64) -> usize {
+    usize::try_from(descriptors).unwrap_or(usize::MAX).max(8)
 }
 
 /// The state of a connection.
@@ -98,29 +105,65 @@ enum Standing {
     Refused(Instant),
     /// No request was authorized. Since it connected, or sent the last request that needs no authorization.
     Stranger(Instant),
-    /// The last authorized request has ended.
-    Idle(Instant),
+    /// The last authorized request has ended. `since` is when its response was still being sent.
+    Idle { since: Instant, ended_at: Instant },
     /// An authorized request is being carried out.
     Working,
 }
 
 impl Standing {
     fn is_authorized(self) -> bool {
-        matches!(self, Standing::Idle(_) | Standing::Working)
+        matches!(self, Standing::Idle { .. } | Standing::Working)
     }
 
     /// The place in the order in which connections are closed.
     fn key(self, id: ConnectionId) -> Option<Key> {
-        match self {
-            Standing::Refused(since) => Some((0, since, id)),
-            Standing::Stranger(since) => Some((1, since, id)),
-            Standing::Idle(since) => Some((2, since, id)),
-            Standing::Working => None,
-        }
+        let (rank, since) = match self {
+            Standing::Refused(since) => (Rank::Refused, since),
+            Standing::Stranger(since) => (Rank::Stranger, since),
+            Standing::Idle { since, .. } => (Rank::Idle, since),
+            Standing::Working => return None,
+        };
+        Some(Key { rank, since, id })
     }
 }
 
-type Key = (u8, Instant, ConnectionId);
+/// The kinds of connections that may be closed, in the order in which they are.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Rank {
+    Refused,
+    Stranger,
+    Idle,
+}
+
+/// A place in the order in which connections are closed.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+struct Key {
+    rank: Rank,
+    since: Instant,
+    id: ConnectionId,
+}
+
+impl Key {
+    /// Whether a stranger has had its moment.
+    fn is_spent(&self, now: Instant) -> bool {
+        match self.rank {
+            Rank::Refused => true,
+            Rank::Stranger => has_passed(self.since, GRACE, now),
+            Rank::Idle => false,
+        }
+    }
+
+    /// Whether the connection may be closed where there is no place for another one.
+    fn is_closable(&self, now: Instant) -> bool {
+        self.rank != Rank::Idle || self.is_unused(now)
+    }
+
+    /// Whether the connection has been idle for so long that its client no longer uses it.
+    fn is_unused(&self, now: Instant) -> bool {
+        self.rank == Rank::Idle && has_passed(self.since, UNUSED, now)
+    }
+}
 
 /// The connections of a listener.
 #[derive(Debug)]
@@ -161,29 +204,20 @@ impl ConnectionTable {
         (id, closed)
     }
 
-    /// The connection to close next for a newcomer.
+    /// The connection to close next for a newcomer. A peer that has more than its quarter makes room for itself, so that
+    /// its newcomers displace no other peer.
     fn victim(&self, newcomer: ConnectionId, peer: PeerBlock, now: Instant) -> Option<ConnectionId> {
         let of_peer = self.of_peer.get(&peer)?;
+        let ConnectionBounds { connections, strangers_at_once, strangers, strangers_of_peer, .. } = self.bounds;
         let n_strangers = self.connections.len() - self.n_authorized;
-        let first = if of_peer.len() > self.bounds.strangers_of_peer {
-            of_peer.first().filter(|key| is_spent(**key, now))
-        } else {
-            None
-        };
-        let first = first.or_else(|| {
-            let is_over = n_strangers > self.bounds.strangers;
-            self.waiting.first().filter(|key| is_over && is_spent(**key, now))
-        });
-        let first = first.or_else(|| {
-            let ConnectionBounds { connections, strangers_at_once, .. } = self.bounds;
-            let is_over = self.connections.len() > connections || n_strangers > strangers_at_once;
-            // The newcomer itself may be the first.
-            self.waiting
-                .iter()
-                .take(2)
-                .find(|(rank, since, id)| is_over && *id != newcomer && (*rank < 2 || has_passed(*since, UNUSED, now)))
-        });
-        first.map(|(_, _, id)| *id)
+        let is_peer_over = of_peer.len() > strangers_of_peer;
+        let is_over = is_peer_over || n_strangers > strangers;
+        let is_full = self.connections.len() > connections || n_strangers > strangers_at_once;
+        let gives_way =
+            |key: &&Key| key.id != newcomer && (is_full && key.is_closable(now) || is_over && key.is_spent(now));
+        // The newcomer itself may be the first.
+        let candidates = if is_peer_over { of_peer } else { &self.waiting };
+        candidates.iter().take(2).find(gives_way).map(|key| key.id)
     }
 
     /// An authorized request begins. Returns an idle connection that must be closed for it.
@@ -196,10 +230,10 @@ impl ConnectionTable {
         let Some((peer, standing)) = self.connections.get(&id).copied() else { return Ok(None) };
         let mut closed = None;
         if !standing.is_authorized() && self.n_authorized >= self.bounds.authorized {
-            let idle = self.waiting.iter().find(|(rank, _, _)| *rank == 2);
+            let idle = self.waiting.iter().find(|key| key.rank == Rank::Idle);
             let (limit, used) = (self.bounds.authorized as u64, self.n_authorized as u64);
             let full = ShareExceeded { scope: ShareScope::Service, limit, used };
-            let (_, _, oldest) = *idle.filter(|(_, since, _)| has_passed(*since, UNUSED, now)).ok_or(full)?;
+            let oldest = idle.filter(|key| key.is_unused(now)).ok_or(full)?.id;
             self.leave(oldest);
             closed = Some(oldest);
         }
@@ -210,7 +244,24 @@ impl ConnectionTable {
     /// An authorized request has ended.
     pub fn end(&mut self, id: ConnectionId, now: Instant) {
         if let Some((peer, Standing::Working)) = self.connections.get(&id).copied() {
-            self.set(id, peer, Standing::Idle(now));
+            self.set(id, peer, Standing::Idle { since: now, ended_at: now });
+        }
+    }
+
+    /// The connections that are idle for so long that [`ConnectionTable::keep_sending`] must be called, if the last bytes
+    /// of their responses are still being sent.
+    pub fn resting(&self, now: Instant) -> Vec<ConnectionId> {
+        let resting =
+            self.waiting.iter().filter(|key| key.rank == Rank::Idle && has_passed(key.since, UNUSED / 2, now));
+        resting.map(|key| key.id).collect()
+    }
+
+    /// The last bytes of a response on an idle connection are still being sent, because its client reads slowly.
+    pub fn keep_sending(&mut self, id: ConnectionId, now: Instant) {
+        if let Some((peer, Standing::Idle { ended_at, .. })) = self.connections.get(&id).copied()
+            && !has_passed(ended_at, LAST_BYTES, now)
+        {
+            self.set(id, peer, Standing::Idle { since: now, ended_at });
         }
     }
 
@@ -237,12 +288,16 @@ impl ConnectionTable {
 
     /// The connections whose time is over. They must be closed.
     pub fn take_overdue(&mut self, now: Instant) -> Vec<ConnectionId> {
-        let is_overdue = |(rank, since, _): &&Key| {
-            // After the patience the connection itself answers 408; this is for those that cannot be answered.
-            let patience = [LINGER, self.bounds.patience + GRACE, MAX_IDLE][usize::from(*rank)];
-            has_passed(*since, patience, now)
+        let is_overdue = |key: &&Key| {
+            let patience = match key.rank {
+                Rank::Refused => LINGER,
+                // After the patience the connection itself answers 408; this is for those that cannot be answered.
+                Rank::Stranger => self.bounds.patience + GRACE,
+                Rank::Idle => MAX_IDLE,
+            };
+            has_passed(key.since, patience, now)
         };
-        let overdue: Vec<_> = self.waiting.iter().filter(is_overdue).map(|(_, _, id)| *id).collect();
+        let overdue: Vec<_> = self.waiting.iter().filter(is_overdue).map(|key| key.id).collect();
         overdue.iter().for_each(|id| self.leave(*id));
         overdue
     }
@@ -273,11 +328,6 @@ impl ConnectionTable {
     }
 }
 
-/// Whether a connection of a stranger has had its time.
-fn is_spent((rank, since, _): Key, now: Instant) -> bool {
-    rank == 0 || (rank == 1 && has_passed(since, GRACE, now))
-}
-
 fn has_passed(since: Instant, time: Duration, now: Instant) -> bool {
     now.saturating_duration_since(since) >= time
 }
@@ -290,15 +340,19 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(10);
 
-    fn bounds(connections: usize, authorized: usize, strangers: usize, strangers_of_peer: usize) -> ConnectionBounds {
-        ConnectionBounds {
-            connections,
-            authorized,
-            strangers_at_once: connections,
-            strangers,
-            strangers_of_peer,
-            patience: PATIENCE,
-        }
+    /// Bounds that no test reaches by accident.
+    const ROOMY: ConnectionBounds = ConnectionBounds {
+        connections: 100,
+        authorized: 80,
+        strangers_at_once: 100,
+        strangers: 100,
+        strangers_of_peer: 100,
+        patience: PATIENCE,
+    };
+
+    /// No connections, and these bounds.
+    fn table(bounds: ConnectionBounds) -> (ConnectionTable, Instant) {
+        (ConnectionTable::new(bounds), Instant::now())
     }
 
     fn secs(secs: u64) -> Duration {
@@ -310,7 +364,7 @@ mod tests {
 
     #[test]
     fn the_stranger_that_was_silent_for_longest_is_closed_for_a_newcomer() {
-        let (mut table, start) = (ConnectionTable::new(bounds(4, 3, 100, 100)), Instant::now());
+        let (mut table, start) = table(ConnectionBounds { connections: 4, authorized: 3, ..ROOMY });
         let ids: Vec<_> = (0..4).map(|n| table.arrive(A, start + secs(n)).0).collect();
         table.probe(ids[0], start + secs(4));
         table.begin(ids[1], start + secs(4)).unwrap();
@@ -321,7 +375,7 @@ mod tests {
 
     #[test]
     fn strangers_of_one_peer_do_not_displace_those_of_another() {
-        let (mut table, start) = (ConnectionTable::new(bounds(100, 80, 100, 2)), Instant::now());
+        let (mut table, start) = table(ConnectionBounds { strangers_of_peer: 2, ..ROOMY });
         let other = table.arrive(B, start).0;
         let first = table.arrive(A, start).0;
         let second = table.arrive(A, start).0;
@@ -338,8 +392,24 @@ mod tests {
     }
 
     #[test]
+    fn a_peer_over_its_quarter_makes_room_for_itself() {
+        let (start, later) = (Instant::now(), Instant::now() + 2 * GRACE);
+        // Over the number that may stay, and over the number that is let in at once.
+        for (strangers, strangers_at_once, n_closed) in [(4, 100, 0), (100, 4, 10)] {
+            let bounds = ConnectionBounds { strangers, strangers_at_once, strangers_of_peer: 2, ..ROOMY };
+            let mut table = ConnectionTable::new(bounds);
+            let other = table.arrive(B, start).0;
+            let own: Vec<_> = (0..3).map(|_| table.arrive(A, later).0).collect();
+            let closed: Vec<_> = (0..10).flat_map(|_| table.arrive(A, later).1).collect();
+            assert!(!closed.contains(&other), "{closed:?}");
+            assert_eq!(closed.len(), n_closed, "those that have only just connected stay where there is room");
+            assert!(own.iter().take(n_closed).eq(closed.iter().take(own.len())), "the oldest first: {closed:?}");
+        }
+    }
+
+    #[test]
     fn authorized_connections_are_bounded_and_give_way_only_when_they_are_unused() {
-        let (mut table, start) = (ConnectionTable::new(bounds(4, 2, 100, 100)), Instant::now());
+        let (mut table, start) = table(ConnectionBounds { connections: 4, authorized: 2, ..ROOMY });
         let ids: Vec<_> = (0..3).map(|_| table.arrive(A, start).0).collect();
         assert_eq!(table.begin(ids[0], start), Ok(None));
         assert_eq!(table.begin(ids[1], start), Ok(None));
@@ -357,7 +427,7 @@ mod tests {
 
     #[test]
     fn connections_whose_time_is_over_are_closed() {
-        let (mut table, start) = (ConnectionTable::new(bounds(100, 80, 100, 100)), Instant::now());
+        let (mut table, start) = table(ROOMY);
         let [refused, stranger, idle, working] = [(); 4].map(|()| table.arrive(A, start).0);
         table.refuse(refused, start);
         table.begin(idle, start).unwrap();
@@ -371,23 +441,62 @@ mod tests {
         assert_eq!(table.connections.len(), 1);
     }
 
+    /// The bounds of all listeners, for this limit of descriptors.
+    fn all_bounds(descriptors: u64, strangers: usize) -> [ConnectionBounds; 3] {
+        [
+            ConnectionBounds::of_gateway(descriptors, strangers, PATIENCE),
+            ConnectionBounds::of_backend(descriptors, strangers, PATIENCE),
+            ConnectionBounds::of_embedded(descriptors, strangers, PATIENCE),
+        ]
+    }
+
     #[test]
     fn two_thirds_of_the_descriptors_are_never_strangers() {
         for descriptors in [64, 300, 1_024, 4_096, 524_288, 1 << 20, u64::MAX] {
-            for bounds in [
-                ConnectionBounds::of_gateway(descriptors, 512, PATIENCE),
-                ConnectionBounds::of_backend(descriptors, 512, PATIENCE),
-            ] {
+            let all @ [gateway, backend, embedded] = all_bounds(descriptors, 512);
+            for bounds in [gateway, backend] {
                 assert!(bounds.connections - bounds.authorized >= 2, "{bounds:?}");
-                if descriptors < u64::MAX {
-                    let strangers = bounds.strangers_at_once as u64;
-                    assert!(2 * strangers <= descriptors / 3, "{descriptors}: {bounds:?}");
+            }
+            for bounds in all {
+                assert!(2 * bounds.strangers_at_once as u64 <= descriptors / 3, "{descriptors}: {bounds:?}");
+            }
+            // With fewer, each listener still has 8 places.
+            if descriptors >= 300 {
+                let strangers = (gateway.strangers_at_once + embedded.strangers_at_once) as u64;
+                assert!(2 * strangers <= descriptors / 3, "{descriptors}: {gateway:?} {embedded:?}");
+            }
+        }
+        let [gateway, ..] = all_bounds(300, 512);
+        let strangers = gateway.connections - gateway.authorized;
+        assert!(3 * gateway.authorized + 2 * strangers <= 100, "{gateway:?}");
+    }
+
+    #[test]
+    fn one_peer_has_a_quarter_of_the_strangers_that_may_stay() {
+        for (descriptors, strangers, stay) in [(300, 512, [33, 50, 16]), (1 << 20, 512, [512; 3]), (1 << 20, 1, [1; 3])]
+        {
+            for (bounds, stay) in all_bounds(descriptors, strangers).into_iter().zip(stay) {
+                assert_eq!((bounds.strangers, bounds.strangers_of_peer), (stay, (stay / 4).max(1)), "{bounds:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn strangers_are_bounded_also_if_they_send_probes() {
+        for (strangers, at_once) in [(512, 4_096), (40, 320), (1, 256)] {
+            for bounds in all_bounds(1 << 20, strangers) {
+                let (mut table, start) = table(bounds);
+                for n in 0..10_000 {
+                    let now = start + Duration::from_millis(n);
+                    let (id, _) = table.arrive(PeerBlock::V4(n as u32 % 3), now);
+                    table.probe(id, now);
+                    for other in (id.saturating_sub(5_000)..id).step_by(100) {
+                        table.probe(other, now);
+                    }
+                    assert!(table.connections.len() <= at_once, "{} of {bounds:?}", table.connections.len());
                 }
             }
         }
-        let gateway = ConnectionBounds::of_gateway(300, 512, PATIENCE);
-        let strangers = gateway.connections - gateway.authorized;
-        assert!(3 * gateway.authorized + 2 * strangers <= 100, "{gateway:?}");
     }
 
     #[derive(Clone, Debug)]
@@ -422,9 +531,11 @@ mod tests {
             strangers in 1usize..20,
             strangers_at_once in 2usize..20,
         ) {
-            let bounds = bounds(connections, connections - 2, strangers, strangers.div_ceil(2));
-            let bounds = ConnectionBounds { strangers_at_once, ..bounds };
-            let (mut table, mut now) = (ConnectionTable::new(bounds), Instant::now());
+            let strangers_of_peer = strangers.div_ceil(2);
+            let authorized = connections - 2;
+            let bounds =
+                ConnectionBounds { connections, authorized, strangers_at_once, strangers, strangers_of_peer, ..ROOMY };
+            let (mut table, mut now) = table(bounds);
             let mut ids = Vec::new();
             for (event, gap) in events {
                 now += Duration::from_millis(gap);
@@ -448,7 +559,7 @@ mod tests {
                 for id in closed {
                     match before.get(&id) {
                         Some((_, Standing::Refused(_) | Standing::Stranger(_))) => {}
-                        Some((_, Standing::Idle(since))) => prop_assert!(has_passed(*since, UNUSED, now)),
+                        Some((_, Standing::Idle { since, .. })) => prop_assert!(has_passed(*since, UNUSED, now)),
                         other => prop_assert!(false, "closed {:?}", other),
                     }
                 }

@@ -60,6 +60,8 @@ pub struct Admitted {
 pub struct Rejection {
     status: StatusCode,
     message: String,
+    /// Whether the request has a wrong token, which counts against its peer.
+    is_guess: bool,
 }
 
 impl Access {
@@ -175,7 +177,8 @@ impl From<Unauthenticated> for Rejection {
                 reject(StatusCode::UNAUTHORIZED, "a token is required: send the header `Authorization: Bearer TOKEN`")
             }
             Unauthenticated::WrongToken => {
-                reject(StatusCode::UNAUTHORIZED, "the token is wrong: send the token of this service")
+                let message = "the token is wrong: send the token of this service";
+                Rejection { is_guess: true, ..reject(StatusCode::UNAUTHORIZED, message) }
             }
             Unauthenticated::LocalUser(message) => forbidden(message),
         }
@@ -264,7 +267,7 @@ fn forbidden(message: impl Into<String>) -> Rejection {
 }
 
 fn reject(status: StatusCode, message: impl Into<String>) -> Rejection {
-    Rejection { status, message: message.into() }
+    Rejection { status, message: message.into(), is_guess: false }
 }
 
 /// The middleware that applies the rules before any handler runs.
@@ -278,8 +281,8 @@ pub async fn guard<B: MessageBody>(
         Ok(admitted) => {
             let work = match begin_work(&request, admitted.is_some()) {
                 Ok(work) => work,
-                Err(exceeded) => {
-                    let response = no_place(&request, exceeded);
+                Err(reason) => {
+                    let response = no_place(&request, reason);
                     return Ok(request.into_response(response).map_into_right_body());
                 }
             };
@@ -292,10 +295,8 @@ pub async fn guard<B: MessageBody>(
             }
             next.call(request).await.map(|response| WorkBody::wrap(response, work).map_into_left_body())
         }
-        Err(Rejection { status, message }) => {
+        Err(Rejection { status, message, is_guess }) => {
             log_refused(&request, status, &message);
-            let is_guess = status == StatusCode::UNAUTHORIZED
-                && offered_tokens(request.headers()).is_ok_and(|offered| !offered.is_empty());
             let response = refusal(&request, status, message, is_guess).await;
             Ok(request.into_response(response).map_into_right_body())
         }

@@ -18,18 +18,15 @@ use bytes::{Bytes, BytesMut};
 use cc_executor_actors::{
     client::ClientName,
     rpc::{ErrorObject, code},
-    share::{ShareExceeded, ShareScope, Shares},
+    share::{ShareExceeded, Shares},
 };
 use futures_util::{StreamExt, future::LocalBoxFuture};
 use tokio::time::{Instant, timeout_at};
 
-use super::caller::Caller;
+use super::{caller::Caller, refused::Refused};
 
 /// The bytes that extend the time of a body by a second, so that a long one may come over a slow link.
 const SLOWEST_RATE: usize = 16 << 10;
-
-/// When a request that was refused for want of room should be sent again.
-const RETRY_AFTER_MS: u64 = 1_000;
 
 /// The bounds of request bodies.
 #[derive(Debug)]
@@ -69,15 +66,20 @@ struct ArrivingBody {
 }
 
 impl ArrivingBody {
-    fn push(&mut self, chunk: &[u8]) -> Result<(), BodyError> {
-        if chunk.len() > self.limits.longest - self.bytes.len() {
-            return Err(BodyError::TooLong { limit: self.limits.longest });
-        }
-        let n = chunk.len() as u64;
+    fn reserve(&mut self, n: u64) -> Result<(), BodyError> {
         let mut shares = self.limits.shares();
         shares.admits(&self.client, n, false).map_err(BodyError::NoRoom)?;
         shares.add(&self.client, n);
         self.n_counted += n;
+        Ok(())
+    }
+
+    /// Takes a piece of the body. Copies it outside the lock, which all requests share.
+    fn push(&mut self, chunk: &[u8]) -> Result<(), BodyError> {
+        if chunk.len() > self.limits.longest - self.bytes.len() {
+            return Err(BodyError::TooLong { limit: self.limits.longest });
+        }
+        self.reserve(chunk.len() as u64)?;
         self.bytes.extend_from_slice(chunk);
         Ok(())
     }
@@ -158,21 +160,20 @@ impl ResponseError for BodyError {
         match self {
             BodyError::TooLong { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             BodyError::TooSlow { .. } => StatusCode::REQUEST_TIMEOUT,
-            BodyError::NoRoom(ShareExceeded { scope: ShareScope::Client, .. }) => StatusCode::TOO_MANY_REQUESTS,
-            BodyError::NoRoom(_) => StatusCode::SERVICE_UNAVAILABLE,
+            BodyError::NoRoom(exceeded) => Refused::full(self.to_string(), *exceeded).status_code(),
             BodyError::Broken(_) => StatusCode::BAD_REQUEST,
         }
     }
 
     /// The rest of the body is not read, so the connection ends.
     fn error_response(&self) -> HttpResponse {
-        let mut response = HttpResponse::build(self.status_code());
-        response.force_close();
         match self {
-            BodyError::NoRoom(exceeded) => response
-                .insert_header((header::RETRY_AFTER, (RETRY_AFTER_MS / 1_000).to_string()))
-                .json(ErrorObject::new(code::FULL, self.to_string()).over(*exceeded, Some(RETRY_AFTER_MS))),
-            _ => response.json(ErrorObject::new(code::INVALID_REQUEST, self.to_string())),
+            BodyError::NoRoom(exceeded) => Refused::full(self.to_string(), *exceeded).closing_response(),
+            _ => {
+                let mut response = HttpResponse::build(self.status_code());
+                response.force_close();
+                response.json(ErrorObject::new(code::INVALID_REQUEST, self.to_string()))
+            }
         }
     }
 }

@@ -4,7 +4,7 @@
 //!
 //! The first is to shut down a socket whose peer does not read: when a response body has ended, actix waits without a
 //! limit for the peer to read the rest, and only shutdown(2) ends that. The second is to see whether a socket has room,
-//! see [`ConnectionHandle::has_room`]. The duplicate is made with the connection and belongs to its data, so it is
+//! see [`has_room`]. The duplicate is made with the connection and belongs to its data, so it is
 //! closed with the connection; timers hold it weakly.
 
 use std::{
@@ -42,10 +42,9 @@ pub struct ConnectionHandle {
 }
 
 impl ConnectionHandle {
-    /// Whether the kernel accepts more bytes now. True if poll(2) fails, so that no caller waits for it.
+    /// Whether the socket has room, see [`has_room`].
     pub fn has_room(&self) -> bool {
-        let mut fds = [PollFd::new(&*self.descriptor, PollFlags::OUT)];
-        poll(&mut fds, Some(&Timespec::default())).map_or(true, |n| n > 0)
+        has_room(&*self.descriptor)
     }
 
     /// Waits until the socket has room. Ready at once where that cannot be waited for.
@@ -66,6 +65,12 @@ impl ConnectionHandle {
         // If this fails, a slow client only gets its pongs later.
         let _ = SockRef::from(&*self.descriptor).set_tcp_notsent_lowat(bytes);
     }
+}
+
+/// Whether the kernel accepts more bytes of a socket now. True if poll(2) fails, so that no caller waits for it.
+pub fn has_room(socket: impl AsFd) -> bool {
+    let mut fds = [PollFd::new(&socket, PollFlags::OUT)];
+    poll(&mut fds, Some(&Timespec::default())).map_or(true, |n| n > 0)
 }
 
 /// The duplicate of the connection of this request.

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::peer::PeerBlock;
+use cc_executor_actors::peer::PeerBlock;
 
 /// How many wrong tokens a peer may send in a row before it is slowed down. Enough for many clients behind one address
 /// that still have an old token.

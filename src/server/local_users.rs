@@ -26,10 +26,10 @@ impl LocalUsers {
         match uid {
             Ok(uid) if self.0.contains(&uid) => Ok(ClientName::of_user(uid)),
             Ok(uid) => Err(format!(
-                "user {uid} may not call this service without a token: set a token, or allow the user with --allow-local-users {uid}"
+                "user {uid} may not call this service without a token: set a token or pass --tokens-file, or allow the user with --allow-local-users {uid}"
             )),
             Err(reason) => Err(format!(
-                "this service demands no token, and the user of the connection is not known: {reason}; set a token, or allow all local users with --allow-local-users all"
+                "this service demands no token, and the user of the connection is not known: {reason}; set a token or pass --tokens-file, or allow all local users with --allow-local-users all"
             )),
         }
     }

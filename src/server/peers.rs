@@ -22,7 +22,7 @@ use actix_web::{
     rt::net::TcpStream,
     web::Bytes,
 };
-use cc_executor_actors::share::ShareExceeded;
+use cc_executor_actors::{peer::PeerBlock, share::ShareExceeded};
 use pin_project_lite::pin_project;
 use rustix::net::{Shutdown, shutdown};
 
@@ -30,7 +30,6 @@ use super::{
     admission::{ConnectionBounds, ConnectionId, ConnectionTable},
     connection,
     guess_limit::GuessLimit,
-    peer::PeerBlock,
 };
 
 /// How often connections whose time is over are looked for.
@@ -92,14 +91,28 @@ impl Peers {
     pub async fn sweep(self: Arc<Self>) {
         loop {
             actix_web::rt::time::sleep(SWEEP_CADENCE).await;
-            let mut connections = lock(&self.connections);
-            let overdue = connections.table.take_overdue(Instant::now());
-            overdue.into_iter().for_each(|id| connections.close(id));
+            self.sweep_at(Instant::now());
         }
+    }
+
+    fn sweep_at(&self, now: Instant) {
+        let mut connections = lock(&self.connections);
+        for id in connections.table.resting(now) {
+            if connections.is_full(id) {
+                connections.table.keep_sending(id, now);
+            }
+        }
+        let overdue = connections.table.take_overdue(now);
+        overdue.into_iter().for_each(|id| connections.close(id));
     }
 }
 
 impl Connections {
+    /// Whether the socket takes nothing more, so that actix may still have bytes for it.
+    fn is_full(&self, id: ConnectionId) -> bool {
+        self.sockets.get(&id).and_then(Weak::upgrade).is_some_and(|socket| !connection::has_room(&*socket))
+    }
+
     /// Has actix drop a connection.
     fn close(&self, id: ConnectionId) {
         if let Some(socket) = self.sockets.get(&id).and_then(Weak::upgrade) {
@@ -216,4 +229,49 @@ pub fn place_of(request: &ServiceRequest) -> Option<&ConnectionPlace> {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use actix_web::rt::net::TcpListener;
+    use tokio::io::AsyncReadExt;
+
+    use super::*;
+
+    /// A connection whose only response has ended, but for what its full socket holds: its two ends, and its data.
+    async fn with_full_socket(peers: &Arc<Peers>) -> (TcpStream, TcpStream, Extensions, usize) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (server, _) = listener.accept().await.unwrap();
+        let mut data = Extensions::new();
+        peers.arrive(&server, &mut data);
+        drop(data.get::<ConnectionPlace>().unwrap().begin().unwrap());
+        let mut n_written = 0;
+        while connection::has_room(&server) {
+            n_written += server.try_write(&[b'x'; 1 << 16]).unwrap_or(0);
+        }
+        (client, server, data, n_written)
+    }
+
+    #[actix_web::test]
+    async fn the_end_of_a_response_may_be_read_slowly_but_not_for_ever() {
+        let bounds = ConnectionBounds::of_backend(4_096, 512, Duration::from_secs(10));
+        let peers = Peers::new(bounds);
+        let sweep = |from, seconds: std::ops::Range<u64>| {
+            seconds.for_each(|n| peers.sweep_at(from + Duration::from_secs(n)));
+        };
+        let ((mut slow, server, _slow_data, n_written), start) = (with_full_socket(&peers).await, Instant::now());
+        let is_open = || server.try_write(b"x").is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock);
+        sweep(start, 0..290);
+        assert!(is_open(), "it is cut while its client reads");
+        let mut bytes = vec![0; n_written];
+        slow.read_exact(&mut bytes).await.unwrap();
+        sweep(start, 290..385);
+        assert_eq!(slow.read(&mut bytes).await.unwrap(), 0, "it has been idle for too long");
+
+        let ((_silent, server, _silent_data, _), start) = (with_full_socket(&peers).await, Instant::now());
+        sweep(start, 0..400);
+        let error = server.try_write(b"x").unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::BrokenPipe, "its client reads nothing");
+    }
 }

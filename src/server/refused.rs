@@ -2,10 +2,16 @@
 
 use actix_web::{
     HttpResponse, ResponseError,
-    http::{StatusCode, header},
+    http::{ConnectionType, StatusCode, header},
 };
-use cc_executor_actors::rpc::{ErrorObject, code};
-use serde_json::Value;
+use cc_executor_actors::{
+    rpc::{ErrorObject, code},
+    share::ShareExceeded,
+};
+use serde_json::{Value, json};
+
+/// When a request that finds no room should be sent again, in milliseconds. Room may come at any moment.
+pub const RETRY_AFTER_MS: u64 = 1_000;
 
 /// A refused request. Handlers return it as their error.
 #[derive(Debug, thiserror::Error)]
@@ -19,6 +25,29 @@ impl<E: Into<ErrorObject>> From<E> for Refused {
 }
 
 impl Refused {
+    /// A request that finds no room, and the share that is used up.
+    pub fn full(message: String, exceeded: ShareExceeded) -> Self {
+        Refused(ErrorObject::new(code::FULL, message).over(exceeded, Some(RETRY_AFTER_MS)))
+    }
+
+    /// The text for the client.
+    pub fn message(&self) -> &str {
+        &self.0.message
+    }
+
+    /// A request for which the process has no descriptor left.
+    pub fn out_of_descriptors(message: &str) -> Self {
+        let data = json!({ "scope": "service", "retryAfterMs": RETRY_AFTER_MS });
+        Refused(ErrorObject::new(code::FULL, message).with(data))
+    }
+
+    /// The response to a request that is not read to its end: it ends the connection.
+    pub fn closing_response(&self) -> HttpResponse {
+        let mut response = self.error_response();
+        response.head_mut().set_connection_type(ConnectionType::Close);
+        response
+    }
+
     /// A field of the error's data.
     fn data(&self, name: &str) -> Option<&Value> {
         self.0.data.as_ref()?.get(name)

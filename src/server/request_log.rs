@@ -2,6 +2,7 @@
 //! clients put tokens there, and not more of the rest than a person needs to recognize it.
 
 use actix_web::{dev::ServiceRequest, http::StatusCode};
+use cc_executor_actors::excerpt::cut;
 use log::warn;
 
 /// The longest path that is shown, in bytes.
@@ -27,7 +28,7 @@ pub fn shown_path(path: &str) -> String {
             break;
         }
     }
-    cut(&shown, MAX_PATH)
+    cut(&shown, MAX_PATH).into_owned()
 }
 
 /// The text before the first of these marks, in upper or lower case.
@@ -42,7 +43,7 @@ fn before<'a>(text: &'a str, marks: &[&str]) -> &'a str {
 
 /// The method, cut if it is none of HTTP's own.
 pub fn shown_method(method: &str) -> String {
-    cut(method, MAX_METHOD)
+    cut(method, MAX_METHOD).into_owned()
 }
 
 /// Logs that a request is refused. The logger limits how often it writes this event for each peer.
@@ -50,14 +51,6 @@ pub fn log_refused(request: &ServiceRequest, status: StatusCode, message: &str) 
     let peer = request.peer_addr().map(|peer| peer.to_string());
     warn!(event = "request.refused", status = status.as_u16(), method = shown_method(request.method().as_str()),
         path = shown_path(request.path()), peer:serde = peer; "request refused: {}", cut(message, MAX_MESSAGE));
-}
-
-/// The beginning of a text that is too long, with a mark.
-fn cut(text: &str, max_bytes: usize) -> String {
-    match text.floor_char_boundary(max_bytes) {
-        end if end < text.len() => format!("{}…", &text[..end]),
-        _ => text.to_owned(),
-    }
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     io::{self, Read},
-    os::unix::fs::MetadataExt,
+    os::{fd::AsRawFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
 };
 
@@ -51,8 +51,9 @@ pub enum SecretFileError {
 pub struct SecretFile {
     /// Its text.
     pub text: String,
-    /// Its mode, if its group may read a token or write the file.
-    pub shared_with_group: Option<u32>,
+    /// What its group may do with it, if its group may read a token or write the file. The rest of a sentence that begins
+    /// with the name of the file.
+    pub warning: Option<String>,
 }
 
 /// Reads a file after a check of who else may read or write it.
@@ -68,27 +69,31 @@ pub fn read(path: &Path, kind: SecretKind) -> Result<SecretFile, SecretFileError
     let file = File::open(path)?;
     let metadata = file.metadata()?;
     let mode = if metadata.is_file() { metadata.mode() & 0o777 } else { 0 };
-    let access = access(mode, kind);
-    if !is_secret_directory(path) {
-        match access {
-            FileAccess::WritableByAll => return Err(SecretFileError::Writable(mode)),
-            FileAccess::ReadableByAll => return Err(SecretFileError::Readable(mode)),
-            FileAccess::SharedWithGroup | FileAccess::Private => {}
+    let warning = match access(mode, kind) {
+        FileAccess::WritableByAll if !is_in_secret_directory(&file) => return Err(SecretFileError::Writable(mode)),
+        FileAccess::ReadableByAll if !is_in_secret_directory(&file) => return Err(SecretFileError::Readable(mode)),
+        FileAccess::WritableByGroup => {
+            Some(format!("can be written by the users of its group (mode {mode:04o}); make it private with chmod g-w"))
         }
-    }
+        FileAccess::ReadableByGroup => {
+            Some(format!("can be read by the users of its group (mode {mode:04o}); make it private with chmod 600"))
+        }
+        FileAccess::WritableByAll | FileAccess::ReadableByAll | FileAccess::Private => None,
+    };
     let mut text = String::new();
     file.take(MAX_BYTES + 1).read_to_string(&mut text)?;
     if text.len() as u64 > MAX_BYTES {
         return Err(SecretFileError::TooLong);
     }
-    Ok(SecretFile { text, shared_with_group: (access == FileAccess::SharedWithGroup).then_some(mode) })
+    Ok(SecretFile { text, warning })
 }
 
 /// Who besides its owner may do with a file what only its owner should.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum FileAccess {
     Private,
-    SharedWithGroup,
+    ReadableByGroup,
+    WritableByGroup,
     ReadableByAll,
     WritableByAll,
 }
@@ -99,17 +104,19 @@ fn access(mode: u32, kind: SecretKind) -> FileAccess {
         FileAccess::WritableByAll
     } else if is_token && mode & 0o004 != 0 {
         FileAccess::ReadableByAll
-    } else if mode & 0o020 != 0 || is_token && mode & 0o040 != 0 {
-        FileAccess::SharedWithGroup
+    } else if mode & 0o020 != 0 {
+        FileAccess::WritableByGroup
+    } else if is_token && mode & 0o040 != 0 {
+        FileAccess::ReadableByGroup
     } else {
         FileAccess::Private
     }
 }
 
-/// Whether a file is below a directory for secrets. Links are followed, because /var/run is one and because Kubernetes
-/// replaces the files of a secret by replacing one.
-fn is_secret_directory(path: &Path) -> bool {
-    let Ok(path) = path.canonicalize() else { return false };
+/// Whether an open file is below a directory for secrets. The kernel is asked where the file is, because the path by which
+/// it was opened may have links, and these may lead elsewhere by now.
+fn is_in_secret_directory(file: &File) -> bool {
+    let Ok(path) = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())) else { return false };
     let credentials = std::env::var_os(CREDENTIALS_DIRECTORY).map(PathBuf::from).filter(|path| path.is_absolute());
     let directories = SECRET_DIRECTORIES.iter().map(PathBuf::from).chain(credentials);
     directories.filter_map(|directory| directory.canonicalize().ok()).any(|directory| path.starts_with(directory))
@@ -121,12 +128,13 @@ mod tests {
 
     #[test]
     fn a_token_is_private_and_digests_are_not_written_by_others() {
-        use FileAccess::{Private, ReadableByAll, SharedWithGroup, WritableByAll};
+        use FileAccess::{Private, ReadableByAll, ReadableByGroup, WritableByAll, WritableByGroup};
         for (mode, of_token, of_digests) in [
             (0o600, Private, Private),
             (0o400, Private, Private),
-            (0o640, SharedWithGroup, Private),
-            (0o660, SharedWithGroup, SharedWithGroup),
+            (0o640, ReadableByGroup, Private),
+            (0o660, WritableByGroup, WritableByGroup),
+            (0o620, WritableByGroup, WritableByGroup),
             (0o644, ReadableByAll, Private),
             (0o604, ReadableByAll, Private),
             (0o666, WritableByAll, WritableByAll),

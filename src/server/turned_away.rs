@@ -1,8 +1,6 @@
 //! The responses to requests that are refused before a handler runs. Each ends its connection, so that the rest of an
 //! unread body is not awaited, and a guess of a token costs a connection.
 
-use std::time::Duration;
-
 use actix_web::{
     HttpResponse, HttpResponseBuilder,
     dev::ServiceRequest,
@@ -15,36 +13,53 @@ use cc_executor_actors::{
 
 use super::{
     peers::{Work, place_of},
+    refused::Refused,
     request_log::log_refused,
 };
 
-/// When a request that was refused for want of a connection should be sent again.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// Why a request is not carried out although its caller may call.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum NoPlace {
+    /// Too many authorized connections are in use.
+    Full(ShareExceeded),
+    /// The connection has no place, because no descriptor was left when it arrived. It was shut down then, but what the
+    /// kernel had received before can still be read.
+    Missing,
+}
 
 /// Reports an admitted request to the place of its connection.
 ///
 /// # Errors
 ///
-/// Too many authorized connections are in use.
-pub fn begin_work(request: &ServiceRequest, is_authorized: bool) -> Result<Option<Work>, ShareExceeded> {
-    let Some(place) = place_of(request) else { return Ok(None) };
+/// There is no place for it.
+pub fn begin_work(request: &ServiceRequest, is_authorized: bool) -> Result<Option<Work>, NoPlace> {
+    let place = place_of(request).ok_or(NoPlace::Missing)?;
     if !is_authorized {
         place.probe();
         return Ok(None);
     }
-    place.begin().map(Some).inspect_err(|_| place.refuse())
+    place.begin().map(Some).map_err(|exceeded| {
+        place.refuse();
+        NoPlace::Full(exceeded)
+    })
 }
 
-/// The response to an authorized request for whose connection there is no place.
-pub fn no_place(request: &ServiceRequest, exceeded: ShareExceeded) -> HttpResponse {
-    let message = format!(
-        "all {} connections that the service's limit of open files allows are in use: try again in a moment",
-        exceeded.limit
-    );
-    log_refused(request, StatusCode::SERVICE_UNAVAILABLE, &message);
-    let ms = u64::try_from(RETRY_AFTER.as_millis()).ok();
-    let error = ErrorObject::new(code::FULL, message).over(exceeded, ms);
-    retry_after(closing(StatusCode::SERVICE_UNAVAILABLE), RETRY_AFTER).json(error)
+/// The response to a request for whose connection there is no place.
+pub fn no_place(request: &ServiceRequest, reason: NoPlace) -> HttpResponse {
+    let refused = match reason {
+        NoPlace::Full(exceeded) => {
+            let limit = exceeded.limit;
+            let message = format!(
+                "all {limit} connections that the service's limit of open files allows are in use: try again in a moment"
+            );
+            Refused::full(message, exceeded)
+        }
+        NoPlace::Missing => {
+            Refused::out_of_descriptors("the service had no open file left for this connection: try again in a moment")
+        }
+    };
+    log_refused(request, StatusCode::SERVICE_UNAVAILABLE, refused.message());
+    refused.closing_response()
 }
 
 /// The response to a request that the rules refuse. A peer that has sent too many wrong tokens waits for it.
@@ -67,7 +82,9 @@ pub async fn refusal(request: &ServiceRequest, status: StatusCode, message: Stri
         }
         Some(wait) => {
             let message = "too many wrong tokens came from this address; a request with the right token is not delayed";
-            retry_after(closing(StatusCode::TOO_MANY_REQUESTS), wait)
+            let seconds = wait.as_millis().div_ceil(1_000).max(1);
+            closing(StatusCode::TOO_MANY_REQUESTS)
+                .insert_header((header::RETRY_AFTER, seconds.to_string()))
                 .json(ErrorObject::new(code::NOT_AUTHORIZED, message))
         }
     }
@@ -79,8 +96,21 @@ fn closing(status: StatusCode) -> HttpResponseBuilder {
     response
 }
 
-fn retry_after(mut response: HttpResponseBuilder, wait: Duration) -> HttpResponseBuilder {
-    let seconds = wait.as_millis().div_ceil(1_000).max(1);
-    response.insert_header((header::RETRY_AFTER, seconds.to_string()));
-    response
+#[cfg(test)]
+mod tests {
+    use actix_web::test::TestRequest;
+
+    use super::*;
+
+    #[test]
+    fn a_request_on_a_connection_without_a_place_is_refused() {
+        let request = TestRequest::default().to_srv_request();
+        for is_authorized in [false, true] {
+            assert_eq!(begin_work(&request, is_authorized).map(|_| ()), Err(NoPlace::Missing));
+        }
+        let response = no_place(&request, NoPlace::Missing);
+        assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(response.headers().get(header::RETRY_AFTER).unwrap(), "1");
+        assert!(!response.head().keep_alive());
+    }
 }

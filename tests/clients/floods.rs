@@ -1,7 +1,7 @@
 //! Floods of cheap requests by one client, beside another client that works.
 
 use std::{
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -20,10 +20,36 @@ use crate::common::{
 /// How many executions a page lists.
 const PAGE: usize = 200;
 
-/// The median time of a request alone, and while four threads repeat another one without a pause.
-fn median_times(flood: impl Fn(&AtomicBool) + Sync, mut request: impl FnMut()) -> [Duration; 2] {
+/// The number of clients that send a flood.
+const N_FLOODS: usize = 4;
+
+/// A flood that is under way.
+#[derive(Default)]
+struct Flood {
+    is_over: AtomicBool,
+    /// Requests that were answered.
+    n_answered: AtomicUsize,
+}
+
+impl Flood {
+    fn is_over(&self) -> bool {
+        self.is_over.load(Ordering::Relaxed)
+    }
+
+    fn count(&self, n: usize) {
+        self.n_answered.fetch_add(n, Ordering::Relaxed);
+    }
+
+    fn n_answered(&self) -> usize {
+        self.n_answered.load(Ordering::Relaxed)
+    }
+}
+
+/// The median time of a request alone, and while [`N_FLOODS`] threads repeat another one without a pause.
+fn median_times(send_flood: impl Fn(&Flood) + Sync, mut request: impl FnMut()) -> [Duration; 2] {
+    let n_requests = scale(15, 100);
     let mut median = || {
-        let mut times: Vec<Duration> = (0..scale(15, 100))
+        let mut times: Vec<Duration> = (0..n_requests)
             .map(|_| {
                 let began = Instant::now();
                 request();
@@ -34,33 +60,44 @@ fn median_times(flood: impl Fn(&AtomicBool) + Sync, mut request: impl FnMut()) -
         times[times.len() / 2]
     };
     let alone = median();
-    let stops = AtomicBool::new(false);
+    let flood = Flood::default();
     let beside = thread::scope(|scope| {
-        for _ in 0..4 {
-            scope.spawn(|| flood(&stops));
+        for _ in 0..N_FLOODS {
+            scope.spawn(|| send_flood(&flood));
         }
-        let _stops = StopOnDrop(&stops);
-        median()
+        let _over = OverOnDrop(&flood);
+        wait_until("the flood is answered", PATIENCE, || flood.n_answered() >= N_FLOODS);
+        let before = flood.n_answered();
+        let beside = median();
+        let n_answered = flood.n_answered() - before;
+        assert!(n_answered >= n_requests, "{n_answered} requests of the flood beside {n_requests} of another client");
+        beside
     });
     [alone, beside]
 }
 
-/// A client that sends requests one after the other until it is stopped.
-fn flood_by(caller: BackendCaller<'_>, request: impl Fn() -> String + Sync) -> impl Fn(&AtomicBool) + Sync {
-    move |stops| {
-        drop(
-            caller
-                .ask_on_one_connection(std::iter::repeat_with(&request).take_while(|_| !stops.load(Ordering::Relaxed))),
-        )
+/// A client that sends requests one after the other until the flood is over. Each answer has one of these statuses.
+fn flood_by<'a>(
+    caller: BackendCaller<'a>,
+    expected: &'a [u16],
+    request: impl Fn() -> String + Sync + 'a,
+) -> impl Fn(&Flood) + Sync + 'a {
+    move |flood| {
+        let requests = std::iter::repeat_with(|| {
+            flood.count(1);
+            request()
+        });
+        let statuses = caller.ask_on_one_connection(requests.take_while(|_| !flood.is_over()));
+        assert!(statuses.iter().all(|answered| expected.contains(answered)), "{statuses:?}");
     }
 }
 
 /// Ends the flood, also if the test fails.
-struct StopOnDrop<'a>(&'a AtomicBool);
+struct OverOnDrop<'a>(&'a Flood);
 
-impl Drop for StopOnDrop<'_> {
+impl Drop for OverOnDrop<'_> {
     fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.0.is_over.store(true, Ordering::Relaxed);
     }
 }
 
@@ -69,7 +106,8 @@ fn cancels_of_unknown_ids_do_not_delay_another_client() {
     let backend = backend_with_token(&[]);
     let (alice, bob) = (BackendCaller::client(&backend, "alice"), BackendCaller::client(&backend, "bob"));
     let cancel = || format!("DELETE /executions/{}", ExecutionId::random());
-    let [alone, beside] = median_times(flood_by(alice, cancel), || assert_eq!(bob.ask("GET /executions").0, 200));
+    let [alone, beside] =
+        median_times(flood_by(alice, &[404, 429], cancel), || assert_eq!(bob.ask("GET /executions").0, 200));
     assert!(beside < alone + Duration::from_millis(50), "{beside:?}, alone {alone:?}");
 }
 
@@ -78,15 +116,16 @@ fn cancels_of_unknown_ids_by_sessions_do_not_delay_another_session() {
     /// How many cancellations a session sends before it reads the answers.
     const BATCH: usize = 100;
     let service = Service::start();
-    let flood = |stops: &AtomicBool| {
+    let flood = |flood: &Flood| {
         let mut client = service.connect();
-        while !stops.load(Ordering::Relaxed) {
+        while !flood.is_over() {
             for _ in 0..BATCH {
                 client.notify("control", json!({ "type": "CANCEL", "executionId": ExecutionId::random() }));
             }
             for _ in 0..BATCH {
                 client.notification("error");
             }
+            flood.count(BATCH);
         }
     };
     let mut other = service.connect();
@@ -167,7 +206,7 @@ fn lists_do_not_delay_another_clients_executions() {
             scope.spawn(|| (0..executions / 4).for_each(|_| run(alice)));
         }
     });
-    let [alone, beside] = median_times(flood_by(alice, || "GET /executions".to_owned()), || run(bob));
+    let [alone, beside] = median_times(flood_by(alice, &[200], || "GET /executions".to_owned()), || run(bob));
     assert!(beside < 5 * alone + Duration::from_millis(50), "{beside:?}, alone {alone:?}");
 }
 

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use super::{PATIENCE, wait_until};
+use super::{PATIENCE, service::wait_for_exit, wait_until};
 
 /// A running command. It is killed when dropped.
 pub struct ClientProcess {
@@ -52,12 +52,12 @@ impl ClientProcess {
 
     /// Waits for the exit, and returns the rest of standard output, standard error, and the exit code.
     pub fn finish(mut self, within: Duration) -> (String, String, i32) {
-        wait_until("the client exits", within, || self.child.try_wait().unwrap().is_some());
+        let status = wait_for_exit(&mut self.child, within);
         let mut stdout = String::new();
         self.stdout().read_to_string(&mut stdout).unwrap();
         wait_until("standard error is read", PATIENCE, || Arc::strong_count(&self.stderr) == 1);
         let stderr = self.stderr.lock().unwrap().clone();
-        (stdout, stderr, self.child.wait().unwrap().code().expect("not ended by a signal"))
+        (stdout, stderr, status.code().expect("not ended by a signal"))
     }
 }
 

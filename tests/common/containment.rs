@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::{
     left_out, procs,
-    service::{BINARY, Service, binary},
+    service::{BINARY, Service, binary, binary_under},
     wait_until,
 };
 
@@ -130,11 +130,7 @@ impl Mode {
 
 /// A command of a copy of the binary that every user may execute, without the variables that it reads.
 pub fn reachable_binary() -> Command {
-    let mut command = Command::new(reachable_copy());
-    for (name, _) in binary().get_envs() {
-        command.env_remove(name);
-    }
-    command
+    binary_under(reachable_copy())
 }
 
 fn reachable_copy() -> &'static Path {

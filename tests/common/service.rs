@@ -1,6 +1,7 @@
 //! The real binary as a child process: a gateway, a backend, or both in one.
 
 use std::{
+    ffi::OsStr,
     io::{BufRead, BufReader},
     net::SocketAddr,
     process::{Child, Command, ExitStatus, Output, Stdio},
@@ -9,7 +10,7 @@ use std::{
         mpsc::{self, RecvTimeoutError},
     },
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -22,7 +23,12 @@ pub const BINARY: &str = env!("CARGO_BIN_EXE_cc-executor");
 
 /// A command of the binary, without those variables of the tests' environment that it reads.
 pub fn binary() -> Command {
-    let mut command = Command::new(BINARY);
+    binary_under(BINARY)
+}
+
+/// A command of a copy of the binary, or of a program that executes it, without the same variables.
+pub fn binary_under(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(program);
     for (name, _) in std::env::vars() {
         if name.starts_with("CC_EXECUTOR_") || matches!(name.as_str(), "CLAUDE_API_URL" | "RUST_LOG" | "LOG_FORMAT") {
             command.env_remove(name);
@@ -135,14 +141,20 @@ impl Service {
         self.log().into_iter().filter(is_complaint).collect()
     }
 
+    /// The log lines with this event so far.
+    pub fn events(&self, event: &str) -> Vec<Value> {
+        self.log.lock().unwrap().iter().filter(|line| line["event"] == event).cloned().collect()
+    }
+
     /// The number of log lines with this event so far.
     pub fn count(&self, event: &str) -> usize {
         self.log.lock().unwrap().iter().filter(|line| line["event"] == event).count()
     }
 
-    /// Waits until it has logged an event this many times.
-    pub fn wait_for_event(&self, event: &str, times: usize) {
+    /// Waits until it has logged an event this many times, and returns the lines with it.
+    pub fn wait_for_event(&self, event: &str, times: usize) -> Vec<Value> {
         wait_until(&format!("{times} x {event}"), PATIENCE, || self.count(event) >= times);
+        self.events(event)
     }
 
     /// Waits until this many records of an event, or of another crate's target, are logged or counted by lines of the
@@ -200,14 +212,7 @@ impl Service {
 
     /// Waits for the exit.
     pub fn wait(&mut self, within: Duration) -> ExitStatus {
-        let start = Instant::now();
-        loop {
-            if let Some(status) = self.child.try_wait().expect("it is a child of this process") {
-                return status;
-            }
-            assert!(start.elapsed() < within, "the service did not end within {within:?}");
-            thread::sleep(Duration::from_millis(5));
-        }
+        wait_for_exit(&mut self.child, within)
     }
 
     /// Runs `cc-executor run` with this service.
@@ -247,6 +252,16 @@ pub fn n_records(line: &Value) -> u64 {
 pub fn kill(pid: u32, signal: Signal) {
     let pid = Pid::from_raw(i32::try_from(pid).expect("a process id")).expect("not zero");
     kill_process(pid, signal).expect("the process exists");
+}
+
+/// Waits for the exit of a process that a test started.
+pub fn wait_for_exit(child: &mut Child, within: Duration) -> ExitStatus {
+    let mut status = None;
+    wait_until(&format!("process {} exits", child.id()), within, || {
+        status = child.try_wait().expect("it is a child of this process");
+        status.is_some()
+    });
+    status.expect("it has exited")
 }
 
 /// Runs a command to its exit. The command cannot be used again.

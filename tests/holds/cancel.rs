@@ -59,8 +59,9 @@ fn cancel_before_the_first_event(
 
 #[test]
 fn cancel_before_the_first_event_of_an_ended_command_gives_its_own_ending() {
-    let (recording, _) =
-        cancel_before_the_first_event("echo done; exit 3", |backend| backend.wait_for_event("process.finished", 1));
+    let (recording, _) = cancel_before_the_first_event("echo done; exit 3", |backend| {
+        backend.wait_for_event("process.finished", 1);
+    });
     assert_eq!((recording.status(), &recording.end["exit_code"]), (Status::Failed, &json!(3)), "{}", recording.end);
     assert_eq!((recording.stdout.as_slice(), &recording.end["bytes"]["stdout"]), (&b"done\n"[..], &json!(5)));
 }

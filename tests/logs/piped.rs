@@ -20,7 +20,7 @@ use serde_json::Value;
 
 use crate::common::{
     LONGEST_WAIT, PATIENCE,
-    service::{binary, kill},
+    service::{binary, kill, wait_for_exit},
 };
 
 /// The service. It is killed when dropped.
@@ -72,13 +72,7 @@ impl PipedService {
     /// Waits for the exit, and returns how long it took.
     pub(super) fn wait(&mut self) -> (ExitStatus, Duration) {
         let start = Instant::now();
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return (status, start.elapsed());
-            }
-            assert!(start.elapsed() < PATIENCE, "the service did not end");
-            thread::sleep(Duration::from_millis(5));
-        }
+        (wait_for_exit(&mut self.child, PATIENCE), start.elapsed())
     }
 
     pub(super) fn is_running(&mut self) -> bool {

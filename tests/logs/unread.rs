@@ -19,7 +19,7 @@ use crate::common::{
     PATIENCE,
     client::Client,
     http, scale,
-    service::{binary, kill, n_records},
+    service::{binary, kill, n_records, wait_for_exit},
     temp::TempPath,
     wait_until,
 };
@@ -146,8 +146,7 @@ fn full_disk_and_closed_pipe_leave_the_service_working() {
             assert_eq!(http::exchange(address, "GET /", &[("Host", "evil.example")], "").status, 403);
         }
         kill(child.id(), Signal::TERM);
-        wait_until("it ends", LONGEST_END, || child.try_wait().unwrap().is_some());
-        assert_eq!(child.wait().unwrap().code(), Some(0));
+        assert_eq!(wait_for_exit(&mut child, LONGEST_END).code(), Some(0));
     }
 }
 
@@ -176,8 +175,7 @@ fn start_that_fails_is_reported_and_does_not_wait_for_a_reader() {
             command.args(["serve", "--bind", &address]).env("LOG_FORMAT", format).stderr(stderr);
             let mut child = command.spawn().unwrap();
             drop(command);
-            wait_until("it ends", PATIENCE, || child.try_wait().unwrap().is_some());
-            assert_eq!(child.wait().unwrap().code(), Some(1));
+            assert_eq!(wait_for_exit(&mut child, PATIENCE).code(), Some(1));
             let mut text = String::new();
             reader.read_to_string(&mut text).unwrap();
             assert_eq!(text.contains(&format!("cc-executor: cannot listen on {address}: ")), !is_full, "{text:.200}");

@@ -8,7 +8,7 @@ use super::phase::ByIdRequest;
 use crate::{
     backend_client::{BackendClient, BackendError},
     client::ClientName,
-    id::ExecutionId,
+    id::{ExecutionId, SessionId},
     protocol::{
         EmptyResult,
         control::{ControlReply, ControlRequest, ControlResult},
@@ -34,6 +34,7 @@ pub(super) fn control_result(execution_id: ExecutionId, reply: ControlReply) -> 
 pub(super) async fn request_by_id(
     backend: BackendClient,
     supervisor: Addr<Supervisor>,
+    session: SessionId,
     client: ClientName,
     id: ExecutionId,
     request: ByIdRequest,
@@ -45,7 +46,8 @@ pub(super) async fn request_by_id(
                 if let Ok(Some(answer)) = supervisor.send(cancel).await {
                     return answer.map(|reply| control_result(id, reply));
                 }
-                info!(event = "cancel.requested", execution_id:% = id, grace_ms = grace_ms; "cancellation is requested from the backend");
+                info!(event = "cancel.requested", session_id:% = session, execution_id:% = id, grace_ms = grace_ms;
+                    "cancellation is requested from the backend");
             }
             let reply = backend.control(id, request).await.map_err(BackendError::into_error)?;
             Ok(control_result(id, reply))

@@ -62,7 +62,7 @@ impl Session {
                 self.n_requests += 1;
                 let is_status = request == ByIdRequest::Status;
                 let (supervisor, client) = (self.permit.supervisor().clone(), self.permit.client().clone());
-                let answer = request_by_id(self.backend.clone(), supervisor, client, execution_id, request);
+                let answer = request_by_id(self.backend.clone(), supervisor, self.id, client, execution_id, request);
                 ctx.spawn(answer.into_actor(self).map(move |outcome, session, ctx| {
                     session.n_requests -= 1;
                     let outcome = ControlOutcome { id, execution_id, own: false, is_status, outcome };

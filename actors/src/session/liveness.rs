@@ -18,8 +18,9 @@ const PINGS: u32 = 3;
 /// The number of checks in one stall time.
 const TICKS: u32 = 6;
 
-/// A pong may be late by a second for each portion of this many bytes that was sent before it.
-const BYTES_PER_SECOND: u64 = 64 * 1024;
+/// The slowest link for which time is allowed: a pong may be late by a second for each portion of this many bytes that was
+/// sent before it, and a message that long may take a second more to arrive.
+pub const BYTES_PER_SECOND: u64 = 64 * 1024;
 
 /// The most unanswered pings that are remembered. Bounds the memory of a client that reads and never answers; a client
 /// that does not read is closed long before.

@@ -65,7 +65,9 @@ struct QueueState {
     credits: Vec<oneshot::Sender<()>>,
     /// Wakes the response's body.
     body: Option<Waker>,
+    /// The response's body was dropped, so no frame is read any more.
     reader_is_gone: bool,
+    /// The outbox or its close was dropped, so no frame follows those that wait.
     writer_is_gone: bool,
 }
 

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use super::table::TokenTable;
 use crate::server::{
     secret::Fingerprint,
-    secret_file::{self, SecretKind},
+    secret_file::{self, SecretFile, SecretKind},
 };
 
 /// The interval at which the file is read. A change counts when two reads find it, so that a file is not used while it
@@ -32,15 +32,21 @@ pub struct TokensFile {
 }
 
 impl TokensFile {
-    /// Reads the file for the first time. `single` is the token that the service accepts besides.
+    /// Reads the file for the first time. `single` is the token that the service accepts besides. The second value warns of
+    /// a file that its group may write.
     ///
     /// # Errors
-    /// The file cannot be used. Each text is the rest of a sentence that begins with the name of the setting.
-    pub fn load(path: &Path, single: Option<Fingerprint>) -> Result<TokensFile, Vec<String>> {
+    /// The file cannot be used. Each text, also a warning, is the rest of a sentence that begins with the name of the setting.
+    pub fn load(path: &Path, single: Option<Fingerprint>) -> Result<(TokensFile, Option<String>), Vec<String>> {
         let named = |problem: String| format!("names {path:?}, {problem}");
-        let content = read(path).map_err(|problem| vec![named(format!("which {problem}"))])?;
+        let of_file = |problem: String| named(format!("which {problem}"));
+        let SecretFile { text: content, warning } =
+            secret_file::read(path, SecretKind::Digests).map_err(|error| vec![of_file(error.to_string())])?;
         match parse(&content, single) {
-            Ok(table) => Ok(TokensFile { path: path.to_owned(), single, table: watch::Sender::new(table), content }),
+            Ok(table) => {
+                let table = watch::Sender::new(table);
+                Ok((TokensFile { path: path.to_owned(), single, table, content }, warning.map(of_file)))
+            }
             Err(problems) => Err(problems.into_iter().map(|problem| named(format!("of which {problem}"))).collect()),
         }
     }

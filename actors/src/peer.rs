@@ -1,7 +1,10 @@
-//! How peers are told apart before a request is authorized. An address identifies no client, so this bounds only what is
-//! not yet authorized.
+//! How peers are told apart by their addresses. An address identifies no client, so this bounds only what is not yet
+//! authorized, the lines of a log, and sessions where an operator asks for it.
 
-use std::net::IpAddr;
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 /// The peers that count as one: an IPv4 address, or an IPv6 network of 64 bits, because one machine usually has all of
 /// such a network.
@@ -25,6 +28,19 @@ impl From<Option<IpAddr>> for PeerBlock {
     }
 }
 
+/// An address, or a network such as `2001:db8::/64`.
+impl fmt::Display for PeerBlock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PeerBlock::V4(address) => Ipv4Addr::from_bits(*address).fmt(f),
+            // Of the first network only the loopback address is used.
+            PeerBlock::V6(0) => Ipv6Addr::LOCALHOST.fmt(f),
+            PeerBlock::V6(network) => write!(f, "{}/64", Ipv6Addr::from_bits(u128::from(*network) << 64)),
+            PeerBlock::Unknown => f.write_str("unknown"),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -37,5 +53,13 @@ mod tests {
         assert_eq!(block("2001:db8::1"), block("2001:db8::ffff:1"));
         assert_ne!(block("2001:db8::1"), block("2001:db8:0:1::1"));
         assert_ne!(block("::1"), PeerBlock::from(None));
+        for (text, shown) in [
+            ("192.0.2.7", "192.0.2.7"),
+            ("::ffff:192.0.2.7", "192.0.2.7"),
+            ("::1", "::1"),
+            ("2001:db8::7", "2001:db8::/64"),
+        ] {
+            assert_eq!(block(text).to_string(), shown);
+        }
     }
 }
