@@ -97,8 +97,8 @@ impl Registry {
         }
     }
 
-    /// Whether the service admits an execution of a client that has no executions yet. A client that has used up its own
-    /// share does not make the service unready for the other clients.
+    /// Whether the service admits an execution of a client that has no executions yet. A client that has used up its
+    /// own share does not make the service unready for the other clients.
     ///
     /// # Errors
     ///

@@ -84,7 +84,7 @@ fn cancel_rejects_an_end_that_it_cannot_read() {
     });
     let mut holder = service.connect();
     let id = holder.execute(json!({ "command": "exec sleep 100" }));
-    let (stdout, stderr, code) = run_to_exit(binary().args(["cancel", "--url", &proxy.url(), "--grace", "0", &id]));
+    let (stdout, stderr, code) = run_to_exit(binary().args(["cancel", "--url", &proxy.url(), &id]));
     assert_eq!((stdout.as_str(), stderr.lines().count(), code), ("", 1, 70), "{stderr}");
     assert!(stderr.contains("a message that is not valid"), "{stderr}");
 }

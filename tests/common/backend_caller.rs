@@ -114,7 +114,8 @@ impl<'a> BackendCaller<'a> {
         }
     }
 
-    /// Sends requests without a body on one connection, each after the response to the one before. Returns the statuses.
+    /// Sends requests without a body on one connection, each after the response to the one before, and returns the
+    /// statuses.
     pub fn ask_on_one_connection(&self, requests: impl Iterator<Item = String>) -> Vec<u16> {
         let headers = self.headers(&[("Content-Length", "0")]);
         let headers: Vec<_> = headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();

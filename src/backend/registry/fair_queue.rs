@@ -1,10 +1,10 @@
 //! The order in which waiting executions start: the clients in turn, within one client its sessions in turn, and within
 //! one session first come first served.
 //!
-//! A client that comes goes behind all that wait, so no client waits for more than one execution of each other client at a
-//! time. A session that comes is served in the next round of its client. Pure: no task, no clock. The place of an execution
-//! among those of its client is the number of a round and the number of its session, so a position is found by a binary
-//! search. It changes only if an earlier execution of the session is removed: then it is one round earlier.
+//! A client that comes goes behind all that wait, so no client waits for more than one execution of each other client
+//! at a time. A session that comes is served in the next round of its client. Pure: no task, no clock. The place of an
+//! execution among those of its client is the number of a round and the number of its session, so a position is found
+//! by a binary search. It changes only if an earlier execution of the session is removed: then it is one round earlier.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -157,8 +157,8 @@ impl<K: Copy> WaitingClient<K> {
                 known.last
             }
             None => {
-                // In the next round, because a session that was served in this round waits for that one, and new sessions
-                // must not overtake it again and again.
+                // In the next round, because a session that was served in this round waits for that one, and new
+                // sessions must not overtake it again and again.
                 let place = QueuePlace { round: self.round + 1, session: self.next_session };
                 self.next_session += 1;
                 if let Some(session) = session {
@@ -368,8 +368,8 @@ mod tests {
 
     proptest! {
         /// In every order of calls: the executions go in the order of the model, the positions are that order, each
-        /// session's executions go in the order in which they came, and an execution waits for at most one of each other
-        /// client at a time.
+        /// session's executions go in the order in which they came, and an execution waits for at most one of each
+        /// other client at a time.
         #[test]
         fn positions_are_exact_and_nobody_starves(
             moves in prop::collection::vec((0u32..4, prop::option::of(0usize..3), 0u8..6), 1..120),

@@ -64,7 +64,8 @@ impl<K: Copy + Eq + Hash> Places<K> {
     ///
     /// Neither to run nor to wait.
     pub fn admits(&self, client: &ClientName) -> Result<TakenPlace, NoPlace> {
-        // Free places were already offered to every queued client, so a client that has nothing queued may take one at once.
+        // Free places were already offered to every queued client, so a client that has nothing queued may take one at
+        // once.
         let running = self.running.admits(client, 1, self.queue.others_wait(client));
         if running.is_ok() && !self.queue.waits(client) {
             return Ok(TakenPlace::ToRun);
@@ -210,7 +211,8 @@ mod tests {
                 prop_assert_eq!((places.n_running(), places.queue().len()), (running.len(), waiting.len()));
                 prop_assert!(running.len() <= max_running + max_running / 4);
                 prop_assert!(waiting.len() <= max_queued + max_queued / 4);
-                prop_assert!(waiting.is_empty() || !running.is_empty(), "an execution is queued only while another one runs");
+                let none_waits_alone = waiting.is_empty() || !running.is_empty();
+                prop_assert!(none_waits_alone, "an execution is queued only while another one runs");
             }
             while let Some((id, client)) = running.pop() {
                 places.leave(&client, id);

@@ -73,9 +73,9 @@ impl Procfs {
         Ok(list.split_ascii_whitespace().filter_map(pid).collect())
     }
 
-    /// The direct children of all threads of this process. If the kernel lists children, only this process's own entry is
-    /// read, because those of other processes may be closed to it: of other users with `hidepid`, and of programs that
-    /// cannot be traced.
+    /// The direct children of all threads of this process. If the kernel lists children, only this process's own entry
+    /// is read, because with `hidepid` (proc(5)) those of other users, and of processes that cannot be traced, are
+    /// closed.
     ///
     /// # Errors
     ///
