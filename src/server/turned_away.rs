@@ -19,7 +19,7 @@ use super::{
 
 /// Why a request is not carried out although its caller may call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum NoPlace {
+pub enum PlaceRefusal {
     /// Too many authorized connections are in use.
     Full(ShareExceeded),
     /// The connection has no place, because no descriptor was left when it arrived. It was shut down then, but what the
@@ -32,29 +32,29 @@ pub enum NoPlace {
 /// # Errors
 ///
 /// There is no place for it.
-pub fn begin_work(request: &ServiceRequest, is_authorized: bool) -> Result<Option<Work>, NoPlace> {
-    let place = place_of(request).ok_or(NoPlace::Missing)?;
+pub fn begin_work(request: &ServiceRequest, is_authorized: bool) -> Result<Option<Work>, PlaceRefusal> {
+    let place = place_of(request).ok_or(PlaceRefusal::Missing)?;
     if !is_authorized {
         place.probe();
         return Ok(None);
     }
     place.begin().map(Some).map_err(|exceeded| {
         place.refuse();
-        NoPlace::Full(exceeded)
+        PlaceRefusal::Full(exceeded)
     })
 }
 
 /// The response to a request for whose connection there is no place.
-pub fn no_place(request: &ServiceRequest, reason: NoPlace) -> HttpResponse {
+pub fn no_place(request: &ServiceRequest, reason: PlaceRefusal) -> HttpResponse {
     let refused = match reason {
-        NoPlace::Full(exceeded) => {
+        PlaceRefusal::Full(exceeded) => {
             let limit = exceeded.limit;
             let message = format!(
                 "all {limit} connections that the service's limit of open files allows are in use: try again in a moment"
             );
             Refused::full(message, exceeded)
         }
-        NoPlace::Missing => {
+        PlaceRefusal::Missing => {
             Refused::out_of_descriptors("the service had no open file left for this connection: try again in a moment")
         }
     };
@@ -106,9 +106,9 @@ mod tests {
     fn a_request_on_a_connection_without_a_place_is_refused() {
         let request = TestRequest::default().to_srv_request();
         for is_authorized in [false, true] {
-            assert_eq!(begin_work(&request, is_authorized).map(|_| ()), Err(NoPlace::Missing));
+            assert_eq!(begin_work(&request, is_authorized).map(|_| ()), Err(PlaceRefusal::Missing));
         }
-        let response = no_place(&request, NoPlace::Missing);
+        let response = no_place(&request, PlaceRefusal::Missing);
         assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(response.headers().get(header::RETRY_AFTER).unwrap(), "1");
         assert!(!response.head().keep_alive());
