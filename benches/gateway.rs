@@ -28,8 +28,8 @@ const LINES: u64 = 2_000_000;
 /// The executions of one latency run.
 const SHORT: usize = 300;
 
-/// The idle sessions whose memory is measured. A gateway has one for twelve open files.
-const IDLE: usize = 1_500;
+/// The idle sessions whose memory is measured. A gateway has one for eight open files.
+const IDLE: usize = 2_000;
 
 /// Sessions that are open at the first reading, so that memory that is allocated once is not counted.
 const WARM: usize = 100;

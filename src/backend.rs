@@ -26,7 +26,7 @@ pub mod subreaper;
 
 use std::{io, net::TcpListener, path::Path, sync::Arc, time::Duration};
 
-use actix_web::{App, HttpServer, dev::ServerHandle, middleware::from_fn, web};
+use actix_web::{App, dev::ServerHandle, middleware::from_fn, web};
 use futures_util::future::LocalBoxFuture;
 
 pub use self::config::BackendConfig;
@@ -36,7 +36,7 @@ use crate::server::{
     body::BodyLimits,
     connection,
     drain::Drainable,
-    failure::failed,
+    listen::{ListenOptions, listen},
     peers::Peers,
 };
 
@@ -46,6 +46,9 @@ pub const THIS_BINARY: &str = "/proc/self/exe";
 /// How long an idle connection is kept open. Longer than gateways keep theirs, so that a gateway never sends a request
 /// on a closed connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
+
+/// How long a client may take to close a connection after the last response.
+const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How much longer a body may be than the message that it comes from, in bytes: a gateway adds ids and defaults.
 const ADDED_BY_GATEWAYS: usize = 64 << 10;
@@ -96,7 +99,7 @@ pub fn serve(listener: TcpListener, config: BackendConfig, access: Access, peers
     let consumer_stall = registry.config().consumer_stall;
     let access = web::Data::new(access);
     let of_connections = access.clone();
-    let server = HttpServer::new(move || {
+    let app = move || {
         App::new()
             .app_data(shared.clone())
             .app_data(subreapers.clone())
@@ -104,22 +107,19 @@ pub fn serve(listener: TcpListener, config: BackendConfig, access: Access, peers
             .app_data(bodies.clone())
             .wrap(from_fn(guard))
             .configure(routes::configure)
-    })
-    .on_connect(move |connection, data| {
-        peers.arrive(connection, data);
-        connection::watch_peer(connection, consumer_stall);
-        of_connections.keep_peer(connection, data);
-    })
-    .max_connections(for_each_worker)
-    .client_request_timeout(patience)
-    .tcp_nodelay(true)
-    .h1_allow_half_closed(false)
-    .h1_write_buffer_size(WRITE_BUFFER)
-    .keep_alive(KEEP_ALIVE)
-    .disable_signals()
-    .listen(listener)
-    .map_err(failed("cannot serve on the listener"))?
-    .run();
+    };
+    let options = ListenOptions {
+        connections: for_each_worker,
+        request_timeout: patience,
+        disconnect_timeout: DISCONNECT_TIMEOUT,
+        keep_alive: KEEP_ALIVE,
+        write_buffer: WRITE_BUFFER,
+    };
+    let server = listen(listener, options, app, move |socket, data| {
+        peers.arrive(socket, data);
+        connection::watch_peer(socket.stream(), consumer_stall);
+        of_connections.keep_peer(socket.stream(), data);
+    })?;
     let handle = server.handle();
     actix_web::rt::spawn(server);
     Ok(Serving { server: handle, registry, contained })

@@ -6,6 +6,7 @@
 
 pub mod frame_reader;
 pub mod message_budget;
+mod read_ahead;
 pub mod routes;
 mod socket_body;
 pub mod upgrade;
@@ -13,7 +14,7 @@ pub mod upgrade;
 use std::{io, net::TcpListener, sync::Arc, time::Duration};
 
 use actix::{Actor, Addr};
-use actix_web::{App, HttpServer, dev::ServerHandle, middleware::from_fn, web};
+use actix_web::{App, dev::ServerHandle, middleware::from_fn, web};
 use cc_executor_actors::{
     backend_client::{BackendClient, KnownBackend},
     protocol::Limits,
@@ -29,7 +30,7 @@ use crate::{
         auth::{Access, guard},
         connection::Unflushed,
         drain::Drainable,
-        failure::failed,
+        listen::{ListenOptions, listen},
         peers::Peers,
         secret::Secret,
     },
@@ -41,6 +42,9 @@ const BACKEND_CADENCE: Duration = Duration::from_secs(2);
 
 /// The interval until its first answer. Short, because a session that opens before does not know the executors.
 const BACKEND_FIRST_CADENCE: Duration = Duration::from_millis(100);
+
+/// How long an idle connection is kept open. Sessions are not idle.
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
 
 /// How often memory of long messages is given back to the system.
 const TRIM_CADENCE: Duration = Duration::from_secs(2);
@@ -135,7 +139,7 @@ pub fn serve(listener: TcpListener, config: GatewayConfig, access: Access, peers
     let of_connections = access.clone();
     let (patience, for_each_worker) = (peers.patience(), peers.for_each_worker());
     actix_web::rt::spawn(Arc::clone(&peers).sweep());
-    let server = HttpServer::new(move || {
+    let app = move || {
         // One context for each worker thread, because an awc client is not `Send`.
         let context = SessionContext {
             supervisor: for_workers.clone(),
@@ -151,22 +155,19 @@ pub fn serve(listener: TcpListener, config: GatewayConfig, access: Access, peers
             .app_data(web::Data::new(budget.clone()))
             .wrap(from_fn(guard))
             .configure(routes::configure)
-    })
-    .on_connect(move |connection, data| {
-        peers.arrive(connection, data);
-        of_connections.keep_peer(connection, data);
-    })
-    .max_connections(for_each_worker)
-    .client_request_timeout(patience)
-    .tcp_nodelay(true)
-    .h1_allow_half_closed(false)
-    .h1_write_buffer_size(WRITE_BUFFER)
-    // A session waits for its client's close frame itself; after that the connection ends at once.
-    .client_disconnect_timeout(Duration::ZERO)
-    .disable_signals()
-    .listen(listener)
-    .map_err(failed("cannot serve on the listener"))?
-    .run();
+    };
+    let options = ListenOptions {
+        connections: for_each_worker,
+        request_timeout: patience,
+        // A session waits for its client's close frame itself; after that the connection ends at once.
+        disconnect_timeout: Duration::ZERO,
+        keep_alive: KEEP_ALIVE,
+        write_buffer: WRITE_BUFFER,
+    };
+    let server = listen(listener, options, app, move |socket, data| {
+        peers.arrive(socket, data);
+        of_connections.keep_peer(socket.stream(), data);
+    })?;
     let handle = server.handle();
     actix_web::rt::spawn(server);
     Ok(Gateway { server: handle, supervisor, unflushed, executions_live_on })

@@ -29,6 +29,7 @@ use log::info;
 use super::{
     frame_reader::{FrameReader, Intake},
     message_budget::MessageBudget,
+    read_ahead::ReadAhead,
     socket_body::SocketBody,
 };
 use crate::server::{
@@ -68,7 +69,10 @@ pub async fn upgrade(
         client: client.clone(),
         patience: Duration::from_millis(context.limits.client_stall_ms),
     };
-    let incoming = FrameReader::new(payload, context.limits.message_bytes, intake).into_stream();
+    let connection = connection::of(&request);
+    let incoming =
+        FrameReader::new(ReadAhead::new(payload, connection.as_deref()), context.limits.message_bytes, intake)
+            .into_stream();
     let incoming = while_valid(incoming, lease);
     let peer = request.peer_addr().map(|peer| peer.ip());
     let (frames, closed) = session::start(id, peer, client, SessionContext::clone(&context), incoming).await;
@@ -81,7 +85,7 @@ pub async fn upgrade(
     connection::shut_down_when(&request, lingered, move || {
         info!(event = "socket.shut_down", session_id:% = id; "a closed session's client does not read: its connection is shut down");
     });
-    Ok(response.streaming(SocketBody::new(frames, connection::of(&request))))
+    Ok(response.streaming(SocketBody::new(frames, connection)))
 }
 
 /// The client's messages, and a fault that closes the session when the client's token is not valid any more.

@@ -63,10 +63,10 @@ pub struct ConnectionBounds {
 }
 
 impl ConnectionBounds {
-    /// The bounds of clients' connections to a gateway. A connection takes two descriptors, and that of a session three,
-    /// so they take less than a third of those of the process, also while some are being closed.
+    /// The bounds of clients' connections to a gateway. A session takes two descriptors, one of them to the backend, so
+    /// they take less than a third of those of the process, also while some are being closed.
     pub fn of_gateway(descriptors: u64, strangers: usize, patience: Duration) -> Self {
-        let connections = places(descriptors / 9);
+        let connections = places(descriptors / 6);
         Self::new(connections, connections - connections / 4, connections, strangers, patience)
     }
 
@@ -78,10 +78,10 @@ impl ConnectionBounds {
     }
 
     /// The bounds of connections to a backend inside a gateway. Its authorized connections are the gateway's own, which
-    /// the bounds of sessions limit. Its strangers take a ninth of the descriptors, and with those of the gateway a
-    /// third.
+    /// the bounds of sessions limit. Its strangers take a ninth of the descriptors, and with those of the gateway less
+    /// than a third.
     pub fn of_embedded(descriptors: u64, strangers: usize, patience: Duration) -> Self {
-        Self::new(usize::MAX, usize::MAX, places(descriptors / 18), strangers, patience)
+        Self::new(usize::MAX, usize::MAX, places(descriptors / 9), strangers, patience)
     }
 
     /// `at_once` is the number of strangers for which there are descriptors.
@@ -458,22 +458,22 @@ mod tests {
                 assert!(bounds.connections - bounds.authorized >= 2, "{bounds:?}");
             }
             for bounds in all {
-                assert!(2 * bounds.strangers_at_once as u64 <= descriptors / 3, "{descriptors}: {bounds:?}");
+                assert!(bounds.strangers_at_once as u64 <= descriptors / 3, "{descriptors}: {bounds:?}");
             }
             // With fewer, each listener still has 8 places.
             if descriptors >= 300 {
                 let strangers = (gateway.strangers_at_once + embedded.strangers_at_once) as u64;
-                assert!(2 * strangers <= descriptors / 3, "{descriptors}: {gateway:?} {embedded:?}");
+                assert!(strangers <= descriptors / 3, "{descriptors}: {gateway:?} {embedded:?}");
             }
         }
         let [gateway, ..] = all_bounds(300, 512);
         let strangers = gateway.connections - gateway.authorized;
-        assert!(3 * gateway.authorized + 2 * strangers <= 100, "{gateway:?}");
+        assert!(2 * gateway.authorized + strangers <= 100, "{gateway:?}");
     }
 
     #[test]
     fn one_peer_has_a_quarter_of_the_strangers_that_may_stay() {
-        for (descriptors, strangers, stay) in [(300, 512, [33, 50, 16]), (1 << 20, 512, [512; 3]), (1 << 20, 1, [1; 3])]
+        for (descriptors, strangers, stay) in [(300, 512, [50, 50, 33]), (1 << 20, 512, [512; 3]), (1 << 20, 1, [1; 3])]
         {
             for (bounds, stay) in all_bounds(descriptors, strangers).into_iter().zip(stay) {
                 assert_eq!((bounds.strangers, bounds.strangers_of_peer), (stay, (stay / 4).max(1)), "{bounds:?}");

@@ -4,7 +4,7 @@
 //! post a form there. So the `Host`, `Origin`, `Content-Type` and token of every request are checked before a handler
 //! runs. `Forwarded` headers are ignored, because a client can set them.
 
-use std::{any::Any, net::IpAddr};
+use std::net::IpAddr;
 
 use actix_web::{
     Error, HttpMessage,
@@ -15,6 +15,7 @@ use actix_web::{
         header::{self, HeaderMap, HeaderName},
     },
     middleware::Next,
+    rt::net::TcpStream,
     web,
 };
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -112,9 +113,9 @@ impl Access {
     }
 
     /// Keeps what this role needs to know of a new connection's peer in the connection's data.
-    pub fn keep_peer(&self, connection: &dyn Any, data: &mut Extensions) {
+    pub fn keep_peer(&self, stream: &TcpStream, data: &mut Extensions) {
         if matches!(self.authentication, Authentication::LocalUsers(_)) {
-            peer_user::keep(connection, data);
+            peer_user::keep(stream, data);
         }
     }
 

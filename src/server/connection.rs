@@ -1,19 +1,18 @@
-//! What actix does not offer for a connection. [`watch_peer`] and [`PeerTimeout`] have the kernel notice a peer that is
-//! gone, [`Unflushed`] counts connections whose last bytes may not be sent, and [`ConnectionHandle`] is a duplicate of
-//! the descriptor, for two operations.
+//! What a role does with a client's connection beside actix. [`watch_peer`] and [`PeerTimeout`] have the kernel notice a
+//! peer that is gone, [`Unflushed`] counts connections whose last bytes may not be sent, and [`ConnectionHandle`] serves
+//! three operations.
 //!
 //! The first is to shut down a socket whose peer does not read: when a response body has ended, actix waits without a
 //! limit for the peer to read the rest, and only shutdown(2) ends that. The second is to see whether a socket has room,
-//! see [`has_room`]. The duplicate is made with the connection and belongs to its data, so it is
-//! closed with the connection; timers hold it weakly.
+//! see [`ConnectionHandle::has_room`]. The third is to bound what is read ahead, see [`ReadWindow`]. The handle belongs to
+//! the connection's data, so it ends with the connection; timers hold it weakly.
 
 use std::{
-    any::Any,
-    cell::{OnceCell, RefCell},
+    cell::RefCell,
     io::ErrorKind,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::AsFd,
     rc::{Rc, Weak},
-    sync::{self, Arc},
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -26,44 +25,48 @@ use rustix::{
 use socket2::SockRef;
 use tokio::{io::Interest, sync::watch};
 
+use super::socket::{ReadWindow, Socket};
+
 /// How long the peer may take to read the last bytes before its connection is shut down.
 pub const DRAIN_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The number of unanswered keepalive probes after which an idle peer counts as gone.
 const KEEPALIVE_PROBES: u32 = 6;
 
-/// A second descriptor of a connection.
+/// The connection of a request.
 #[derive(Debug)]
 pub struct ConnectionHandle {
-    descriptor: Arc<OwnedFd>,
+    stream: Arc<TcpStream>,
+    window: Rc<ReadWindow>,
     flushing: RefCell<Option<Flushing>>,
-    /// One more duplicate, made when the socket is waited for.
-    writable: OnceCell<Option<TcpStream>>,
 }
 
 impl ConnectionHandle {
     /// Whether the socket has room, see [`has_room`].
     pub fn has_room(&self) -> bool {
-        has_room(&*self.descriptor)
+        has_room(&*self.stream)
     }
 
-    /// Waits until the socket has room. Ready at once where that cannot be waited for.
+    /// Waits until the socket has room. To be called by the task that writes to it only, because one task can wait.
     pub fn poll_room(&self, cx: &mut Context<'_>) -> Poll<()> {
-        let register = || TcpStream::from_std(self.descriptor.try_clone().ok()?.into()).ok();
-        let Some(writable) = self.writable.get_or_init(register) else { return Poll::Ready(()) };
         loop {
-            if ready!(writable.poll_write_ready(cx)).is_err() || self.has_room() {
+            if ready!(self.stream.poll_write_ready(cx)).is_err() || self.has_room() {
                 return Poll::Ready(());
             }
             // Tells tokio that the socket was not ready, so that it waits for the next event.
-            let _ = writable.try_io(Interest::WRITABLE, || Err::<(), _>(ErrorKind::WouldBlock.into()));
+            let _ = self.stream.try_io(Interest::WRITABLE, || Err::<(), _>(ErrorKind::WouldBlock.into()));
         }
     }
 
     /// Has the kernel take no more from us while this many bytes are not sent.
     pub fn limit_unsent(&self, bytes: u32) {
         // If this fails, a slow client only gets its pongs later.
-        let _ = SockRef::from(&*self.descriptor).set_tcp_notsent_lowat(bytes);
+        let _ = SockRef::from(&*self.stream).set_tcp_notsent_lowat(bytes);
+    }
+
+    /// What bounds the reading ahead.
+    pub fn window(&self) -> &Rc<ReadWindow> {
+        &self.window
     }
 }
 
@@ -73,24 +76,20 @@ pub fn has_room(socket: impl AsFd) -> bool {
     poll(&mut fds, Some(&Timespec::default())).map_or(true, |n| n > 0)
 }
 
-/// The duplicate of the connection of this request.
+/// The connection of this request.
 pub fn of(request: &HttpRequest) -> Option<Rc<ConnectionHandle>> {
     request.conn_data::<Rc<ConnectionHandle>>().map(Rc::clone)
 }
 
-/// Duplicates the descriptor of a new connection, and puts it into the connection's data. `None` if the process has no
-/// descriptor left.
-pub fn keep(stream: &TcpStream, data: &mut Extensions) -> Option<sync::Weak<OwnedFd>> {
-    let descriptor = Arc::new(stream.as_fd().try_clone_to_owned().ok()?);
-    let duplicate = Arc::downgrade(&descriptor);
-    data.insert(Rc::new(ConnectionHandle { descriptor, flushing: RefCell::default(), writable: OnceCell::new() }));
-    Some(duplicate)
+/// Puts a handle of a new connection into its data.
+pub fn keep(socket: &Socket, data: &mut Extensions) {
+    let (stream, window) = (Arc::clone(socket.stream()), Rc::clone(socket.window()));
+    data.insert(Rc::new(ConnectionHandle { stream, window, flushing: RefCell::default() }));
 }
 
 /// Has the kernel probe an idle peer, so that one that vanished is noticed within this time. It does not probe while
 /// data is unacknowledged, see [`PeerTimeout`].
-pub fn watch_peer(connection: &dyn Any, patience: Duration) {
-    let Some(stream) = connection.downcast_ref::<TcpStream>() else { return };
+pub fn watch_peer(stream: &TcpStream, patience: Duration) {
     let step = (patience / (KEEPALIVE_PROBES + 2)).max(Duration::from_secs(1));
     // If this fails, the loss of the peer is only noticed later.
     let _ = sockopt::set_socket_keepalive(stream, true)
@@ -104,7 +103,7 @@ pub fn watch_peer(connection: &dyn Any, patience: Duration) {
 /// known to be alive.
 #[derive(Debug)]
 pub struct PeerTimeout {
-    socket: Arc<OwnedFd>,
+    socket: Arc<TcpStream>,
     patience: Duration,
     is_suspended: bool,
 }
@@ -112,7 +111,7 @@ pub struct PeerTimeout {
 impl PeerTimeout {
     /// Sets the time-out of the connection of this request.
     pub fn over(request: &HttpRequest, patience: Duration) -> Option<PeerTimeout> {
-        let socket = Arc::clone(&of(request)?.descriptor);
+        let socket = Arc::clone(&of(request)?.stream);
         let watch = PeerTimeout { socket, patience, is_suspended: false };
         watch.set(patience);
         Some(watch)
@@ -182,7 +181,7 @@ fn shut_down(socket: &Weak<ConnectionHandle>) -> bool {
     let socket = socket.upgrade();
     if let Some(socket) = &socket {
         // Fails only if the connection has ended already.
-        let _ = rustix::net::shutdown(&*socket.descriptor, rustix::net::Shutdown::Both);
+        let _ = rustix::net::shutdown(&*socket.stream, rustix::net::Shutdown::Both);
     }
     socket.is_some()
 }

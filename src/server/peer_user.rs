@@ -4,7 +4,6 @@
 //! answers while the request is sent, so this takes some microseconds and does not block. `owner` reads the answer.
 
 use std::{
-    any::Any,
     fs, io,
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     sync::LazyLock,
@@ -59,8 +58,7 @@ pub enum UnknownPeer {
 }
 
 /// Keeps the user of a new connection in its data.
-pub fn keep(connection: &dyn Any, data: &mut Extensions) {
-    let Some(stream) = connection.downcast_ref::<net::TcpStream>() else { return };
+pub fn keep(stream: &net::TcpStream, data: &mut Extensions) {
     let found = stream.peer_addr().and_then(|peer| Ok((peer, stream.local_addr()?)));
     let user = found.map_err(UnknownPeer::Failed).and_then(|(peer, local)| user_of(peer, local));
     data.insert(PeerUser(user.map_err(|error| error.to_string())));

@@ -5,9 +5,7 @@
 //! request to the connection's [`ConnectionPlace`].
 
 use std::{
-    any::Any,
     collections::HashMap,
-    os::fd::OwnedFd,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     task::{Context, Poll},
@@ -30,6 +28,7 @@ use super::{
     admission::{ConnectionBounds, ConnectionId, ConnectionTable},
     connection,
     guess_limit::GuessLimit,
+    socket::Socket,
 };
 
 /// How often connections whose time is over are looked for.
@@ -49,7 +48,7 @@ pub struct Peers {
 #[derive(Debug)]
 struct Connections {
     table: ConnectionTable,
-    sockets: HashMap<ConnectionId, Weak<OwnedFd>>,
+    sockets: HashMap<ConnectionId, Weak<TcpStream>>,
 }
 
 impl Peers {
@@ -72,17 +71,13 @@ impl Peers {
     }
 
     /// Gives a new connection a place, and closes those that must give way to it.
-    pub fn arrive(self: &Arc<Self>, connection: &dyn Any, data: &mut Extensions) {
-        let Some(stream) = connection.downcast_ref::<TcpStream>() else { return };
-        let Some(socket) = connection::keep(stream, data) else {
-            // Without its duplicate it could not be closed for another one. Fails only if it has ended already.
-            let _ = shutdown(stream, Shutdown::Both);
-            return;
-        };
+    pub fn arrive(self: &Arc<Self>, socket: &Socket, data: &mut Extensions) {
+        connection::keep(socket, data);
+        let stream = socket.stream();
         let peer = PeerBlock::from(stream.peer_addr().ok().map(|address| address.ip()));
         let mut connections = lock(&self.connections);
         let (id, closed) = connections.table.arrive(peer, Instant::now());
-        connections.sockets.insert(id, socket);
+        connections.sockets.insert(id, Arc::downgrade(stream));
         closed.into_iter().for_each(|id| connections.close(id));
         data.insert(ConnectionPlace { peers: Arc::clone(self), id, peer });
     }
@@ -243,18 +238,19 @@ mod tests {
     use super::*;
 
     /// A connection whose only response has ended, but for what its full socket holds: its two ends, and its data.
-    async fn with_full_socket(peers: &Arc<Peers>) -> (TcpStream, TcpStream, Extensions, usize) {
+    async fn with_full_socket(peers: &Arc<Peers>) -> (TcpStream, Arc<TcpStream>, Extensions, usize) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let (server, _) = listener.accept().await.unwrap();
+        let socket = Socket::new(listener.accept().await.unwrap().0);
+        let server = Arc::clone(socket.stream());
         let mut data = Extensions::new();
-        peers.arrive(&server, &mut data);
+        peers.arrive(&socket, &mut data);
         drop(data.get::<ConnectionPlace>().unwrap().begin().unwrap());
         let mut n_written = 0;
         loop {
-            match rustix::io::write(&server, &[b'x'; 1 << 16]) {
+            match rustix::io::write(&*server, &[b'x'; 1 << 16]) {
                 Ok(n) => n_written += n,
-                Err(Errno::AGAIN) if !connection::has_room(&server) => return (client, server, data, n_written),
+                Err(Errno::AGAIN) if !connection::has_room(&*server) => return (client, server, data, n_written),
                 Err(Errno::AGAIN) => {}
                 Err(error) => panic!("{error}"),
             }
