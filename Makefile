@@ -30,10 +30,10 @@ lint: ## formatting, clippy, and licences and sources of the dependencies; warni
 doc: ## the API documentation, warnings as errors
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
 
-# Two tests for each processor, because most tests wait for timers.
+# Three tests for each processor, because most tests wait for timers.
 test: ## all tests, with real processes and sockets
 	@rm -f target/tmp/left-out
-	cargo test --workspace -- --test-threads=$$((2 * $$(nproc)))
+	cargo test --workspace -- --test-threads=$$((3 * $$(nproc)))
 	@if [ -s target/tmp/left-out ]; then echo; sort target/tmp/left-out; fi
 
 # The modules that call `scale` of tests/common.rs: tests/holds/handover.rs is holds::handover::
