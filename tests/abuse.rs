@@ -130,7 +130,7 @@ fn be_honest(address: SocketAddr, is_done: &AtomicBool, n_runs: &AtomicUsize) ->
         // It may have to wait for its turn.
         client.call("execute", json!({ "command": "seq 1 2000" })).expect("an execution is admitted");
         let recording = client.record();
-        assert_eq!(recording.ending(), (Status::Completed, Reason::Exit));
+        assert_eq!(recording.ending(), (Status::Completed, Reason::Exit), "{:?}", recording.outcome);
         assert_eq!(sha256(&recording.stdout), sha256(expected.as_bytes()));
         n_runs.fetch_add(1, Ordering::Relaxed);
     }

@@ -235,7 +235,8 @@ fn a_long_message_that_never_ends_gives_its_memory_back() {
     waiting.send_raw(&call).unwrap();
     assert_eq!(waiting.response(1).unwrap_err().code, code::PARAMS, "unknown parameter x");
     for mut holder in holders {
-        holder.answers_pings = true;
+        // A pong would be taken for the rest of the message.
+        holder.answers_pings = false;
         assert_eq!(holder.close_code(), 4408);
     }
     waiting.close();

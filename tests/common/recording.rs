@@ -35,7 +35,7 @@ pub struct Recording {
     pub events: Vec<Value>,
     /// The params of the final `statusUpdate` as they came, null before that.
     pub end: Value,
-    outcome: Option<Outcome>,
+    pub outcome: Option<Outcome>,
 }
 
 impl Recording {
