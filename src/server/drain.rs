@@ -1,10 +1,12 @@
 //! The orderly end of a service after SIGTERM or SIGINT. No role accepts new work. Queued executions are canceled and idle
 //! sessions closed at once. Running executions may finish for three quarters of the time, then they are canceled, and
-//! their last output is delivered. Only executions that may detach keep running if their backend is another process;
-//! their sessions are closed at once. A second signal ends everything at once.
+//! their last output is delivered. Executions that may detach stay at a backend that is another process, running or
+//! queued; their sessions are closed at once. A second signal ends everything at once.
 //!
-//! Start with [`drain`], which `stop` in `src/roles.rs` calls. The gateway's part is `on_drain` in
-//! `actors/src/session/phase/open.rs`, the backend's is `drain` and `cancel_all` in `src/backend/registry.rs`.
+//! Start with [`drain`], which `stop` in `src/roles.rs` calls: the gateway is drained before its own backend. The
+//! gateway (`Drainable` in `src/gateway.rs`) tells each session, and `on_drain` in `actors/src/session/phase/open.rs`
+//! decides. The backend (`Drainable` in `src/backend.rs`) refuses and cancels in `drain` and `cancel_all` of
+//! `src/backend/registry.rs`.
 
 use std::time::Duration;
 
