@@ -40,14 +40,14 @@ pub struct SocketBody {
     frames: Frames,
     /// `None` where the connection has no duplicate: then frames are handed over at once.
     connection: Option<Rc<ConnectionHandle>>,
-    pace: Pace,
+    pace: ConnectionPace,
     /// When the bytes of `taken` began to be handed over.
     since: Instant,
     taken: usize,
 }
 
 #[derive(Clone, Copy)]
-enum Pace {
+enum ConnectionPace {
     Slow(PortionState),
     Fast,
 }
@@ -68,25 +68,33 @@ impl SocketBody {
         if let Some(connection) = &connection {
             connection.limit_unsent(MAX_UNSENT);
         }
-        SocketBody { frames, connection, pace: Pace::Slow(PortionState::Open(0)), since: Instant::now(), taken: 0 }
+        SocketBody {
+            frames,
+            connection,
+            pace: ConnectionPace::Slow(PortionState::Open(0)),
+            since: Instant::now(),
+            taken: 0,
+        }
     }
 
     /// Waits until the next frame may be handed over.
     fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let (Some(connection), Pace::Slow(state)) = (&self.connection, self.pace) else { return Poll::Ready(()) };
+        let (Some(connection), ConnectionPace::Slow(state)) = (&self.connection, self.pace) else {
+            return Poll::Ready(());
+        };
         match state {
             PortionState::Open(handed_over) if handed_over < PORTION => return Poll::Ready(()),
             PortionState::Open(_) => {}
             PortionState::Writing if connection.has_room() => {
-                self.pace = Pace::Slow(PortionState::Open(0));
+                self.pace = ConnectionPace::Slow(PortionState::Open(0));
                 return Poll::Ready(());
             }
             PortionState::Writing | PortionState::Full => {
-                self.pace = Pace::Slow(PortionState::Full);
+                self.pace = ConnectionPace::Slow(PortionState::Full);
                 ready!(connection.poll_room(cx));
             }
         }
-        self.pace = Pace::Slow(PortionState::Writing);
+        self.pace = ConnectionPace::Slow(PortionState::Writing);
         cx.waker().wake_by_ref();
         Poll::Pending
     }
@@ -97,11 +105,11 @@ impl SocketBody {
         self.taken += n_bytes;
         let elapsed = self.since.elapsed();
         match &mut self.pace {
-            Pace::Slow(_) if elapsed <= PROOF_TIME && self.taken >= PROOF => {
-                self.pace = Pace::Fast;
+            ConnectionPace::Slow(_) if elapsed <= PROOF_TIME && self.taken >= PROOF => {
+                self.pace = ConnectionPace::Fast;
                 self.frames.set_keeps_up(true);
             }
-            Pace::Slow(state) => {
+            ConnectionPace::Slow(state) => {
                 if let PortionState::Open(handed_over) = state {
                     *handed_over += n_bytes;
                 }
@@ -109,12 +117,12 @@ impl SocketBody {
                     return;
                 }
             }
-            Pace::Fast if self.taken < CHECK => return,
-            Pace::Fast if elapsed > CHECK_TIME && !connection.has_room() => {
-                self.pace = Pace::Slow(PortionState::Open(n_bytes));
+            ConnectionPace::Fast if self.taken < CHECK => return,
+            ConnectionPace::Fast if elapsed > CHECK_TIME && !connection.has_room() => {
+                self.pace = ConnectionPace::Slow(PortionState::Open(n_bytes));
                 self.frames.set_keeps_up(false);
             }
-            Pace::Fast => {}
+            ConnectionPace::Fast => {}
         }
         (self.since, self.taken) = (Instant::now(), 0);
     }

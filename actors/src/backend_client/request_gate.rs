@@ -32,9 +32,9 @@ struct GateState {
 
 /// The waiting requests of each client; `None` is the gateway itself. The clients take turns.
 #[derive(Default)]
-struct Turns(VecDeque<(Option<ClientName>, VecDeque<Waiting>)>);
+struct Turns(VecDeque<(Option<ClientName>, VecDeque<WaitingRequest>)>);
 
-type Waiting = oneshot::Sender<RequestPlace>;
+type WaitingRequest = oneshot::Sender<RequestPlace>;
 
 impl RequestGate {
     pub(super) fn new() -> Self {
@@ -65,7 +65,7 @@ impl RequestGate {
 }
 
 impl GateState {
-    fn pop(&mut self) -> Option<Waiting> {
+    fn pop(&mut self) -> Option<WaitingRequest> {
         let (first, second) = match self.was_urgent {
             true => (&mut self.others, &mut self.urgent),
             false => (&mut self.urgent, &mut self.others),
@@ -80,14 +80,14 @@ impl GateState {
 }
 
 impl Turns {
-    fn push(&mut self, client: Option<&ClientName>, request: Waiting) {
+    fn push(&mut self, client: Option<&ClientName>, request: WaitingRequest) {
         match self.0.iter_mut().find(|(name, _)| name.as_ref() == client) {
             Some((_, queue)) => queue.push_back(request),
             None => self.0.push_back((client.cloned(), VecDeque::from([request]))),
         }
     }
 
-    fn pop(&mut self) -> Option<Waiting> {
+    fn pop(&mut self) -> Option<WaitingRequest> {
         let (client, mut queue) = self.0.pop_front()?;
         let request = queue.pop_front();
         if !queue.is_empty() {
