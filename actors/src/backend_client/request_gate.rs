@@ -66,15 +66,13 @@ impl RequestGate {
 
 impl GateState {
     fn pop(&mut self) -> Option<WaitingRequest> {
-        let (first, second) = match self.was_urgent {
-            true => (&mut self.others, &mut self.urgent),
-            false => (&mut self.urgent, &mut self.others),
+        let urgent = |state: &mut Self| Some((state.urgent.pop()?, true));
+        let other = |state: &mut Self| Some((state.others.pop()?, false));
+        let (next, is_urgent) = match self.was_urgent {
+            true => other(self).or_else(|| urgent(self))?,
+            false => urgent(self).or_else(|| other(self))?,
         };
-        let (next, is_first) = match first.pop() {
-            Some(next) => (next, true),
-            None => (second.pop()?, false),
-        };
-        self.was_urgent = self.was_urgent != is_first;
+        self.was_urgent = is_urgent;
         Some(next)
     }
 }
