@@ -290,6 +290,15 @@ fn the_host_of_an_absolute_target_is_judged() {
     assert_eq!(service.count("process.started"), 2);
 }
 
+/// Its frames would be read as chunks.
+#[test]
+fn a_session_request_with_a_body_is_refused() {
+    let service = Service::start();
+    let chunked = [("Transfer-Encoding", "chunked")];
+    assert_eq!(Client::upgrade(service.address, &chunked).err(), Some(400));
+    service.connect().close();
+}
+
 #[test]
 fn ambiguous_and_huge_requests_are_refused_and_cost_no_memory() {
     let service = Service::with(&["backend"], &[("CC_EXECUTOR_TOKEN", TOKEN)]);

@@ -16,7 +16,7 @@ use crate::common::{
     frames::{self, frame, text_frame},
     left_out,
     link::run_on_link,
-    scale,
+    procs, scale,
     service::{BINARY, Service},
     wait_until,
 };
@@ -240,6 +240,25 @@ fn a_long_message_that_never_ends_gives_its_memory_back() {
         assert_eq!(holder.close_code(), 4408);
     }
     waiting.close();
+}
+
+#[test]
+fn a_client_that_leaves_while_its_message_waits_is_noticed() {
+    let service = Service::with(&["serve", "--max-incoming-bytes", "4194304"], &[]);
+    let call =
+        text_frame(&json!({ "jsonrpc": "2.0", "id": 1, "method": "ping", "params": { "x": long() } }).to_string());
+    let holders: Vec<Client> = (0..4).map(|_| service.connect()).collect();
+    for holder in &holders {
+        holder.send_raw(&call[..call.len() - 1]).unwrap();
+    }
+    let mut leaving = service.connect();
+    let mark = procs::mark();
+    leaving.execute(json!({ "command": format!("exec sleep {mark}") }));
+    wait_until("its command runs", PATIENCE, || !procs::with_argument(&mark).is_empty());
+    // More than the service reads, and not more than the kernel has room for, because the end comes behind it.
+    leaving.send_raw(&call[..160_000]).unwrap();
+    leaving.disconnect();
+    wait_until("its command is ended", Duration::from_secs(8), || procs::with_argument(&mark).is_empty());
 }
 
 /// A link of 800 kbit/s from the service, at its far end, to its client, as which this test runs again.

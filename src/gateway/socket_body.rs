@@ -16,6 +16,7 @@ use std::{
 use actix_web::{Error, web::Bytes};
 use cc_executor_actors::session::outbox::Frames;
 use futures_util::{Stream, StreamExt};
+use tokio::time::{Sleep, sleep};
 
 use crate::server::connection::ConnectionHandle;
 
@@ -35,15 +36,22 @@ const PROOF_TIME: Duration = Duration::from_secs(2);
 const CHECK: usize = 256 * 1024;
 const CHECK_TIME: Duration = Duration::from_millis(250);
 
+/// How often a held back client's connection is looked at.
+const LOOK_CADENCE: Duration = Duration::from_secs(1);
+
 /// The frames of a session, for its connection.
 pub struct SocketBody {
     frames: Frames,
-    /// `None` where the connection has no duplicate: then frames are handed over at once.
+    /// `None` for a request without a connection, as in unit tests: then frames are handed over at once.
     connection: Option<Rc<ConnectionHandle>>,
     pace: ConnectionPace,
     /// When the bytes of `taken` began to be handed over.
     since: Instant,
     taken: usize,
+    /// Whether no frame has waited since the last one.
+    is_idle: bool,
+    /// The next look whether the client has gone.
+    look: Option<Pin<Box<Sleep>>>,
 }
 
 #[derive(Clone, Copy)]
@@ -74,6 +82,8 @@ impl SocketBody {
             pace: ConnectionPace::Slow(PortionState::Open(0)),
             since: Instant::now(),
             taken: 0,
+            is_idle: false,
+            look: None,
         }
     }
 
@@ -99,9 +109,30 @@ impl SocketBody {
         Poll::Pending
     }
 
+    /// Ready when the client has gone. actix notices that only when it reads, which it does not while the client is held
+    /// back.
+    fn poll_hangup(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(connection) = self.connection.as_ref().filter(|connection| connection.window().is_full()) else {
+            self.look = None;
+            return Poll::Pending;
+        };
+        let look = self.look.get_or_insert_with(|| Box::pin(sleep(LOOK_CADENCE)));
+        while look.as_mut().poll(cx).is_ready() {
+            if connection.is_hung_up() {
+                return Poll::Ready(());
+            }
+            look.set(sleep(LOOK_CADENCE));
+        }
+        Poll::Pending
+    }
+
     /// Counts what was handed over, and judges the speed of the connection.
     fn judge(&mut self, n_bytes: usize) {
         let Some(connection) = &self.connection else { return };
+        if std::mem::take(&mut self.is_idle) && matches!(self.pace, ConnectionPace::Fast) {
+            // The time without frames says nothing about the connection.
+            (self.since, self.taken) = (Instant::now(), 0);
+        }
         self.taken += n_bytes;
         let elapsed = self.since.elapsed();
         match &mut self.pace {
@@ -132,8 +163,14 @@ impl Stream for SocketBody {
     type Item = Result<Bytes, Error>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if self.poll_hangup(cx).is_ready() {
+            return Poll::Ready(None);
+        }
         ready!(self.poll_room(cx));
-        let next = ready!(self.frames.poll_next_unpin(cx));
+        let Poll::Ready(next) = self.frames.poll_next_unpin(cx) else {
+            self.is_idle = true;
+            return Poll::Pending;
+        };
         self.judge(next.as_ref().map_or(0, Bytes::len));
         Poll::Ready(next.map(Ok))
     }

@@ -60,6 +60,11 @@ pub async fn upgrade(
         let error = ErrorObject::new(code::DRAINING, "the service is shutting down: connect again in a moment");
         return Ok(HttpResponse::ServiceUnavailable().json(error));
     }
+    if request.headers().contains_key(header::TRANSFER_ENCODING) {
+        // actix would read the frames as chunks.
+        let message = "a WebSocket request has no body: leave out Transfer-Encoding";
+        return Ok(HttpResponse::BadRequest().json(ErrorObject::new(code::METHOD, message)));
+    }
     let mut response = ws::handshake_with_protocols(&request, &[SUBPROTOCOL])?;
     let id = SessionId::random();
     let lease = request.extensions_mut().remove::<TokenLease>();

@@ -1,4 +1,4 @@
-//! What a role does with a client's connection beside actix. [`watch_peer`] and [`PeerTimeout`] have the kernel notice a
+//! The connection of a client, as the roles use it beside actix. [`watch_peer`] and [`PeerTimeout`] have the kernel notice a
 //! peer that is gone, [`Unflushed`] counts connections whose last bytes may not be sent, and [`ConnectionHandle`] serves
 //! three operations.
 //!
@@ -49,12 +49,13 @@ impl ConnectionHandle {
 
     /// Waits until the socket has room. To be called by the task that writes to it only, because one task can wait.
     pub fn poll_room(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let look = || if self.has_room() { Ok(()) } else { Err(ErrorKind::WouldBlock.into()) };
         loop {
-            if ready!(self.stream.poll_write_ready(cx)).is_err() || self.has_room() {
+            let is_lost = ready!(self.stream.poll_write_ready(cx)).is_err();
+            // Without room, tokio waits for the next event.
+            if is_lost || self.stream.try_io(Interest::WRITABLE, look).is_ok() {
                 return Poll::Ready(());
             }
-            // Tells tokio that the socket was not ready, so that it waits for the next event.
-            let _ = self.stream.try_io(Interest::WRITABLE, || Err::<(), _>(ErrorKind::WouldBlock.into()));
         }
     }
 
@@ -64,16 +65,26 @@ impl ConnectionHandle {
         let _ = SockRef::from(&*self.stream).set_tcp_notsent_lowat(bytes);
     }
 
-    /// What bounds the reading ahead.
+    /// Whether the client has closed the connection, or it is broken.
+    pub fn is_hung_up(&self) -> bool {
+        !ready_events(&*self.stream, PollFlags::RDHUP).is_empty()
+    }
+
+    /// The bound of reading ahead.
     pub fn window(&self) -> &Rc<ReadWindow> {
         &self.window
     }
 }
 
-/// Whether the kernel accepts more bytes of a socket now. True if poll(2) fails, so that no caller waits for it.
+/// Whether the kernel accepts more bytes of a socket now.
 pub fn has_room(socket: impl AsFd) -> bool {
-    let mut fds = [PollFd::new(&socket, PollFlags::OUT)];
-    poll(&mut fds, Some(&Timespec::default())).map_or(true, |n| n > 0)
+    !ready_events(socket, PollFlags::OUT).is_empty()
+}
+
+/// Which of these events have come, errors among them. All of them if poll(2) fails, so that no caller waits for them.
+fn ready_events(socket: impl AsFd, events: PollFlags) -> PollFlags {
+    let mut fds = [PollFd::new(&socket, events)];
+    poll(&mut fds, Some(&Timespec::default())).map_or(events, |_| fds[0].revents())
 }
 
 /// The connection of this request.

@@ -1,5 +1,5 @@
 //! Serves HTTP/1.1 on a bound listener, over connections of our own ([`Socket`]), which `actix_web::HttpServer` does not
-//! take. [`listen`] does what `HttpServer::listen` does otherwise.
+//! accept. Apart from that, [`listen`] does what `HttpServer::listen` does.
 
 use std::{fmt, io, net::TcpListener, time::Duration};
 
@@ -24,7 +24,7 @@ pub struct ListenOptions {
     pub connections: usize,
     /// How long the head of a request may take to arrive.
     pub request_timeout: Duration,
-    /// How long actix waits for a client to close the connection after the last response.
+    /// How long actix waits for a client to close a connection that it ends.
     pub disconnect_timeout: Duration,
     /// How long an idle connection is kept open.
     pub keep_alive: Duration,

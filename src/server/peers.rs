@@ -34,6 +34,9 @@ use super::{
 /// How often connections whose time is over are looked for.
 const SWEEP_CADENCE: Duration = Duration::from_secs(1);
 
+/// actix starts no more workers than this.
+const MAX_WORKERS: usize = 512;
+
 /// How long the answer to a wrong token of a peer that has sent too many is held back.
 const PENALTY: Duration = Duration::from_secs(1);
 
@@ -66,7 +69,7 @@ impl Peers {
     /// How many connections each of actix's workers may have. At this number actix accepts no more. That is above the
     /// bounds, so it only holds back a burst until the connections that gave way to it are closed.
     pub fn for_each_worker(&self) -> usize {
-        let n_workers = thread::available_parallelism().map_or(2, usize::from);
+        let n_workers = thread::available_parallelism().map_or(2, usize::from).min(MAX_WORKERS);
         (self.bounds.connections / 4).saturating_add(self.bounds.connections).div_ceil(n_workers)
     }
 

@@ -4,7 +4,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    io::{self, ErrorKind, IoSlice},
+    io::{self, ErrorKind},
     pin::Pin,
     rc::Rc,
     sync::Arc,
@@ -13,7 +13,10 @@ use std::{
 
 use actix_web::rt::net::TcpStream;
 use bytes::BufMut;
-use rustix::net::{Shutdown, shutdown};
+use rustix::{
+    io::Errno,
+    net::{Shutdown, shutdown},
+};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// The connection that actix reads and writes.
@@ -23,7 +26,7 @@ pub struct Socket {
     window: Rc<ReadWindow>,
 }
 
-/// What may be read ahead of a session, so that a client that is held back does not fill actix's buffers.
+/// Bounds what actix reads ahead of a session, so that a client that is held back does not fill its buffers.
 #[derive(Debug, Default)]
 pub struct ReadWindow {
     /// In bytes; unbounded if `None`.
@@ -34,7 +37,7 @@ pub struct ReadWindow {
 }
 
 impl Socket {
-    /// Sends each write at once, because a client waits for a message however short it is.
+    /// A connection that sends each write at once, because a client waits for a message however short it is.
     pub fn new(stream: TcpStream) -> Self {
         // Fails only if the connection has ended.
         let _ = stream.set_nodelay(true);
@@ -46,7 +49,7 @@ impl Socket {
         &self.stream
     }
 
-    /// What bounds the reading.
+    /// The bound of reading ahead.
     pub fn window(&self) -> &Rc<ReadWindow> {
         &self.window
     }
@@ -61,15 +64,20 @@ impl ReadWindow {
 
     /// This many bytes were taken.
     pub fn take(&self, n_bytes: usize) {
-        // What came together with the head of the request was read before the window was opened.
+        // Bytes that came with the head of the request were read before the window was opened.
         self.untaken.set(self.untaken.get().saturating_sub(n_bytes));
         self.wake();
     }
 
-    /// Removes the bound, because nothing is taken any more.
+    /// Removes the bound, because the session takes nothing any more.
     pub fn remove(&self) {
         self.size.set(None);
         self.wake();
+    }
+
+    /// Whether nothing is read until the session takes some of what was read.
+    pub fn is_full(&self) -> bool {
+        self.size.get().is_some_and(|size| self.untaken.get() >= size)
     }
 
     fn wake(&self) {
@@ -110,38 +118,15 @@ impl AsyncRead for Socket {
     }
 }
 
-impl Socket {
-    /// Carries out a write when the kernel has room.
-    fn poll_write_with(
-        &self,
-        cx: &mut Context<'_>,
-        write: impl Fn(&TcpStream) -> io::Result<usize>,
-    ) -> Poll<io::Result<usize>> {
+impl AsyncWrite for Socket {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         loop {
             ready!(self.stream.poll_write_ready(cx))?;
-            match write(&self.stream) {
+            match self.stream.try_write(bytes) {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 written => return Poll::Ready(written),
             }
         }
-    }
-}
-
-impl AsyncWrite for Socket {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.poll_write_with(cx, |stream| stream.try_write(bytes))
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        parts: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        self.poll_write_with(cx, |stream| stream.try_write_vectored(parts))
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -149,14 +134,16 @@ impl AsyncWrite for Socket {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(shutdown(&*self.stream, Shutdown::Write).map_err(io::Error::from))
+        match shutdown(&*self.stream, Shutdown::Write) {
+            // The peer has ended the connection before.
+            Ok(()) | Err(Errno::NOTCONN) => Poll::Ready(Ok(())),
+            Err(error) => Poll::Ready(Err(error.into())),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::future::poll_fn;
-
     use actix_web::rt::net::TcpListener;
     use futures_util::FutureExt;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -181,12 +168,7 @@ mod tests {
         let read = async { socket.read(&mut bytes).await.unwrap() };
         let remove = async {
             // After the reader has found no room.
-            let mut is_polled = false;
-            poll_fn(|cx| {
-                cx.waker().wake_by_ref();
-                if std::mem::replace(&mut is_polled, true) { Poll::Ready(()) } else { Poll::Pending }
-            })
-            .await;
+            tokio::task::yield_now().await;
             window.remove();
         };
         assert_eq!(tokio::join!(read, remove).0, 40);

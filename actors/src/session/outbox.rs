@@ -2,8 +2,9 @@
 //! a [`Credit`]; until that completes, `Relay::flush` (`execution/relay.rs`) holds the execution back.
 //!
 //! The queue's reading end, [`Frames`], is the body of the HTTP response. If the client does not read, frames wait. Each
-//! kind is bounded: responses and statuses by their number and their bytes ([`UnreadBytes`]), heartbeats and pongs to one,
-//! pings by `MAX_UNANSWERED`, output to one batch beyond `OUTPUT_ROOM` by its [`Credit`].
+//! kind is bounded: responses and statuses by their number and their bytes ([`UnreadBytes`]), pongs to one, heartbeats to
+//! one between two pieces of output, pings by `MAX_UNANSWERED`, output to one batch beyond `OUTPUT_ROOM` by its
+//! [`Credit`].
 //!
 //! A pong, and a response that says nothing about output, go ahead of output that waits: see `FrameKind::may_overtake`.
 //!
