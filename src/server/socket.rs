@@ -17,7 +17,7 @@ use rustix::{
     io::Errno,
     net::{Shutdown, shutdown},
 };
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 
 /// The connection that actix reads and writes.
 #[derive(Debug)]
@@ -52,6 +52,13 @@ impl Socket {
     /// The bound of reading ahead.
     pub fn window(&self) -> &Rc<ReadWindow> {
         &self.window
+    }
+
+    /// After a transfer of less than was asked for, the kernel has no more, so that the next one waits for an event first
+    /// (epoll(7), edge-triggered). Without this each message costs one more system call. No event is lost, because they
+    /// come to the thread that runs this.
+    fn expect_event(&self, interest: Interest) {
+        let _ = self.stream.try_io(interest, || Err::<(), _>(ErrorKind::WouldBlock.into()));
     }
 }
 
@@ -105,7 +112,7 @@ impl ReadWindow {
 
 impl AsyncRead for Socket {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let room = ready!(self.window.poll_room(cx));
+        let room = ready!(self.window.poll_room(cx)).min(buf.remaining());
         let n_bytes = loop {
             ready!(self.stream.poll_read_ready(cx))?;
             match self.stream.try_read_buf(&mut (&mut *buf).limit(room)) {
@@ -113,6 +120,9 @@ impl AsyncRead for Socket {
                 read => break read?,
             }
         };
+        if 0 < n_bytes && n_bytes < room {
+            self.expect_event(Interest::READABLE);
+        }
         self.window.count(n_bytes);
         Poll::Ready(Ok(()))
     }
@@ -124,7 +134,12 @@ impl AsyncWrite for Socket {
             ready!(self.stream.poll_write_ready(cx))?;
             match self.stream.try_write(bytes) {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                written => return Poll::Ready(written),
+                written => {
+                    if written.as_ref().is_ok_and(|n_bytes| *n_bytes < bytes.len()) {
+                        self.expect_event(Interest::WRITABLE);
+                    }
+                    return Poll::Ready(written);
+                }
             }
         }
     }
