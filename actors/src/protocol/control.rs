@@ -135,19 +135,30 @@ impl ControlRequest {
     }
 }
 
+/// Reads the other parameters of a control request.
+type ReadRequest = fn(&mut Params, &Limits) -> Result<ControlRequest, ErrorObject>;
+
+/// The values of `type`.
+const TYPES: [(&str, ReadRequest); 4] = [
+    ("CANCEL", |fields, limits| {
+        let grace_ms = fields.integer("graceMs", 0, limits.grace_ms)?;
+        Ok(ControlRequest::cancel(grace_ms.unwrap_or(DEFAULT_GRACE_MS)))
+    }),
+    ("PAUSE", |_, _| Ok(ControlRequest::Pause)),
+    ("RESUME", |_, _| Ok(ControlRequest::Resume)),
+    ("SIGNAL", |fields, _| Ok(ControlRequest::Signal { signal: Signal::from_fields(fields)? })),
+];
+
 impl ControlParams {
     pub(super) fn from_fields(fields: &mut Params, limits: &Limits) -> Result<Self, ErrorObject> {
         let execution_id = execution_id(fields)?;
-        let request = match fields.one_of("type", &["CANCEL", "PAUSE", "RESUME", "SIGNAL"])? {
-            None => return Err(ErrorObject::new(code::PARAMS, "type is missing: CANCEL, PAUSE, RESUME or SIGNAL")),
-            Some(0) => {
-                ControlRequest::cancel(fields.integer("graceMs", 0, limits.grace_ms)?.unwrap_or(DEFAULT_GRACE_MS))
-            }
-            Some(1) => ControlRequest::Pause,
-            Some(2) => ControlRequest::Resume,
-            Some(_) => ControlRequest::Signal { signal: Signal::from_fields(fields)? },
+        let names = TYPES.map(|(name, _)| name);
+        let Some(at) = fields.one_of("type", &names)? else {
+            let text = format!("type is missing: it is one of {}", names.join(", "));
+            return Err(ErrorObject::new(code::PARAMS, text));
         };
-        Ok(ControlParams { execution_id, request })
+        let (_, read) = TYPES[at];
+        Ok(ControlParams { execution_id, request: read(fields, limits)? })
     }
 }
 

@@ -185,6 +185,6 @@ fn a_call_is_read_as_it_was_written() {
 #[test]
 fn the_error_for_an_unknown_method_lists_all_methods() {
     let error = parse("run", json!({})).unwrap_err();
-    let expected = "unknown method \"run\": there are execute, attach, control, input, resize, ack, status and ping";
-    assert_eq!(error.message, expected);
+    assert!(error.message.starts_with("unknown method \"run\": there are execute, attach, "), "{}", error.message);
+    assert!(Method::NAMES.iter().all(|name| error.message.contains(name)), "{}", error.message);
 }
