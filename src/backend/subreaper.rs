@@ -327,8 +327,9 @@ impl SubreaperLoop {
     }
 
     fn answer(&self, number: u64, response: &SubreaperResponse) {
-        // Fails if the backend is gone, or does not read responses.
-        let _ = socket::send(&self.socket, &Numbered { number, message: response }, &[]);
+        // Waits for a backend that is stopped, because a lost response would make an execution fail. Fails if the backend
+        // is gone.
+        let _ = socket::send(&self.socket, &Numbered { number, message: response });
     }
 
     /// Forks a shim, and answers in the parent. Returns a value in the child.

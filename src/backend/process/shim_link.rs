@@ -56,7 +56,7 @@ enum LinkState {
         /// The subreaper's response.
         response: oneshot::Receiver<SubreaperResponse>,
         /// The descriptors for the shim. Kept until it has them, because the socket holds the orders for it.
-        descriptors: Vec<OwnedFd>,
+        descriptors: Arc<[OwnedFd]>,
         /// Where a second attempt is made if this subreaper cannot fork.
         retry: Option<Arc<Subreapers>>,
     },
@@ -76,7 +76,7 @@ impl ShimHandle {
     /// Has the current subreaper fork a shim with these descriptors.
     fn fork(
         subreapers: &Subreapers,
-        descriptors: &[OwnedFd],
+        descriptors: Arc<[OwnedFd]>,
     ) -> io::Result<(ShimHandle, oneshot::Receiver<SubreaperResponse>)> {
         let subreaper = subreapers.current()?;
         let ticket = subreaper.ticket();
@@ -102,7 +102,8 @@ impl ShimLink {
         socket.set_nonblocking(true)?;
         let mut descriptors = vec![OwnedFd::from(shim_socket)];
         descriptors.extend(command_ends);
-        let (shim, response) = ShimHandle::fork(subreapers, &descriptors)?;
+        let descriptors = Arc::from(descriptors);
+        let (shim, response) = ShimHandle::fork(subreapers, Arc::clone(&descriptors))?;
         let (events, orders) = UnixStream::from_std(socket)?.into_split();
         let mut link = ShimLink {
             events: BufReader::new(events).lines(),
@@ -183,7 +184,8 @@ impl ShimLink {
             return Err(cause);
         };
         let subreapers = retry.ok_or(cause)?;
-        let (shim, response) = ShimHandle::fork(&subreapers, &descriptors).map_err(|error| error.to_string())?;
+        let (shim, response) =
+            ShimHandle::fork(&subreapers, Arc::clone(&descriptors)).map_err(|error| error.to_string())?;
         self.shim = shim;
         self.state = LinkState::Forking { response, descriptors, retry: None };
         Ok(())
@@ -224,7 +226,7 @@ impl ShimLink {
         }
         if let Some(action) = self.watch.act(now) {
             // Fails only if the subreaper is lost; its shims end then.
-            let _ = self.shim.subreaper.send(self.shim.ticket, SubreaperAction::Enforce(action), &[]);
+            let _ = self.shim.subreaper.send(self.shim.ticket, SubreaperAction::Enforce(action), Arc::default());
         }
     }
 

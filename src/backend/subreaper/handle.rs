@@ -29,12 +29,9 @@ use tokio::sync::oneshot;
 
 use self::{
     adoption::{ADOPTED_CADENCE, Adoption},
-    state::{ADOPTED_PATIENCE, HandlePhase, PendingRequest, SharedHandle, lock},
+    state::{ADOPTED_PATIENCE, HandlePhase, PendingRequest, SharedHandle, UnsentRequest, lock},
 };
-use super::{
-    protocol::{ARGUMENT, SubreaperAction, SubreaperRequest, SubreaperResponse, Ticket},
-    socket,
-};
+use super::protocol::{ARGUMENT, SubreaperAction, SubreaperRequest, SubreaperResponse, Ticket};
 use crate::backend::shim::{
     cgroup::{end_cgroup, make_subreaper_base, remove_base},
     containment::{Contained, Containment},
@@ -149,17 +146,17 @@ impl SubreaperHandle {
         NEXT.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Sends a request about a shim, with descriptors. The receiver gets the response, or is closed because the
-    /// subreaper was lost.
+    /// Sends a request about a shim, with descriptors, at the latest when the subreaper has read earlier ones. The receiver
+    /// gets the response, or is closed because the subreaper was lost.
     ///
     /// # Errors
     ///
-    /// The request cannot be sent.
+    /// The subreaper is gone.
     pub fn send(
         &self,
         ticket: Ticket,
         action: SubreaperAction,
-        descriptors: &[OwnedFd],
+        descriptors: Arc<[OwnedFd]>,
     ) -> io::Result<oneshot::Receiver<SubreaperResponse>> {
         let number = self.shared.next.fetch_add(1, Ordering::Relaxed);
         let (answer, answered) = oneshot::channel();
@@ -168,10 +165,10 @@ impl SubreaperHandle {
             return Err(io::Error::other("the subreaper is gone"));
         }
         let message = Numbered { number, message: SubreaperRequest { ticket, action } };
-        socket::send(&self.shared.socket, &message, descriptors)?;
+        state.unsent.push_back(UnsentRequest { message, descriptors });
+        state.send(&self.shared.socket)?;
         let was_idle = state.pending.is_empty();
         state.pending.insert(number, PendingRequest { ticket, answer });
-        state.watch.sent(number, Instant::now(), true);
         drop(state);
         if was_idle {
             // The counter cannot overflow, because the thread empties it.
@@ -182,7 +179,7 @@ impl SubreaperHandle {
 
     /// Ends the processes that this shim has left behind, and returns what is known of their end.
     pub async fn sweep(self: Arc<Self>, ticket: Ticket) -> TreeGone {
-        if let Ok(answered) = self.send(ticket, SubreaperAction::Sweep, &[])
+        if let Ok(answered) = self.send(ticket, SubreaperAction::Sweep, Arc::default())
             && let Ok(SubreaperResponse::Swept(gone)) = answered.await
         {
             return gone;

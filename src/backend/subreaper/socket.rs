@@ -1,14 +1,14 @@
 //! The socket between backend and subreaper: a packet is one message, with descriptors where a shim gets them.
 
 use std::{
-    io::{self, IoSlice, IoSliceMut},
+    io::{self, ErrorKind, IoSlice, IoSliceMut},
     mem::MaybeUninit,
     os::fd::{AsFd, OwnedFd},
 };
 
 use rustix::{
     cmsg_space,
-    io::Errno,
+    io::{Errno, retry_on_intr},
     net::{
         RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
         SendFlags, recvmsg, sendmsg,
@@ -33,12 +33,39 @@ pub(super) enum Received<T> {
     End,
 }
 
-/// Sends a message without waiting.
+/// Sends a message without waiting. Returns false if the socket is full, which it is after a few messages that the other
+/// side has not read (net.unix.max_dgram_qlen, 10 by default).
 ///
 /// # Errors
 ///
-/// The socket is full, or the other side is gone.
-pub(super) fn send<T: Serialize>(socket: &OwnedFd, message: &Numbered<T>, descriptors: &[OwnedFd]) -> io::Result<()> {
+/// The other side is gone.
+pub(super) fn send_now<T: Serialize>(
+    socket: &OwnedFd,
+    message: &Numbered<T>,
+    descriptors: &[OwnedFd],
+) -> io::Result<bool> {
+    match send_with(socket, message, descriptors, SendFlags::DONTWAIT) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Sends a message without descriptors, and waits until the socket takes it.
+///
+/// # Errors
+///
+/// The other side is gone.
+pub(super) fn send<T: Serialize>(socket: &OwnedFd, message: &Numbered<T>) -> io::Result<()> {
+    send_with(socket, message, &[], SendFlags::empty())
+}
+
+fn send_with<T: Serialize>(
+    socket: &OwnedFd,
+    message: &Numbered<T>,
+    descriptors: &[OwnedFd],
+    flags: SendFlags,
+) -> io::Result<()> {
     let bytes = serde_json::to_vec(message)?;
     let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
@@ -46,7 +73,8 @@ pub(super) fn send<T: Serialize>(socket: &OwnedFd, message: &Numbered<T>, descri
     if !borrowed.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(&borrowed)) {
         return Err(io::Error::other("no room for the descriptors of a shim"));
     }
-    sendmsg(socket, &[IoSlice::new(&bytes)], &mut ancillary, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?;
+    let parts = [IoSlice::new(&bytes)];
+    retry_on_intr(|| sendmsg(socket, &parts, &mut ancillary, flags | SendFlags::NOSIGNAL))?;
     Ok(())
 }
 

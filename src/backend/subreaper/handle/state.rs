@@ -1,10 +1,11 @@
 //! What a subreaper's thread shares with the executions: unanswered requests, its shims, and whether it takes new ones.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
+    io,
     os::fd::OwnedFd,
-    sync::{Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
-    time::Duration,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
+    time::{Duration, Instant},
 };
 
 use rustix::process::Pid;
@@ -12,8 +13,11 @@ use tokio::sync::oneshot;
 
 use crate::backend::{
     deadlines::OrderWatch,
-    shim::{cgroup::end_cgroup, containment::Contained, readable::Waiter},
-    subreaper::protocol::{SubreaperResponse, Ticket},
+    shim::{cgroup::end_cgroup, containment::Contained, protocol::Numbered, readable::Waiter},
+    subreaper::{
+        protocol::{SubreaperRequest, SubreaperResponse, Ticket},
+        socket,
+    },
 };
 
 /// How long the orphans of a lost subreaper may take to end before the evidence is `unknown`.
@@ -48,7 +52,9 @@ impl Drop for SharedHandle {
 #[derive(Debug, Default)]
 pub(super) struct HandleState {
     pub(super) phase: HandlePhase,
-    /// Requests that are not answered.
+    /// Requests that wait for room in the socket. There is room when the subreaper has answered another one.
+    pub(super) unsent: VecDeque<UnsentRequest>,
+    /// Requests that are not answered, the unsent ones among them.
     pub(super) pending: HashMap<u64, PendingRequest>,
     pub(super) watch: OrderWatch,
     /// The shims that it has forked and that their executions have not forgotten.
@@ -78,7 +84,29 @@ pub(super) struct PendingRequest {
     pub(super) answer: oneshot::Sender<SubreaperResponse>,
 }
 
+#[derive(Debug)]
+pub(super) struct UnsentRequest {
+    pub(super) message: Numbered<SubreaperRequest>,
+    pub(super) descriptors: Arc<[OwnedFd]>,
+}
+
 impl HandleState {
+    /// Sends what the socket takes now.
+    ///
+    /// # Errors
+    ///
+    /// The subreaper is gone.
+    pub(super) fn send(&mut self, socket: &OwnedFd) -> io::Result<()> {
+        while let Some(UnsentRequest { message, descriptors }) = self.unsent.front() {
+            if !socket::send_now(socket, message, descriptors)? {
+                break;
+            }
+            self.watch.sent(message.number, Instant::now(), true);
+            self.unsent.pop_front();
+        }
+        Ok(())
+    }
+
     pub(super) fn n_clean(&self) -> u64 {
         match self.phase {
             HandlePhase::Lost { n_clean } => n_clean,

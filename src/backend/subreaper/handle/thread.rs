@@ -26,8 +26,9 @@ pub(super) fn look_after(shared: &Arc<SharedHandle>, mut child: Child, pid: Pid,
     while step(shared, pid) {}
     let was_given_up = {
         let mut state = lock(&shared.state);
-        // Closes the receivers of all pending requests.
+        // Closes the receivers of all pending requests, and the descriptors of those that were not sent.
         state.pending.clear();
+        state.unsent.clear();
         std::mem::replace(&mut state.phase, HandlePhase::Lost { n_clean: 0 }) == HandlePhase::GivenUp
     };
     // It has ended, or has closed its socket and cannot work. KILL also ends a stopped process.
@@ -75,6 +76,9 @@ fn read_answer(shared: &SharedHandle) -> bool {
     };
     let mut state = lock(&shared.state);
     state.watch.acknowledged(number);
+    if state.send(&shared.socket).is_err() {
+        return false;
+    }
     if answer == SubreaperResponse::Accepted {
         return true;
     }
