@@ -33,8 +33,8 @@ pub(super) enum Received<T> {
     End,
 }
 
-/// Sends a message without waiting. Returns false if the socket is full, which it is after a few messages that the other
-/// side has not read (net.unix.max_dgram_qlen, 10 by default).
+/// Sends a message without waiting. Returns false if the socket is full, which it is after some hundred messages that the
+/// other side has not read (net.core.wmem_default).
 ///
 /// # Errors
 ///

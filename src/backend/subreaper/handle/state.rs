@@ -119,3 +119,45 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // A poisoned lock still guards valid state, because no critical section panics half-way.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+    use super::*;
+    use crate::backend::subreaper::{protocol::SubreaperAction, socket::Received};
+
+    const N_REQUESTS: u64 = 1_000;
+
+    fn request(number: u64) -> UnsentRequest {
+        let message = SubreaperRequest { ticket: number, action: SubreaperAction::Sweep };
+        UnsentRequest { message: Numbered { number, message }, descriptors: Arc::default() }
+    }
+
+    #[test]
+    fn requests_wait_in_their_order_while_the_socket_is_full() {
+        let pair = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
+        let (ours, theirs) = pair.unwrap();
+        let mut state = HandleState::default();
+        for number in 0..N_REQUESTS {
+            state.unsent.push_back(request(number));
+            state.send(&ours).expect("a full socket is no error");
+        }
+        assert!(!state.unsent.is_empty(), "the socket is full");
+        let mut expected = 0;
+        while expected < N_REQUESTS {
+            match socket::receive::<SubreaperRequest>(&theirs) {
+                Received::Message(message, _) => {
+                    assert_eq!(message.number, expected);
+                    expected += 1;
+                }
+                Received::Nothing => state.send(&ours).expect("there is room"),
+                Received::End => panic!("the socket was closed"),
+            }
+        }
+        assert!(state.unsent.is_empty());
+        drop(theirs);
+        state.unsent.push_back(request(expected));
+        assert!(state.send(&ours).is_err(), "the subreaper is gone");
+    }
+}
