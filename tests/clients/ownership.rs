@@ -32,6 +32,7 @@ fn execution_of_another_client_is_answered_like_an_unknown_one() {
     let operator = BackendCaller::operator(&backend);
     let running = alice.detach("sleep 1000", &[]);
     let ended = alice.detach("echo of alice", &[]);
+    wait_until("it runs", PATIENCE, || alice.ask(&format!("GET /executions/{running}")).1["status"] == "RUNNING");
     wait_until("it has ended", PATIENCE, || alice.ask(&format!("GET /executions/{ended}")).1["status"] == "COMPLETED");
     for id in [&running, &ended] {
         for (method, path) in [
