@@ -14,11 +14,11 @@ use tokio::{
         UnixStream,
         unix::{OwnedReadHalf, OwnedWriteHalf},
     },
-    sync::oneshot,
+    sync::oneshot::{self, error::TryRecvError},
 };
 
 use crate::backend::{
-    deadlines::{COMPLETE_AFTER, OrderWatch},
+    deadlines::{COMPLETE_AFTER, OrderWatch, WatchAction},
     shim::protocol::{JobSpec, Numbered, Order, ShimEvent, StartError, TreeGone},
     subreaper::{
         handle::{SubreaperHandle, Subreapers},
@@ -43,6 +43,8 @@ pub struct ShimLink {
     unsent: VecDeque<u8>,
     next_number: u64,
     watch: OrderWatch,
+    /// The response of the subreaper that is to wake the shim.
+    enforcing: Option<oneshot::Receiver<SubreaperResponse>>,
     inspect_at: Option<Instant>,
     inspect_every: Duration,
     state: LinkState,
@@ -111,6 +113,7 @@ impl ShimLink {
             unsent: VecDeque::new(),
             next_number: 1,
             watch: OrderWatch::default(),
+            enforcing: None,
             inspect_at: Some(Instant::now() + INSPECT_STARTING),
             inspect_every: INSPECT_STARTING,
             state: LinkState::Forking { response, descriptors, retry: Some(Arc::clone(subreapers)) },
@@ -225,8 +228,16 @@ impl ShimLink {
             }
         }
         if let Some(action) = self.watch.act(now) {
-            // Fails only if the subreaper is lost; its shims end then.
-            let _ = self.shim.subreaper.send(self.shim.ticket, SubreaperAction::Enforce(action), Arc::default());
+            // One request at a time, because each order that a busy shim acknowledges late makes another one due, and a
+            // client sends any number of orders.
+            let is_under_way =
+                matches!(self.enforcing.as_mut().map(oneshot::Receiver::try_recv), Some(Err(TryRecvError::Empty)));
+            if action == WatchAction::Kill || !is_under_way {
+                // Fails only if the subreaper is lost; its shims end then.
+                let subreaper = &self.shim.subreaper;
+                self.enforcing =
+                    subreaper.send(self.shim.ticket, SubreaperAction::Enforce(action), Arc::default()).ok();
+            }
         }
     }
 
