@@ -19,6 +19,10 @@ use rustix::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 
+/// The most that is read at once, in bytes. actix judges the length of a request's head (128 KiB) between two reads, so a
+/// longer read would let a head of twice that length pass.
+const MAX_READ: usize = 16 * 1024;
+
 /// The connection that actix reads and writes.
 #[derive(Debug)]
 pub struct Socket {
@@ -112,7 +116,7 @@ impl ReadWindow {
 
 impl AsyncRead for Socket {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let room = ready!(self.window.poll_room(cx)).min(buf.remaining());
+        let room = ready!(self.window.poll_room(cx)).min(buf.remaining()).min(MAX_READ);
         let n_bytes = loop {
             ready!(self.stream.poll_read_ready(cx))?;
             match self.stream.try_read_buf(&mut (&mut *buf).limit(room)) {
