@@ -22,7 +22,7 @@ use actix_web::{
 };
 use cc_executor_actors::{peer::PeerBlock, share::ShareExceeded};
 use pin_project_lite::pin_project;
-use rustix::net::{Shutdown, shutdown};
+use rustix::net::{Shutdown, shutdown, sockopt::set_socket_linger};
 
 use super::{
     admission::{ConnectionBounds, ConnectionId, ConnectionTable},
@@ -100,8 +100,10 @@ impl Peers {
                 connections.table.keep_sending(id, now);
             }
         }
-        let overdue = connections.table.take_overdue(now);
-        overdue.into_iter().for_each(|id| connections.close(id));
+        for id in connections.table.take_overdue(now) {
+            connections.reset_when_closed(id);
+            connections.close(id);
+        }
     }
 }
 
@@ -109,6 +111,15 @@ impl Connections {
     /// Whether the socket takes nothing more, so that actix may still have bytes for it.
     fn is_full(&self, id: ConnectionId) -> bool {
         self.sockets.get(&id).and_then(Weak::upgrade).is_some_and(|socket| !connection::has_room(&*socket))
+    }
+
+    /// Has the kernel reset a connection when actix drops it (SO_LINGER, socket(7)). A peer that still sends would otherwise
+    /// meet a socket in FIN_WAIT2 whose window is full, and probe it for two minutes.
+    fn reset_when_closed(&self, id: ConnectionId) {
+        if let Some(socket) = self.sockets.get(&id).and_then(Weak::upgrade) {
+            // If this fails, only the peer waits longer.
+            let _ = set_socket_linger(&*socket, Some(Duration::ZERO));
+        }
     }
 
     /// Has actix drop a connection.
