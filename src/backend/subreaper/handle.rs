@@ -146,8 +146,8 @@ impl SubreaperHandle {
         NEXT.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Sends a request about a shim, with descriptors, at the latest when the subreaper has read earlier ones. The receiver
-    /// gets the response, or is closed because the subreaper was lost.
+    /// Sends a request about a shim, with descriptors. If the socket is full, the request waits until the subreaper has
+    /// answered an earlier one. The receiver gets the response, or is closed because the subreaper was lost.
     ///
     /// # Errors
     ///
@@ -165,10 +165,14 @@ impl SubreaperHandle {
             return Err(io::Error::other("the subreaper is gone"));
         }
         let message = Numbered { number, message: SubreaperRequest { ticket, action } };
-        state.unsent.push_back(UnsentRequest { message, descriptors });
-        state.send(&self.shared.socket)?;
         let was_idle = state.pending.is_empty();
         state.pending.insert(number, PendingRequest { ticket, answer });
+        state.unsent.push_back(UnsentRequest { message, descriptors });
+        if let Err(error) = state.send(&self.shared.socket) {
+            state.pending.remove(&number);
+            state.unsent.retain(|unsent| unsent.message.number != number);
+            return Err(error);
+        }
         drop(state);
         if was_idle {
             // The counter cannot overflow, because the thread empties it.

@@ -38,7 +38,7 @@ pub(super) enum Received<T> {
 ///
 /// # Errors
 ///
-/// The other side is gone.
+/// The other side is gone, or the kernel does not take these descriptors.
 pub(super) fn send_now<T: Serialize>(
     socket: &OwnedFd,
     message: &Numbered<T>,

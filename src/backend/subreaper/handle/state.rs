@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    io,
+    io::{self, ErrorKind},
     os::fd::OwnedFd,
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
     time::{Duration, Instant},
@@ -91,17 +91,26 @@ pub(super) struct UnsentRequest {
 }
 
 impl HandleState {
-    /// Sends what the socket takes now.
+    /// Sends what the socket takes now. A request that cannot be sent for a reason of its own is answered with that.
     ///
     /// # Errors
     ///
     /// The subreaper is gone.
     pub(super) fn send(&mut self, socket: &OwnedFd) -> io::Result<()> {
         while let Some(UnsentRequest { message, descriptors }) = self.unsent.front() {
-            if !socket::send_now(socket, message, descriptors)? {
-                break;
+            let number = message.number;
+            match socket::send_now(socket, message, descriptors) {
+                Ok(false) => break,
+                Ok(true) => self.watch.sent(number, Instant::now(), true),
+                Err(error) if is_gone(&error) => return Err(error),
+                // Only this request fails, for example because too many descriptors are in flight (unix(7)).
+                Err(error) => {
+                    if let Some(PendingRequest { answer, .. }) = self.pending.remove(&number) {
+                        // Fails if the execution has ended.
+                        let _ = answer.send(SubreaperResponse::NotForked { message: error.to_string() });
+                    }
+                }
             }
-            self.watch.sent(message.number, Instant::now(), true);
             self.unsent.pop_front();
         }
         Ok(())
@@ -115,6 +124,10 @@ impl HandleState {
     }
 }
 
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset | ErrorKind::NotConnected)
+}
+
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // A poisoned lock still guards valid state, because no critical section panics half-way.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -122,6 +135,8 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
     use super::*;
@@ -132,6 +147,23 @@ mod tests {
     fn request(number: u64) -> UnsentRequest {
         let message = SubreaperRequest { ticket: number, action: SubreaperAction::Sweep };
         UnsentRequest { message: Numbered { number, message }, descriptors: Arc::default() }
+    }
+
+    #[test]
+    fn a_request_that_cannot_be_sent_is_answered_and_holds_up_no_other() {
+        let pair = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
+        let (ours, theirs) = pair.unwrap();
+        let mut state = HandleState::default();
+        let (answer, mut answered) = oneshot::channel();
+        state.pending.insert(1, PendingRequest { ticket: 1, answer });
+        let too_many = (0..100).map(|_| OwnedFd::from(File::open("/dev/null").unwrap()));
+        state.unsent.push_back(UnsentRequest { descriptors: too_many.collect(), ..request(1) });
+        state.unsent.push_back(request(2));
+        state.send(&ours).expect("the subreaper lives");
+        assert!(matches!(answered.try_recv(), Ok(SubreaperResponse::NotForked { .. })));
+        assert!(state.pending.is_empty() && state.unsent.is_empty());
+        let Received::Message(message, _) = socket::receive::<SubreaperRequest>(&theirs) else { panic!("no message") };
+        assert_eq!(message.number, 2);
     }
 
     #[test]
