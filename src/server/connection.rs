@@ -67,7 +67,8 @@ impl ConnectionHandle {
 
     /// Whether the client has closed the connection, or it is broken.
     pub fn is_hung_up(&self) -> bool {
-        !ready_events(&*self.stream, PollFlags::RDHUP).is_empty()
+        // Not if poll(2) fails, because the caller looks again.
+        ready_events(&*self.stream, PollFlags::RDHUP).is_some_and(|events| !events.is_empty())
     }
 
     /// The bound of reading ahead.
@@ -78,13 +79,14 @@ impl ConnectionHandle {
 
 /// Whether the kernel accepts more bytes of a socket now.
 pub fn has_room(socket: impl AsFd) -> bool {
-    !ready_events(socket, PollFlags::OUT).is_empty()
+    // Also if poll(2) fails, so that no caller waits for it.
+    ready_events(socket, PollFlags::OUT).is_none_or(|events| !events.is_empty())
 }
 
-/// Which of these events have come, errors among them. All of them if poll(2) fails, so that no caller waits for them.
-fn ready_events(socket: impl AsFd, events: PollFlags) -> PollFlags {
+/// Which of these events have come, errors among them. `None` if poll(2) fails.
+fn ready_events(socket: impl AsFd, events: PollFlags) -> Option<PollFlags> {
     let mut fds = [PollFd::new(&socket, events)];
-    poll(&mut fds, Some(&Timespec::default())).map_or(events, |_| fds[0].revents())
+    poll(&mut fds, Some(&Timespec::default())).ok().map(|_| fds[0].revents())
 }
 
 /// The connection of this request.
