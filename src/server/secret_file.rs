@@ -73,7 +73,11 @@ pub fn read(path: &Path, kind: SecretKind) -> Result<SecretFile, SecretFileError
         FileAccess::WritableByAll if !is_in_secret_directory(&file) => return Err(SecretFileError::Writable(mode)),
         FileAccess::ReadableByAll if !is_in_secret_directory(&file) => return Err(SecretFileError::Readable(mode)),
         FileAccess::WritableByGroup => {
-            Some(format!("can be written by the users of its group (mode {mode:04o}); make it private with chmod g-w"))
+            // Without writing, a token could still be read.
+            let fix = if kind == SecretKind::Token { "600" } else { "g-w" };
+            Some(format!(
+                "can be written by the users of its group (mode {mode:04o}); make it private with chmod {fix}"
+            ))
         }
         FileAccess::ReadableByGroup => {
             Some(format!("can be read by the users of its group (mode {mode:04o}); make it private with chmod 600"))
