@@ -55,11 +55,12 @@ struct Queue {
     room: Rc<RoomSignal>,
 }
 
+#[derive(Default)]
 struct QueueState {
     frames: VecDeque<QueuedFrame>,
     output_bytes: usize,
-    /// How many bytes of output may wait before the execution is held back.
-    output_room: usize,
+    /// Whether the connection is fast, so that more output may wait.
+    keeps_up: bool,
     n_counted: usize,
     counted_bytes: usize,
     /// Complete when there is room for output.
@@ -157,18 +158,7 @@ impl Outbox {
     /// Returns an outbox, its receiving end, and the guard that keeps the receiving end open.
     pub fn new(unread: UnreadBytes) -> (Outbox, Frames, Linger) {
         let (held, linger) = oneshot::channel();
-        let state = QueueState {
-            frames: VecDeque::new(),
-            output_bytes: 0,
-            output_room: OUTPUT_ROOM,
-            n_counted: 0,
-            counted_bytes: 0,
-            credits: Vec::new(),
-            body: None,
-            reader_is_gone: false,
-            writer_is_gone: false,
-        };
-        let queue = Rc::new(Queue { state: RefCell::new(state), room: Rc::default() });
+        let queue = Rc::new(Queue { state: RefCell::default(), room: Rc::default() });
         let frames = Frames { queue: Rc::clone(&queue), linger: Some(linger) };
         (Outbox { writer: Writer(queue), unread }, frames, Linger { _held: held })
     }
@@ -206,7 +196,7 @@ impl Outbox {
     /// for that reply.
     pub fn credit(&mut self) -> Credit {
         let mut state = self.writer.0.state.borrow_mut();
-        if state.output_bytes <= state.output_room || state.reader_is_gone {
+        if state.output_bytes <= state.output_room() || state.reader_is_gone {
             return None;
         }
         let (sender, receiver) = oneshot::channel();
@@ -302,11 +292,16 @@ impl QueueState {
         self.frames.insert(at, queued);
     }
 
+    /// How many bytes of output may wait before the execution is held back.
+    fn output_room(&self) -> usize {
+        if self.keeps_up { 4 * OUTPUT_ROOM } else { OUTPUT_ROOM }
+    }
+
     fn pop(&mut self) -> Option<Bytes> {
         let QueuedFrame { kind, frame } = self.frames.pop_front()?;
         if kind == FrameKind::Output {
             self.output_bytes -= frame.len();
-            if self.output_bytes <= self.output_room {
+            if self.output_bytes <= self.output_room() {
                 self.give_credit();
             }
         } else if kind.is_counted() {
@@ -327,8 +322,7 @@ impl QueueState {
 impl Frames {
     /// Sets how much output may wait: more for a connection that keeps up, because each wait costs throughput.
     pub fn set_keeps_up(&self, keeps_up: bool) {
-        let output_room = if keeps_up { 4 * OUTPUT_ROOM } else { OUTPUT_ROOM };
-        self.queue.state.borrow_mut().output_room = output_room;
+        self.queue.state.borrow_mut().keeps_up = keeps_up;
     }
 }
 

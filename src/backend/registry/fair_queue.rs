@@ -176,18 +176,17 @@ impl<K: Copy> WaitingClient<K> {
         self.waiting.binary_search_by_key(&place, |(place, ..)| *place).ok()
     }
 
-    /// Removes the execution at a place. The later ones of its session move up one round, because their session has not
-    /// had that turn. `on_moved` is told the new place of each.
+    /// Removes the execution at a place. Each later execution of its session moves up one round, because the session has
+    /// not used the turn of the removed one. Calls `on_moved` with each of them and its new place.
     fn remove(&mut self, place: QueuePlace, mut on_moved: impl FnMut(K, QueuePlace)) {
         let Some(mut at) = self.find(place) else { return };
         let session = self.waiting[at].2;
-        while let (place, ..) = self.waiting[at]
-            && let Some(next) = self.find(QueuePlace { round: place.round + 1, ..place })
-        {
-            let moved = self.waiting[next].1;
+        let mut free = place;
+        while let Some(next) = self.find(QueuePlace { round: free.round + 1, ..free }) {
+            let (later, moved, _) = self.waiting[next];
             self.waiting[at].1 = moved;
-            on_moved(moved, place);
-            at = next;
+            on_moved(moved, free);
+            (at, free) = (next, later);
         }
         self.waiting.remove(at);
         if let Some(known) = session.and_then(|session| self.sessions.get_mut(&session)) {
