@@ -36,7 +36,7 @@ use cc_executor_actors::rpc::code;
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
 use self::args::ClientCommand;
-use crate::console::{self, OutputReader};
+use crate::console::{self, OutputReader, WriteFailed};
 
 /// The longest wait for a connection, or for the response to a request.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -91,12 +91,16 @@ pub async fn execute(command: ClientCommand) -> ExitCode {
 
 /// Writes a text to standard output, at once.
 fn print(text: &str) -> Result<OutputReader, ClientError> {
-    console::print(text).map_err(|error| ClientError::new(exit::IOERR, error.to_string()))
+    console::print(text).map_err(unwritable)
 }
 
 /// Writes a line to standard output, at once.
 fn print_line(line: &str) -> Result<OutputReader, ClientError> {
-    print(&format!("{line}\n"))
+    console::print_line(line).map_err(unwritable)
+}
+
+fn unwritable(error: WriteFailed) -> ClientError {
+    ClientError::new(exit::IOERR, error.to_string())
 }
 
 fn exit_code_of_refusal(error: i64) -> u8 {

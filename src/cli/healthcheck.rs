@@ -7,7 +7,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{
     ClientError, PATIENCE,
-    http::{client, get, token, within},
+    http::{client, token, within},
 };
 
 /// Exit code if the service is not ready or cannot be reached: the only one but 0 that Docker's HEALTHCHECK defines.
@@ -59,12 +59,10 @@ async fn unready_answer(url: &str) -> Result<Option<UnreadyAnswer>, ClientError>
     Ok(Some(UnreadyAnswer { status, body }))
 }
 
-/// What an unready service answers with its token, because it says why only to those who have that. `None` without a
-/// token, and if it answers otherwise.
+/// The body of the same request with the token, because the service tells only callers with a token why it is not ready.
+/// `None` without a token, or if the status is another one.
 async fn explanation(url: &str, status: StatusCode) -> Option<Bytes> {
-    if !matches!(token(), Ok(Some(_))) {
-        return None;
-    }
-    let response = get(url).ok()?.send().await.ok();
+    let token = token().ok()??;
+    let response = client().get(url).bearer_auth(token).send().await.ok();
     response.filter(|response| response.status() == status)?.body().limit(SHOWN_BODY).await.ok()
 }

@@ -23,7 +23,7 @@ use cc_executor_actors::{
 use futures_util::{StreamExt, future::LocalBoxFuture};
 use tokio::time::{Instant, timeout_at};
 
-use super::{caller::Caller, refused::Refused};
+use super::{caller::Caller, refused::Refused, turned_away::closing};
 
 /// The bytes that extend the time of a body by a second, so that a long one may come over a slow link.
 const SLOWEST_RATE: usize = 16 << 10;
@@ -169,11 +169,7 @@ impl ResponseError for BodyError {
     fn error_response(&self) -> HttpResponse {
         match self {
             BodyError::NoRoom(exceeded) => Refused::full(self.to_string(), *exceeded).closing_response(),
-            _ => {
-                let mut response = HttpResponse::build(self.status_code());
-                response.force_close();
-                response.json(ErrorObject::new(code::INVALID_REQUEST, self.to_string()))
-            }
+            _ => closing(self.status_code()).json(ErrorObject::new(code::INVALID_REQUEST, self.to_string())),
         }
     }
 }

@@ -35,8 +35,8 @@ impl Refused {
         &self.0.message
     }
 
-    /// A request for which the process has no descriptor left.
-    pub fn out_of_descriptors(message: &str) -> Self {
+    /// A request that finds no room, for a reason that is no client's.
+    pub fn of_service(message: &str) -> Self {
         let data = json!({ "scope": "service", "retryAfterMs": RETRY_AFTER_MS });
         Refused(ErrorObject::new(code::FULL, message).with(data))
     }

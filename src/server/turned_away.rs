@@ -22,8 +22,7 @@ use super::{
 pub enum PlaceRefusal {
     /// Too many authorized connections are in use.
     Full(ShareExceeded),
-    /// The connection has no place, because no descriptor was left when it arrived. It was shut down then, but what the
-    /// kernel had received before can still be read.
+    /// The request has no connection of [`super::listen`], as in unit tests.
     Missing,
 }
 
@@ -54,9 +53,7 @@ pub fn no_place(request: &ServiceRequest, reason: PlaceRefusal) -> HttpResponse 
             );
             Refused::full(message, exceeded)
         }
-        PlaceRefusal::Missing => {
-            Refused::out_of_descriptors("the service had no open file left for this connection: try again in a moment")
-        }
+        PlaceRefusal::Missing => Refused::of_service("the service does not know this connection: connect again"),
     };
     log_refused(request, StatusCode::SERVICE_UNAVAILABLE, refused.message());
     refused.closing_response()
@@ -90,7 +87,7 @@ pub async fn refusal(request: &ServiceRequest, status: StatusCode, message: Stri
     }
 }
 
-fn closing(status: StatusCode) -> HttpResponseBuilder {
+pub(super) fn closing(status: StatusCode) -> HttpResponseBuilder {
     let mut response = HttpResponse::build(status);
     response.force_close();
     response
