@@ -50,8 +50,8 @@ pub fn stopping() {
     STOPPING.store(true, Ordering::Relaxed);
 }
 
-/// Waits, when it is dropped, until all lines are written, also if a panic drops it. Gives up after a second, because a
-/// reader that hangs must not keep this process from its end.
+/// When dropped, also by a panic, waits until all lines are written. Gives up after a second, because a reader that hangs
+/// must not keep this process from its end.
 #[must_use]
 pub struct FlushOnDrop(&'static LogWriter);
 

@@ -145,7 +145,7 @@ fn honest_sessions_do_not_notice_abuse_of_all_kinds() {
         .map(|(name, token)| format!("{name} {}\n", sha256(token.as_bytes())))
         .concat();
     let file = TempPath::with_content("tokens", &lines);
-    // Ended executions keep their output for the retention, which is no matter of abuse.
+    // A short retention, because the last assertion would count kept output as memory that was not given back.
     let service = Service::with(&["serve", "--tokens-file", file.as_str(), "--retention-ms", "2000"], &[]);
     let gateway = service.address;
     drop(session(gateway, HONEST));

@@ -79,8 +79,9 @@ pub fn wait_until_stable(what: &str, least: u64, period: Duration, mut read: imp
     value
 }
 
-/// Whether a terminal or a log reader obeys a character instead of showing it: a control character, an end of a line but
-/// `\n`, or one that changes the direction of text (Unicode's Bidi_Control).
+/// Whether a terminal or a log reader obeys a character instead of showing it: a control character other than `\n`, a line
+/// separator (U+2028, U+2029), or a character that changes the direction of text (Unicode's Bidi_Control). Independent of
+/// `console::is_obeyed`, so that an error there is found.
 pub fn is_obeyed(c: char) -> bool {
     let changes_direction =
         matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');

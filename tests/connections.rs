@@ -290,7 +290,7 @@ fn the_host_of_an_absolute_target_is_judged() {
     assert_eq!(service.count("process.started"), 2);
 }
 
-/// Its frames would be read as chunks.
+/// With chunked encoding the service would read WebSocket frames as chunks.
 #[test]
 fn a_session_request_with_a_body_is_refused() {
     let service = Service::start();

@@ -82,13 +82,13 @@ fn credentials_of_a_unit_may_be_readable() {
     assert!(problem("serve", &[("CC_EXECUTOR_TOKEN_FILE", path)]).contains("read by every user"));
     let env = [("CC_EXECUTOR_TOKEN_FILE", path), ("CREDENTIALS_DIRECTORY", directory.to_str().unwrap())];
     assert!(warnings(&Service::with(&["serve"], &env)).is_empty());
-    // Where the file is counts, and not where a link to it is.
+    // The directory of the file counts, not that of a symbolic link to it.
     let elsewhere = TempPath::with_content("token", TOKEN);
     elsewhere.set_mode(0o644);
     let (to_elsewhere, from_elsewhere) = (directory.join("link"), TempPath::new("link"));
     symlink(&*elsewhere, &to_elsewhere).unwrap();
     symlink(&file, &*from_elsewhere).unwrap();
-    let credentials = ("CREDENTIALS_DIRECTORY", directory.to_str().unwrap());
+    let [_, credentials] = env;
     let unsafe_file = ("CC_EXECUTOR_TOKEN_FILE", to_elsewhere.to_str().unwrap());
     assert!(problem("serve", &[unsafe_file, credentials]).contains("read by every user"));
     let safe_file = ("CC_EXECUTOR_TOKEN_FILE", from_elsewhere.as_str());

@@ -1,5 +1,5 @@
-//! Texts of clients in texts for people: cut to [`MAX_ECHO`] characters, so that no message grows with what it refuses, or
-//! to a number of bytes.
+//! Shortens the texts of clients that errors and log lines repeat: to [`MAX_ECHO`] characters in an error, to a number of
+//! bytes in a log line.
 
 use std::{borrow::Cow, fmt};
 

@@ -33,7 +33,7 @@ impl fmt::Display for PeerBlock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             PeerBlock::V4(address) => Ipv4Addr::from_bits(*address).fmt(f),
-            // Of the first network only the loopback address is used.
+            // The only peer in the network ::/64 is the loopback address.
             PeerBlock::V6(0) => Ipv6Addr::LOCALHOST.fmt(f),
             PeerBlock::V6(network) => write!(f, "{}/64", Ipv6Addr::from_bits(u128::from(*network) << 64)),
             PeerBlock::Unknown => f.write_str("unknown"),

@@ -105,7 +105,7 @@ impl Problems {
         Access {
             authentication: match Tokens::new(token.value(), file.value()) {
                 Some(tokens) => Authentication::Tokens(tokens),
-                // The service does not start, and it is not said that there is no token.
+                // The service does not start anyway, so it does not also report that a token is missing.
                 None if is_rejected => Authentication::Nothing,
                 None => self.without_token(bind, args.allow_local_users, args.insecure_no_auth, matches),
             },

@@ -17,7 +17,7 @@ use futures_util::{Stream, StreamExt};
 
 use crate::server::{connection::ConnectionHandle, socket::ReadWindow};
 
-/// How much is read ahead, in bytes. Long messages arrive in pieces of this size.
+/// How much is read ahead, in bytes.
 const READ_AHEAD: usize = 64 * 1024;
 
 /// The client's bytes.

@@ -32,7 +32,7 @@ const PORTION: usize = 32 * 1024;
 const PROOF: usize = 8 << 20;
 const PROOF_TIME: Duration = Duration::from_secs(2);
 
-/// A fast connection that is full after this many bytes, which took it longer than [`CHECK_TIME`], is slow.
+/// A fast connection becomes slow if it is full after this many bytes and they took longer than [`CHECK_TIME`].
 const CHECK: usize = 256 * 1024;
 const CHECK_TIME: Duration = Duration::from_millis(250);
 

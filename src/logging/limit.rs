@@ -20,8 +20,8 @@ const PERIOD: Duration = Duration::from_secs(1);
 /// The number of subjects that are told apart. More share one limit for each event.
 const MAX_SUBJECTS: usize = 128;
 
-/// The events whose rate is limited, with the fields that name who causes them: the first that a line has counts. A client
-/// cannot choose the values: an execution that `execution_id` names is running.
+/// The events whose rate is limited, with the fields that name who causes them: the first that a line has counts. No client
+/// can evade the limit with invented values: the service makes `session_id`, and `execution_id` names a running execution.
 const LIMITED: &[(&str, &[&str])] = &[
     ("request.refused", &["peer"]),
     ("session.refused", &["peer"]),

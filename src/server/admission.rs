@@ -35,8 +35,8 @@ const MAX_IDLE: Duration = Duration::from_secs(90);
 /// stranger that sends requests that need no authorization keeps its moment, so this also bounds those.
 const BURST: usize = 8;
 
-/// The least number of strangers that are let in at once. A gateway connects to its backend this often at the same
-/// moment, whatever number of strangers may stay.
+/// The least number of strangers that are let in at once, whatever number may stay. A gateway may open 64 connections for
+/// each worker at the same moment (`MAX_REQUESTS` in actors/src/backend_client/request_gate.rs); this is enough for four.
 const MIN_BURST: usize = 256;
 
 /// How long the end of a response may take to be read: what the kernel and actix buffer of it, 4 MiB at most, at 16 KiB/s.
@@ -105,7 +105,7 @@ enum Standing {
     Refused(Instant),
     /// No request was authorized. Since it connected, or sent the last request that needs no authorization.
     Stranger(Instant),
-    /// The last authorized request has ended. `since` is when its response was still being sent.
+    /// The last authorized request ended at `ended_at`, and its response was last seen being sent at `since`.
     Idle { since: Instant, ended_at: Instant },
     /// An authorized request is being carried out.
     Working,

@@ -72,7 +72,7 @@ fn cancel_waits_for_the_end_at_a_newer_service() {
     assert_all_changed(&n_changed, &[0, 2]);
 }
 
-/// It is not taken for a status of an execution that still runs.
+/// The client does not take an unreadable final status for a status of a running execution.
 #[test]
 fn cancel_rejects_an_end_that_it_cannot_read() {
     let service = Service::start();

@@ -26,7 +26,7 @@ pub fn binary() -> Command {
     binary_under(BINARY)
 }
 
-/// A command of a copy of the binary, or of a program that executes it, without the same variables.
+/// Like [`binary`], for a copy of the binary or a program that executes it.
 pub fn binary_under(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     for (name, _) in std::env::vars() {

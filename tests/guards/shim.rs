@@ -192,7 +192,7 @@ fn program_that_kills_its_shim_at_once_is_not_reported_as_not_started() {
     Mode::for_each(|mode| {
         let executors = json!({ "killer": ["dash", "-c", "kill -9 $PPID; exec sleep $0"] }).to_string();
         let service = mode.service(&["--executors", &executors]);
-        // A shim that cannot be reached lives, and so does its command until the time-out.
+        // A command cannot kill a shim that it cannot signal, so it runs until its time-out.
         let (expected, timeout_ms) =
             if mode.shim_is_reachable() { (Reason::BackendLost, 20_000) } else { (Reason::Timeout, 300) };
         std::thread::scope(|scope| {

@@ -24,9 +24,11 @@ pub(super) struct RequestPlace(Weak<RefCell<GateState>>);
 
 struct GateState {
     n_free: usize,
-    /// Cancellations. They go first, but never two in a row while another request waits, so that they hold up nobody.
+    /// Cancellations. A free place goes to a cancellation first, but after each cancellation to another request that
+    /// waits, so that neither kind starves.
     urgent: Turns,
     others: Turns,
+    /// Whether the last place went to a cancellation.
     was_urgent: bool,
 }
 

@@ -211,8 +211,8 @@ mod tests {
                 prop_assert_eq!((places.n_running(), places.queue().len()), (running.len(), waiting.len()));
                 prop_assert!(running.len() <= max_running + max_running / 4);
                 prop_assert!(waiting.len() <= max_queued + max_queued / 4);
-                let none_waits_alone = waiting.is_empty() || !running.is_empty();
-                prop_assert!(none_waits_alone, "an execution is queued only while another one runs");
+                let runs_if_any_waits = waiting.is_empty() || !running.is_empty();
+                prop_assert!(runs_if_any_waits, "an execution is queued only while another one runs");
             }
             while let Some((id, client)) = running.pop() {
                 places.leave(&client, id);

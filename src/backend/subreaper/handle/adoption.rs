@@ -17,8 +17,8 @@ use crate::backend::shim::procfs::Procfs;
 pub(super) const ADOPTED_CADENCE: Duration = Duration::from_millis(2);
 
 /// Takes over the children of a lost subreaper. The kernel gives them to this process if it is a subreaper itself,
-/// which it is only if it surely had no children when it started, because their descendants could not be told from
-/// orphans.
+/// which it is only if it could prove that it had no children when it started, because their descendants could not be told
+/// from orphans.
 #[derive(Debug)]
 pub(super) struct Adoption {
     is_subreaper: bool,
