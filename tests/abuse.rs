@@ -42,14 +42,12 @@ fn call(method: &str, params: &serde_json::Value) -> Vec<u8> {
 }
 
 /// Opens a session and sends these bytes again and again until the service has taken nothing for a while, reading nothing.
+/// Returns whether the first round was sent.
 fn flood(address: SocketAddr, first: &[u8], bytes: &[u8], is_done: &AtomicBool) -> bool {
     let Ok(client) = session(address, ABUSER) else { return false };
     let _ = client.stream().set_write_timeout(Some(Duration::from_millis(200)));
-    let mut was_sent = client.send_raw(first).is_ok() && client.send_raw(bytes).is_ok();
-    let is_taken = was_sent;
-    while was_sent && !is_done.load(Ordering::Relaxed) {
-        was_sent = client.send_raw(bytes).is_ok();
-    }
+    let is_taken = client.send_raw(first).is_ok() && client.send_raw(bytes).is_ok();
+    while is_taken && !is_done.load(Ordering::Relaxed) && client.send_raw(bytes).is_ok() {}
     is_taken
 }
 
@@ -60,13 +58,15 @@ fn dawdle(address: SocketAddr, head: &str) -> Option<TcpStream> {
     Some(stream)
 }
 
-/// Sends a request, reads what comes until the connection ends, and returns whether that was a response.
-fn ask(address: SocketAddr, head: &str) -> bool {
+/// Sends a request, reads what comes until the connection ends, and returns whether that was a response with one of these
+/// statuses.
+fn ask(address: SocketAddr, head: &str, statuses: &[&str]) -> bool {
     let Some(mut stream) = dawdle(address, head) else { return false };
     let _ = stream.set_read_timeout(Some(Duration::from_secs(1)));
     let mut response = Vec::new();
     let _ = stream.read_to_end(&mut response);
-    response.starts_with(b"HTTP/1.1 ")
+    let response = String::from_utf8_lossy(&response);
+    response.strip_prefix("HTTP/1.1 ").is_some_and(|rest| statuses.iter().any(|status| rest.starts_with(status)))
 }
 
 /// One round of an abuse. Returns whether it reached the service.
@@ -104,8 +104,8 @@ fn abuses(gateway: SocketAddr, is_done: &AtomicBool) -> Vec<(&'static str, Abuse
                 sent.count() > 0
             }),
         ),
-        ("lists", Box::new(move || ask(gateway, &list))),
-        ("wrong tokens", Box::new(move || ask(gateway, &guess))),
+        ("lists", Box::new(move || ask(gateway, &list, &["200", "429", "503"]))),
+        ("wrong tokens", Box::new(move || ask(gateway, &guess, &["401", "429"]))),
         (
             "idle connections",
             Box::new(move || {

@@ -255,9 +255,9 @@ fn a_client_that_leaves_while_its_message_waits_is_noticed() {
     let mark = procs::mark();
     leaving.execute(json!({ "command": format!("exec sleep {mark}") }));
     wait_until("its command runs", PATIENCE, || !procs::with_argument(&mark).is_empty());
-    // More than the service reads, and not more than the kernel has room for, because the end comes behind it.
+    // More than the service reads ahead, so that the FIN stays behind unread bytes, and less than the kernel has room for.
     leaving.send_raw(&call[..160_000]).unwrap();
-    leaving.disconnect();
+    leaving.shut_down();
     wait_until("its command is ended", Duration::from_secs(8), || procs::with_argument(&mark).is_empty());
 }
 

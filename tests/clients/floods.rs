@@ -83,12 +83,11 @@ fn flood_by<'a>(
     request: impl Fn() -> String + Sync + 'a,
 ) -> impl Fn(&Flood) + Sync + 'a {
     move |flood| {
-        let requests = std::iter::repeat_with(|| {
+        let requests = std::iter::repeat_with(&request).take_while(|_| !flood.is_over());
+        for status in caller.ask_on_one_connection(requests) {
+            assert!(expected.contains(&status), "{status}");
             flood.count(1);
-            request()
-        });
-        let statuses = caller.ask_on_one_connection(requests.take_while(|_| !flood.is_over()));
-        assert!(statuses.iter().all(|answered| expected.contains(answered)), "{statuses:?}");
+        }
     }
 }
 
@@ -142,9 +141,10 @@ fn ids_canceled_before_their_requests_are_bounded() {
     let backend = backend_with_token(&[]);
     let (alice, bob) = (BackendCaller::client(&backend, "alice"), BackendCaller::client(&backend, "bob"));
     let ids = |n: usize| (0..n).map(|_| format!("DELETE /executions/{}", ExecutionId::random()));
-    assert_eq!(bob.ask_on_one_connection(ids(1)), [404]);
+    assert_eq!(bob.ask_on_one_connection(ids(1)).collect::<Vec<_>>(), [404]);
     let statuses: Vec<u16> = thread::scope(|scope| {
-        let lanes: Vec<_> = (0..4).map(|_| scope.spawn(|| alice.ask_on_one_connection(ids(3_500)))).collect();
+        let lanes: Vec<_> =
+            (0..4).map(|_| scope.spawn(|| alice.ask_on_one_connection(ids(3_500)).collect::<Vec<_>>())).collect();
         lanes.into_iter().flat_map(|lane| lane.join().unwrap()).collect()
     });
     let accepted = statuses.iter().filter(|status| **status == 404).count();
@@ -152,7 +152,7 @@ fn ids_canceled_before_their_requests_are_bounded() {
     assert!(statuses.iter().all(|status| matches!(status, 404 | 429)), "no promise that it cannot keep");
     let (status, error) = alice.ask(&format!("DELETE /executions/{}", ExecutionId::random()));
     assert_eq!((status, &error["code"], &error["data"]["scope"]), (429, &json!(code::FULL), &json!("client")));
-    assert_eq!(bob.ask_on_one_connection(ids(2)), [404, 404]);
+    assert_eq!(bob.ask_on_one_connection(ids(2)).collect::<Vec<_>>(), [404, 404]);
 }
 
 #[test]
@@ -222,7 +222,9 @@ fn positions_in_a_long_queue_are_told_and_cost_little() {
     assert_eq!((position(&ids[0]), position(&ids[queued - 1])), (Some(1), Some(queued as u64)));
     let began = Instant::now();
     let canceled = ids[1..].iter().take(queued / 2);
-    let statuses = alice.ask_on_one_connection(canceled.map(|id| format!("DELETE /executions/{id}?grace_ms=0")));
+    let statuses = alice
+        .ask_on_one_connection(canceled.map(|id| format!("DELETE /executions/{id}?grace_ms=0")))
+        .collect::<Vec<_>>();
     assert!(statuses.iter().all(|status| *status == 200));
     let each = began.elapsed() / statuses.len() as u32;
     assert!(each < Duration::from_millis(20), "{each:?} for each cancellation");

@@ -114,9 +114,8 @@ impl<'a> BackendCaller<'a> {
         }
     }
 
-    /// Sends requests without a body on one connection, each after the response to the one before, and returns the
-    /// statuses.
-    pub fn ask_on_one_connection(&self, requests: impl Iterator<Item = String>) -> Vec<u16> {
+    /// Sends requests without a body on one connection, each after the response to the one before. Yields the statuses.
+    pub fn ask_on_one_connection(&self, requests: impl Iterator<Item = String>) -> impl Iterator<Item = u16> {
         let headers = self.headers(&[("Content-Length", "0")]);
         let headers: Vec<_> = headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
         let mut end = String::new();
@@ -124,12 +123,10 @@ impl<'a> BackendCaller<'a> {
         let mut stream = TcpStream::connect(self.address).expect("the backend listens");
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut reader = BufReader::new(stream.try_clone().unwrap());
-        let mut statuses = Vec::new();
-        for request in requests {
+        requests.map(move |request| {
             stream.write_all(format!("{request} HTTP/1.1\r\n{end}\r\n").as_bytes()).expect("the backend reads");
-            statuses.push(read_response(&mut reader));
-        }
-        statuses
+            read_response(&mut reader)
+        })
     }
 }
 

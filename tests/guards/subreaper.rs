@@ -15,7 +15,7 @@ use crate::common::{
     PATIENCE,
     containment::{Mode, NOBODY, assert_verified, is_subreaper, reachable_binary, shim_of},
     left_out, procs, scale,
-    service::{Service, kill},
+    service::{Service, binary_under, kill},
     temp::{TempPath, directory},
     users::can_switch_user,
     wait_until,
@@ -134,7 +134,7 @@ fn command_that_kills_shim_and_subreaper_is_ended() {
 fn with_closed_proc() -> Command {
     const CLOSE: &str = r#"mount -t proc -o hidepid=1 proc /proc &&
         exec setpriv --reuid "$0" --regid "$0" --clear-groups -- "$@""#;
-    let mut command = Command::new("unshare");
+    let mut command = binary_under("unshare");
     command.args(["--mount", "bash", "-c", CLOSE, &NOBODY.to_string()]).current_dir("/").env("HOME", "/tmp");
     command
 }
@@ -159,10 +159,17 @@ fn orphan_whose_entry_in_proc_is_closed_is_ended() {
     let service = Service::spawn(command);
     assert_eq!(service.connect().run(json!({ "command": "echo served" })).text(), "served\n");
     let (mut client, mark) = (service.connect(), procs::mark());
-    let attack = "kill -9 $PPID $(cut -d' ' -f4 /proc/$PPID/stat)";
-    client.execute(json!({
-        "command": format!("setsid {} {mark} & sleep 0.05; {attack}; sleep {mark}", unreadable.as_str()),
-    }));
+    client.execute(json!({ "command": format!("setsid {} {mark} & sleep {mark}", unreadable.as_str()) }));
+    let executes = |pid: &u32| fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == *unreadable);
+    wait_until("it executes the program that it may not read", PATIENCE, || {
+        procs::with_argument(&mark).iter().any(executes)
+    });
+    let shim = shim_of(procs::wait_for(&mark, 2, PATIENCE)[0]);
+    let subreaper = procs::parent(shim).expect("a shim has a parent");
+    // The subreaper first, because its shim would end the tree.
+    kill(subreaper, Signal::STOP);
+    kill(shim, Signal::KILL);
+    kill(subreaper, Signal::KILL);
     let recording = client.record();
     assert_eq!(recording.reason(), Reason::BackendLost, "{}", recording.end);
     assert_verified(&recording.end, &["swept"]);
