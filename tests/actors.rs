@@ -37,6 +37,9 @@ use crate::common::{
     stub::{Stub, chunk, chunked_head, event, exited, multiplexed, respond, respond_json, started, stream_head},
 };
 
+/// The most requests of a session that are under way.
+const MAX_REQUESTS: u64 = 16;
+
 /// The client of a session, without a socket.
 struct StubPeer {
     incoming: mpsc::UnboundedSender<Incoming>,
@@ -74,14 +77,8 @@ impl StubPeer {
         }
     }
 
+    /// The next text message. Pings before it are skipped; the session sends them to learn what has arrived.
     async fn message(&mut self) -> Value {
-        let (first, payload) = self.frame().await.expect("a frame");
-        assert_eq!(first, frames::TEXT, "a text frame");
-        serde_json::from_slice(&payload).expect("JSON")
-    }
-
-    /// The next message behind pings, which ask what has arrived.
-    async fn text(&mut self) -> Value {
         loop {
             let (first, payload) = self.frame().await.expect("a frame");
             if first != frames::PING {
@@ -94,7 +91,7 @@ impl StubPeer {
     /// Reads to the next notification of this method, and returns its params.
     async fn notification(&mut self, method: &str) -> Value {
         loop {
-            let message = self.text().await;
+            let message = self.message().await;
             if message["method"] == method {
                 return message["params"].clone();
             }
@@ -118,7 +115,7 @@ fn context(stub: &Stub, max_sessions: usize) -> SessionContext {
         backend: BackendClient::new(&stub.url(), None, KnownBackend::default(), EXIT_PATIENCE),
         limits: Limits::default(),
         unread: UnreadBudget::new(1 << 20),
-        max_requests: 16,
+        max_requests: MAX_REQUESTS as usize,
     }
 }
 

@@ -9,14 +9,11 @@ use cc_executor_actors::{id::ExecutionId, session::phase::Incoming, supervisor::
 use futures_util::{FutureExt, StreamExt};
 use serde_json::json;
 
-use super::{StubPeer, context, wait_until_empty, with_session};
+use super::{MAX_REQUESTS, StubPeer, context, wait_until_empty, with_session};
 use crate::common::{
-    frames,
-    stub::{Stub, chunk, exited, multiplexed, started, stream_head},
+    PATIENCE, frames,
+    stub::{Request, Stub, chunk, exited, multiplexed, started, stream_head},
 };
-
-/// The most requests of a session that are under way, see `context`.
-const MAX_REQUESTS: u64 = 16;
 
 /// A backend whose commands print eight bytes and end, and which answers no other request.
 fn unanswering_backend() -> Stub {
@@ -43,12 +40,21 @@ fn acknowledgements_under_way_are_bounded() {
             peer.call(id, "ack", &json!({ "executionId": execution_id, "offsets": { "stdout": 4, "stderr": 0 } }));
         }
         for id in 0..MAX_REQUESTS {
-            let response = peer.text().await;
+            let response = peer.message().await;
             assert_eq!((response["id"].as_u64(), response.get("error")), (Some(id), None), "{response}");
         }
         assert!(peer.read.is_empty() && peer.frames.next().now_or_never().is_none(), "the client is not read");
+        let is_ack = |request: &&Request| request.path.contains("/ack?");
+        let n_acks = || stub.requests().iter().filter(is_ack).count() as u64;
+        let arrive = async {
+            while n_acks() < MAX_REQUESTS {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, arrive).await.expect("the acknowledgements arrive");
         drop(peer);
         wait_until_empty(&supervisor).await;
+        assert_eq!(n_acks(), MAX_REQUESTS);
     });
 }
 
