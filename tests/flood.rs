@@ -222,15 +222,22 @@ fn long_messages_share_a_bounded_memory() {
     bystander.close();
 }
 
-#[test]
-fn a_long_message_that_never_ends_gives_its_memory_back() {
-    let service = Service::with(&["serve", "--client-stall-ms", "1000", "--max-incoming-bytes", "4194304"], &[]);
-    let call =
-        text_frame(&json!({ "jsonrpc": "2.0", "id": 1, "method": "ping", "params": { "x": long() } }).to_string());
+/// Fills the memory of a service that has 4 MiB for long messages, with messages whose ends do not come. Returns the clients
+/// and such a message with its end.
+fn hold_all_memory(service: &Service) -> (Vec<Client>, Vec<u8>) {
+    let call = json!({ "jsonrpc": "2.0", "id": 1, "method": "ping", "params": { "x": long() } });
+    let call = text_frame(&call.to_string());
     let holders: Vec<Client> = (0..4).map(|_| service.connect()).collect();
     for holder in &holders {
         holder.send_raw(&call[..call.len() - 1]).unwrap();
     }
+    (holders, call)
+}
+
+#[test]
+fn a_long_message_that_never_ends_gives_its_memory_back() {
+    let service = Service::with(&["serve", "--client-stall-ms", "1000", "--max-incoming-bytes", "4194304"], &[]);
+    let (holders, call) = hold_all_memory(&service);
     let mut waiting = service.connect();
     waiting.send_raw(&call).unwrap();
     assert_eq!(waiting.response(1).unwrap_err().code, code::PARAMS, "unknown parameter x");
@@ -245,12 +252,7 @@ fn a_long_message_that_never_ends_gives_its_memory_back() {
 #[test]
 fn a_client_that_leaves_while_its_message_waits_is_noticed() {
     let service = Service::with(&["serve", "--max-incoming-bytes", "4194304"], &[]);
-    let call =
-        text_frame(&json!({ "jsonrpc": "2.0", "id": 1, "method": "ping", "params": { "x": long() } }).to_string());
-    let holders: Vec<Client> = (0..4).map(|_| service.connect()).collect();
-    for holder in &holders {
-        holder.send_raw(&call[..call.len() - 1]).unwrap();
-    }
+    let (_holders, call) = hold_all_memory(&service);
     let mut leaving = service.connect();
     let mark = procs::mark();
     leaving.execute(json!({ "command": format!("exec sleep {mark}") }));
