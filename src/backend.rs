@@ -26,7 +26,7 @@ pub mod subreaper;
 
 use std::{io, net::TcpListener, path::Path, sync::Arc, time::Duration};
 
-use actix_web::{App, dev::ServerHandle, middleware::from_fn, web};
+use actix_web::{App, dev::ServerHandle, middleware::from_fn, rt::net::TcpStream, web};
 use futures_util::future::LocalBoxFuture;
 
 pub use self::config::BackendConfig;
@@ -89,8 +89,8 @@ pub fn serve(listener: TcpListener, config: BackendConfig, access: Access, peers
     let subreapers = web::Data::new(Subreapers::start(Path::new(THIS_BINARY), config.containment)?);
     let contained = subreapers.contained().as_str();
     let longest_body = config.max_message_bytes.saturating_add(ADDED_BY_GATEWAYS);
-    let (patience, for_each_worker) = (peers.patience(), peers.for_each_worker());
-    let bodies = web::Data::from(BodyLimits::new(longest_body, patience, config.max_body_bytes.max(longest_body)));
+    let max_body_bytes = config.max_body_bytes.max(longest_body);
+    let bodies = web::Data::from(BodyLimits::new(longest_body, peers.patience(), max_body_bytes));
     actix_web::rt::spawn(Arc::clone(&peers).sweep());
     let registry = web::Data::new(Registry::new(config, retained::answer));
     let shared = registry.clone();
@@ -98,28 +98,20 @@ pub fn serve(listener: TcpListener, config: BackendConfig, access: Access, peers
     actix_web::rt::spawn(registry.tell_positions());
     let consumer_stall = registry.config().consumer_stall;
     let access = web::Data::new(access);
-    let of_connections = access.clone();
+    let for_requests = access.clone();
     let app = move || {
         App::new()
             .app_data(shared.clone())
             .app_data(subreapers.clone())
-            .app_data(access.clone())
+            .app_data(for_requests.clone())
             .app_data(bodies.clone())
             .wrap(from_fn(guard))
             .configure(routes::configure)
     };
-    let options = ListenOptions {
-        connections: for_each_worker,
-        request_timeout: patience,
-        disconnect_timeout: DISCONNECT_TIMEOUT,
-        keep_alive: KEEP_ALIVE,
-        write_buffer: WRITE_BUFFER,
-    };
-    let server = listen(listener, options, app, move |socket, data| {
-        peers.arrive(socket, data);
-        connection::watch_peer(socket.stream(), consumer_stall);
-        of_connections.keep_peer(socket.stream(), data);
-    })?;
+    let options =
+        ListenOptions { disconnect_timeout: DISCONNECT_TIMEOUT, keep_alive: KEEP_ALIVE, write_buffer: WRITE_BUFFER };
+    let watch = move |stream: &TcpStream| connection::watch_peer(stream, consumer_stall);
+    let server = listen(listener, options, (peers, access), app, watch)?;
     let handle = server.handle();
     actix_web::rt::spawn(server);
     Ok(Serving { server: handle, registry, contained })

@@ -136,8 +136,7 @@ pub fn serve(listener: TcpListener, config: GatewayConfig, access: Access, peers
     actix_web::rt::spawn(watch_backend(config.backend(known.clone())));
     let for_workers = supervisor.clone();
     let access = web::Data::new(access);
-    let of_connections = access.clone();
-    let (patience, for_each_worker) = (peers.patience(), peers.for_each_worker());
+    let for_requests = access.clone();
     actix_web::rt::spawn(Arc::clone(&peers).sweep());
     let app = move || {
         // One context for each worker thread, because an awc client is not `Send`.
@@ -150,24 +149,19 @@ pub fn serve(listener: TcpListener, config: GatewayConfig, access: Access, peers
         };
         App::new()
             .app_data(web::Data::new(context))
-            .app_data(access.clone())
+            .app_data(for_requests.clone())
             .app_data(for_sockets.clone())
             .app_data(web::Data::new(budget.clone()))
             .wrap(from_fn(guard))
             .configure(routes::configure)
     };
     let options = ListenOptions {
-        connections: for_each_worker,
-        request_timeout: patience,
         // A session waits for its client's close frame itself; after that the connection ends at once.
         disconnect_timeout: Duration::ZERO,
         keep_alive: KEEP_ALIVE,
         write_buffer: WRITE_BUFFER,
     };
-    let server = listen(listener, options, app, move |socket, data| {
-        peers.arrive(socket, data);
-        of_connections.keep_peer(socket.stream(), data);
-    })?;
+    let server = listen(listener, options, (peers, access), app, |_| ())?;
     let handle = server.handle();
     actix_web::rt::spawn(server);
     Ok(Gateway { server: handle, supervisor, unflushed, executions_live_on })
