@@ -243,7 +243,8 @@ fn cancel_of_a_tree_that_ignores_term_is_verified_soon_after_the_grace_period() 
                     let cancel = &recording.end["cancel"];
                     let expected = json!({ "verified": true, "survivors": 0, "graceMs": 300, "escalated": true, "evidence": "echild" });
                     assert_eq!((recording.status(), cancel), (Status::Cancelled, &expected));
-                    assert!(took >= GRACE && took < GRACE + Duration::from_millis(500), "lane {lane}, round {round}: {took:?}");
+                    // Far less than the patience with a process that cannot be killed, also on a busy machine.
+                    assert!(took >= GRACE && took < GRACE + Duration::from_secs(2), "lane {lane}, round {round}: {took:?}");
                     client.close();
                 }
             });

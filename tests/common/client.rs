@@ -193,21 +193,30 @@ impl Client {
         }
     }
 
-    /// Starts a command and returns its id.
+    /// Starts a command and returns its id. A start that takes so long that it is reported as queued is waited for.
     pub fn execute(&mut self, params: Value) -> String {
-        self.execute_as(params, Acceptance::Started)
+        let result = self.accepted(params);
+        match result.status {
+            Acceptance::Started => {}
+            Acceptance::Queued => {
+                let has_left_queue = |frame: &Frame| matches!(frame, Frame::Text(message) if message["method"] == "statusUpdate" && message["params"]["status"] != "QUEUED");
+                self.wait_for_frame("the start", has_left_queue);
+            }
+            _ => panic!("not started: {result:?}"),
+        }
+        result.execution_id.to_string()
     }
 
     /// Sends a command that must wait in the queue, and returns its id.
     pub fn queue(&mut self, params: Value) -> String {
-        self.execute_as(params, Acceptance::Queued)
+        let result = self.accepted(params);
+        assert_eq!(result.status, Acceptance::Queued, "{result:?}");
+        result.execution_id.to_string()
     }
 
-    fn execute_as(&mut self, params: Value, expected: Acceptance) -> String {
+    fn accepted(&mut self, params: Value) -> ExecuteResult {
         let result = self.call("execute", params).expect("execute is accepted");
-        let result: ExecuteResult = serde_json::from_value(result).expect("the result of execute");
-        assert_eq!(result.status, expected, "{result:?}");
-        result.execution_id.to_string()
+        serde_json::from_value(result).expect("the result of execute")
     }
 
     /// Cancels the session's execution.
