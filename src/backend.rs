@@ -4,7 +4,8 @@
 //! [`executor`] resolves its command to a program ([`agent`] for agents), [`job`] is its task, and [`process`] has it
 //! started by a [`shim`] with pipes or on a [`pty`]. The output goes through the [`output_buffer`], which applies
 //! back-pressure, to a [`stream`]; [`holds`] decides which consumer may read it. After the end [`registry::retention`]
-//! decides how long it is kept, and a [`registry::record`] remembers the ending. The [`subreaper`] forks the shims and
+//! decides how long it is kept, and a [`registry::record`] remembers the ending. [`storage`] keeps the output of executions
+//! that may detach on disk. The [`subreaper`] forks the shims and
 //! ends the processes of a killed one; [`deadlines`] bounds how long either may be silent.
 
 pub mod agent;
@@ -21,6 +22,7 @@ pub mod pty;
 pub mod registry;
 pub mod routes;
 pub mod shim;
+pub mod storage;
 pub mod stream;
 pub mod subreaper;
 
@@ -30,7 +32,12 @@ use actix_web::{App, dev::ServerHandle, middleware::from_fn, rt::net::TcpStream,
 use futures_util::future::LocalBoxFuture;
 
 pub use self::config::BackendConfig;
-use self::{job::retained, registry::Registry, subreaper::handle::Subreapers};
+use self::{
+    job::{restored, retained},
+    registry::Registry,
+    storage::StateDir,
+    subreaper::handle::Subreapers,
+};
 use crate::server::{
     auth::{Access, guard},
     body::BodyLimits,
@@ -85,14 +92,24 @@ impl Drainable for Arc<Registry> {
 
 /// Serves on a bound listener until stopped. To be called before this process has children, because it starts the
 /// subreaper.
-pub fn serve(listener: TcpListener, config: BackendConfig, access: Access, peers: Arc<Peers>) -> io::Result<Serving> {
+pub fn serve(
+    listener: TcpListener,
+    config: BackendConfig,
+    state_dir: Option<Arc<StateDir>>,
+    access: Access,
+    peers: Arc<Peers>,
+) -> io::Result<Serving> {
     let subreapers = web::Data::new(Subreapers::start(Path::new(THIS_BINARY), config.containment)?);
     let contained = subreapers.contained().as_str();
     let longest_body = config.max_message_bytes.saturating_add(ADDED_BY_GATEWAYS);
     let max_body_bytes = config.max_body_bytes.max(longest_body);
     let bodies = web::Data::from(BodyLimits::new(longest_body, peers.patience(), max_body_bytes));
     actix_web::rt::spawn(Arc::clone(&peers).sweep());
-    let registry = web::Data::new(Registry::new(config, retained::answer));
+    let registry = web::Data::new(Registry::new(config, state_dir, retained::answer));
+    if let Some(directory) = registry.state_dir() {
+        restored::add(&registry, directory, storage::restore::restore(directory)?);
+        actix_web::rt::spawn(storage::keep_alive(Arc::downgrade(directory)));
+    }
     let shared = registry.clone();
     actix_web::rt::spawn(registry.forget_in_time());
     actix_web::rt::spawn(registry.tell_positions());

@@ -18,6 +18,9 @@ use rustix::{
 
 pub use self::visible::{is_obeyed, visible};
 
+/// Exit code of a wrong use: `EX_USAGE` of sysexits(3).
+pub const EX_USAGE: u8 = 64;
+
 /// Exit code where output could not be written: `EX_IOERR` of sysexits(3).
 pub const EX_IOERR: u8 = 74;
 

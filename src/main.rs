@@ -23,7 +23,7 @@ fn main() -> ExitCode {
         Ok(invocation) => dispatch(invocation),
         Err(problems) => {
             console::report_line(&problems);
-            ExitCode::from(args::EX_USAGE)
+            ExitCode::from(console::EX_USAGE)
         }
     }
 }

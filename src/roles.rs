@@ -12,7 +12,13 @@ use std::{
 
 use actix_web::dev::ServerHandle;
 use cc_executor::{
-    backend::{self, BackendConfig, Serving},
+    backend::{
+        self, BackendConfig, Serving,
+        storage::{
+            StateDir, StateDirError,
+            location::{StateLocation, StateVariables, default_directory},
+        },
+    },
     config::{BackendLocation, BackendSettings, ConnectionSettings, GatewaySettings, TOKEN},
     console,
     gateway::{self, GatewayConfig},
@@ -58,8 +64,31 @@ fn run_prepared(role: impl Future<Output = io::Result<()>>) -> ExitCode {
     match actix::System::new().block_on(role) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
+            let is_usage = error.get_ref().is_some_and(|inner| inner.is::<StateDirError>());
             logging::report(error);
-            ExitCode::FAILURE
+            if is_usage { ExitCode::from(console::EX_USAGE) } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+/// Opens the state directory of a backend that listens here. A directory that was named must be usable; without the
+/// default one the backend keeps output in memory.
+fn open_state_dir(location: &StateLocation, address: SocketAddr, port: u16) -> io::Result<Option<Arc<StateDir>>> {
+    let holder = format!("process {} ({address})", std::process::id());
+    match location {
+        StateLocation::None => Ok(None),
+        StateLocation::At(path) => StateDir::open(path, &holder).map(Some).map_err(io::Error::other),
+        StateLocation::Default => {
+            let Some(path) = default_directory(&StateVariables::of_process(), port) else {
+                if port != 0 {
+                    warn!(event = "storage.none"; "there is no HOME, so nothing is kept on disk: name a directory with --state-dir, or none");
+                }
+                return Ok(None);
+            };
+            let opened = StateDir::open(&path, &holder);
+            Ok(opened
+                .inspect_err(|error| warn!(event = "storage.none"; "nothing is kept on disk: {error}"))
+                .ok())
         }
     }
 }
@@ -132,7 +161,8 @@ pub async fn serve(config: GatewaySettings) -> io::Result<()> {
         BackendLocation::Remote(url, token) => (None, url, token),
         BackendLocation::Embedded(backend) => {
             warn_of_root();
-            let (url, token, embedded) = embed(*backend, &config.connections)?;
+            let state_dir = open_state_dir(&backend.state, address, config.bind.port())?;
+            let (url, token, embedded) = embed(*backend, state_dir, &config.connections)?;
             (Some(embedded), url, Some(token))
         }
     };
@@ -175,7 +205,9 @@ pub async fn backend(config: BackendSettings) -> io::Result<()> {
     let executors = config.backend.executors.names();
     let ConnectionSettings { request_timeout, max_unauthorized } = config.connections;
     let bounds = ConnectionBounds::of_backend(descriptor_limit(), max_unauthorized, request_timeout);
-    let Serving { server, registry, contained } = backend::serve(listener, config.backend, access, Peers::new(bounds))?;
+    let state_dir = open_state_dir(&config.backend.state, address, config.bind.port())?;
+    let serving = backend::serve(listener, config.backend, state_dir, access, Peers::new(bounds))?;
+    let Serving { server, registry, contained } = serving;
     info!(event = "service.listening", role = "backend", address:% = address, executors:serde = executors,
         containment = contained, version = env!("CARGO_PKG_VERSION"); "listening on http://{address}");
     let roles: Vec<Box<dyn Drainable>> = vec![Box::new(registry.into_inner())];
@@ -184,7 +216,11 @@ pub async fn backend(config: BackendSettings) -> io::Result<()> {
 }
 
 /// Starts a backend on a loopback port of its own, with a token that only this process knows.
-fn embed(config: BackendConfig, connections: &ConnectionSettings) -> io::Result<(String, Secret, Serving)> {
+fn embed(
+    config: BackendConfig,
+    state_dir: Option<Arc<StateDir>>,
+    connections: &ConnectionSettings,
+) -> io::Result<(String, Secret, Serving)> {
     let listener =
         TcpListener::bind("127.0.0.1:0").map_err(failed("cannot open a loopback port for the embedded backend"))?;
     let address = address_of(&listener)?;
@@ -198,7 +234,7 @@ fn embed(config: BackendConfig, connections: &ConnectionSettings) -> io::Result<
     };
     let bounds =
         ConnectionBounds::of_embedded(descriptor_limit(), connections.max_unauthorized, connections.request_timeout);
-    let embedded = backend::serve(listener, config, access, Peers::new(bounds))?;
+    let embedded = backend::serve(listener, config, state_dir, access, Peers::new(bounds))?;
     Ok((format!("http://{address}"), token, embedded))
 }
 

@@ -121,6 +121,21 @@ impl CancelReason {
     }
 }
 
+/// Whether the output of an execution is kept on the backend's disk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Storage {
+    /// All of it, up to the quota.
+    Disk,
+    /// The disk failed: the output is kept in memory, as without a state directory.
+    Failed,
+    /// The files were altered: the output, or the record of the ending, is not what the execution left.
+    Altered,
+    /// A state that only a newer service has.
+    #[serde(other)]
+    Unknown,
+}
+
 /// What PAUSE stops.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -228,6 +243,9 @@ pub struct Outcome {
     /// Claude's result.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub result: Option<Box<ClaudeResult>>,
+    /// Whether the output is on the backend's disk; absent if it never was.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub storage: Option<Storage>,
 }
 
 /// The result of Claude: the `result` of a final status.
@@ -270,6 +288,7 @@ impl Outcome {
             leftovers: 0,
             cancel: None,
             result: None,
+            storage: None,
         }
     }
 

@@ -80,6 +80,8 @@ pub enum GapReason {
     Overwritten,
     /// The output buffer was full, and the client had asked for `overflow: "drop"`.
     Dropped,
+    /// The file with them could not be read.
+    Unreadable,
     /// A reason that only a newer service has.
     #[serde(other)]
     Unknown,
@@ -91,6 +93,7 @@ impl GapReason {
         match self {
             GapReason::Overwritten => "overwritten",
             GapReason::Dropped => "dropped",
+            GapReason::Unreadable => "unreadable",
             GapReason::Unknown => "unknown",
         }
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{executor::Executors, shim::containment::Containment};
+use super::{executor::Executors, shim::containment::Containment, storage::location::StateLocation};
 
 /// The configuration of a backend.
 #[derive(Clone, Debug)]
@@ -25,6 +25,14 @@ pub struct BackendConfig {
     pub max_ended: usize,
     /// How long the output and the ending of an execution are retained after its end.
     pub retention: Duration,
+    /// Where the output of executions that may detach is kept on disk.
+    pub state: StateLocation,
+    /// How much of one execution's output is kept on disk, in bytes.
+    pub max_output_bytes: u64,
+    /// How much output is kept on disk in all, in bytes.
+    pub max_state_bytes: u64,
+    /// How long what is on disk is kept after the end of its execution.
+    pub state_retention: Duration,
     /// How long a consumer may read nothing while its gateway does not poll, before it counts as gone.
     pub consumer_stall: Duration,
     /// How long Claude may take to exit after its last event.
@@ -55,6 +63,10 @@ impl BackendConfig {
             max_kept_bytes: 1 << 20,
             max_ended: 1_000,
             retention: Duration::from_secs(3_600),
+            state: StateLocation::None,
+            max_output_bytes: 1 << 20,
+            max_state_bytes: 1 << 30,
+            state_retention: Duration::from_secs(7_200),
             consumer_stall: Duration::from_secs(60),
             max_message_bytes: 1_000,
             max_body_bytes: 1 << 20,

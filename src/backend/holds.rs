@@ -70,6 +70,9 @@ impl Holds {
         holds
     }
 
+    /// The holds of an execution of an earlier backend: whoever had one may have it again.
+    pub const UNKNOWN: NewestHold = (0, None);
+
     /// The holds of an ended execution, of which only the newest is remembered.
     pub fn since((newest, request): NewestHold) -> Holds {
         Holds { newest, requests: request.map(|request| (request, newest)).into_iter().collect() }
@@ -92,6 +95,19 @@ impl Holds {
     ///
     /// No hold with the claimed number was ever made.
     pub fn claim(&mut self, claim: Claim) -> Result<ClaimResult, HoldError> {
+        if self.newest == 0 {
+            match claim {
+                Claim::Number(number) if number > 0 => {
+                    self.newest = number;
+                    return Ok(ClaimResult::Same);
+                }
+                Claim::Back(request) => {
+                    self.make(Some(request));
+                    return Ok(ClaimResult::Same);
+                }
+                Claim::Number(_) | Claim::Request(_) => {}
+            }
+        }
         let named = match claim {
             Claim::Number(number) if number == 0 || number > self.newest => {
                 return Err(HoldError::NeverGiven { asked: number, newest: self.newest });
@@ -122,7 +138,7 @@ impl Holds {
             Claim::Number(number) => number,
             Claim::Request(Some(request)) | Claim::Back(request) => self.number_of(request).unwrap_or(0),
         };
-        if number == self.newest {
+        if number == self.newest || self.newest == 0 {
             return Ok(());
         }
         Err(HoldError::TakenOver { newest: self.newest })

@@ -5,14 +5,17 @@
 //! locked. Who decides COMPLETED: `outcome`, from the last state of `life`.
 
 mod clocks;
+mod closing;
 mod life;
 mod outcome;
 mod pipes;
 mod queued;
+pub mod restored;
 pub mod retained;
 pub(super) mod running;
 mod shared;
 mod stdin;
+mod storing;
 
 use std::{
     sync::Arc,
@@ -20,13 +23,13 @@ use std::{
 };
 
 use cc_executor_actors::{
-    outcome::{Outcome, Reason},
+    outcome::{Outcome, Reason, Storage},
     protocol::execute::DetachOptions,
 };
 use log::info;
 
 use self::{clocks::ConsumerClock, shared::JobShared};
-pub use self::{clocks::JobLimits, shared::JobContext};
+pub use self::{clocks::JobLimits, shared::JobContext, storing::JobStorage};
 use super::{
     output_buffer::OutputBuffer,
     process::Process,
@@ -40,12 +43,15 @@ pub async fn live(
     context: JobContext,
     requests: JobInbox,
     output_buffer: OutputBuffer,
+    storage: Option<JobStorage>,
     mut slot: Slot,
     subreapers: Arc<Subreapers>,
     spec: JobSpec,
 ) {
     let now = Instant::now();
-    let mut shared = JobShared { context, requests, output_buffer, consumer_clock: ConsumerClock::attached(now) };
+    let consumer_clock = ConsumerClock::attached(now);
+    let storage_state = storage.as_ref().map(|_| Storage::Disk);
+    let mut shared = JobShared { context, requests, output_buffer, consumer_clock, storage, failed_storage: None, storage_state };
     let started = queued::wait_for_turn(&mut shared, &mut slot).await;
     let mut ending = match started {
         Err(ending) => ending,
@@ -63,6 +69,7 @@ pub async fn live(
     info!(event = "process.finished", execution_id:% = shared.context.id, status = ending.status.as_str(), reason = ending.reason.as_str(),
         exit_code:serde = ending.exit_code, signal:serde = ending.signal, stdout_bytes:serde = ending.bytes.stdout,
         stderr_bytes:serde = ending.bytes.stderr, leftovers = ending.leftovers, ms:serde = ending.elapsed_ms; "process finished");
+    closing::record_end(&mut shared, &mut ending, &slot).await;
     retained::end(shared, ending, slot);
 }
 

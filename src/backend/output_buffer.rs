@@ -9,6 +9,7 @@ mod consumer;
 mod error;
 mod retention;
 mod ring;
+mod stored;
 
 use std::{
     collections::VecDeque,
@@ -27,6 +28,7 @@ pub use self::{
     consumer::{Consumer, ConsumerChange, ConsumerFeed, ConsumerItem, DismissReason, SLOTS},
     error::{ConsumerError, OffsetError},
     retention::{RetainedOutput, UnreadPolicy},
+    stored::{StoredOutput, StoredRange},
 };
 use super::holds::{Claim, ClaimResult, Holds};
 
@@ -44,6 +46,8 @@ const RECEIVED_MARGIN: usize = 2 << 20;
 #[derive(Debug)]
 pub struct OutputBuffer {
     rings: PerStream<Ring>,
+    /// What is on disk, if the execution keeps its output there.
+    stored: Option<StoredOutput>,
     acknowledged: PerStream<u64>,
     policy: UnreadPolicy,
     /// How much of each stream may wait for acknowledgement, in bytes.
@@ -59,8 +63,14 @@ pub struct OutputBuffer {
 }
 
 impl OutputBuffer {
-    /// A buffer with rings of this size for an execution that this consumer has created.
-    pub fn new(policy: UnreadPolicy, ring_bytes: PerStream<usize>, consumer: Consumer) -> Self {
+    /// A buffer with rings of this size for an execution that this consumer has created. With `stored`, everything that
+    /// is added is on disk already, and the rings are the hot part of it.
+    pub fn new(
+        policy: UnreadPolicy,
+        ring_bytes: PerStream<usize>,
+        stored: Option<StoredOutput>,
+        consumer: Consumer,
+    ) -> Self {
         let holds = Holds::first(match consumer.claim {
             Claim::Request(request) => request,
             Claim::Number(_) | Claim::Back(_) => None,
@@ -69,6 +79,7 @@ impl OutputBuffer {
         let rings = ring_bytes.map(|bytes| bytes + SLACK + margin).map(Ring::new);
         OutputBuffer {
             policy,
+            stored,
             unacknowledged_limits: ring_bytes.map(|bytes| bytes as u64),
             consumer: Some(consumer),
             is_ending: false,
@@ -76,14 +87,15 @@ impl OutputBuffer {
         }
     }
 
-    /// The buffer of an execution that has ended and whose output is not retained.
-    pub fn without_output(written: PerStream<u64>, holds: Holds) -> Self {
-        OutputBuffer::of(written.map(Ring::without_bytes), holds)
+    /// The buffer of an execution that has ended and whose output is not retained, or on disk only.
+    pub fn without_output(written: PerStream<u64>, stored: Option<StoredOutput>, holds: Holds) -> Self {
+        OutputBuffer { stored, ..OutputBuffer::of(written.map(Ring::without_bytes), holds) }
     }
 
     fn of(rings: PerStream<Ring>, holds: Holds) -> Self {
         OutputBuffer {
             rings,
+            stored: None,
             acknowledged: PerStream::default(),
             policy: UnreadPolicy::Overwrite,
             unacknowledged_limits: PerStream::default(),
@@ -121,15 +133,58 @@ impl OutputBuffer {
         match (self.policy, &self.consumer) {
             (UnreadPolicy::Overwrite, Some(consumer)) => consumer.items.capacity() > 0,
             (UnreadPolicy::Detach(Overflow::Wait), _) => {
-                let unacknowledged = self.rings.get(stream).end() - self.acknowledged.get(stream);
-                self.is_ending || unacknowledged < *self.unacknowledged_limits.get(stream)
+                self.is_ending
+                    || match &self.stored {
+                        Some(stored) if stored.is_growing() => stored.has_room(&self.acknowledged),
+                        _ => self.only_in_ring(stream) < *self.unacknowledged_limits.get(stream),
+                    }
             }
             (UnreadPolicy::Overwrite, None) | (UnreadPolicy::Detach(Overflow::Drop), _) => true,
         }
     }
 
+    /// How much unacknowledged output of a stream is in its ring and not on disk, in bytes.
+    fn only_in_ring(&self, stream: Stream) -> u64 {
+        let on_disk = self.stored.as_ref().map_or(0, |stored| *stored.ends().get(stream));
+        self.rings.get(stream).end() - on_disk.max(*self.acknowledged.get(stream))
+    }
+
+    /// What is on disk.
+    pub fn stored(&self) -> Option<&StoredOutput> {
+        self.stored.as_ref()
+    }
+
+    /// Records how many bytes this execution may keep on disk because of the limit of all executions.
+    pub fn grant(&mut self, bytes: u64) {
+        if let Some(stored) = &mut self.stored {
+            stored.grant(bytes);
+        }
+    }
+
+    /// The disk has failed: from here on the rings keep the output, as without a state directory.
+    pub fn stop_storing(&mut self) {
+        if let Some(stored) = &mut self.stored {
+            stored.stop();
+        }
+    }
+
+    /// Gives up stored output beyond the quota. Returns whether disk space can be freed.
+    pub fn give_up(&mut self) -> bool {
+        let Some(stored) = self.stored.as_mut().filter(|stored| stored.is_growing()) else { return false };
+        match self.policy {
+            UnreadPolicy::Detach(Overflow::Wait) => {
+                let floor = self.acknowledged.map(|offset| offset.saturating_sub(RECEIVED_MARGIN as u64));
+                stored.give_up(floor, 2 * RECEIVED_MARGIN as u64)
+            }
+            UnreadPolicy::Detach(Overflow::Drop) | UnreadPolicy::Overwrite => stored.give_up(stored.ends(), 0),
+        }
+    }
+
     /// Adds output. A consumer that has received everything before it gets it without a copy.
     pub fn push(&mut self, stream: Stream, bytes: Bytes) {
+        if let Some(stored) = self.stored.as_mut().filter(|stored| stored.is_growing()) {
+            stored.record_written(stream, bytes.len());
+        }
         let ring = self.rings.get_mut(stream);
         let before = ring.end();
         ring.push(&bytes);
@@ -149,7 +204,8 @@ impl OutputBuffer {
     pub fn make_room(&mut self, stream: Stream, more: usize) {
         let acknowledged = match self.policy {
             UnreadPolicy::Detach(Overflow::Wait) => {
-                Some(self.acknowledged.get(stream).saturating_sub(RECEIVED_MARGIN as u64))
+                let on_disk = self.stored.as_ref().map_or(0, |stored| *stored.ends().get(stream));
+                Some(self.acknowledged.get(stream).saturating_sub(RECEIVED_MARGIN as u64).max(on_disk))
             }
             UnreadPolicy::Detach(Overflow::Drop) | UnreadPolicy::Overwrite => None,
         };
@@ -195,8 +251,14 @@ impl OutputBuffer {
     /// Nothing more will be written. Gives back memory that the rings do not need.
     pub fn finish(&mut self) {
         self.is_ending = true;
-        self.rings.stdout.finish();
-        self.rings.stderr.finish();
+        match &self.stored {
+            // The files have everything that the rings have.
+            Some(stored) if stored.is_growing() => self.rings = self.written().map(Ring::without_bytes),
+            _ => {
+                self.rings.stdout.finish();
+                self.rings.stderr.finish();
+            }
+        }
     }
 
     /// Memory that the rings take, in bytes.
@@ -217,7 +279,7 @@ impl OutputBuffer {
             consumer.blocked_since = None;
             let item = match self.unsent.pop_front() {
                 Some(event) => ConsumerItem::Event(event),
-                None => match consumer.next_item(&self.rings, &mut self.first, self.policy, &self.acknowledged) {
+                None => match consumer.next_item(&self.rings, self.stored.as_ref(), &mut self.first, self.policy, &self.acknowledged) {
                     Some(item) => item,
                     None => return true,
                 },
@@ -238,15 +300,24 @@ impl OutputBuffer {
         }
     }
 
+    /// Whether every byte was acknowledged.
+    pub fn is_fetched(&self) -> bool {
+        Stream::BOTH.into_iter().all(|stream| *self.acknowledged.get(stream) >= self.rings.get(stream).end())
+    }
+
+    /// How far the output was acknowledged.
+    pub fn acknowledged(&self) -> PerStream<u64> {
+        self.acknowledged
+    }
+
     /// The retained output of an execution that has ended. `fixed` is the memory that it takes besides its output.
     pub fn retained(&self, fixed: usize) -> RetainedOutput {
-        let is_unacknowledged = |stream| self.acknowledged.get(stream) < &self.rings.get(stream).end();
         let bytes = fixed + self.memory();
         if self.is_attached() {
             RetainedOutput::Followed(bytes)
         } else if self.memory() == 0 {
             RetainedOutput::Nothing
-        } else if self.may_detach() && Stream::BOTH.into_iter().any(is_unacknowledged) {
+        } else if self.may_detach() && !self.is_fetched() {
             RetainedOutput::Unfetched(bytes)
         } else {
             RetainedOutput::Fetched(bytes)
@@ -339,21 +410,24 @@ fn max_offsets(a: PerStream<u64>, b: PerStream<u64>) -> PerStream<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use cc_executor_actors::{
         backend_api::StatusChange,
         outcome::{Outcome, Reason, Status},
-        stream::GapReason,
+        stream::{Gap, GapReason},
     };
     use futures_util::FutureExt;
     use proptest::prelude::*;
 
     use super::*;
+    use crate::backend::storage::stored_file::StoredFile;
 
     const RING: usize = 100;
 
     fn output_buffer(policy: UnreadPolicy) -> (OutputBuffer, ConsumerFeed) {
         let (consumer, feed) = Consumer::new(PerStream::default(), true);
-        (OutputBuffer::new(policy, PerStream { stdout: RING, stderr: RING }, consumer), feed)
+        (OutputBuffer::new(policy, PerStream { stdout: RING, stderr: RING }, None, consumer), feed)
     }
 
     fn bytes(n: usize, from: usize) -> Bytes {
@@ -364,7 +438,7 @@ mod tests {
         PerStream { stdout, stderr: 0 }
     }
 
-    /// Reads what is there: the bytes of stdout by their offset, and the events.
+    /// Reads what is there: the bytes of stdout by their offset, ranges of the file unread, and the events.
     fn read(feed: &mut ConsumerFeed, from: u64) -> (u64, Vec<BackendEvent>) {
         let (mut end, mut events) = (from, Vec::new());
         while let Ok(item) = feed.items.try_recv() {
@@ -372,6 +446,10 @@ mod tests {
                 ConsumerItem::Output { bytes: got, .. } => {
                     assert_eq!(got, bytes(got.len(), end as usize), "the right bytes at {end}");
                     end += got.len() as u64;
+                }
+                ConsumerItem::Stored(range, _) => {
+                    assert_eq!(range.from, end);
+                    end = range.to;
                 }
                 ConsumerItem::Event(event) => {
                     if let BackendEvent::Gap(gap) = &event {
@@ -405,7 +483,7 @@ mod tests {
         const MIB: usize = 1 << 20;
         let policy = UnreadPolicy::Detach(Overflow::Wait);
         let (consumer, mut feed) = Consumer::new(at(0), true);
-        let mut output_buffer = OutputBuffer::new(policy, PerStream { stdout: MIB, stderr: 0 }, consumer);
+        let mut output_buffer = OutputBuffer::new(policy, PerStream { stdout: MIB, stderr: 0 }, None, consumer);
         let mut written = 0;
         while written < 10 * MIB {
             assert!(output_buffer.may_read(Stream::Stdout));
@@ -508,7 +586,7 @@ mod tests {
     #[test]
     fn one_whose_output_is_gone_says_all_at_once() {
         let mut output_buffer =
-            OutputBuffer::without_output(PerStream { stdout: 9, stderr: 5 }, Holds::since((1, None)));
+            OutputBuffer::without_output(PerStream { stdout: 9, stderr: 5 }, None, Holds::since((1, None)));
         let (consumer, mut feed) = Consumer::new(at(4), true);
         let first = BackendEvent::Status(StatusChange::to(Status::Running));
         output_buffer.attach(consumer, Some(first.clone())).unwrap();
@@ -592,5 +670,84 @@ mod tests {
                 prop_assert_eq!(lost, 0);
             }
         }
+    }
+
+    fn stored_buffer(policy: UnreadPolicy, quota: u64) -> (OutputBuffer, ConsumerFeed) {
+        let (consumer, feed) = Consumer::new(PerStream::default(), true);
+        let file = || Arc::new(StoredFile::at("/nowhere".into(), 0));
+        let stored = StoredOutput::new(PerStream { stdout: file(), stderr: file() }, quota);
+        (OutputBuffer::new(policy, PerStream { stdout: RING, stderr: RING }, Some(stored), consumer), feed)
+    }
+
+    #[test]
+    fn with_a_file_nothing_waits_for_the_client_below_the_quota() {
+        const MIB: usize = 1 << 20;
+        let (mut output_buffer, mut feed) = stored_buffer(UnreadPolicy::Detach(Overflow::Wait), 9 * MIB as u64);
+        let mut written = 0;
+        while output_buffer.may_read(Stream::Stdout) {
+            output_buffer.push(Stream::Stdout, bytes(MIB, written));
+            written += MIB;
+        }
+        assert_eq!(written, 9 * MIB);
+        let (mut end, mut events) = (0, Vec::new());
+        while !output_buffer.deliver() {
+            let (next, more) = read(&mut feed, end);
+            end = next;
+            events.extend(more);
+        }
+        assert_eq!((read(&mut feed, end).0, events), (written as u64, vec![]), "from the file, then from the ring");
+        output_buffer.acknowledge(at(8 * MIB as u64)).unwrap();
+        assert!(output_buffer.may_read(Stream::Stdout));
+        assert!(!output_buffer.give_up(), "the margin is kept");
+        for _ in 0..5 {
+            output_buffer.push(Stream::Stdout, bytes(MIB, written));
+            written += MIB;
+        }
+        assert!(output_buffer.give_up());
+        assert_eq!(output_buffer.stored().unwrap().kept(), 13 * MIB as u64);
+    }
+
+    #[test]
+    fn when_the_disk_fails_the_ring_takes_over_without_a_gap() {
+        let (mut output_buffer, mut feed) = stored_buffer(UnreadPolicy::Detach(Overflow::Wait), u64::MAX);
+        output_buffer.push(Stream::Stdout, bytes(1_000_000, 0));
+        output_buffer.stop_storing();
+        let mut written = 1_000_000;
+        while output_buffer.may_read(Stream::Stdout) {
+            output_buffer.push(Stream::Stdout, bytes(10, written));
+            written += 10;
+        }
+        assert_eq!(written, 1_000_000 + RING);
+        output_buffer.make_room(Stream::Stdout, 3_000_000);
+        output_buffer.push(Stream::Stdout, bytes(3_000_000, written));
+        written += 3_000_000;
+        output_buffer.finish();
+        let (mut end, mut events) = (0, Vec::new());
+        while !output_buffer.deliver() {
+            let (next, more) = read(&mut feed, end);
+            end = next;
+            events.extend(more);
+        }
+        assert_eq!((read(&mut feed, end).0, events), (written as u64, vec![]));
+    }
+
+    #[test]
+    fn a_dropping_execution_tells_the_gap_before_its_files() {
+        let (mut output_buffer, mut feed) = stored_buffer(UnreadPolicy::Detach(Overflow::Drop), 1 << 20);
+        let (_, mut end) = (read(&mut feed, 0), 0);
+        for _ in 0..8 {
+            assert!(output_buffer.may_read(Stream::Stdout));
+            output_buffer.push(Stream::Stdout, bytes(1 << 20, end));
+            end += 1 << 20;
+        }
+        assert!(output_buffer.give_up());
+        output_buffer.finish();
+        let (consumer, mut feed) = Consumer::new(PerStream::default(), true);
+        output_buffer.attach(consumer, None).unwrap();
+        assert!(output_buffer.deliver());
+        let (read_to, events) = read(&mut feed, 0);
+        assert_eq!(read_to, end as u64);
+        let gap = Gap { stream: Stream::Stdout, from: 0, to: 7 << 20, reason: GapReason::Dropped };
+        assert_eq!(events, [BackendEvent::Gap(gap)]);
     }
 }

@@ -23,6 +23,7 @@ use std::{sync::Arc, time::Duration};
 use cc_executor_actors::{
     backend_api::{ExecutionPage, Health, MAX_LISTED, Snapshot},
     client::ClientName,
+    excerpt::excerpt,
     id::{ExecutionId, InstanceId, SessionId},
     outcome::CancelReport,
     protocol::{CAPABILITIES, Limits, execute::ExecutionSpec, notification::ServerInfo},
@@ -42,23 +43,44 @@ pub use self::{
     slot::{FIXED_BYTES, Retained, Slot, StreamGuard},
     state::{ExecutionCounts, QueueTurn},
 };
-use super::{config::BackendConfig, job_request::JobRequest};
+use super::{config::BackendConfig, job_request::JobRequest, output_buffer::RetainedOutput, storage::StateDir};
 use crate::server::caller::Caller;
 
 /// How long an execution may take to describe its state.
 const DESCRIBE_PATIENCE: Duration = Duration::from_secs(2);
 
-/// Answers a request of an execution that has no task any more, from its record.
-pub type RecordAnswer = fn(&mut Record, ExecutionId, InstanceId, &Arc<BackendConfig>, JobRequest);
+/// Answers a request of an execution that has no task any more, from its record and its files.
+pub type RecordAnswer =
+    fn(&mut Record, ExecutionId, InstanceId, (&Arc<BackendConfig>, Option<&Arc<StateDir>>), JobRequest);
 
 /// The registry of one backend, shared by its worker threads.
 pub struct Registry {
     config: Arc<BackendConfig>,
     instance: InstanceId,
     answer: RecordAnswer,
+    /// The key of the digests of requests.
+    request_key: [u8; 32],
     shared: Arc<RegistryShared>,
     /// Bounds the requests for descriptions by all lists together.
     descriptions: Semaphore,
+}
+
+/// An execution of an earlier backend.
+pub struct EndedExecution {
+    /// Its id.
+    pub id: ExecutionId,
+    /// The client that it belongs to.
+    pub owner: ClientName,
+    /// The digest of its request.
+    pub request: RequestDigest,
+    /// Its command.
+    pub command: String,
+    /// When it was requested, in milliseconds since 1970.
+    pub created_ms: u64,
+    /// When it ended, in milliseconds since 1970.
+    pub ended_ms: u64,
+    /// How it ended.
+    pub record: Record,
 }
 
 /// The result of an admission.
@@ -71,10 +93,44 @@ pub enum Admission {
 
 impl Registry {
     /// An empty registry. `answer` answers requests from records.
-    pub fn new(config: BackendConfig, answer: RecordAnswer) -> Self {
-        let shared = Arc::new(RegistryShared::new(&config));
+    pub fn new(config: BackendConfig, state_dir: Option<Arc<StateDir>>, answer: RecordAnswer) -> Self {
+        let request_key = state_dir.as_ref().map(|directory| directory.sealer().request_key()).unwrap_or_default();
+        let shared = Arc::new(RegistryShared::new(&config, state_dir));
         let descriptions = Semaphore::new(MAX_LISTED);
-        Registry { config: Arc::new(config), instance: InstanceId::random(), answer, shared, descriptions }
+        let instance = InstanceId::random();
+        Registry { config: Arc::new(config), instance, answer, request_key, shared, descriptions }
+    }
+
+    /// Where output is kept on disk.
+    pub fn state_dir(&self) -> Option<&Arc<StateDir>> {
+        self.shared.state_dir.as_ref()
+    }
+
+    /// The digest by which a request is recognized when it is repeated.
+    pub fn digest(&self, run: &ExecutionSpec) -> RequestDigest {
+        RequestDigest::of(run, &self.request_key)
+    }
+
+    /// Whether an execution of this client, or of an earlier backend, has this id.
+    pub fn knows(&self, caller: &Caller, id: ExecutionId) -> bool {
+        self.shared.lock().visible(caller, id, self.shared.now_ms()).is_some()
+    }
+
+    /// Adds an execution of an earlier backend. `inbox` is that of a task that serves it until it is released.
+    pub fn add_ended(&self, ended: EndedExecution, has_task: bool) -> (Retained, JobInbox) {
+        let EndedExecution { id, owner, request, command, created_ms, ended_ms, record } = ended;
+        let mut state = self.shared.lock();
+        let (task, inbox) = TaskHandle::new();
+        let stored = record.stored_output();
+        let stage = JobStage::Ended(record, has_task.then_some(task));
+        let known = KnownExecution { request, command: excerpt(&command).into(), created_ms, stage };
+        let number = state.model.insert(id, &owner, known);
+        state.model.store(id, stored);
+        let now_ms = self.shared.now_ms();
+        let output = if has_task { RetainedOutput::Followed(0) } else { RetainedOutput::Nothing };
+        state.model.retain(id, output, ended_ms.min(now_ms));
+        self.shared.evict(&mut state);
+        (Retained::new(Arc::clone(&self.shared), id, number), inbox)
     }
 
     /// The configuration of this backend.
@@ -106,7 +162,7 @@ impl Registry {
     pub fn ready(&self) -> Result<(), RegistryError> {
         let mut state = self.shared.lock();
         let now_ms = self.shared.now_ms();
-        state.forget(now_ms);
+        self.shared.forget(&mut state, now_ms);
         if state.draining {
             return Err(RegistryError::Draining);
         }
@@ -141,10 +197,10 @@ impl Registry {
         run: &ExecutionSpec,
     ) -> Result<Admission, RegistryError> {
         // Outside of the lock: a request can have a megabyte.
-        let request = RequestDigest::of(run);
+        let request = self.digest(run);
         let mut state = self.shared.lock();
         let now_ms = self.shared.now_ms();
-        state.forget(now_ms);
+        self.shared.forget(&mut state, now_ms);
         if let Some(entry) = state.entry(id, now_ms) {
             if !caller.may_touch(&entry.owner) {
                 return Err(RegistryError::IdInUse(id));
@@ -169,7 +225,8 @@ impl Registry {
         let turn = watch::Sender::new(turn);
         let subscribed = turn.subscribe();
         let live = LiveJob { task, turn, gone: report };
-        let known = KnownExecution { request, stage: JobStage::Live(Box::new(live)) };
+        let command = excerpt(&run.command).into();
+        let known = KnownExecution { request, command, created_ms: now_ms, stage: JobStage::Live(Box::new(live)) };
         let number = state.model.insert(id, &owner, known);
         let slot = Slot { shared: Arc::clone(&self.shared), id, owner, number, turn: subscribed, gone, left: false };
         if place == TakenPlace::InQueue {
@@ -202,7 +259,10 @@ impl Registry {
                 };
                 // Under the lock, because two consumers that attach at the same time must not get the same hold.
                 if let Some(request) = unsent {
-                    (self.answer)(record, id, self.instance, &self.config, request);
+                    let places = (&self.config, self.shared.state_dir.as_ref());
+                    (self.answer)(record, id, self.instance, places, request);
+                    let stored = record.stored_output();
+                    state.model.store(id, stored);
                 }
             }
         }
@@ -261,7 +321,7 @@ impl Registry {
         let (answer, answered) = oneshot::channel();
         self.send(caller, id, JobRequest::Describe(answer))?;
         match tokio::time::timeout(DESCRIBE_PATIENCE, answered).await {
-            Ok(Ok(snapshot)) => Ok(snapshot),
+            Ok(Ok(snapshot)) => Ok(self.shared.with_request(snapshot)),
             Ok(Err(_)) => Err(self.unknown(id)),
             Err(_) => Err(RegistryError::NoReply { id, within: DESCRIBE_PATIENCE }),
         }
@@ -273,7 +333,9 @@ impl Registry {
     pub async fn list(&self, caller: &Caller, after: Option<ListPlace<ExecutionId>>, most: usize) -> ExecutionPage {
         let (listed, next) = self.shared.lock().page(caller, after, most, self.shared.now_ms());
         let snapshots = listed.into_iter().map(async |ListedExecution { id, ended }| match ended {
-            Some((record, is_followed)) => Some(record.snapshot(id, self.instance, is_followed)),
+            Some((record, is_followed)) => {
+                Some(self.shared.with_request(record.snapshot(id, self.instance, is_followed)))
+            }
             None => {
                 let _permit = self.descriptions.acquire().await;
                 self.snapshot(caller, id).await.ok()
@@ -356,7 +418,7 @@ mod tests {
 
     fn registry() -> Registry {
         let limits = BackendConfig { max_executions: 1, max_queued: 1, max_ended: 10, ..BackendConfig::for_tests() };
-        Registry::new(BackendConfig { max_kept_bytes: 10 * FIXED_BYTES, ..limits }, retained::answer)
+        Registry::new(BackendConfig { max_kept_bytes: 10 * FIXED_BYTES, ..limits }, None, retained::answer)
     }
 
     fn admit(registry: &Registry, id: ExecutionId) -> (Slot, JobInbox) {

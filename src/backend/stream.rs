@@ -8,5 +8,6 @@ mod claude;
 mod encoder;
 mod flush;
 mod format;
+mod stored;
 
 pub use self::{body::StreamBody, format::StreamFormat};

@@ -23,9 +23,6 @@ use crate::config::{
     variables::{self, ClientVariables, RoleVariables},
 };
 
-/// Exit code of a wrong use: `EX_USAGE` of sysexits(3).
-pub const EX_USAGE: u8 = 64;
-
 /// The widest line of help texts. Wider terminals do not make long lines easier to read.
 const HELP_WIDTH: usize = 80;
 

@@ -105,6 +105,7 @@ fn shown_reason(reason: GapReason) -> &'static str {
             "newer output replaced them in the service's buffer, or the service evicted the output of the ended execution"
         }
         GapReason::Dropped => "the service dropped them because its buffer was full",
+        GapReason::Unreadable => "the service could not read them from its disk",
         GapReason::Unknown => "the service gives a reason that this client does not know",
     }
 }

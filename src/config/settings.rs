@@ -16,7 +16,7 @@ use super::value::{
     BackendUrl, CommaSeparated, RangeExt, address, backend_url, comma_separated, executors, name, one_of, setting,
     switch, variable,
 };
-use crate::backend::shim::containment::Containment;
+use crate::backend::{shim::containment::Containment, storage::location::StateLocation};
 
 /// The longest time that can be set, in milliseconds: 35 years.
 const MAX_MS: u64 = 1 << 40;
@@ -265,9 +265,25 @@ pub(super) struct OutputArgs {
     #[arg(range = 64 << 10..=1 << 30)]
     pub(super) ring_bytes: u64,
 
-    /// Keep the status and the output of an ended execution for MS milliseconds
-    #[arg(long, env = "CC_EXECUTOR_RETENTION_MS", value_name = "MS", default_value = "600000", range = 0..=MAX_MS)]
-    pub(super) retention_ms: u64,
+    /// Keep the status and the output of an ended execution for MS milliseconds; by default 600000, and 86400000 on disk
+    #[arg(long, env = "CC_EXECUTOR_RETENTION_MS", value_name = "MS", value_parser = setting(milliseconds))]
+    pub(super) retention_ms: Option<Milliseconds>,
+
+    /// Directory for the output of executions that may detach; none keeps it in memory
+    // The default depends on the port and on the environment.
+    #[arg(long, env = "CC_EXECUTOR_STATE_DIR", value_name = "PATH")]
+    #[arg(value_parser = setting(|text| Ok(StateLocation::named(text))))]
+    pub(super) state_dir: Option<StateLocation>,
+
+    /// Maximum disk space for the output of one execution, in bytes; then it waits or drops output, as overflow says
+    #[arg(long, env = "CC_EXECUTOR_MAX_OUTPUT_BYTES", value_name = "BYTES", default_value = "1073741824")]
+    #[arg(range = 1 << 20..=1 << 50)]
+    pub(super) max_output_bytes: u64,
+
+    /// Maximum disk space for output, which clients share, in bytes
+    #[arg(long, env = "CC_EXECUTOR_MAX_STATE_BYTES", value_name = "BYTES", default_value = "10737418240")]
+    #[arg(range = 1 << 20..=1 << 50)]
+    pub(super) max_state_bytes: u64,
 
     /// Maximum memory for the output of ended executions, which clients share, in bytes
     #[arg(long, env = "CC_EXECUTOR_MAX_KEPT_BYTES", value_name = "BYTES", default_value = "268435456")]
@@ -278,6 +294,17 @@ pub(super) struct OutputArgs {
     #[arg(long, env = "CC_EXECUTOR_CONSUMER_STALL_MS", value_name = "MS", default_value = "90000")]
     #[arg(range = 100..=MAX_MS)]
     pub(super) consumer_stall_ms: u64,
+}
+
+/// A time in milliseconds. `None` is an empty text, which counts as not given.
+type Milliseconds = Option<u64>;
+
+fn milliseconds(text: &str) -> Result<Milliseconds, String> {
+    match text.parse() {
+        Ok(ms) if ms <= MAX_MS => Ok(Some(ms)),
+        _ if text.is_empty() => Ok(None),
+        _ => Err(format!("must be a whole number from 0 to {MAX_MS}, not {text:?}")),
+    }
 }
 
 /// The names of those settings in [`BackendOnlyArgs`] that are given by a flag or a variable.

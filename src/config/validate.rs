@@ -21,6 +21,10 @@ use crate::{
     server::auth::Access,
 };
 
+/// How long an ended execution is kept by default, in milliseconds: in memory, and on disk.
+const RETENTION_MS: u64 = 600_000;
+const STATE_RETENTION_MS: u64 = 86_400_000;
+
 /// Validates the settings of `serve`. `matches` tells which flag or variable gave a setting; `problems` are those of
 /// single values.
 ///
@@ -180,7 +184,11 @@ impl Problems {
             ring_bytes: size(output.ring_bytes),
             max_kept_bytes: size(output.max_kept_bytes),
             max_ended: size(shared.max_ended),
-            retention: Duration::from_millis(output.retention_ms),
+            retention: Duration::from_millis(output.retention_ms.flatten().unwrap_or(RETENTION_MS)),
+            state: output.state_dir.unwrap_or_default(),
+            max_output_bytes: output.max_output_bytes,
+            max_state_bytes: output.max_state_bytes,
+            state_retention: Duration::from_millis(output.retention_ms.flatten().unwrap_or(STATE_RETENTION_MS)),
             consumer_stall: Duration::from_millis(output.consumer_stall_ms),
             claude_exit: Duration::from_millis(shared.claude_exit_ms),
             max_message_bytes: size(shared.max_message_bytes),

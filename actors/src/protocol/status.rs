@@ -9,7 +9,7 @@ use super::{
 use crate::{
     activity::Activity,
     id::{ExecutionId, InstanceId},
-    outcome::{Outcome, Scope, Status},
+    outcome::{Outcome, Scope, Status, Storage},
     rpc::{ErrorObject, params::Params},
     stream::PerStream,
 };
@@ -66,6 +66,15 @@ pub struct Snapshot {
     /// The bytes of each stream so far.
     #[serde(default)]
     pub offsets: PerStream<u64>,
+    /// Whether its output is on the backend's disk; absent if it never was.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub storage: Option<Storage>,
+    /// The beginning of its command, or of an agent's prompt.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub command: Option<String>,
+    /// Milliseconds since it was requested.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub age_ms: Option<u64>,
     /// How it ended, if it has.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub ending: Option<Outcome>,

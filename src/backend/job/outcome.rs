@@ -130,6 +130,13 @@ impl OutputDigests {
         self.0.get_mut(stream).add(bytes);
     }
 
+    /// The counts and digests so far.
+    pub(super) fn so_far(&self) -> (PerStream<u64>, PerStream<String>) {
+        let PerStream { stdout, stderr } = &self.0;
+        let bytes = PerStream { stdout: stdout.bytes, stderr: stderr.bytes };
+        (bytes, PerStream { stdout: stdout.clone().hex(), stderr: stderr.clone().hex() })
+    }
+
     pub(super) fn into_ending(self, ending: &mut Outcome) {
         let PerStream { stdout, stderr } = self.0;
         ending.bytes = PerStream { stdout: Some(stdout.bytes), stderr: Some(stderr.bytes) };
@@ -138,7 +145,7 @@ impl OutputDigests {
 }
 
 /// The digest and count of one stream.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct StreamDigest {
     bytes: u64,
     sha256: Sha256,

@@ -28,8 +28,12 @@ use crate::backend::{
     config::BackendConfig,
     holds::Holds,
     job_request::{JobError, JobRequest, refuse},
-    output_buffer::{ConsumerChange, DismissReason, OutputBuffer},
-    registry::{FIXED_BYTES, JobInbox, Retained, Slot, record::Record},
+    output_buffer::{ConsumerChange, DismissReason, OutputBuffer, StoredOutput},
+    registry::{
+        FIXED_BYTES, JobInbox, Retained, Slot,
+        record::{Record, StoredRecord},
+    },
+    storage::StateDir,
 };
 
 /// Gives up the execution's place in the registry, and starts the task that holds its output.
@@ -42,6 +46,7 @@ pub(super) fn end(mut shared: JobShared, ending: Outcome, slot: Slot) {
     let JobContext { executor, limits, detach, .. } = &shared.context;
     let mut record = Record::new(executor.as_str().into(), millis(limits.heartbeat), detach.is_some(), &ending);
     record.set_newest_hold(shared.output_buffer.holds().remembered());
+    record.set_stored(stored_record(&shared));
     let retained = slot.end(record, shared.output_buffer.retained(FIXED_BYTES));
     // A new task, because it takes less memory than the one that has run the command.
     actix_web::rt::spawn(retain(Box::new(shared), ending, retained));
@@ -49,12 +54,15 @@ pub(super) fn end(mut shared: JobShared, ending: Outcome, slot: Slot) {
 
 /// Delivers the remaining output and the final event to the current consumer and to each that attaches, until the
 /// registry releases the task: the retention is over, the output is evicted, or nothing is retained.
-async fn retain(mut shared: Box<JobShared>, ending: Outcome, retained: Retained) {
+pub(super) async fn retain(mut shared: Box<JobShared>, ending: Outcome, retained: Retained) {
     let snapshot = JobSnapshot::ended(&ending);
     let mut is_released = false;
     loop {
         shared.output_buffer.deliver_final(|| BackendEvent::Exit(ending.clone()));
         retained.report(shared.output_buffer.retained(FIXED_BYTES), shared.output_buffer.holds().remembered());
+        if shared.output_buffer.stored().is_some() && shared.output_buffer.is_fetched() {
+            retained.report_fetched();
+        }
         // A consumer is served to the end, even if the registry has released the task.
         if is_released && !shared.output_buffer.is_attached() {
             break;
@@ -79,16 +87,33 @@ async fn retain(mut shared: Box<JobShared>, ending: Outcome, retained: Retained)
     debug!(event = "execution.output_released", execution_id:% = shared.context.id; "output released");
 }
 
-/// Answers a request to an execution whose output is gone: with its ending, and with a gap in place of the output. An
-/// attach may make a new hold.
+/// The output of an execution on disk, for its record.
+fn stored_record(shared: &JobShared) -> Option<StoredRecord> {
+    let (stored, storage) = (shared.output_buffer.stored()?, shared.storage_state?);
+    Some(StoredRecord {
+        starts: stored.starts(),
+        ends: stored.ends(),
+        is_fetched: shared.output_buffer.is_fetched(),
+        is_pending: false,
+        storage,
+        instance: shared.context.instance,
+    })
+}
+
+/// Answers a request to an execution whose output is gone, or on disk only: with its ending, and with a gap in place of
+/// lost output. An attach may make a new hold.
 pub fn answer(
     record: &mut Record,
     id: ExecutionId,
     instance: InstanceId,
-    config: &Arc<BackendConfig>,
+    (config, state_dir): (&Arc<BackendConfig>, Option<&Arc<StateDir>>),
     request: JobRequest,
 ) {
     let ending = record.ending();
+    let stored = record.stored().zip(state_dir).map(|(stored, directory)| {
+        StoredOutput::ended(directory.entry(id).files(stored.starts), stored.ends)
+    });
+    let instance = record.stored().map_or(instance, |stored| stored.instance);
     let context = JobContext {
         id,
         instance,
@@ -99,18 +124,24 @@ pub fn answer(
         config: Arc::clone(config),
         agent: agent::named(&record.executor).map(|agent| AgentJob { agent, prompt: Bytes::new() }),
     };
-    let output_buffer = OutputBuffer::without_output(record.written(), Holds::since(record.newest_hold()));
+    let output_buffer = OutputBuffer::without_output(record.written(), stored, Holds::since(record.newest_hold()));
     let mut shared = JobShared {
         context,
         requests: JobInbox::none(),
         output_buffer,
         consumer_clock: ConsumerClock::attached(Instant::now()),
+        storage: None,
+        failed_storage: None,
+        storage_state: ending.storage,
     };
     if let Some(request) = shared.answer_common(request, || JobSnapshot::ended(&ending), Some(&ending)) {
         refuse(request, JobError::Ended(id));
     }
     shared.output_buffer.deliver_final(|| BackendEvent::Exit(ending));
     record.set_newest_hold(shared.output_buffer.holds().remembered());
+    if shared.output_buffer.is_fetched() {
+        record.set_fetched();
+    }
     debug_assert!(
         !shared.output_buffer.is_attached(),
         "all items of an execution without output fit in a consumer's slots"
@@ -118,7 +149,8 @@ pub fn answer(
 }
 
 impl JobSnapshot {
-    fn ended(ending: &Outcome) -> JobSnapshot {
+    /// The state of an execution that has ended.
+    pub(super) fn ended(ending: &Outcome) -> JobSnapshot {
         JobSnapshot {
             is_reported: true,
             status: ending.status,

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use cc_executor_actors::{
     backend_api::{BackendEvent, StatusChange},
     outcome::{Outcome, Status},
-    stream::Stream,
+    stream::{PerStream, Stream},
 };
 use log::info;
 
@@ -28,6 +28,7 @@ use super::{
     pipes::OutputPipe,
     shared::{JobShared, at},
     stdin::StdinWriter,
+    storing::{JobStorage, lengths, stored_batch},
 };
 use crate::backend::{
     job_request::{JobRequest, ReplySender},
@@ -36,6 +37,7 @@ use crate::backend::{
     pty::Terminal,
     registry::Slot,
     shim::protocol::{Order, ShimEvent, TreeGone},
+    storage::writer::StoredBatch,
 };
 
 /// Follows a command that is being started to its end.
@@ -88,6 +90,9 @@ enum JobWake {
     Clock(ClockEvent),
     InputWritten,
     Read(usize, io::Result<usize>),
+    Stored(StoredBatch),
+    /// Other executions have made room on disk.
+    DiskRoom,
     Consumer(ConsumerChange),
 }
 
@@ -126,10 +131,7 @@ impl RunningJob {
                 self.on_life_event(LifeEvent::LeftoversQuiet, shared);
                 continue;
             }
-            match self.wait(shared, is_released).await {
-                JobWake::Released => is_released = true,
-                wake => self.on_wake(wake, shared),
-            }
+            self.turn(shared, slot, &mut is_released).await;
         }
         self.read_remainder(shared);
         self.input.close();
@@ -137,14 +139,29 @@ impl RunningJob {
         if let Life::Gone { why, gone, .. } = &self.life {
             slot.gone(outcome::report(*why, *gone));
         }
+        // The processes are gone. A disk that hangs delays the rest of this execution's output, and its end.
+        while shared.storage.as_ref().is_some_and(|storage| !storage.is_idle()) {
+            self.turn(shared, slot, &mut is_released).await;
+        }
+    }
+
+    async fn turn(&mut self, shared: &mut JobShared, slot: &Slot, is_released: &mut bool) {
+        match self.wait(shared, slot, *is_released).await {
+            JobWake::Released => *is_released = true,
+            JobWake::Stored(batch) => self.on_stored(batch, shared, slot),
+            JobWake::DiskRoom => shared.report_stored(slot, 0),
+            wake => self.on_wake(wake, shared),
+        }
     }
 
     /// Waits for the next event. Here the command is held back: a pipe for which the output buffer has no room is not
     /// read, and its clocks stand still.
-    async fn wait(&mut self, shared: &mut JobShared, is_released: bool) -> JobWake {
+    async fn wait(&mut self, shared: &mut JobShared, slot: &Slot, is_released: bool) -> JobWake {
         shared.output_buffer.deliver();
+        let disk_has_room = shared.storage.as_ref().is_none_or(JobStorage::has_room);
         // A consumer gets output only after the message that the command runs.
-        let may_read = Stream::BOTH.map(|stream| self.has_run() && shared.output_buffer.may_read(stream));
+        let may_read =
+            Stream::BOTH.map(|stream| self.has_run() && disk_has_room && shared.output_buffer.may_read(stream));
         let is_held_back = self.pipes.iter().zip(may_read).any(|(pipe, may)| pipe.is_open() && !may);
         self.run_clocks(is_held_back, Instant::now());
         let due = self.clocks.due(&self.life, self.other_deadlines(shared));
@@ -164,6 +181,8 @@ impl RunningJob {
             () = self.input.write(), if self.input.is_pending() => JobWake::InputWritten,
             n = stdout.read(), if may_read[0] && stdout.is_open() => JobWake::Read(0, n),
             n = stderr.read(), if may_read[1] && stderr.is_open() => JobWake::Read(1, n),
+            batch = stored_batch(&mut shared.storage) => JobWake::Stored(batch),
+            () = slot.disk_room(), if is_held_back && shared.storage.is_some() => JobWake::DiskRoom,
             change = shared.output_buffer.consumer_change(shared.context.config.consumer_stall, shared.consumer_clock.polled_at()) => JobWake::Consumer(change),
             // After the pipes, because unread output extends these deadlines.
             event = at_event(due.when_quiet) => JobWake::Clock(ClockEvent::Life(event)),
@@ -180,11 +199,19 @@ impl RunningJob {
             JobWake::Read(at, Ok(n)) if n > 0 => {
                 let pipe = &mut self.pipes[at];
                 let (stream, bytes) = (pipe.stream(), pipe.take(n));
-                self.on_output(stream, bytes, shared);
+                self.clocks.record_output(Instant::now());
+                match &mut shared.storage {
+                    Some(storage) => storage.write(stream, bytes),
+                    None => self.on_output(stream, bytes, shared),
+                }
             }
             // The pipe has ended or cannot be read.
             JobWake::Read(at, _) => self.on_end_of_output(at),
-            JobWake::Consumer(ConsumerChange::Room) | JobWake::InputWritten | JobWake::Released => {}
+            JobWake::Consumer(ConsumerChange::Room)
+            | JobWake::InputWritten
+            | JobWake::Released
+            | JobWake::Stored(_)
+            | JobWake::DiskRoom => {}
             JobWake::Consumer(change) => {
                 if shared.must_end_without_consumer(change) {
                     self.end(EndCause::Disconnected, GRACE_MS, shared);
@@ -210,15 +237,30 @@ impl RunningJob {
         }
     }
 
+    /// Counts and delivers output. If the execution keeps its output on disk, it is there already.
     fn on_output(&mut self, stream: Stream, bytes: Bytes, shared: &mut JobShared) {
         self.digests.add(stream, &bytes);
         let activity_changed = self.agent.as_mut().is_some_and(|agent| agent.push(stream, &bytes));
         shared.output_buffer.push(stream, bytes);
-        let now = Instant::now();
         if activity_changed {
-            shared.output_buffer.send_event_if_room(BackendEvent::Alive(self.heartbeat(now)));
+            shared.output_buffer.send_event_if_room(BackendEvent::Alive(self.heartbeat(Instant::now())));
         }
-        self.clocks.record_output(now);
+    }
+
+    fn on_stored(&mut self, StoredBatch { written, failure }: StoredBatch, shared: &mut JobShared, slot: &Slot) {
+        for (stream, bytes) in written {
+            self.on_output(stream, bytes, shared);
+        }
+        if let Some((error, unwritten)) = failure {
+            shared.stop_storing(&error);
+            let PerStream { stdout, stderr } = lengths(&unwritten);
+            shared.output_buffer.make_room(Stream::Stdout, stdout);
+            shared.output_buffer.make_room(Stream::Stderr, stderr);
+            for (stream, bytes) in unwritten {
+                self.on_output(stream, bytes, shared);
+            }
+        }
+        shared.after_batch(slot, &self.digests);
     }
 
     fn on_end_of_output(&mut self, at: usize) {
@@ -233,14 +275,19 @@ impl RunningJob {
         for at in 0..self.pipes.len() {
             let Some(pieces) = self.pipes[at].take_remainder() else { continue };
             let stream = self.pipes[at].stream();
-            shared.output_buffer.make_room(stream, pieces.iter().map(Bytes::len).sum());
             if !pieces.is_empty() && !self.has_run() {
                 // The shim was lost before it could report the start.
                 self.start = StartReport::Executed;
                 self.report_start(shared, Instant::now());
             }
+            if shared.storage.is_none() {
+                shared.output_buffer.make_room(stream, pieces.iter().map(Bytes::len).sum());
+            }
             for piece in pieces {
-                self.on_output(stream, piece, shared);
+                match &mut shared.storage {
+                    Some(storage) => storage.write(stream, piece),
+                    None => self.on_output(stream, piece, shared),
+                }
             }
         }
     }

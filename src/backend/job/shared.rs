@@ -10,12 +10,15 @@ use cc_executor_actors::{
     backend_api::{self, BackendEvent, Heartbeat, QueuedEvent, Snapshot, StartedEvent},
     clock::millis,
     id::{ExecutionId, InstanceId},
-    outcome::{Outcome, Scope, Status},
+    outcome::{Outcome, Scope, Status, Storage},
     protocol::{control::TerminalSize, execute::DetachOptions},
 };
 use log::{debug, info};
 
-use super::clocks::{ConsumerClock, JobLimits};
+use super::{
+    clocks::{ConsumerClock, JobLimits},
+    storing::JobStorage,
+};
 use crate::backend::{
     agent::AgentJob,
     config::BackendConfig,
@@ -23,6 +26,7 @@ use crate::backend::{
     job_request::{JobError, JobRequest},
     output_buffer::{ConsumerChange, ConsumerError, DismissReason, OutputBuffer},
     registry::JobInbox,
+    storage::StateDir,
 };
 
 /// How many acknowledgements a gateway sends while a ring fills once.
@@ -55,6 +59,12 @@ pub(super) struct JobShared {
     pub(super) requests: JobInbox,
     pub(super) output_buffer: OutputBuffer,
     pub(super) consumer_clock: ConsumerClock,
+    /// The way to disk, as long as it works.
+    pub(super) storage: Option<JobStorage>,
+    /// Where the files are of an execution whose storage has failed.
+    pub(super) failed_storage: Option<Arc<StateDir>>,
+    /// What clients are told of it.
+    pub(super) storage_state: Option<Storage>,
 }
 
 /// The state of a job at one moment, for a consumer that attaches or polls.
@@ -159,6 +169,10 @@ impl JobShared {
             instance: Some(self.context.instance),
             alive: snapshot.alive,
             offsets: self.output_buffer.written(),
+            storage: self.storage_state,
+            // The registry knows them.
+            command: None,
+            age_ms: None,
             ending: ending.cloned(),
         }
     }
@@ -228,9 +242,10 @@ mod tests {
             config: Arc::new(BackendConfig::for_tests()),
         };
         let output_buffer =
-            OutputBuffer::new(UnreadPolicy::Overwrite, PerStream { stdout: 100, stderr: 100 }, consumer);
+            OutputBuffer::new(UnreadPolicy::Overwrite, PerStream { stdout: 100, stderr: 100 }, None, consumer);
         let requests = JobInbox::none();
-        (JobShared { context, requests, output_buffer, consumer_clock: ConsumerClock::attached(Instant::now()) }, feed)
+        let consumer_clock = ConsumerClock::attached(Instant::now());
+        (JobShared { context, requests, output_buffer, consumer_clock, storage: None, failed_storage: None, storage_state: None }, feed)
     }
 
     fn running() -> JobSnapshot {

@@ -10,7 +10,7 @@ use cc_executor_actors::{
 };
 use tokio::sync::{mpsc, oneshot};
 
-use super::{retention::UnreadPolicy, ring::Ring};
+use super::{retention::UnreadPolicy, ring::Ring, stored::{StoredOutput, StoredRange}};
 use crate::{backend::holds::Claim, server::connection::PeerTimeout};
 
 /// How many items wait for a consumer besides the output in the rings. All that is sent of an execution whose output is
@@ -19,6 +19,10 @@ pub const SLOTS: usize = 4;
 
 /// The longest piece that is handed over, in bytes.
 const PIECE: usize = 64 * 1024;
+
+/// The longest range of a file that is handed over while the execution runs, in bytes. Short, because a consumer counts as
+/// reading when it takes the next item.
+const STORED_PIECE: u64 = 256 * 1024;
 
 /// A piece of output, or an event.
 #[derive(Debug)]
@@ -30,6 +34,8 @@ pub enum ConsumerItem {
         /// The bytes.
         bytes: Bytes,
     },
+    /// Output that the response reads from its file.
+    Stored(StoredRange, GapReason),
     /// An event of the backend. `Exit` is the last item.
     Event(BackendEvent),
 }
@@ -132,6 +138,7 @@ impl Consumer {
     pub(super) fn next_item(
         &mut self,
         rings: &PerStream<Ring>,
+        stored: Option<&StoredOutput>,
         first: &mut usize,
         policy: UnreadPolicy,
         acknowledged: &PerStream<u64>,
@@ -143,7 +150,16 @@ impl Consumer {
             if *cursor < ring.start() {
                 let dropped = policy == UnreadPolicy::Detach(Overflow::Drop) && *cursor >= *acknowledged.get(stream);
                 let reason = if dropped { GapReason::Dropped } else { GapReason::Overwritten };
-                let gap = Gap { stream, from: *cursor, to: ring.start(), reason };
+                // A ring without bytes is that of an ended execution: the rest fits in one item.
+                let most = if ring.start() == ring.end() { u64::MAX } else { STORED_PIECE };
+                if let Some(mut range) = stored.and_then(|stored| stored.range(stream, *cursor, most)) {
+                    range.to = range.to.min(ring.start());
+                    *cursor = range.to;
+                    return Some(ConsumerItem::Stored(range, reason));
+                }
+                let next = stored.map(|stored| stored.starts()).map(|starts| *starts.get(stream));
+                let to = next.filter(|start| *cursor < *start).unwrap_or(ring.start()).min(ring.start());
+                let gap = Gap { stream, from: *cursor, to, reason };
                 *cursor = gap.to;
                 return Some(ConsumerItem::Event(BackendEvent::Gap(gap)));
             }

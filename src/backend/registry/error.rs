@@ -99,6 +99,9 @@ fn no_room(NoRoom { resource, exceeded, next_in_ms }: NoRoom) -> String {
             "the backend remembers {used} executions{of_client}, {limit_of} --max-ended: try again {}; the operator can raise --max-ended or lower --retention-ms",
             when(next_in_ms)
         ),
+        Resource::StoredBytes => format!(
+            "output{of_client} takes {used} bytes on disk, and {limit_of} --max-state-bytes is {limit}: attach to ended executions to fetch it, wait until its retention ends, or execute without onDisconnect \"detach\""
+        ),
         Resource::UnfetchedBytes => format!(
             "unfetched output{of_client} takes {used} bytes, and {limit_of} --max-kept-bytes is {limit}: attach to ended executions to fetch it, wait until its retention ends, or execute without onDisconnect \"detach\""
         ),

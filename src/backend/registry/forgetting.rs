@@ -14,7 +14,7 @@ pub(super) async fn forget_in_time(this: Weak<RegistryShared>) {
     loop {
         tokio::time::sleep(FORGET_CADENCE).await;
         while let Some(shared) = this.upgrade()
-            && shared.lock().forget(shared.now_ms()) == FORGOTTEN_AT_A_TIME
+            && shared.forget(&mut shared.lock(), shared.now_ms()) == FORGOTTEN_AT_A_TIME
         {
             drop(shared);
             tokio::task::yield_now().await;

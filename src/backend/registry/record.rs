@@ -8,15 +8,21 @@ use std::sync::Arc;
 use cc_executor_actors::{
     backend_api::{Heartbeat, Snapshot},
     id::{ExecutionId, InstanceId, RequestId},
-    outcome::{Outcome, Reason, Status},
+    outcome::{Outcome, Reason, Status, Storage},
     protocol::execute::ExecutionSpec,
     stream::PerStream,
 };
 use sha2::{Digest, Sha256};
 
-use crate::backend::holds::NewestHold;
+use crate::backend::{holds::NewestHold, output_buffer::RetainedOutput};
 
 type Sha = [u8; 32];
+
+/// In place of a digest that is still being computed.
+const PENDING: &str = "pending";
+
+/// The disk space of an execution besides its output, in bytes: a directory and the blocks of its small files.
+const STORED_FIXED_BYTES: usize = 16 * 1024;
 
 /// The digest of a request, which tells it from other requests with the same id.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -28,12 +34,32 @@ pub struct RequestDigest {
 }
 
 impl RequestDigest {
-    /// The digest of a request, its id apart.
-    pub fn of(run: &ExecutionSpec) -> Self {
-        let digests = run.parts().map(|value| Sha256::digest(value.as_bytes()));
+    /// The digest of a request, its id apart. The key keeps who reads a stored digest from guessing what was digested.
+    pub fn of(run: &ExecutionSpec, key: &[u8]) -> Self {
+        let digests = run.parts().map(|value| Sha256::new().chain_update(key).chain_update(value.as_bytes()).finalize());
         let mut whole = Sha256::new();
         digests.iter().for_each(|digest| whole.update(digest));
         RequestDigest { whole: whole.finalize().into(), parts: digests.map(|digest| [digest[0], digest[1]]) }
+    }
+
+    /// The digest as a text.
+    pub fn to_text(&self) -> String {
+        self.whole.iter().chain(self.parts.as_flattened()).map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// The digest with this text.
+    pub fn from_text(text: &str) -> Option<RequestDigest> {
+        const WHOLE: usize = 2 * size_of::<Sha>();
+        let mut digest = RequestDigest { whole: from_hex(text.get(..WHOLE)?)?, parts: Default::default() };
+        let rest = text.get(WHOLE..)?;
+        let parts = digest.parts.as_flattened_mut();
+        if rest.len() != 2 * parts.len() {
+            return None;
+        }
+        for (at, byte) in parts.iter_mut().enumerate() {
+            *byte = u8::from_str_radix(rest.get(2 * at..2 * at + 2)?, 16).ok()?;
+        }
+        Some(digest)
     }
 
     /// The parameter in which another request differs from this one.
@@ -68,6 +94,25 @@ pub struct Record {
     wrote: Option<Box<WrittenBytes>>,
     /// The fields that most endings do not have; the others have their defaults in it.
     rare: Option<Box<Outcome>>,
+    /// Its output on disk.
+    stored: Option<Box<StoredRecord>>,
+}
+
+/// The output of an ended execution on disk.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct StoredRecord {
+    /// The offsets of the first bytes in the files.
+    pub starts: PerStream<u64>,
+    /// The offsets after the last bytes in the files.
+    pub ends: PerStream<u64>,
+    /// Whether a client has acknowledged all of it.
+    pub is_fetched: bool,
+    /// Whether the digests are still being computed.
+    pub is_pending: bool,
+    /// Whether it is whole.
+    pub storage: Storage,
+    /// The backend's process that ran the execution.
+    pub instance: InstanceId,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -100,7 +145,40 @@ impl Record {
             elapsed_ms: ending.elapsed_ms,
             wrote: (wrote != WrittenBytes::nothing()).then(|| Box::new(wrote)),
             rare: (rare != plain(ending.status, ending.reason)).then(|| Box::new(rare)),
+            stored: None,
         }
+    }
+
+    /// Its output on disk.
+    pub fn stored(&self) -> Option<&StoredRecord> {
+        self.stored.as_deref()
+    }
+
+    /// Records its output on disk, or that there is none any more.
+    pub fn set_stored(&mut self, stored: Option<StoredRecord>) {
+        self.stored = stored.map(Box::new);
+    }
+
+    /// Records the digests that were computed after the end.
+    pub fn set_digests(&mut self, ending: &Outcome, storage: Storage) {
+        let wrote = WrittenBytes { bytes: ending.bytes, sha256: each(&ending.sha256, |hex| from_hex(hex)) };
+        self.wrote = (wrote != WrittenBytes::nothing()).then(|| Box::new(wrote));
+        if let Some(stored) = &mut self.stored {
+            (stored.is_pending, stored.storage) = (false, storage);
+        }
+    }
+
+    /// Records that a client has acknowledged all of it. Returns whether that is new.
+    pub fn set_fetched(&mut self) -> bool {
+        self.stored.as_mut().is_some_and(|stored| !std::mem::replace(&mut stored.is_fetched, true))
+    }
+
+    /// How much disk space its output takes.
+    pub fn stored_output(&self) -> RetainedOutput {
+        let Some(stored) = &self.stored else { return RetainedOutput::Nothing };
+        let bytes = stored.ends.stdout - stored.starts.stdout + stored.ends.stderr - stored.starts.stderr;
+        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX).saturating_add(STORED_FIXED_BYTES);
+        if stored.is_fetched { RetainedOutput::Fetched(bytes) } else { RetainedOutput::Unfetched(bytes) }
     }
 
     /// Its newest hold.
@@ -119,11 +197,17 @@ impl Record {
         let rare = self.rare.as_deref().cloned().unwrap_or_else(|| plain(self.status, self.reason));
         let nothing = WrittenBytes::nothing();
         let WrittenBytes { bytes, sha256 } = self.wrote.as_deref().unwrap_or(&nothing);
+        let pending = || Some(PENDING.to_owned());
+        let sha256 = match &self.stored {
+            Some(stored) if stored.is_pending => PerStream { stdout: pending(), stderr: pending() },
+            _ => each(sha256, |sha| Some(to_hex(sha))),
+        };
         Outcome {
             exit_code: self.exit_code,
             elapsed_ms: self.elapsed_ms,
             bytes: *bytes,
-            sha256: each(sha256, |sha| Some(to_hex(sha))),
+            sha256,
+            storage: self.stored.as_ref().map(|stored| stored.storage),
             ..rare
         }
     }
@@ -138,9 +222,12 @@ impl Record {
             scope: None,
             attached: is_followed,
             hold: Some(self.hold.into()),
-            instance: Some(instance),
+            instance: Some(self.stored.as_ref().map_or(instance, |stored| stored.instance)),
             alive: Heartbeat { elapsed_ms: self.elapsed_ms.unwrap_or(0), ..Heartbeat::default() },
             offsets: self.written(),
+            storage: self.stored.as_ref().map(|stored| stored.storage),
+            command: None,
+            age_ms: None,
             ending: Some(self.ending()),
         }
     }
@@ -216,17 +303,17 @@ mod tests {
             }),
             ("claude", |run| run.claude = Some(ClaudeOptions::default())),
         ];
-        let digest = RequestDigest::of(&run());
-        assert_eq!(digest.difference(&RequestDigest::of(&run())), None);
+        let digest = RequestDigest::of(&run(), b"key");
+        assert_eq!(digest.difference(&RequestDigest::of(&run(), b"key")), None);
         for (name, change) in differences {
             let mut other = run();
             change(&mut other);
-            assert_eq!(digest.difference(&RequestDigest::of(&other)), Some(name));
+            assert_eq!(digest.difference(&RequestDigest::of(&other, b"key")), Some(name));
             assert_eq!(run().difference(&other), Some(name), "as a whole request says it");
         }
         let mut same = run();
         same.execution_id = Some(cc_executor_actors::id::ExecutionId::random());
-        assert_eq!(digest.difference(&RequestDigest::of(&same)), None, "the id is no part of it");
+        assert_eq!(digest.difference(&RequestDigest::of(&same, b"key")), None, "the id is no part of it");
     }
 
     fn maybe<T: std::fmt::Debug>(of: impl Strategy<Value = T>) -> impl Strategy<Value = Option<T>> {
@@ -275,6 +362,6 @@ mod tests {
         let record = Record::new("shell".into(), 15_000, false, &ending);
         assert!(record.wrote.is_none() && record.rare.is_none(), "{record:?}");
         assert_eq!(record.ending(), ending);
-        assert!(size_of::<Record>() <= 88 && size_of::<RequestDigest>() <= 54, "{}", size_of::<Record>());
+        assert!(size_of::<Record>() <= 96 && size_of::<RequestDigest>() <= 54, "{}", size_of::<Record>());
     }
 }

@@ -32,10 +32,14 @@ use crate::backend::output_buffer::RetainedOutput;
 pub struct RegistryLimits {
     /// How long an execution is remembered after its end, in milliseconds.
     pub retention_ms: u64,
+    /// The same for an execution whose output is on disk.
+    pub stored_retention_ms: u64,
     /// How many executions are remembered at the most, running ones included.
     pub max_entries: usize,
     /// How much memory retained output may take before some is evicted or executions are refused, in bytes.
     pub max_kept_bytes: usize,
+    /// How much disk space output may take before some is evicted or executions are refused, in bytes.
+    pub max_stored_bytes: u64,
 }
 
 /// All remembered executions, by their ids.
@@ -49,15 +53,24 @@ pub struct RegistryModel<K, T> {
     all: Listing<K>,
     owners: HashMap<ClientName, OwnedExecutions<K>>,
     n_entries: Shares,
+    /// Output in memory.
     kept: KeptBytes,
+    /// Output on disk, that of running executions included.
+    stored: KeptBytes,
+    /// The executions that are forgotten by time, by that time.
+    expiring: BTreeSet<(u64, K)>,
 }
 
 /// The executions of one client.
 #[derive(Debug)]
 struct OwnedExecutions<K> {
     listing: Listing<K>,
-    /// The executions whose output may be evicted, by the time from which their retention counts.
+    /// The executions whose output may be evicted from memory, by the time from which their retention counts.
     evictable: BTreeSet<(u64, K)>,
+    /// The executions whose output may be evicted from disk, by their numbers.
+    stored_evictable: BTreeSet<(u64, K)>,
+    /// Those that are forgotten by time, by that time.
+    expiring: BTreeSet<(u64, K)>,
 }
 
 /// One execution.
@@ -70,6 +83,10 @@ pub struct RegistryEntry<T> {
     /// The value of the caller.
     pub value: T,
     state: EntryState,
+    /// Its output on disk.
+    stored: RetainedOutput,
+    /// How long it is remembered after its end, in milliseconds.
+    retention_ms: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -97,6 +114,17 @@ pub enum Resource {
     Entries,
     /// Memory for output that is not evicted.
     UnfetchedBytes,
+    /// Disk space for output that is not evicted.
+    StoredBytes,
+}
+
+/// Where output was evicted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Evicted<K> {
+    /// From memory.
+    Memory(K),
+    /// From disk.
+    Disk(K),
 }
 
 impl<K: Copy + Ord + Hash, T> RegistryModel<K, T> {
@@ -110,6 +138,8 @@ impl<K: Copy + Ord + Hash, T> RegistryModel<K, T> {
             owners: HashMap::new(),
             n_entries: Shares::new(limits.max_entries as u64),
             kept: KeptBytes::new(limits.max_kept_bytes as u64),
+            stored: KeptBytes::new(limits.max_stored_bytes),
+            expiring: BTreeSet::new(),
         }
     }
 
@@ -122,10 +152,11 @@ impl<K: Copy + Ord + Hash, T> RegistryModel<K, T> {
     pub fn accepts(&self, owner: &ClientName, may_detach: bool, now_ms: u64) -> Result<(), NoRoom> {
         let no_room = |resource, exceeded| self.no_room(resource, exceeded, Some(owner), now_ms);
         self.n_entries.admits(owner, 1, false).map_err(|exceeded| no_room(Resource::Entries, exceeded))?;
-        match may_detach {
-            true => self.kept.admits(owner).map_err(|exceeded| no_room(Resource::UnfetchedBytes, exceeded)),
-            false => Ok(()),
+        if !may_detach {
+            return Ok(());
         }
+        self.stored.admits(owner).map_err(|exceeded| no_room(Resource::StoredBytes, exceeded))?;
+        self.kept.admits(owner).map_err(|exceeded| no_room(Resource::UnfetchedBytes, exceeded))
     }
 
     /// Whether an execution of a client that has none is admitted, unless it may detach.
@@ -141,14 +172,12 @@ impl<K: Copy + Ord + Hash, T> RegistryModel<K, T> {
     fn no_room(&self, resource: Resource, exceeded: ShareExceeded, owner: Option<&ClientName>, now_ms: u64) -> NoRoom {
         let within = match (resource, exceeded.scope) {
             (Resource::Entries, ShareScope::Client) => {
-                owner.and_then(|owner| self.owners.get(owner)).map(|owned| &owned.listing)
+                owner.and_then(|owner| self.owners.get(owner)).map(|owned| &owned.expiring)
             }
-            (Resource::Entries, ShareScope::Service) => Some(&self.all),
-            (Resource::UnfetchedBytes, _) => None,
+            (Resource::Entries, ShareScope::Service) => Some(&self.expiring),
+            (Resource::UnfetchedBytes | Resource::StoredBytes, _) => None,
         };
-        let next_in_ms = within
-            .and_then(Listing::oldest)
-            .map(|(since_ms, _)| (since_ms + self.limits.retention_ms).saturating_sub(now_ms));
+        let next_in_ms = within.and_then(BTreeSet::first).map(|(at_ms, _)| at_ms.saturating_sub(now_ms));
         NoRoom { resource, exceeded, next_in_ms }
     }
 
@@ -166,21 +195,27 @@ impl<K: Copy + Ord + Hash, T> RegistryModel<K, T> {
         // The name that the client's other entries share.
         let owner = self.owners.get_key_value(owner).map_or(owner, |(shared, _)| shared).clone();
         self.n_entries.add(&owner, 1);
-        self.index(id, number, &owner, EntryState::Live, true);
-        self.entries.insert(id, Box::new(RegistryEntry { number, owner, value, state: EntryState::Live }));
+        let retention_ms = self.limits.retention_ms;
+        let (state, stored) = (EntryState::Live, RetainedOutput::Nothing);
+        let entry = RegistryEntry { number, owner, value, state, stored, retention_ms };
+        self.index(id, &EntryKeys::of(&entry), true);
+        self.entries.insert(id, Box::new(entry));
         number
     }
 
     /// The entry of an execution, unless it is due to be forgotten.
     pub fn get(&self, id: K, now_ms: u64) -> Option<&RegistryEntry<T>> {
-        let retention_ms = self.limits.retention_ms;
-        self.entries.get(&id).map(|entry| &**entry).filter(|entry| !entry.state.is_over(retention_ms, now_ms))
+        self.entries.get(&id).map(|entry| &**entry).filter(|entry| !entry.is_over(now_ms))
     }
 
     /// The mutable entry of an execution, unless it is due to be forgotten.
     pub fn get_mut(&mut self, id: K, now_ms: u64) -> Option<&mut RegistryEntry<T>> {
-        let retention_ms = self.limits.retention_ms;
-        self.entries.get_mut(&id).map(|entry| &mut **entry).filter(|entry| !entry.state.is_over(retention_ms, now_ms))
+        self.entries.get_mut(&id).map(|entry| &mut **entry).filter(|entry| !entry.is_over(now_ms))
+    }
+
+    /// The value of an execution, even if it is due to be forgotten.
+    pub fn value_mut(&mut self, id: K) -> Option<&mut T> {
+        self.entries.get_mut(&id).map(|entry| &mut entry.value)
     }
 
     /// Records that an execution has ended, or that its retained output has changed. The retention counts from the end,
@@ -192,24 +227,43 @@ impl<K: Copy + Ord + Hash, T> RegistryModel<K, T> {
             EntryState::Ended { since_ms, output: before } if output.is_followed() || !before.is_followed() => since_ms,
             EntryState::Live | EntryState::Ended { .. } => now_ms,
         };
-        self.change(id, EntryState::Ended { since_ms, output });
+        self.set_state(id, EntryState::Ended { since_ms, output });
+    }
+
+    /// Records how much of an execution's output is on disk. An execution that has some is remembered for longer.
+    /// Returns how many more bytes may be on disk.
+    pub fn store(&mut self, id: K, output: RetainedOutput) -> u64 {
+        let stored_retention_ms = self.limits.stored_retention_ms;
+        self.change(id, |entry| {
+            entry.stored = output;
+            if output != RetainedOutput::Nothing {
+                entry.retention_ms = stored_retention_ms;
+            }
+        });
+        self.limits.max_stored_bytes.saturating_sub(self.stored.total())
     }
 
     /// Records that a consumer attaches to an execution that has ended.
     pub fn follow(&mut self, id: K, now_ms: u64) {
         let Some(EntryState::Ended { output, .. }) = self.entries.get(&id).map(|entry| entry.state) else { return };
         // Where nothing is retained the record answers at once, and no consumer stays.
-        self.change(id, EntryState::Ended { since_ms: now_ms, output: output.followed() });
+        self.set_state(id, EntryState::Ended { since_ms: now_ms, output: output.followed() });
     }
 
     /// Evicts fetched output until the rest fits or no more may be evicted. Returns the executions.
-    pub fn evict(&mut self) -> Vec<K> {
+    pub fn evict(&mut self) -> Vec<Evicted<K>> {
         let mut evicted = Vec::new();
         while let Some(owner) = self.kept.next_to_evict()
             && let Some(&(since_ms, id)) = self.owners.get(owner).and_then(|owned| owned.evictable.first())
         {
-            self.change(id, EntryState::Ended { since_ms, output: RetainedOutput::Nothing });
-            evicted.push(id);
+            self.set_state(id, EntryState::Ended { since_ms, output: RetainedOutput::Nothing });
+            evicted.push(Evicted::Memory(id));
+        }
+        while let Some(owner) = self.stored.next_to_evict()
+            && let Some(&(_, id)) = self.owners.get(owner).and_then(|owned| owned.stored_evictable.first())
+        {
+            self.change(id, |entry| entry.stored = RetainedOutput::Nothing);
+            evicted.push(Evicted::Disk(id));
         }
         evicted
     }
@@ -218,8 +272,8 @@ impl<K: Copy + Ord + Hash, T> RegistryModel<K, T> {
     pub fn forget(&mut self, most: usize, now_ms: u64) -> Vec<(K, T)> {
         let mut forgotten = Vec::new();
         while forgotten.len() < most
-            && let Some((since_ms, id)) = self.all.oldest()
-            && since_ms + self.limits.retention_ms <= now_ms
+            && let Some(&(at_ms, id)) = self.expiring.first()
+            && at_ms <= now_ms
         {
             forgotten.extend(self.remove(id).map(|value| (id, value)));
         }
@@ -234,11 +288,11 @@ impl<K: Copy + Ord + Hash, T> RegistryModel<K, T> {
         most: usize,
         now_ms: u64,
     ) -> ListPage<K> {
-        let over_ms = now_ms.checked_sub(self.limits.retention_ms);
+        let is_listed = |id| self.get(id, now_ms).is_some();
         match owner {
-            None => self.all.page(after, most, over_ms),
+            None => self.all.page(after, most, is_listed),
             Some(owner) => match self.owners.get(owner) {
-                Some(owned) => owned.listing.page(after, most, over_ms),
+                Some(owned) => owned.listing.page(after, most, is_listed),
                 None => ListPage { ids: Vec::new(), next: None },
             },
         }
@@ -250,37 +304,51 @@ impl<K: Copy + Ord + Hash, T> RegistryModel<K, T> {
     }
 
     fn remove(&mut self, id: K) -> Option<T> {
-        let RegistryEntry { number, owner, value, state } = *self.entries.remove(&id)?;
-        self.index(id, number, &owner, state, false);
-        self.n_entries.remove(&owner, 1);
-        if self.owners.get(&owner).is_some_and(|owned| owned.listing.is_empty()) {
-            self.owners.remove(&owner);
+        let entry = *self.entries.remove(&id)?;
+        self.index(id, &EntryKeys::of(&entry), false);
+        self.n_entries.remove(&entry.owner, 1);
+        if self.owners.get(&entry.owner).is_some_and(|owned| owned.listing.is_empty()) {
+            self.owners.remove(&entry.owner);
         }
-        Some(value)
+        Some(entry.value)
     }
 
-    fn change(&mut self, id: K, to: EntryState) {
-        let Some(entry) = self.entries.get_mut(&id) else { return };
-        let from = std::mem::replace(&mut entry.state, to);
+    fn set_state(&mut self, id: K, to: EntryState) {
         // Most reports repeat the one before, and the sorted sets are changed under the registry's lock.
-        if from == to {
-            return;
+        if self.entries.get(&id).is_some_and(|entry| entry.state != to) {
+            self.change(id, |entry| entry.state = to);
         }
-        let (number, owner) = (entry.number, entry.owner.clone());
-        self.index(id, number, &owner, from, false);
-        self.index(id, number, &owner, to, true);
     }
 
-    /// Adds an entry in this state to the sorted sets and the sums, or removes it.
-    fn index(&mut self, id: K, number: u64, owner: &ClientName, state: EntryState, is_known: bool) {
+    fn change(&mut self, id: K, change: impl FnOnce(&mut RegistryEntry<T>)) {
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        let from = EntryKeys::of(entry);
+        change(entry);
+        let to = EntryKeys::of(entry);
+        self.index(id, &from, false);
+        self.index(id, &to, true);
+    }
+
+    /// Adds an entry to the sorted sets and the sums, or removes it.
+    fn index(&mut self, id: K, keys: &EntryKeys, is_known: bool) {
+        let EntryKeys { number, owner, state, stored, retention_ms } = keys;
         let owned = self.owners.entry(owner.clone()).or_insert_with(OwnedExecutions::new);
-        let place = match state {
-            EntryState::Ended { since_ms, output } if !output.is_followed() => ListPlace::Ended(since_ms, id),
-            _ => ListPlace::Active(number),
+        let place = match *state {
+            EntryState::Ended { since_ms, output } if !output.is_followed() => {
+                let expiry = (since_ms.saturating_add(*retention_ms), id);
+                put(&mut self.expiring, expiry, is_known);
+                put(&mut owned.expiring, expiry, is_known);
+                ListPlace::Ended(since_ms, id)
+            }
+            _ => ListPlace::Active(*number),
         };
         self.all.put(place, id, is_known);
         owned.listing.put(place, id, is_known);
-        let EntryState::Ended { since_ms, output } = state else { return };
+        self.stored.count(owner, *stored, is_known);
+        if matches!(stored, RetainedOutput::Fetched(_)) {
+            put(&mut owned.stored_evictable, (*number, id), is_known);
+        }
+        let EntryState::Ended { since_ms, output } = *state else { return };
         self.kept.count(owner, output, is_known);
         if matches!(output, RetainedOutput::Fetched(_)) {
             put(&mut owned.evictable, (since_ms, id), is_known);
@@ -288,9 +356,35 @@ impl<K: Copy + Ord + Hash, T> RegistryModel<K, T> {
     }
 }
 
+/// What decides the places of an entry in the sorted sets.
+struct EntryKeys {
+    number: u64,
+    owner: ClientName,
+    state: EntryState,
+    stored: RetainedOutput,
+    retention_ms: u64,
+}
+
+impl EntryKeys {
+    fn of<T>(entry: &RegistryEntry<T>) -> EntryKeys {
+        EntryKeys {
+            number: entry.number,
+            owner: entry.owner.clone(),
+            state: entry.state,
+            stored: entry.stored,
+            retention_ms: entry.retention_ms,
+        }
+    }
+}
+
 impl<K: Copy + Ord> OwnedExecutions<K> {
     fn new() -> Self {
-        OwnedExecutions { listing: Listing::new(), evictable: BTreeSet::new() }
+        OwnedExecutions {
+            listing: Listing::new(),
+            evictable: BTreeSet::new(),
+            stored_evictable: BTreeSet::new(),
+            expiring: BTreeSet::new(),
+        }
     }
 }
 
@@ -308,12 +402,12 @@ impl<T> RegistryEntry<T> {
     pub fn is_followed(&self) -> bool {
         matches!(self.state, EntryState::Ended { output, .. } if output.is_followed())
     }
-}
 
-impl EntryState {
-    fn is_over(self, retention_ms: u64, now_ms: u64) -> bool {
-        match self {
-            EntryState::Ended { since_ms, output } if !output.is_followed() => since_ms + retention_ms <= now_ms,
+    fn is_over(&self, now_ms: u64) -> bool {
+        match self.state {
+            EntryState::Ended { since_ms, output } if !output.is_followed() => {
+                since_ms.saturating_add(self.retention_ms) <= now_ms
+            }
             _ => false,
         }
     }
@@ -325,7 +419,13 @@ mod tests {
 
     use super::*;
 
-    const LIMITS: RegistryLimits = RegistryLimits { retention_ms: 100, max_entries: 1_000, max_kept_bytes: 100 };
+    const LIMITS: RegistryLimits = RegistryLimits {
+        retention_ms: 100,
+        stored_retention_ms: 300,
+        max_entries: 1_000,
+        max_kept_bytes: 100,
+        max_stored_bytes: 200,
+    };
 
     fn owner() -> ClientName {
         ClientName::of_user(1)
@@ -359,16 +459,39 @@ mod tests {
         ] {
             ended(&mut registry, id, output, u64::from(id));
         }
-        assert_eq!(registry.evict(), [1]);
+        assert_eq!(registry.evict(), [Evicted::Memory(1)]);
         registry.retain(1, RetainedOutput::Nothing, 6);
         ended(&mut registry, 6, RetainedOutput::Unfetched(50), 6);
-        assert_eq!(registry.evict(), [3]);
-        assert_eq!(registry.evict(), [0; 0], "110 bytes are held");
+        assert_eq!(registry.evict(), [Evicted::Memory(3)]);
+        assert_eq!(registry.evict(), [], "110 bytes are held");
         assert_eq!(registry.accepts(&owner(), true, 6), refused(Resource::UnfetchedBytes, 100, 110, None));
         assert_eq!(registry.accepts(&owner(), false, 6), Ok(()));
         assert!((1..=6).all(|id| registry.get(id, 6).is_some()), "all endings are known");
         registry.retain(2, RetainedOutput::Fetched(30), 7);
         assert_eq!(registry.accepts(&owner(), true, 7), Ok(()), "what was fetched makes room");
+    }
+
+    #[test]
+    fn what_is_on_disk_has_its_own_limit_and_a_longer_retention() {
+        let mut registry = RegistryModel::new(LIMITS);
+        for id in 1..=3 {
+            ended(&mut registry, id, RetainedOutput::Nothing, 0);
+        }
+        assert_eq!(registry.store(1, RetainedOutput::Fetched(60)), 140);
+        assert_eq!(registry.store(2, RetainedOutput::Unfetched(60)), 80);
+        registry.insert(4, &owner(), ());
+        assert_eq!(registry.store(4, RetainedOutput::Unfetched(90)), 0, "it runs, and counts");
+        assert_eq!(registry.evict(), [Evicted::Disk(1)]);
+        assert_eq!(registry.store(4, RetainedOutput::Unfetched(140)), 0);
+        assert_eq!(registry.evict(), [], "nobody's unfetched output goes");
+        assert_eq!(registry.accepts(&owner(), true, 1), refused(Resource::StoredBytes, 200, 200, None));
+        assert_eq!(registry.accepts(&owner(), false, 1), Ok(()));
+        registry.retain(4, RetainedOutput::Nothing, 50);
+        assert_eq!(registry.forget(10, 100), [(3, ())]);
+        assert_eq!(registry.forget(10, 300), [(1, ()), (2, ())]);
+        assert_eq!(registry.forget(10, 349), []);
+        assert_eq!(registry.forget(10, 350), [(4, ())]);
+        assert_eq!((registry.stored.total(), registry.expiring.len(), registry.owners.len()), (0, 0, 0));
     }
 
     #[test]
@@ -484,7 +607,7 @@ mod tests {
         fn it_decides_as_a_scan_of_all_entries_does(
             moves in prop::collection::vec((0u32..12, 0..7, 1usize..60, 0u64..40), 1..200),
         ) {
-            let limits = RegistryLimits { retention_ms: 100, max_entries: 8, max_kept_bytes: 100 };
+            let limits = RegistryLimits { max_entries: 8, ..LIMITS };
             let mut registry = RegistryModel::new(limits);
             let mut model = std::collections::BTreeMap::<u32, Known>::new();
             let mut now = 0;
@@ -531,7 +654,7 @@ mod tests {
                     let fetched = model.iter().filter(|(_, known)| matches!(known.output, Some(RetainedOutput::Fetched(_))));
                     let Some(id) = fetched.min_by_key(|(id, known)| (known.since_ms, **id)).map(|(id, _)| *id) else { break };
                     model.get_mut(&id).unwrap().output = Some(RetainedOutput::Nothing);
-                    evicted.push(id);
+                    evicted.push(Evicted::Memory(id));
                 }
                 prop_assert_eq!(registry.evict(), evicted);
                 prop_assert_eq!(registry.kept.total() as usize, sums(&model).0 + sums(&model).1);

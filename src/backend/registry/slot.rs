@@ -60,6 +60,19 @@ impl Slot {
         self.gone.send_replace(Some(report));
     }
 
+    /// Records how many bytes of output are on disk. Returns how many more may be there, because of the limit of all
+    /// executions.
+    pub fn record_stored(&self, bytes: u64) -> u64 {
+        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+        self.shared.record_stored(&mut self.shared.lock(), self.id, RetainedOutput::Unfetched(bytes))
+    }
+
+    /// Waits until disk space has been given up by another execution.
+    pub async fn disk_room(&self) {
+        // The sender lives as long as the slot.
+        let _ = self.shared.disk_room.subscribe().changed().await;
+    }
+
     /// Records the end and the retained output, and frees the place.
     pub fn end(mut self, record: Record, output: RetainedOutput) -> Retained {
         self.leave(record, Some(output));
@@ -86,11 +99,13 @@ impl Slot {
                 Some(RetainedOutput::Nothing) => RetainedOutput::Followed(FIXED_BYTES),
                 Some(output) => output.followed(),
             };
+            let stored = record.stored_output();
             known.stage = JobStage::Ended(record, (output != RetainedOutput::Nothing).then_some(task));
+            inner.model.store(self.id, stored);
             inner.model.retain(self.id, output, now_ms);
         }
         self.shared.promote(&mut inner, now_ms);
-        inner.evict(now_ms);
+        self.shared.evict(&mut inner);
     }
 }
 
@@ -106,11 +121,46 @@ impl Drop for Slot {
 }
 
 impl Retained {
+    pub(super) fn new(shared: Arc<RegistryShared>, id: ExecutionId, number: u64) -> Self {
+        Retained { shared, id, number }
+    }
+
     /// Reports what is retained now, and the newest hold. The registry may then release the task: it closes the task's
     /// [`JobInbox`](super::JobInbox).
     pub fn report(&self, output: RetainedOutput, hold: NewestHold) {
         let mut inner = self.shared.lock();
         inner.report(self.id, self.number, output, hold, self.shared.now_ms());
+        self.shared.evict(&mut inner);
+    }
+
+    /// Gives up the report: the execution has no task.
+    pub fn forget(self) {
+        // Its drop finds no task, and changes nothing.
+        drop(self);
+    }
+
+    /// Reports that the whole stored output has been acknowledged.
+    pub fn report_fetched(&self) {
+        let mut inner = self.shared.lock();
+        let now_ms = self.shared.now_ms();
+        if let Some(entry) = inner.entry(self.id, now_ms).filter(|entry| entry.number == self.number)
+            && let JobStage::Ended(record, _) = &mut entry.value.stage
+            && record.set_fetched()
+        {
+            let stored = record.stored_output();
+            self.shared.record_stored(&mut inner, self.id, stored);
+        }
+    }
+
+    /// Changes the record of the end, because more is known now.
+    pub fn amend(&self, amend: impl FnOnce(&mut Record)) {
+        let mut inner = self.shared.lock();
+        let now_ms = self.shared.now_ms();
+        if let Some(entry) = inner.entry(self.id, now_ms).filter(|entry| entry.number == self.number)
+            && let JobStage::Ended(record, _) = &mut entry.value.stage
+        {
+            amend(record);
+        }
     }
 }
 

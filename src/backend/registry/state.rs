@@ -3,10 +3,11 @@
 use std::{
     collections::BTreeSet,
     sync::{Arc, Mutex, MutexGuard},
-    time::Instant,
+    time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
 use cc_executor_actors::{
+    backend_api::Snapshot,
     clock::millis,
     id::ExecutionId,
     outcome::{CancelReason, CancelReport},
@@ -18,7 +19,7 @@ use super::{
     inbox::TaskHandle,
     places::Places,
     record::{Record, RequestDigest},
-    retention::{RegistryEntry, RegistryLimits, RegistryModel, listing::ListPlace},
+    retention::{Evicted, RegistryEntry, RegistryLimits, RegistryModel, listing::ListPlace},
     withdrawn::WithdrawnIds,
 };
 use crate::{
@@ -27,6 +28,7 @@ use crate::{
         holds::NewestHold,
         job_request::{CancelOrder, JobRequest},
         output_buffer::RetainedOutput,
+        storage::StateDir,
     },
     server::caller::Caller,
 };
@@ -44,6 +46,12 @@ const MAX_WITHDRAWN: u64 = 16_384;
 pub(super) struct RegistryShared {
     /// The start of the registry's times.
     began_at: Instant,
+    /// That moment since 1970, in milliseconds, because executions of earlier backends ended before it.
+    began_ms: u64,
+    /// Where output is kept on disk.
+    pub(super) state_dir: Option<Arc<StateDir>>,
+    /// Changes when output on disk was removed.
+    pub(super) disk_room: watch::Sender<()>,
     state: Mutex<RegistryState>,
     pub(super) counts: watch::Sender<ExecutionCounts>,
     /// Changes when positions in the queue have changed.
@@ -81,6 +89,10 @@ pub(super) struct RegistryState {
 /// A known execution.
 pub(super) struct KnownExecution {
     pub(super) request: RequestDigest,
+    /// The beginning of the command.
+    pub(super) command: Box<str>,
+    /// When it was requested.
+    pub(super) created_ms: u64,
     pub(super) stage: JobStage,
 }
 
@@ -116,11 +128,13 @@ pub enum QueueTurn {
 }
 
 impl RegistryShared {
-    pub(super) fn new(config: &BackendConfig) -> Self {
+    pub(super) fn new(config: &BackendConfig, state_dir: Option<Arc<StateDir>>) -> Self {
         let limits = RegistryLimits {
             retention_ms: millis(config.retention),
+            stored_retention_ms: millis(config.state_retention),
             max_entries: config.max_ended,
             max_kept_bytes: config.max_kept_bytes,
+            max_stored_bytes: config.max_state_bytes,
         };
         let state = RegistryState {
             model: RegistryModel::new(limits),
@@ -130,7 +144,16 @@ impl RegistryShared {
             draining: false,
         };
         let (counts, queue_changed) = (watch::Sender::default(), watch::Sender::default());
-        RegistryShared { began_at: Instant::now(), state: Mutex::new(state), counts, queue_changed }
+        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        RegistryShared {
+            began_at: Instant::now(),
+            began_ms: millis(since_1970),
+            state_dir,
+            disk_room: watch::Sender::default(),
+            state: Mutex::new(state),
+            counts,
+            queue_changed,
+        }
     }
 
     /// A poisoned lock still guards valid state, because no critical section panics half-way.
@@ -138,8 +161,73 @@ impl RegistryShared {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
+    /// Milliseconds since 1970 by a clock that never goes back.
     pub(super) fn now_ms(&self) -> u64 {
-        millis(self.began_at.elapsed())
+        self.began_ms.saturating_add(millis(self.began_at.elapsed()))
+    }
+
+    /// Adds what only the registry knows of an execution.
+    pub(super) fn with_request(&self, snapshot: Snapshot) -> Snapshot {
+        let now_ms = self.now_ms();
+        match self.lock().known(snapshot.execution_id, now_ms) {
+            Some(known) => Snapshot {
+                command: Some(known.command.clone().into()),
+                age_ms: Some(now_ms.saturating_sub(known.created_ms)),
+                ..snapshot
+            },
+            None => snapshot,
+        }
+    }
+
+    /// Removes the files of an execution.
+    pub(super) fn remove_files(&self, id: ExecutionId) {
+        if let Some(directory) = &self.state_dir {
+            directory.remove(id);
+            self.disk_room.send_replace(());
+        }
+    }
+
+    /// Records how much of an execution's output is on disk. Returns how many more bytes may be there.
+    pub(super) fn record_stored(&self, inner: &mut RegistryState, id: ExecutionId, output: RetainedOutput) -> u64 {
+        let before = inner.model.store(id, output);
+        if before > 0 {
+            return before;
+        }
+        self.evict(inner);
+        inner.model.store(id, output)
+    }
+
+    /// Forgets up to [`FORGOTTEN_AT_A_TIME`] executions whose retention is over. Returns how many.
+    pub(super) fn forget(&self, inner: &mut RegistryState, now_ms: u64) -> usize {
+        let forgotten = inner.model.forget(FORGOTTEN_AT_A_TIME, now_ms);
+        for (id, known) in &forgotten {
+            debug!(event = "execution.forgotten", execution_id:% = id; "execution forgotten");
+            if matches!(&known.stage, JobStage::Ended(record, _) if record.stored().is_some()) {
+                self.remove_files(*id);
+            }
+        }
+        forgotten.len()
+    }
+
+    /// Evicts output until the rest fits, as far as it may be evicted. The tasks end, and the records stay.
+    pub(super) fn evict(&self, inner: &mut RegistryState) {
+        for evicted in inner.model.evict() {
+            let (Evicted::Memory(id) | Evicted::Disk(id)) = evicted;
+            let Some(JobStage::Ended(record, task)) = inner.model.value_mut(id).map(|known| &mut known.stage) else {
+                continue;
+            };
+            match evicted {
+                Evicted::Memory(_) => {
+                    debug!(event = "execution.evicted", execution_id:% = id; "memory is short: output evicted");
+                    *task = None;
+                }
+                Evicted::Disk(_) => {
+                    debug!(event = "execution.evicted", execution_id:% = id; "disk space is short: output evicted");
+                    record.set_stored(None);
+                    self.remove_files(id);
+                }
+            }
+        }
     }
 
     pub(super) fn count(&self, inner: &RegistryState) {
@@ -221,28 +309,9 @@ impl RegistryState {
         }
     }
 
-    /// Forgets up to [`FORGOTTEN_AT_A_TIME`] executions whose retention is over. Returns how many.
-    pub(super) fn forget(&mut self, now_ms: u64) -> usize {
-        let forgotten = self.model.forget(FORGOTTEN_AT_A_TIME, now_ms);
-        for (id, _) in &forgotten {
-            debug!(event = "execution.forgotten", execution_id:% = id; "execution forgotten");
-        }
-        forgotten.len()
-    }
-
     /// While no execution runs or is queued: how many executions there were, and how many bytes are retained.
     pub(super) fn idle_at(&self) -> Option<(u64, u64)> {
         (self.places.n_running() == 0 && self.places.queue().is_empty()).then(|| self.model.usage())
-    }
-
-    /// Evicts output until the rest fits, as far as it may be evicted. The tasks end, and the records stay.
-    pub(super) fn evict(&mut self, now_ms: u64) {
-        for id in self.model.evict() {
-            debug!(event = "execution.evicted", execution_id:% = id; "memory is short: output evicted");
-            if let Some(KnownExecution { stage: JobStage::Ended(_, task), .. }) = self.known(id, now_ms) {
-                *task = None;
-            }
-        }
     }
 
     /// Takes a task's report. What it retains counts only if the task has received every attach: else a consumer that
@@ -265,6 +334,5 @@ impl RegistryState {
             *task = None;
         }
         self.model.retain(id, output, now_ms);
-        self.evict(now_ms);
     }
 }

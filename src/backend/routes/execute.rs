@@ -6,12 +6,14 @@ use actix_web::{HttpRequest, HttpResponse, http::header, web};
 use cc_executor_actors::{
     agent::claude::EXECUTOR,
     backend_api::{EXECUTION_ID_HEADER, ExecuteRequest},
+    client::ClientName,
     excerpt::Quoted,
     id::{ExecutionId, InstanceId, SessionId},
     protocol::execute::ExecutionSpec,
     rpc::{ErrorObject, code, params::Params},
     stream::PerStream,
 };
+use jiff::Timestamp;
 use log::{debug, info};
 use serde_json::{Map, Value, json};
 use tokio::sync::oneshot;
@@ -24,10 +26,14 @@ use crate::{
     backend::{
         executor::ResolvedCommand,
         holds::Claim,
-        job::{self, JobContext, JobLimits},
+        job::{self, JobContext, JobLimits, JobStorage},
         job_request::JobRequest,
-        output_buffer::{Consumer, ConsumerFeed, DismissReason, OutputBuffer, UnreadPolicy},
+        output_buffer::{Consumer, ConsumerFeed, DismissReason, OutputBuffer, StoredOutput, UnreadPolicy},
         registry::{Admission, Registry},
+        storage::{
+            records::{SpecRecord, StoredRecord},
+            writer::OutputWriter,
+        },
         stream::{StreamBody, StreamFormat},
         subreaper::handle::Subreapers,
     },
@@ -77,7 +83,10 @@ async fn run(
     registry: &Registry,
     subreapers: web::Data<Subreapers>,
 ) -> Result<HttpResponse, Refused> {
-    check_instance(instance, registry)?;
+    // An execution that is known here never runs again, whichever process of the backend ran it.
+    if !run.execution_id.is_some_and(|id| registry.knows(&caller, id)) {
+        check_instance(instance, registry)?;
+    }
     let (mut consumer, feed) = consumer_of(request, registry, format, PerStream::default());
     consumer.claim = Claim::Request(request_id);
     let session = session_of(request.headers())?;
@@ -111,6 +120,7 @@ async fn begin(
     to_start.descriptor_limit = registry.config().descriptor_limit;
     run.executor = Some(executor.clone());
     let id = run.execution_id.unwrap_or_else(ExecutionId::random);
+    let owner = caller.clone().client();
     let (slot, inbox) = match registry.admit(caller.clone(), session, id, &run)? {
         Admission::New(slot, inbox) => (slot, inbox),
         Admission::Existing => return attach_consumer(registry, &caller, id, consumer).await.map(|()| id),
@@ -133,9 +143,39 @@ async fn begin(
         config: Arc::clone(config),
     };
     let policy = run.detach.map_or(UnreadPolicy::Overwrite, |detach| UnreadPolicy::Detach(detach.overflow));
-    let output_buffer = OutputBuffer::new(policy, rings, consumer);
-    actix_web::rt::spawn(job::live(context, inbox, output_buffer, slot, subreapers.into_inner(), to_start));
+    let (storage, stored) = store(registry, &run, &context, owner).unzip();
+    let output_buffer = OutputBuffer::new(policy, rings, stored, consumer);
+    actix_web::rt::spawn(job::live(context, inbox, output_buffer, storage, slot, subreapers.into_inner(), to_start));
     Ok(id)
+}
+
+/// The files of an execution that may detach, if the backend has a state directory.
+fn store(
+    registry: &Registry,
+    run: &ExecutionSpec,
+    context: &JobContext,
+    owner: ClientName,
+) -> Option<(JobStorage, StoredOutput)> {
+    let (detach, directory) = (run.detach?, registry.state_dir()?);
+    let (entry, sealer) = (directory.entry(context.id), directory.sealer());
+    let spec = SpecRecord {
+        execution_id: context.id,
+        owner,
+        executor: context.executor.clone(),
+        command: run.command.clone(),
+        cwd: run.cwd.clone(),
+        env: SpecRecord::digests(sealer, run),
+        created: Timestamp::now(),
+        heartbeat_ms: run.heartbeat_ms(),
+        detach,
+        instance: context.instance,
+        request: registry.digest(run).to_text(),
+    };
+    let files = entry.files(PerStream::default());
+    let writer =
+        OutputWriter::create(Arc::clone(directory), entry, files.clone(), spec.sealed(sealer, context.id));
+    let storage = JobStorage::new(writer, Arc::clone(directory));
+    Some((storage, StoredOutput::new(files, registry.config().max_output_bytes)))
 }
 
 async fn attach_consumer(

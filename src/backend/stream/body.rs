@@ -13,7 +13,7 @@ use bytes::Bytes;
 use cc_executor_actors::{backend_api::BackendEvent, id::ExecutionId, outcome::Status, stream::PerStream};
 use tokio::sync::{mpsc, oneshot};
 
-use super::{encoder::StreamEncoder, flush::FlushWait, format::StreamFormat};
+use super::{encoder::StreamEncoder, flush::FlushWait, format::StreamFormat, stored::{StoredRead, StreamItem}};
 use crate::{
     backend::{
         output_buffer::{ConsumerItem, DismissReason},
@@ -29,6 +29,8 @@ pub struct StreamBody {
     /// `None` after the execution has dropped the sender, which it does after the last event.
     dismissed: Option<oneshot::Receiver<DismissReason>>,
     state: BodyState,
+    /// The range of a file that is being read, before the next item.
+    reading: Option<StoredRead>,
     socket: Option<Rc<ConnectionHandle>>,
     /// Counts this stream until its consumer has received everything.
     _streaming: StreamGuard,
@@ -66,6 +68,7 @@ impl StreamBody {
             items,
             dismissed: Some(dismissed),
             state: BodyState::Streaming,
+            reading: None,
             socket,
             _streaming: streaming,
             alive: Rc::new(()),
@@ -78,7 +81,7 @@ impl StreamBody {
     }
 
     /// The next item; `None` if no event ends the stream.
-    fn poll_item(&mut self, cx: &mut Context<'_>) -> Poll<Option<ConsumerItem>> {
+    fn poll_item(&mut self, cx: &mut Context<'_>) -> Poll<Option<StreamItem>> {
         // Before the items, because the items that were not delivered are for the next consumer.
         if let Some(dismissed) = &mut self.dismissed
             && let Poll::Ready(reason) = Pin::new(dismissed).poll(cx)
@@ -86,23 +89,38 @@ impl StreamBody {
             self.dismissed = None;
             match reason {
                 Ok(DismissReason::TakenOver) => {
-                    return Poll::Ready(Some(ConsumerItem::Event(BackendEvent::TakenOver(true))));
+                    return Poll::Ready(Some(StreamItem::Event(BackendEvent::TakenOver(true))));
                 }
                 Ok(DismissReason::Vanished | DismissReason::Replaced) => return Poll::Ready(None),
                 Err(_) => {}
             }
         }
-        self.items.poll_recv(cx)
+        loop {
+            if let Some(reading) = &mut self.reading {
+                match ready!(reading.poll(cx)) {
+                    Some(item) => return Poll::Ready(Some(item)),
+                    None => self.reading = None,
+                }
+            }
+            match ready!(self.items.poll_recv(cx)) {
+                Some(ConsumerItem::Stored(range, given_up)) => self.reading = Some(StoredRead::new(range, given_up)),
+                Some(ConsumerItem::Output { stream, bytes }) => {
+                    return Poll::Ready(Some(StreamItem::Output { stream, bytes }));
+                }
+                Some(ConsumerItem::Event(event)) => return Poll::Ready(Some(StreamItem::Event(event))),
+                None => return Poll::Ready(None),
+            }
+        }
     }
 
     /// Whether the stream is whole, if this item is its last.
-    fn is_whole_after(&self, item: Option<&ConsumerItem>) -> Option<bool> {
+    fn is_whole_after(&self, item: Option<&StreamItem>) -> Option<bool> {
         let is_plain = matches!(self.encoder, StreamEncoder::Plain);
         match item {
-            Some(ConsumerItem::Event(BackendEvent::Exit(ending))) => {
+            Some(StreamItem::Event(BackendEvent::Exit(ending))) => {
                 Some(!is_plain || ending.status == Status::Completed)
             }
-            Some(ConsumerItem::Event(BackendEvent::TakenOver(_))) => Some(!is_plain),
+            Some(StreamItem::Event(BackendEvent::TakenOver(_))) => Some(!is_plain),
             Some(_) => None,
             None => Some(false),
         }

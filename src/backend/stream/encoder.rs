@@ -11,8 +11,7 @@ use cc_executor_actors::{
     stream::PerStream,
 };
 
-use super::{claude::EventFormatter, format::StreamFormat};
-use crate::backend::output_buffer::ConsumerItem;
+use super::{claude::EventFormatter, format::StreamFormat, stored::StreamItem};
 
 /// The encoder of one stream.
 pub(super) enum StreamEncoder {
@@ -34,22 +33,22 @@ impl StreamEncoder {
     }
 
     /// The bytes of one item. Empty if the format does not show the item, or shows it only together with the next one.
-    pub(super) fn encode(&mut self, item: ConsumerItem) -> Vec<u8> {
+    pub(super) fn encode(&mut self, item: StreamItem) -> Vec<u8> {
         match (self, item) {
-            (StreamEncoder::Plain, ConsumerItem::Output { bytes, .. }) => bytes.into(),
-            (StreamEncoder::Plain, ConsumerItem::Event(_)) => Vec::new(),
-            (StreamEncoder::Multiplexed, ConsumerItem::Output { stream, bytes }) => {
+            (StreamEncoder::Plain, StreamItem::Output { bytes, .. }) => bytes.into(),
+            (StreamEncoder::Plain, StreamItem::Event(_)) => Vec::new(),
+            (StreamEncoder::Multiplexed, StreamItem::Output { stream, bytes }) => {
                 [&multiplex::header(stream, length(&bytes)), &bytes[..]].concat()
             }
-            (StreamEncoder::Multiplexed, ConsumerItem::Event(event)) => {
+            (StreamEncoder::Multiplexed, StreamItem::Event(event)) => {
                 let event = json(&event);
                 [&multiplex::event_header(length(&event)), &event[..]].concat()
             }
-            (StreamEncoder::Ndjson(lines), ConsumerItem::Output { stream, bytes }) => {
+            (StreamEncoder::Ndjson(lines), StreamItem::Output { stream, bytes }) => {
                 lines.feed(stream, &bytes);
                 lines.take().0
             }
-            (StreamEncoder::Ndjson(lines), ConsumerItem::Event(event)) => {
+            (StreamEncoder::Ndjson(lines), StreamItem::Event(event)) => {
                 match &event {
                     BackendEvent::Exit(_) | BackendEvent::TakenOver(_) => lines.finish(true),
                     BackendEvent::Gap(gap) => drop(lines.skip(*gap)),
@@ -57,12 +56,12 @@ impl StreamEncoder {
                 }
                 [&lines.take().0, &json(&event)[..], b"\n"].concat()
             }
-            (StreamEncoder::Claude(events, _), ConsumerItem::Output { stream, bytes }) => events.output(stream, &bytes),
-            (StreamEncoder::Claude(events, _), ConsumerItem::Event(BackendEvent::Gap(gap))) => events.gap(gap),
-            (StreamEncoder::Claude(events, id), ConsumerItem::Event(BackendEvent::Exit(ending))) => {
+            (StreamEncoder::Claude(events, _), StreamItem::Output { stream, bytes }) => events.output(stream, &bytes),
+            (StreamEncoder::Claude(events, _), StreamItem::Event(BackendEvent::Gap(gap))) => events.gap(gap),
+            (StreamEncoder::Claude(events, id), StreamItem::Event(BackendEvent::Exit(ending))) => {
                 events.complete(*id, &ending)
             }
-            (StreamEncoder::Claude(..), ConsumerItem::Event(_)) => Vec::new(),
+            (StreamEncoder::Claude(..), StreamItem::Event(_)) => Vec::new(),
         }
     }
 }

@@ -5,7 +5,7 @@
 
 use std::{borrow::Cow, collections::BTreeMap};
 
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Value, json};
 
 use super::claude::ClaudeOptions;
@@ -64,18 +64,18 @@ pub struct ExecutionSpec {
 }
 
 /// How an execution continues without a client.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DetachOptions {
     /// The longest time without a client, in milliseconds.
     pub detach_ms: u64,
     /// What the backend does when the output buffer is full.
-    #[serde(skip_serializing_if = "Overflow::is_default")]
+    #[serde(skip_serializing_if = "Overflow::is_default", default)]
     pub overflow: Overflow,
 }
 
 /// What happens to unacknowledged output when the output buffer is full.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Overflow {
     /// It is kept, and the command waits.

@@ -28,6 +28,8 @@ impl RunningJob {
             JobRequest::Cancel(CancelOrder { grace_ms, reason }) => {
                 self.end(EndCause::Asked(reason), grace_ms, shared);
             }
+            // Its last output is on its way to disk.
+            request if self.life.is_over() => refuse(request, JobError::JustEnded(shared.context.id)),
             request if matches!(self.life, Life::Leftovers { .. }) => {
                 refuse(request, JobError::Exited(shared.context.id));
             }

@@ -59,13 +59,13 @@ impl<K: Copy + Ord> Listing<K> {
         self.active.values().copied()
     }
 
-    /// The ended execution that is forgotten first, with the time from which its retention counts.
-    pub(super) fn oldest(&self) -> Option<(u64, K)> {
-        self.ended.first().copied()
-    }
-
-    /// Up to `most` executions after this place. Those whose retention counts from `over_ms` or earlier are over.
-    pub(super) fn page(&self, after: Option<ListPlace<K>>, most: usize, over_ms: Option<u64>) -> ListPage<K> {
+    /// Up to `most` executions after this place, of which `is_listed` is true.
+    pub(super) fn page(
+        &self,
+        after: Option<ListPlace<K>>,
+        most: usize,
+        is_listed: impl Fn(K) -> bool,
+    ) -> ListPage<K> {
         let active_below = match after {
             None => u64::MAX,
             Some(ListPlace::Active(number)) => number,
@@ -77,8 +77,7 @@ impl<K: Copy + Ord> Listing<K> {
         };
         let active = self.active.range(..active_below).rev().map(|(number, id)| (ListPlace::Active(*number), *id));
         let ended = self.ended.range((Bound::Unbounded, ended_below)).rev();
-        let ended = ended.take_while(|(since_ms, _)| over_ms.is_none_or(|over_ms| *since_ms > over_ms));
-        let ended = ended.map(|(since_ms, id)| (ListPlace::Ended(*since_ms, *id), *id));
+        let ended = ended.filter(|(_, id)| is_listed(*id)).map(|(since_ms, id)| (ListPlace::Ended(*since_ms, *id), *id));
         let mut listed = active.chain(ended);
         let (mut ids, mut last) = (Vec::new(), None);
         for (place, id) in listed.by_ref().take(most) {
@@ -133,7 +132,7 @@ mod tests {
         ] {
             listing.put(place, id, true);
         }
-        let page = |listing: &Listing<u32>, after| listing.page(after, 2, None);
+        let page = |listing: &Listing<u32>, after| listing.page(after, 2, |_| true);
         let first = page(&listing, None);
         assert_eq!(first, ListPage { ids: vec![9, 7], next: Some(ListPlace::Active(7)) });
         listing.put(ListPlace::Active(1), 1, false);
@@ -142,8 +141,7 @@ mod tests {
         assert_eq!(second, ListPage { ids: vec![1, 4], next: Some(ListPlace::Ended(20, 4)) });
         let third = page(&listing, second.next);
         assert_eq!(third, ListPage { ids: vec![3, 2], next: None });
-        assert_eq!(listing.page(None, 10, Some(10)).ids, [9, 7, 1, 4, 3], "one is over");
-        assert_eq!(listing.oldest(), Some((10, 2)));
+        assert_eq!(listing.page(None, 10, |id| id != 2).ids, [9, 7, 1, 4, 3], "one is over");
     }
 
     #[test]

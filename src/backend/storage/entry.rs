@@ -1,0 +1,83 @@
+//! The files of one execution. Everything here blocks.
+
+use std::{
+    fs::{self, DirBuilder, OpenOptions},
+    io::{self, ErrorKind, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use cc_executor_actors::{
+    id::ExecutionId,
+    stream::{PerStream, Stream},
+};
+
+use super::stored_file::StoredFile;
+
+/// The place of an execution's files.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    id: ExecutionId,
+    path: PathBuf,
+}
+
+impl Entry {
+    pub(super) fn new(executions: &Path, id: ExecutionId) -> Self {
+        Entry { id, path: executions.join(id.to_string()) }
+    }
+
+    /// The execution.
+    pub fn id(&self) -> ExecutionId {
+        self.id
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The files of its output, which are opened when they are needed.
+    pub fn files(&self, starts: PerStream<u64>) -> PerStream<Arc<StoredFile>> {
+        let file = |stream: Stream| Arc::new(StoredFile::at(self.path.join(stream.as_str()), *starts.get(stream)));
+        PerStream { stdout: file(Stream::Stdout), stderr: file(Stream::Stderr) }
+    }
+
+    /// Makes the directory, with the files of the output and this specification.
+    pub fn create(&self, files: &PerStream<Arc<StoredFile>>, spec: &[u8]) -> io::Result<()> {
+        let mut builder = DirBuilder::new();
+        builder.mode(0o700);
+        match builder.create(&self.path) {
+            // Files that another backend of this directory left behind and could not remove.
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                fs::remove_dir_all(&self.path)?;
+                builder.create(&self.path)?;
+            }
+            made => made?,
+        }
+        files.stdout.create()?;
+        files.stderr.create()?;
+        self.write("spec.json", spec)
+    }
+
+    /// Writes a file as a whole: beside its place, and then there.
+    pub fn write(&self, name: &str, content: &[u8]) -> io::Result<()> {
+        let (place, beside) = (self.path.join(name), self.path.join(format!("{name}.new")));
+        let mut options = OpenOptions::new();
+        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+        let written = file.write_all(content).and_then(|()| fs::rename(&beside, &place));
+        if written.is_err() {
+            // So that a full disk gets the room back.
+            let _ = fs::remove_file(&beside);
+        }
+        written
+    }
+
+    /// Removes everything.
+    pub fn remove(&self) -> io::Result<()> {
+        match fs::remove_dir_all(&self.path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+}

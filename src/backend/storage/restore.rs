@@ -1,0 +1,176 @@
+//! Reads a state directory at the start of a backend. Blocks.
+//!
+//! An execution with `end.json` has its true ending. Without it, it ended with its backend; its output is digested
+//! later, by [`digest`]. An entry whose specification cannot be trusted is moved aside.
+
+use std::{fs, io, sync::Arc};
+
+use cc_executor_actors::{
+    id::ExecutionId,
+    stream::{PerStream, Stream},
+};
+use jiff::Timestamp;
+use log::{info, warn};
+use rustix::fs::{SeekFrom, seek};
+use sha2::{Digest, Sha256};
+
+use super::{
+    StateDir,
+    records::{CheckpointRecord, EndRecord, SpecRecord, StoredRecord},
+    seal::Unsealed,
+    stored_file::{StoredFile, StoredPiece},
+};
+
+/// An execution of an earlier backend.
+#[derive(Debug)]
+pub struct RestoredExecution {
+    /// What was asked for.
+    pub spec: SpecRecord,
+    /// How it ended.
+    pub end: RestoredEnd,
+    /// The offsets of the first bytes that the files have.
+    pub starts: PerStream<u64>,
+    /// The lengths of the files.
+    pub ends: PerStream<u64>,
+}
+
+/// How an execution of an earlier backend ended.
+#[derive(Debug)]
+pub enum RestoredEnd {
+    /// As its record says. If the length of a file differs, the output was altered.
+    Recorded {
+        /// The record.
+        record: Box<EndRecord>,
+        /// Whether the files have the output of the record.
+        output_is_whole: bool,
+    },
+    /// With its backend, or the record was altered.
+    Lost {
+        /// When a backend was last alive.
+        last_alive: Timestamp,
+        /// Whether there is a record, which was altered.
+        is_altered: bool,
+        /// The newest checkpoint of the output.
+        checkpoint: Option<CheckpointRecord>,
+    },
+}
+
+/// Reads all executions of a directory.
+///
+/// # Errors
+///
+/// The directory cannot be listed.
+pub fn restore(directory: &Arc<StateDir>) -> io::Result<Vec<RestoredExecution>> {
+    let last_alive = directory.last_alive().and_then(|time| Timestamp::try_from(time).ok());
+    let mut restored = Vec::new();
+    for entry in fs::read_dir(directory.path().join("executions"))? {
+        let Some(id) = entry?.file_name().to_str().and_then(|name| name.parse::<ExecutionId>().ok()) else { continue };
+        match read_entry(directory, id, last_alive) {
+            Ok(execution) => restored.push(execution),
+            Err(problem) => match directory.move_aside(id) {
+                Ok(place) => warn!(event = "storage.damaged", execution_id:% = id, path:% = place.display();
+                    "the files of an execution were moved aside: {problem}"),
+                Err(error) => warn!(event = "storage.damaged", execution_id:% = id;
+                    "the files of an execution are damaged ({problem}) and cannot be moved aside: {error}"),
+            },
+        }
+    }
+    info!(event = "storage.restored", executions = restored.len(), path:% = directory.path().display();
+        "executions of earlier backends restored");
+    Ok(restored)
+}
+
+fn read_entry(
+    directory: &StateDir,
+    id: ExecutionId,
+    last_alive: Option<Timestamp>,
+) -> Result<RestoredExecution, String> {
+    let (entry, sealer) = (directory.entry(id), directory.sealer());
+    let spec = match SpecRecord::read(sealer, id, entry.path()) {
+        Some(Unsealed::Whole(spec)) if spec.execution_id == id => spec,
+        Some(Unsealed::Whole(_) | Unsealed::Altered) => return Err("spec.json was altered".to_owned()),
+        Some(Unsealed::Damaged) => return Err("spec.json is damaged".to_owned()),
+        None => return Err("there is no spec.json".to_owned()),
+    };
+    let files = entry.files(PerStream::default());
+    let length = |stream: Stream| files.get(stream).length().map_err(|error| format!("{}: {error}", stream.as_str()));
+    let ends = PerStream { stdout: length(Stream::Stdout)?, stderr: length(Stream::Stderr)? };
+    let end = match EndRecord::read(sealer, id, entry.path()) {
+        Some(Unsealed::Whole(record)) => {
+            let starts = record.starts;
+            let output_is_whole = record.ends == ends;
+            let end = RestoredEnd::Recorded { record: Box::new(record), output_is_whole };
+            return Ok(RestoredExecution { spec, end, starts, ends });
+        }
+        other => RestoredEnd::Lost {
+            last_alive: last_alive.filter(|time| *time >= spec.created).unwrap_or(spec.created),
+            is_altered: other.is_some(),
+            checkpoint: match CheckpointRecord::read(sealer, id, entry.path()) {
+                Some(Unsealed::Whole(checkpoint)) => Some(checkpoint),
+                _ => None,
+            },
+        },
+    };
+    let start = |stream: Stream| first_byte(files.get(stream), *ends.get(stream));
+    let starts = PerStream { stdout: start(Stream::Stdout), stderr: start(Stream::Stderr) };
+    Ok(RestoredExecution { spec, end, starts, ends })
+}
+
+/// The offset of the first byte that was not given up: given-up bytes are a hole at the beginning of the file.
+fn first_byte(file: &StoredFile, end: u64) -> u64 {
+    if end == 0 {
+        return 0;
+    }
+    file.with(|file| Ok(seek(file, SeekFrom::Data(0))?)).unwrap_or(end)
+}
+
+/// The digests of restored output.
+#[derive(Debug)]
+pub struct RestoredDigests {
+    /// SHA-256 in hexadecimal; `None` where the beginning was given up or the file cannot be read.
+    pub sha256: PerStream<Option<String>>,
+    /// Whether the output differs from its checkpoint.
+    pub is_altered: bool,
+}
+
+/// Digests the output of an execution that ended with its backend, and compares it with its checkpoint. Blocks.
+pub fn digest(
+    files: &PerStream<Arc<StoredFile>>,
+    ends: PerStream<u64>,
+    checkpoint: Option<&CheckpointRecord>,
+) -> RestoredDigests {
+    let mut digests = RestoredDigests { sha256: PerStream::default(), is_altered: false };
+    for stream in Stream::BOTH {
+        let known = checkpoint.map(|known| (*known.bytes.get(stream), known.sha256.get(stream).as_str()));
+        let (sha256, is_altered) = digest_file(files.get(stream), *ends.get(stream), known);
+        *digests.sha256.get_mut(stream) = sha256;
+        digests.is_altered |= is_altered;
+    }
+    digests
+}
+
+fn digest_file(file: &StoredFile, end: u64, known: Option<(u64, &str)>) -> (Option<String>, bool) {
+    // A checkpoint beyond the end: the file was cut.
+    let mut is_altered = known.is_some_and(|(bytes, _)| bytes > end);
+    let mut sha256 = Sha256::new();
+    let mut at = 0;
+    loop {
+        if let Some((bytes, expected)) = known
+            && bytes == at
+        {
+            is_altered |= format!("{:x}", sha256.clone().finalize()) != expected;
+        }
+        if at == end {
+            return (Some(format!("{:x}", sha256.finalize())), is_altered);
+        }
+        // Up to the checkpoint, to compare there.
+        let to = known.map(|(bytes, _)| bytes).filter(|bytes| *bytes > at).unwrap_or(end).min(end);
+        match file.read(at, to) {
+            Ok(StoredPiece::Bytes(bytes)) => {
+                sha256.update(&bytes);
+                at += bytes.len() as u64;
+            }
+            Ok(StoredPiece::GivenUp(_)) | Err(_) => return (None, is_altered),
+        }
+    }
+}
