@@ -86,9 +86,7 @@ fn open_state_dir(location: &StateLocation, address: SocketAddr, port: u16) -> i
                 return Ok(None);
             };
             let opened = StateDir::open(&path, &holder);
-            Ok(opened
-                .inspect_err(|error| warn!(event = "storage.none"; "nothing is kept on disk: {error}"))
-                .ok())
+            Ok(opened.inspect_err(|error| warn!(event = "storage.none"; "nothing is kept on disk: {error}")).ok())
         }
     }
 }

@@ -279,7 +279,13 @@ impl OutputBuffer {
             consumer.blocked_since = None;
             let item = match self.unsent.pop_front() {
                 Some(event) => ConsumerItem::Event(event),
-                None => match consumer.next_item(&self.rings, self.stored.as_ref(), &mut self.first, self.policy, &self.acknowledged) {
+                None => match consumer.next_item(
+                    &self.rings,
+                    self.stored.as_ref(),
+                    &mut self.first,
+                    self.policy,
+                    &self.acknowledged,
+                ) {
                     Some(item) => item,
                     None => return true,
                 },

@@ -109,18 +109,13 @@ fn since_1970(time: Timestamp) -> u64 {
 /// The outcome of an execution that ended with its backend.
 fn lost_outcome(spec: &SpecRecord, ends: PerStream<u64>, last_alive: Timestamp, is_altered: bool) -> Outcome {
     let message = if is_altered {
-        "the record of how this execution ended was altered on the backend's disk, so its ending is not known".to_owned()
+        "the record of how this execution ended was altered on the backend's disk, so its ending is not known"
+            .to_owned()
     } else {
-        format!(
-            "the backend that ran it was killed, and its processes with it; it was last alive at {last_alive:.0}"
-        )
+        format!("the backend that ran it was killed, and its processes with it; it was last alive at {last_alive:.0}")
     };
     let ran_ms = since_1970(last_alive).saturating_sub(since_1970(spec.created));
-    Outcome {
-        elapsed_ms: Some(ran_ms),
-        bytes: ends.map(Some),
-        ..Outcome::failed(Reason::BackendLost, message)
-    }
+    Outcome { elapsed_ms: Some(ran_ms), bytes: ends.map(Some), ..Outcome::failed(Reason::BackendLost, message) }
 }
 
 fn shared(

@@ -110,9 +110,10 @@ pub fn answer(
     request: JobRequest,
 ) {
     let ending = record.ending();
-    let stored = record.stored().zip(state_dir).map(|(stored, directory)| {
-        StoredOutput::ended(directory.entry(id).files(stored.starts), stored.ends)
-    });
+    let stored = record
+        .stored()
+        .zip(state_dir)
+        .map(|(stored, directory)| StoredOutput::ended(directory.entry(id).files(stored.starts), stored.ends));
     let instance = record.stored().map_or(instance, |stored| stored.instance);
     let context = JobContext {
         id,

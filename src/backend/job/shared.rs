@@ -245,7 +245,18 @@ mod tests {
             OutputBuffer::new(UnreadPolicy::Overwrite, PerStream { stdout: 100, stderr: 100 }, None, consumer);
         let requests = JobInbox::none();
         let consumer_clock = ConsumerClock::attached(Instant::now());
-        (JobShared { context, requests, output_buffer, consumer_clock, storage: None, failed_storage: None, storage_state: None }, feed)
+        (
+            JobShared {
+                context,
+                requests,
+                output_buffer,
+                consumer_clock,
+                storage: None,
+                failed_storage: None,
+                storage_state: None,
+            },
+            feed,
+        )
     }
 
     fn running() -> JobSnapshot {

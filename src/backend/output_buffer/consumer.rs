@@ -10,7 +10,11 @@ use cc_executor_actors::{
 };
 use tokio::sync::{mpsc, oneshot};
 
-use super::{retention::UnreadPolicy, ring::Ring, stored::{StoredOutput, StoredRange}};
+use super::{
+    retention::UnreadPolicy,
+    ring::Ring,
+    stored::{StoredOutput, StoredRange},
+};
 use crate::{backend::holds::Claim, server::connection::PeerTimeout};
 
 /// How many items wait for a consumer besides the output in the rings. All that is sent of an execution whose output is

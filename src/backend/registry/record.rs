@@ -36,7 +36,8 @@ pub struct RequestDigest {
 impl RequestDigest {
     /// The digest of a request, its id apart. The key keeps who reads a stored digest from guessing what was digested.
     pub fn of(run: &ExecutionSpec, key: &[u8]) -> Self {
-        let digests = run.parts().map(|value| Sha256::new().chain_update(key).chain_update(value.as_bytes()).finalize());
+        let digests =
+            run.parts().map(|value| Sha256::new().chain_update(key).chain_update(value.as_bytes()).finalize());
         let mut whole = Sha256::new();
         digests.iter().for_each(|digest| whole.update(digest));
         RequestDigest { whole: whole.finalize().into(), parts: digests.map(|digest| [digest[0], digest[1]]) }

@@ -172,8 +172,7 @@ fn store(
         request: registry.digest(run).to_text(),
     };
     let files = entry.files(PerStream::default());
-    let writer =
-        OutputWriter::create(Arc::clone(directory), entry, files.clone(), spec.sealed(sealer, context.id));
+    let writer = OutputWriter::create(Arc::clone(directory), entry, files.clone(), spec.sealed(sealer, context.id));
     let storage = JobStorage::new(writer, Arc::clone(directory));
     Some((storage, StoredOutput::new(files, registry.config().max_output_bytes)))
 }

@@ -13,7 +13,12 @@ use bytes::Bytes;
 use cc_executor_actors::{backend_api::BackendEvent, id::ExecutionId, outcome::Status, stream::PerStream};
 use tokio::sync::{mpsc, oneshot};
 
-use super::{encoder::StreamEncoder, flush::FlushWait, format::StreamFormat, stored::{StoredRead, StreamItem}};
+use super::{
+    encoder::StreamEncoder,
+    flush::FlushWait,
+    format::StreamFormat,
+    stored::{StoredRead, StreamItem},
+};
 use crate::{
     backend::{
         output_buffer::{ConsumerItem, DismissReason},

@@ -16,10 +16,7 @@ use cc_executor_actors::{
 use log::warn;
 use tokio::task::JoinHandle;
 
-use crate::backend::{
-    output_buffer::StoredRange,
-    storage::stored_file::StoredPiece,
-};
+use crate::backend::{output_buffer::StoredRange, storage::stored_file::StoredPiece};
 
 /// A piece of output, or an event, in the order of the stream.
 #[derive(Debug)]

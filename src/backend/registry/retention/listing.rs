@@ -60,12 +60,7 @@ impl<K: Copy + Ord> Listing<K> {
     }
 
     /// Up to `most` executions after this place, of which `is_listed` is true.
-    pub(super) fn page(
-        &self,
-        after: Option<ListPlace<K>>,
-        most: usize,
-        is_listed: impl Fn(K) -> bool,
-    ) -> ListPage<K> {
+    pub(super) fn page(&self, after: Option<ListPlace<K>>, most: usize, is_listed: impl Fn(K) -> bool) -> ListPage<K> {
         let active_below = match after {
             None => u64::MAX,
             Some(ListPlace::Active(number)) => number,
@@ -77,7 +72,8 @@ impl<K: Copy + Ord> Listing<K> {
         };
         let active = self.active.range(..active_below).rev().map(|(number, id)| (ListPlace::Active(*number), *id));
         let ended = self.ended.range((Bound::Unbounded, ended_below)).rev();
-        let ended = ended.filter(|(_, id)| is_listed(*id)).map(|(since_ms, id)| (ListPlace::Ended(*since_ms, *id), *id));
+        let ended =
+            ended.filter(|(_, id)| is_listed(*id)).map(|(since_ms, id)| (ListPlace::Ended(*since_ms, *id), *id));
         let mut listed = active.chain(ended);
         let (mut ids, mut last) = (Vec::new(), None);
         for (place, id) in listed.by_ref().take(most) {
