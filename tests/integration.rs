@@ -44,6 +44,7 @@ mod retention;
 mod run;
 mod settings;
 mod slow_client;
+mod storage;
 mod tidy;
 mod token_files;
 mod tokens;

@@ -106,6 +106,11 @@ impl Registry {
         self.shared.state_dir.as_ref()
     }
 
+    /// Changes when disk space is given up.
+    pub fn disk_room(&self) -> watch::Receiver<()> {
+        self.shared.disk_room.subscribe()
+    }
+
     /// The digest by which a request is recognized when it is repeated.
     pub fn digest(&self, run: &ExecutionSpec) -> RequestDigest {
         RequestDigest::of(run, &self.request_key)

@@ -10,12 +10,13 @@ use cc_executor_actors::{
 
 use super::{
     shared::{JobShared, JobSnapshot, at},
-    storing::stored_batch,
+    storing::{StorageWake, storage_wake},
 };
 use crate::backend::{
     job_request::{JobError, refuse},
     output_buffer::{ConsumerChange, DismissReason},
     registry::Slot,
+    storage::writer::StoredBatch,
 };
 
 /// Writes the end to disk, if the execution keeps its output there, and waits until it is there. Everything else is served
@@ -32,8 +33,8 @@ pub(super) async fn record_end(shared: &mut JobShared, ending: &mut Outcome, slo
         shared.output_buffer.deliver();
         tokio::select! {
             biased;
-            batch = stored_batch(&mut shared.storage) => {
-                if let Some((error, _)) = batch.failure {
+            wake = storage_wake(&mut shared.storage, false) => {
+                if let StorageWake::Stored(StoredBatch { failure: Some((error, _)), .. }) = wake {
                     shared.stop_storing(&error);
                 }
             }

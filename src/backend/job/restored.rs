@@ -50,7 +50,7 @@ pub fn add(registry: &Registry, directory: &Arc<StateDir>, executions: Vec<Resto
             warn!(event = "storage.damaged", execution_id:% = id; "spec.json has no digest of the request: execution left out");
             continue;
         };
-        let (outcome, storage, ended, lost) = match end {
+        let (outcome, storage, last_alive, lost) = match end {
             RestoredEnd::Recorded { record, output_is_whole } => {
                 let EndRecord { outcome, ended, .. } = *record;
                 let storage = if output_is_whole { outcome.storage.unwrap_or(Storage::Disk) } else { Storage::Altered };
@@ -77,7 +77,7 @@ pub fn add(registry: &Registry, directory: &Arc<StateDir>, executions: Vec<Resto
             request,
             command: spec.command.clone(),
             created_ms: since_1970(spec.created),
-            ended_ms: since_1970(ended),
+            ended_ms: since_1970(last_alive),
             record,
         };
         let (retained, inbox) = registry.add_ended(ended, lost.is_some());
@@ -91,6 +91,7 @@ pub fn add(registry: &Registry, directory: &Arc<StateDir>, executions: Vec<Resto
             let task = LostExecution {
                 shared: shared(registry, &spec, output_buffer, inbox, storage),
                 outcome,
+                ended: last_alive,
                 directory: Arc::clone(directory),
                 checkpoint,
                 retained,
@@ -150,6 +151,8 @@ fn shared(
 struct LostExecution {
     shared: Box<JobShared>,
     outcome: Outcome,
+    /// When its backend was last alive.
+    ended: Timestamp,
     directory: Arc<StateDir>,
     checkpoint: Option<CheckpointRecord>,
     retained: Retained,
@@ -203,7 +206,7 @@ impl LostExecution {
         self.retained.amend(|record| record.set_digests(&outcome, storage));
         if let Some(stored) = self.shared.output_buffer.stored() {
             let id = self.shared.context.id;
-            let sealed = end_record(&self.outcome, stored).sealed(self.directory.sealer(), id);
+            let sealed = end_record(&self.outcome, self.ended, stored).sealed(self.directory.sealer(), id);
             self.directory.record(id, EndRecord::FILE, sealed);
         }
         retain(self.shared, self.outcome, self.retained).await;

@@ -28,7 +28,7 @@ use super::{
     pipes::OutputPipe,
     shared::{JobShared, at},
     stdin::StdinWriter,
-    storing::{JobStorage, lengths, stored_batch},
+    storing::{JobStorage, StorageWake, lengths, storage_wake},
 };
 use crate::backend::{
     job_request::{JobRequest, ReplySender},
@@ -90,9 +90,7 @@ enum JobWake {
     Clock(ClockEvent),
     InputWritten,
     Read(usize, io::Result<usize>),
-    Stored(StoredBatch),
-    /// Other executions have made room on disk.
-    DiskRoom,
+    Storage(StorageWake),
     Consumer(ConsumerChange),
 }
 
@@ -146,17 +144,17 @@ impl RunningJob {
     }
 
     async fn turn(&mut self, shared: &mut JobShared, slot: &Slot, is_released: &mut bool) {
-        match self.wait(shared, slot, *is_released).await {
+        match self.wait(shared, *is_released).await {
             JobWake::Released => *is_released = true,
-            JobWake::Stored(batch) => self.on_stored(batch, shared, slot),
-            JobWake::DiskRoom => shared.report_stored(slot, 0),
+            JobWake::Storage(StorageWake::Stored(batch)) => self.on_stored(batch, shared, slot),
+            JobWake::Storage(StorageWake::Room) => shared.report_stored(slot, 0),
             wake => self.on_wake(wake, shared),
         }
     }
 
     /// Waits for the next event. Here the command is held back: a pipe for which the output buffer has no room is not
     /// read, and its clocks stand still.
-    async fn wait(&mut self, shared: &mut JobShared, slot: &Slot, is_released: bool) -> JobWake {
+    async fn wait(&mut self, shared: &mut JobShared, is_released: bool) -> JobWake {
         shared.output_buffer.deliver();
         let disk_has_room = shared.storage.as_ref().is_none_or(JobStorage::has_room);
         // A consumer gets output only after the message that the command runs.
@@ -181,8 +179,7 @@ impl RunningJob {
             () = self.input.write(), if self.input.is_pending() => JobWake::InputWritten,
             n = stdout.read(), if may_read[0] && stdout.is_open() => JobWake::Read(0, n),
             n = stderr.read(), if may_read[1] && stderr.is_open() => JobWake::Read(1, n),
-            batch = stored_batch(&mut shared.storage) => JobWake::Stored(batch),
-            () = slot.disk_room(), if is_held_back && shared.storage.is_some() => JobWake::DiskRoom,
+            wake = storage_wake(&mut shared.storage, is_held_back) => JobWake::Storage(wake),
             change = shared.output_buffer.consumer_change(shared.context.config.consumer_stall, shared.consumer_clock.polled_at()) => JobWake::Consumer(change),
             // After the pipes, because unread output extends these deadlines.
             event = at_event(due.when_quiet) => JobWake::Clock(ClockEvent::Life(event)),
@@ -210,8 +207,7 @@ impl RunningJob {
             JobWake::Consumer(ConsumerChange::Room)
             | JobWake::InputWritten
             | JobWake::Released
-            | JobWake::Stored(_)
-            | JobWake::DiskRoom => {}
+            | JobWake::Storage(_) => {}
             JobWake::Consumer(change) => {
                 if shared.must_end_without_consumer(change) {
                     self.end(EndCause::Disconnected, GRACE_MS, shared);

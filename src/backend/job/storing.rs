@@ -14,6 +14,7 @@ use cc_executor_actors::{
 };
 use jiff::Timestamp;
 use log::error;
+use tokio::sync::watch;
 
 use super::{outcome::OutputDigests, shared::JobShared};
 use crate::backend::{
@@ -42,12 +43,22 @@ pub struct JobStorage {
     checked: u64,
     /// How many bytes on disk the registry knows of.
     reported: u64,
+    /// Changes when disk space was given up by another execution.
+    room: watch::Receiver<()>,
+}
+
+/// What has happened on disk.
+pub(super) enum StorageWake {
+    /// Output has arrived there, or could not be written.
+    Stored(StoredBatch),
+    /// Another execution has given up space.
+    Room,
 }
 
 impl JobStorage {
     /// The storage of a job that begins.
-    pub fn new(writer: OutputWriter, directory: Arc<StateDir>) -> Self {
-        JobStorage { writer, directory, checkpoint_at: Instant::now(), checked: 0, reported: 0 }
+    pub fn new(writer: OutputWriter, directory: Arc<StateDir>, room: watch::Receiver<()>) -> Self {
+        JobStorage { writer, directory, checkpoint_at: Instant::now(), checked: 0, reported: 0, room }
     }
 
     /// Whether everything that was submitted is on disk.
@@ -66,11 +77,14 @@ impl JobStorage {
     }
 }
 
-/// Waits for output that has arrived on disk, or could not be written. Waits for ever without storage.
-pub(super) async fn stored_batch(storage: &mut Option<JobStorage>) -> StoredBatch {
-    match storage {
-        Some(storage) => storage.writer.done().await,
-        None => std::future::pending().await,
+/// Waits for output that has arrived on disk or could not be written, and, while the command is held back, for space.
+/// Waits for ever without storage. Cancel safe.
+pub(super) async fn storage_wake(storage: &mut Option<JobStorage>, is_held_back: bool) -> StorageWake {
+    let Some(JobStorage { writer, room, .. }) = storage else { return std::future::pending().await };
+    tokio::select! {
+        batch = writer.done() => StorageWake::Stored(batch),
+        // The sender lives as long as the registry.
+        Ok(()) = room.changed(), if is_held_back => StorageWake::Room,
     }
 }
 
@@ -88,7 +102,7 @@ impl JobShared {
     /// files are removed. Nobody waits for it, because the disk may hang.
     pub(super) fn close_failed_storage(&self, ending: &Outcome) {
         if let (Some(directory), Some(stored)) = (&self.failed_storage, self.output_buffer.stored()) {
-            let record = end_record(ending, stored);
+            let record = end_record(ending, Timestamp::now(), stored);
             let sealed = record.sealed(directory.sealer(), self.context.id);
             directory.record_or_remove(self.context.id, EndRecord::FILE, sealed);
         }
@@ -118,6 +132,8 @@ impl JobShared {
         let kept = stored.kept();
         if kept.abs_diff(storage.reported) >= step {
             storage.reported = kept;
+            // Space that is given up from here on wakes the job.
+            storage.room.borrow_and_update();
             let room = slot.record_stored(kept);
             self.output_buffer.grant(kept.saturating_add(room));
         }
@@ -126,14 +142,14 @@ impl JobShared {
     /// Submits the record of the end.
     pub(super) fn submit_end(&mut self, ending: &Outcome) {
         let (Some(storage), Some(stored)) = (&mut self.storage, self.output_buffer.stored()) else { return };
-        let record = end_record(ending, stored);
+        let record = end_record(ending, Timestamp::now(), stored);
         storage.writer.record(EndRecord::FILE, record.sealed(storage.directory.sealer(), self.context.id));
     }
 }
 
 /// The record of an ending whose output is in these files.
-pub fn end_record(ending: &Outcome, stored: &StoredOutput) -> EndRecord {
-    EndRecord { outcome: ending.clone(), ended: Timestamp::now(), starts: stored.starts(), ends: stored.ends() }
+pub(super) fn end_record(ending: &Outcome, ended: Timestamp, stored: &StoredOutput) -> EndRecord {
+    EndRecord { outcome: ending.clone(), ended, starts: stored.starts(), ends: stored.ends() }
 }
 
 impl OutputDigests {

@@ -67,12 +67,6 @@ impl Slot {
         self.shared.record_stored(&mut self.shared.lock(), self.id, RetainedOutput::Unfetched(bytes))
     }
 
-    /// Waits until disk space has been given up by another execution.
-    pub async fn disk_room(&self) {
-        // The sender lives as long as the slot.
-        let _ = self.shared.disk_room.subscribe().changed().await;
-    }
-
     /// Records the end and the retained output, and frees the place.
     pub fn end(mut self, record: Record, output: RetainedOutput) -> Retained {
         self.leave(record, Some(output));

@@ -173,7 +173,7 @@ fn store(
     };
     let files = entry.files(PerStream::default());
     let writer = OutputWriter::create(Arc::clone(directory), entry, files.clone(), spec.sealed(sealer, context.id));
-    let storage = JobStorage::new(writer, Arc::clone(directory));
+    let storage = JobStorage::new(writer, Arc::clone(directory), registry.disk_room());
     Some((storage, StoredOutput::new(files, registry.config().max_output_bytes)))
 }
 

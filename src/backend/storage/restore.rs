@@ -95,6 +95,7 @@ fn read_entry(
     let files = entry.files(PerStream::default());
     let length = |stream: Stream| files.get(stream).length().map_err(|error| format!("{}: {error}", stream.as_str()));
     let ends = PerStream { stdout: length(Stream::Stdout)?, stderr: length(Stream::Stderr)? };
+    let written = |stream: Stream| files.get(stream).modified().ok().and_then(|time| Timestamp::try_from(time).ok());
     let end = match EndRecord::read(sealer, id, entry.path()) {
         Some(Unsealed::Whole(record)) => {
             let starts = record.starts;
@@ -103,7 +104,11 @@ fn read_entry(
             return Ok(RestoredExecution { spec, end, starts, ends });
         }
         other => RestoredEnd::Lost {
-            last_alive: last_alive.filter(|time| *time >= spec.created).unwrap_or(spec.created),
+            // It may have written after the last sign of life of its backend.
+            last_alive: [last_alive, written(Stream::Stdout), written(Stream::Stderr)]
+                .into_iter()
+                .flatten()
+                .fold(spec.created, Timestamp::max),
             is_altered: other.is_some(),
             checkpoint: match CheckpointRecord::read(sealer, id, entry.path()) {
                 Some(Unsealed::Whole(checkpoint)) => Some(checkpoint),

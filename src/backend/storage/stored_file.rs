@@ -9,6 +9,7 @@ use std::{
         OnceLock,
         atomic::{AtomicU64, Ordering},
     },
+    time::SystemTime,
 };
 
 use bytes::Bytes;
@@ -70,6 +71,11 @@ impl StoredFile {
     /// The length of the file, in bytes.
     pub fn length(&self) -> io::Result<u64> {
         Ok(self.file()?.metadata()?.len())
+    }
+
+    /// When it was last written.
+    pub(super) fn modified(&self) -> io::Result<SystemTime> {
+        self.file()?.metadata()?.modified()
     }
 
     pub(super) fn write(&self, bytes: &[u8], at: u64) -> io::Result<()> {
