@@ -21,6 +21,11 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// The size of a read, in bytes.
 const READ: usize = 256 * 1024;
 
+/// The first bytes of whole frames.
+const TEXT: u8 = 0x81;
+const PING: u8 = 0x89;
+const PONG: u8 = 0x8a;
+
 /// One session.
 pub struct BenchSession {
     stream: TcpStream,
@@ -63,16 +68,24 @@ impl BenchSession {
         self.call("control", &ControlRequest::cancel(DEFAULT_GRACE_MS));
     }
 
+    /// Starts a command that may detach.
+    pub fn execute_detachable(&mut self, command: &str) {
+        self.call("execute", &json!({ "command": command, "onDisconnect": "detach" }));
+    }
+
     fn call(&mut self, method: &str, params: &impl Serialize) {
-        let text = call_text(1, method, params);
-        let length = u8::try_from(text.len()).ok().filter(|length| *length < 126);
+        self.send(TEXT, call_text(1, method, params).as_bytes());
+    }
+
+    fn send(&mut self, first: u8, payload: &[u8]) {
+        let length = u8::try_from(payload.len()).ok().filter(|length| *length < 126);
         let mut frame = match length {
-            Some(length) => vec![0x81, 0x80 | length],
-            None => [&[0x81, 0x80 | 126][..], &(text.len() as u16).to_be_bytes()].concat(),
+            Some(length) => vec![first, 0x80 | length],
+            None => [&[first, 0x80 | 126][..], &(payload.len() as u16).to_be_bytes()].concat(),
         };
         // The mask: zeros are allowed, and leave the payload as it is.
         frame.extend([0; 4]);
-        frame.extend(text.as_bytes());
+        frame.extend(payload);
         self.stream.write_all(&frame).expect("the peer reads");
     }
 
@@ -85,6 +98,23 @@ impl BenchSession {
     /// Reads to the final status.
     pub fn wait_for_end(&mut self) {
         while !is_end(self.message()) {}
+    }
+
+    /// Reads to the final status, answers pings, and returns the length of the output.
+    pub fn output_length(&mut self) -> u64 {
+        let mut length = 0;
+        loop {
+            let (first, message) = self.frame();
+            if first == PING {
+                let payload = message.to_vec();
+                self.send(PONG, &payload);
+            } else if let Some(content) = content(message) {
+                // Of a text without characters that JSON escapes.
+                length += content.len() as u64;
+            } else if is_end(message) {
+                return length;
+            }
+        }
     }
 
     /// Reads to the final status, and checks that each line came once and in order.
@@ -103,6 +133,11 @@ impl BenchSession {
 
     /// The payload of the next frame.
     fn message(&mut self) -> &[u8] {
+        self.frame().1
+    }
+
+    /// The first byte and the payload of the next frame.
+    fn frame(&mut self) -> (u8, &[u8]) {
         loop {
             let have = &self.input[self.from..self.to];
             let header = match have.get(1) {
@@ -118,9 +153,9 @@ impl BenchSession {
                     _ => usize::from(have[1]),
                 };
                 if have.len() >= header + length {
-                    let start = self.from + header;
+                    let (first, start) = (have[0], self.from + header);
                     self.from = start + length;
-                    return &self.input[start..start + length];
+                    return (first, &self.input[start..start + length]);
                 }
             }
             self.fill(READ);

@@ -28,6 +28,9 @@ const LINES: u64 = 2_000_000;
 /// The executions of one latency run.
 const SHORT: usize = 300;
 
+/// The output of an execution that may detach: 200 MB.
+const DETACHABLE_BYTES: u64 = 200_000_000;
+
 /// The idle sessions whose memory is measured. A gateway has one for eight open files.
 const IDLE: usize = 2_000;
 
@@ -76,7 +79,35 @@ fn main() -> ExitCode {
     table.at_most("first output, p99 in microseconds", gateway_first, bridge_first, 1.5);
     table.at_most("cancel to abort, p99 in microseconds", gateway_cancel, bridge_cancel, 1.5);
     table.limit("KiB an idle session", gateway.kib_an_idle_session(), 25.0);
+    drop((gateway, bridge));
+    detachable(&mut table);
     table.print()
+}
+
+/// Compares an execution whose output is kept on disk with one whose output is in memory, from the command to the client.
+fn detachable(table: &mut Table) {
+    let root = tempfile::tempdir().expect("a temporary directory");
+    let source = root.path().join("source");
+    fs::write(&source, vec![b'x'; usize::try_from(DETACHABLE_BYTES).expect("it fits")]).expect("a file");
+    let state = root.path().join("state");
+    let services = [state.to_str().expect("UTF-8"), "none"].map(|state_dir| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cc-executor"));
+        command.args(["serve", "--bind", "127.0.0.1:0", "--state-dir", state_dir, "--retention-ms", "0"]);
+        Peer::service(command)
+    });
+    let mut rates = [Vec::new(), Vec::new()];
+    for run in 0..RUNS {
+        for (at, service) in services.iter().enumerate() {
+            let mut session = BenchSession::open(service.address);
+            let start = Instant::now();
+            session.execute_detachable(&format!("cat {}", source.display()));
+            assert_eq!(session.output_length(), DETACHABLE_BYTES, "all output came");
+            rates[at].push(DETACHABLE_BYTES as f64 / 1e6 / start.elapsed().as_secs_f64());
+        }
+        eprintln!("detachable, run {} of {RUNS}", run + 1);
+    }
+    let [on_disk, in_memory] = rates.map(|runs| median(&runs));
+    table.at_least("MB/s, detachable: on disk against in memory", on_disk, in_memory, 0.75);
 }
 
 /// A gateway or a bridge, as a process of its own.
@@ -92,6 +123,11 @@ impl Peer {
         command.env("CLAUDE_API_URL", format!("http://{}", stub.address));
         // All idle sessions come from one address.
         command.env("CC_EXECUTOR_MAX_SESSIONS_PER_ADDRESS", "100000");
+        Peer::service(command)
+    }
+
+    /// A service that is ready.
+    fn service(mut command: Command) -> Peer {
         command.env("LOG_FORMAT", "json").env("RUST_LOG", "warn,cc_executor=info");
         let mut child = command.stderr(Stdio::piped()).spawn().expect("the gateway starts");
         let mut log = BufReader::new(child.stderr.take().expect("stderr is piped"));

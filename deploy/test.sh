@@ -176,12 +176,24 @@ step "kill -9 of the backend in mid-stream"
 gateway_since=$(since "$gateway")
 start_run killed -- 'setsid sleep 1000 & while :; do echo flowing; sleep 0.05; done'
 wait_until 20 "output arrives" has_message killed flowing
+ended=$(client run --detach -- 'seq 1 200000; exit 3') || fail "a detached command does not start"
+unended=$(client run --detach -- 'seq 1 200000; sleep 1000') || fail "a detached command does not start"
+client attach "$ended" >/dev/null && fail "the exit code of the detached command is lost"
+wrote_all() { docker exec "$backend" bash -c "[ \$(tail -n 1 /var/lib/cc-executor/state/executions/$unended/stdout) = 200000 ]" 2>/dev/null; }
+wait_until 20 "the output is on disk" wrote_all
 # The shell of docker exec dies with the container.
 docker exec "$backend" bash -c 'kill -KILL $(cat /proc/1/task/1/children)' || true
 assert_ending killed FAILED backend_lost
 wait_until 60 "the gateway is ready again" ready
 assert_runs_commands
 [[ $(since "$gateway") == "$gateway_since" ]] || fail "the gateway was restarted"
+for id in "$ended" "$unended"; do
+    code=0
+    client attach "$id" >"$work/kept" 2>"$work/kept.err" || code=$?
+    [[ $(sha256sum <"$work/kept") == $(seq 1 200000 | sha256sum) ]] || fail "the output of $id is not complete"
+    report "$id: exit code $code $(cat "$work/kept.err")"
+    if [[ $id == "$ended" ]]; then ((code == 3)) || fail "its ending is lost"; else ((code == 69)) || fail "its ending is invented"; fi
+done
 report "recovered, the gateway runs since $gateway_since, restarts of the backend: $(docker inspect --format '{{.RestartCount}}' "$backend")"
 assert_no_process_left
 

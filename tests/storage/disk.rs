@@ -12,7 +12,7 @@ use serde_json::json;
 use super::{attach_and_record, detach, listed};
 use crate::common::{
     PATIENCE, left_out, scale,
-    service::{BINARY, Service, binary_under, wait_for_exit},
+    service::{BINARY, Service, binary_under},
     sha256, wait_until,
 };
 
@@ -158,7 +158,11 @@ fn a_disk_that_hangs_holds_up_only_the_output_that_goes_there() {
     assert!(recording.stdout == expected && recording.gaps.is_empty(), "nothing is missing");
     assert_eq!((recording.status(), &recording.end["storage"]), (Status::Completed, &json!("disk")));
     assert_eq!(std::fs::read(state.join("executions").join(&id).join("stdout")).unwrap(), expected);
+    // A service stops, too, while the disk hangs. The kernel keeps its process until the disk answers.
+    stored.execute(json!({ "command": "sleep 0.2; seq 1 100000; sleep 1000", "onDisconnect": "detach" }));
+    disk.freeze();
     service.signal(rustix::process::Signal::TERM);
+    service.wait_for_event("service.stopped", 1);
+    disk.thaw();
     service.wait(PATIENCE);
-    let _ = wait_for_exit;
 }

@@ -26,7 +26,7 @@ use crate::backend::{
     agent::AgentJob,
     holds::Holds,
     job_request::{JobError, refuse},
-    output_buffer::{ConsumerChange, DismissReason, OutputBuffer, StoredOutput},
+    output_buffer::{ConsumerChange, DismissReason, OutputBuffer, StoredOutput, UnreadPolicy},
     registry::{
         EndedExecution, JobInbox, Registry, Retained,
         record::{Record, RequestDigest, StoredRecord as StoredOutputRecord},
@@ -66,7 +66,9 @@ pub fn add(registry: &Registry, directory: &Arc<StateDir>, executions: Vec<Resto
         record.set_stored(Some(StoredOutputRecord {
             starts,
             ends,
+            overflow: spec.detach.overflow,
             is_fetched: false,
+            is_removed: false,
             is_pending: lost.is_some(),
             storage,
             instance: spec.instance,
@@ -83,11 +85,9 @@ pub fn add(registry: &Registry, directory: &Arc<StateDir>, executions: Vec<Resto
         let (retained, inbox) = registry.add_ended(ended, lost.is_some());
         if let Some(checkpoint) = lost {
             let files = directory.entry(id).files(starts);
-            let output_buffer = OutputBuffer::without_output(
-                ends,
-                Some(StoredOutput::ended(files, ends)),
-                Holds::since(Holds::UNKNOWN),
-            );
+            let stored = StoredOutput::ended(files, ends);
+            let mut output_buffer = OutputBuffer::without_output(ends, Some(stored), Holds::since(Holds::UNKNOWN));
+            output_buffer.set_policy(UnreadPolicy::Detach(spec.detach.overflow), false);
             let task = LostExecution {
                 shared: shared(registry, &spec, output_buffer, inbox, storage),
                 outcome,

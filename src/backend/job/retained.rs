@@ -28,7 +28,7 @@ use crate::backend::{
     config::BackendConfig,
     holds::Holds,
     job_request::{JobError, JobRequest, refuse},
-    output_buffer::{ConsumerChange, DismissReason, OutputBuffer, StoredOutput},
+    output_buffer::{ConsumerChange, DismissReason, OutputBuffer, StoredOutput, UnreadPolicy},
     registry::{
         FIXED_BYTES, JobInbox, Retained, Slot,
         record::{Record, StoredRecord},
@@ -93,7 +93,9 @@ fn stored_record(shared: &JobShared) -> Option<StoredRecord> {
     Some(StoredRecord {
         starts: stored.starts(),
         ends: stored.ends(),
+        overflow: shared.context.detach?.overflow,
         is_fetched: shared.output_buffer.is_fetched(),
+        is_removed: false,
         is_pending: false,
         storage,
         instance: shared.context.instance,
@@ -125,7 +127,10 @@ pub fn answer(
         config: Arc::clone(config),
         agent: agent::named(&record.executor).map(|agent| AgentJob { agent, prompt: Bytes::new() }),
     };
-    let output_buffer = OutputBuffer::without_output(record.written(), stored, Holds::since(record.newest_hold()));
+    let mut output_buffer = OutputBuffer::without_output(record.written(), stored, Holds::since(record.newest_hold()));
+    if let Some(stored) = record.stored() {
+        output_buffer.set_policy(UnreadPolicy::Detach(stored.overflow), stored.is_fetched);
+    }
     let mut shared = JobShared {
         context,
         requests: JobInbox::none(),

@@ -110,7 +110,9 @@ impl JobShared {
 
     /// After output has arrived on disk: frees space beyond the quota, tells the registry, and writes a checkpoint.
     pub(super) fn after_batch(&mut self, slot: &Slot, digests: &OutputDigests) {
-        self.report_stored(slot, REPORT_STEP);
+        // Exactly if the command waits now, because others are admitted by that count.
+        let is_waiting = Stream::BOTH.into_iter().any(|stream| !self.output_buffer.may_read(stream));
+        self.report_stored(slot, if is_waiting { 1 } else { REPORT_STEP });
         let is_over = self.output_buffer.give_up();
         let Some(storage) = &mut self.storage else { return };
         if is_over {

@@ -154,15 +154,19 @@ impl Consumer {
             if *cursor < ring.start() {
                 let dropped = policy == UnreadPolicy::Detach(Overflow::Drop) && *cursor >= *acknowledged.get(stream);
                 let reason = if dropped { GapReason::Dropped } else { GapReason::Overwritten };
-                // A ring without bytes is that of an ended execution: the rest fits in one item.
-                let most = if ring.start() == ring.end() { u64::MAX } else { STORED_PIECE };
-                if let Some(mut range) = stored.and_then(|stored| stored.range(stream, *cursor, most)) {
-                    range.to = range.to.min(ring.start());
-                    *cursor = range.to;
-                    return Some(ConsumerItem::Stored(range, reason));
+                // A ring without bytes is that of an ended execution: the rest fits in one item, and the response tells
+                // the gap before the first byte that is there.
+                let has_ended = ring.start() == ring.end();
+                let first = stored.map_or(ring.start(), |stored| *stored.starts().get(stream)).min(ring.start());
+                if has_ended || *cursor >= first {
+                    let most = if has_ended { u64::MAX } else { STORED_PIECE };
+                    if let Some(mut range) = stored.and_then(|stored| stored.range(stream, *cursor, most)) {
+                        range.to = range.to.min(ring.start());
+                        *cursor = range.to;
+                        return Some(ConsumerItem::Stored(range, reason));
+                    }
                 }
-                let next = stored.map(|stored| stored.starts()).map(|starts| *starts.get(stream));
-                let to = next.filter(|start| *cursor < *start).unwrap_or(ring.start()).min(ring.start());
+                let to = if *cursor < first { first } else { ring.start() };
                 let gap = Gap { stream, from: *cursor, to, reason };
                 *cursor = gap.to;
                 return Some(ConsumerItem::Event(BackendEvent::Gap(gap)));

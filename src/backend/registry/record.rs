@@ -9,7 +9,7 @@ use cc_executor_actors::{
     backend_api::{Heartbeat, Snapshot},
     id::{ExecutionId, InstanceId, RequestId},
     outcome::{Outcome, Reason, Status, Storage},
-    protocol::execute::ExecutionSpec,
+    protocol::execute::{ExecutionSpec, Overflow},
     stream::PerStream,
 };
 use sha2::{Digest, Sha256};
@@ -106,8 +106,12 @@ pub struct StoredRecord {
     pub starts: PerStream<u64>,
     /// The offsets after the last bytes in the files.
     pub ends: PerStream<u64>,
+    /// What happened to the output when its quota was used up.
+    pub overflow: Overflow,
     /// Whether a client has acknowledged all of it.
     pub is_fetched: bool,
+    /// Whether the files are removed.
+    pub is_removed: bool,
     /// Whether the digests are still being computed.
     pub is_pending: bool,
     /// Whether it is whole.
@@ -169,6 +173,14 @@ impl Record {
         }
     }
 
+    /// Records that its files are removed. Returns whether that is new.
+    pub fn set_removed(&mut self) -> bool {
+        self.stored.as_mut().is_some_and(|stored| {
+            stored.starts = stored.ends;
+            !std::mem::replace(&mut stored.is_removed, true)
+        })
+    }
+
     /// Records that a client has acknowledged all of it. Returns whether that is new.
     pub fn set_fetched(&mut self) -> bool {
         self.stored.as_mut().is_some_and(|stored| !std::mem::replace(&mut stored.is_fetched, true))
@@ -176,7 +188,9 @@ impl Record {
 
     /// How much disk space its output takes.
     pub fn stored_output(&self) -> RetainedOutput {
-        let Some(stored) = &self.stored else { return RetainedOutput::Nothing };
+        let Some(stored) = self.stored.as_ref().filter(|stored| !stored.is_removed) else {
+            return RetainedOutput::Nothing;
+        };
         let bytes = stored.ends.stdout - stored.starts.stdout + stored.ends.stderr - stored.starts.stderr;
         let bytes = usize::try_from(bytes).unwrap_or(usize::MAX).saturating_add(STORED_FIXED_BYTES);
         if stored.is_fetched { RetainedOutput::Fetched(bytes) } else { RetainedOutput::Unfetched(bytes) }

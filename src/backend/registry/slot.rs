@@ -6,7 +6,7 @@ use std::sync::Arc;
 use cc_executor_actors::{
     client::ClientName,
     id::ExecutionId,
-    outcome::{CancelReport, Outcome, Reason},
+    outcome::{CancelReport, Outcome, Reason, Storage},
 };
 use tokio::sync::watch;
 
@@ -141,6 +141,10 @@ impl Retained {
             && let JobStage::Ended(record, _) = &mut entry.value.stage
             && record.set_fetched()
         {
+            // What the disk did not take as a whole is of no further use, and the disk may be full of it.
+            if record.stored().is_some_and(|stored| stored.storage == Storage::Failed) && record.set_removed() {
+                self.shared.remove_files(self.id);
+            }
             let stored = record.stored_output();
             self.shared.record_stored(&mut inner, self.id, stored);
         }

@@ -202,7 +202,8 @@ impl RegistryShared {
         let forgotten = inner.model.forget(FORGOTTEN_AT_A_TIME, now_ms);
         for (id, known) in &forgotten {
             debug!(event = "execution.forgotten", execution_id:% = id; "execution forgotten");
-            if matches!(&known.stage, JobStage::Ended(record, _) if record.stored().is_some()) {
+            if matches!(&known.stage, JobStage::Ended(record, _) if record.stored().is_some_and(|stored| !stored.is_removed))
+            {
                 self.remove_files(*id);
             }
         }
@@ -223,7 +224,7 @@ impl RegistryShared {
                 }
                 Evicted::Disk(_) => {
                     debug!(event = "execution.evicted", execution_id:% = id; "disk space is short: output evicted");
-                    record.set_stored(None);
+                    record.set_removed();
                     self.remove_files(id);
                 }
             }

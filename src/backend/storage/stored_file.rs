@@ -107,6 +107,10 @@ impl StoredFile {
     ///
     /// The file cannot be read, or ends before.
     pub fn read(&self, from: u64, to: u64) -> io::Result<StoredPiece> {
+        let given_up = |start: u64| StoredPiece::GivenUp(start.min(to));
+        if from < self.start() {
+            return Ok(given_up(self.start()));
+        }
         let most = usize::try_from(to - from).unwrap_or(READ_AT_ONCE).min(READ_AT_ONCE);
         let mut bytes = vec![0; most];
         let n = loop {
@@ -115,9 +119,9 @@ impl StoredFile {
                 read => break read?,
             }
         };
-        let start = self.start();
-        if from < start {
-            return Ok(StoredPiece::GivenUp(start.min(to)));
+        // Again, because they may have been given up during the call.
+        if from < self.start() {
+            return Ok(given_up(self.start()));
         }
         if n == 0 {
             return Err(ErrorKind::UnexpectedEof.into());

@@ -1,5 +1,7 @@
 //! Writes the files of one execution, in order, on tokio's blocking pool: a disk that hangs holds up this execution's
 //! output alone. A batch of operations is under way at a time, and takes everything that was submitted meanwhile.
+//!
+//! Only one piece of output is on its way to disk at a time, because it is lost if the backend is killed then.
 
 use std::{io, sync::Arc};
 
@@ -8,9 +10,6 @@ use cc_executor_actors::stream::{PerStream, Stream};
 use tokio::task::JoinHandle;
 
 use super::{StateDir, entry::Entry, stored_file::StoredFile};
-
-/// How much output may wait for the disk, in bytes. At this amount the command's pipes are not read.
-const MAX_WAITING: usize = 1 << 20;
 
 /// A piece of output.
 pub type OutputPiece = (Stream, Bytes);
@@ -37,7 +36,8 @@ pub struct OutputWriter {
     /// How much was submitted of each stream.
     submitted: PerStream<u64>,
     waiting: Vec<StorageOp>,
-    waiting_bytes: usize,
+    /// How many pieces of output are waiting or under way.
+    unwritten: usize,
     under_way: Option<(Vec<StorageOp>, JoinHandle<(usize, io::Result<()>)>)>,
 }
 
@@ -59,16 +59,16 @@ impl OutputWriter {
             files,
             submitted: PerStream::default(),
             waiting: vec![StorageOp::Create(spec.into())],
-            waiting_bytes: 0,
+            unwritten: 0,
             under_way: None,
         };
         writer.start();
         writer
     }
 
-    /// Whether more output may be submitted. Back-pressure: the command's pipes are not read while this is false.
+    /// Whether all output is on disk. Back-pressure: the command's pipes are not read while this is false.
     pub fn has_room(&self) -> bool {
-        self.waiting_bytes < MAX_WAITING
+        self.unwritten == 0
     }
 
     /// Whether everything that was submitted is done.
@@ -81,7 +81,7 @@ impl OutputWriter {
         let at = self.submitted.get_mut(stream);
         let offset = *at;
         *at += bytes.len() as u64;
-        self.waiting_bytes += bytes.len();
+        self.unwritten += 1;
         self.submit(StorageOp::Write((stream, bytes), offset));
     }
 
@@ -105,7 +105,6 @@ impl OutputWriter {
             return;
         }
         let ops = std::mem::take(&mut self.waiting);
-        self.waiting_bytes = 0;
         let (directory, entry, files) = (Arc::clone(&self.directory), self.entry.clone(), self.files.clone());
         // The clones are references to the same bytes; they stay here in case the thread is lost.
         let of_thread = ops.clone();
@@ -126,7 +125,8 @@ impl OutputWriter {
         let (n_done, result) = running.await.unwrap_or_else(|error| (0, Err(io::Error::other(error))));
         let (ops, _) = self.under_way.take().expect("it was awaited");
         let mut ops = ops.into_iter();
-        let written = ops.by_ref().take(n_done).filter_map(StorageOp::piece).collect();
+        let written: Vec<_> = ops.by_ref().take(n_done).filter_map(StorageOp::piece).collect();
+        self.unwritten -= written.len();
         let failure = match result {
             Ok(()) => None,
             Err(error) => {
