@@ -176,6 +176,11 @@ impl OutputBuffer {
         }
     }
 
+    /// Lets go of the files, which frees the disk space of removed ones.
+    pub fn forget_files(&mut self) {
+        self.stored = None;
+    }
+
     /// Gives up stored output beyond the quota. Returns whether disk space can be freed.
     pub fn give_up(&mut self) -> bool {
         let Some(stored) = self.stored.as_mut().filter(|stored| stored.is_growing()) else { return false };

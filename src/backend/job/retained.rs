@@ -14,7 +14,7 @@ use cc_executor_actors::{
     backend_api::{BackendEvent, Heartbeat},
     clock::millis,
     id::{ExecutionId, InstanceId},
-    outcome::Outcome,
+    outcome::{Outcome, Storage},
     protocol::execute::{DetachOptions, Overflow},
 };
 use log::debug;
@@ -62,6 +62,9 @@ pub(super) async fn retain(mut shared: Box<JobShared>, ending: Outcome, retained
         retained.report(shared.output_buffer.retained(FIXED_BYTES), shared.output_buffer.holds().remembered());
         if shared.output_buffer.stored().is_some() && shared.output_buffer.is_fetched() {
             retained.report_fetched();
+            if shared.storage_state == Some(Storage::Failed) {
+                shared.output_buffer.forget_files();
+            }
         }
         // A consumer is served to the end, even if the registry has released the task.
         if is_released && !shared.output_buffer.is_attached() {

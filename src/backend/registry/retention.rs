@@ -155,8 +155,9 @@ impl<K: Copy + Ord + Hash, T> RegistryModel<K, T> {
         if !may_detach {
             return Ok(());
         }
-        self.stored.admits(owner).map_err(|exceeded| no_room(Resource::StoredBytes, exceeded))?;
-        self.kept.admits(owner).map_err(|exceeded| no_room(Resource::UnfetchedBytes, exceeded))
+        // On disk the limit is kept also by running executions, so at the limit there is room for nothing.
+        self.stored.admits(owner, 1).map_err(|exceeded| no_room(Resource::StoredBytes, exceeded))?;
+        self.kept.admits(owner, 0).map_err(|exceeded| no_room(Resource::UnfetchedBytes, exceeded))
     }
 
     /// Whether an execution of a client that has none is admitted, unless it may detach.

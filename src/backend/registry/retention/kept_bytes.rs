@@ -57,10 +57,10 @@ impl KeptBytes {
         self.total
     }
 
-    /// Whether a client may leave more unfetched output.
-    pub(super) fn admits(&self, owner: &ClientName) -> Result<(), ShareExceeded> {
+    /// Whether a client may leave this many more bytes of unfetched output.
+    pub(super) fn admits(&self, owner: &ClientName, amount: u64) -> Result<(), ShareExceeded> {
         let held = self.owners.get(owner).map_or(0, |bytes| bytes.held);
-        self.unfetched.admits(owner, 0, false).map_err(|exceeded| match exceeded.scope {
+        self.unfetched.admits(owner, amount, false).map_err(|exceeded| match exceeded.scope {
             ShareScope::Client => ShareExceeded { used: held, ..exceeded },
             ShareScope::Service => exceeded,
         })
@@ -124,21 +124,21 @@ mod tests {
         let (mut kept, [a, b, c]) = (KeptBytes::new(100), [1, 2, 3].map(ClientName::of_user));
         kept.count(&a, unfetched(500), true);
         let exceeded = |limit, used| Err(ShareExceeded { scope: ShareScope::Client, limit, used });
-        assert_eq!((kept.admits(&a), kept.admits(&b)), (exceeded(100, 500), Ok(())));
+        assert_eq!((kept.admits(&a, 0), kept.admits(&b, 0)), (exceeded(100, 500), Ok(())));
         kept.count(&b, fetched(20), true);
         assert_eq!(kept.next_to_evict(), None, "it has less than the reserve");
         kept.count(&b, unfetched(10), true);
         assert_eq!(kept.next_to_evict(), Some(&b));
         kept.count(&b, fetched(20), false);
-        assert_eq!((kept.admits(&a), kept.admits(&b)), (exceeded(75, 500), Ok(())));
+        assert_eq!((kept.admits(&a, 0), kept.admits(&b, 0)), (exceeded(75, 500), Ok(())));
         kept.count(&b, unfetched(20), true);
-        assert_eq!(kept.admits(&b).unwrap_err().scope, ShareScope::Service, "it has more than the reserve");
-        assert_eq!(kept.admits(&c).unwrap_err().scope, ShareScope::Service);
+        assert_eq!(kept.admits(&b, 0).unwrap_err().scope, ShareScope::Service, "it has more than the reserve");
+        assert_eq!(kept.admits(&c, 0).unwrap_err().scope, ShareScope::Service);
         kept.count(&a, unfetched(500), false);
         kept.count(&b, unfetched(10), false);
         kept.count(&b, unfetched(20), false);
         assert_eq!((kept.total(), kept.counted, kept.owners.len(), kept.unfetched.total()), (0, 0, 0, 0));
-        assert_eq!((kept.evictable.len(), kept.admits(&a)), (0, Ok(())));
+        assert_eq!((kept.evictable.len(), kept.admits(&a, 0)), (0, Ok(())));
     }
 
     #[test]
