@@ -42,7 +42,10 @@ pub use self::{
     slot::{FIXED_BYTES, Retained, Slot, StreamGuard},
     state::{ExecutionCounts, QueueTurn},
 };
-use super::{config::BackendConfig, job_request::JobRequest};
+use super::{
+    config::BackendConfig,
+    job_request::{JobRequest, Poller},
+};
 use crate::server::caller::Caller;
 
 /// How long an execution may take to describe its state.
@@ -257,9 +260,9 @@ impl Registry {
     /// # Errors
     ///
     /// The execution is not known, or does not answer.
-    pub async fn snapshot(&self, caller: &Caller, id: ExecutionId) -> Result<Snapshot, RegistryError> {
+    pub async fn snapshot(&self, caller: &Caller, id: ExecutionId, poller: Poller) -> Result<Snapshot, RegistryError> {
         let (answer, answered) = oneshot::channel();
-        self.send(caller, id, JobRequest::Describe(answer))?;
+        self.send(caller, id, JobRequest::Describe(poller, answer))?;
         match tokio::time::timeout(DESCRIBE_PATIENCE, answered).await {
             Ok(Ok(snapshot)) => Ok(snapshot),
             Ok(Err(_)) => Err(self.unknown(id)),
@@ -276,7 +279,7 @@ impl Registry {
             Some((record, is_followed)) => Some(record.snapshot(id, self.instance, is_followed)),
             None => {
                 let _permit = self.descriptions.acquire().await;
-                self.snapshot(caller, id).await.ok()
+                self.snapshot(caller, id, Poller::Anyone).await.ok()
             }
         });
         let executions = futures_util::future::join_all(snapshots).await.into_iter().flatten().collect();
@@ -391,7 +394,7 @@ mod tests {
         attach(&registry, id);
         drop((slot, inbox));
         assert_eq!(registry.counts().running, 0, "its place is free");
-        let ending = registry.snapshot(&Caller::Operator, id).await.unwrap().ending.unwrap();
+        let ending = registry.snapshot(&Caller::Operator, id, Poller::Anyone).await.unwrap().ending.unwrap();
         assert_eq!((ending.status, ending.reason), (Status::Failed, Reason::BackendLost));
         assert!(matches!(
             registry.admit(Caller::Operator, None, id, &ExecutionSpec::of("true")),
@@ -421,7 +424,7 @@ mod tests {
         retained.report(RetainedOutput::Fetched(20 * FIXED_BYTES), (1, None));
         assert!(!has_task(&registry, id), "memory is short, and no consumer reads it");
         assert!(inbox.recv().await.is_none(), "its inbox is closed");
-        let ending = registry.snapshot(&Caller::Operator, id).await.unwrap().ending.unwrap();
+        let ending = registry.snapshot(&Caller::Operator, id, Poller::Anyone).await.unwrap().ending.unwrap();
         assert_eq!((ending.reason, ending.message.as_deref()), (Reason::Exit, Some("as it was")));
     }
 }

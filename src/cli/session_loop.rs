@@ -257,9 +257,9 @@ impl SessionLoop {
                         self.call(call::EXECUTE, &params).await;
                     }
                 }
-                LoopAction::Attach(execution_id) => {
-                    let offsets = self.view.output.offsets();
-                    let params = AttachParams { execution_id, offsets, framing: Framing::default(), events: true };
+                LoopAction::Attach { id, observe } => {
+                    let (offsets, framing) = (self.view.output.offsets(), Framing::default());
+                    let params = AttachParams { execution_id: id, offsets, framing, events: true, observe };
                     self.call(call::ATTACH, &params).await;
                 }
                 LoopAction::Cancel => {

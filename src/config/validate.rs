@@ -175,6 +175,7 @@ impl Problems {
             executors: executors.expect("the executor shell always exists"),
             max_executions: size(executions.max_executions),
             max_queued: size(executions.max_queued),
+            max_observers: size(executions.max_observers),
             max_timeout_ms: shared.max_timeout_ms,
             max_detach_ms: shared.max_detach_ms,
             ring_bytes: size(output.ring_bytes),

@@ -79,6 +79,12 @@ fn the_error_names_the_invalid_parameter() {
             code::PARAMS,
             "an object",
         ),
+        (
+            "attach",
+            json!({ "executionId": "00000000-0000-4000-8000-000000000000", "observe": 1 }),
+            code::PARAMS,
+            "observe must be true or false",
+        ),
         ("input", json!({}), code::PARAMS, "data is missing"),
         ("input", json!({ "data": "x", "dataBase64": "eA==" }), code::PARAMS, "send one"),
         ("input", json!({ "dataBase64": "%" }), code::PARAMS, "base64"),
@@ -139,6 +145,7 @@ fn calls() -> Vec<Method> {
         offsets: PerStream { stdout: 1, stderr: 2 },
         framing: Framing::Line,
         events: true,
+        observe: true,
     };
     let control = |request| Method::Control(ControlParams { execution_id: Some(id), request });
     vec![
@@ -146,7 +153,7 @@ fn calls() -> Vec<Method> {
         Method::Execute(execute(on_terminal)),
         Method::Execute(execute(ExecutionSpec::of("echo"))),
         Method::Attach(attach),
-        Method::Attach(AttachParams { framing: Framing::Chunk, events: false, ..attach }),
+        Method::Attach(AttachParams { framing: Framing::Chunk, events: false, observe: false, ..attach }),
         control(ControlRequest::cancel(7)),
         control(ControlRequest::Pause),
         control(ControlRequest::Resume),

@@ -20,7 +20,7 @@ use crate::backend::{
     agent::AgentJob,
     config::BackendConfig,
     holds::ClaimResult,
-    job_request::{JobError, JobRequest},
+    job_request::{JobError, JobRequest, Poller},
     output_buffer::{ConsumerChange, ConsumerError, DismissReason, OutputBuffer},
     registry::JobInbox,
 };
@@ -109,10 +109,7 @@ impl JobShared {
         match request {
             JobRequest::Attach(consumer, answer) => {
                 let snapshot = snapshot();
-                // A job that never ran sends only its outcome.
-                let never_ran = ending.is_some_and(|ending| ending.elapsed_ms.is_none());
-                let first = (snapshot.is_reported && !never_ran).then(|| snapshot.first_event(&self.context));
-                let attached = self.output_buffer.attach(*consumer, first);
+                let attached = self.output_buffer.attach(*consumer, self.first_event(&snapshot, ending));
                 if let Ok(ClaimResult::New | ClaimResult::Same) = attached {
                     self.consumer_clock = ConsumerClock::attached(Instant::now());
                     info!(event = "execution.attached", execution_id:% = self.context.id, status = snapshot.status.as_str(),
@@ -120,6 +117,16 @@ impl JobShared {
                 }
                 // Fails if the client has just left; its consumer is gone then, too.
                 let _ = answer.send(attached.map(drop).map_err(JobError::from));
+            }
+            JobRequest::Observe(observer, answer) => {
+                let snapshot = snapshot();
+                let first = self.first_event(&snapshot, ending);
+                let observed = self.output_buffer.observe(*observer, first, self.context.config.max_observers);
+                if observed.is_ok() {
+                    info!(event = "execution.observed", execution_id:% = self.context.id, status = snapshot.status.as_str(),
+                        observers = self.output_buffer.n_observers(); "an observer attached");
+                }
+                let _ = answer.send(observed.map_err(JobError::from));
             }
             JobRequest::Acknowledge((offsets, claim), answer) => {
                 let checked = self.output_buffer.holds().check(claim).map_err(ConsumerError::from);
@@ -137,14 +144,22 @@ impl JobShared {
                 let _ = answer.send(checked);
                 return accepted.then_some(JobRequest::Cancel(cancel));
             }
-            JobRequest::Describe(answer) => {
-                self.consumer_clock.record_poll(Instant::now());
-                self.output_buffer.set_consumer_alive(true);
+            JobRequest::Describe(poller, answer) => {
+                if poller == Poller::Anyone {
+                    self.consumer_clock.record_poll(Instant::now());
+                    self.output_buffer.set_consumer_alive(true);
+                }
                 let _ = answer.send(self.describe(snapshot(), ending));
             }
             other => return Some(other),
         }
         None
+    }
+
+    /// The first event of a consumer or observer that attaches now. A job that never ran sends only its outcome.
+    fn first_event(&self, snapshot: &JobSnapshot, ending: Option<&Outcome>) -> Option<BackendEvent> {
+        let never_ran = ending.is_some_and(|ending| ending.elapsed_ms.is_none());
+        (snapshot.is_reported && !never_ran).then(|| snapshot.first_event(&self.context))
     }
 
     fn describe(&self, snapshot: JobSnapshot, ending: Option<&Outcome>) -> Snapshot {
@@ -155,6 +170,7 @@ impl JobShared {
             position: snapshot.position,
             scope: (snapshot.status == Status::Paused).then_some(Scope::Process),
             attached: self.output_buffer.is_attached(),
+            observers: self.output_buffer.n_observers(),
             hold: Some(self.output_buffer.holds().newest()),
             instance: Some(self.context.instance),
             alive: snapshot.alive,

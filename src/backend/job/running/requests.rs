@@ -36,8 +36,9 @@ impl RunningJob {
                 None => self.carry_out(request, reply, shared),
             },
             JobRequest::Attach(..)
+            | JobRequest::Observe(..)
             | JobRequest::Acknowledge(..)
-            | JobRequest::Describe(_)
+            | JobRequest::Describe(..)
             | JobRequest::Withdraw { .. } => {}
         }
     }
