@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::{
     control::{ControlRequest, TerminalSize},
     execute::{ClaudeOptions, DetachOptions, ExecutionSpec, Overflow},
+    input::CommandInput,
     *,
 };
 use crate::{backend_api::ExecuteRequest, signal::Signal, stream::PerStream};
@@ -148,6 +149,7 @@ fn calls() -> Vec<Method> {
         observe: true,
     };
     let control = |request| Method::Control(ControlParams { execution_id: Some(id), request });
+    let input = |execution_id, input| Method::Input(InputParams { execution_id, input });
     vec![
         Method::Execute(ExecuteParams { run, framing: Framing::Line, events: true, instance }),
         Method::Execute(execute(on_terminal)),
@@ -159,9 +161,10 @@ fn calls() -> Vec<Method> {
         control(ControlRequest::Resume),
         control(ControlRequest::Signal { signal: Signal::named("SIGINT").unwrap() }),
         Method::Control(ControlParams { execution_id: None, request: ControlRequest::Pause }),
-        Method::Input(InputParams { data: b"\xff"[..].into(), eof: false }),
-        Method::Input(InputParams { data: Default::default(), eof: true }),
-        Method::Resize(ResizeParams(size)),
+        input(Some(id), CommandInput { data: b"\xff"[..].into(), eof: false }),
+        input(None, CommandInput { data: Default::default(), eof: true }),
+        Method::Resize(ResizeParams { execution_id: None, size }),
+        Method::Resize(ResizeParams { execution_id: Some(id), size }),
         Method::Status(StatusParams { execution_id: Some(id) }),
         Method::Status(StatusParams::default()),
         Method::Ack(AckParams { execution_id: Some(id), offsets: PerStream { stdout: 1, stderr: 2 } }),

@@ -15,6 +15,7 @@ use crate::{
         attach::AttachParams,
         control::{ControlParams, ControlRequest, ResizeParams},
         execute::{Acceptance, ExecuteParams},
+        input::InputParams,
         notification::ServerMessage,
         status::{StatusParams, StatusResult},
     },
@@ -37,9 +38,11 @@ impl OpenSession {
             Ok(Method::Control(ControlParams { execution_id, request })) => {
                 self.on_control(id, execution_id, request, step);
             }
-            Ok(Method::Input(input)) => self.control_current(id, None, ControlRequest::Stdin(input), step),
-            Ok(Method::Resize(ResizeParams(size))) => {
-                self.control_current(id, None, ControlRequest::Resize(size), step);
+            Ok(Method::Input(InputParams { execution_id, input })) => {
+                self.on_control(id, execution_id, ControlRequest::Stdin(input), step);
+            }
+            Ok(Method::Resize(ResizeParams { execution_id, size })) => {
+                self.on_control(id, execution_id, ControlRequest::Resize(size), step);
             }
             Ok(Method::Ack(ack)) => {
                 let outcome = self.on_ack(ack, step);
