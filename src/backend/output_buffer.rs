@@ -349,23 +349,23 @@ mod tests {
 
     use super::*;
 
-    const RING: usize = 100;
+    pub(super) const RING: usize = 100;
 
-    fn output_buffer(policy: UnreadPolicy) -> (OutputBuffer, ConsumerFeed) {
+    pub(super) fn output_buffer(policy: UnreadPolicy) -> (OutputBuffer, ConsumerFeed) {
         let (consumer, feed) = Consumer::new(PerStream::default(), true);
         (OutputBuffer::new(policy, PerStream { stdout: RING, stderr: RING }, consumer), feed)
     }
 
-    fn bytes(n: usize, from: usize) -> Bytes {
+    pub(super) fn bytes(n: usize, from: usize) -> Bytes {
         (from..from + n).map(|at| (at % 251) as u8).collect()
     }
 
-    fn at(stdout: u64) -> PerStream<u64> {
+    pub(super) fn at(stdout: u64) -> PerStream<u64> {
         PerStream { stdout, stderr: 0 }
     }
 
     /// Reads what is there: the bytes of stdout by their offset, and the events.
-    fn read(feed: &mut ConsumerFeed, from: u64) -> (u64, Vec<BackendEvent>) {
+    pub(super) fn read(feed: &mut ConsumerFeed, from: u64) -> (u64, Vec<BackendEvent>) {
         let (mut end, mut events) = (from, Vec::new());
         while let Ok(item) = feed.items.try_recv() {
             match item {
