@@ -177,7 +177,10 @@ impl BackendClient {
                 ErrorObject::new(code::NOT_ALLOWED, message).with(json!({ "param": "observe" })),
             ));
         }
-        holder.instance.set(known.and_then(|kind| kind.instance()));
+        // Not when it attaches again, so that the loss of the execution with a restarted backend is noticed.
+        if holder.instance.get().is_none() {
+            holder.instance.set(known.and_then(|kind| kind.instance()));
+        }
         let query = format!("{}&observe=true&request_id={}", query_of(offsets), holder.request);
         self.follow(id, &query).await
     }

@@ -228,7 +228,7 @@ mod tests {
     use crate::backend::{
         holds::Claim,
         job_request::CancelOrder,
-        output_buffer::{Consumer, ConsumerFeed, UnreadPolicy},
+        output_buffer::{Consumer, ConsumerFeed, ConsumerItem, UnreadPolicy},
     };
 
     fn shared() -> (JobShared, ConsumerFeed) {
@@ -273,6 +273,43 @@ mod tests {
         let (_other, client) = attach(true, &mut shared);
         assert_eq!(feed.dismissed.try_recv(), Ok(DismissReason::TakenOver));
         assert_eq!((client.unwrap().try_recv(), shared.output_buffer.holds().newest()), (Ok(Ok(())), 2));
+    }
+
+    #[test]
+    fn an_observer_is_not_taken_for_the_consumer() {
+        let (mut shared, mut feed) = shared();
+        let long_ago = Instant::now() - Duration::from_secs(3_600);
+        shared.consumer_clock = ConsumerClock::attached(long_ago);
+        shared.consumer_clock.record_leave(long_ago);
+        let observe = |shared: &mut JobShared| {
+            let (observer, feed) = Consumer::new(PerStream::default(), true);
+            let (answer, client) = oneshot::channel();
+            (JobRequest::Observe(Box::new(observer), answer), shared.context.id, feed, client)
+        };
+        let (request, _, _gone, client) = observe(&mut shared);
+        drop(client);
+        assert!(shared.answer_common(request, running, None).is_none());
+        assert_eq!(shared.output_buffer.n_observers(), 0, "its client has left");
+        let (request, id, mut observed, mut client) = observe(&mut shared);
+        assert!(shared.answer_common(request, running, None).is_none());
+        assert_eq!(client.try_recv(), Ok(Ok(())));
+        let mut describe = |poller| {
+            let (answer, mut client) = oneshot::channel();
+            assert!(shared.answer_common(JobRequest::Describe(poller, answer), running, None).is_none());
+            (client.try_recv().unwrap(), shared.consumer_clock.polled_at())
+        };
+        let (snapshot, polled_at) = describe(Poller::Observer);
+        assert_eq!((snapshot.observers, snapshot.hold, polled_at), (1, Some(1), long_ago));
+        assert!(describe(Poller::Anyone).1 > long_ago);
+        assert_eq!(shared.consumer_clock.detached_until(Some(Duration::ZERO)), Some(long_ago), "it runs on");
+        assert!(feed.dismissed.try_recv().is_err(), "the holder stays");
+        shared.output_buffer.deliver();
+        match observed.items.try_recv() {
+            Ok(ConsumerItem::Event(BackendEvent::Started(started))) => {
+                assert_eq!((started.execution_id, started.terms.hold), (id, None));
+            }
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]

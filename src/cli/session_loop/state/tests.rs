@@ -194,6 +194,28 @@ fn an_interrupt_exits_before_the_request_and_cancels_after_it() {
 }
 
 #[test]
+fn an_observer_attaches_as_one_each_time_and_cancels_nothing() {
+    let mut script = Script::attach(Some(PATIENCE));
+    let LoopPurpose::Attach { observe, .. } = &mut script.state.purpose else { unreachable!("it attaches") };
+    *observe = true;
+    let attach = LoopAction::Attach { id: script.id, observe: true };
+    assert_eq!(script.play(0, LoopEvent::Opened), Ok(vec![attach]));
+    let attached = script.attached();
+    script.play(1, attached).unwrap();
+    script.play(2, LoopEvent::Broken(broken())).unwrap();
+    let attach = LoopAction::Attach { id: script.id, observe: true };
+    assert_eq!(script.play(60, LoopEvent::Opened), Ok(vec![attach]));
+    // Its session before may still count as an observer.
+    let full = LoopEvent::Refused(ErrorObject::new(code::FULL, "no"));
+    assert!(script.play(61, full).is_ok());
+    script.play(200, LoopEvent::Opened).unwrap();
+    let attached = script.attached();
+    script.play(201, attached).unwrap();
+    let left = report(ending::NO_LONGER_OBSERVING);
+    assert_eq!(script.play(202, CTRL_C), Ok(vec![left, LoopAction::Exit(130)]));
+}
+
+#[test]
 fn reconnecting_ends_after_its_time_or_with_a_permanent_error() {
     let away = || {
         let mut script = Script::run(DisconnectAction::Reconnect(PATIENCE));
