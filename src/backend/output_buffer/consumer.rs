@@ -130,7 +130,9 @@ impl Consumer {
     /// When it has read nothing for `patience`. `None` while it has room, and for one that is not a gateway until the
     /// execution `is_ending`.
     pub(super) fn vanishes_at(&self, patience: Duration, is_ending: bool) -> Option<Instant> {
-        self.blocked_since.filter(|_| self.is_gateway || is_ending).map(|since| since + patience)
+        // It may have made room since the last delivery.
+        let is_blocked = self.items.capacity() == 0 && (self.is_gateway || is_ending);
+        self.blocked_since.filter(|_| is_blocked).map(|since| since + patience)
     }
 
     /// Waits for the next change, see [`OutputBuffer::consumer_change`](super::OutputBuffer::consumer_change). A
