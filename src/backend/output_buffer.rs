@@ -24,12 +24,12 @@ use cc_executor_actors::{
     stream::{PerStream, Stream},
 };
 
-use self::ring::Ring;
 pub use self::{
     consumer::{Consumer, ConsumerChange, ConsumerFeed, ConsumerItem, DismissReason, SLOTS},
     error::{ConsumerError, OffsetError},
     retention::{RetainedOutput, UnreadPolicy},
 };
+use self::{observers::Observers, ring::Ring};
 use super::holds::{Claim, ClaimResult, Holds};
 
 /// The most that is read from a pipe at a time, in bytes.
@@ -52,7 +52,7 @@ pub struct OutputBuffer {
     unacknowledged_limits: PerStream<u64>,
     holds: Holds,
     consumer: Option<Consumer>,
-    observers: Vec<Consumer>,
+    observers: Observers,
     /// Whether the execution has ended, or is being ended because no consumer came.
     is_ending: bool,
 }
@@ -88,7 +88,7 @@ impl OutputBuffer {
             unacknowledged_limits: PerStream::default(),
             holds,
             consumer: None,
-            observers: Vec::new(),
+            observers: Observers::default(),
             is_ending: true,
         }
     }
@@ -131,9 +131,7 @@ impl OutputBuffer {
         let ring = self.rings.get_mut(stream);
         let before = ring.end();
         ring.push(&bytes);
-        for observer in self.observers.iter_mut().filter(|observer| observer.can_take(stream, before)) {
-            observer.take(stream, bytes.clone());
-        }
+        self.observers.push(stream, before, &bytes);
         if let Some(consumer) = &mut self.consumer
             && consumer.can_take(stream, before)
         {
@@ -159,9 +157,7 @@ impl OutputBuffer {
     /// Sends an event as soon as the consumer has room, before undelivered output. Of undelivered events of one kind
     /// only the newest is sent. The same for each observer.
     pub fn send_event(&mut self, event: BackendEvent) {
-        for observer in &mut self.observers {
-            observer.queue_event(event.clone());
-        }
+        self.observers.queue_event(&event);
         if let Some(consumer) = &mut self.consumer {
             consumer.queue_event(event.with_hold(self.holds.newest()));
         }
@@ -171,9 +167,7 @@ impl OutputBuffer {
     /// Sends an event if the consumer has room now. Only for heartbeats: a consumer without room has items to read,
     /// which show that the execution lives. The same for each observer.
     pub fn send_event_if_room(&mut self, event: BackendEvent) {
-        for observer in &self.observers {
-            observer.send_event_if_room(event.clone());
-        }
+        self.observers.send_event_if_room(&event);
         if let Some(consumer) = &self.consumer {
             consumer.send_event_if_room(event);
         }
@@ -201,9 +195,7 @@ impl OutputBuffer {
     /// consumer has received everything.
     pub fn deliver(&mut self) -> bool {
         let now = Instant::now();
-        for observer in &mut self.observers {
-            observer.deliver(&self.rings, self.policy, &self.acknowledged, now);
-        }
+        self.observers.deliver(&self.rings, self.policy, &self.acknowledged, now);
         let Some(consumer) = &mut self.consumer else { return false };
         let has_everything = consumer.deliver(&self.rings, self.policy, &self.acknowledged, now);
         self.acknowledge_sent();
@@ -214,7 +206,9 @@ impl OutputBuffer {
     /// for each observer.
     pub fn deliver_final(&mut self, event: impl Fn() -> BackendEvent) {
         let has_everything = self.deliver();
-        self.finish_observers(&event);
+        for observer in self.observers.take_served(&self.rings, self.policy, &self.acknowledged, Instant::now()) {
+            observer.finish(event());
+        }
         if has_everything && let Some(consumer) = self.consumer.take() {
             consumer.finish(event());
         }
@@ -287,6 +281,38 @@ impl OutputBuffer {
         Ok(claimed)
     }
 
+    /// Adds an observer that reads from its offsets on, and gets the event `first` before anything else. It replaces
+    /// the one of the same request.
+    ///
+    /// # Errors
+    ///
+    /// The offsets are beyond the end, or there are `limit` observers. Nothing has changed then.
+    pub fn observe(
+        &mut self,
+        mut observer: Consumer,
+        first: Option<BackendEvent>,
+        limit: usize,
+    ) -> Result<(), ConsumerError> {
+        self.check_offsets(observer.cursor)?;
+        if let Some(event) = first {
+            observer.queue_event(event);
+        }
+        self.observers.add(observer, limit)
+    }
+
+    /// How many observers there are.
+    pub fn n_observers(&self) -> usize {
+        self.observers.len()
+    }
+
+    /// Gives up the output of an ended execution, which is evicted or forgotten. An observer that has not received all
+    /// of it gets a gap. A consumer keeps it.
+    pub fn give_up_output(&mut self) {
+        if self.consumer.is_none() {
+            self.rings = self.written().map(Ring::without_bytes);
+        }
+    }
+
     /// Lets go of a consumer that is gone or does not read.
     pub fn dismiss(&mut self, reason: DismissReason) {
         if let Some(consumer) = self.consumer.take() {
@@ -325,8 +351,8 @@ impl OutputBuffer {
         tokio::select! {
             biased;
             change = change => change,
-            () = self.observer_change(patience) => {
-                self.remove_lost_observers(patience, Instant::now());
+            () = self.observers.change(patience, self.is_ending) => {
+                self.observers.remove_lost(patience, self.is_ending, Instant::now());
                 ConsumerChange::Room
             }
         }
@@ -336,6 +362,9 @@ impl OutputBuffer {
 fn max_offsets(a: PerStream<u64>, b: PerStream<u64>) -> PerStream<u64> {
     PerStream { stdout: a.stdout.max(b.stdout), stderr: a.stderr.max(b.stderr) }
 }
+
+#[cfg(test)]
+mod observer_tests;
 
 #[cfg(test)]
 mod tests {
