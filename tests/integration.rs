@@ -36,6 +36,7 @@ mod liveness;
 mod local_users;
 mod logs;
 mod logs_cli;
+mod observers;
 mod race;
 mod reconnect;
 mod reference;

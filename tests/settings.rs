@@ -43,7 +43,7 @@ fn every_problem_is_one_line_that_names_its_setting() {
 #[test]
 fn empty_or_non_utf8_variable_is_unset() {
     let names = [variables("serve"), vec!["LOG_FORMAT".into(), "CC_EXECUTOR_TOKEN".into()]].concat();
-    assert_eq!(names.len(), 41);
+    assert_eq!(names.len(), 42);
     for value in [OsString::new(), OsStr::from_bytes(b"\xff").to_owned()] {
         let mut command = binary();
         command.args(["serve", "--max-sessions", ""]).envs(names.iter().map(|name| (name, &value)));

@@ -139,7 +139,7 @@ impl Execution {
             StateAction::Find(unless_found) => {
                 let (backend, id, holder) = (self.backend.clone(), self.id, Rc::clone(&self.holder));
                 let search = async move {
-                    let found = connect::find(&backend, id, PerStream::default(), &holder).await;
+                    let found = connect::find(&backend, id, PerStream::default(), &holder, false).await;
                     let found = found.map(|(events, start)| (BackendStream::Native(events), start));
                     opened(found, |error| StateEvent::NotFound(not_found(unless_found, id, &error)))
                 };
@@ -168,7 +168,7 @@ impl Execution {
         let Some(parent) = self.notice.parent.clone() else { return self.on(StateEvent::Release, ctx) };
         info!(event = "execution.started", session_id:% = self.session, execution_id:% = self.id, client:serde = self.backend.on_behalf_of(),
             status = start.status.as_str(), attached = matches!(self.purpose, ExecutionPurpose::Follow(_)),
-            ms = millis(self.requested_at.elapsed()); "execution started");
+            observed:serde = self.purpose.observes().then_some(true), ms = millis(self.requested_at.elapsed()); "execution started");
         let (framing, offsets, events, heartbeat_ms) = match &self.purpose {
             ExecutionPurpose::Run(execute) => {
                 (execute.framing, PerStream::default(), execute.events, Some(execute.run.heartbeat_ms()))
@@ -189,6 +189,7 @@ impl Execution {
             offsets,
             heartbeat: Duration::from_millis(heartbeat_ms),
             may_detach: self.may_detach,
+            observes: self.purpose.observes(),
         };
         self.notice.report(ExecutionEvent::Held(start));
         let relayed = async move {
@@ -225,7 +226,10 @@ impl Execution {
 
     fn log_released(&self) {
         let ms = millis(self.requested_at.elapsed());
-        if self.may_detach {
+        if self.purpose.observes() {
+            info!(event = "execution.released", session_id:% = self.session, execution_id:% = self.id, observed = true,
+                ms = ms; "the observer is gone; the execution does not notice");
+        } else if self.may_detach {
             info!(event = "execution.released", session_id:% = self.session, execution_id:% = self.id, ms = ms;
                 "the client is gone; the execution keeps running in its backend");
         } else {

@@ -48,8 +48,11 @@ pub const SUBPROTOCOL: &str = "cc-executor.v1";
 /// The optional features of this build, as `connected` and `/health` list them.
 pub const CAPABILITIES: &[&str] = &[
     "cancel", "signal", "pause", "status", "line", "timeout", "stall", "stdin", "pty", "detach", "attach", "queue",
-    "claude", "events", "ack",
+    "claude", "events", "ack", OBSERVE,
 ];
+
+/// The capability of a backend to let sessions observe an execution.
+pub const OBSERVE: &str = "observe";
 
 /// The executor that runs Claude Code. The parameter `claude` is for this executor only.
 pub const CLAUDE_EXECUTOR: &str = "claude";

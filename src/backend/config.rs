@@ -21,6 +21,8 @@ pub struct BackendConfig {
     pub ring_bytes: usize,
     /// How much output of ended executions is retained in all, in bytes.
     pub max_kept_bytes: usize,
+    /// How many observers an execution may have.
+    pub max_observers: usize,
     /// How many executions are remembered at the most, running and ended ones.
     pub max_ended: usize,
     /// How long the output and the ending of an execution are retained after its end.
@@ -61,6 +63,7 @@ impl BackendConfig {
             max_detach_ms: 1_000,
             ring_bytes: 1_000,
             max_kept_bytes: 1 << 20,
+            max_observers: 50,
             max_ended: 1_000,
             retention: Duration::from_secs(3_600),
             state: StateLocation::None,

@@ -17,7 +17,7 @@ use super::{
     registry::{error::RegistryError, places::NoPlace},
 };
 
-/// When to ask again for a place to run or to wait, in milliseconds. One may become free at any moment.
+/// When to ask again for a place to run, to wait or to observe, in milliseconds. One may become free at any moment.
 const RETRY_PLACE_MS: u64 = 1_000;
 
 impl From<HoldError> for ErrorObject {
@@ -44,6 +44,11 @@ impl From<JobError> for ErrorObject {
         let code = match error {
             JobError::Consumer(ConsumerError::Hold(error)) => return error.into(),
             JobError::Consumer(ConsumerError::Offset(error)) => return error.into(),
+            // All observers of an execution are of one client, which can send one away.
+            JobError::Consumer(ConsumerError::TooManyObservers { limit, used }) => {
+                let exceeded = ShareExceeded { scope: ShareScope::Client, limit: limit as u64, used: used as u64 };
+                return ErrorObject::new(code::FULL, error.to_string()).over(exceeded, Some(RETRY_PLACE_MS));
+            }
             JobError::Queued(_)
             | JobError::NotStarted(_)
             | JobError::Exited(_)
@@ -198,6 +203,12 @@ mod tests {
                 code::PARAMS,
                 json!({ "param": "stderr", "asked": 9, "max": 8 }),
                 400,
+            ),
+            (
+                JobError::Consumer(ConsumerError::TooManyObservers { limit: 50, used: 50 }).into(),
+                code::FULL,
+                json!({ "limit": 50, "used": 50, "scope": "client", "retryAfterMs": 1_000 }),
+                429,
             ),
             (JobError::Ended(id).into(), code::NOT_RUNNING, json!(null), 409),
             (JobError::NoStdin.into(), code::NOT_ALLOWED, json!(null), 403),

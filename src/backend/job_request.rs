@@ -37,10 +37,12 @@ pub enum JobRequest {
     },
     /// Attach a consumer.
     Attach(Box<Consumer>, ReplySender),
+    /// Add an observer.
+    Observe(Box<Consumer>, ReplySender),
     /// The client of this holder has received everything before these offsets.
     Acknowledge((PerStream<u64>, Claim), ReplySender),
-    /// Describe its state. A gateway polls it as long as its client does not read.
-    Describe(oneshot::Sender<Snapshot>),
+    /// Describe its state.
+    Describe(Poller, oneshot::Sender<Snapshot>),
 }
 
 impl JobRequest {
@@ -48,10 +50,11 @@ impl JobRequest {
     /// client.
     pub fn is_abandoned(&self) -> bool {
         match self {
-            JobRequest::Control(_, answer) | JobRequest::Attach(_, answer) | JobRequest::Withdraw { answer, .. } => {
-                answer.is_closed()
-            }
-            JobRequest::Describe(answer) => answer.is_closed(),
+            JobRequest::Control(_, answer)
+            | JobRequest::Attach(_, answer)
+            | JobRequest::Observe(_, answer)
+            | JobRequest::Withdraw { answer, .. } => answer.is_closed(),
+            JobRequest::Describe(_, answer) => answer.is_closed(),
             JobRequest::Cancel(_) | JobRequest::Acknowledge(..) => false,
         }
     }
@@ -60,6 +63,15 @@ impl JobRequest {
     pub fn needs_process(&self) -> bool {
         matches!(self, JobRequest::Cancel(_) | JobRequest::Control(..) | JobRequest::Withdraw { .. })
     }
+}
+
+/// Who asks a job for its state.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Poller {
+    /// Perhaps the gateway of the consumer, which polls as long as its client does not read.
+    Anyone,
+    /// The gateway of an observer, which says nothing about the consumer.
+    Observer,
 }
 
 /// How to end a job.

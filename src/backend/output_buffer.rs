@@ -1,20 +1,22 @@
-//! The output of one execution between its pipes and its consumer: one ring for each stream, and at most one consumer.
+//! The output of one execution between its pipes and its consumer: one ring for each stream, at most one consumer, and
+//! any number of observers.
 //!
 //! A consumer reads from the rings at its own pace, from any offset that they still hold; output that it can take at
 //! once is handed over without a copy. Back-pressure on the command is decided in [`OutputBuffer::may_read`]. An
 //! execution that may continue without a consumer keeps unacknowledged output; any other waits for its consumer and
 //! overwrites the rest.
+//!
+//! An observer reads like a consumer, but the execution waits for none of them: an observer has no hold, acknowledges
+//! nothing, and finds a gap where the rings hold its bytes no longer.
 
 mod consumer;
 mod error;
+mod observers;
 mod retention;
 mod ring;
 mod stored;
 
-use std::{
-    collections::VecDeque,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use cc_executor_actors::{
@@ -23,13 +25,13 @@ use cc_executor_actors::{
     stream::{PerStream, Stream},
 };
 
-use self::ring::Ring;
 pub use self::{
     consumer::{Consumer, ConsumerChange, ConsumerFeed, ConsumerItem, DismissReason, SLOTS},
     error::{ConsumerError, OffsetError},
     retention::{RetainedOutput, UnreadPolicy},
     stored::{StoredOutput, StoredRange},
 };
+use self::{consumer::KeptOutput, observers::Observers, ring::Ring};
 use super::holds::{Claim, ClaimResult, Holds};
 
 /// The most that is read from a pipe at a time, in bytes.
@@ -54,12 +56,9 @@ pub struct OutputBuffer {
     unacknowledged_limits: PerStream<u64>,
     holds: Holds,
     consumer: Option<Consumer>,
-    /// Events that the consumer had no room for.
-    unsent: VecDeque<BackendEvent>,
+    observers: Observers,
     /// Whether the execution has ended, or is being ended because no consumer came.
     is_ending: bool,
-    /// The index of the stream that is delivered first. The streams take turns.
-    first: usize,
 }
 
 impl OutputBuffer {
@@ -109,9 +108,8 @@ impl OutputBuffer {
             unacknowledged_limits: PerStream::default(),
             holds,
             consumer: None,
-            unsent: VecDeque::new(),
+            observers: Observers::default(),
             is_ending: true,
-            first: 0,
         }
     }
 
@@ -193,7 +191,7 @@ impl OutputBuffer {
         }
     }
 
-    /// Adds output. A consumer that has received everything before it gets it without a copy.
+    /// Adds output. A consumer or observer that has received everything before it gets it without a copy.
     pub fn push(&mut self, stream: Stream, bytes: Bytes) {
         if let Some(stored) = self.stored.as_mut().filter(|stored| stored.is_growing()) {
             stored.record_written(stream, bytes.len());
@@ -201,14 +199,11 @@ impl OutputBuffer {
         let ring = self.rings.get_mut(stream);
         let before = ring.end();
         ring.push(&bytes);
+        self.observers.push(stream, before, &bytes);
         if let Some(consumer) = &mut self.consumer
-            && *consumer.cursor.get(stream) == before
-            && self.unsent.is_empty()
-            && consumer.items.capacity() > 0
+            && consumer.can_take(stream, before)
         {
-            *consumer.cursor.get_mut(stream) = ring.end();
-            // Fails if the consumer is gone, which `consumer_change` reports.
-            let _ = consumer.items.try_send(ConsumerItem::Output { stream, bytes });
+            consumer.take(stream, bytes);
             self.acknowledge_sent();
         }
     }
@@ -229,29 +224,21 @@ impl OutputBuffer {
     }
 
     /// Sends an event as soon as the consumer has room, before undelivered output. Of undelivered events of one kind
-    /// only the newest is sent.
+    /// only the newest is sent. The same for each observer.
     pub fn send_event(&mut self, event: BackendEvent) {
-        let replaces = |older: &BackendEvent| {
-            matches!(
-                (older, &event),
-                (BackendEvent::Queued(_), BackendEvent::Queued(_) | BackendEvent::Started(_))
-                    | (BackendEvent::Status(_), BackendEvent::Status(_))
-            )
-        };
-        if self.unsent.back().is_some_and(replaces) {
-            self.unsent.pop_back();
+        self.observers.queue_event(&event);
+        if let Some(consumer) = &mut self.consumer {
+            consumer.queue_event(event.with_hold(self.holds.newest()));
         }
-        self.unsent.push_back(event.with_hold(self.holds.newest()));
         self.deliver();
     }
 
     /// Sends an event if the consumer has room now. Only for heartbeats: a consumer without room has items to read,
-    /// which show that the execution lives.
+    /// which show that the execution lives. The same for each observer.
     pub fn send_event_if_room(&mut self, event: BackendEvent) {
-        if let Some(consumer) = &self.consumer
-            && self.unsent.is_empty()
-        {
-            let _ = consumer.items.try_send(ConsumerItem::Event(event));
+        self.observers.send_event_if_room(&event);
+        if let Some(consumer) = &self.consumer {
+            consumer.send_event_if_room(event);
         }
     }
 
@@ -279,43 +266,28 @@ impl OutputBuffer {
         self.rings.stdout.memory() + self.rings.stderr.memory()
     }
 
-    /// Hands over events and output while the consumer has room. Returns true when the consumer has received
-    /// everything.
+    /// Hands over events and output while the consumer has room, and likewise to the observers. Returns true when the
+    /// consumer has received everything.
     pub fn deliver(&mut self) -> bool {
         let now = Instant::now();
-        loop {
-            let Some(consumer) = &mut self.consumer else { return false };
-            if consumer.items.capacity() == 0 {
-                consumer.blocked_since.get_or_insert(now);
-                return false;
-            }
-            consumer.blocked_since = None;
-            let item = match self.unsent.pop_front() {
-                Some(event) => ConsumerItem::Event(event),
-                None => match consumer.next_item(
-                    &self.rings,
-                    self.stored.as_ref(),
-                    &mut self.first,
-                    self.policy,
-                    &self.acknowledged,
-                ) {
-                    Some(item) => item,
-                    None => return true,
-                },
-            };
-            if consumer.items.try_send(item).is_err() {
-                return false;
-            }
-            self.acknowledge_sent();
-        }
+        let kept = KeptOutput::new(&self.rings, self.stored.as_ref(), self.policy, &self.acknowledged);
+        self.observers.deliver(&kept, now);
+        let Some(consumer) = &mut self.consumer else { return false };
+        let has_everything = consumer.deliver(&kept, now);
+        self.acknowledge_sent();
+        has_everything
     }
 
-    /// Hands over the final event when the consumer has received everything else, and lets go of the consumer.
-    pub fn deliver_final(&mut self, event: impl FnOnce() -> BackendEvent) {
-        if self.deliver()
-            && let Some(consumer) = self.consumer.take()
-        {
-            let _ = consumer.items.try_send(ConsumerItem::Event(event()));
+    /// Hands over the final event when the consumer has received everything else, and lets go of the consumer. The same
+    /// for each observer.
+    pub fn deliver_final(&mut self, event: impl Fn() -> BackendEvent) {
+        let has_everything = self.deliver();
+        let kept = KeptOutput::new(&self.rings, self.stored.as_ref(), self.policy, &self.acknowledged);
+        for observer in self.observers.take_served(&kept, Instant::now()) {
+            observer.finish(event());
+        }
+        if has_everything && let Some(consumer) = self.consumer.take() {
+            consumer.finish(event());
         }
     }
 
@@ -368,7 +340,11 @@ impl OutputBuffer {
     /// # Errors
     ///
     /// The offsets are beyond the end, or the hold was never given. Nothing has changed then.
-    pub fn attach(&mut self, consumer: Consumer, first: Option<BackendEvent>) -> Result<ClaimResult, ConsumerError> {
+    pub fn attach(
+        &mut self,
+        mut consumer: Consumer,
+        first: Option<BackendEvent>,
+    ) -> Result<ClaimResult, ConsumerError> {
         self.check_offsets(consumer.cursor)?;
         let claimed = self.holds.claim(consumer.claim)?;
         let reason = match claimed {
@@ -382,12 +358,45 @@ impl OutputBuffer {
         if consumer.has_arrived {
             self.acknowledge(consumer.cursor)?;
         }
-        self.unsent.clear();
-        self.unsent.extend(first.map(|event| event.with_hold(self.holds.newest())));
+        if let Some(event) = first {
+            consumer.queue_event(event.with_hold(self.holds.newest()));
+        }
         if let Some(before) = self.consumer.replace(consumer) {
             before.dismiss(reason);
         }
         Ok(claimed)
+    }
+
+    /// Adds an observer that reads from its offsets on, and gets the event `first` before anything else. It replaces
+    /// the one of the same request.
+    ///
+    /// # Errors
+    ///
+    /// The offsets are beyond the end, or there are `limit` observers. Nothing has changed then.
+    pub fn observe(
+        &mut self,
+        mut observer: Consumer,
+        first: Option<BackendEvent>,
+        limit: usize,
+    ) -> Result<(), ConsumerError> {
+        self.check_offsets(observer.cursor)?;
+        if let Some(event) = first {
+            observer.queue_event(event);
+        }
+        self.observers.add(observer, limit)
+    }
+
+    /// How many observers there are.
+    pub fn n_observers(&self) -> usize {
+        self.observers.len()
+    }
+
+    /// Gives up the output of an ended execution, which is evicted or forgotten. An observer that has not received all
+    /// of it gets a gap. A consumer keeps it.
+    pub fn give_up_output(&mut self) {
+        if self.consumer.is_none() {
+            self.rings = self.written().map(Ring::without_bytes);
+        }
     }
 
     /// Lets go of a consumer that is gone or does not read.
@@ -416,16 +425,32 @@ impl OutputBuffer {
     }
 
     /// Waits until the consumer makes room, is gone, or has vanished: it has read nothing for `patience`, and its
-    /// gateway has not polled since `polled_at` either.
-    pub async fn consumer_change(&self, patience: Duration, polled_at: Instant) -> ConsumerChange {
-        let Some(consumer) = &self.consumer else { return std::future::pending().await };
-        consumer.change(patience, polled_at, self.is_ending).await
+    /// gateway has not polled since `polled_at` either. Also returns when an observer has made room or is removed.
+    pub async fn consumer_change(&mut self, patience: Duration, polled_at: Instant) -> ConsumerChange {
+        let change = async {
+            let Some(consumer) = &self.consumer else { return std::future::pending().await };
+            consumer.change(patience, polled_at, self.is_ending).await
+        };
+        if self.observers.is_empty() {
+            return change.await;
+        }
+        tokio::select! {
+            biased;
+            change = change => change,
+            () = self.observers.change(patience, self.is_ending) => {
+                self.observers.remove_lost(patience, self.is_ending, Instant::now());
+                ConsumerChange::Room
+            }
+        }
     }
 }
 
 fn max_offsets(a: PerStream<u64>, b: PerStream<u64>) -> PerStream<u64> {
     PerStream { stdout: a.stdout.max(b.stdout), stderr: a.stderr.max(b.stderr) }
 }
+
+#[cfg(test)]
+mod observer_tests;
 
 #[cfg(test)]
 mod tests {
@@ -442,23 +467,23 @@ mod tests {
     use super::*;
     use crate::backend::storage::stored_file::StoredFile;
 
-    const RING: usize = 100;
+    pub(super) const RING: usize = 100;
 
-    fn output_buffer(policy: UnreadPolicy) -> (OutputBuffer, ConsumerFeed) {
+    pub(super) fn output_buffer(policy: UnreadPolicy) -> (OutputBuffer, ConsumerFeed) {
         let (consumer, feed) = Consumer::new(PerStream::default(), true);
         (OutputBuffer::new(policy, PerStream { stdout: RING, stderr: RING }, None, consumer), feed)
     }
 
-    fn bytes(n: usize, from: usize) -> Bytes {
+    pub(super) fn bytes(n: usize, from: usize) -> Bytes {
         (from..from + n).map(|at| (at % 251) as u8).collect()
     }
 
-    fn at(stdout: u64) -> PerStream<u64> {
+    pub(super) fn at(stdout: u64) -> PerStream<u64> {
         PerStream { stdout, stderr: 0 }
     }
 
     /// Reads what is there: the bytes of stdout by their offset, ranges of the file unread, and the events.
-    fn read(feed: &mut ConsumerFeed, from: u64) -> (u64, Vec<BackendEvent>) {
+    pub(super) fn read(feed: &mut ConsumerFeed, from: u64) -> (u64, Vec<BackendEvent>) {
         let (mut end, mut events) = (from, Vec::new());
         while let Ok(item) = feed.items.try_recv() {
             match item {

@@ -43,7 +43,12 @@ pub use self::{
     slot::{FIXED_BYTES, Retained, Slot, StreamGuard},
     state::{ExecutionCounts, QueueTurn},
 };
-use super::{config::BackendConfig, job_request::JobRequest, output_buffer::RetainedOutput, storage::StateDir};
+use super::{
+    config::BackendConfig,
+    job_request::{JobRequest, Poller},
+    output_buffer::RetainedOutput,
+    storage::StateDir,
+};
 use crate::server::caller::Caller;
 
 /// How long an execution may take to describe its state.
@@ -322,9 +327,9 @@ impl Registry {
     /// # Errors
     ///
     /// The execution is not known, or does not answer.
-    pub async fn snapshot(&self, caller: &Caller, id: ExecutionId) -> Result<Snapshot, RegistryError> {
+    pub async fn snapshot(&self, caller: &Caller, id: ExecutionId, poller: Poller) -> Result<Snapshot, RegistryError> {
         let (answer, answered) = oneshot::channel();
-        self.send(caller, id, JobRequest::Describe(answer))?;
+        self.send(caller, id, JobRequest::Describe(poller, answer))?;
         match tokio::time::timeout(DESCRIBE_PATIENCE, answered).await {
             Ok(Ok(snapshot)) => Ok(self.shared.with_request(snapshot)),
             Ok(Err(_)) => Err(self.unknown(id)),
@@ -343,7 +348,7 @@ impl Registry {
             }
             None => {
                 let _permit = self.descriptions.acquire().await;
-                self.snapshot(caller, id).await.ok()
+                self.snapshot(caller, id, Poller::Anyone).await.ok()
             }
         });
         let executions = futures_util::future::join_all(snapshots).await.into_iter().flatten().collect();
@@ -458,7 +463,7 @@ mod tests {
         attach(&registry, id);
         drop((slot, inbox));
         assert_eq!(registry.counts().running, 0, "its place is free");
-        let ending = registry.snapshot(&Caller::Operator, id).await.unwrap().ending.unwrap();
+        let ending = registry.snapshot(&Caller::Operator, id, Poller::Anyone).await.unwrap().ending.unwrap();
         assert_eq!((ending.status, ending.reason), (Status::Failed, Reason::BackendLost));
         assert!(matches!(
             registry.admit(Caller::Operator, None, id, &ExecutionSpec::of("true")),
@@ -488,7 +493,7 @@ mod tests {
         retained.report(RetainedOutput::Fetched(20 * FIXED_BYTES), (1, None));
         assert!(!has_task(&registry, id), "memory is short, and no consumer reads it");
         assert!(inbox.recv().await.is_none(), "its inbox is closed");
-        let ending = registry.snapshot(&Caller::Operator, id).await.unwrap().ending.unwrap();
+        let ending = registry.snapshot(&Caller::Operator, id, Poller::Anyone).await.unwrap().ending.unwrap();
         assert_eq!((ending.reason, ending.message.as_deref()), (Reason::Exit, Some("as it was")));
     }
 }

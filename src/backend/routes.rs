@@ -7,12 +7,12 @@ mod params;
 use actix_web::{HttpRequest, HttpResponse, web};
 use cc_executor_actors::{
     backend_api::{ExecutionPage, Snapshot, control as control_api},
-    rpc::{ErrorObject, code},
+    rpc::{ErrorObject, code, params::Params},
 };
 use serde_json::{Map, Value, json};
 
-use self::params::{parse_id, read_page};
-use super::registry::Registry;
+use self::params::{observes, parse_id, read_page};
+use super::{job_request::Poller, registry::Registry};
 use crate::server::{
     caller::Caller,
     refused::Refused,
@@ -83,8 +83,12 @@ async fn list(
 
 async fn show(
     id: web::Path<String>,
+    query: web::Query<Map<String, Value>>,
     caller: Caller,
     registry: web::Data<Registry>,
 ) -> Result<web::Json<Snapshot>, Refused> {
-    Ok(web::Json(registry.snapshot(&caller, parse_id(&id)?).await?))
+    let mut fields = Params::new(query.into_inner());
+    let poller = if observes(&mut fields)? { Poller::Observer } else { Poller::Anyone };
+    fields.finish()?;
+    Ok(web::Json(registry.snapshot(&caller, parse_id(&id)?, poller).await?))
 }

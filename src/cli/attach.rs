@@ -14,7 +14,8 @@ use super::{
 
 /// The exit codes in the help text.
 pub(super) const EXIT_CODES: &str = "\
-Exit codes: as for run, see `cc-executor run --help`";
+Exit codes: as for run, see `cc-executor run --help`. Ctrl-C ends attach with 130
+and cancels nothing.";
 
 /// Options of `attach`.
 #[derive(Args, Clone, Debug)]
@@ -31,6 +32,10 @@ pub struct AttachOptions {
     #[arg(default_missing_value = DEFAULT_RECONNECT)]
     reconnect: Option<Duration>,
 
+    /// Follow the execution beside its client, instead of taking it over
+    #[arg(long)]
+    observe: bool,
+
     /// Execution to follow
     #[arg(value_name = "ID", value_parser = execution_id())]
     id: ExecutionId,
@@ -38,9 +43,9 @@ pub struct AttachOptions {
 
 /// Follows an execution to its end. Returns the command's own exit code.
 pub(super) async fn attach(options: AttachOptions) -> Result<u8, ClientError> {
-    let AttachOptions { service, id, json, reconnect } = options;
+    let AttachOptions { service, id, json, reconnect, observe } = options;
     let loop_options = LoopOptions { url: service.url, json, shows_elapsed: !json, run: None };
     // The client that started the execution chose its heartbeat.
     let heartbeat = HeartbeatEstimate::Observed { longest: None, updated_at: None };
-    SessionLoop::new(loop_options, LoopPurpose::Attach { id, reconnect }, heartbeat).run().await
+    SessionLoop::new(loop_options, LoopPurpose::Attach { id, reconnect, observe }, heartbeat).run().await
 }

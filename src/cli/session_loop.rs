@@ -16,7 +16,7 @@ use cc_executor_actors::{
         attach::AttachParams,
         control::{ControlParams, ControlRequest, ResizeParams},
         execute::{DetachOptions, ExecuteParams, ExecutionSpec, Framing, Overflow},
-        input::InputParams,
+        input::{CommandInput, InputParams},
     },
     rpc::ReceivedMessage,
 };
@@ -117,7 +117,7 @@ enum LoopWake {
     Wrote(io::Result<()>),
     Received(ConnectionEvent),
     AnswerOverdue,
-    Input(u64, InputParams),
+    Input(u64, CommandInput),
     Tick,
 }
 
@@ -213,11 +213,11 @@ impl SessionLoop {
             LoopWake::AnswerOverdue => Some(LoopEvent::AnswerOverdue),
             LoopWake::Wrote(written) => OutputLoss::check(console::outcome(written)).err().map(LoopEvent::OutputLost),
             LoopWake::Resized => {
-                self.call(call::RESIZE, &ResizeParams(size())).await;
+                self.call(call::RESIZE, &ResizeParams { execution_id: None, size: size() }).await;
                 None
             }
-            LoopWake::Input(number, params) => {
-                self.call(call::INPUT + number, &params).await;
+            LoopWake::Input(number, input) => {
+                self.call(call::INPUT + number, &InputParams { execution_id: None, input }).await;
                 None
             }
             LoopWake::Tick => {
@@ -257,9 +257,9 @@ impl SessionLoop {
                         self.call(call::EXECUTE, &params).await;
                     }
                 }
-                LoopAction::Attach(execution_id) => {
-                    let offsets = self.view.output.offsets();
-                    let params = AttachParams { execution_id, offsets, framing: Framing::default(), events: true };
+                LoopAction::Attach { id, observe } => {
+                    let (offsets, framing) = (self.view.output.offsets(), Framing::default());
+                    let params = AttachParams { execution_id: id, offsets, framing, events: true, observe };
                     self.call(call::ATTACH, &params).await;
                 }
                 LoopAction::Cancel => {

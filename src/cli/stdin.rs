@@ -3,7 +3,7 @@
 use std::{io::Read, thread};
 
 use bytes::Bytes;
-use cc_executor_actors::protocol::input::InputParams;
+use cc_executor_actors::protocol::input::CommandInput;
 use tokio::sync::mpsc;
 
 /// The largest piece in one message, in bytes.
@@ -59,7 +59,7 @@ impl StdinReader {
 
     /// The next piece to send, and its number. Never completes while the response to the piece before is awaited, or
     /// after the end.
-    pub(super) async fn next(&mut self) -> (u64, InputParams) {
+    pub(super) async fn next(&mut self) -> (u64, CommandInput) {
         let StdinState::Reading(pieces) = &mut self.state else { return std::future::pending().await };
         let read = pieces.recv().await;
         self.n_sent += 1;
@@ -67,9 +67,9 @@ impl StdinReader {
         match (state, read) {
             (StdinState::Reading(pieces), Some(piece)) => {
                 self.state = StdinState::AwaitingAnswer(pieces);
-                (self.n_sent, InputParams { data: piece.into(), eof: false })
+                (self.n_sent, CommandInput { data: piece.into(), eof: false })
             }
-            _ => (self.n_sent, InputParams { data: Bytes::new(), eof: true }),
+            _ => (self.n_sent, CommandInput { data: Bytes::new(), eof: true }),
         }
     }
 }

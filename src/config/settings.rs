@@ -228,6 +228,10 @@ pub(super) struct ExecutionArgs {
     /// Maximum number of executions in the queue, which clients share
     #[arg(long, env = "CC_EXECUTOR_MAX_QUEUED", value_name = "N", default_value = "256", range = 0..=100_000)]
     pub(super) max_queued: u64,
+
+    /// Maximum number of observers of an execution
+    #[arg(long, env = "CC_EXECUTOR_MAX_OBSERVERS", value_name = "N", default_value = "50", range = 0..=10_000)]
+    pub(super) max_observers: u64,
 }
 
 /// The limits of what clients may request of Claude.

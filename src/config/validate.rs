@@ -179,6 +179,7 @@ impl Problems {
             executors: executors.expect("the executor shell always exists"),
             max_executions: size(executions.max_executions),
             max_queued: size(executions.max_queued),
+            max_observers: size(executions.max_observers),
             max_timeout_ms: shared.max_timeout_ms,
             max_detach_ms: shared.max_detach_ms,
             ring_bytes: size(output.ring_bytes),
@@ -419,7 +420,7 @@ mod tests {
         let definition = BackendOnlyArgs::augment_args(Command::new("backend"));
         let names: Vec<_> =
             definition.get_arguments().filter_map(|arg| Some((arg.get_long()?, arg.get_env()?.to_str()?))).collect();
-        assert_eq!(names.len(), 16);
+        assert_eq!(names.len(), 17);
         for (flag, name) in names {
             let Problems(problems) = serve(&[remote, (name, "1")]).unwrap_err();
             let belongs = format!("--{flag} belongs to the backend at CLAUDE_API_URL; set it there");

@@ -9,7 +9,7 @@ use crate::{
     protocol::{
         DEFAULT_GRACE_MS, Limits,
         control::{ControlRequest, TerminalSize},
-        input::InputParams,
+        input::CommandInput,
     },
     rpc::{ErrorObject, code, params::Params},
     signal::Signal,
@@ -62,7 +62,7 @@ impl ControlCall {
             ControlRequest::Resume => post(RESUME, json!({})),
             ControlRequest::Signal { signal } => post(SIGNAL, json!({ "signal": signal })),
             ControlRequest::Resize(size) => post(RESIZE, json!(size)),
-            ControlRequest::Stdin(InputParams { data, eof }) => {
+            ControlRequest::Stdin(CommandInput { data, eof }) => {
                 ControlCall::Write { action: STDIN, query: format!("eof={eof}"), data: data.clone() }
             }
         }
@@ -118,7 +118,7 @@ pub fn read_action(action: &str, query: Map<String, Value>, body: Bytes) -> Resu
             let mut query = Params::new(query);
             let eof = query.one_of("eof", &["false", "true"])? == Some(1);
             query.finish()?;
-            Ok(ControlRequest::Stdin(InputParams { data: body, eof }))
+            Ok(ControlRequest::Stdin(CommandInput { data: body, eof }))
         }
         _ => Err(ErrorObject::new(code::METHOD, format!("POST /executions/{{id}}/{action}: there is no such action"))),
     }
@@ -142,8 +142,8 @@ mod tests {
             ControlRequest::Resume,
             ControlRequest::Signal { signal: Signal::named("SIGINT").unwrap() },
             ControlRequest::Resize(TerminalSize { rows: 1, cols: 2 }),
-            ControlRequest::Stdin(InputParams { data: Bytes::from_static(b"\xff"), eof: false }),
-            ControlRequest::Stdin(InputParams { data: Bytes::new(), eof: true }),
+            ControlRequest::Stdin(CommandInput { data: Bytes::from_static(b"\xff"), eof: false }),
+            ControlRequest::Stdin(CommandInput { data: Bytes::new(), eof: true }),
         ] {
             let read = match ControlCall::of(&request) {
                 ControlCall::Delete { query } => {

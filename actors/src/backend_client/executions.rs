@@ -128,8 +128,21 @@ impl BackendClient {
     ///
     /// The backend refuses, or does not answer.
     pub async fn snapshot(&self, id: ExecutionId) -> Result<Snapshot, BackendError> {
+        self.snapshot_with(id, "").await
+    }
+
+    /// The same for an observer, whose question must not count as a sign of life of the execution's consumer.
+    ///
+    /// # Errors
+    ///
+    /// The backend refuses, or does not answer.
+    pub async fn snapshot_as_observer(&self, id: ExecutionId) -> Result<Snapshot, BackendError> {
+        self.snapshot_with(id, "?observe=true").await
+    }
+
+    async fn snapshot_with(&self, id: ExecutionId, query: &str) -> Result<Snapshot, BackendError> {
         let _place = self.place(false).await;
-        let request = self.request_by_id("ask about", Method::GET, &format!("/executions/{id}"))?;
+        let request = self.request_by_id("ask about", Method::GET, &format!("/executions/{id}{query}"))?;
         let name = format!("GET /executions/{id}");
         let body = self.fetch(&name, request.send()).await?;
         serde_json::from_slice(&body).map_err(|error| self.unknown_form(&name, &error))

@@ -26,6 +26,14 @@ impl BackendKind {
         }
     }
 
+    /// Whether it has this capability.
+    pub fn has(&self, capability: &str) -> bool {
+        match self {
+            BackendKind::Native(health) => health.capabilities.iter().any(|name| name == capability),
+            BackendKind::Legacy => false,
+        }
+    }
+
     /// The instance of the backend, if it states one.
     pub fn instance(&self) -> Option<InstanceId> {
         match self {

@@ -8,6 +8,7 @@ use awc::{
 };
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
+use serde_json::json;
 
 use super::{
     body_end::BodyEnd,
@@ -19,7 +20,7 @@ use super::{
 use crate::{
     backend_api::{ExecuteRequest, MULTIPLEXED},
     id::ExecutionId,
-    protocol::execute::ExecuteParams,
+    protocol::{OBSERVE, execute::ExecuteParams},
     rpc::{ErrorObject, code},
     stream::PerStream,
 };
@@ -148,6 +149,40 @@ impl BackendClient {
         holder: &HoldIdentity,
     ) -> Result<ResponseBody, BackendError> {
         self.follow(id, &format!("{}&arrived=false{}", query_of(offsets), holder.query())).await
+    }
+
+    /// Observes a known execution from these offsets: the request makes no hold and acknowledges nothing. Repeated by
+    /// the same holder, it replaces the stream before.
+    ///
+    /// # Errors
+    ///
+    /// The backend refuses, does not answer, or is of a release that cannot do that.
+    pub async fn observe(
+        &self,
+        id: ExecutionId,
+        offsets: PerStream<u64>,
+        holder: &HoldIdentity,
+    ) -> Result<ResponseBody, BackendError> {
+        if !self.known().is_some_and(|kind| kind.has(OBSERVE)) {
+            // It may have been replaced since its last answer.
+            self.describe().await?;
+        }
+        let known = self.known();
+        if let Some(BackendKind::Native(health)) = known.as_ref().filter(|kind| !kind.has(OBSERVE)) {
+            let message = format!(
+                "this backend ({} {}) lets only one session follow an execution: attach without observe to take it over",
+                health.server, health.version
+            );
+            return Err(BackendError::Refused(
+                ErrorObject::new(code::NOT_ALLOWED, message).with(json!({ "param": "observe" })),
+            ));
+        }
+        // Not when it attaches again, so that the loss of the execution with a restarted backend is noticed.
+        if holder.instance.get().is_none() {
+            holder.instance.set(known.and_then(|kind| kind.instance()));
+        }
+        let query = format!("{}&observe=true&request_id={}", query_of(offsets), holder.request);
+        self.follow(id, &query).await
     }
 
     async fn follow(&self, id: ExecutionId, query: &str) -> Result<ResponseBody, BackendError> {

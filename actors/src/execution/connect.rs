@@ -152,6 +152,7 @@ pub(super) async fn open(
                 return Ok((BackendStream::Legacy(LegacyStream::new(body, end, &execute.run)), start));
             }
         },
+        ExecutionPurpose::Follow(attach) if attach.observe => backend.observe(id, attach.offsets, holder).await?,
         ExecutionPurpose::Follow(attach) => backend.attach(id, attach.offsets, holder).await?,
     };
     let (events, start) = EventStream::new(body).first_event(holder).await?;
@@ -166,17 +167,22 @@ pub(super) async fn is_taken_over(backend: &BackendClient, id: ExecutionId, hold
     matches!(answer, Ok(Ok(snapshot)) if snapshot.hold.is_some_and(|hold| hold != own))
 }
 
-/// Attaches again to an execution whose stream broke off. Repeats that while the backend does not answer.
+/// Attaches again to an execution whose stream broke off, as an observer if the stream was that of one. Repeats that
+/// while the backend does not answer.
 pub(super) async fn find(
     backend: &BackendClient,
     id: ExecutionId,
     offsets: PerStream<u64>,
     holder: &HoldIdentity,
+    observes: bool,
 ) -> Result<(EventStream, StreamStart), ConnectError> {
     let until = Instant::now() + FIND_PATIENCE;
     loop {
         let attached = async {
-            let body = backend.attach_again(id, offsets, holder).await?;
+            let body = match observes {
+                true => backend.observe(id, offsets, holder).await?,
+                false => backend.attach_again(id, offsets, holder).await?,
+            };
             EventStream::new(body).first_event(holder).await
         };
         match timeout_at(until, attached).await {

@@ -18,7 +18,7 @@ use crate::{
     protocol::{
         MAX_INPUT_WAITING as MAX_WAITING,
         control::{ControlReply, ControlRequest},
-        input::InputParams,
+        input::CommandInput,
     },
     rpc::{ErrorObject, code},
     stream::PerStream,
@@ -29,7 +29,7 @@ use crate::{
 pub(super) struct InputQueue(VecDeque<PendingInput>);
 
 struct PendingInput {
-    input: InputParams,
+    input: CommandInput,
     answer: oneshot::Sender<ControlAnswer>,
 }
 
@@ -50,7 +50,7 @@ pub(super) enum Acknowledger {
 }
 
 /// What an input counts against the limit of waiting input, in bytes: at least 1 KiB, which bounds their number.
-fn cost(input: &InputParams) -> usize {
+fn cost(input: &CommandInput) -> usize {
     input.data.len().max(1_024)
 }
 
@@ -108,7 +108,7 @@ fn not_possible(request: &ControlRequest) -> ErrorObject {
 impl Execution {
     /// The answer comes when the command has room for all of the input. If the execution ends first, the inputs in the
     /// queue end with this actor.
-    fn write_stdin(&mut self, input: InputParams, ctx: &mut Context<Self>) -> ResponseFuture<ControlAnswer> {
+    fn write_stdin(&mut self, input: CommandInput, ctx: &mut Context<Self>) -> ResponseFuture<ControlAnswer> {
         let waiting: usize = self.input.0.iter().map(|pending| cost(&pending.input)).sum();
         let length = cost(&input);
         if waiting + length > MAX_WAITING {

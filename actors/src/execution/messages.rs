@@ -26,6 +26,13 @@ pub enum ExecutionPurpose {
     Follow(AttachParams),
 }
 
+impl ExecutionPurpose {
+    /// Whether it follows the execution without a hold.
+    pub(super) fn observes(&self) -> bool {
+        matches!(self, ExecutionPurpose::Follow(AttachParams { observe: true, .. }))
+    }
+}
+
 /// Output, encoded by the encoder that the parent has given. The reply is the permission to continue.
 #[derive(Message, Debug)]
 #[rtype(result = "()")]

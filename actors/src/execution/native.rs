@@ -108,17 +108,18 @@ impl NativeRelay {
         Ok(None)
     }
 
-    /// Attaches again if the execution may have gone on. For any other execution the backend is asked whether another
-    /// consumer has it now, because the backend cuts the connection of a replaced consumer that does not read.
+    /// Attaches again if the execution may have gone on, which it has for an observer. For any other execution the
+    /// backend is asked whether another consumer has it now, because the backend cuts the connection of a replaced
+    /// consumer that does not read.
     async fn reconnect(&self, fault: String) -> Result<(EventStream, StreamStart), ConnectError> {
-        let RelayConfig { backend, id, holder, may_detach, .. } = &self.relay.config;
-        if !may_detach {
+        let RelayConfig { backend, id, holder, may_detach, observes, .. } = &self.relay.config;
+        if !may_detach && !observes {
             return Err(match connect::is_taken_over(backend, *id, holder).await {
                 true => ConnectError::End(ExecutionEnd::TakenOver),
                 false => BackendError::BrokeOff(fault).into(),
             });
         }
-        match connect::find(backend, *id, self.relay.received, holder).await {
+        match connect::find(backend, *id, self.relay.received, holder, *observes).await {
             Err(ConnectError::Failed(BackendError::Refused(error))) if holder.is_gone_with_its_backend(&error) => {
                 let message = "the backend was restarted, and the execution ended with the old backend process";
                 Err(BackendError::BrokeOff(message.to_owned()).into())

@@ -49,6 +49,8 @@ pub(super) struct RelayConfig {
     pub(super) heartbeat: Duration,
     /// Whether the execution keeps running in its backend when its stream breaks off.
     pub(super) may_detach: bool,
+    /// Whether it is followed without a hold.
+    pub(super) observes: bool,
 }
 
 /// Encodes output and hands it to the parent.
@@ -146,13 +148,17 @@ impl Relay {
     /// Asks for the state of the execution, once a heartbeat, and returns when there was no answer for too long. Never
     /// returns for the legacy image, whose health [`super::legacy`] watches.
     async fn no_life(&self) {
-        let RelayConfig { id, backend, heartbeat, has_id, .. } = &self.config;
+        let RelayConfig { id, backend, heartbeat, has_id, observes, .. } = &self.config;
         if !has_id {
             return std::future::pending().await;
         }
         while self.last_event_at.get().elapsed() < *heartbeat * MISSED_HEARTBEATS {
             sleep(*heartbeat).await;
-            if let Ok(snapshot) = backend.snapshot(*id).await {
+            let snapshot = match observes {
+                true => backend.snapshot_as_observer(*id).await,
+                false => backend.snapshot(*id).await,
+            };
+            if let Ok(snapshot) = snapshot {
                 self.last_event_at.set(Instant::now());
                 self.report(ExecutionEvent::Alive(snapshot.alive));
             }

@@ -28,6 +28,9 @@ pub struct AttachParams {
     /// Whether the client gets an agent's events beside their text.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub events: bool,
+    /// Whether to follow it without a hold: neither the execution nor its holder notices.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub observe: bool,
 }
 
 /// Response of `attach`.
@@ -39,6 +42,7 @@ impl AttachParams {
             .ok_or_else(|| ErrorObject::new(code::PARAMS, "executionId is missing: name the execution to attach to"))?;
         let offsets = offsets(fields)?.unwrap_or_default();
         let events = fields.boolean("events")?;
-        Ok(AttachParams { execution_id, offsets, framing: Framing::from_fields(fields)?, events })
+        let observe = fields.boolean("observe")?;
+        Ok(AttachParams { execution_id, offsets, framing: Framing::from_fields(fields)?, events, observe })
     }
 }

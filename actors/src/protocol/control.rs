@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::{DEFAULT_GRACE_MS, Limits, execution_id, input::InputParams};
+use super::{DEFAULT_GRACE_MS, Limits, execution_id, input::CommandInput};
 use crate::{
     excerpt::Quoted,
     id::ExecutionId,
@@ -52,12 +52,12 @@ pub enum ControlRequest {
         /// The signal.
         signal: Signal,
     },
-    /// Set the size of its terminal. Sent by the method `resize`, because it concerns the session's own execution only.
+    /// Set the size of its terminal. Sent by the method `resize`.
     #[serde(skip)]
     Resize(TerminalSize),
-    /// Write to its standard input. Sent by the method `input`, for the same reason.
+    /// Write to its standard input. Sent by the method `input`.
     #[serde(skip)]
-    Stdin(InputParams),
+    Stdin(CommandInput),
 }
 
 /// The result of a control request that succeeded.
@@ -83,8 +83,15 @@ pub struct ControlResult {
 
 /// Parameters of `resize`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
-#[serde(transparent)]
-pub struct ResizeParams(pub TerminalSize);
+#[serde(rename_all = "camelCase")]
+pub struct ResizeParams {
+    /// The execution; the session's own if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub execution_id: Option<ExecutionId>,
+    /// The new size.
+    #[serde(flatten)]
+    pub size: TerminalSize,
+}
 
 /// The size of a terminal, in characters.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -164,7 +171,7 @@ impl ControlParams {
 
 impl ResizeParams {
     pub(super) fn from_fields(fields: &mut Params, _: &Limits) -> Result<Self, ErrorObject> {
-        TerminalSize::from_fields(fields).map(ResizeParams)
+        Ok(ResizeParams { execution_id: execution_id(fields)?, size: TerminalSize::from_fields(fields)? })
     }
 }
 

@@ -68,7 +68,7 @@ impl Framing {
 /// Response of `execute`.
 pub type ExecuteResult = HoldResult<Acceptance>;
 
-/// Response of `execute` and `attach`: the session holds the execution, and its output follows.
+/// Response of `execute` and `attach`: the session holds the execution, or observes it, and its output follows.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct HoldResult<S> {
@@ -85,6 +85,9 @@ pub struct HoldResult<S> {
     /// The executor of another agent, if its standard output consists of the events of that agent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent: Option<String>,
+    /// Whether the session only observes it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub observe: bool,
 }
 
 /// Whether an execution was accepted.

@@ -5,12 +5,27 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::json;
 
-use super::Limits;
-use crate::rpc::{ErrorObject, code, params::Params};
+use super::{Limits, execution_id};
+use crate::{
+    id::ExecutionId,
+    rpc::{ErrorObject, code, params::Params},
+};
 
 /// Parameters of `input`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct InputParams {
+    /// The execution; the session's own if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub execution_id: Option<ExecutionId>,
+    /// The input.
+    #[serde(flatten)]
+    pub input: CommandInput,
+}
+
+/// Input for a command.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct CommandInput {
     /// The bytes to write.
     #[serde(rename = "dataBase64", serialize_with = "as_base64", skip_serializing_if = "Bytes::is_empty")]
     pub data: Bytes,
@@ -32,6 +47,12 @@ fn as_base64<S: Serializer>(data: &Bytes, serializer: S) -> Result<S::Ok, S::Err
 
 impl InputParams {
     pub(super) fn from_fields(fields: &mut Params, limits: &Limits) -> Result<Self, ErrorObject> {
+        Ok(InputParams { execution_id: execution_id(fields)?, input: CommandInput::from_fields(fields, limits)? })
+    }
+}
+
+impl CommandInput {
+    fn from_fields(fields: &mut Params, limits: &Limits) -> Result<Self, ErrorObject> {
         let data = match (fields.string("data")?, fields.base64("dataBase64")?) {
             (Some(_), Some(_)) => {
                 return Err(ErrorObject::new(code::PARAMS, "data and dataBase64 are two forms of the same: send one"));
@@ -49,6 +70,6 @@ impl InputParams {
             return Err(ErrorObject::new(code::PARAMS, message)
                 .with(json!({ "param": "data", "asked": data.len(), "max": limits.input_bytes })));
         }
-        Ok(InputParams { data, eof })
+        Ok(CommandInput { data, eof })
     }
 }

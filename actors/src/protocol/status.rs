@@ -54,6 +54,9 @@ pub struct Snapshot {
     /// Whether a consumer follows it now.
     #[serde(default)]
     pub attached: bool,
+    /// How many observers follow it now.
+    #[serde(skip_serializing_if = "is_none", default)]
+    pub observers: usize,
     /// The number of the newest hold, even if its consumer is disconnected now.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub hold: Option<u64>,
@@ -100,6 +103,10 @@ pub struct Heartbeat {
     /// The number of answers of the agent's model.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub turns: Option<u32>,
+}
+
+fn is_none(n: &usize) -> bool {
+    *n == 0
 }
 
 impl Heartbeat {

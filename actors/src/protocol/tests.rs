@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::{
     control::{ControlRequest, TerminalSize},
     execute::{ClaudeOptions, DetachOptions, ExecutionSpec, Overflow},
+    input::CommandInput,
     *,
 };
 use crate::{backend_api::ExecuteRequest, signal::Signal, stream::PerStream};
@@ -79,6 +80,12 @@ fn the_error_names_the_invalid_parameter() {
             code::PARAMS,
             "an object",
         ),
+        (
+            "attach",
+            json!({ "executionId": "00000000-0000-4000-8000-000000000000", "observe": 1 }),
+            code::PARAMS,
+            "observe must be true or false",
+        ),
         ("input", json!({}), code::PARAMS, "data is missing"),
         ("input", json!({ "data": "x", "dataBase64": "eA==" }), code::PARAMS, "send one"),
         ("input", json!({ "dataBase64": "%" }), code::PARAMS, "base64"),
@@ -139,22 +146,25 @@ fn calls() -> Vec<Method> {
         offsets: PerStream { stdout: 1, stderr: 2 },
         framing: Framing::Line,
         events: true,
+        observe: true,
     };
     let control = |request| Method::Control(ControlParams { execution_id: Some(id), request });
+    let input = |execution_id, input| Method::Input(InputParams { execution_id, input });
     vec![
         Method::Execute(ExecuteParams { run, framing: Framing::Line, events: true, instance }),
         Method::Execute(execute(on_terminal)),
         Method::Execute(execute(ExecutionSpec::of("echo"))),
         Method::Attach(attach),
-        Method::Attach(AttachParams { framing: Framing::Chunk, events: false, ..attach }),
+        Method::Attach(AttachParams { framing: Framing::Chunk, events: false, observe: false, ..attach }),
         control(ControlRequest::cancel(7)),
         control(ControlRequest::Pause),
         control(ControlRequest::Resume),
         control(ControlRequest::Signal { signal: Signal::named("SIGINT").unwrap() }),
         Method::Control(ControlParams { execution_id: None, request: ControlRequest::Pause }),
-        Method::Input(InputParams { data: b"\xff"[..].into(), eof: false }),
-        Method::Input(InputParams { data: Default::default(), eof: true }),
-        Method::Resize(ResizeParams(size)),
+        input(Some(id), CommandInput { data: b"\xff"[..].into(), eof: false }),
+        input(None, CommandInput { data: Default::default(), eof: true }),
+        Method::Resize(ResizeParams { execution_id: None, size }),
+        Method::Resize(ResizeParams { execution_id: Some(id), size }),
         Method::Status(StatusParams { execution_id: Some(id) }),
         Method::Status(StatusParams::default()),
         Method::Ack(AckParams { execution_id: Some(id), offsets: PerStream { stdout: 1, stderr: 2 } }),

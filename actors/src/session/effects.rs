@@ -17,7 +17,7 @@ use crate::{
     },
     id::ExecutionId,
     outcome::CancelReason,
-    protocol::{DEFAULT_HEARTBEAT_MS, control::ControlRequest},
+    protocol::{DEFAULT_HEARTBEAT_MS, attach::AttachParams, control::ControlRequest},
     rpc::{ErrorObject, code},
     supervisor::ExecutionBegan,
     ws,
@@ -100,10 +100,14 @@ impl Session {
             output: ctx.address().recipient(),
             reports: ctx.address().recipient(),
         };
+        let observes = matches!(purpose, ExecutionPurpose::Follow(AttachParams { observe: true, .. }));
         let execution = Execution::new(id, self.id, purpose, self.backend.clone(), parent).start();
         let (supervisor, client) = (self.permit.supervisor().clone(), self.permit.client().clone());
-        let cancel = execution.downgrade().recipient();
-        supervisor.do_send(ExecutionBegan { execution: id, session: self.id, client: client.clone(), cancel });
+        // A cancellation by id goes to the session that holds the execution.
+        if !observes {
+            let cancel = execution.downgrade().recipient();
+            supervisor.do_send(ExecutionBegan { execution: id, session: self.id, client: client.clone(), cancel });
+        }
         self.release_execution(ctx);
         let heartbeat = start_heartbeat(heartbeat_ms, ctx);
         self.current = Some(ExecutionHandle { id, session: self.id, client, execution, supervisor, heartbeat });

@@ -52,8 +52,8 @@ pub(super) fn end(mut shared: JobShared, ending: Outcome, slot: Slot) {
     actix_web::rt::spawn(retain(Box::new(shared), ending, retained));
 }
 
-/// Delivers the remaining output and the final event to the current consumer and to each that attaches, until the
-/// registry releases the task: the retention is over, the output is evicted, or nothing is retained.
+/// Delivers the remaining output and the final event to the current consumer, to the observers, and to each that
+/// attaches, until the registry releases the task: the retention is over, the output is evicted, or nothing is retained.
 pub(super) async fn retain(mut shared: Box<JobShared>, ending: Outcome, retained: Retained) {
     let snapshot = JobSnapshot::ended(&ending);
     let mut is_released = false;
@@ -66,14 +66,18 @@ pub(super) async fn retain(mut shared: Box<JobShared>, ending: Outcome, retained
                 shared.output_buffer.forget_files();
             }
         }
-        // A consumer is served to the end, even if the registry has released the task.
-        if is_released && !shared.output_buffer.is_attached() {
+        // A consumer is served to the end, even if the registry has released the task, and so is an observer.
+        if is_released && !shared.output_buffer.is_attached() && shared.output_buffer.n_observers() == 0 {
             break;
         }
         tokio::select! {
             biased;
             request = shared.requests.recv(), if !is_released => match request {
-                None => is_released = true,
+                None => {
+                    is_released = true;
+                    // The registry no longer counts its memory.
+                    shared.output_buffer.give_up_output();
+                }
                 Some(request) => {
                     if let Some(request) = shared.answer_common(request, || snapshot.clone(), Some(&ending)) {
                         refuse(request, JobError::Ended(shared.context.id));
@@ -146,13 +150,13 @@ pub fn answer(
     if let Some(request) = shared.answer_common(request, || JobSnapshot::ended(&ending), Some(&ending)) {
         refuse(request, JobError::Ended(id));
     }
-    shared.output_buffer.deliver_final(|| BackendEvent::Exit(ending));
+    shared.output_buffer.deliver_final(|| BackendEvent::Exit(ending.clone()));
     record.set_newest_hold(shared.output_buffer.holds().remembered());
     if shared.output_buffer.is_fetched() {
         record.set_fetched();
     }
     debug_assert!(
-        !shared.output_buffer.is_attached(),
+        !shared.output_buffer.is_attached() && shared.output_buffer.n_observers() == 0,
         "all items of an execution without output fit in a consumer's slots"
     );
 }

@@ -23,7 +23,7 @@ use crate::backend::{
     agent::AgentJob,
     config::BackendConfig,
     holds::ClaimResult,
-    job_request::{JobError, JobRequest},
+    job_request::{JobError, JobRequest, Poller},
     output_buffer::{ConsumerChange, ConsumerError, DismissReason, OutputBuffer},
     registry::JobInbox,
     storage::StateDir,
@@ -119,10 +119,7 @@ impl JobShared {
         match request {
             JobRequest::Attach(consumer, answer) => {
                 let snapshot = snapshot();
-                // A job that never ran sends only its outcome.
-                let never_ran = ending.is_some_and(|ending| ending.elapsed_ms.is_none());
-                let first = (snapshot.is_reported && !never_ran).then(|| snapshot.first_event(&self.context));
-                let attached = self.output_buffer.attach(*consumer, first);
+                let attached = self.output_buffer.attach(*consumer, self.first_event(&snapshot, ending));
                 if let Ok(ClaimResult::New | ClaimResult::Same) = attached {
                     self.consumer_clock = ConsumerClock::attached(Instant::now());
                     info!(event = "execution.attached", execution_id:% = self.context.id, status = snapshot.status.as_str(),
@@ -130,6 +127,16 @@ impl JobShared {
                 }
                 // Fails if the client has just left; its consumer is gone then, too.
                 let _ = answer.send(attached.map(drop).map_err(JobError::from));
+            }
+            JobRequest::Observe(observer, answer) => {
+                let snapshot = snapshot();
+                let first = self.first_event(&snapshot, ending);
+                let observed = self.output_buffer.observe(*observer, first, self.context.config.max_observers);
+                if observed.is_ok() {
+                    info!(event = "execution.observed", execution_id:% = self.context.id, status = snapshot.status.as_str(),
+                        observers = self.output_buffer.n_observers(); "an observer attached");
+                }
+                let _ = answer.send(observed.map_err(JobError::from));
             }
             JobRequest::Acknowledge((offsets, claim), answer) => {
                 let checked = self.output_buffer.holds().check(claim).map_err(ConsumerError::from);
@@ -147,14 +154,22 @@ impl JobShared {
                 let _ = answer.send(checked);
                 return accepted.then_some(JobRequest::Cancel(cancel));
             }
-            JobRequest::Describe(answer) => {
-                self.consumer_clock.record_poll(Instant::now());
-                self.output_buffer.set_consumer_alive(true);
+            JobRequest::Describe(poller, answer) => {
+                if poller == Poller::Anyone {
+                    self.consumer_clock.record_poll(Instant::now());
+                    self.output_buffer.set_consumer_alive(true);
+                }
                 let _ = answer.send(self.describe(snapshot(), ending));
             }
             other => return Some(other),
         }
         None
+    }
+
+    /// The first event of a consumer or observer that attaches now. A job that never ran sends only its outcome.
+    fn first_event(&self, snapshot: &JobSnapshot, ending: Option<&Outcome>) -> Option<BackendEvent> {
+        let never_ran = ending.is_some_and(|ending| ending.elapsed_ms.is_none());
+        (snapshot.is_reported && !never_ran).then(|| snapshot.first_event(&self.context))
     }
 
     fn describe(&self, snapshot: JobSnapshot, ending: Option<&Outcome>) -> Snapshot {
@@ -165,6 +180,7 @@ impl JobShared {
             position: snapshot.position,
             scope: (snapshot.status == Status::Paused).then_some(Scope::Process),
             attached: self.output_buffer.is_attached(),
+            observers: self.output_buffer.n_observers(),
             hold: Some(self.output_buffer.holds().newest()),
             instance: Some(self.context.instance),
             alive: snapshot.alive,
@@ -226,7 +242,7 @@ mod tests {
     use crate::backend::{
         holds::Claim,
         job_request::CancelOrder,
-        output_buffer::{Consumer, ConsumerFeed, UnreadPolicy},
+        output_buffer::{Consumer, ConsumerFeed, ConsumerItem, UnreadPolicy},
     };
 
     fn shared() -> (JobShared, ConsumerFeed) {
@@ -283,6 +299,43 @@ mod tests {
         let (_other, client) = attach(true, &mut shared);
         assert_eq!(feed.dismissed.try_recv(), Ok(DismissReason::TakenOver));
         assert_eq!((client.unwrap().try_recv(), shared.output_buffer.holds().newest()), (Ok(Ok(())), 2));
+    }
+
+    #[test]
+    fn an_observer_is_not_taken_for_the_consumer() {
+        let (mut shared, mut feed) = shared();
+        let long_ago = Instant::now() - Duration::from_secs(3_600);
+        shared.consumer_clock = ConsumerClock::attached(long_ago);
+        shared.consumer_clock.record_leave(long_ago);
+        let observe = |shared: &mut JobShared| {
+            let (observer, feed) = Consumer::new(PerStream::default(), true);
+            let (answer, client) = oneshot::channel();
+            (JobRequest::Observe(Box::new(observer), answer), shared.context.id, feed, client)
+        };
+        let (request, _, _gone, client) = observe(&mut shared);
+        drop(client);
+        assert!(shared.answer_common(request, running, None).is_none());
+        assert_eq!(shared.output_buffer.n_observers(), 0, "its client has left");
+        let (request, id, mut observed, mut client) = observe(&mut shared);
+        assert!(shared.answer_common(request, running, None).is_none());
+        assert_eq!(client.try_recv(), Ok(Ok(())));
+        let mut describe = |poller| {
+            let (answer, mut client) = oneshot::channel();
+            assert!(shared.answer_common(JobRequest::Describe(poller, answer), running, None).is_none());
+            (client.try_recv().unwrap(), shared.consumer_clock.polled_at())
+        };
+        let (snapshot, polled_at) = describe(Poller::Observer);
+        assert_eq!((snapshot.observers, snapshot.hold, polled_at), (1, Some(1), long_ago));
+        assert!(describe(Poller::Anyone).1 > long_ago);
+        assert_eq!(shared.consumer_clock.detached_until(Some(Duration::ZERO)), Some(long_ago), "it runs on");
+        assert!(feed.dismissed.try_recv().is_err(), "the holder stays");
+        shared.output_buffer.deliver();
+        match observed.items.try_recv() {
+            Ok(ConsumerItem::Event(BackendEvent::Started(started))) => {
+                assert_eq!((started.execution_id, started.terms.hold), (id, None));
+            }
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]

@@ -1,6 +1,9 @@
 //! The consumer of an execution's output: how far it has read, and the few items that wait for it.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use cc_executor_actors::{
@@ -74,6 +77,10 @@ pub struct Consumer {
     pub has_arrived: bool,
     /// Since when it has no room, as of the last delivery.
     pub(super) blocked_since: Option<Instant>,
+    /// Events that it had no room for.
+    unsent: VecDeque<BackendEvent>,
+    /// The index of the stream that is delivered first. The streams take turns.
+    first_stream: usize,
 }
 
 /// The response's end of a consumer.
@@ -85,6 +92,26 @@ pub struct ConsumerFeed {
     pub dismissed: oneshot::Receiver<DismissReason>,
     /// The same, for the task that shuts the socket down.
     pub released: oneshot::Receiver<DismissReason>,
+}
+
+/// What is kept of an execution's output, for its readers.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct KeptOutput<'a> {
+    rings: &'a PerStream<Ring>,
+    stored: Option<&'a StoredOutput>,
+    policy: UnreadPolicy,
+    acknowledged: &'a PerStream<u64>,
+}
+
+impl<'a> KeptOutput<'a> {
+    pub(super) fn new(
+        rings: &'a PerStream<Ring>,
+        stored: Option<&'a StoredOutput>,
+        policy: UnreadPolicy,
+        acknowledged: &'a PerStream<u64>,
+    ) -> Self {
+        KeptOutput { rings, stored, policy, acknowledged }
+    }
 }
 
 impl Consumer {
@@ -102,6 +129,8 @@ impl Consumer {
             cursor: offsets,
             has_arrived: true,
             blocked_since: None,
+            unsent: VecDeque::new(),
+            first_stream: 0,
         };
         (consumer, ConsumerFeed { items: receiver, dismissed, released })
     }
@@ -111,6 +140,29 @@ impl Consumer {
         // Either receiver may be gone already.
         let _ = body.send(reason);
         let _ = socket.send(reason);
+    }
+
+    /// Whether its response has ended.
+    pub(super) fn is_gone(&self) -> bool {
+        self.items.is_closed()
+    }
+
+    /// Waits until it makes room, if it had none at the last delivery, or is gone.
+    pub(super) async fn room_or_end(&self) {
+        if self.blocked_since.is_some() {
+            // Fails if it is gone.
+            let _ = self.items.reserve().await;
+        } else {
+            self.items.closed().await;
+        }
+    }
+
+    /// When it has read nothing for `patience`. `None` while it has room, and for one that is not a gateway until the
+    /// execution `is_ending`.
+    pub(super) fn vanishes_at(&self, patience: Duration, is_ending: bool) -> Option<Instant> {
+        // It may have made room since the last delivery.
+        let is_blocked = self.items.capacity() == 0 && (self.is_gateway || is_ending);
+        self.blocked_since.filter(|_| is_blocked).map(|since| since + patience)
     }
 
     /// Waits for the next change, see [`OutputBuffer::consumer_change`](super::OutputBuffer::consumer_change). A
@@ -137,19 +189,74 @@ impl Consumer {
         }
     }
 
-    /// The next piece that it has not received, or the gap before it. `first` is the index of the stream to begin with;
-    /// the streams take turns.
-    pub(super) fn next_item(
-        &mut self,
-        rings: &PerStream<Ring>,
-        stored: Option<&StoredOutput>,
-        first: &mut usize,
-        policy: UnreadPolicy,
-        acknowledged: &PerStream<u64>,
-    ) -> Option<ConsumerItem> {
+    /// Whether it has received all events and everything before this offset of a stream, and has room.
+    pub(super) fn can_take(&self, stream: Stream, offset: u64) -> bool {
+        *self.cursor.get(stream) == offset && self.unsent.is_empty() && self.items.capacity() > 0
+    }
+
+    /// Takes output that follows everything that it has received, see [`Consumer::can_take`].
+    pub(super) fn take(&mut self, stream: Stream, bytes: Bytes) {
+        *self.cursor.get_mut(stream) += bytes.len() as u64;
+        // Fails if it is gone, which `consumer_change` reports.
+        let _ = self.items.try_send(ConsumerItem::Output { stream, bytes });
+    }
+
+    /// Adds an event to those that it has not received. Of events of one kind only the newest is kept.
+    pub(super) fn queue_event(&mut self, event: BackendEvent) {
+        let replaces = |older: &BackendEvent| {
+            matches!(
+                (older, &event),
+                (BackendEvent::Queued(_), BackendEvent::Queued(_) | BackendEvent::Started(_))
+                    | (BackendEvent::Status(_), BackendEvent::Status(_))
+            )
+        };
+        if self.unsent.back().is_some_and(replaces) {
+            self.unsent.pop_back();
+        }
+        self.unsent.push_back(event);
+    }
+
+    /// Sends an event if it has room and no other event waits for it.
+    pub(super) fn send_event_if_room(&self, event: BackendEvent) {
+        if self.unsent.is_empty() {
+            let _ = self.items.try_send(ConsumerItem::Event(event));
+        }
+    }
+
+    /// Sends the last event, for which it has room because it has received everything else.
+    pub(super) fn finish(self, event: BackendEvent) {
+        let _ = self.items.try_send(ConsumerItem::Event(event));
+    }
+
+    /// Hands over events and output while it has room. Returns true when it has received everything.
+    pub(super) fn deliver(&mut self, kept: &KeptOutput<'_>, now: Instant) -> bool {
+        loop {
+            if self.items.capacity() == 0 {
+                self.blocked_since.get_or_insert(now);
+                return false;
+            }
+            self.blocked_since = None;
+            let before = self.cursor;
+            let item = match self.unsent.pop_front() {
+                Some(event) => ConsumerItem::Event(event),
+                None => match self.next_item(kept) {
+                    Some(item) => item,
+                    None => return true,
+                },
+            };
+            if self.items.try_send(item).is_err() {
+                self.cursor = before;
+                return false;
+            }
+        }
+    }
+
+    /// The next piece that it has not received, or the gap before it.
+    fn next_item(&mut self, kept: &KeptOutput<'_>) -> Option<ConsumerItem> {
+        let KeptOutput { rings, stored, policy, acknowledged } = *kept;
         for _ in 0..Stream::BOTH.len() {
-            let stream = Stream::BOTH[*first];
-            *first = (*first + 1) % Stream::BOTH.len();
+            let stream = Stream::BOTH[self.first_stream];
+            self.first_stream = (self.first_stream + 1) % Stream::BOTH.len();
             let (ring, cursor) = (rings.get(stream), self.cursor.get_mut(stream));
             if *cursor < ring.start() {
                 let dropped = policy == UnreadPolicy::Detach(Overflow::Drop) && *cursor >= *acknowledged.get(stream);
@@ -184,7 +291,7 @@ impl Consumer {
 /// A change of the consumer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ConsumerChange {
-    /// It has made room.
+    /// It has made room, or something has changed about an observer.
     Room,
     /// It is gone.
     Gone,

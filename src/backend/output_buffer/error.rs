@@ -25,4 +25,14 @@ pub enum ConsumerError {
     /// Its claim is not valid.
     #[error(transparent)]
     Hold(#[from] HoldError),
+    /// The execution has as many observers as it may have.
+    #[error(
+        "{used} observers follow this execution, and the limit of --max-observers is {limit}: try again when one has left"
+    )]
+    TooManyObservers {
+        /// The limit.
+        limit: usize,
+        /// How many there are.
+        used: usize,
+    },
 }

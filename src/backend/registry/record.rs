@@ -236,6 +236,7 @@ impl Record {
             position: None,
             scope: None,
             attached: is_followed,
+            observers: 0,
             hold: Some(self.hold.into()),
             instance: Some(self.stored.as_ref().map_or(instance, |stored| stored.instance)),
             alive: Heartbeat { elapsed_ms: self.elapsed_ms.unwrap_or(0), ..Heartbeat::default() },

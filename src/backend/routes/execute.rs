@@ -10,7 +10,10 @@ use cc_executor_actors::{
     excerpt::Quoted,
     id::{ExecutionId, InstanceId, SessionId},
     protocol::execute::ExecutionSpec,
-    rpc::{ErrorObject, code, params::Params},
+    rpc::{
+        ErrorObject, code,
+        params::{Params, invalid},
+    },
     stream::PerStream,
 };
 use jiff::Timestamp;
@@ -20,7 +23,7 @@ use tokio::sync::oneshot;
 
 use super::{
     control::send_request,
-    params::{has_arrived, parse_id, read_claim, read_offsets, session_of},
+    params::{has_arrived, observes, parse_id, read_claim, read_offsets, session_of},
 };
 use crate::{
     backend::{
@@ -227,7 +230,12 @@ pub(super) async fn attach(
     let format = StreamFormat::of(&request);
     let mut fields = Params::new(query.into_inner());
     let (id, offsets, has_arrived) = (parse_id(&id)?, read_offsets(&mut fields)?, has_arrived(&mut fields)?);
-    let claim = match read_claim(&mut fields)? {
+    let (observes, claim) = (observes(&mut fields)?, read_claim(&mut fields)?);
+    let claim = match claim {
+        Claim::Number(_) if observes => {
+            return Err(invalid("hold", "an observer has no hold: leave hold out, or observe").into());
+        }
+        claim if observes => claim,
         // The client has not acknowledged these offsets, so this is the request's own gateway coming back.
         Claim::Request(Some(request)) if !has_arrived => Claim::Back(request),
         claim => claim,
@@ -235,7 +243,11 @@ pub(super) async fn attach(
     fields.finish()?;
     let (mut consumer, feed) = consumer_of(&request, &registry, format, offsets);
     (consumer.has_arrived, consumer.claim) = (has_arrived, claim);
-    attach_consumer(&registry, &caller, id, consumer).await?;
+    if observes {
+        send_request(&registry, &caller, id, |answer| JobRequest::Observe(Box::new(consumer), answer)).await?;
+    } else {
+        attach_consumer(&registry, &caller, id, consumer).await?;
+    }
     Ok(stream_of(&request, &registry, id, format, offsets, feed))
 }
 

@@ -51,6 +51,11 @@ pub(super) fn has_arrived(fields: &mut Params) -> Result<bool, ErrorObject> {
     Ok(fields.parsed("arrived", "true or false")?.unwrap_or(true))
 }
 
+/// Whether an observer asks, which follows an execution without a hold.
+pub(super) fn observes(fields: &mut Params) -> Result<bool, ErrorObject> {
+    Ok(fields.parsed("observe", "true or false")?.unwrap_or(false))
+}
+
 pub(super) fn parse_id(text: &str) -> Result<ExecutionId, ErrorObject> {
     text.parse().map_err(|_| {
         let shown = shown_path(text);

@@ -134,7 +134,7 @@ pub(super) async fn detach(probe: &Probe) -> Result<String, CheckFailure> {
 }
 
 fn attach(transcript: &Transcript, offsets: PerStream<u64>) -> AttachParams {
-    AttachParams { execution_id: transcript.id, offsets, framing: Framing::default(), events: false }
+    AttachParams { execution_id: transcript.id, offsets, framing: Framing::default(), events: false, observe: false }
 }
 
 /// Attaches after the end. Output that is not retained any more must be reported as a gap.

@@ -19,7 +19,7 @@ pub(super) enum LoopAction {
     /// Send `execute`.
     Execute { id: Option<ExecutionId>, detach_ms: Option<u64>, instance: Option<InstanceId> },
     /// Send `attach`, with the offsets of the output so far.
-    Attach(ExecutionId),
+    Attach { id: ExecutionId, observe: bool },
     /// Send CANCEL.
     Cancel,
     /// Print this message for the user.

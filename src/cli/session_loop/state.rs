@@ -29,8 +29,9 @@ const FAILED: &str = "failed";
 pub(in crate::cli) enum LoopPurpose {
     /// Run a command. The client chooses the id if the execution may outlive the connection.
     Run { id: Option<ExecutionId>, on_disconnect: DisconnectAction },
-    /// Follow an execution, and connect again for this time when the connection breaks.
-    Attach { id: ExecutionId, reconnect: Option<Duration> },
+    /// Follow an execution, and connect again for this time when the connection breaks. `observe` leaves it to its
+    /// client.
+    Attach { id: ExecutionId, reconnect: Option<Duration>, observe: bool },
 }
 
 /// What happens to a command when its client is gone.
@@ -144,6 +145,14 @@ impl LoopState {
         matches!(self.purpose, LoopPurpose::Attach { .. })
     }
 
+    fn observes(&self) -> bool {
+        matches!(self.purpose, LoopPurpose::Attach { observe: true, .. })
+    }
+
+    fn attach(&self, id: ExecutionId) -> LoopAction {
+        LoopAction::Attach { id, observe: self.observes() }
+    }
+
     /// The error for a response that did not come in time.
     fn no_answer(&self, now: Instant) -> ClientError {
         let (fault, opened_at) = match self.phase {
@@ -212,7 +221,7 @@ impl LoopState {
         let ends_with_client = matches!(self.purpose, LoopPurpose::Run { on_disconnect: DisconnectAction::End, .. });
         self.phase = match self.request {
             RequestState::Accepted { id, .. } => {
-                actions.push(LoopAction::Attach(id));
+                actions.push(self.attach(id));
                 LoopPhase::AwaitingAnswer { opened_at, absence }
             }
             RequestState::NotSent { id } | RequestState::Sent { id, .. } if ends_with_client => {
@@ -246,9 +255,7 @@ impl LoopState {
                 LoopAction::Execute { id, detach_ms, instance: Some(before) }
             }
             // The instance is not known. `attach` cannot start the command a second time.
-            RequestState::Sent { id: Some(id), instance: None } | RequestState::Accepted { id, .. } => {
-                LoopAction::Attach(id)
-            }
+            RequestState::Sent { id: Some(id), instance: None } | RequestState::Accepted { id, .. } => self.attach(id),
             RequestState::Sent { id: None, instance: None } => return Vec::new(),
         };
         [Some(request), self.cancel()].into_iter().flatten().collect()

@@ -31,8 +31,8 @@ const BYTES_PER_PING: u64 = 1 << 20;
 #[derive(Debug)]
 pub(super) struct CurrentExecution {
     pub(super) id: ExecutionId,
-    /// The parameters of `execute`; `None` if the session has attached to it.
-    pub(super) execute: Option<Box<ExecuteParams>>,
+    /// How the session came to it.
+    pub(super) origin: ExecutionOrigin,
     /// The backend's description of the stream; empty before its first event.
     pub(super) info: StreamInfo,
     pub(super) stage: ExecutionStage,
@@ -42,6 +42,17 @@ pub(super) struct CurrentExecution {
     pub(super) n_unanswered: usize,
     /// The outcome, while it waits for those answers: they are sent before the end that they led to.
     pub(super) outcome: Option<Outcome>,
+}
+
+/// How a session came to its execution.
+#[derive(Debug)]
+pub(super) enum ExecutionOrigin {
+    /// By `execute`, with these parameters.
+    Executed(Box<ExecuteParams>),
+    /// By `attach`.
+    Attached,
+    /// By `attach` with `observe`: the session does not hold it.
+    Observed,
 }
 
 #[derive(Debug)]
@@ -77,19 +88,20 @@ pub(super) struct LiveExecution {
 impl CurrentExecution {
     /// An execution that the client starts.
     pub(super) fn started(id: ExecutionId, execute: Box<ExecuteParams>, call: Option<Id>) -> Self {
-        CurrentExecution::new(id, Some(execute), PerStream::default(), call)
+        CurrentExecution::new(id, ExecutionOrigin::Executed(execute), PerStream::default(), call)
     }
 
     /// An execution that the client attaches to.
     pub(super) fn attached(attach: &AttachParams, call: Option<Id>) -> Self {
-        CurrentExecution::new(attach.execution_id, None, attach.offsets, call)
+        let origin = if attach.observe { ExecutionOrigin::Observed } else { ExecutionOrigin::Attached };
+        CurrentExecution::new(attach.execution_id, origin, attach.offsets, call)
     }
 
-    fn new(id: ExecutionId, execute: Option<Box<ExecuteParams>>, offsets: PerStream<u64>, call: Option<Id>) -> Self {
+    fn new(id: ExecutionId, origin: ExecutionOrigin, offsets: PerStream<u64>, call: Option<Id>) -> Self {
         let stage = ExecutionStage::Starting { call, offsets };
         CurrentExecution {
             id,
-            execute,
+            origin,
             info: StreamInfo::default(),
             stage,
             acknowledges: false,
@@ -118,21 +130,39 @@ impl CurrentExecution {
             turns: None,
             stopped: false,
         };
-        let timeout_ms = self.execute.as_ref().and_then(|execute| execute.run.timeout_ms);
+        let timeout_ms = self.execute().and_then(|execute| execute.run.timeout_ms);
         let heartbeat = start.alive.clone();
         live.heartbeat(Heartbeat { deadline_ms: heartbeat.deadline_ms.or(timeout_ms), ..heartbeat }, now);
         self.stage = ExecutionStage::Live(live);
         call
     }
 
+    /// The parameters of `execute`, if the session has started it.
+    pub(super) fn execute(&self) -> Option<&ExecuteParams> {
+        match &self.origin {
+            ExecutionOrigin::Executed(execute) => Some(execute),
+            ExecutionOrigin::Attached | ExecutionOrigin::Observed => None,
+        }
+    }
+
+    /// Whether the session follows it without a hold.
+    pub(super) fn is_observed(&self) -> bool {
+        matches!(self.origin, ExecutionOrigin::Observed)
+    }
+
     /// Whether it continues without a client.
     pub(super) fn may_detach(&self) -> bool {
-        self.info.may_detach || self.execute.as_ref().is_some_and(|execute| execute.run.detach.is_some())
+        self.info.may_detach || self.execute().is_some_and(|execute| execute.run.detach.is_some())
+    }
+
+    /// Whether the backend keeps output until this session's client has acknowledged it.
+    pub(super) fn awaits_acknowledgement(&self) -> bool {
+        self.may_detach() && !self.is_observed()
     }
 
     /// The heartbeat period, in milliseconds.
     pub(super) fn heartbeat_ms(&self) -> u64 {
-        match &self.execute {
+        match self.execute() {
             Some(execute) => execute.run.heartbeat_ms(),
             None => self.info.heartbeat_ms.unwrap_or(DEFAULT_HEARTBEAT_MS),
         }
@@ -199,6 +229,7 @@ impl CurrentExecution {
             instance: self.info.instance,
             claude: self.info.claude,
             agent: self.info.agent.clone(),
+            observe: self.is_observed(),
         })
     }
 }

@@ -90,7 +90,7 @@ impl OpenSession {
             Incoming::Pong(payload) => {
                 let Some((id, offsets)) = self.liveness.pong(&payload) else { return };
                 match &self.current {
-                    Some(current) if current.may_detach() && current.id == id => {
+                    Some(current) if current.awaits_acknowledgement() && current.id == id => {
                         step.effects.extend((!current.acknowledges).then_some(Effect::Acknowledge(offsets)));
                     }
                     _ => step.effects.extend(self.ended.on_pong((id, offsets))),
@@ -105,7 +105,7 @@ impl OpenSession {
 
     /// The pong that follows output acknowledges it. The backend waits for that if the command may detach.
     fn ping_for_acknowledgement(&mut self, now: Instant, step: &mut SessionStep) {
-        if let Some(current) = self.current.as_mut().filter(|current| current.may_detach())
+        if let Some(current) = self.current.as_mut().filter(|current| current.awaits_acknowledgement())
             && current.live_mut().is_some_and(|live| live.take_due_ping())
         {
             let sent = (current.id, current.offsets());
@@ -128,7 +128,9 @@ impl OpenSession {
         match self.liveness.tick(taken, blocked, now) {
             LivenessAction::Wait => {}
             LivenessAction::Ping => {
-                let sent = self.current.as_ref().map(|current| (current.id, current.offsets()));
+                // The pong of an observer acknowledges nothing.
+                let held = self.current.as_ref().filter(|current| !current.is_observed());
+                let sent = held.map(|current| (current.id, current.offsets()));
                 step.messages.push(Outgoing::Ping(self.liveness.ping(sent, now)));
             }
             LivenessAction::Unresponsive => step.close(CloseReason::new(
@@ -208,7 +210,7 @@ impl OpenSession {
     fn on_held(&mut self, start: &StreamStart, now: Instant, step: &mut SessionStep) {
         let Some(current) = &mut self.current else { return };
         let call = current.go_live(start, now);
-        let result = if current.execute.is_some() {
+        let result = if current.execute().is_some() {
             current.hold_result(Acceptance::from(start.status))
         } else {
             step.effects.push(Effect::SetHeartbeat(current.heartbeat_ms()));
@@ -241,7 +243,7 @@ impl OpenSession {
         let execution_id = current.id;
         if let ExecutionStage::Starting { call, .. } = &mut current.stage {
             let call = call.take();
-            let result = match current.execute {
+            let result = match current.execute() {
                 Some(_) => current.hold_result(Acceptance::Failed),
                 None => current.hold_result(outcome.status),
             };
@@ -250,7 +252,7 @@ impl OpenSession {
         if let Some(error) = ErrorObject::of_outcome(&outcome) {
             step.send(ServerMessage::Error(ErrorNotice { error, execution_id: Some(execution_id) }));
         }
-        if current.may_detach() && current.live_mut().is_some() {
+        if current.awaits_acknowledgement() && current.live_mut().is_some() {
             // Before the final status, so that a client that leaves after it has answered already.
             let sent = (execution_id, current.offsets());
             self.ended.push(sent, current.info.hold, current.acknowledges);
@@ -273,10 +275,15 @@ impl OpenSession {
     fn on_drain(&mut self, drain: Drain, step: &mut SessionStep) {
         let Some(current) = &self.current else { return step.close(going_away()) };
         match drain {
-            Drain::Begin { executions_live_on: true, .. } if current.may_detach() => step.close(CloseReason::new(
-                CloseCode::GoingAway,
-                "the service is shutting down, the execution keeps running: connect again and attach",
-            )),
+            Drain::Begin { executions_live_on: true, .. } if current.may_detach() || current.is_observed() => {
+                let text = match current.is_observed() {
+                    true => "the service is shutting down: connect again to observe the execution",
+                    false => "the service is shutting down, the execution keeps running: connect again and attach",
+                };
+                step.close(CloseReason::new(CloseCode::GoingAway, text));
+            }
+            // The session that holds it ends it, or the backend, which ends with this gateway.
+            Drain::Begin { .. } | Drain::Hurry { .. } if current.is_observed() => self.draining = true,
             // A running execution may finish.
             Drain::Begin { grace_ms, .. } => {
                 if !self.draining && matches!(current.status(), None | Some(Status::Queued)) {

@@ -15,6 +15,7 @@ use crate::{
         attach::AttachParams,
         control::{ControlParams, ControlRequest, ResizeParams},
         execute::{Acceptance, ExecuteParams},
+        input::InputParams,
         notification::ServerMessage,
         status::{StatusParams, StatusResult},
     },
@@ -37,9 +38,11 @@ impl OpenSession {
             Ok(Method::Control(ControlParams { execution_id, request })) => {
                 self.on_control(id, execution_id, request, step);
             }
-            Ok(Method::Input(input)) => self.control_current(id, None, ControlRequest::Stdin(input), step),
-            Ok(Method::Resize(ResizeParams(size))) => {
-                self.control_current(id, None, ControlRequest::Resize(size), step);
+            Ok(Method::Input(InputParams { execution_id, input })) => {
+                self.on_control(id, execution_id, ControlRequest::Stdin(input), step);
+            }
+            Ok(Method::Resize(ResizeParams { execution_id, size })) => {
+                self.on_control(id, execution_id, ControlRequest::Resize(size), step);
             }
             Ok(Method::Ack(ack)) => {
                 let outcome = self.on_ack(ack, step);
@@ -64,15 +67,16 @@ impl OpenSession {
             return;
         };
         let is_same = execution_id == Some(current.id);
-        let difference = current.execute.as_ref().and_then(|first| first.difference(&execute));
+        let difference = current.execute().and_then(|first| first.difference(&execute));
         let outcome = match (current.status(), difference) {
+            _ if current.is_observed() => Err(already_running(current)),
             (_, Some(difference)) if is_same => Err(ErrorObject::new(
                 code::PARAMS,
                 format!("executionId {} runs in this session already, with another {difference}: choose a new id, or repeat the same parameters", current.id),
             )
             .with(json!({ "param": difference }))),
             (Some(status), None) if is_same => Ok(current.hold_result(Acceptance::from(status))),
-            _ => Err(already_running(current.id)),
+            _ => Err(already_running(current)),
         };
         step.reply(id, Some(current.id), outcome);
     }
@@ -86,8 +90,9 @@ impl OpenSession {
             self.current = Some(CurrentExecution::attached(&attach, id));
             return;
         };
-        let status = current.status().filter(|_| current.id == attach.execution_id);
-        let outcome = status.map(|status| current.hold_result(status)).ok_or_else(|| already_running(current.id));
+        let is_same = current.id == attach.execution_id && current.is_observed() == attach.observe;
+        let status = current.status().filter(|_| is_same);
+        let outcome = status.map(|status| current.hold_result(status)).ok_or_else(|| already_running(current));
         step.reply(id, Some(current.id), outcome);
     }
 
@@ -99,8 +104,9 @@ impl OpenSession {
         step: &mut SessionStep,
     ) {
         let own = self.current.as_ref().map(|current| current.id);
+        let is_observed = self.current.as_ref().is_some_and(CurrentExecution::is_observed);
         match target {
-            Some(target) if own != Some(target) => {
+            Some(target) if own != Some(target) || is_observed => {
                 step.effects.push(Effect::ById(id, target, ByIdRequest::Control(request)));
             }
             _ => self.control_current(id, own, request, step),
@@ -121,6 +127,7 @@ impl OpenSession {
                 ErrorObject::new(code::NOT_RUNNING, "this session holds no execution: send execute or attach first")
             }
             None => nothing_runs(),
+            Some((_, current)) if current.is_observed() => only_observed(current.id, request.name()),
             Some((None, current)) if !is_cancel => not_yet(current.id, "has not started yet"),
             Some((Some(Status::Queued), current)) if !is_cancel => not_yet(current.id, "is queued"),
             Some((_, current)) => {
@@ -143,6 +150,9 @@ impl OpenSession {
         };
         match (&mut self.current, execution_id) {
             (Some(current), target) if target.is_none_or(|target| target == current.id) => {
+                if current.is_observed() {
+                    return Err(only_observed(current.id, "ack"));
+                }
                 let sent = current.offsets();
                 if offsets.stdout > sent.stdout || offsets.stderr > sent.stderr {
                     return Err(beyond(sent));
@@ -178,12 +188,25 @@ impl OpenSession {
     }
 }
 
-fn already_running(id: ExecutionId) -> ErrorObject {
-    ErrorObject::new(
-        code::ALREADY_RUNNING,
-        format!("this session holds execution {id} already: wait for its end, cancel it, or open another session"),
-    )
-    .with(json!({ "executionId": id }))
+fn already_running(current: &CurrentExecution) -> ErrorObject {
+    let id = current.id;
+    let message = match current.is_observed() {
+        true => format!("this session observes execution {id} already: wait for its end, or open another session"),
+        false => {
+            format!("this session holds execution {id} already: wait for its end, cancel it, or open another session")
+        }
+    };
+    ErrorObject::new(code::ALREADY_RUNNING, message).with(json!({ "executionId": id }))
+}
+
+/// The refusal of a request for the session's execution, which the session does not hold.
+fn only_observed(id: ExecutionId, request: &str) -> ErrorObject {
+    let advice = match request {
+        "ack" => "an observer acknowledges nothing",
+        _ => "name its executionId, or attach without observe in another session",
+    };
+    ErrorObject::new(code::NOT_ALLOWED, format!("{request}: this session only observes execution {id}: {advice}"))
+        .with(json!({ "executionId": id }))
 }
 
 fn not_yet(id: ExecutionId, state: &str) -> ErrorObject {

@@ -28,7 +28,7 @@ use crate::{
 #[derive(Clone, Debug)]
 enum Move {
     Execute { id: bool, detach: bool },
-    Attach { own: bool },
+    Attach { own: bool, observe: bool },
     Cancel { id: bool },
     Control { r#type: &'static str },
     Input,
@@ -85,7 +85,7 @@ fn moves() -> impl Strategy<Value = Vec<Move>> {
     let own = || prop_oneof![9 => Just(true), 1 => Just(false)];
     let one = prop_oneof![
         8 => (any::<bool>(), any::<bool>()).prop_map(|(id, detach)| Move::Execute { id, detach }),
-        2 => own().prop_map(|own| Move::Attach { own }),
+        2 => (own(), any::<bool>()).prop_map(|(own, observe)| Move::Attach { own, observe }),
         4 => any::<bool>().prop_map(|id| Move::Cancel { id }),
         1 => Just(Move::Control { r#type: "PAUSE" }),
         1 => Just(Move::Control { r#type: "RESUME" }),
@@ -158,8 +158,8 @@ impl Driven {
             Move::Execute { id, detach: true } => {
                 self.call(*id, "execute", "{\"command\":\"true\",\"onDisconnect\":\"detach\"}")
             }
-            Move::Attach { own } => {
-                let params = format!("{{\"executionId\":\"{}\"}}", id(*own));
+            Move::Attach { own, observe } => {
+                let params = format!("{{\"executionId\":\"{}\",\"observe\":{observe}}}", id(*own));
                 self.call(true, "attach", &params)
             }
             Move::Cancel { id } => self.call(*id, "control", "{\"type\":\"CANCEL\"}"),
@@ -199,7 +199,11 @@ impl Driven {
 
     fn drive(&mut self, step: &Move, now: Instant) {
         let event = self.event(step);
+        let observes = self.open.as_ref().and_then(|open| open.current.as_ref()).is_some_and(|it| it.is_observed());
         let effects = self.on(event, now);
+        let is_of_holder =
+            |effect: &Effect| matches!(effect, Effect::Control(..) | Effect::Acknowledge(_) | Effect::Drain { .. });
+        assert!(!observes || !effects.iter().any(is_of_holder), "an observed execution is left alone: {effects:?}");
         let starts = effects.iter().any(|effect| matches!(effect, Effect::Start(..) | Effect::Attach(_)));
         assert!(self.is_open() || !starts, "a step that ends the session starts no execution");
         for effect in effects {
@@ -617,4 +621,122 @@ fn the_same_id_again_is_the_same_execution() {
     };
     assert_eq!(again.outcome.as_ref().unwrap()["status"], "started");
     assert!(other.outcome.as_ref().unwrap_err().message.contains("another command"));
+}
+
+/// The outcome of the newest response.
+fn last_outcome(driven: &Driven) -> &Result<serde_json::Value, ErrorObject> {
+    let Outgoing::Message(ServerMessage::Response(response)) = last(driven) else {
+        panic!("a response, not {:?}", last(driven))
+    };
+    &response.outcome
+}
+
+/// Calls a method, and returns the effects.
+fn call(driven: &mut Driven, method: &str, params: &serde_json::Value) -> Vec<Effect> {
+    let event = driven.call(true, method, &params.to_string());
+    driven.on(event, Instant::now())
+}
+
+/// A session that observes an execution that may detach.
+fn observe(driven: &mut Driven) -> ExecutionId {
+    driven.drive(&Move::Attach { own: true, observe: true }, Instant::now());
+    let mut start = stream_start(Status::Running);
+    start.terms.may_detach = true;
+    let report = ExecutionReport { execution_id: driven.current, event: ExecutionEvent::Held(start) };
+    driven.on(SessionEvent::Report(report), Instant::now());
+    driven.current
+}
+
+#[test]
+fn requests_of_an_observer_need_the_id_of_an_execution() {
+    let mut driven = Driven::new();
+    let id = observe(&mut driven);
+    let response = driven.sent.iter().find_map(|message| match message {
+        Outgoing::Message(ServerMessage::Response(response)) => response.outcome.as_ref().ok(),
+        _ => None,
+    });
+    assert_eq!(response.unwrap()["observe"], true);
+    let requests = [
+        ("control", json!({ "type": "CANCEL" })),
+        ("control", json!({ "type": "PAUSE" })),
+        ("input", json!({ "data": "x" })),
+        ("resize", json!({ "rows": 1, "cols": 2 })),
+        ("ack", json!({ "offsets": {} })),
+        ("ack", json!({ "offsets": {}, "executionId": id })),
+    ];
+    for (method, params) in &requests {
+        assert_eq!(call(&mut driven, method, params), [], "{method} {params}");
+        let error = last_outcome(&driven).as_ref().unwrap_err();
+        assert_eq!((error.code, &error.data.as_ref().unwrap()["executionId"]), (code::NOT_ALLOWED, &json!(id)));
+        assert!(error.message.contains("only observes"), "{error}");
+    }
+    for (method, mut params) in requests.into_iter().take(4) {
+        params["executionId"] = json!(id);
+        let effects = call(&mut driven, method, &params);
+        assert!(
+            matches!(&effects[..], [Effect::ById(_, target, ByIdRequest::Control(_))] if *target == id),
+            "{effects:?}"
+        );
+    }
+    assert_eq!(call(&mut driven, "status", &json!({})), []);
+    assert_eq!(last_outcome(&driven).as_ref().unwrap()["status"], "RUNNING");
+}
+
+#[test]
+fn an_observer_does_not_become_the_holder() {
+    let mut driven = Driven::new();
+    let id = observe(&mut driven);
+    for (method, params) in [
+        ("attach", json!({ "executionId": id })),
+        ("attach", json!({ "executionId": ExecutionId::random(), "observe": true })),
+        ("execute", json!({ "executionId": id, "command": "true" })),
+    ] {
+        assert_eq!(call(&mut driven, method, &params), [], "{method} {params}");
+        let error = last_outcome(&driven).as_ref().unwrap_err();
+        assert_eq!((error.code, &error.data.as_ref().unwrap()["executionId"]), (code::ALREADY_RUNNING, &json!(id)));
+    }
+    assert_eq!(call(&mut driven, "attach", &json!({ "executionId": id, "observe": true })), []);
+    assert_eq!(last_outcome(&driven).as_ref().unwrap()["observe"], true);
+    // After the end it may hold the execution.
+    driven.drive(&Move::Fact { own: true, fact: MoveFact::Completed }, Instant::now());
+    let effects = call(&mut driven, "attach", &json!({ "executionId": id }));
+    assert!(matches!(&effects[..], [Effect::Attach(attach)] if !attach.observe), "{effects:?}");
+}
+
+#[test]
+fn the_pongs_of_an_observer_acknowledge_nothing() {
+    let mut driven = Driven::new();
+    let now = Instant::now();
+    let id = observe(&mut driven);
+    for n in 1..=64u64 {
+        assert_eq!(driven.on(output(id, n << 16), now), []);
+    }
+    assert_eq!(driven.pings().len(), 0, "no ping asks for an acknowledgement");
+    let later = now + Duration::from_secs(30);
+    driven.on(SessionEvent::Tick { taken: 1, blocked: false, is_read: true }, later);
+    driven.drive(&Move::Fact { own: true, fact: MoveFact::Completed }, later);
+    let pings = driven.pings();
+    assert_eq!(pings.len(), 1, "the ping that checks the client, and none at the end");
+    assert_eq!(driven.on(SessionEvent::Incoming(Incoming::Pong(pings[0].clone())), later), []);
+    call(&mut driven, "ack", &json!({ "executionId": id, "offsets": {} }));
+    assert_eq!(last_outcome(&driven).as_ref().unwrap_err().code, code::NOT_RUNNING);
+}
+
+#[test]
+fn a_draining_service_closes_observers_or_lets_them_see_the_end() {
+    for executions_live_on in [true, false] {
+        let mut driven = Driven::new();
+        observe(&mut driven);
+        for drain in [begin_drain(executions_live_on), Drain::Hurry { grace_ms: 0 }] {
+            if driven.is_open() {
+                assert_eq!(driven.on(SessionEvent::Drain(drain), Instant::now()), [], "it cancels nothing");
+            }
+        }
+        assert_eq!(driven.is_open(), !executions_live_on);
+        if driven.is_open() {
+            driven.drive(&Move::Fact { own: true, fact: MoveFact::Canceled }, Instant::now());
+            assert!(matches!(last(&driven), Outgoing::Message(ServerMessage::Ended(_))));
+        }
+        assert!(driven.close.is_some_and(|reason| reason.code == CloseCode::GoingAway));
+    }
 }

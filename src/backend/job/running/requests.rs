@@ -16,7 +16,7 @@ use cc_executor_actors::{
     id::ExecutionId,
     protocol::{
         control::{ControlRequest, TerminalSize},
-        input::InputParams,
+        input::CommandInput,
     },
 };
 
@@ -38,8 +38,9 @@ impl RunningJob {
                 None => self.carry_out(request, reply, shared),
             },
             JobRequest::Attach(..)
+            | JobRequest::Observe(..)
             | JobRequest::Acknowledge(..)
-            | JobRequest::Describe(_)
+            | JobRequest::Describe(..)
             | JobRequest::Withdraw { .. } => {}
         }
     }
@@ -66,7 +67,7 @@ impl RunningJob {
                 // Fails if the client is gone. The same holds below.
                 let _ = reply.send(Ok(()));
             }
-            ControlRequest::Stdin(InputParams { data, eof }) => {
+            ControlRequest::Stdin(CommandInput { data, eof }) => {
                 self.input.push(self.with_end_of_file(data, eof), eof, reply);
             }
             ControlRequest::Resize(size) => {

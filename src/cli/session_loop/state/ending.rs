@@ -15,7 +15,14 @@ use crate::cli::{
 pub(super) const LEFT: &str =
     "no longer attached; the execution continues only if it was started with --detach or --reconnect";
 
+/// The same of `attach --observe`.
+pub(super) const NO_LONGER_OBSERVING: &str = "no longer attached; the execution continues";
+
 impl LoopState {
+    fn left(&self) -> LoopAction {
+        LoopAction::Report(if self.observes() { NO_LONGER_OBSERVING } else { LEFT }.to_owned())
+    }
+
     /// Ctrl-C or SIGTERM. The first one cancels the command of `run`, the second one exits without waiting for its end.
     /// `attach` exits at the first one, and cancels nothing.
     pub(super) fn on_end_requested(&mut self, request: EndRequest, now: Instant) -> Step {
@@ -28,9 +35,7 @@ impl LoopState {
                 // Nothing was requested, so there is nothing to cancel.
                 Ok(vec![LoopAction::ExitAtOnce(code)])
             }
-            LoopPhase::Reconnecting(_) if self.is_attached() => {
-                Ok(vec![LoopAction::Report(LEFT.to_owned()), LoopAction::ExitAtOnce(code)])
-            }
+            LoopPhase::Reconnecting(_) if self.is_attached() => Ok(vec![self.left(), LoopAction::ExitAtOnce(code)]),
             LoopPhase::Reconnecting(absence) => {
                 if !self.end_request.record(request) {
                     return Ok(vec![LoopAction::ExitAtOnce(self.end_request.code().unwrap_or(code))]);
@@ -39,7 +44,7 @@ impl LoopState {
                 let error = ClientError::new(exit::UNAVAILABLE, "interrupted while there was no connection");
                 Ok(vec![self.try_again(absence, error, now)?])
             }
-            _ if self.is_attached() => Ok(vec![LoopAction::Report(LEFT.to_owned()), LoopAction::Exit(code)]),
+            _ if self.is_attached() => Ok(vec![self.left(), LoopAction::Exit(code)]),
             _ if self.end_request.record(request) => {
                 let report = LoopAction::Report("canceling; send the signal again to exit without waiting".to_owned());
                 Ok([Some(report), self.cancel()].into_iter().flatten().collect())

@@ -23,7 +23,9 @@ const FLAGS: [(&str, &str); 4] = [
 impl LoopState {
     pub(super) fn on_refused(&mut self, error: &ErrorObject, now: Instant) -> Step {
         let refusal = self.refusal(error);
-        let is_temporary = matches!(error.code, code::BACKEND | code::DRAINING | code::SESSION_LIMIT);
+        // Of an observer whose connection broke, the session before may still count.
+        let is_temporary = matches!(error.code, code::BACKEND | code::DRAINING | code::SESSION_LIMIT)
+            || (error.code == code::FULL && self.observes());
         match self.phase {
             LoopPhase::AwaitingConnected { absence: Some(_), .. }
             | LoopPhase::AwaitingAnswer { absence: Some(_), .. }

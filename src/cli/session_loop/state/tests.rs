@@ -31,7 +31,7 @@ impl Script {
         let id = ExecutionId::random();
         let state = LoopState::new(
             URL.to_owned(),
-            LoopPurpose::Attach { id, reconnect },
+            LoopPurpose::Attach { id, reconnect, observe: false },
             HeartbeatEstimate::Observed { longest: None, updated_at: None },
         );
         Script { state, start: Instant::now(), id }
@@ -45,7 +45,14 @@ impl Script {
 
     fn accepted(&self, status: &str, instance: Option<&str>) -> LoopEvent {
         let (status, instance) = (status.to_owned(), instance.map(instance_id));
-        LoopEvent::Accepted(HoldResult { execution_id: self.id, status, claude: false, agent: None, instance })
+        LoopEvent::Accepted(HoldResult {
+            execution_id: self.id,
+            status,
+            claude: false,
+            agent: None,
+            instance,
+            observe: false,
+        })
     }
 
     fn attached(&self) -> LoopEvent {
@@ -134,7 +141,7 @@ fn a_client_that_reconnects_sends_its_request_to_the_same_instance() {
     let until = Duration::from_secs(60) + PATIENCE;
     let actions = script.play(60_000, LoopEvent::Broken(broken())).unwrap();
     assert_eq!(actions[1], script.connect(50, until));
-    assert_eq!(script.play(60_050, LoopEvent::Opened), Ok(vec![LoopAction::Attach(script.id)]));
+    assert_eq!(script.play(60_050, LoopEvent::Opened), Ok(vec![LoopAction::Attach { id: script.id, observe: false }]));
     let error = ErrorObject {
         data: Some(json!({ "instance": instance_id("two") })),
         ..ErrorObject::new(code::UNKNOWN_EXECUTION, "?")
@@ -150,7 +157,11 @@ fn a_command_that_may_have_run_is_attached_to_at_a_service_without_instances() {
     script.play(0, connected(None)).unwrap();
     script.play(0, LoopEvent::Broken(broken())).unwrap();
     script.play(50, LoopEvent::Opened).unwrap();
-    assert_eq!(script.play(50, connected(None)), Ok(vec![LoopAction::Attach(script.id)]), "it never runs twice");
+    assert_eq!(
+        script.play(50, connected(None)),
+        Ok(vec![LoopAction::Attach { id: script.id, observe: false }]),
+        "it never runs twice"
+    );
     let unknown = LoopEvent::Refused(ErrorObject::new(code::UNKNOWN_EXECUTION, "?"));
     let (message, code) = script.play(60, unknown).unwrap_err();
     assert!(message.starts_with("the service has no such execution") && code == exit::UNAVAILABLE, "{message}");
@@ -180,6 +191,28 @@ fn an_interrupt_exits_before_the_request_and_cancels_after_it() {
     script.play(2, LoopEvent::Broken(broken())).unwrap();
     let left = report(ending::LEFT);
     assert_eq!(script.play(3, CTRL_C), Ok(vec![left, LoopAction::ExitAtOnce(130)]), "a follower cancels nothing");
+}
+
+#[test]
+fn an_observer_attaches_as_one_each_time_and_cancels_nothing() {
+    let mut script = Script::attach(Some(PATIENCE));
+    let LoopPurpose::Attach { observe, .. } = &mut script.state.purpose else { unreachable!("it attaches") };
+    *observe = true;
+    let attach = LoopAction::Attach { id: script.id, observe: true };
+    assert_eq!(script.play(0, LoopEvent::Opened), Ok(vec![attach]));
+    let attached = script.attached();
+    script.play(1, attached).unwrap();
+    script.play(2, LoopEvent::Broken(broken())).unwrap();
+    let attach = LoopAction::Attach { id: script.id, observe: true };
+    assert_eq!(script.play(60, LoopEvent::Opened), Ok(vec![attach]));
+    // Its session before may still count as an observer.
+    let full = LoopEvent::Refused(ErrorObject::new(code::FULL, "no"));
+    assert!(script.play(61, full).is_ok());
+    script.play(200, LoopEvent::Opened).unwrap();
+    let attached = script.attached();
+    script.play(201, attached).unwrap();
+    let left = report(ending::NO_LONGER_OBSERVING);
+    assert_eq!(script.play(202, CTRL_C), Ok(vec![left, LoopAction::Exit(130)]));
 }
 
 #[test]
@@ -244,7 +277,7 @@ fn the_first_interrupt_cancels_and_the_second_exits() {
     script.play(30, LoopEvent::Broken(broken())).unwrap();
     assert_eq!(script.play(40, CTRL_C), Ok(vec![LoopAction::ExitAtOnce(130)]));
     let mut script = Script::attach(None);
-    assert_eq!(script.play(0, LoopEvent::Opened), Ok(vec![LoopAction::Attach(script.id)]));
+    assert_eq!(script.play(0, LoopEvent::Opened), Ok(vec![LoopAction::Attach { id: script.id, observe: false }]));
     let left = report(ending::LEFT);
     assert_eq!(script.play(1, TERM), Ok(vec![left, LoopAction::Exit(143)]));
 }
