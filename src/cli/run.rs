@@ -79,12 +79,16 @@ pub struct RunOptions {
     reconnect: Option<Duration>,
 
     /// Print the execution's id and exit; the command keeps running for as long as the service allows
-    #[arg(long, conflicts_with_all = ["interactive", "json"])]
+    #[arg(long, conflicts_with_all = ["interactive", "json", "stats"])]
     detach: bool,
 
     /// Print the service's messages instead of the output
     #[arg(long)]
     json: bool,
+
+    /// Print time, processor time and memory at the end
+    #[arg(long)]
+    stats: bool,
 
     /// Command to run; several words are joined by a space, as ssh does
     #[arg(value_name = "COMMAND", required = true, trailing_var_arg = true)]
@@ -165,9 +169,9 @@ pub(super) async fn run(options: RunOptions) -> Result<u8, ClientError> {
     // The client chooses the id of an execution that may outlive the connection, because the response may be lost.
     let id = (on_disconnect != DisconnectAction::End).then(ExecutionId::random);
     let heartbeat = HeartbeatEstimate::Requested(options.heartbeat);
-    let RunOptions { interactive, tty, json, .. } = options;
+    let RunOptions { interactive, tty, json, stats, .. } = options;
     let run = Some(RunRequest { params: options.execute_params(), interactive, tty });
-    let loop_options = LoopOptions { url: options.service.url, json, shows_elapsed: !json && !tty, run };
+    let loop_options = LoopOptions { url: options.service.url, json, stats, shows_elapsed: !json && !tty, run };
     SessionLoop::new(loop_options, LoopPurpose::Run { id, on_disconnect }, heartbeat).run().await
 }
 
