@@ -47,3 +47,4 @@ mod slow_client;
 mod tidy;
 mod token_files;
 mod tokens;
+mod usage;

@@ -22,7 +22,8 @@ use crate::config::value::{checked, whole_number};
 /// The exit codes in the help text.
 pub(super) const EXIT_CODES: &str = "\
 Exit codes:
-  the command's own, or 128 + N if signal N ended it
+  the command's own, or 128 + N if signal N ended it; 137 also if the kernel
+       killed it because memory ran out
     1  Claude reported a failure and exited with 0
    64  wrong use: flags, parameters, unknown executor
    69  service or backend cannot be reached, does not answer, was restarted, or

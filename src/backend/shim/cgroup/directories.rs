@@ -29,7 +29,7 @@ pub struct CgroupDirectories {
 impl CgroupDirectories {
     /// Makes the directories of this backend, and removes those of backends that are gone.
     pub(in crate::backend::shim) fn make_base() -> io::Result<CgroupDirectories> {
-        let own = Hierarchy::Unified.own_directory()?;
+        let own = with_delegation(Hierarchy::Unified.own_directory()?);
         let own_memory = Hierarchy::Memory.own_directory().ok();
         // Version 2 first, because only there the processes that are left can be killed.
         for own in [Some(&own), own_memory.as_ref()].into_iter().flatten() {
@@ -90,6 +90,20 @@ impl CgroupDirectories {
             remove_tree(memory);
         }
     }
+}
+
+/// The directory that systemd has delegated, if it has put this process in a group below it (`DelegateSubgroup=` of
+/// systemd.resource-control(5)), else the own one. Only there the kernel lets children count memory, because a cgroup
+/// below the root that has processes cannot pass a controller on.
+fn with_delegation(own: PathBuf) -> PathBuf {
+    let is_delegated = |directory: &&Path| {
+        let mut value = [0; 8];
+        ["user.delegate", "trusted.delegate"].iter().any(|name| {
+            let n = rustix::fs::getxattr(*directory, *name, &mut value[..]).unwrap_or(0);
+            &value[..n] == b"1"
+        })
+    };
+    own.parent().filter(is_delegated).map_or_else(|| own.clone(), Path::to_owned)
 }
 
 /// Makes a memory cgroup. Without one the memory of executions is not counted, and they run all the same.
