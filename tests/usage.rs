@@ -69,7 +69,8 @@ subprocess.run([\"python3\", \"-c\", \"for n in range(20): bytes([1]) * 150_000_
 #[test]
 fn orphans_count_and_children_of_who_ignores_sigchld_do_not() {
     let service = Service::start();
-    let orphan = format!("(setsid {} &)", burn(0.5));
+    // Its parent ends at once, and `cat` waits for its end.
+    let orphan = format!("(setsid {} &) | cat", burn(0.5));
     let usage = usage_of(&service.connect().run(json!({ "command": orphan })));
     assert!(usage.cpu_user_ms + usage.cpu_system_ms > 350, "{usage:?}");
 

@@ -34,7 +34,8 @@ fn hog_in_a_cgroup_of_its_own_is_oom_and_another_kill_is_signal() {
     assert_eq!((&hog.end["exit_code"], &hog.end["signal"]), (&Value::Null, &json!("SIGKILL")));
     assert_eq!(message(&hog), "memory ran out: the kernel killed a process of the command");
     let peak = usage_of(&hog).peak_tree_bytes.expect("its own cgroup counts it");
-    assert!((LIMIT / 2..=LIMIT).contains(&peak), "{peak}");
+    // The kernel takes pages in advance, some beyond the limit.
+    assert!((LIMIT / 2..LIMIT + (16 << 20)).contains(&peak), "{peak}");
 
     // The counter of the execution before must not be the one of this execution.
     let killed = run(&service, "kill -9 $$");

@@ -71,7 +71,9 @@ pub(super) fn ending(
         if let Some((status, reason, message)) = verdict.filter(|_| is_its_own) {
             ending.status = status;
             ending.reason = reason;
-            ending.message = (!message.is_empty()).then_some(message);
+            let known = [Some(message).filter(|message| !message.is_empty()), ending.message.take()];
+            let known: Vec<_> = known.into_iter().flatten().collect();
+            ending.message = (!known.is_empty()).then(|| known.join("; "));
         }
         ending.result = agent.result().cloned().map(Box::new);
     }
@@ -182,7 +184,12 @@ impl StreamDigest {
 
 #[cfg(test)]
 mod tests {
-    use cc_executor_actors::outcome::CancelReason;
+    use std::time::Instant;
+
+    use cc_executor_actors::{
+        agent::{Agent, claude::Claude},
+        outcome::CancelReason,
+    };
 
     use super::*;
 
@@ -263,6 +270,13 @@ mod tests {
                 assert_eq!((ending.status, ending.exit_code), (Status::Failed, None));
                 assert_eq!(ending.signal.as_deref(), Some("SIGKILL"));
             }
+        }
+        let agent = Claude.progress(Duration::ZERO, Instant::now());
+        for (kills, reason) in [(own, Reason::Oom), (shared, Reason::ClaudeError), (none, Reason::ClaudeError)] {
+            let gone = TreeGone { oom_kills: kills, ..TreeGone::proven(Evidence::Echild) };
+            let ending = ending(None, Some(kill), gone, Some(&*agent), LIMITS);
+            assert_eq!(ending.reason, reason);
+            assert_eq!(ending.message.unwrap().contains("memory"), kills != none);
         }
         let message = out_of_memory(OomKills::Own(2)).unwrap();
         assert_eq!(message, "memory ran out: the kernel killed 2 processes of the command");
