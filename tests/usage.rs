@@ -90,7 +90,7 @@ fn log_and_state_have_the_usage() {
     let id = "77777777-7777-4777-8777-777777777777";
     backend.post("/execute/stream", &json!({ "question": burn(0.2), "executionId": id }));
     let line = &backend.wait_for_event("process.finished", 1)[0];
-    let usage = &backend.get(&format!("/executions/{id}"))["usage"];
+    let usage = &backend.get(&format!("/executions/{id}"))["ending"]["usage"];
     for (name, logged) in [
         ("cpuUserMs", "cpu_user_ms"),
         ("cpuSystemMs", "cpu_system_ms"),

@@ -89,8 +89,9 @@ fn memory_cgroups_are_removed_with_their_owners() {
     wait_until("the cgroup of the execution is gone", PATIENCE, || cgroup.n_executions() == 0);
 
     // Without its shim the subreaper removes it.
-    let lost = run(&service, "kill -9 $PPID; sleep 100");
-    assert_eq!(lost.reason(), Reason::BackendLost);
+    let mut client = service.connect();
+    let _ = client.call("execute", json!({ "command": "kill -9 $PPID; sleep 100" }));
+    assert_eq!(client.record().reason(), Reason::BackendLost);
     wait_until("the cgroup of the lost execution is gone", PATIENCE, || cgroup.n_executions() == 0);
 
     service.signal(rustix::process::Signal::TERM);
