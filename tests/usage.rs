@@ -74,10 +74,8 @@ fn orphans_count_and_children_of_who_ignores_sigchld_do_not() {
     let usage = usage_of(&service.connect().run(json!({ "command": orphan })));
     assert!(usage.cpu_user_ms + usage.cpu_system_ms > 350, "{usage:?}");
 
-    let program = format!(
-        "import os, signal\nsignal.signal(signal.SIGCHLD, signal.SIG_IGN)\nread, write = os.pipe()\nif os.fork() == 0:\n    \
-         while os.times().user < 0.5: pass\n    os._exit(0)\nos.close(write)\nos.read(read, 1)"
-    );
+    let program = "import os, signal\nsignal.signal(signal.SIGCHLD, signal.SIG_IGN)\nread, write = os.pipe()\nif os.fork() == 0:\n    \
+         while os.times().user < 0.5: pass\n    os._exit(0)\nos.close(write)\nos.read(read, 1)";
     let recording = service.connect().run(json!({ "command": program, "executor": "python" }));
     assert_eq!(recording.reason(), Reason::Exit, "{}", recording.end);
     let usage = usage_of(&recording);

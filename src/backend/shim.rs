@@ -127,7 +127,7 @@ fn prepare(
     let memory_base = directories.as_ref().and_then(|directories| directories.memory.as_deref());
     let cgroup = directories.as_ref().map(|directories| Cgroup::make(&directories.unified, &name)).transpose()?;
     Ok(Prepared {
-        memory: MemoryAccount::open(cgroup.as_ref(), memory_base, &name, oom_counter),
+        memory: MemoryAccount::open(cgroup.as_ref().map(Cgroup::directory), memory_base, &name, oom_counter),
         cgroup,
         procfs: Procfs::open()?,
         waiter: Waiter::open()?,

@@ -15,9 +15,10 @@ use std::{
     path::Path,
 };
 
-use rustix::fs::{AtFlags, Mode, OFlags, mkdirat, openat, unlinkat};
+use rustix::fs::{AtFlags, OFlags, unlinkat};
 
 pub use self::directories::CgroupDirectories;
+use self::place::{make_directory, open_in};
 use crate::syscall::ForkTarget;
 
 /// The cgroup of one execution, held open by its shim from before its command runs.
@@ -52,6 +53,11 @@ impl Cgroup {
         self.freeze.write_all_at(if frozen { b"1" } else { b"0" }, 0)
     }
 
+    /// Its directory.
+    pub fn directory(&self) -> &OwnedFd {
+        &self.directory
+    }
+
     /// The directory for CLONE_INTO_CGROUP.
     pub fn place(&self) -> ForkTarget<'_> {
         ForkTarget::Cgroup(self.directory.as_fd())
@@ -79,17 +85,4 @@ impl Drop for Cgroup {
     fn drop(&mut self) {
         let _ = unlinkat(&self.base, &*self.name, AtFlags::REMOVEDIR);
     }
-}
-
-/// Makes a directory below another, and opens both: first the other one.
-fn make_directory(base: &Path, name: &str) -> io::Result<(OwnedFd, OwnedFd)> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let base = rustix::fs::open(base, flags, Mode::empty())?;
-    mkdirat(&base, name, Mode::from_raw_mode(0o755))?;
-    let directory = openat(&base, name, flags, Mode::empty())?;
-    Ok((base, directory))
-}
-
-fn open_in(directory: &OwnedFd, file: &str, flags: OFlags) -> io::Result<File> {
-    Ok(openat(directory, file, flags | OFlags::CLOEXEC, Mode::empty())?.into())
 }

@@ -12,7 +12,7 @@ use std::{
 
 use rustix::fs::{AtFlags, OFlags, unlinkat};
 
-use super::{Cgroup, make_directory, open_in, place::Hierarchy};
+use super::place::{Hierarchy, make_directory, open_in};
 use crate::backend::shim::protocol::OomKills;
 
 /// The files of a memory cgroup.
@@ -70,10 +70,10 @@ impl Drop for MemoryDirectory {
 }
 
 impl MemoryAccount {
-    /// Opens the account of an execution with this cgroup, or makes one below the directory of version 1. `service` is
-    /// the counter for an execution that gets neither.
+    /// Makes the account of an execution below the directory of version 1, or opens that in its cgroup of version 2.
+    /// `service` is the counter for an execution that gets neither.
     pub fn open(
-        cgroup: Option<&Cgroup>,
+        cgroup: Option<&OwnedFd>,
         memory_base: Option<&Path>,
         name: &str,
         service: Option<OomCounter>,
@@ -130,8 +130,8 @@ impl OwnMemory {
     }
 
     /// The execution's cgroup has these files only where the memory controller is enabled for it.
-    fn open_v2(cgroup: &Cgroup) -> Option<OwnMemory> {
-        OwnMemory::open(&cgroup.directory, &V2, None)
+    fn open_v2(cgroup: &OwnedFd) -> Option<OwnMemory> {
+        OwnMemory::open(cgroup, &V2, None)
     }
 
     fn open(opened: &OwnedFd, names: &FileNames, directory: Option<MemoryDirectory>) -> Option<OwnMemory> {

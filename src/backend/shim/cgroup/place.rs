@@ -1,10 +1,13 @@
-//! Finds the directories of this process's own cgroups (cgroups(7)).
+//! Finds the directories of this process's own cgroups (cgroups(7)), and makes and opens others.
 
 use std::{
-    fs,
+    fs::{self, File},
     io::{self, ErrorKind},
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
 };
+
+use rustix::fs::{Mode, OFlags, mkdirat, openat};
 
 /// A hierarchy of cgroups.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -70,6 +73,20 @@ fn directory(hierarchy: Hierarchy, mounts: &str, own: &str) -> Option<PathBuf> {
     // In a container without a namespace of cgroups the mount shows a part of the hierarchy only.
     let below = Path::new(path).strip_prefix(root).or_else(|_| Path::new(path).strip_prefix("/")).ok()?;
     Some(Path::new(point).join(below))
+}
+
+/// Makes a directory below another, and opens both: first the other one.
+pub(super) fn make_directory(base: &Path, name: &str) -> io::Result<(OwnedFd, OwnedFd)> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let base = rustix::fs::open(base, flags, Mode::empty())?;
+    mkdirat(&base, name, Mode::from_raw_mode(0o755))?;
+    let directory = openat(&base, name, flags, Mode::empty())?;
+    Ok((base, directory))
+}
+
+/// Opens a file of a cgroup.
+pub(super) fn open_in(directory: &OwnedFd, file: &str, flags: OFlags) -> io::Result<File> {
+    Ok(openat(directory, file, flags | OFlags::CLOEXEC, Mode::empty())?.into())
 }
 
 #[cfg(test)]
