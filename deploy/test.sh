@@ -40,6 +40,10 @@ clean_up() {
         done
     fi
     jobs -p | xargs -r kill 2>/dev/null || true
+    if [[ ${privileged-} ]]; then
+        if ((code)); then docker logs --tail 40 "$privileged" 2>&1 | sed 's/^/privileged | /' >&2 || true; fi
+        docker rm -f "$privileged" >/dev/null 2>&1 || true
+    fi
     compose down -v >/dev/null 2>&1 || true
     rm -rf "$work"
     exit $code
@@ -260,11 +264,39 @@ wait_until 20 "output arrives" has_message bystander '"method":"output"'
 start_run greedy -- 'exec python3 -c "kept = [bytes([1]) * (1 << 24) for n in range(1000)]"'
 assert_ending greedy FAILED signal
 has_message greedy '"signal":"SIGKILL"' || fail "the command was not killed by the kernel"
+# This backend may make no cgroup, so it cannot tell whose process the kernel killed.
+has_message greedy '"message":"memory may have run out' || fail "the ending does not say that memory may have run out"
 (($(oom_kills) > before)) || fail "the kernel has counted no OOM kill"
 report "OOM kills: $(oom_kills), before: $before"
 assert_ending bystander COMPLETED exit
 [[ $(since "$backend") == "$backend_since" ]] || fail "the backend was restarted"
 assert_no_process_left
+
+step "a command runs out of memory in a cgroup of its own"
+cat >"$work/privileged" <<'END'
+set -e
+if [ -e /sys/fs/cgroup/cgroup.controllers ]; then
+    # Version 2 only: the service is put in a group of its own, as systemd does with DelegateSubgroup=.
+    mkdir /sys/fs/cgroup/service
+    echo $$ >/sys/fs/cgroup/service/cgroup.procs
+    python3 -c 'import os; os.setxattr("/sys/fs/cgroup", "user.delegate", b"1")'
+elif ! grep -q ' cgroup2 ' /proc/mounts; then
+    mkdir /run/cgroup2
+    mount -t cgroup2 none /run/cgroup2
+fi
+exec cc-executor serve --bind "127.0.0.1:$1" --containment cgroup
+END
+privileged=$(docker run -d --privileged --user 0 --network host --memory 256m --memory-swap 256m \
+    -e CC_EXECUTOR_TOKEN="$(sed -n 's/^CC_EXECUTOR_TOKEN=//p' "$work/env")" -v "$work/privileged:/privileged:ro" --entrypoint bash cc-executor-backend /privileged $((port + 1)))
+privileged_ready() { get "http://127.0.0.1:$((port + 1))/ready" >/dev/null; }
+wait_until 20 "the service with cgroups is ready" privileged_ready
+start_run hog --url "ws://127.0.0.1:$((port + 1))" -- 'exec python3 -c "kept = [bytes([1]) * (1 << 24) for n in range(1000)]"'
+assert_ending hog FAILED oom
+has_message hog '"signal":"SIGKILL"' || fail "the command was not killed by the kernel"
+start_run killed-by-hand --url "ws://127.0.0.1:$((port + 1))" -- 'kill -9 $$'
+assert_ending killed-by-hand FAILED signal
+docker rm -f "$privileged" >/dev/null
+privileged=
 
 step "the disk is full"
 start_run full -- 'head -c 200M /dev/zero >/tmp/filled'

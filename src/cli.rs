@@ -29,6 +29,7 @@ mod stdin;
 mod stdout;
 mod terminal;
 mod token;
+mod usage_line;
 
 use std::{process::ExitCode, time::Duration};
 

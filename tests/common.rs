@@ -10,6 +10,7 @@ pub mod http;
 pub mod http_proxy;
 pub mod link;
 pub mod listener;
+pub mod memory_cgroup;
 pub mod messages_api;
 pub mod procs;
 pub mod proxy;

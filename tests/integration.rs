@@ -49,3 +49,4 @@ mod storage;
 mod tidy;
 mod token_files;
 mod tokens;
+mod usage;

@@ -131,6 +131,29 @@ fn closed_stdout_of_run_cancels_the_command() {
 }
 
 #[test]
+fn stats_are_the_last_line_of_standard_error() {
+    let service = Service::start();
+    let run = |arguments: &[&str]| {
+        let output = service.run(arguments);
+        (text_and_code(&output), String::from_utf8(output.stderr).unwrap())
+    };
+    let command = "echo out; echo err >&2; python3 -c 'x = bytes([1]) * 50_000_000'; exit 3";
+    let (ended, stderr) = run(&["--stats", "--", command]);
+    assert_eq!(ended, ("out\n".to_owned(), 3));
+    let lines: Vec<_> = stderr.lines().collect();
+    let [error, stats] = lines.as_slice() else { panic!("two lines: {stderr}") };
+    assert_eq!(*error, "err");
+    let parts: Vec<_> = stats.split(", ").collect();
+    assert!(parts[0].ends_with(" s") && parts[1].starts_with("cpu 0.") && parts[1].ends_with(" s system"), "{stats}");
+    let largest: u64 =
+        parts[2].strip_prefix("largest process ").and_then(|rest| rest.strip_suffix(" MB")?.parse().ok()).unwrap();
+    assert!((50..100).contains(&largest), "{stats}");
+    assert_eq!(run(&["--", command]).1, "err\n", "only on request");
+    let (json, stderr) = run(&["--json", "--stats", "--", command]);
+    assert_eq!((json.1, stderr.as_str()), (3, ""), "the messages have it");
+}
+
+#[test]
 fn run_json_prints_the_messages_of_the_service() {
     let service = Service::start();
     let (text, code) = text_and_code(&service.run(&["--json", "--", "echo hi; exit 2"]));

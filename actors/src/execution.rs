@@ -195,7 +195,7 @@ impl Execution {
         let relayed = async move {
             StateEvent::StreamEnded(match stream {
                 BackendStream::Native(events) => native::relay(events, config).await,
-                BackendStream::Legacy(stream) => ExecutionEnd::Ended(legacy::relay(stream, config).await),
+                BackendStream::Legacy(stream) => ExecutionEnd::Ended(Box::new(legacy::relay(stream, config).await)),
             })
         };
         self.spawn(relayed, ctx);

@@ -14,6 +14,8 @@ pub enum Reason {
     Exit,
     /// A signal of another sender ended the process.
     Signal,
+    /// The kernel killed the process because memory ran out, as the execution's own cgroup has counted.
+    Oom,
     /// The process could not be started.
     NotStarted,
     /// The total time-out passed.
@@ -45,6 +47,7 @@ impl Reason {
         match self {
             Reason::Exit => "exit",
             Reason::Signal => "signal",
+            Reason::Oom => "oom",
             Reason::NotStarted => "not_started",
             Reason::Timeout => "timeout",
             Reason::Stalled => "stalled",
@@ -237,6 +240,9 @@ pub struct Outcome {
     pub sha256: PerStream<Option<String>>,
     /// The number of processes that outlived the leader and were ended.
     pub leftovers: u32,
+    /// What its processes used. `None` if that is not known, or if it never ran.
+    #[serde(default)]
+    pub usage: Option<Usage>,
     /// Present whenever the service ended the execution.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub cancel: Option<CancelReport>,
@@ -246,6 +252,22 @@ pub struct Outcome {
     /// Whether the output is on the backend's disk; absent if it never was.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub storage: Option<Storage>,
+}
+
+/// What the processes of an execution used, from its start until the last of them was gone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Usage {
+    /// Processor time in user mode, in milliseconds, summed over the processes that were waited for: RUSAGE_CHILDREN of
+    /// the shim (getrusage(2)). It lacks the children of a process that ignores SIGCHLD.
+    pub cpu_user_ms: u64,
+    /// Processor time in the kernel, likewise.
+    pub cpu_system_ms: u64,
+    /// The largest resident set of a single process, in bytes. Not a sum.
+    pub max_process_rss_bytes: u64,
+    /// The most memory that all processes used at one time, in bytes, with the page cache, as the execution's own cgroup
+    /// counts it. `None` without such a cgroup.
+    pub peak_tree_bytes: Option<u64>,
 }
 
 /// The result of Claude: the `result` of a final status.
@@ -286,6 +308,7 @@ impl Outcome {
             bytes: PerStream::default(),
             sha256: PerStream::default(),
             leftovers: 0,
+            usage: None,
             cancel: None,
             result: None,
             storage: None,

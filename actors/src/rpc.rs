@@ -125,6 +125,7 @@ impl ErrorObject {
             Reason::ClaudeError => code::CLAUDE,
             Reason::Exit
             | Reason::Signal
+            | Reason::Oom
             | Reason::Canceled
             | Reason::Drained
             | Reason::Disconnected

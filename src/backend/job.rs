@@ -69,7 +69,11 @@ pub async fn live(
     }
     info!(event = "process.finished", execution_id:% = shared.context.id, status = ending.status.as_str(), reason = ending.reason.as_str(),
         exit_code:serde = ending.exit_code, signal:serde = ending.signal, stdout_bytes:serde = ending.bytes.stdout,
-        stderr_bytes:serde = ending.bytes.stderr, leftovers = ending.leftovers, ms:serde = ending.elapsed_ms; "process finished");
+        stderr_bytes:serde = ending.bytes.stderr, leftovers = ending.leftovers, ms:serde = ending.elapsed_ms,
+        cpu_user_ms:serde = ending.usage.map(|usage| usage.cpu_user_ms),
+        cpu_system_ms:serde = ending.usage.map(|usage| usage.cpu_system_ms),
+        max_process_rss_bytes:serde = ending.usage.map(|usage| usage.max_process_rss_bytes),
+        peak_tree_bytes:serde = ending.usage.and_then(|usage| usage.peak_tree_bytes); "process finished");
     closing::record_end(&mut shared, &mut ending, &slot).await;
     retained::end(shared, ending, slot);
 }

@@ -25,13 +25,13 @@ use cc_executor_actors::{
     stream::{PerStream, Stream},
 };
 
+use self::{consumer::KeptOutput, observers::Observers, ring::Ring};
 pub use self::{
     consumer::{Consumer, ConsumerChange, ConsumerFeed, ConsumerItem, DismissReason, SLOTS},
     error::{ConsumerError, OffsetError},
     retention::{RetainedOutput, UnreadPolicy},
     stored::{StoredOutput, StoredRange},
 };
-use self::{consumer::KeptOutput, observers::Observers, ring::Ring};
 use super::holds::{Claim, ClaimResult, Holds};
 
 /// The most that is read from a pipe at a time, in bytes.

@@ -17,11 +17,11 @@ pub mod protocol;
 pub mod readable;
 pub mod spawn;
 pub mod tree;
+mod usage;
 
 use std::{
     io,
     os::fd::{AsFd, OwnedFd},
-    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -29,7 +29,10 @@ use cc_executor_actors::outcome::Evidence;
 use rustix::process::{Pid, Signal, set_child_subreaper, set_parent_process_death_signal};
 
 use self::{
-    cgroup::Cgroup,
+    cgroup::{
+        Cgroup, CgroupDirectories,
+        memory::{MemoryAccount, OomCounter},
+    },
     channel::Channel,
     pause::{PauseState, PauseStep},
     procfs::Procfs,
@@ -55,28 +58,30 @@ pub struct ShimInheritance {
     pub ends: CommandEnds,
     /// Reaches its end of file when the subreaper ends.
     pub lifeline: OwnedFd,
-    /// With cgroups: the backend's directory, and the name of the execution's cgroup in it.
-    pub cgroup: Option<(PathBuf, String)>,
+    /// With cgroups: the directories of the subreaper, and the name of the execution's cgroup in them.
+    pub cgroup: Option<(CgroupDirectories, String)>,
+    /// The processes of the service's cgroup that were killed because memory ran out, where they are counted.
+    pub oom_counter: Option<OomCounter>,
     /// Whether this is the first process of a PID namespace.
     pub is_first: bool,
 }
 
 /// Runs one command to its end. Returns when its whole tree is gone: true if that is proven.
 pub fn main(single: &SingleThread, inherited: ShimInheritance) -> io::Result<bool> {
-    let ShimInheritance { socket, ends, lifeline, cgroup, is_first } = inherited;
+    let ShimInheritance { socket, ends, lifeline, cgroup, oom_counter, is_first } = inherited;
     // CONT, so that a stopped shim wakes when the subreaper dies, and reads the end of its lifeline.
     set_parent_process_death_signal(Some(Signal::CONT))?;
     set_child_subreaper(Some(Pid::INIT))?;
     // The name that ps shows. Without it the shim still works.
     let _ = rustix::thread::set_name(c"cc-shim");
     let mut channel = Channel::new(socket);
-    let prepared = prepare(cgroup, is_first);
+    let prepared = prepare(cgroup, oom_counter, is_first);
     let Some(Order::Run(spec)) = channel.wait()? else { return Ok(true) };
     let started = prepared.and_then(|prepared| {
-        let starting = spawn::start(single, &spec, ends, prepared.cgroup.as_ref())?;
+        let starting = spawn::start(single, &spec, ends, (prepared.cgroup.as_ref(), &prepared.memory))?;
         Ok((prepared, starting))
     });
-    let (Prepared { waiter, signals, procfs, cgroup }, starting) = match started {
+    let (Prepared { waiter, signals, procfs, cgroup, memory }, starting) = match started {
         Ok(started) => started,
         Err(error) => {
             channel.send(&ShimEvent::NotStarted(StartError::no_process(error)));
@@ -92,6 +97,7 @@ pub fn main(single: &SingleThread, inherited: ShimInheritance) -> io::Result<boo
         signals,
         procfs,
         cgroup,
+        memory,
         end: EndState::Running,
         pause: PauseState::default(),
         unanswered_pauses: 0,
@@ -105,14 +111,24 @@ struct Prepared {
     signals: OwnedFd,
     procfs: Procfs,
     cgroup: Option<Cgroup>,
+    memory: MemoryAccount,
 }
 
-fn prepare(cgroup: Option<(PathBuf, String)>, is_first: bool) -> io::Result<Prepared> {
+fn prepare(
+    cgroup: Option<(CgroupDirectories, String)>,
+    oom_counter: Option<OomCounter>,
+    is_first: bool,
+) -> io::Result<Prepared> {
     if is_first {
         containment::mount_proc()?;
     }
+    let (directories, name) = cgroup.unzip();
+    let name = name.unwrap_or_default();
+    let memory_base = directories.as_ref().and_then(|directories| directories.memory.as_deref());
+    let cgroup = directories.as_ref().map(|directories| Cgroup::make(&directories.unified, &name)).transpose()?;
     Ok(Prepared {
-        cgroup: cgroup.map(|(base, name)| Cgroup::make(&base, &name)).transpose()?,
+        memory: MemoryAccount::open(cgroup.as_ref().map(Cgroup::directory), memory_base, &name, oom_counter),
+        cgroup,
         procfs: Procfs::open()?,
         waiter: Waiter::open()?,
         signals: block_signals(&[Signal::CHILD, Signal::CONT])?,
@@ -148,6 +164,7 @@ struct Shim {
     signals: OwnedFd,
     procfs: Procfs,
     cgroup: Option<Cgroup>,
+    memory: MemoryAccount,
     end: EndState,
     pause: PauseState,
     unanswered_pauses: u32,
@@ -163,7 +180,8 @@ impl Shim {
                 self.on_leader_exit(exit);
             }
             if self.tree.is_gone() {
-                return Ok(self.finish(TreeGone { killed: self.tree.n_killed(), ..TreeGone::proven(Evidence::Echild) }));
+                let usage = usage::of_reaped(self.memory.peak_bytes());
+                return Ok(self.finish(TreeGone { usage, ..TreeGone::proven(Evidence::Echild) }));
             }
             let mut timeout = None;
             match self.end {
@@ -180,8 +198,7 @@ impl Shim {
                 EndState::Killing { since } => {
                     let left = self.kill();
                     if since.elapsed() > KILL_PATIENCE {
-                        let gone = TreeGone { survivors: left.ok(), killed: self.tree.n_killed(), ..TreeGone::UNKNOWN };
-                        return Ok(self.finish(gone));
+                        return Ok(self.finish(TreeGone { survivors: left.ok(), ..TreeGone::UNKNOWN }));
                     }
                     timeout = Some(STEP);
                 }
@@ -200,7 +217,9 @@ impl Shim {
         self.tree.kill(&self.procfs)
     }
 
+    /// Reports the end, with the counts of the tree.
     fn finish(&mut self, gone: TreeGone) -> bool {
+        let gone = TreeGone { killed: self.tree.n_killed(), oom_kills: self.memory.oom_kills(), ..gone };
         if !matches!(self.command, CommandState::NotExecuted) {
             self.send(&ShimEvent::Gone(gone));
         }

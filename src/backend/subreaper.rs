@@ -37,7 +37,7 @@ use self::{
 };
 use super::shim::{
     self, ShimInheritance,
-    cgroup::end_cgroup,
+    cgroup::memory::OomCounter,
     containment::Contained,
     procfs::{Procfs, Stat},
     protocol::{Numbered, TreeGone},
@@ -114,6 +114,8 @@ struct SubreaperLoop {
     waiter: Waiter,
     signals: OwnedFd,
     procfs: Procfs,
+    /// Opened once, for all shims.
+    oom_counter: Option<OomCounter>,
     /// Shims hold the reading end, which reaches its end of file when this process ends.
     lifeline: (OwnedFd, OwnedFd),
     shims: HashMap<Ticket, Pid>,
@@ -162,6 +164,7 @@ impl SubreaperLoop {
             waiter: Waiter::open()?,
             signals: block_signals(&[Signal::CHILD, Signal::CONT])?,
             procfs: Procfs::open()?,
+            oom_counter: OomCounter::of_this_process(),
             lifeline: rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?,
             shims: HashMap::new(),
             sweep: None,
@@ -185,13 +188,14 @@ impl SubreaperLoop {
             let timeout = self.step_sweep().or(self.ending_since.map(|_| SWEEP_CADENCE[0]));
             if let Some(Forked { socket, ends, ticket }) = self.wait(timeout)? {
                 // Drops the writing end of the lifeline with the rest, because only the subreaper itself may hold it.
-                let SubreaperLoop { single, contained, lifeline: (lifeline, _), .. } = self;
+                let SubreaperLoop { single, contained, oom_counter, lifeline: (lifeline, _), .. } = self;
                 let is_first = contained == Contained::PidNamespace;
                 let cgroup = match contained {
                     Contained::Cgroup(base) => Some((base, ticket.to_string())),
                     Contained::Tree | Contained::PidNamespace => None,
                 };
-                return Ok(Role::Shim(single, ShimInheritance { socket, ends, lifeline, cgroup, is_first }));
+                let inherited = ShimInheritance { socket, ends, lifeline, cgroup, oom_counter, is_first };
+                return Ok(Role::Shim(single, inherited));
             }
         }
     }
@@ -252,7 +256,8 @@ impl SubreaperLoop {
             Contained::Tree | Contained::Cgroup(_) => Evidence::Swept,
         };
         self.clean_cgroup(request.ticket);
-        self.answer(request.number, &SubreaperResponse::Swept(TreeGone { evidence, survivors: left, killed: 0 }));
+        let gone = TreeGone { evidence, survivors: left, ..TreeGone::UNKNOWN };
+        self.answer(request.number, &SubreaperResponse::Swept(gone));
         true
     }
 
@@ -266,7 +271,7 @@ impl SubreaperLoop {
     fn clean_cgroup(&self, ticket: Ticket) {
         if let Contained::Cgroup(base) = &self.contained {
             // An empty cgroup is the proof even for processes that have moved to another parent.
-            end_cgroup(&base.join(ticket.to_string()), Duration::ZERO);
+            base.below(&ticket.to_string()).end(Duration::ZERO);
         }
     }
 
@@ -276,7 +281,7 @@ impl SubreaperLoop {
             let _ = kill_process(child, Signal::KILL);
         }
         if let Contained::Cgroup(base) = &self.contained {
-            shim::cgroup::remove_base(base);
+            base.remove();
         }
     }
 

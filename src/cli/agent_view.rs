@@ -61,7 +61,8 @@ impl AgentView {
         self.dimmed(&plain(&parts.join(", ")))
     }
 
-    fn dimmed(&self, text: &str) -> String {
+    /// A line as it looks beside output.
+    pub(super) fn dimmed(&self, text: &str) -> String {
         if self.dim { format!("\x1b[2m{text}\x1b[0m") } else { text.to_owned() }
     }
 }

@@ -69,7 +69,7 @@ pub(super) fn exit_code_of(ending: &Outcome) -> u8 {
         Reason::Exit | Reason::NotStarted | Reason::ClaudeError | Reason::Unknown => {
             ending.exit_code.and_then(|code| u8::try_from(code).ok()).filter(|code| *code != 0).unwrap_or(1)
         }
-        Reason::Signal => {
+        Reason::Signal | Reason::Oom => {
             let number = ending.signal.as_deref().and_then(signal::number).and_then(|number| u8::try_from(number).ok());
             exit::SIGNALED.saturating_add(number.unwrap_or(0))
         }
@@ -80,8 +80,8 @@ pub(super) fn exit_code_of(ending: &Outcome) -> u8 {
     }
 }
 
-/// The report about an execution that another client or the service ended. All other failures are reported by an
-/// `error` of the service before the end.
+/// The report about an execution that another client, the service or the kernel ended. All other failures are reported
+/// by an `error` of the service before the end.
 pub(super) fn ended_by(ending: &Outcome) -> Option<String> {
     let message = ending.message.as_deref();
     match ending.reason {
@@ -91,6 +91,7 @@ pub(super) fn ended_by(ending: &Outcome) -> Option<String> {
             Some(format!("the service is shutting down and ended the execution{detail}; run it again later"))
         }
         Reason::Disconnected => Some(format!("ended by the service: {}", message.unwrap_or("its client went away"))),
+        Reason::Exit | Reason::Signal | Reason::Oom => message.map(str::to_owned),
         _ => None,
     }
 }
@@ -113,6 +114,7 @@ mod tests {
             (Status::Failed, Reason::Exit, Some(255), None, 255),
             (Status::Failed, Reason::Signal, None, Some("SIGKILL"), 137),
             (Status::Failed, Reason::Signal, None, Some("SIG34"), 162),
+            (Status::Failed, Reason::Oom, None, Some("SIGKILL"), 137),
             (Status::Failed, Reason::ClaudeError, Some(0), None, 1),
             (Status::Failed, Reason::ClaudeError, Some(7), None, 7),
             (Status::Failed, Reason::NotStarted, Some(127), None, 127),
@@ -146,6 +148,9 @@ mod tests {
             ),
             (Reason::Disconnected, None, "ended by the service: its client went away"),
             (Reason::Exit, None, ""),
+            (Reason::Oom, Some("memory ran out".to_owned()), "memory ran out"),
+            (Reason::Signal, Some("memory may have run out".to_owned()), "memory may have run out"),
+            (Reason::Signal, None, ""),
         ] {
             assert_eq!(report(reason, message), text);
         }

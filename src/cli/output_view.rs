@@ -12,23 +12,24 @@ use serde_json::value::RawValue;
 
 use super::{
     ClientError, agent_view::AgentView, checksum::ChecksumError, connection::read, exit, stdout::StdoutWriter,
-    terminal::ElapsedLine,
+    terminal::ElapsedLine, usage_line::usage_line,
 };
 use crate::console;
 
 /// The output of one execution, over all connections.
 pub(super) struct OutputView {
     json: bool,
+    stats: bool,
     pub(super) output: StdoutWriter,
     pub(super) elapsed: ElapsedLine,
     agent: AgentView,
 }
 
 impl OutputView {
-    /// With `json` the service's messages are printed instead of the output.
-    pub(super) fn new(json: bool, shows_elapsed: bool) -> Self {
+    /// With `json` the service's messages are printed instead of the output. With `stats` the usage follows the output.
+    pub(super) fn new(json: bool, stats: bool, shows_elapsed: bool) -> Self {
         let (output, elapsed) = (StdoutWriter::new(json), ElapsedLine::new(shows_elapsed));
-        OutputView { json, output, elapsed, agent: AgentView::new() }
+        OutputView { json, stats, output, elapsed, agent: AgentView::new() }
     }
 
     /// Shows the output in a message. Returns false if the message has none, and must be handled elsewhere.
@@ -88,11 +89,14 @@ impl OutputView {
         self.output.finish().await
     }
 
-    /// Compares the output with the counts and digests of the outcome, and shows the summary of an agent.
+    /// Compares the output with the counts and digests of the outcome, and shows the summary of an agent and the usage.
     pub(super) fn conclude(&self, outcome: &Outcome) -> Result<(), ClientError> {
         self.output.check(outcome).map_err(damaged)?;
         if let Some(result) = outcome.result.as_ref().filter(|_| !self.json) {
             console::report_line(&self.agent.of_outcome(result));
+        }
+        if self.stats && !self.json {
+            console::report_line(&self.agent.dimmed(&usage_line(outcome)));
         }
         Ok(())
     }

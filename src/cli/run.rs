@@ -22,7 +22,8 @@ use crate::config::value::{checked, whole_number};
 /// The exit codes in the help text.
 pub(super) const EXIT_CODES: &str = "\
 Exit codes:
-  the command's own, or 128 + N if signal N ended it
+  the command's own, or 128 + N if signal N ended it; 137 also if the kernel
+       killed it because memory ran out
     1  Claude reported a failure and exited with 0
    64  wrong use: flags, parameters, unknown executor
    69  service or backend cannot be reached, does not answer, was restarted, or
@@ -79,12 +80,16 @@ pub struct RunOptions {
     reconnect: Option<Duration>,
 
     /// Print the execution's id and exit; the command keeps running for as long as the service allows
-    #[arg(long, conflicts_with_all = ["interactive", "json"])]
+    #[arg(long, conflicts_with_all = ["interactive", "json", "stats"])]
     detach: bool,
 
     /// Print the service's messages instead of the output
     #[arg(long)]
     json: bool,
+
+    /// Print time, processor time and memory at the end
+    #[arg(long)]
+    stats: bool,
 
     /// Command to run; several words are joined by a space, as ssh does
     #[arg(value_name = "COMMAND", required = true, trailing_var_arg = true)]
@@ -165,9 +170,9 @@ pub(super) async fn run(options: RunOptions) -> Result<u8, ClientError> {
     // The client chooses the id of an execution that may outlive the connection, because the response may be lost.
     let id = (on_disconnect != DisconnectAction::End).then(ExecutionId::random);
     let heartbeat = HeartbeatEstimate::Requested(options.heartbeat);
-    let RunOptions { interactive, tty, json, .. } = options;
+    let RunOptions { interactive, tty, json, stats, .. } = options;
     let run = Some(RunRequest { params: options.execute_params(), interactive, tty });
-    let loop_options = LoopOptions { url: options.service.url, json, shows_elapsed: !json && !tty, run };
+    let loop_options = LoopOptions { url: options.service.url, json, stats, shows_elapsed: !json && !tty, run };
     SessionLoop::new(loop_options, LoopPurpose::Run { id, on_disconnect }, heartbeat).run().await
 }
 

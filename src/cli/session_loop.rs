@@ -50,6 +50,8 @@ pub(super) struct LoopOptions {
     pub(super) url: String,
     /// Whether the service's messages are printed instead of the output.
     pub(super) json: bool,
+    /// Whether the usage is printed at the end.
+    pub(super) stats: bool,
     /// Whether the elapsed time is shown while there is no output.
     pub(super) shows_elapsed: bool,
     /// The command to run; `None` for `attach`.
@@ -124,7 +126,7 @@ enum LoopWake {
 impl SessionLoop {
     pub(super) fn new(options: LoopOptions, purpose: LoopPurpose, heartbeat: HeartbeatEstimate) -> Self {
         SessionLoop {
-            view: OutputView::new(options.json, options.shows_elapsed),
+            view: OutputView::new(options.json, options.stats, options.shows_elapsed),
             state: LoopState::new(options.url.clone(), purpose, heartbeat),
             link: Link::Opening { attempt: ConnectAttempt::FIRST, before: None },
             input: StdinReader::closed(),

@@ -40,7 +40,8 @@ fn attach_after_eviction_gets_a_gap_and_the_true_ending() {
         let gaps: Vec<_> = recording.gaps.iter().map(|gap| (gap.r#type, gap.to)).collect();
         assert_eq!(gaps, [(Stream::Stdout, 4), (Stream::Stderr, 4)], "{method}");
         assert!(recording.gaps.iter().all(|gap| gap.reason == GapReason::Overwritten));
-        for field in ["status", "reason", "exit_code", "signal", "message", "elapsedMs", "bytes", "sha256", "leftovers"]
+        for field in
+            ["status", "reason", "exit_code", "signal", "message", "elapsedMs", "bytes", "sha256", "leftovers", "usage"]
         {
             assert_eq!(recording.end[field], first.end[field], "{method}: {field}");
         }

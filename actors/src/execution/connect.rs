@@ -40,7 +40,7 @@ pub(super) enum BackendStream {
 #[derive(PartialEq, Eq, Debug)]
 pub(super) enum ExecutionEnd {
     /// The execution ended.
-    Ended(Outcome),
+    Ended(Box<Outcome>),
     /// Another consumer holds the execution, which continues.
     TakenOver,
 }
@@ -112,7 +112,9 @@ impl EventStream {
                         terms: queued.terms,
                         alive: Heartbeat::default(),
                     },
-                    BackendEvent::Exit(outcome) => return Err(ConnectError::End(ExecutionEnd::Ended(outcome))),
+                    BackendEvent::Exit(outcome) => {
+                        return Err(ConnectError::End(ExecutionEnd::Ended(Box::new(outcome))));
+                    }
                     BackendEvent::TakenOver(_) => return Err(ConnectError::End(ExecutionEnd::TakenOver)),
                     BackendEvent::Alive(_) | BackendEvent::Status(_) => continue,
                     BackendEvent::Gap(_) => return Err(too_early().into()),

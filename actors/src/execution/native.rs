@@ -31,7 +31,7 @@ pub(super) async fn relay(mut events: EventStream, config: RelayConfig) -> Execu
             }
             Err(ConnectError::End(end)) => break end,
             Err(ConnectError::Failed(error)) => {
-                return ExecutionEnd::Ended(native.relay.lost(error.to_string()).await);
+                return ExecutionEnd::Ended(Box::new(native.relay.lost(error.to_string()).await));
             }
         }
     };
@@ -91,7 +91,7 @@ impl NativeRelay {
 
     async fn on_event(&mut self, event: BackendEvent) -> Result<Option<ExecutionEnd>, String> {
         match event {
-            BackendEvent::Exit(outcome) => return Ok(Some(ExecutionEnd::Ended(outcome))),
+            BackendEvent::Exit(outcome) => return Ok(Some(ExecutionEnd::Ended(Box::new(outcome)))),
             BackendEvent::TakenOver(_) => return Ok(Some(ExecutionEnd::TakenOver)),
             BackendEvent::Started(started) => {
                 self.relay.flush().await?;

@@ -157,7 +157,7 @@ impl ExecutionState {
         match (self, event) {
             (ExecutionState::Ended, _) => (ExecutionState::Ended, Vec::new()),
             (_, StateEvent::StreamEnded(ExecutionEnd::TakenOver)) => end_with(StateAction::HandOver),
-            (state, StateEvent::StreamEnded(ExecutionEnd::Ended(outcome))) => finish(state.corrected(outcome, now)),
+            (state, StateEvent::StreamEnded(ExecutionEnd::Ended(outcome))) => finish(state.corrected(*outcome, now)),
             (state @ (ExecutionState::Finding | ExecutionState::Withdrawing(_)), StateEvent::NotFound(outcome)) => {
                 finish(state.corrected(outcome, now))
             }

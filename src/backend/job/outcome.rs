@@ -17,7 +17,7 @@ use super::{
     clocks::JobLimits,
     life::{EndCause, EndReason},
 };
-use crate::backend::shim::protocol::{LeaderExit, StartError, TreeGone};
+use crate::backend::shim::protocol::{LeaderExit, OomKills, StartError, TreeGone};
 
 impl EndCause {
     fn verdict(self, limits: JobLimits) -> (Status, Reason, Option<String>) {
@@ -58,18 +58,22 @@ pub(super) fn ending(
     let (status, reason, message) = match (cause, exit) {
         (Some(cause), _) => cause.verdict(limits),
         (None, Some(LeaderExit::Code(0))) => (Status::Completed, Reason::Exit, None),
-        (None, Some(LeaderExit::Code(_))) => (Status::Failed, Reason::Exit, None),
-        (None, Some(LeaderExit::Signal(_))) => (Status::Failed, Reason::Signal, None),
+        (None, Some(LeaderExit::Code(_))) => (Status::Failed, Reason::Exit, out_of_memory(gone.oom_kills)),
+        (None, Some(LeaderExit::Signal(number))) => ended_by_signal(number, gone.oom_kills),
         (None, None) => (Status::Failed, Reason::BackendLost, Some(lost(gone).to_owned())),
     };
     let mut ending = Outcome::without_process(status, reason, message);
     if let Some(agent) = agent.filter(|_| exit.is_some() || cause.is_some()) {
         let exited_with_0 = exit == Some(LeaderExit::Code(0)) || cause == Some(EndCause::Done);
         let verdict = agent.verdict(exited_with_0);
-        if let Some((status, reason, message)) = verdict.filter(|_| matches!(cause, None | Some(EndCause::Done))) {
+        // An agent that was killed because memory ran out has reported nothing, and this cause says more.
+        let is_its_own = matches!(cause, None | Some(EndCause::Done)) && ending.reason != Reason::Oom;
+        if let Some((status, reason, message)) = verdict.filter(|_| is_its_own) {
             ending.status = status;
             ending.reason = reason;
-            ending.message = (!message.is_empty()).then_some(message);
+            let known = [Some(message).filter(|message| !message.is_empty()), ending.message.take()];
+            let known: Vec<_> = known.into_iter().flatten().collect();
+            ending.message = (!known.is_empty()).then(|| known.join("; "));
         }
         ending.result = agent.result().cloned().map(Box::new);
     }
@@ -78,6 +82,7 @@ pub(super) fn ending(
         Some(LeaderExit::Signal(number)) => ending.signal = Some(signal::name(number)),
         None => {}
     }
+    ending.usage = gone.usage;
     let was_ended = cause.is_some() || exit.is_none();
     if !was_ended {
         ending.leftovers = gone.killed;
@@ -87,6 +92,28 @@ pub(super) fn ending(
         ending.cancel = Some(report(why, gone));
     }
     ending
+}
+
+/// The ending of a command that a signal ended which the service did not send. It is `oom` only if the kernel is known
+/// to have killed a process of this execution.
+fn ended_by_signal(number: i32, kills: OomKills) -> (Status, Reason, Option<String>) {
+    let is_kill = number == rustix::process::Signal::KILL.as_raw();
+    let (reason, message) = match kills {
+        OomKills::Own(_) if is_kill => (Reason::Oom, out_of_memory(kills)),
+        OomKills::Shared if is_kill => (Reason::Signal, Some(PERHAPS_MEMORY.to_owned())),
+        OomKills::Own(_) | OomKills::Shared | OomKills::NotCounted => (Reason::Signal, out_of_memory(kills)),
+    };
+    (Status::Failed, reason, message)
+}
+
+/// The message for a command that the kernel may have killed.
+const PERHAPS_MEMORY: &str = "memory may have run out: while the command ran, the kernel killed a process for that reason in the cgroup that it shares with the service";
+
+/// The message about processes of an execution that the kernel killed.
+fn out_of_memory(kills: OomKills) -> Option<String> {
+    let OomKills::Own(n) = kills else { return None };
+    let processes = if n == 1 { "a process".to_owned() } else { format!("{n} processes") };
+    Some(format!("memory ran out: the kernel killed {processes} of the command"))
 }
 
 fn lost(gone: TreeGone) -> &'static str {
@@ -99,7 +126,7 @@ fn lost(gone: TreeGone) -> &'static str {
 
 /// The report of the end of the processes.
 pub(super) fn report(why: Option<EndReason>, gone: TreeGone) -> CancelReport {
-    let TreeGone { evidence, survivors, killed } = gone;
+    let TreeGone { evidence, survivors, killed, .. } = gone;
     let (grace_ms, escalated) = match why {
         Some(EndReason::Wanted { grace_ms, .. }) => (grace_ms, killed > 0 || evidence != Evidence::Echild),
         Some(EndReason::LeftBehind | EndReason::GuardLost) | None => (0, true),
@@ -164,7 +191,12 @@ impl StreamDigest {
 
 #[cfg(test)]
 mod tests {
-    use cc_executor_actors::outcome::CancelReason;
+    use std::time::Instant;
+
+    use cc_executor_actors::{
+        agent::{Agent, claude::Claude},
+        outcome::CancelReason,
+    };
 
     use super::*;
 
@@ -218,6 +250,43 @@ mod tests {
             let was_ended = !matches!(why, None | Some(EndReason::LeftBehind));
             assert_eq!(ending.cancel.is_some(), was_ended, "whenever the service ended it");
         }
+    }
+
+    #[test]
+    fn only_a_kill_that_its_own_cgroup_counted_is_oom() {
+        let (own, shared, none) = (OomKills::Own(1), OomKills::Shared, OomKills::NotCounted);
+        let canceled = EndReason::Wanted { cause: EndCause::Asked(CancelReason::Canceled), grace_ms: 0 };
+        let (kill, term) = (LeaderExit::Signal(9), LeaderExit::Signal(15));
+        let counted = Some("memory ran out: the kernel killed a process of the command");
+        for (exit, why, kills, reason, message) in [
+            (kill, None, own, Reason::Oom, counted),
+            (kill, Some(EndReason::LeftBehind), own, Reason::Oom, counted),
+            (kill, None, shared, Reason::Signal, Some(PERHAPS_MEMORY)),
+            (kill, None, none, Reason::Signal, None),
+            (term, None, own, Reason::Signal, counted),
+            (term, None, shared, Reason::Signal, None),
+            (LeaderExit::Code(137), None, own, Reason::Exit, counted),
+            (LeaderExit::Code(137), None, shared, Reason::Exit, None),
+            (LeaderExit::Code(0), None, own, Reason::Exit, None),
+            (kill, Some(canceled), own, Reason::Canceled, None),
+        ] {
+            let gone = TreeGone { oom_kills: kills, ..TreeGone::proven(Evidence::Echild) };
+            let ending = ending(why, Some(exit), gone, None, LIMITS);
+            assert_eq!((ending.reason, ending.message.as_deref()), (reason, message), "{exit:?} {why:?} {kills:?}");
+            if reason == Reason::Oom {
+                assert_eq!((ending.status, ending.exit_code), (Status::Failed, None));
+                assert_eq!(ending.signal.as_deref(), Some("SIGKILL"));
+            }
+        }
+        let agent = Claude.progress(Duration::ZERO, Instant::now());
+        for (kills, reason) in [(own, Reason::Oom), (shared, Reason::ClaudeError), (none, Reason::ClaudeError)] {
+            let gone = TreeGone { oom_kills: kills, ..TreeGone::proven(Evidence::Echild) };
+            let ending = ending(None, Some(kill), gone, Some(&*agent), LIMITS);
+            assert_eq!(ending.reason, reason);
+            assert_eq!(ending.message.unwrap().contains("memory"), kills != none);
+        }
+        let message = out_of_memory(OomKills::Own(2)).unwrap();
+        assert_eq!(message, "memory ran out: the kernel killed 2 processes of the command");
     }
 
     #[test]

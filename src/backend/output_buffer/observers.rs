@@ -6,10 +6,7 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use cc_executor_actors::{
-    backend_api::BackendEvent,
-    stream::Stream,
-};
+use cc_executor_actors::{backend_api::BackendEvent, stream::Stream};
 use futures_util::future::select_all;
 
 use super::{

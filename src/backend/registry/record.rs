@@ -3,17 +3,20 @@
 //! There may be a million records, so a request is remembered as a digest, and the fields of an ending that most
 //! endings do not have lie in boxes of their own. Pure: no task, no clock.
 
+mod usage;
+
 use std::sync::Arc;
 
 use cc_executor_actors::{
     backend_api::{Heartbeat, Snapshot},
     id::{ExecutionId, InstanceId, RequestId},
-    outcome::{Outcome, Reason, Status, Storage},
+    outcome::{Outcome, Reason, Status, Storage, Usage},
     protocol::execute::{ExecutionSpec, Overflow},
     stream::PerStream,
 };
 use sha2::{Digest, Sha256};
 
+use self::usage::CompactUsage;
 use crate::backend::{holds::NewestHold, output_buffer::RetainedOutput};
 
 type Sha = [u8; 32];
@@ -91,6 +94,7 @@ pub struct Record {
     reason: Reason,
     exit_code: Option<i32>,
     elapsed_ms: Option<u64>,
+    usage: Option<CompactUsage>,
     /// Absent if it wrote nothing.
     wrote: Option<Box<WrittenBytes>>,
     /// The fields that most endings do not have; the others have their defaults in it.
@@ -129,11 +133,13 @@ struct WrittenBytes {
 impl Record {
     /// The record of an execution with this ending.
     pub fn new(executor: Arc<str>, heartbeat_ms: u64, may_detach: bool, ending: &Outcome) -> Self {
+        let usage = ending.usage.and_then(CompactUsage::of);
         let wrote = WrittenBytes { bytes: ending.bytes, sha256: each(&ending.sha256, |hex| from_hex(hex)) };
         let rare = Outcome {
             signal: ending.signal.clone(),
             message: ending.message.clone(),
             leftovers: ending.leftovers,
+            usage: ending.usage.filter(|_| usage.is_none()),
             cancel: ending.cancel,
             result: ending.result.clone(),
             ..plain(ending.status, ending.reason)
@@ -148,6 +154,7 @@ impl Record {
             reason: ending.reason,
             exit_code: ending.exit_code,
             elapsed_ms: ending.elapsed_ms,
+            usage,
             wrote: (wrote != WrittenBytes::nothing()).then(|| Box::new(wrote)),
             rare: (rare != plain(ending.status, ending.reason)).then(|| Box::new(rare)),
             stored: None,
@@ -220,6 +227,7 @@ impl Record {
         Outcome {
             exit_code: self.exit_code,
             elapsed_ms: self.elapsed_ms,
+            usage: self.usage.map(Usage::from).or(rare.usage),
             bytes: *bytes,
             sha256,
             storage: self.stored.as_ref().map(|stored| stored.storage),
@@ -337,11 +345,23 @@ mod tests {
     }
 
     prop_compose! {
+        /// Half of them in the kernel's units, and half of any number.
+        fn usages()(
+            (cpu_user_ms, cpu_system_ms) in (0u64..1 << 33, 0u64..1 << 20),
+            (unit, rss, peak) in (prop::sample::select(vec![1, 4_096]), 0u64..1 << 30, maybe(0u64..1 << 30)),
+        ) -> Usage {
+            let peak_tree_bytes = peak.map(|peak| peak * unit);
+            Usage { cpu_user_ms, cpu_system_ms, max_process_rss_bytes: rss * unit, peak_tree_bytes }
+        }
+    }
+
+    prop_compose! {
         fn endings()(
             status in prop::sample::select(vec![Status::Completed, Status::Cancelled, Status::Failed]),
-            reason in prop::sample::select(vec![Reason::Exit, Reason::Signal, Reason::Canceled, Reason::BackendLost]),
+            reason in prop::sample::select(vec![Reason::Exit, Reason::Signal, Reason::Oom, Reason::Canceled, Reason::BackendLost]),
             (exit_code, signal, message) in (maybe(any::<i32>()), maybe("SIG[A-Z]{3}"), maybe(".{0,20}")),
             (elapsed_ms, leftovers) in (maybe(any::<u64>()), 0u32..3),
+            usage in maybe(usages()),
             bytes in (maybe(any::<u64>()), maybe(any::<u64>())),
             sha256 in (maybe("[0-9a-f]{64}"), maybe("[0-9a-f]{64}")),
             cancel in maybe((any::<bool>(), maybe(any::<u32>()), any::<u64>(), any::<bool>())),
@@ -351,7 +371,7 @@ mod tests {
                 CancelReport { verified, survivors, grace_ms, escalated, evidence }
             });
             Outcome {
-                exit_code, signal, message, elapsed_ms, leftovers, cancel,
+                exit_code, signal, message, elapsed_ms, leftovers, usage, cancel,
                 bytes: PerStream { stdout: bytes.0, stderr: bytes.1 },
                 sha256: PerStream { stdout: sha256.0, stderr: sha256.1 },
                 ..plain(status, reason)
@@ -373,11 +393,13 @@ mod tests {
         let mut ending = plain(Status::Failed, Reason::Exit);
         ending.exit_code = Some(3);
         ending.elapsed_ms = Some(5);
+        let (max_process_rss_bytes, peak_tree_bytes) = (3 << 20, Some(1 << 20));
+        ending.usage = Some(Usage { cpu_user_ms: 2, cpu_system_ms: 1, max_process_rss_bytes, peak_tree_bytes });
         ending.bytes = PerStream { stdout: Some(0), stderr: Some(0) };
         ending.sha256 = PerStream { stdout: Some(empty.clone()), stderr: Some(empty) };
         let record = Record::new("shell".into(), 15_000, false, &ending);
         assert!(record.wrote.is_none() && record.rare.is_none(), "{record:?}");
         assert_eq!(record.ending(), ending);
-        assert!(size_of::<Record>() <= 96 && size_of::<RequestDigest>() <= 54, "{}", size_of::<Record>());
+        assert!(size_of::<Record>() <= 112 && size_of::<RequestDigest>() <= 54, "{}", size_of::<Record>());
     }
 }

@@ -1,9 +1,6 @@
 //! The containment of an execution's processes besides the process tree: none, a cgroup, or a PID namespace.
 
-use std::{
-    io::{self, ErrorKind},
-    path::PathBuf,
-};
+use std::io::{self, ErrorKind};
 
 use rustix::{
     mount::{MountFlags, MountPropagationFlags, mount, mount_change},
@@ -11,7 +8,7 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::cgroup::make_base;
+use super::cgroup::CgroupDirectories;
 
 /// The operator's choice.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -50,8 +47,8 @@ impl Containment {
     pub fn resolve(self) -> io::Result<Contained> {
         match self {
             Containment::None => Ok(Contained::Tree),
-            Containment::Auto => Ok(make_base().map_or(Contained::Tree, Contained::Cgroup)),
-            Containment::Cgroup => make_base().map(Contained::Cgroup).map_err(|error| {
+            Containment::Auto => Ok(CgroupDirectories::make_base().map_or(Contained::Tree, Contained::Cgroup)),
+            Containment::Cgroup => CgroupDirectories::make_base().map(Contained::Cgroup).map_err(|error| {
                 let advice = "delegate one to this service (systemd: Delegate=yes), or use --containment auto";
                 let message = format!("--containment cgroup: cannot make a cgroup: {error}; {advice}");
                 io::Error::new(error.kind(), message)
@@ -76,8 +73,8 @@ impl Containment {
 pub enum Contained {
     /// None: only the process tree is followed.
     Tree,
-    /// Cgroups below this directory, which belongs to one backend.
-    Cgroup(PathBuf),
+    /// Cgroups below these directories, which belong to one backend or subreaper.
+    Cgroup(CgroupDirectories),
     /// PID namespaces.
     PidNamespace,
 }

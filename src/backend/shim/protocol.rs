@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, fmt::Display};
 
-use cc_executor_actors::{outcome::Evidence, signal::Signal};
+use cc_executor_actors::{
+    outcome::{Evidence, Usage},
+    signal::Signal,
+};
 use serde::{Deserialize, Serialize};
 
 /// A message with its number. The response or the acknowledgement repeats the number.
@@ -150,14 +153,38 @@ pub struct TreeGone {
     pub survivors: Option<u32>,
     /// Processes that KILL was sent to.
     pub killed: u32,
+    /// What the processes used. `None` unless the shim itself has seen the last of them go.
+    pub usage: Option<Usage>,
+    /// The processes that the kernel killed because memory ran out.
+    pub oom_kills: OomKills,
+}
+
+/// What is known of processes that the kernel killed because memory ran out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OomKills {
+    /// None was counted, or nothing counts them.
+    #[default]
+    NotCounted,
+    /// The execution's own cgroup has counted this many. They were processes of the execution.
+    Own(u64),
+    /// The cgroup of the service, which all executions share, has counted some while the execution ran. They may have
+    /// been processes of any execution.
+    Shared,
 }
 
 impl TreeGone {
     /// It is not known whether processes are left.
-    pub const UNKNOWN: TreeGone = TreeGone { evidence: Evidence::Unknown, survivors: None, killed: 0 };
+    pub const UNKNOWN: TreeGone = TreeGone {
+        evidence: Evidence::Unknown,
+        survivors: None,
+        killed: 0,
+        usage: None,
+        oom_kills: OomKills::NotCounted,
+    };
 
     /// All processes are gone, as this evidence shows.
     pub fn proven(evidence: Evidence) -> TreeGone {
-        TreeGone { evidence, survivors: Some(0), killed: 0 }
+        TreeGone { evidence, survivors: Some(0), ..TreeGone::UNKNOWN }
     }
 }

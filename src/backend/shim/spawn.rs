@@ -20,7 +20,7 @@ use rustix::{
 };
 
 use super::{
-    cgroup::Cgroup,
+    cgroup::{Cgroup, memory::MemoryAccount},
     protocol::{JobSpec, StartError, Stdin},
 };
 use crate::syscall::{SingleThread, keep_only, reset_all_signals};
@@ -41,6 +41,9 @@ pub struct CommandEnds {
     /// Standard input, where it is a pipe.
     pub stdin: Option<OwnedFd>,
 }
+
+/// The cgroups that the command gets.
+pub(super) type CommandPlace<'a> = (Option<&'a Cgroup>, &'a MemoryAccount);
 
 /// The child that is going to execute the command, and the pipe on which it reports a failure.
 pub(super) struct StartingChild {
@@ -70,10 +73,10 @@ pub(super) fn start(
     single: &SingleThread,
     spec: &JobSpec,
     ends: CommandEnds,
-    cgroup: Option<&Cgroup>,
+    place: CommandPlace<'_>,
 ) -> io::Result<StartingChild> {
     let (report, their_report) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-    let forked = match cgroup {
+    let forked = match place.0 {
         // If clone3 is missing or filtered, the child moves itself into the cgroup.
         Some(cgroup) => single.fork_into(cgroup.place()).or_else(|_| single.fork())?,
         None => single.fork()?,
@@ -81,7 +84,7 @@ pub(super) fn start(
     if let Some(leader) = forked {
         return Ok(StartingChild { leader, report: File::from(report) });
     }
-    let (error, their_report) = become_command(spec, &ends, cgroup, their_report);
+    let (error, their_report) = become_command(spec, &ends, place, their_report);
     // Ignored, because there is no other way to report.
     let _ = File::from(their_report).write_all(&serde_json::to_vec(&error).unwrap_or_default());
     process::exit(NOT_EXECUTED)
@@ -91,12 +94,12 @@ pub(super) fn start(
 fn become_command(
     spec: &JobSpec,
     ends: &CommandEnds,
-    cgroup: Option<&Cgroup>,
+    place: CommandPlace<'_>,
     report: OwnedFd,
 ) -> (StartError, OwnedFd) {
     let failed =
         |error: io::Error, report| (StartError::new(format!("cannot set up the command's process: {error}")), report);
-    if let Err(error) = prepare(spec, ends, cgroup) {
+    if let Err(error) = prepare(spec, ends, place) {
         return failed(error, report);
     }
     let report = match keep_only(report) {
@@ -117,13 +120,14 @@ fn become_command(
     (could_not_execute(program, &command.exec()), report)
 }
 
-fn prepare(spec: &JobSpec, ends: &CommandEnds, cgroup: Option<&Cgroup>) -> io::Result<()> {
+fn prepare(spec: &JobSpec, ends: &CommandEnds, (cgroup, memory): CommandPlace<'_>) -> io::Result<()> {
     // Dumpable again, as the command will be, because only a dumpable process may write its own oom_score_adj.
     set_dumpable_behavior(DumpableBehavior::Dumpable)?;
     raise_oom_score();
     if let Some(cgroup) = cgroup {
         cgroup.enter()?;
     }
+    memory.enter();
     if spec.stdin == Stdin::Terminal {
         rustix::process::setsid()?;
         rustix::process::ioctl_tiocsctty(&ends.stdout)?;

@@ -33,7 +33,6 @@ use self::{
 };
 use super::protocol::{ARGUMENT, SubreaperAction, SubreaperRequest, SubreaperResponse, Ticket};
 use crate::backend::shim::{
-    cgroup::{end_cgroup, make_subreaper_base, remove_base},
     containment::{Contained, Containment},
     protocol::{Numbered, TreeGone},
     readable::Waiter,
@@ -88,7 +87,7 @@ impl Subreapers {
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let contained = match &self.contained {
-            Contained::Cgroup(base) => Contained::Cgroup(make_subreaper_base(base)?),
+            Contained::Cgroup(base) => Contained::Cgroup(base.make_for_subreaper()?),
             other => other.clone(),
         };
         let shared = Arc::new(SharedHandle {
@@ -130,7 +129,7 @@ impl Subreapers {
 impl Drop for Subreapers {
     fn drop(&mut self) {
         if let Contained::Cgroup(base) = &self.contained {
-            remove_base(base);
+            base.remove();
         }
     }
 }
@@ -195,7 +194,7 @@ impl SubreaperHandle {
 
     fn sweep_without(&self, ticket: Ticket) -> TreeGone {
         let is_cgroup_empty = match &self.shared.contained {
-            Contained::Cgroup(base) => end_cgroup(&base.join(ticket.to_string()), ADOPTED_PATIENCE),
+            Contained::Cgroup(base) => base.below(&ticket.to_string()).end(ADOPTED_PATIENCE),
             Contained::Tree | Contained::PidNamespace => false,
         };
         if !self.shared.adopts {

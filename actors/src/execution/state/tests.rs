@@ -62,8 +62,9 @@ fn event(name: &str) -> StateEvent {
         terms: StreamInfo::default(),
         alive: Heartbeat::default(),
     };
-    let ended =
-        |status, reason| StateEvent::StreamEnded(ExecutionEnd::Ended(Outcome::without_process(status, reason, None)));
+    let ended = |status, reason| {
+        StateEvent::StreamEnded(ExecutionEnd::Ended(Outcome::without_process(status, reason, None).into()))
+    };
     match name {
         "opened" => {
             let events = EventStream::new(Box::pin(futures_util::stream::empty()));

@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 
 use crate::backend::{
     deadlines::OrderWatch,
-    shim::{cgroup::end_cgroup, containment::Contained, protocol::Numbered, readable::Waiter},
+    shim::{containment::Contained, protocol::Numbered, readable::Waiter},
     subreaper::{
         protocol::{SubreaperRequest, SubreaperResponse, Ticket},
         socket,
@@ -44,7 +44,7 @@ impl Drop for SharedHandle {
     /// its thread.
     fn drop(&mut self) {
         if let Contained::Cgroup(base) = &self.contained {
-            end_cgroup(base, ADOPTED_PATIENCE);
+            base.end(ADOPTED_PATIENCE);
         }
     }
 }
