@@ -58,11 +58,13 @@ fn follow(client: &mut Client) -> Followed {
 #[test]
 fn fifty_observers_and_the_client_get_the_same_bytes() {
     let n_bytes = scale(2_000_000, 200_000_000);
-    let backend = Service::with(&["backend", "--ring-bytes", "268435456"], &[]);
+    let root = tempfile::tempdir().unwrap();
+    let state_dir = root.path().join("state");
+    let backend = Service::with(&["backend", "--state-dir", state_dir.to_str().unwrap()], &[]);
     let gateway = Service::gateway_with(&backend.url(), &[("CC_EXECUTOR_CLIENT_STALL_MS", "600000")]);
     let mut holder = gateway.connect();
     let command = format!("read x; exec seq -f %09.0f {}", n_bytes / 10);
-    let id = holder.execute(json!({ "command": command, "stdin": true }));
+    let id = holder.execute(json!({ "command": command, "stdin": true, "onDisconnect": "detach" }));
     let mut sessions: Vec<_> = (0..OBSERVERS).map(|_| observer(&gateway, &id)).collect();
     wait_for_observers(&backend, &id, OBSERVERS as u64);
     holder.call("input", json!({ "data": "go\n" })).unwrap();
