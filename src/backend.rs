@@ -9,6 +9,7 @@
 //! ends the processes of a killed one; [`deadlines`] bounds how long either may be silent.
 
 pub mod agent;
+pub mod byte_range;
 pub mod config;
 pub mod deadlines;
 pub mod error;

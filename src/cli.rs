@@ -1,9 +1,9 @@
-//! The commands for people and scripts: `run`, `attach`, `ps`, `cancel`, `check`, `logs`, `healthcheck` and `token`.
+//! The commands for people and scripts: `run`, `attach`, `output`, `ps`, `cancel`, `check`, `logs`, `healthcheck` and `token`.
 //!
 //! `run` and `attach` start a `session_loop`, which follows one execution over one connection or several; start reading
 //! there. `connection` makes the connections, `silence` notices a dead one, `reconnect` decides for how long another one
-//! is tried, and `output_view` shows what arrives. `ps`, `cancel` and `healthcheck` make one request each, and `check`
-//! tests the promises of a service.
+//! is tried, and `output_view` shows what arrives. `output` and `ps` read over HTTP, `cancel` and `healthcheck` make one
+//! request each, and `check` tests the promises of a service.
 
 mod agent_view;
 pub mod args;
@@ -18,8 +18,10 @@ mod flags;
 mod healthcheck;
 mod http;
 mod logs;
+mod output;
 mod output_view;
 mod ps;
+mod ps_table;
 mod reconnect;
 mod run;
 mod session_loop;
@@ -77,6 +79,7 @@ pub async fn execute(command: ClientCommand) -> ExitCode {
     let outcome = match command {
         ClientCommand::Run(options) => run::run(*options).await,
         ClientCommand::Attach(options) => attach::attach(options).await,
+        ClientCommand::Output(options) => output::output(options).await,
         ClientCommand::Ps(options) => ps::ps(options).await,
         ClientCommand::Cancel(options) => cancel::cancel(options).await,
         ClientCommand::Check(options) => check::check(options).await,

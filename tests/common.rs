@@ -5,6 +5,7 @@ pub mod claude_cli;
 pub mod client;
 pub mod client_process;
 pub mod containment;
+pub mod curl;
 pub mod frames;
 pub mod http;
 pub mod http_proxy;

@@ -37,6 +37,7 @@ mod local_users;
 mod logs;
 mod logs_cli;
 mod observers;
+mod output;
 mod race;
 mod reconnect;
 mod reference;

@@ -128,7 +128,7 @@ fn service_url_comes_from_flag_or_variable() {
 
 #[test]
 fn help_shows_variable_names_and_never_values() {
-    for command in ["serve", "backend", "run", "attach", "ps", "cancel", "check"] {
+    for command in ["serve", "backend", "run", "attach", "output", "ps", "cancel", "check"] {
         let secrets = ["CC_EXECUTOR_TOKEN", "CC_EXECUTOR_BACKEND_TOKEN", "CC_EXECUTOR_EXECUTORS", "CC_EXECUTOR_URL"];
         let (help, _, code) = run_to_exit(binary().args([command, "--help"]).envs(secrets.map(|name| (name, "hush"))));
         assert_eq!(code, 0);

@@ -31,6 +31,12 @@ pub const CLIENT_HEADER: &str = "cc-executor-client";
 /// Request header with the session for which a gateway requests an execution: the sessions of a client wait in turn.
 pub const SESSION_HEADER: &str = "cc-executor-session";
 
+/// Response header of output that is read over HTTP: the status of its execution. After a final one nothing is added.
+pub const EXECUTION_STATUS_HEADER: &str = "cc-executor-status";
+
+/// Response header of output that is read over HTTP: the offset of the first byte that is still there.
+pub const FIRST_BYTE_HEADER: &str = "cc-executor-first-byte";
+
 /// How many executions a page of `GET /executions` has at the most, and if the request does not say.
 pub const MAX_LISTED: usize = 200;
 
@@ -43,6 +49,9 @@ pub struct ExecutionPage {
     /// Where the next page begins, if there is one.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub next: Option<String>,
+    /// How many executions all pages have at this moment. `None` from a backend older than this field.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub total: Option<usize>,
 }
 
 /// Answer of `GET /health`. The answer of the legacy image has no `server`.

@@ -15,6 +15,7 @@ mod executions;
 mod hold;
 mod known;
 mod legacy;
+mod output;
 mod request_gate;
 mod start;
 mod tracked_connector;
@@ -26,5 +27,6 @@ pub use self::{
     executions::WithdrawResult,
     hold::HoldIdentity,
     known::{BackendKind, KnownBackend},
+    output::OutputResponse,
     start::{OpenedStream, ResponseBody},
 };

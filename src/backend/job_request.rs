@@ -5,15 +5,15 @@ use std::time::Duration;
 use cc_executor_actors::{
     backend_api::Snapshot,
     id::ExecutionId,
-    outcome::CancelReason,
+    outcome::{CancelReason, Status},
     protocol::{MAX_INPUT_WAITING, control::ControlRequest},
-    stream::PerStream,
+    stream::{PerStream, Stream},
 };
 use tokio::sync::oneshot;
 
 use super::{
     holds::Claim,
-    output_buffer::{Consumer, ConsumerError},
+    output_buffer::{Consumer, ConsumerError, StreamExtent},
 };
 
 /// For the answer to a request.
@@ -43,6 +43,30 @@ pub enum JobRequest {
     Acknowledge((PerStream<u64>, Claim), ReplySender),
     /// Describe its state.
     Describe(Poller, oneshot::Sender<Snapshot>),
+    /// Say what can be read of a stream now.
+    ViewOutput(Stream, oneshot::Sender<ReadableOutput>),
+    /// Read up to `most` bytes that only the ring has. Answered without bytes if they are gone.
+    ReadRing {
+        /// The stream.
+        stream: Stream,
+        /// The offset of the first byte.
+        from: u64,
+        /// How many bytes at the most.
+        most: usize,
+        /// For the answer.
+        answer: oneshot::Sender<Vec<u8>>,
+    },
+}
+
+/// What can be read of a stream at one moment.
+#[derive(Clone, Debug)]
+pub struct ReadableOutput {
+    /// The status of the execution. If it is final, nothing more will be written.
+    pub status: Status,
+    /// The bytes.
+    pub extent: StreamExtent,
+    /// The SHA-256 of everything that was written, in hexadecimal, if it is known and what can be read is that.
+    pub sha256: Option<String>,
 }
 
 impl JobRequest {
@@ -55,6 +79,8 @@ impl JobRequest {
             | JobRequest::Observe(_, answer)
             | JobRequest::Withdraw { answer, .. } => answer.is_closed(),
             JobRequest::Describe(_, answer) => answer.is_closed(),
+            JobRequest::ViewOutput(_, answer) => answer.is_closed(),
+            JobRequest::ReadRing { answer, .. } => answer.is_closed(),
             JobRequest::Cancel(_) | JobRequest::Acknowledge(..) => false,
         }
     }

@@ -11,6 +11,7 @@
 
 mod consumer;
 mod error;
+mod extent;
 mod observers;
 mod retention;
 mod ring;
@@ -29,6 +30,7 @@ use self::{consumer::KeptOutput, observers::Observers, ring::Ring};
 pub use self::{
     consumer::{Consumer, ConsumerChange, ConsumerFeed, ConsumerItem, DismissReason, SLOTS},
     error::{ConsumerError, OffsetError},
+    extent::StreamExtent,
     retention::{RetainedOutput, UnreadPolicy},
     stored::{StoredOutput, StoredRange},
 };
@@ -158,6 +160,16 @@ impl OutputBuffer {
     /// What is on disk.
     pub fn stored(&self) -> Option<&StoredOutput> {
         self.stored.as_ref()
+    }
+
+    /// What of a stream can be read now.
+    pub fn extent(&self, stream: Stream) -> StreamExtent {
+        StreamExtent::of(stream, self.rings.get(stream), self.stored.as_ref())
+    }
+
+    /// Up to `most` bytes of a stream's ring from this offset on; none if they are not there.
+    pub fn ring_piece(&self, stream: Stream, from: u64, most: usize) -> &[u8] {
+        self.rings.get(stream).piece(from, most)
     }
 
     /// Records how many bytes this execution may keep on disk because of the limit of all executions.

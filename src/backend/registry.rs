@@ -341,7 +341,7 @@ impl Registry {
     /// answer, are left out. At most [`MAX_LISTED`] executions are asked at a time, by all lists together; the records
     /// of ended ones answer without their tasks.
     pub async fn list(&self, caller: &Caller, after: Option<ListPlace<ExecutionId>>, most: usize) -> ExecutionPage {
-        let (listed, next) = self.shared.lock().page(caller, after, most, self.shared.now_ms());
+        let (listed, next, total) = self.shared.lock().page(caller, after, most, self.shared.now_ms());
         let snapshots = listed.into_iter().map(async |ListedExecution { id, ended }| match ended {
             Some((record, is_followed)) => {
                 Some(self.shared.with_request(record.snapshot(id, self.instance, is_followed)))
@@ -352,7 +352,7 @@ impl Registry {
             }
         });
         let executions = futures_util::future::join_all(snapshots).await.into_iter().flatten().collect();
-        ExecutionPage { executions, next: next.map(|place| place.to_string()) }
+        ExecutionPage { executions, next: next.map(|place| place.to_string()), total: Some(total) }
     }
 
     /// The response to `GET /health`.

@@ -2,6 +2,7 @@
 
 mod control;
 mod execute;
+mod output;
 mod params;
 
 use actix_web::{HttpRequest, HttpResponse, web};
@@ -19,6 +20,9 @@ use crate::server::{
     request_log::{shown_method, shown_path},
 };
 
+/// The output of one stream, as a file.
+const OUTPUT_PATH: &str = "/executions/{id}/output/{stream:stdout|stderr}";
+
 /// Adds the routes to a service.
 pub fn configure(service: &mut web::ServiceConfig) {
     service
@@ -31,6 +35,8 @@ pub fn configure(service: &mut web::ServiceConfig) {
         .route("/executions/{id}", web::get().to(show))
         .route("/executions/{id}", web::delete().to(control::cancel))
         .route("/executions/{id}/stream", web::get().to(execute::attach))
+        .route(OUTPUT_PATH, web::get().to(output::read))
+        .route(OUTPUT_PATH, web::head().to(output::read))
         .route("/executions/{id}/ack", web::post().to(control::acknowledge))
         .configure(control_routes)
         .default_service(web::to(nothing_here));

@@ -13,6 +13,7 @@ use super::{
     completions::CompletionsOptions,
     healthcheck::{self, HealthcheckOptions},
     logs::LogsOptions,
+    output::{self, PrintOutputOptions},
     ps::{self, PsOptions},
     run::{self, RunOptions},
     token::TokenOptions,
@@ -70,7 +71,10 @@ pub enum ClientCommand {
     /// Follow an execution from its beginning, and exit with its exit code
     #[command(after_help = format!("{}\n\n{}", attach::EXIT_CODES, variables_help::<ClientVariables>()))]
     Attach(AttachOptions),
-    /// List the executions of a service's backend
+    /// Print the output of an execution, or a part of it
+    #[command(after_help = format!("{}\n\n{}", output::EXIT_CODES, variables_help::<ClientVariables>()))]
+    Output(PrintOutputOptions),
+    /// List your executions: those that run, and the last that ended
     #[command(after_help = format!("{}\n\n{}", ps::EXIT_CODES, variables_help::<ClientVariables>()))]
     Ps(PsOptions),
     /// Cancel an execution, and wait until it has ended

@@ -39,6 +39,32 @@ pub(super) fn get(url: &str) -> Result<ClientRequest, ClientError> {
     })
 }
 
+/// Sends several requests, over one connection where that is possible, with the token from the environment.
+pub(super) struct HttpClient {
+    client: awc::Client,
+    token: Option<String>,
+}
+
+impl HttpClient {
+    /// A client for requests that [`within`] bounds.
+    ///
+    /// # Errors
+    /// The token cannot be read.
+    pub(super) fn new() -> Result<HttpClient, ClientError> {
+        // No time-out of awc, because it would also bound a body that is read for long.
+        Ok(HttpClient { client: awc::Client::builder().disable_timeout().finish(), token: token()? })
+    }
+
+    /// A GET request.
+    pub(super) fn get(&self, url: &str) -> ClientRequest {
+        let request = self.client.get(url);
+        match &self.token {
+            Some(token) => request.bearer_auth(token),
+            None => request,
+        }
+    }
+}
+
 /// The URL of a path at the service that has this URL for sessions.
 pub(super) fn service_url(session_url: &str, path: &str) -> String {
     let base = session_url.strip_suffix(SESSION_PATH).unwrap_or(session_url);

@@ -11,14 +11,19 @@ use super::{
     ClientError,
     connection::{not_understood, read, refused, unreachable},
     flags::ServiceFlags,
-    http::{MAX_REFUSAL, get, service_url, within},
+    http::{HttpClient, MAX_REFUSAL, service_url, within},
     print,
+    ps_table::PsTable,
+    terminal::output_width,
 };
-use crate::console::{OutputReader, visible};
+use crate::console::{self, OutputReader};
 
 /// The longest page that is read, in bytes. A service of before pages lists up to 4096 executions at once, of less than
 /// 16 KiB each.
 const MAX_BODY: usize = 64 << 20;
+
+/// How many ended executions are listed without `--all`.
+const LAST_ENDED: usize = 10;
 
 /// The exit codes in the help text.
 pub(super) const EXIT_CODES: &str = "\
@@ -37,6 +42,10 @@ pub struct PsOptions {
     #[command(flatten)]
     service: ServiceFlags,
 
+    /// List all ended executions, not only the last 10
+    #[arg(short, long)]
+    all: bool,
+
     /// Print the service's JSON instead of a table
     #[arg(long)]
     json: bool,
@@ -50,105 +59,146 @@ struct ReceivedPage<'a> {
     executions: Vec<&'a RawValue>,
     #[serde(default)]
     next: Option<String>,
+    #[serde(default)]
+    total: Option<usize>,
 }
 
 /// The part of an execution that `--json` reads.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct ListedId {
+struct ListedSummary<'a> {
     execution_id: ExecutionId,
+    /// Present if it has ended.
+    #[serde(default, borrow)]
+    ending: Option<&'a RawValue>,
+    #[serde(default)]
+    attached: bool,
 }
 
 /// Lists the executions of the caller that a service's backend knows, page by page.
 pub(super) async fn ps(options: PsOptions) -> Result<u8, ClientError> {
     let list = service_url(&options.service.url, "/executions");
+    let client = HttpClient::new()?;
     let mut url = list.clone();
-    let mut rows = PrintedRows::new(options.json);
+    let mut rows = PrintedRows::new(options.json, options.all);
     loop {
-        let body = within(&url, fetch_page(&url)).await?;
+        let body = within(&url, fetch_page(&client, &url)).await?;
         let page: ReceivedPage<'_> = serde_json::from_slice(&body).map_err(|error| not_understood(&error))?;
-        if rows.print(&page.executions, page.next.is_none())? == OutputReader::Gone {
+        if rows.print(&page)? == OutputReader::Gone {
             break;
         }
-        let Some(next) = page.next else { break };
+        let Some(next) = page.next.filter(|_| !rows.is_full()) else { break };
         url = format!("{list}?after={next}");
     }
+    rows.report_omitted();
     Ok(0)
 }
 
 /// The executions that were printed.
 struct PrintedRows {
     json: bool,
+    /// How many ended ones are printed at the most.
+    max_ended: usize,
+    table: PsTable,
     began: bool,
     /// One that ends between two pages is in both.
     seen: HashSet<ExecutionId>,
+    n_printed: usize,
+    n_ended: usize,
+    /// Whether those that run or are attached, which the list has first, have all been seen.
+    has_seen_active: bool,
+    /// How many executions the service has, as of the last page. `None` from an older service.
+    total: Option<usize>,
 }
 
 impl PrintedRows {
-    fn new(json: bool) -> Self {
-        PrintedRows { json, began: false, seen: HashSet::new() }
+    fn new(json: bool, all: bool) -> Self {
+        PrintedRows {
+            json,
+            max_ended: if all { usize::MAX } else { LAST_ENDED },
+            table: PsTable::new(output_width()),
+            began: false,
+            seen: HashSet::new(),
+            n_printed: 0,
+            n_ended: 0,
+            has_seen_active: false,
+            total: None,
+        }
+    }
+
+    /// Whether no further page has an execution to print.
+    fn is_full(&self) -> bool {
+        self.has_seen_active && self.n_ended >= self.max_ended
     }
 
     /// Prints a page with one write: with `json` its part of one JSON document.
-    fn print(&mut self, page: &[&RawValue], is_last: bool) -> Result<OutputReader, ClientError> {
-        print(&self.text_of(page, is_last)?)
+    fn print(&mut self, page: &ReceivedPage<'_>) -> Result<OutputReader, ClientError> {
+        print(&self.text_of(page)?)
     }
 
-    fn text_of(&mut self, page: &[&RawValue], is_last: bool) -> Result<String, ClientError> {
-        let mut text = String::new();
-        let mut push = |line: &str| text.extend([line, "\n"]);
-        if !std::mem::replace(&mut self.began, true) {
-            push(&if self.json { "{\"executions\":[".to_owned() } else { head() });
-        }
-        for execution in page {
-            let separator = if self.seen.is_empty() { "" } else { "," };
-            let (id, line) = if self.json {
-                (read::<ListedId>(execution)?.execution_id, format!("{separator}{execution}"))
-            } else {
-                let snapshot: Snapshot = read(execution)?;
-                (snapshot.execution_id, row_of(&snapshot))
-            };
-            if self.seen.insert(id) {
-                push(&line);
+    fn text_of(&mut self, page: &ReceivedPage<'_>) -> Result<String, ClientError> {
+        self.total = page.total;
+        let (mut running, mut ended) = (Vec::new(), Vec::new());
+        for execution in &page.executions {
+            let listed: ListedSummary<'_> = read(execution)?;
+            let has_ended = listed.ending.is_some();
+            self.has_seen_active |= has_ended && !listed.attached;
+            if !self.seen.insert(listed.execution_id) {
+                continue;
+            }
+            if !has_ended {
+                running.push(*execution);
+            } else if self.n_ended < self.max_ended {
+                self.n_ended += 1;
+                ended.push(*execution);
             }
         }
-        if self.json && is_last {
-            push("]}");
-        }
+        let shown = [running, ended].concat();
+        let is_first = !std::mem::replace(&mut self.began, true);
+        let text = if self.json {
+            let is_last = page.next.is_none() || self.is_full();
+            self.json_of(&shown, is_first, is_last)
+        } else {
+            let snapshots = shown.iter().map(|execution| read::<Snapshot>(execution)).collect::<Result<Vec<_>, _>>()?;
+            self.table.text_of(&snapshots, is_first)
+        };
+        self.n_printed += shown.len();
         Ok(text)
+    }
+
+    fn json_of(&self, shown: &[&RawValue], is_first: bool, is_last: bool) -> String {
+        let mut text = String::new();
+        if is_first {
+            text.push_str("{\"executions\":[\n");
+        }
+        for (at, execution) in shown.iter().enumerate() {
+            let separator = if self.n_printed + at == 0 { "" } else { "," };
+            text.extend([separator, execution.get(), "\n"]);
+        }
+        if is_last {
+            text.push_str("]}\n");
+        }
+        text
+    }
+
+    /// Says on standard error how many executions `--all` would add.
+    fn report_omitted(&self) {
+        let known = self.total.unwrap_or(0).max(self.seen.len());
+        match known.saturating_sub(self.n_printed) {
+            0 => {}
+            n => console::report(format_args!("{n} more ended: list them with --all")),
+        }
     }
 }
 
 /// Fetches a page of the service's list: JSON.
-async fn fetch_page(url: &str) -> Result<bytes::Bytes, ClientError> {
-    let mut response = get(url)?.send().await.map_err(|error| unreachable(url, &error))?;
+async fn fetch_page(client: &HttpClient, url: &str) -> Result<bytes::Bytes, ClientError> {
+    let mut response = client.get(url).send().await.map_err(|error| unreachable(url, &error))?;
     if !response.status().is_success() {
         let reason = response.body().limit(MAX_REFUSAL).await.unwrap_or_default();
         return Err(refused(url, response.status(), &reason));
     }
     response.body().limit(MAX_BODY).await.map_err(|error| unreachable(url, &error))
-}
-
-/// The head of the table.
-fn head() -> String {
-    format!("{:36}  {:10}  {:8}  {:>9}  {:>12}  FOLLOWED", "ID", "STATUS", "EXECUTOR", "ELAPSED", "BYTES")
-}
-
-/// A line of the table. The name of an executor comes from the service's configuration.
-fn row_of(execution: &Snapshot) -> String {
-    let status = match execution.position {
-        Some(position) => format!("{} {position}", execution.status.as_str()),
-        None => execution.status.as_str().to_owned(),
-    };
-    let row = format!(
-        "{:36}  {status:10}  {:8}  {:>7} s  {:>12}  {}",
-        execution.execution_id.to_string(),
-        execution.executor,
-        execution.alive.elapsed_ms / 1_000,
-        execution.offsets.stdout.saturating_add(execution.offsets.stderr),
-        if execution.attached { "yes" } else { "no" },
-    );
-    visible(&row).into_owned()
 }
 
 #[cfg(test)]
@@ -157,18 +207,53 @@ mod tests {
 
     use super::*;
 
+    /// What is printed of these pages.
+    fn printed(rows: &mut PrintedRows, pages: &[Value]) -> String {
+        let mut text = String::new();
+        for page in pages {
+            let page = page.to_string();
+            text += &rows.text_of(&serde_json::from_str(&page).unwrap()).unwrap();
+            if rows.is_full() {
+                break;
+            }
+        }
+        text
+    }
+
     #[test]
     fn json_passes_on_what_a_newer_service_adds() {
         let [a, b] = [(); 2].map(|()| ExecutionId::random());
         let newer = json!({ "executionId": a, "status": "LATER", "elapsedMs": { "later": 1 }, "kind": "later" });
         let other = json!({ "executionId": b });
-        let mut rows = PrintedRows::new(true);
-        let mut text = String::new();
-        for (page, is_last) in [([&newer, &newer], false), ([&newer, &other], true)] {
-            let page = page.map(|execution| RawValue::from_string(execution.to_string()).unwrap());
-            text += &rows.text_of(&[&page[0], &page[1]], is_last).unwrap();
-        }
-        let printed: Value = serde_json::from_str(&text).unwrap();
+        let pages =
+            [json!({ "executions": [newer, newer], "next": "x" }), json!({ "executions": [newer, other], "later": 1 })];
+        let printed: Value = serde_json::from_str(&printed(&mut PrintedRows::new(true, true), &pages)).unwrap();
         assert_eq!(printed, json!({ "executions": [newer, other] }), "each once");
+    }
+
+    #[test]
+    fn the_last_ended_follow_all_that_run() {
+        let row = |ended: bool, attached: bool| {
+            let ending = if ended { json!({}) } else { Value::Null };
+            json!({ "executionId": ExecutionId::random(), "ending": ending, "attached": attached })
+        };
+        let (running, attached) = ([(); 3].map(|()| row(false, false)), [(); 12].map(|()| row(true, true)));
+        let ended = [(); 30].map(|()| row(true, false));
+        let ids = |rows: &[&[Value]]| rows.concat().iter().map(|row| row["executionId"].clone()).collect::<Vec<_>>();
+        let first = [attached.as_slice(), &running[..1]].concat();
+        let second = [&running[1..], &ended[..20]].concat();
+        let pages = [
+            json!({ "executions": first, "next": "a", "total": 45 }),
+            json!({ "executions": second, "next": "b", "total": 45 }),
+            json!({ "executions": ended[20..], "total": 45 }),
+        ];
+        let mut rows = PrintedRows::new(true, false);
+        let list: Value = serde_json::from_str(&printed(&mut rows, &pages)).unwrap();
+        let listed = ids(&[list["executions"].as_array().unwrap()]);
+        assert_eq!(listed, ids(&[&running[..1], &attached[..10], &running[1..]]), "a page after the other");
+        assert_eq!((rows.n_printed, rows.total), (13, Some(45)));
+        let mut rows = PrintedRows::new(true, true);
+        let list: Value = serde_json::from_str(&printed(&mut rows, &pages)).unwrap();
+        assert_eq!(list["executions"].as_array().unwrap().len(), 45);
     }
 }

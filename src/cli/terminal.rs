@@ -42,6 +42,12 @@ pub(super) fn size() -> TerminalSize {
     sizes.next().map_or(DEFAULT_SIZE, |size| TerminalSize { rows: size.ws_row, cols: size.ws_col })
 }
 
+/// The width of the terminal to which standard output goes, in columns; `None` if it goes elsewhere.
+pub(super) fn output_width() -> Option<usize> {
+    let size = tcgetwinsize(stdout()).ok()?;
+    Some(usize::from(if size.ws_col > 0 { size.ws_col } else { DEFAULT_SIZE.cols }))
+}
+
 /// The elapsed time is shown after this time without output, and as often.
 const QUIET: Duration = Duration::from_secs(1);
 

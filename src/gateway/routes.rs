@@ -1,15 +1,24 @@
 //! The gateway's HTTP routes besides the WebSocket.
 
+use std::time::Duration;
+
 use actix_web::{
     HttpRequest, HttpResponse,
-    http::header::{self, ContentType},
+    body::SizedStream,
+    http::{
+        StatusCode,
+        header::{self, ContentType},
+    },
     web,
 };
 use cc_executor_actors::{
-    backend_client::BackendError,
+    backend_client::{BackendClient, BackendError, OutputResponse},
+    excerpt::Quoted,
+    id::ExecutionId,
     protocol::{SUBPROTOCOL, VERSION, notification::ServerInfo},
     rpc::{ErrorObject, code},
     session::SessionContext,
+    stream::Stream,
     supervisor::GetStats,
 };
 use serde_json::json;
@@ -17,9 +26,13 @@ use serde_json::json;
 use super::upgrade;
 use crate::server::{
     caller::Caller,
+    download::DownloadBody,
     refused::Refused,
     request_log::{shown_method, shown_path},
 };
+
+/// The output of one stream, as the backend has it.
+const OUTPUT_PATH: &str = "/executions/{id}/output/{stream:stdout|stderr}";
 
 /// Adds the routes to a service.
 pub fn configure(service: &mut web::ServiceConfig) {
@@ -30,6 +43,8 @@ pub fn configure(service: &mut web::ServiceConfig) {
         .route("/docs", web::get().to(docs))
         .route("/ready", web::get().to(ready))
         .route("/executions", web::get().to(list))
+        .route(OUTPUT_PATH, web::get().to(output))
+        .route(OUTPUT_PATH, web::head().to(output))
         .default_service(web::to(nothing_here));
 }
 
@@ -93,14 +108,46 @@ async fn list(
     caller: Caller,
     context: web::Data<SessionContext>,
 ) -> Result<HttpResponse, Refused> {
-    let backend = match caller {
-        Caller::Client(name) => context.backend.for_client(name),
-        Caller::Operator => context.backend.clone(),
-    };
-    match backend.list(request.query_string()).await {
+    match backend_for(caller, &context).list(request.query_string()).await {
         Ok(list) => Ok(HttpResponse::Ok().json(list)),
         Err(BackendError::Refused(error)) => Err(error.into()),
         Err(error) => Ok(HttpResponse::BadGateway().json(error.into_error())),
+    }
+}
+
+/// The output of an execution of the caller, from its backend.
+async fn output(
+    request: HttpRequest,
+    path: web::Path<(String, Stream)>,
+    caller: Caller,
+    context: web::Data<SessionContext>,
+) -> Result<HttpResponse, Refused> {
+    let (id, stream) = path.into_inner();
+    let id: ExecutionId = id.parse().map_err(|_| {
+        ErrorObject::new(code::PARAMS, format!("an execution's id is a UUID, not {}", Quoted(&shown_path(&id))))
+    })?;
+    let backend = backend_for(caller, &context);
+    let OutputResponse { status, headers, length, body } =
+        match backend.output(id, stream, request.method(), request.headers()).await {
+            Ok(response) => response,
+            Err(BackendError::Refused(error)) => return Err(error.into()),
+            Err(error) => return Ok(HttpResponse::BadGateway().json(error.into_error())),
+        };
+    let mut response = HttpResponse::build(status);
+    for header in headers {
+        response.insert_header(header);
+    }
+    if status == StatusCode::NOT_MODIFIED {
+        return Ok(response.finish());
+    }
+    let patience = Duration::from_millis(context.limits.client_stall_ms);
+    Ok(response.body(SizedStream::new(length, DownloadBody::new(&request, patience, body))))
+}
+
+fn backend_for(caller: Caller, context: &SessionContext) -> BackendClient {
+    match caller {
+        Caller::Client(name) => context.backend.for_client(name),
+        Caller::Operator => context.backend.clone(),
     }
 }
 

@@ -188,9 +188,9 @@ fn executions_are_listed_in_pages() {
         }
         assert_eq!(service.get("/executions?lim=3")["code"], code::PARAMS);
     }
-    let (table, stderr, code) = run_to_exit(&mut gateway.client_command(&["ps"]));
+    let (table, stderr, code) = run_to_exit(&mut gateway.client_command(&["ps", "--all"]));
     assert_eq!((code, table.lines().count()), (0, n_ended + 2), "a head and every execution: {stderr}");
-    let (json, stderr, code) = run_to_exit(&mut gateway.client_command(&["ps", "--json"]));
+    let (json, stderr, code) = run_to_exit(&mut gateway.client_command(&["ps", "--all", "--json"]));
     let list: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!((code, list["executions"].as_array().unwrap().len()), (0, n_ended + 1), "{stderr}");
 }

@@ -221,6 +221,23 @@ impl BackendClient {
         }
     }
 
+    /// The same for a request that may be repeated, because the connection may have been closed before it was sent.
+    pub(super) async fn head_of_repeatable(
+        &self,
+        send: impl Fn() -> SendClientRequest,
+    ) -> Result<ClientResponse, BackendError> {
+        let sent = async {
+            match send().await {
+                Err(error) if is_dead_connection(&error) => send().await,
+                sent => sent,
+            }
+        };
+        match tokio::time::timeout(ANSWER_PATIENCE, sent).await {
+            Ok(response) => response.map_err(|error| self.unreachable(&error)),
+            Err(_) => Err(self.silent()),
+        }
+    }
+
     /// Returns a response with status 200, and turns any other one into an error.
     pub(super) async fn accepted(&self, name: &str, response: ClientResponse) -> Result<ClientResponse, BackendError> {
         let status = response.status();

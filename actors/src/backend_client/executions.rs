@@ -1,7 +1,7 @@
 //! Requests about executions that the backend knows by their ids.
 
 use awc::http::Method;
-use serde_json::{Value, json};
+use serde_json::{Value, json, value::RawValue};
 
 use super::{client::BackendClient, error::BackendError, hold::HoldIdentity, start::query_of};
 use crate::{
@@ -110,7 +110,7 @@ impl BackendClient {
     /// # Errors
     ///
     /// The backend refuses, or does not answer.
-    pub async fn list(&self, query: &str) -> Result<Value, BackendError> {
+    pub async fn list(&self, query: &str) -> Result<Box<RawValue>, BackendError> {
         if !self.knows_ids() {
             let message = "this backend (legacy image) cannot list executions";
             return Err(BackendError::Refused(ErrorObject::new(code::NOT_ALLOWED, message)));

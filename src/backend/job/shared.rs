@@ -12,6 +12,7 @@ use cc_executor_actors::{
     id::{ExecutionId, InstanceId},
     outcome::{Outcome, Scope, Status, Storage},
     protocol::{control::TerminalSize, execute::DetachOptions},
+    stream::Stream,
 };
 use log::{debug, info};
 
@@ -23,7 +24,7 @@ use crate::backend::{
     agent::AgentJob,
     config::BackendConfig,
     holds::ClaimResult,
-    job_request::{JobError, JobRequest, Poller},
+    job_request::{JobError, JobRequest, Poller, ReadableOutput},
     output_buffer::{ConsumerChange, ConsumerError, DismissReason, OutputBuffer},
     registry::JobInbox,
     storage::StateDir,
@@ -161,6 +162,12 @@ impl JobShared {
                 }
                 let _ = answer.send(self.describe(snapshot(), ending));
             }
+            JobRequest::ViewOutput(stream, answer) => {
+                let _ = answer.send(self.view(stream, snapshot().status, ending));
+            }
+            JobRequest::ReadRing { stream, from, most, answer } => {
+                let _ = answer.send(self.output_buffer.ring_piece(stream, from, most).to_vec());
+            }
             other => return Some(other),
         }
         None
@@ -170,6 +177,14 @@ impl JobShared {
     fn first_event(&self, snapshot: &JobSnapshot, ending: Option<&Outcome>) -> Option<BackendEvent> {
         let never_ran = ending.is_some_and(|ending| ending.elapsed_ms.is_none());
         (snapshot.is_reported && !never_ran).then(|| snapshot.first_event(&self.context))
+    }
+
+    fn view(&self, stream: Stream, status: Status, ending: Option<&Outcome>) -> ReadableOutput {
+        let extent = self.output_buffer.extent(stream);
+        let is_whole = extent.there == (0..extent.written) && self.storage_state != Some(Storage::Altered);
+        // Not while it is still being computed.
+        let sha256 = ending.and_then(|ending| ending.sha256.get(stream).clone()).filter(|sha256| sha256.len() == 64);
+        ReadableOutput { status, extent, sha256: sha256.filter(|_| is_whole) }
     }
 
     fn describe(&self, snapshot: JobSnapshot, ending: Option<&Outcome>) -> Snapshot {

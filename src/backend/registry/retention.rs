@@ -294,7 +294,7 @@ impl<K: Copy + Ord + Hash, T> RegistryModel<K, T> {
             None => self.all.page(after, most, is_listed),
             Some(owner) => match self.owners.get(owner) {
                 Some(owned) => owned.listing.page(after, most, is_listed),
-                None => ListPage { ids: Vec::new(), next: None },
+                None => ListPage { ids: Vec::new(), next: None, total: 0 },
             },
         }
     }

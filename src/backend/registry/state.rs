@@ -271,14 +271,14 @@ impl RegistryState {
         self.entry(id, now_ms).map(|entry| &mut entry.value)
     }
 
-    /// A page of the caller's executions, and the place after which the next one begins.
+    /// A page of the caller's executions, the place after which the next one begins, and how many there are.
     pub(super) fn page(
         &self,
         caller: &Caller,
         after: Option<ListPlace<ExecutionId>>,
         most: usize,
         now_ms: u64,
-    ) -> (Vec<ListedExecution>, Option<ListPlace<ExecutionId>>) {
+    ) -> (Vec<ListedExecution>, Option<ListPlace<ExecutionId>>, usize) {
         let owner = match caller {
             Caller::Client(name) => Some(name),
             Caller::Operator => None,
@@ -292,7 +292,7 @@ impl RegistryState {
             };
             Some(ListedExecution { id, ended })
         });
-        (listed.collect(), page.next)
+        (listed.collect(), page.next, page.total)
     }
 
     pub(super) fn live(&mut self, id: ExecutionId, now_ms: u64) -> Option<&mut LiveJob> {

@@ -36,10 +36,20 @@ pub(super) async fn send_request(
     id: ExecutionId,
     request: impl FnOnce(ReplySender) -> JobRequest,
 ) -> Result<(), ErrorObject> {
+    Ok(ask(registry, caller, id, request).await??)
+}
+
+/// Sends a request that is answered with a value, and waits for it.
+pub(super) async fn ask<T>(
+    registry: &Registry,
+    caller: &Caller,
+    id: ExecutionId,
+    request: impl FnOnce(oneshot::Sender<T>) -> JobRequest,
+) -> Result<T, ErrorObject> {
     let (answer, answered) = oneshot::channel();
     registry.send(caller, id, request(answer))?;
     match tokio::time::timeout(REPLY_PATIENCE, answered).await {
-        Ok(Ok(outcome)) => Ok(outcome?),
+        Ok(Ok(value)) => Ok(value),
         Ok(Err(_)) => Err(JobError::JustEnded(id).into()),
         Err(_) => Err(JobError::NoReply { id, within: REPLY_PATIENCE }.into()),
     }

@@ -15,7 +15,6 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{
     encoder::StreamEncoder,
-    flush::FlushWait,
     format::StreamFormat,
     stored::{StoredRead, StreamItem},
 };
@@ -24,7 +23,7 @@ use crate::{
         output_buffer::{ConsumerItem, DismissReason},
         registry::StreamGuard,
     },
-    server::connection::ConnectionHandle,
+    server::{connection::ConnectionHandle, flush::FlushWait},
 };
 
 /// The body of a response. When actix drops it, the execution sees that its consumer is gone.

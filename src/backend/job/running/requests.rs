@@ -41,6 +41,8 @@ impl RunningJob {
             | JobRequest::Observe(..)
             | JobRequest::Acknowledge(..)
             | JobRequest::Describe(..)
+            | JobRequest::ViewOutput(..)
+            | JobRequest::ReadRing { .. }
             | JobRequest::Withdraw { .. } => {}
         }
     }

@@ -33,6 +33,8 @@ pub struct ListPage<K> {
     pub ids: Vec<K>,
     /// The place of the last one, if more follow.
     pub next: Option<ListPlace<K>>,
+    /// How many the whole list has.
+    pub total: usize,
 }
 
 impl<K: Copy + Ord> Listing<K> {
@@ -80,7 +82,8 @@ impl<K: Copy + Ord> Listing<K> {
             ids.push(id);
             last = Some(place);
         }
-        ListPage { ids, next: last.filter(|_| listed.next().is_some()) }
+        let next = last.filter(|_| listed.next().is_some());
+        ListPage { ids, next, total: self.active.len() + self.ended.len() }
     }
 }
 
@@ -130,13 +133,13 @@ mod tests {
         }
         let page = |listing: &Listing<u32>, after| listing.page(after, 2, |_| true);
         let first = page(&listing, None);
-        assert_eq!(first, ListPage { ids: vec![9, 7], next: Some(ListPlace::Active(7)) });
+        assert_eq!(first, ListPage { ids: vec![9, 7], next: Some(ListPlace::Active(7)), total: 6 });
         listing.put(ListPlace::Active(1), 1, false);
         listing.put(ListPlace::Ended(30, 1), 1, true);
         let second = page(&listing, first.next);
-        assert_eq!(second, ListPage { ids: vec![1, 4], next: Some(ListPlace::Ended(20, 4)) });
+        assert_eq!(second, ListPage { ids: vec![1, 4], next: Some(ListPlace::Ended(20, 4)), total: 6 });
         let third = page(&listing, second.next);
-        assert_eq!(third, ListPage { ids: vec![3, 2], next: None });
+        assert_eq!(third, ListPage { ids: vec![3, 2], next: None, total: 6 });
         assert_eq!(listing.page(None, 10, |id| id != 2).ids, [9, 7, 1, 4, 3], "one is over");
     }
 

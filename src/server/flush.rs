@@ -8,7 +8,7 @@ use std::{
 
 use tokio::time::{Sleep, sleep};
 
-use crate::server::connection::ConnectionHandle;
+use super::connection::ConnectionHandle;
 
 /// How often actix must have flushed into a socket that was not full afterwards.
 const FLUSHES: u32 = 3;
@@ -20,13 +20,14 @@ const FULL_CADENCE: Duration = Duration::from_millis(10);
 /// a shutdown ends the whole process, so the buffer must be empty before. Each pending poll lets actix flush, which
 /// stops only at a full socket.
 #[derive(Default)]
-pub(super) struct FlushWait {
+pub struct FlushWait {
     n_flushes: u32,
     wait: Option<Pin<Box<Sleep>>>,
 }
 
 impl FlushWait {
-    pub(super) fn poll(&mut self, socket: Option<&ConnectionHandle>, cx: &mut Context<'_>) -> Poll<()> {
+    /// Waits; the caller polls nothing else meanwhile.
+    pub fn poll(&mut self, socket: Option<&ConnectionHandle>, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             if let Some(wait) = &mut self.wait {
                 ready!(wait.as_mut().poll(cx));
