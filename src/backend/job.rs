@@ -6,6 +6,7 @@
 
 mod clocks;
 mod closing;
+mod disk;
 mod life;
 mod outcome;
 mod pipes;
@@ -29,7 +30,7 @@ use cc_executor_actors::{
 use log::info;
 
 use self::{clocks::ConsumerClock, shared::JobShared};
-pub use self::{clocks::JobLimits, shared::JobContext, storing::JobStorage};
+pub use self::{clocks::JobLimits, disk::JobStorage, shared::JobContext};
 use super::{
     output_buffer::OutputBuffer,
     process::Process,

@@ -12,6 +12,7 @@
 mod consumer;
 mod error;
 mod extent;
+mod kept;
 mod observers;
 mod retention;
 mod ring;
@@ -26,7 +27,6 @@ use cc_executor_actors::{
     stream::{PerStream, Stream},
 };
 
-use self::{consumer::KeptOutput, observers::Observers, ring::Ring};
 pub use self::{
     consumer::{Consumer, ConsumerChange, ConsumerFeed, ConsumerItem, DismissReason, SLOTS},
     error::{ConsumerError, OffsetError},
@@ -34,6 +34,7 @@ pub use self::{
     retention::{RetainedOutput, UnreadPolicy},
     stored::{StoredOutput, StoredRange},
 };
+use self::{kept::KeptOutput, observers::Observers};
 use super::holds::{Claim, ClaimResult, Holds};
 
 /// The most that is read from a pipe at a time, in bytes.
@@ -42,20 +43,10 @@ pub const READ: usize = 64 * 1024;
 /// The capacity of a ring beyond its limit: a stream below its limit is read once more, which adds at most one read.
 const SLACK: usize = READ;
 
-/// How much acknowledged output a ring keeps for an execution whose output waits for its client, in bytes. A pong proves
-/// that a client library has received a message; the program may not have taken it yet when it dies.
-const RECEIVED_MARGIN: usize = 2 << 20;
-
 /// The output of one execution.
 #[derive(Debug)]
 pub struct OutputBuffer {
-    rings: PerStream<Ring>,
-    /// What is on disk, if the execution keeps its output there.
-    stored: Option<StoredOutput>,
-    acknowledged: PerStream<u64>,
-    policy: UnreadPolicy,
-    /// How much of each stream may wait for acknowledgement, in bytes.
-    unacknowledged_limits: PerStream<u64>,
+    kept: KeptOutput,
     holds: Holds,
     consumer: Option<Consumer>,
     observers: Observers,
@@ -76,38 +67,19 @@ impl OutputBuffer {
             Claim::Request(request) => request,
             Claim::Number(_) | Claim::Back(_) => None,
         });
-        let margin = if policy == UnreadPolicy::Detach(Overflow::Wait) { RECEIVED_MARGIN } else { 0 };
-        let rings = ring_bytes.map(|bytes| bytes + SLACK + margin).map(Ring::new);
         OutputBuffer {
-            policy,
-            stored,
-            unacknowledged_limits: ring_bytes.map(|bytes| bytes as u64),
+            kept: KeptOutput::new(policy, ring_bytes, SLACK, stored),
+            holds,
             consumer: Some(consumer),
+            observers: Observers::default(),
             is_ending: false,
-            ..OutputBuffer::of(rings, holds)
         }
     }
 
     /// The buffer of an execution that has ended and whose output is not retained, or on disk only.
     pub fn without_output(written: PerStream<u64>, stored: Option<StoredOutput>, holds: Holds) -> Self {
-        OutputBuffer { stored, ..OutputBuffer::of(written.map(Ring::without_bytes), holds) }
-    }
-
-    /// Sets the policy of an execution that has ended, and whether its output was acknowledged.
-    pub fn set_policy(&mut self, policy: UnreadPolicy, is_fetched: bool) {
-        self.policy = policy;
-        if is_fetched {
-            self.acknowledged = self.written();
-        }
-    }
-
-    fn of(rings: PerStream<Ring>, holds: Holds) -> Self {
         OutputBuffer {
-            rings,
-            stored: None,
-            acknowledged: PerStream::default(),
-            policy: UnreadPolicy::Overwrite,
-            unacknowledged_limits: PerStream::default(),
+            kept: KeptOutput::without_rings(written, stored),
             holds,
             consumer: None,
             observers: Observers::default(),
@@ -115,9 +87,17 @@ impl OutputBuffer {
         }
     }
 
+    /// Sets the policy of an execution that has ended, and whether its output was acknowledged.
+    pub fn set_policy(&mut self, policy: UnreadPolicy, is_fetched: bool) {
+        self.kept.policy = policy;
+        if is_fetched {
+            self.kept.acknowledge(self.kept.written());
+        }
+    }
+
     /// How much was written to each stream.
     pub fn written(&self) -> PerStream<u64> {
-        PerStream { stdout: self.rings.stdout.end(), stderr: self.rings.stderr.end() }
+        self.kept.written()
     }
 
     /// The holds of the execution.
@@ -132,85 +112,61 @@ impl OutputBuffer {
 
     /// Whether the execution may continue without a consumer.
     pub fn may_detach(&self) -> bool {
-        self.policy != UnreadPolicy::Overwrite
+        self.kept.policy != UnreadPolicy::Overwrite
     }
 
     /// Whether a stream's pipe may be read. Back-pressure on the command begins here: a pipe that is not read fills,
     /// and then the command's writes block.
     pub fn may_read(&self, stream: Stream) -> bool {
-        match (self.policy, &self.consumer) {
+        match (self.kept.policy, &self.consumer) {
             (UnreadPolicy::Overwrite, Some(consumer)) => consumer.items.capacity() > 0,
-            (UnreadPolicy::Detach(Overflow::Wait), _) => {
-                self.is_ending
-                    || match &self.stored {
-                        Some(stored) if stored.is_growing() => stored.has_room(&self.acknowledged),
-                        _ => self.only_in_ring(stream) < *self.unacknowledged_limits.get(stream),
-                    }
-            }
+            (UnreadPolicy::Detach(Overflow::Wait), _) => self.is_ending || self.kept.may_wait_for_client(stream),
             (UnreadPolicy::Overwrite, None) | (UnreadPolicy::Detach(Overflow::Drop), _) => true,
         }
     }
 
-    /// How much unacknowledged output of a stream is in its ring and not on disk, in bytes.
-    fn only_in_ring(&self, stream: Stream) -> u64 {
-        let on_disk = self.stored.as_ref().map_or(0, |stored| *stored.ends().get(stream));
-        self.rings.get(stream).end() - on_disk.max(*self.acknowledged.get(stream))
-    }
-
     /// What is on disk.
     pub fn stored(&self) -> Option<&StoredOutput> {
-        self.stored.as_ref()
+        self.kept.stored.as_ref()
     }
 
     /// What of a stream can be read now.
     pub fn extent(&self, stream: Stream) -> StreamExtent {
-        StreamExtent::of(stream, self.rings.get(stream), self.stored.as_ref())
+        self.kept.extent(stream)
     }
 
     /// Up to `most` bytes of a stream's ring from this offset on; none if they are not there.
     pub fn ring_piece(&self, stream: Stream, from: u64, most: usize) -> &[u8] {
-        self.rings.get(stream).piece(from, most)
+        self.kept.rings.get(stream).piece(from, most)
     }
 
     /// Records how many bytes this execution may keep on disk because of the limit of all executions.
     pub fn grant(&mut self, bytes: u64) {
-        if let Some(stored) = &mut self.stored {
+        if let Some(stored) = &mut self.kept.stored {
             stored.grant(bytes);
         }
     }
 
     /// The disk has failed: from here on the rings keep the output, as without a state directory.
     pub fn stop_storing(&mut self) {
-        if let Some(stored) = &mut self.stored {
+        if let Some(stored) = &mut self.kept.stored {
             stored.stop();
         }
     }
 
     /// Lets go of the files, which frees the disk space of removed ones.
     pub fn forget_files(&mut self) {
-        self.stored = None;
+        self.kept.stored = None;
     }
 
     /// Gives up stored output beyond the quota. Returns whether disk space can be freed.
     pub fn give_up(&mut self) -> bool {
-        let Some(stored) = self.stored.as_mut().filter(|stored| stored.is_growing()) else { return false };
-        match self.policy {
-            UnreadPolicy::Detach(Overflow::Wait) => {
-                let floor = self.acknowledged.map(|offset| offset.saturating_sub(RECEIVED_MARGIN as u64));
-                stored.give_up(floor, 2 * RECEIVED_MARGIN as u64)
-            }
-            UnreadPolicy::Detach(Overflow::Drop) | UnreadPolicy::Overwrite => stored.give_up(stored.ends(), 0),
-        }
+        self.kept.give_up_stored()
     }
 
     /// Adds output. A consumer or observer that has received everything before it gets it without a copy.
     pub fn push(&mut self, stream: Stream, bytes: Bytes) {
-        if let Some(stored) = self.stored.as_mut().filter(|stored| stored.is_growing()) {
-            stored.record_written(stream, bytes.len());
-        }
-        let ring = self.rings.get_mut(stream);
-        let before = ring.end();
-        ring.push(&bytes);
+        let before = self.kept.push(stream, &bytes);
         self.observers.push(stream, before, &bytes);
         if let Some(consumer) = &mut self.consumer
             && consumer.can_take(stream, before)
@@ -222,17 +178,8 @@ impl OutputBuffer {
 
     /// Makes room for this many more bytes of a stream, so that unacknowledged and unread output is not overwritten.
     pub fn make_room(&mut self, stream: Stream, more: usize) {
-        let acknowledged = match self.policy {
-            UnreadPolicy::Detach(Overflow::Wait) => {
-                let on_disk = self.stored.as_ref().map_or(0, |stored| *stored.ends().get(stream));
-                Some(self.acknowledged.get(stream).saturating_sub(RECEIVED_MARGIN as u64).max(on_disk))
-            }
-            UnreadPolicy::Detach(Overflow::Drop) | UnreadPolicy::Overwrite => None,
-        };
         let cursor = self.consumer.as_ref().map(|consumer| *consumer.cursor.get(stream));
-        let ring = self.rings.get_mut(stream);
-        let from = acknowledged.into_iter().chain(cursor).min().unwrap_or(ring.end());
-        ring.make_room(from, more);
+        self.kept.make_room(stream, more, cursor);
     }
 
     /// Sends an event as soon as the consumer has room, before undelivered output. Of undelivered events of one kind
@@ -263,29 +210,21 @@ impl OutputBuffer {
     /// Nothing more will be written. Gives back memory that the rings do not need.
     pub fn finish(&mut self) {
         self.is_ending = true;
-        match &self.stored {
-            // The files have everything that the rings have.
-            Some(stored) if stored.is_growing() => self.rings = self.written().map(Ring::without_bytes),
-            _ => {
-                self.rings.stdout.finish();
-                self.rings.stderr.finish();
-            }
-        }
+        self.kept.finish();
     }
 
     /// Memory that the rings take, in bytes.
     pub fn memory(&self) -> usize {
-        self.rings.stdout.memory() + self.rings.stderr.memory()
+        self.kept.memory()
     }
 
     /// Hands over events and output while the consumer has room, and likewise to the observers. Returns true when the
     /// consumer has received everything.
     pub fn deliver(&mut self) -> bool {
         let now = Instant::now();
-        let kept = KeptOutput::new(&self.rings, self.stored.as_ref(), self.policy, &self.acknowledged);
-        self.observers.deliver(&kept, now);
+        self.observers.deliver(&self.kept, now);
         let Some(consumer) = &mut self.consumer else { return false };
-        let has_everything = consumer.deliver(&kept, now);
+        let has_everything = consumer.deliver(&self.kept, now);
         self.acknowledge_sent();
         has_everything
     }
@@ -294,8 +233,7 @@ impl OutputBuffer {
     /// for each observer.
     pub fn deliver_final(&mut self, event: impl Fn() -> BackendEvent) {
         let has_everything = self.deliver();
-        let kept = KeptOutput::new(&self.rings, self.stored.as_ref(), self.policy, &self.acknowledged);
-        for observer in self.observers.take_served(&kept, Instant::now()) {
+        for observer in self.observers.take_served(&self.kept, Instant::now()) {
             observer.finish(event());
         }
         if has_everything && let Some(consumer) = self.consumer.take() {
@@ -305,12 +243,7 @@ impl OutputBuffer {
 
     /// Whether every byte was acknowledged.
     pub fn is_fetched(&self) -> bool {
-        Stream::BOTH.into_iter().all(|stream| *self.acknowledged.get(stream) >= self.rings.get(stream).end())
-    }
-
-    /// How far the output was acknowledged.
-    pub fn acknowledged(&self) -> PerStream<u64> {
-        self.acknowledged
+        self.kept.is_fetched()
     }
 
     /// The retained output of an execution that has ended. `fixed` is the memory that it takes besides its output.
@@ -330,7 +263,7 @@ impl OutputBuffer {
     /// Only gateways send acknowledgements: output that was handed to any other consumer counts as received.
     fn acknowledge_sent(&mut self) {
         if let Some(consumer) = self.consumer.as_ref().filter(|consumer| !consumer.is_gateway) {
-            self.acknowledged = max_offsets(self.acknowledged, consumer.cursor);
+            self.kept.acknowledge(consumer.cursor);
         }
     }
 
@@ -340,8 +273,8 @@ impl OutputBuffer {
     ///
     /// The offsets are beyond the end. Nothing has changed then.
     pub fn acknowledge(&mut self, offsets: PerStream<u64>) -> Result<(), OffsetError> {
-        self.check_offsets(offsets)?;
-        self.acknowledged = max_offsets(self.acknowledged, offsets);
+        self.kept.check_offsets(offsets)?;
+        self.kept.acknowledge(offsets);
         Ok(())
     }
 
@@ -357,7 +290,7 @@ impl OutputBuffer {
         mut consumer: Consumer,
         first: Option<BackendEvent>,
     ) -> Result<ClaimResult, ConsumerError> {
-        self.check_offsets(consumer.cursor)?;
+        self.kept.check_offsets(consumer.cursor)?;
         let claimed = self.holds.claim(consumer.claim)?;
         let reason = match claimed {
             ClaimResult::New => DismissReason::TakenOver,
@@ -391,7 +324,7 @@ impl OutputBuffer {
         first: Option<BackendEvent>,
         limit: usize,
     ) -> Result<(), ConsumerError> {
-        self.check_offsets(observer.cursor)?;
+        self.kept.check_offsets(observer.cursor)?;
         if let Some(event) = first {
             observer.queue_event(event);
         }
@@ -407,7 +340,7 @@ impl OutputBuffer {
     /// of it gets a gap. A consumer keeps it.
     pub fn give_up_output(&mut self) {
         if self.consumer.is_none() {
-            self.rings = self.written().map(Ring::without_bytes);
+            self.kept.drop_rings();
         }
     }
 
@@ -416,16 +349,6 @@ impl OutputBuffer {
         if let Some(consumer) = self.consumer.take() {
             consumer.dismiss(reason);
         }
-    }
-
-    fn check_offsets(&self, offsets: PerStream<u64>) -> Result<(), OffsetError> {
-        for stream in Stream::BOTH {
-            let (asked, end) = (*offsets.get(stream), self.rings.get(stream).end());
-            if asked > end {
-                return Err(OffsetError { stream, asked, end });
-            }
-        }
-        Ok(())
     }
 
     /// Records whether the consumer is known to be alive however little it reads, because its gateway has polled
@@ -457,10 +380,6 @@ impl OutputBuffer {
     }
 }
 
-fn max_offsets(a: PerStream<u64>, b: PerStream<u64>) -> PerStream<u64> {
-    PerStream { stdout: a.stdout.max(b.stdout), stderr: a.stderr.max(b.stderr) }
-}
-
 #[cfg(test)]
 mod observer_tests;
 
@@ -476,7 +395,7 @@ mod tests {
     use futures_util::FutureExt;
     use proptest::prelude::*;
 
-    use super::*;
+    use super::{kept::RECEIVED_MARGIN, *};
     use crate::backend::storage::stored_file::StoredFile;
 
     pub(super) const RING: usize = 100;

@@ -272,7 +272,7 @@ impl Registry {
                     let places = (&self.config, self.shared.state_dir.as_ref());
                     (self.answer)(record, id, self.instance, places, request);
                     let stored = record.stored_output();
-                    state.model.store(id, stored);
+                    self.shared.record_stored(&mut state, id, stored);
                 }
             }
         }

@@ -420,7 +420,7 @@ mod tests {
         let definition = BackendOnlyArgs::augment_args(Command::new("backend"));
         let names: Vec<_> =
             definition.get_arguments().filter_map(|arg| Some((arg.get_long()?, arg.get_env()?.to_str()?))).collect();
-        assert_eq!(names.len(), 17);
+        assert_eq!(names.len(), 20);
         for (flag, name) in names {
             let Problems(problems) = serve(&[remote, (name, "1")]).unwrap_err();
             let belongs = format!("--{flag} belongs to the backend at CLAUDE_API_URL; set it there");

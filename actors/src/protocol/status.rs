@@ -32,7 +32,7 @@ pub enum StatusResult {
     /// It waits or runs, in this session.
     Progress(StatusUpdate),
     /// It waits or runs, in another session or without one.
-    Other(Snapshot),
+    Other(Box<Snapshot>),
 }
 
 /// Answer of `GET /executions/{id}`, and one entry of `GET /executions`.

@@ -56,7 +56,7 @@ pub(super) async fn request_by_id(
             let snapshot = backend.snapshot(id).await.map_err(BackendError::into_error)?;
             Ok(json!(match snapshot.ending {
                 Some(ending) => StatusResult::Ended(FinalStatus { execution_id: id, ending }),
-                None => StatusResult::Other(snapshot),
+                None => StatusResult::Other(Box::new(snapshot)),
             }))
         }
     }

@@ -9,8 +9,8 @@ use cc_executor_actors::{
 };
 
 use super::{
+    disk::{StorageWake, storage_wake},
     shared::{JobShared, JobSnapshot, at},
-    storing::{StorageWake, storage_wake},
 };
 use crate::backend::{
     job_request::{JobError, refuse},

@@ -23,12 +23,13 @@ use log::info;
 use self::agent::RunningAgent;
 use super::{
     clocks::{AgentExit, ClockEvent, GRACE_MS, JobClocks, OtherDeadlines},
+    disk::{JobStorage, StorageWake, storage_wake},
     life::{EndCause, Life, LifeAction, LifeEvent},
     outcome::{self, OutputDigests},
     pipes::OutputPipe,
     shared::{JobShared, at},
     stdin::StdinWriter,
-    storing::{JobStorage, StorageWake, lengths, storage_wake},
+    storing::lengths,
 };
 use crate::backend::{
     job_request::{JobRequest, ReplySender},

@@ -18,7 +18,7 @@ use log::{debug, info};
 
 use super::{
     clocks::{ConsumerClock, JobLimits},
-    storing::JobStorage,
+    disk::JobStorage,
 };
 use crate::backend::{
     agent::AgentJob,

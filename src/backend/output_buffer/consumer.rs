@@ -13,11 +13,7 @@ use cc_executor_actors::{
 };
 use tokio::sync::{mpsc, oneshot};
 
-use super::{
-    retention::UnreadPolicy,
-    ring::Ring,
-    stored::{StoredOutput, StoredRange},
-};
+use super::{kept::KeptOutput, retention::UnreadPolicy, stored::StoredRange};
 use crate::{backend::holds::Claim, server::connection::PeerTimeout};
 
 /// How many items wait for a consumer besides the output in the rings. All that is sent of an execution whose output is
@@ -92,26 +88,6 @@ pub struct ConsumerFeed {
     pub dismissed: oneshot::Receiver<DismissReason>,
     /// The same, for the task that shuts the socket down.
     pub released: oneshot::Receiver<DismissReason>,
-}
-
-/// What is kept of an execution's output, for its readers.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct KeptOutput<'a> {
-    rings: &'a PerStream<Ring>,
-    stored: Option<&'a StoredOutput>,
-    policy: UnreadPolicy,
-    acknowledged: &'a PerStream<u64>,
-}
-
-impl<'a> KeptOutput<'a> {
-    pub(super) fn new(
-        rings: &'a PerStream<Ring>,
-        stored: Option<&'a StoredOutput>,
-        policy: UnreadPolicy,
-        acknowledged: &'a PerStream<u64>,
-    ) -> Self {
-        KeptOutput { rings, stored, policy, acknowledged }
-    }
 }
 
 impl Consumer {
@@ -229,7 +205,7 @@ impl Consumer {
     }
 
     /// Hands over events and output while it has room. Returns true when it has received everything.
-    pub(super) fn deliver(&mut self, kept: &KeptOutput<'_>, now: Instant) -> bool {
+    pub(super) fn deliver(&mut self, kept: &KeptOutput, now: Instant) -> bool {
         loop {
             if self.items.capacity() == 0 {
                 self.blocked_since.get_or_insert(now);
@@ -252,14 +228,15 @@ impl Consumer {
     }
 
     /// The next piece that it has not received, or the gap before it.
-    fn next_item(&mut self, kept: &KeptOutput<'_>) -> Option<ConsumerItem> {
-        let KeptOutput { rings, stored, policy, acknowledged } = *kept;
+    fn next_item(&mut self, kept: &KeptOutput) -> Option<ConsumerItem> {
+        let KeptOutput { rings, stored, policy, acknowledged, .. } = kept;
+        let stored = stored.as_ref();
         for _ in 0..Stream::BOTH.len() {
             let stream = Stream::BOTH[self.first_stream];
             self.first_stream = (self.first_stream + 1) % Stream::BOTH.len();
             let (ring, cursor) = (rings.get(stream), self.cursor.get_mut(stream));
             if *cursor < ring.start() {
-                let dropped = policy == UnreadPolicy::Detach(Overflow::Drop) && *cursor >= *acknowledged.get(stream);
+                let dropped = *policy == UnreadPolicy::Detach(Overflow::Drop) && *cursor >= *acknowledged.get(stream);
                 let reason = if dropped { GapReason::Dropped } else { GapReason::Overwritten };
                 // A ring without bytes is that of an ended execution: the rest fits in one item, and the response tells
                 // the gap before the first byte that is there.

@@ -10,8 +10,9 @@ use cc_executor_actors::{backend_api::BackendEvent, stream::Stream};
 use futures_util::future::select_all;
 
 use super::{
-    consumer::{Consumer, DismissReason, KeptOutput},
+    consumer::{Consumer, DismissReason},
     error::ConsumerError,
+    kept::KeptOutput,
 };
 use crate::backend::holds::Claim;
 
@@ -72,14 +73,14 @@ impl Observers {
     }
 
     /// Hands over events and output to each that has room.
-    pub(super) fn deliver(&mut self, kept: &KeptOutput<'_>, now: Instant) {
+    pub(super) fn deliver(&mut self, kept: &KeptOutput, now: Instant) {
         for observer in &mut self.0 {
             observer.deliver(kept, now);
         }
     }
 
     /// Takes out those that have received everything.
-    pub(super) fn take_served(&mut self, kept: &KeptOutput<'_>, now: Instant) -> impl Iterator<Item = Consumer> {
+    pub(super) fn take_served(&mut self, kept: &KeptOutput, now: Instant) -> impl Iterator<Item = Consumer> {
         self.0.extract_if(.., move |observer| observer.deliver(kept, now))
     }
 

@@ -254,13 +254,14 @@ impl<K: Copy + Ord + Hash, T> RegistryModel<K, T> {
     /// Evicts fetched output until the rest fits or no more may be evicted. Returns the executions.
     pub fn evict(&mut self) -> Vec<Evicted<K>> {
         let mut evicted = Vec::new();
-        while let Some(owner) = self.kept.next_to_evict()
+        while let Some(owner) = self.kept.next_to_evict(0)
             && let Some(&(since_ms, id)) = self.owners.get(owner).and_then(|owned| owned.evictable.first())
         {
             self.set_state(id, EntryState::Ended { since_ms, output: RetainedOutput::Nothing });
             evicted.push(Evicted::Memory(id));
         }
-        while let Some(owner) = self.stored.next_to_evict()
+        // At its limit, too, because an execution may wait for disk space.
+        while let Some(owner) = self.stored.next_to_evict(1)
             && let Some(&(_, id)) = self.owners.get(owner).and_then(|owned| owned.stored_evictable.first())
         {
             self.change(id, |entry| entry.stored = RetainedOutput::Nothing);

@@ -12,7 +12,7 @@ use cc_executor_actors::{
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{Sealer, seal::Unsealed};
+use super::seal::{Sealer, Unsealed};
 
 /// `spec.json`: what was asked for, and by whom. Written before the output.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -86,7 +86,7 @@ pub trait StoredRecord: Serialize + for<'de> Deserialize<'de> {
 }
 
 /// What a seal binds a record to: the same record is not valid for another execution or file.
-fn place<T: StoredRecord + ?Sized>(id: ExecutionId) -> String {
+fn place<T: StoredRecord>(id: ExecutionId) -> String {
     format!("{id}/{}", T::FILE)
 }
 

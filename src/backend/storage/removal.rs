@@ -19,12 +19,12 @@ use super::entry::Entry;
 /// The thread, and the executions that it has yet to remove: at most as many as were ever remembered.
 #[derive(Debug)]
 pub(super) struct Remover {
-    orders: Sender<(ExecutionId, Order)>,
+    orders: Sender<(ExecutionId, RemovalOrder)>,
     pending: Arc<Pending>,
 }
 
 #[derive(Debug)]
-enum Order {
+enum RemovalOrder {
     Remove,
     /// Write this file.
     Record(&'static str, Vec<u8>),
@@ -51,15 +51,15 @@ impl Remover {
     pub(super) fn remove(&self, id: ExecutionId) {
         self.pending.lock().insert(id);
         // Fails only if the thread has panicked: the files then stay until the next start.
-        let _ = self.orders.send((id, Order::Remove));
+        let _ = self.orders.send((id, RemovalOrder::Remove));
     }
 
     pub(super) fn record(&self, id: ExecutionId, file: &'static str, content: Vec<u8>) {
-        let _ = self.orders.send((id, Order::Record(file, content)));
+        let _ = self.orders.send((id, RemovalOrder::Record(file, content)));
     }
 
     pub(super) fn record_or_remove(&self, id: ExecutionId, file: &'static str, content: Vec<u8>) {
-        let _ = self.orders.send((id, Order::RecordOrRemove(file, content)));
+        let _ = self.orders.send((id, RemovalOrder::RecordOrRemove(file, content)));
     }
 
     pub(super) fn wait_until_removed(&self, id: ExecutionId) {
@@ -74,18 +74,18 @@ impl Pending {
     }
 }
 
-fn run(orders: Receiver<(ExecutionId, Order)>, executions: &Path, pending: &Pending) {
+fn run(orders: Receiver<(ExecutionId, RemovalOrder)>, executions: &Path, pending: &Pending) {
     for (id, order) in orders {
         let entry = Entry::new(executions, id);
         match order {
-            Order::Record(file, content) => {
+            RemovalOrder::Record(file, content) => {
                 if let Err(error) = entry.write(file, &content) {
                     warn!(event = "storage.failed", execution_id:% = id; "cannot write {file}: {error}");
                 }
                 continue;
             }
-            Order::RecordOrRemove(file, content) if entry.write(file, &content).is_ok() => continue,
-            Order::RecordOrRemove(..) | Order::Remove => {}
+            RemovalOrder::RecordOrRemove(file, content) if entry.write(file, &content).is_ok() => continue,
+            RemovalOrder::RecordOrRemove(..) | RemovalOrder::Remove => {}
         }
         if let Err(error) = entry.remove() {
             warn!(event = "storage.not_removed", execution_id:% = id;

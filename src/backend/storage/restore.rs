@@ -15,7 +15,7 @@ use rustix::fs::{SeekFrom, seek};
 use sha2::{Digest, Sha256};
 
 use super::{
-    StateDir,
+    directory::StateDir,
     records::{CheckpointRecord, EndRecord, SpecRecord, StoredRecord},
     seal::Unsealed,
     stored_file::{StoredFile, StoredPiece},

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use cc_executor_actors::stream::{PerStream, Stream};
 use tokio::task::JoinHandle;
 
-use super::{StateDir, entry::Entry, stored_file::StoredFile};
+use super::{directory::StateDir, entry::Entry, stored_file::StoredFile};
 
 /// A piece of output.
 pub type OutputPiece = (Stream, Bytes);
@@ -38,7 +38,15 @@ pub struct OutputWriter {
     waiting: Vec<StorageOp>,
     /// How many pieces of output are waiting or under way.
     unwritten: usize,
-    under_way: Option<(Vec<StorageOp>, JoinHandle<(usize, io::Result<()>)>)>,
+    under_way: Option<Batch>,
+}
+
+/// A batch that is under way.
+#[derive(Debug)]
+struct Batch {
+    ops: Vec<StorageOp>,
+    /// Returns how many are done, and the error that ended the batch.
+    running: JoinHandle<(usize, io::Result<()>)>,
 }
 
 /// A finished batch.
@@ -116,14 +124,14 @@ impl OutputWriter {
             }
             (of_thread.len(), Ok(()))
         });
-        self.under_way = Some((ops, running));
+        self.under_way = Some(Batch { ops, running });
     }
 
     /// Waits for the batch that is under way. Cancel safe. Waits for ever while the writer is idle.
     pub async fn done(&mut self) -> StoredBatch {
-        let Some((_, running)) = &mut self.under_way else { return std::future::pending().await };
+        let Some(Batch { running, .. }) = &mut self.under_way else { return std::future::pending().await };
         let (n_done, result) = running.await.unwrap_or_else(|error| (0, Err(io::Error::other(error))));
-        let (ops, _) = self.under_way.take().expect("it was awaited");
+        let Batch { ops, .. } = self.under_way.take().expect("it was awaited");
         let mut ops = ops.into_iter();
         let written: Vec<_> = ops.by_ref().take(n_done).filter_map(StorageOp::piece).collect();
         self.unwritten -= written.len();

@@ -98,12 +98,12 @@ impl KeptBytes {
         }
     }
 
-    /// The client whose fetched output is evicted next: the one that retains most. `None` if the rest fits, or if nobody
-    /// has more than a newcomer may add to what one client retains.
-    pub(super) fn next_to_evict(&self) -> Option<&ClientName> {
+    /// The client whose fetched output is evicted next: the one that retains most. `None` if the rest and this many more
+    /// bytes fit, or if nobody has more than a newcomer may add to what one client retains.
+    pub(super) fn next_to_evict(&self, more: u64) -> Option<&ClientName> {
         let reserve = self.unfetched.reserve();
-        let (sum, owner) = self.evictable.last().filter(|_| self.total > self.limit)?;
-        (*sum > reserve || self.counted > self.limit + reserve).then_some(owner)
+        let (sum, owner) = self.evictable.last().filter(|_| self.total.saturating_add(more) > self.limit)?;
+        (*sum > reserve || self.counted.saturating_add(more) > self.limit + reserve).then_some(owner)
     }
 }
 
@@ -126,9 +126,9 @@ mod tests {
         let exceeded = |limit, used| Err(ShareExceeded { scope: ShareScope::Client, limit, used });
         assert_eq!((kept.admits(&a, 0), kept.admits(&b, 0)), (exceeded(100, 500), Ok(())));
         kept.count(&b, fetched(20), true);
-        assert_eq!(kept.next_to_evict(), None, "it has less than the reserve");
+        assert_eq!(kept.next_to_evict(0), None, "it has less than the reserve");
         kept.count(&b, unfetched(10), true);
-        assert_eq!(kept.next_to_evict(), Some(&b));
+        assert_eq!(kept.next_to_evict(0), Some(&b));
         kept.count(&b, fetched(20), false);
         assert_eq!((kept.admits(&a, 0), kept.admits(&b, 0)), (exceeded(75, 500), Ok(())));
         kept.count(&b, unfetched(20), true);
@@ -146,12 +146,12 @@ mod tests {
         let (mut kept, [a, b]) = (KeptBytes::new(100), [1, 2].map(ClientName::of_user));
         kept.count(&a, fetched(40), true);
         kept.count(&b, fetched(50), true);
-        assert_eq!(kept.next_to_evict(), None, "all of it fits");
+        assert_eq!(kept.next_to_evict(0), None, "all of it fits");
         kept.count(&a, unfetched(20), true);
-        assert_eq!(kept.next_to_evict(), Some(&a));
+        assert_eq!(kept.next_to_evict(0), Some(&a));
         kept.count(&a, fetched(40), false);
-        assert_eq!(kept.next_to_evict(), None);
+        assert_eq!(kept.next_to_evict(0), None);
         kept.count(&b, fetched(40), true);
-        assert_eq!(kept.next_to_evict(), Some(&b), "what cannot be evicted is no choice");
+        assert_eq!(kept.next_to_evict(0), Some(&b), "what cannot be evicted is no choice");
     }
 }

@@ -1,0 +1,162 @@
+//! The state directory as a whole: its lock, its key, and the places of its entries.
+
+use std::{
+    fs::{self, DirBuilder, File},
+    io,
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use cc_executor_actors::id::ExecutionId;
+use log::warn;
+
+use super::{entry::Entry, lock::DirectoryLock, removal::Remover, seal::Sealer};
+use crate::server::failure::failed;
+
+/// How often a backend records that it is alive.
+const ALIVE_CADENCE: Duration = Duration::from_secs(2);
+
+/// An open state directory, which no other backend uses.
+#[derive(Debug)]
+pub struct StateDir {
+    path: PathBuf,
+    sealer: Sealer,
+    remover: Remover,
+    _lock: DirectoryLock,
+}
+
+/// Why a state directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StateDirError {
+    /// Another backend uses it.
+    #[error(
+        "--state-dir {}: in use by {holder}; stop that backend, or choose another directory", .path.display()
+    )]
+    Locked {
+        /// The directory.
+        path: PathBuf,
+        /// The backend that uses it, as it has named itself.
+        holder: String,
+    },
+    /// A call to the system failed.
+    #[error("--state-dir {}: {error}; choose a directory that this user may write, or none", .path.display())]
+    Unusable {
+        /// The directory.
+        path: PathBuf,
+        /// The error.
+        #[source]
+        error: io::Error,
+    },
+}
+
+impl StateDir {
+    /// Opens the directory, makes it if it is missing, and locks it. `holder` is what another backend is told.
+    ///
+    /// # Errors
+    ///
+    /// Another backend has locked it, or the system refuses a call.
+    pub fn open(path: &Path, holder: &str) -> Result<Arc<StateDir>, StateDirError> {
+        let unusable = |error| StateDirError::Unusable { path: path.to_owned(), error };
+        make_private(path).map_err(unusable)?;
+        // Absolute, because a relative path would change its meaning with the working directory.
+        let path = path.canonicalize().map_err(unusable)?;
+        let unusable = |error| StateDirError::Unusable { path: path.clone(), error };
+        let lock = match DirectoryLock::take(&path, holder).map_err(unusable)? {
+            Ok(lock) => lock,
+            Err(holder) => return Err(StateDirError::Locked { path, holder }),
+        };
+        make_private(&path.join("executions")).map_err(unusable)?;
+        let sealer = Sealer::open(&path).map_err(unusable)?;
+        let remover = Remover::start(path.join("executions")).map_err(unusable)?;
+        Ok(Arc::new(StateDir { sealer, remover, _lock: lock, path }))
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes and checks the seals of the records.
+    pub fn sealer(&self) -> &Sealer {
+        &self.sealer
+    }
+
+    /// The place of an execution's files, which need not exist.
+    pub fn entry(&self, id: ExecutionId) -> Entry {
+        Entry::new(&self.path.join("executions"), id)
+    }
+
+    /// Removes an execution's files, later, on another thread.
+    pub fn remove(&self, id: ExecutionId) {
+        self.remover.remove(id);
+    }
+
+    /// Writes a file of an execution, and removes all of them if that fails; later, on another thread.
+    pub fn record_or_remove(&self, id: ExecutionId, file: &'static str, content: Vec<u8>) {
+        self.remover.record_or_remove(id, file, content);
+    }
+
+    /// Writes a file of an execution, later, on another thread.
+    pub fn record(&self, id: ExecutionId, file: &'static str, content: Vec<u8>) {
+        self.remover.record(id, file, content);
+    }
+
+    /// Waits until earlier files of this id are removed. Blocks.
+    pub fn wait_until_removed(&self, id: ExecutionId) {
+        self.remover.wait_until_removed(id);
+    }
+
+    /// When a backend last used the directory.
+    pub fn last_alive(&self) -> Option<SystemTime> {
+        fs::metadata(self.path.join("alive")).and_then(|data| data.modified()).ok()
+    }
+
+    /// Records that the backend is alive. Blocks.
+    fn touch_alive(&self) -> io::Result<()> {
+        let file = File::create(self.path.join("alive"))?;
+        file.set_permissions(fs::Permissions::from_mode(0o600))?;
+        file.set_modified(SystemTime::now())
+    }
+
+    /// Moves a damaged entry aside, so that a person can look at it. Blocks.
+    pub fn move_aside(&self, id: ExecutionId) -> io::Result<PathBuf> {
+        let damaged = self.path.join("damaged");
+        make_private(&damaged)?;
+        let place = damaged.join(id.to_string());
+        // The newest is the one to look at.
+        let _ = fs::remove_dir_all(&place);
+        fs::rename(self.entry(id).path(), &place)?;
+        Ok(place)
+    }
+}
+
+/// Records that the backend is alive for as long as it uses the directory.
+pub async fn keep_alive(directory: std::sync::Weak<StateDir>) {
+    let mut is_failing = false;
+    while let Some(directory) = directory.upgrade() {
+        let touched = tokio::task::spawn_blocking(move || (directory.touch_alive(), directory)).await;
+        let Ok((touched, directory)) = touched else { return };
+        let failed = touched.is_err();
+        if let Err(error) = touched.as_ref().map_err(|error| error.to_string())
+            && !is_failing
+        {
+            warn!(event = "storage.not_alive", path:% = directory.path.display();
+                "cannot record in the state directory that the backend is alive: {error}");
+        }
+        is_failing = failed;
+        drop(directory);
+        tokio::time::sleep(ALIVE_CADENCE).await;
+    }
+}
+
+/// Makes a directory, and those above it, that only this user may enter. An existing one is made so.
+fn make_private(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed("cannot make the directory"))?;
+    let mode = fs::metadata(path)?.permissions().mode();
+    if mode & 0o077 == 0 {
+        return Ok(());
+    }
+    fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(failed("cannot set the mode 0700"))
+}
