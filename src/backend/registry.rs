@@ -6,6 +6,7 @@
 //! answers requests. When an ended execution has no task any more, its record answers. [`retention`] decides how long
 //! executions are remembered and whose output is evicted.
 
+mod ended;
 pub mod error;
 pub mod fair_queue;
 mod forgetting;
@@ -30,6 +31,12 @@ use cc_executor_actors::{
 };
 use tokio::sync::{Semaphore, oneshot, watch};
 
+pub use self::{
+    ended::EndedExecution,
+    inbox::JobInbox,
+    slot::{FIXED_BYTES, Retained, Slot, StreamGuard},
+    state::{ExecutionCounts, QueueTurn},
+};
 use self::{
     error::RegistryError,
     inbox::TaskHandle,
@@ -38,15 +45,9 @@ use self::{
     retention::listing::ListPlace,
     state::{JobStage, KnownExecution, ListedExecution, LiveJob, RegistryShared, RegistryState},
 };
-pub use self::{
-    inbox::JobInbox,
-    slot::{FIXED_BYTES, Retained, Slot, StreamGuard},
-    state::{ExecutionCounts, QueueTurn},
-};
 use super::{
     config::BackendConfig,
     job_request::{JobRequest, Poller},
-    output_buffer::RetainedOutput,
     storage::StateDir,
 };
 use crate::server::caller::Caller;
@@ -68,24 +69,6 @@ pub struct Registry {
     shared: Arc<RegistryShared>,
     /// Bounds the requests for descriptions by all lists together.
     descriptions: Semaphore,
-}
-
-/// An execution of an earlier backend.
-pub struct EndedExecution {
-    /// Its id.
-    pub id: ExecutionId,
-    /// The client that it belongs to.
-    pub owner: ClientName,
-    /// The digest of its request.
-    pub request: RequestDigest,
-    /// Its command.
-    pub command: String,
-    /// When it was requested, in milliseconds since 1970.
-    pub created_ms: u64,
-    /// When it ended, in milliseconds since 1970.
-    pub ended_ms: u64,
-    /// How it ended.
-    pub record: Record,
 }
 
 /// The result of an admission.
@@ -128,19 +111,7 @@ impl Registry {
 
     /// Adds an execution of an earlier backend. `inbox` is that of a task that serves it until it is released.
     pub fn add_ended(&self, ended: EndedExecution, has_task: bool) -> (Retained, JobInbox) {
-        let EndedExecution { id, owner, request, command, created_ms, ended_ms, record } = ended;
-        let mut state = self.shared.lock();
-        let (task, inbox) = TaskHandle::new();
-        let stored = record.stored_output();
-        let stage = JobStage::Ended(record, has_task.then_some(task));
-        let known = KnownExecution { request, command: excerpt(&command).into(), created_ms, stage };
-        let number = state.model.insert(id, &owner, known);
-        state.model.store(id, stored);
-        let now_ms = self.shared.now_ms();
-        let output = if has_task { RetainedOutput::Followed(0) } else { RetainedOutput::Nothing };
-        state.model.retain(id, output, ended_ms.min(now_ms));
-        self.shared.evict(&mut state);
-        (Retained::new(Arc::clone(&self.shared), id, number), inbox)
+        ended.add(&self.shared, has_task)
     }
 
     /// The configuration of this backend.

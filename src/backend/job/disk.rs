@@ -13,7 +13,7 @@ use crate::backend::{
     registry::Slot,
     storage::{
         StateDir,
-        records::StoredRecord,
+        records::RecordFile,
         writer::{OutputWriter, StoredBatch},
     },
 };
@@ -65,7 +65,7 @@ impl JobStorage {
     }
 
     /// Sends a record to disk.
-    pub(super) fn record<T: StoredRecord>(&mut self, record: &T, id: ExecutionId) {
+    pub(super) fn record<T: RecordFile>(&mut self, record: &T, id: ExecutionId) {
         self.writer.record(T::FILE, record.sealed(self.directory.sealer(), id));
     }
 

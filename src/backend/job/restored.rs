@@ -29,11 +29,11 @@ use crate::backend::{
     output_buffer::{ConsumerChange, DismissReason, OutputBuffer, StoredOutput, UnreadPolicy},
     registry::{
         EndedExecution, JobInbox, Registry, Retained,
-        record::{Record, RequestDigest, StoredRecord as StoredOutputRecord},
+        record::{Record, RequestDigest, StoredRecord},
     },
     storage::{
         StateDir,
-        records::{CheckpointRecord, EndRecord, SpecRecord, StoredRecord},
+        records::{CheckpointRecord, EndRecord, RecordFile, SpecRecord},
         restore::{RestoredDigests, RestoredEnd, RestoredExecution, digest},
     },
 };
@@ -63,7 +63,7 @@ pub fn add(registry: &Registry, directory: &Arc<StateDir>, executions: Vec<Resto
         };
         let mut record = Record::new(spec.executor.as_str().into(), spec.heartbeat_ms, true, &outcome);
         record.set_newest_hold(Holds::UNKNOWN);
-        record.set_stored(Some(StoredOutputRecord {
+        record.set_stored(Some(StoredRecord {
             starts,
             ends,
             overflow: spec.detach.overflow,

@@ -16,7 +16,7 @@ use super::{disk::JobStorage, outcome::OutputDigests, shared::JobShared};
 use crate::backend::{
     output_buffer::StoredOutput,
     registry::Slot,
-    storage::records::{CheckpointRecord, EndRecord, StoredRecord},
+    storage::records::{CheckpointRecord, EndRecord, RecordFile},
 };
 
 /// How much the registry's count of an execution's bytes on disk may lag behind.

@@ -34,7 +34,7 @@ use crate::{
         output_buffer::{Consumer, ConsumerFeed, DismissReason, OutputBuffer, StoredOutput, UnreadPolicy},
         registry::{Admission, Registry},
         storage::{
-            records::{SpecRecord, StoredRecord},
+            records::{RecordFile, SpecRecord},
             writer::OutputWriter,
         },
         stream::{StreamBody, StreamFormat},

@@ -66,7 +66,7 @@ pub struct CheckpointRecord {
 }
 
 /// A record with its file.
-pub trait StoredRecord: Serialize + for<'de> Deserialize<'de> {
+pub trait RecordFile: Serialize + for<'de> Deserialize<'de> {
     /// The name of the file.
     const FILE: &'static str;
 
@@ -86,19 +86,19 @@ pub trait StoredRecord: Serialize + for<'de> Deserialize<'de> {
 }
 
 /// What a seal binds a record to: the same record is not valid for another execution or file.
-fn place<T: StoredRecord>(id: ExecutionId) -> String {
+fn place<T: RecordFile>(id: ExecutionId) -> String {
     format!("{id}/{}", T::FILE)
 }
 
-impl StoredRecord for SpecRecord {
+impl RecordFile for SpecRecord {
     const FILE: &'static str = "spec.json";
 }
 
-impl StoredRecord for EndRecord {
+impl RecordFile for EndRecord {
     const FILE: &'static str = "end.json";
 }
 
-impl StoredRecord for CheckpointRecord {
+impl RecordFile for CheckpointRecord {
     const FILE: &'static str = "checkpoint.json";
 }
 

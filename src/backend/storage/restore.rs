@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 
 use super::{
     directory::StateDir,
-    records::{CheckpointRecord, EndRecord, SpecRecord, StoredRecord},
+    records::{CheckpointRecord, EndRecord, RecordFile, SpecRecord},
     seal::Unsealed,
     stored_file::{StoredFile, StoredPiece},
 };
