@@ -10,6 +10,7 @@
 
 mod kept_bytes;
 pub mod listing;
+mod no_room;
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -21,6 +22,7 @@ use cc_executor_actors::{
     share::{ShareExceeded, ShareScope, Shares},
 };
 
+pub use self::no_room::{NoRoom, Resource};
 use self::{
     kept_bytes::KeptBytes,
     listing::{ListPage, ListPlace, Listing},
@@ -93,29 +95,6 @@ pub struct RegistryEntry<T> {
 enum EntryState {
     Live,
     Ended { since_ms: u64, output: RetainedOutput },
-}
-
-/// Why another execution is not admitted.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct NoRoom {
-    /// What is used up.
-    pub resource: Resource,
-    /// The limit.
-    pub exceeded: ShareExceeded,
-    /// When the oldest execution within that limit is forgotten, in milliseconds. `None` if none has ended, and for
-    /// bytes, because fetching frees those.
-    pub next_in_ms: Option<u64>,
-}
-
-/// A resource that remembered executions take.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Resource {
-    /// Entries.
-    Entries,
-    /// Memory for output that is not evicted.
-    UnfetchedBytes,
-    /// Disk space for output that is not evicted.
-    StoredBytes,
 }
 
 /// Where output was evicted.

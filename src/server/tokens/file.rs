@@ -79,8 +79,10 @@ impl TokensFile {
         };
         match parsed {
             Ok(table) => {
-                info!(event = "tokens.reloaded", path:% = path, clients = table.len(); "the tokens file has changed");
+                let n_clients = table.len();
                 self.table.send_replace(table);
+                // After the change, because who reads the line relies on it.
+                info!(event = "tokens.reloaded", path:% = path, clients = n_clients; "the tokens file has changed");
             }
             Err(problem) => {
                 warn!(event = "tokens.rejected", path:% = path; "the changed tokens file cannot be used, so the earlier tokens stay: {problem}");
