@@ -161,7 +161,7 @@ impl OutputBuffer {
 
     /// Gives up stored output beyond the quota. Returns whether disk space can be freed.
     pub fn give_up(&mut self) -> bool {
-        self.kept.give_up_stored()
+        self.kept.give_up_stored(self.is_ending)
     }
 
     /// Adds output. A consumer or observer that has received everything before it gets it without a copy.

@@ -242,8 +242,8 @@ impl Registry {
                 if let Some(request) = unsent {
                     let places = (&self.config, self.shared.state_dir.as_ref());
                     (self.answer)(record, id, self.instance, places, request);
-                    let stored = record.stored_output();
-                    self.shared.record_stored(&mut state, id, stored);
+                    let (stored, is_whole) = (record.stored_output(), record.is_whole_on_disk());
+                    self.shared.record_stored(&mut state, id, stored, is_whole);
                 }
             }
         }

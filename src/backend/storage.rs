@@ -17,6 +17,7 @@ pub mod entry;
 pub mod location;
 mod lock;
 pub mod records;
+mod regular;
 pub mod removal;
 pub mod restore;
 mod seal;

@@ -92,7 +92,7 @@ impl JobStorage {
         self.reported = kept;
         // Space that is given up from here on wakes the job.
         self.room.borrow_and_update();
-        Some(kept.saturating_add(slot.record_stored(kept)))
+        Some(slot.record_stored(kept))
     }
 
     /// The directory, when the storage has failed.

@@ -13,7 +13,6 @@ use cc_executor_actors::{
     stream::PerStream,
 };
 use jiff::Timestamp;
-use log::warn;
 use tokio::sync::Semaphore;
 
 use super::{
@@ -46,19 +45,21 @@ pub fn add(registry: &Registry, directory: &Arc<StateDir>, executions: Vec<Resto
     let turns = Arc::new(Semaphore::new(DIGESTED_AT_A_TIME));
     for RestoredExecution { spec, end, starts, ends } in executions {
         let id = spec.execution_id;
-        let Some(request) = RequestDigest::from_text(&spec.request) else {
-            warn!(event = "storage.damaged", execution_id:% = id; "spec.json has no digest of the request: execution left out");
-            continue;
-        };
+        // Of a release with other parameters: a repeated request is then refused, because it must not run again.
+        let request = RequestDigest::from_text(&spec.request).unwrap_or(RequestDigest::UNKNOWN);
         let (outcome, storage, last_alive, lost) = match end {
             RestoredEnd::Recorded { record, output_is_whole } => {
                 let EndRecord { outcome, ended, .. } = *record;
                 let storage = if output_is_whole { outcome.storage.unwrap_or(Storage::Disk) } else { Storage::Altered };
                 (outcome, storage, ended, None)
             }
-            RestoredEnd::Lost { last_alive, is_altered, checkpoint } => {
-                let storage = if is_altered { Storage::Altered } else { Storage::Disk };
-                (lost_outcome(&spec, ends, last_alive, is_altered), storage, last_alive, Some(checkpoint))
+            RestoredEnd::Lost { last_alive, is_altered, has_failed, checkpoint } => {
+                let storage = match (is_altered, has_failed) {
+                    (true, _) => Storage::Altered,
+                    (false, true) => Storage::Failed,
+                    (false, false) => Storage::Disk,
+                };
+                (lost_outcome(&spec, ends, last_alive, storage), storage, last_alive, Some(checkpoint))
             }
         };
         let mut record = Record::new(spec.executor.as_str().into(), spec.heartbeat_ms, true, &outcome);
@@ -108,15 +109,25 @@ fn since_1970(time: Timestamp) -> u64 {
 }
 
 /// The outcome of an execution that ended with its backend.
-fn lost_outcome(spec: &SpecRecord, ends: PerStream<u64>, last_alive: Timestamp, is_altered: bool) -> Outcome {
-    let message = if is_altered {
-        "the record of how this execution ended was altered on the backend's disk, so its ending is not known"
-            .to_owned()
-    } else {
-        format!("the backend that ran it was killed, and its processes with it; it was last alive at {last_alive:.0}")
+fn lost_outcome(spec: &SpecRecord, ends: PerStream<u64>, last_alive: Timestamp, storage: Storage) -> Outcome {
+    let killed = format!("the backend that ran it was killed, and its processes with it; it was last alive at {last_alive:.0}");
+    let has_written = ends != PerStream::default();
+    let message = match storage {
+        Storage::Altered => {
+            "the record of how this execution ended was altered on the backend's disk, so its ending is not known".to_owned()
+        }
+        Storage::Failed => format!("{killed}; output that the disk had not taken is lost"),
+        _ if has_written => {
+            format!("{killed}; output that was not on disk then is lost, at most 64 KiB and what its pipes held")
+        }
+        _ => format!("{killed}; it had written nothing, and may not have been started"),
     };
     let ran_ms = since_1970(last_alive).saturating_sub(since_1970(spec.created));
-    Outcome { elapsed_ms: Some(ran_ms), bytes: ends.map(Some), ..Outcome::failed(Reason::BackendLost, message) }
+    Outcome {
+        elapsed_ms: has_written.then_some(ran_ms),
+        bytes: ends.map(Some),
+        ..Outcome::failed(Reason::BackendLost, message)
+    }
 }
 
 fn shared(

@@ -29,6 +29,10 @@ impl JobShared {
             "cannot keep the output of this execution on disk: {cause}; it continues as without --state-dir");
         self.output_buffer.stop_storing();
         self.failed_storage = self.storage.take().map(JobStorage::into_directory);
+        if let Some(directory) = &self.failed_storage {
+            // A backend that is started later must not take what is on disk for the whole.
+            directory.mark_failed(self.context.id);
+        }
         self.storage_state = Some(Storage::Failed);
     }
 
@@ -48,14 +52,15 @@ impl JobShared {
         let is_waiting = Stream::BOTH.into_iter().any(|stream| !self.output_buffer.may_read(stream));
         self.report_stored(slot, if is_waiting { 1 } else { REPORT_STEP });
         let has_given_up = self.output_buffer.give_up();
-        let Some(storage) = &mut self.storage else { return };
+        let (Some(storage), Some(stored)) = (&mut self.storage, self.output_buffer.stored()) else { return };
+        let PerStream { stdout, stderr } = self.output_buffer.written();
+        // Before the bytes are given up, because only the checkpoint says so to a later backend.
+        if storage.take_checkpoint(stdout + stderr, Instant::now()) || has_given_up {
+            let (bytes, sha256) = digests.so_far();
+            storage.record(&CheckpointRecord { starts: stored.starts(), bytes, sha256 }, self.context.id);
+        }
         if has_given_up {
             storage.free();
-        }
-        let PerStream { stdout, stderr } = self.output_buffer.written();
-        if storage.take_checkpoint(stdout + stderr, Instant::now()) {
-            let (bytes, sha256) = digests.so_far();
-            storage.record(&CheckpointRecord { bytes, sha256 }, self.context.id);
         }
     }
 

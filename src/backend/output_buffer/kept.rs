@@ -80,15 +80,16 @@ impl KeptOutput {
         StreamExtent::of(stream, self.rings.get(stream), self.stored.as_ref())
     }
 
-    /// Gives up stored output beyond the quota. Returns whether disk space can be freed.
-    pub(super) fn give_up_stored(&mut self) -> bool {
+    /// Gives up stored output beyond the quota; of an execution that is being ended because no client came, as if it
+    /// dropped its output. Returns whether disk space can be freed.
+    pub(super) fn give_up_stored(&mut self, is_ending: bool) -> bool {
         let Some(stored) = self.stored.as_mut().filter(|stored| stored.is_growing()) else { return false };
         match self.policy {
-            UnreadPolicy::Detach(Overflow::Wait) => {
+            UnreadPolicy::Detach(Overflow::Wait) if !is_ending => {
                 let floor = self.acknowledged.map(|offset| offset.saturating_sub(RECEIVED_MARGIN as u64));
                 stored.give_up(floor, 2 * RECEIVED_MARGIN as u64)
             }
-            UnreadPolicy::Detach(Overflow::Drop) | UnreadPolicy::Overwrite => stored.give_up(stored.ends(), 0),
+            UnreadPolicy::Detach(_) | UnreadPolicy::Overwrite => stored.give_up(stored.ends(), 0),
         }
     }
 

@@ -25,6 +25,14 @@ pub enum RetainedOutput {
 }
 
 impl RetainedOutput {
+    /// The bytes that it takes.
+    pub fn bytes(self) -> usize {
+        match self {
+            RetainedOutput::Nothing => 0,
+            RetainedOutput::Followed(bytes) | RetainedOutput::Unfetched(bytes) | RetainedOutput::Fetched(bytes) => bytes,
+        }
+    }
+
     /// Whether a consumer reads it.
     pub fn is_followed(self) -> bool {
         matches!(self, RetainedOutput::Followed(_))

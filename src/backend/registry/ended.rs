@@ -36,11 +36,11 @@ impl EndedExecution {
         let EndedExecution { id, owner, request, command, created_ms, ended_ms, record } = self;
         let mut state = shared.lock();
         let (task, inbox) = TaskHandle::new();
-        let stored = record.stored_output();
+        let (stored, is_whole) = (record.stored_output(), record.is_whole_on_disk());
         let stage = JobStage::Ended(record, has_task.then_some(task));
         let known = KnownExecution { request, command: excerpt(&command).into(), created_ms, stage };
         let number = state.model.insert(id, &owner, known);
-        state.model.store(id, stored);
+        state.model.store(id, stored, is_whole);
         let now_ms = shared.now_ms();
         let output = if has_task { RetainedOutput::Followed(0) } else { RetainedOutput::Nothing };
         state.model.retain(id, output, ended_ms.min(now_ms));

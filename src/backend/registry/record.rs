@@ -37,6 +37,10 @@ pub struct RequestDigest {
 }
 
 impl RequestDigest {
+    /// Differs from the digest of every request.
+    pub const UNKNOWN: RequestDigest =
+        RequestDigest { whole: [0; 32], parts: [[0; 2]; ExecutionSpec::PARTS.len()] };
+
     /// The digest of a request, its id apart. The key keeps who reads a stored digest from guessing what was digested.
     pub fn of(run: &ExecutionSpec, key: &[u8]) -> Self {
         let digests =
@@ -193,12 +197,18 @@ impl Record {
         self.stored.as_mut().is_some_and(|stored| !std::mem::replace(&mut stored.is_fetched, true))
     }
 
+    /// Whether the disk has taken its output.
+    pub fn is_whole_on_disk(&self) -> bool {
+        self.stored.as_ref().is_some_and(|stored| stored.storage != Storage::Failed)
+    }
+
     /// How much disk space its output takes.
     pub fn stored_output(&self) -> RetainedOutput {
         let Some(stored) = self.stored.as_ref().filter(|stored| !stored.is_removed) else {
             return RetainedOutput::Nothing;
         };
-        let bytes = stored.ends.stdout - stored.starts.stdout + stored.ends.stderr - stored.starts.stderr;
+        let kept = |end: u64, start: u64| end.saturating_sub(start);
+        let bytes = kept(stored.ends.stdout, stored.starts.stdout) + kept(stored.ends.stderr, stored.starts.stderr);
         let bytes = usize::try_from(bytes).unwrap_or(usize::MAX).saturating_add(STORED_FIXED_BYTES);
         if stored.is_fetched { RetainedOutput::Fetched(bytes) } else { RetainedOutput::Unfetched(bytes) }
     }

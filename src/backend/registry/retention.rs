@@ -44,6 +44,9 @@ pub struct RegistryLimits {
     pub max_stored_bytes: u64,
 }
 
+/// How many bytes every running execution may have on disk, however much others have.
+const LEAST_STORED: u64 = 1 << 20;
+
 /// All remembered executions, by their ids.
 #[derive(Debug)]
 pub struct RegistryModel<K, T> {
@@ -211,16 +214,26 @@ impl<K: Copy + Ord + Hash, T> RegistryModel<K, T> {
     }
 
     /// Records how much of an execution's output is on disk. An execution that has some is remembered for longer.
-    /// Returns how many more bytes may be on disk.
-    pub fn store(&mut self, id: K, output: RetainedOutput) -> u64 {
-        let stored_retention_ms = self.limits.stored_retention_ms;
+    /// With `is_whole` false its output is not, so that it is remembered as if it were in memory.
+    pub fn store(&mut self, id: K, output: RetainedOutput, is_whole: bool) {
+        let RegistryLimits { retention_ms, stored_retention_ms, .. } = self.limits;
         self.change(id, |entry| {
             entry.stored = output;
             if output != RetainedOutput::Nothing {
-                entry.retention_ms = stored_retention_ms;
+                entry.retention_ms = if is_whole { stored_retention_ms } else { retention_ms };
             }
         });
-        self.limits.max_stored_bytes.saturating_sub(self.stored.total())
+    }
+
+    /// How many bytes an execution may have on disk, because of the limit of all.
+    pub fn allows(&self, id: K) -> u64 {
+        let Some(entry) = self.entries.get(&id) else { return 0 };
+        self.stored.allows(&entry.owner, entry.stored.bytes() as u64, LEAST_STORED)
+    }
+
+    /// How many bytes are on disk, and whether they reach the limit.
+    pub fn stored_total(&self) -> (u64, bool) {
+        (self.stored.total(), self.stored.total() >= self.limits.max_stored_bytes)
     }
 
     /// Records that a consumer attaches to an execution that has ended.
@@ -240,7 +253,7 @@ impl<K: Copy + Ord + Hash, T> RegistryModel<K, T> {
             evicted.push(Evicted::Memory(id));
         }
         // At its limit, too, because an execution may wait for disk space.
-        while let Some(owner) = self.stored.next_to_evict(1)
+        while let Some(owner) = self.stored.next_to_evict_beyond(1)
             && let Some(&(_, id)) = self.owners.get(owner).and_then(|owned| owned.stored_evictable.first())
         {
             self.change(id, |entry| entry.stored = RetainedOutput::Nothing);
@@ -458,18 +471,21 @@ mod tests {
         for id in 1..=3 {
             ended(&mut registry, id, RetainedOutput::Nothing, 0);
         }
-        assert_eq!(registry.store(1, RetainedOutput::Fetched(60)), 140);
-        assert_eq!(registry.store(2, RetainedOutput::Unfetched(60)), 80);
+        registry.store(1, RetainedOutput::Fetched(60), true);
+        registry.store(2, RetainedOutput::Unfetched(60), true);
         registry.insert(4, &owner(), ());
-        assert_eq!(registry.store(4, RetainedOutput::Unfetched(90)), 0, "it runs, and counts");
+        registry.store(4, RetainedOutput::Unfetched(90), true);
+        assert_eq!(registry.stored_total(), (210, true), "it runs, and counts");
         assert_eq!(registry.evict(), [Evicted::Disk(1)]);
-        assert_eq!(registry.store(4, RetainedOutput::Unfetched(140)), 0);
+        registry.store(4, RetainedOutput::Unfetched(140), true);
         assert_eq!(registry.evict(), [], "nobody's unfetched output goes");
         assert_eq!(registry.accepts(&owner(), true, 1), refused(Resource::StoredBytes, 200, 200, None));
         assert_eq!(registry.accepts(&owner(), false, 1), Ok(()));
         registry.retain(4, RetainedOutput::Nothing, 50);
         assert_eq!(registry.forget(10, 100), [(3, ())]);
-        assert_eq!(registry.forget(10, 300), [(1, ()), (2, ())]);
+        registry.store(2, RetainedOutput::Unfetched(60), false);
+        assert_eq!(registry.forget(10, 100), [(2, ())], "the disk did not take all of it");
+        assert_eq!(registry.forget(10, 300), [(1, ())]);
         assert_eq!(registry.forget(10, 349), []);
         assert_eq!(registry.forget(10, 350), [(4, ())]);
         assert_eq!((registry.stored.total(), registry.expiring.len(), registry.owners.len()), (0, 0, 0));

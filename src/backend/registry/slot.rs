@@ -60,11 +60,11 @@ impl Slot {
         self.gone.send_replace(Some(report));
     }
 
-    /// Records how many bytes of output are on disk. Returns how many more may be there, because of the limit of all
+    /// Records how many bytes of output are on disk. Returns how many may be there, because of the limit of all
     /// executions.
     pub fn record_stored(&self, bytes: u64) -> u64 {
         let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
-        self.shared.record_stored(&mut self.shared.lock(), self.id, RetainedOutput::Unfetched(bytes))
+        self.shared.record_stored(&mut self.shared.lock(), self.id, RetainedOutput::Unfetched(bytes), true)
     }
 
     /// Records the end and the retained output, and frees the place.
@@ -93,9 +93,9 @@ impl Slot {
                 Some(RetainedOutput::Nothing) => RetainedOutput::Followed(FIXED_BYTES),
                 Some(output) => output.followed(),
             };
-            let stored = record.stored_output();
+            let (stored, is_whole) = (record.stored_output(), record.is_whole_on_disk());
             known.stage = JobStage::Ended(record, (output != RetainedOutput::Nothing).then_some(task));
-            inner.model.store(self.id, stored);
+            inner.model.store(self.id, stored, is_whole);
             inner.model.retain(self.id, output, now_ms);
         }
         self.shared.promote(&mut inner, now_ms);
@@ -145,8 +145,8 @@ impl Retained {
             if record.stored().is_some_and(|stored| stored.storage == Storage::Failed) && record.set_removed() {
                 self.shared.remove_files(self.id);
             }
-            let stored = record.stored_output();
-            self.shared.record_stored(&mut inner, self.id, stored);
+            let (stored, is_whole) = (record.stored_output(), record.is_whole_on_disk());
+            self.shared.record_stored(&mut inner, self.id, stored, is_whole);
         }
     }
 

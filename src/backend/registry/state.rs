@@ -187,14 +187,24 @@ impl RegistryShared {
         }
     }
 
-    /// Records how much of an execution's output is on disk. Returns how many more bytes may be there.
-    pub(super) fn record_stored(&self, inner: &mut RegistryState, id: ExecutionId, output: RetainedOutput) -> u64 {
-        let before = inner.model.store(id, output);
-        if before > 0 {
-            return before;
+    /// Records how much of an execution's output is on disk. Returns how much may be there.
+    pub(super) fn record_stored(
+        &self,
+        inner: &mut RegistryState,
+        id: ExecutionId,
+        output: RetainedOutput,
+        is_whole: bool,
+    ) -> u64 {
+        let (before, _) = inner.model.stored_total();
+        inner.model.store(id, output, is_whole);
+        let (after, is_full) = inner.model.stored_total();
+        if is_full {
+            self.evict(inner);
         }
-        self.evict(inner);
-        inner.model.store(id, output)
+        if after < before {
+            self.disk_room.send_replace(());
+        }
+        inner.model.allows(id)
     }
 
     /// Forgets up to [`FORGOTTEN_AT_A_TIME`] executions whose retention is over. Returns how many.

@@ -67,9 +67,12 @@ impl StateDir {
             Ok(lock) => lock,
             Err(holder) => return Err(StateDirError::Locked { path, holder }),
         };
-        make_private(&path.join("executions")).map_err(unusable)?;
-        let sealer = Sealer::open(&path).map_err(unusable)?;
-        let remover = Remover::start(path.join("executions")).map_err(unusable)?;
+        let (executions, removing) = (path.join("executions"), path.join("removing"));
+        make_private(&executions).map_err(unusable)?;
+        make_private(&removing).map_err(unusable)?;
+        let has_entries = fs::read_dir(&executions).map_err(unusable)?.next().is_some();
+        let sealer = Sealer::open(&path, has_entries).map_err(unusable)?;
+        let remover = Remover::start(executions, removing).map_err(unusable)?;
         Ok(Arc::new(StateDir { sealer, remover, _lock: lock, path }))
     }
 
@@ -96,6 +99,18 @@ impl StateDir {
     /// Writes a file of an execution, and removes all of them if that fails; later, on another thread.
     pub fn record_or_remove(&self, id: ExecutionId, file: &'static str, content: Vec<u8>) {
         self.remover.record_or_remove(id, file, content);
+    }
+
+    /// Marks that the disk did not take all of an execution's output, later, on another thread.
+    pub fn mark_failed(&self, id: ExecutionId) {
+        self.remover.mark_failed(id);
+    }
+
+    /// Removes what a removal that was cut short has left. Blocks.
+    pub(super) fn finish_removals(&self) -> io::Result<()> {
+        let removing = self.path.join("removing");
+        fs::remove_dir_all(&removing)?;
+        make_private(&removing)
     }
 
     /// Writes a file of an execution, later, on another thread.
@@ -151,12 +166,21 @@ pub async fn keep_alive(directory: std::sync::Weak<StateDir>) {
     }
 }
 
-/// Makes a directory, and those above it, that only this user may enter. An existing one is made so.
+/// Makes a directory, and those above it, that only this user may enter. An existing one is made so, unless it holds
+/// something else.
 fn make_private(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed("cannot make the directory"))?;
     let mode = fs::metadata(path)?.permissions().mode();
     if mode & 0o077 == 0 {
         return Ok(());
+    }
+    let is_ours = |name: &std::ffi::OsStr| ["lock", "executions", "lost+found"].iter().any(|own| name == *own);
+    let has_other = fs::read_dir(path)?.flatten().any(|entry| !is_ours(&entry.file_name()));
+    if has_other {
+        return Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            format!("it has mode {:o} and other files in it, so its mode is not changed to 700", mode & 0o777),
+        ));
     }
     fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(failed("cannot set the mode 0700"))
 }

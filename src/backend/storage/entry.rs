@@ -15,6 +15,10 @@ use cc_executor_actors::{
 
 use super::stored_file::StoredFile;
 
+/// The file with the specification, and its name once the disk has failed.
+const SPEC: &str = "spec.json";
+pub(super) const FAILED_SPEC: &str = "failed.json";
+
 /// The place of an execution's files.
 #[derive(Clone, Debug)]
 pub struct Entry {
@@ -57,14 +61,15 @@ impl Entry {
         }
         files.stdout.create()?;
         files.stderr.create()?;
-        self.write("spec.json", spec)
+        self.write(SPEC, spec)
     }
 
     /// Writes a file as a whole: beside its place, and then there.
     pub fn write(&self, name: &str, content: &[u8]) -> io::Result<()> {
         let (place, beside) = (self.path.join(name), self.path.join(format!("{name}.new")));
-        let mut options = OpenOptions::new();
-        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+        // One that a killed backend left, or that somebody else has put there.
+        let _ = fs::remove_file(&beside);
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
         let written = file.write_all(content).and_then(|()| fs::rename(&beside, &place));
         if written.is_err() {
             // So that a full disk gets the room back.
@@ -73,11 +78,24 @@ impl Entry {
         written
     }
 
-    /// Removes everything.
-    pub fn remove(&self) -> io::Result<()> {
-        match fs::remove_dir_all(&self.path) {
-            Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
+    /// Marks that the disk did not take all of the output. Needs no space.
+    pub fn mark_failed(&self) -> io::Result<()> {
+        fs::rename(self.path.join(SPEC), self.path.join(FAILED_SPEC))
+    }
+
+    /// Removes everything, by way of `removing`, so that a backend that is killed meanwhile leaves no half entry.
+    pub fn remove(&self, removing: &Path) -> io::Result<()> {
+        let place = removing.join(self.id.to_string());
+        // Of an earlier removal that was cut short.
+        let _ = fs::remove_dir_all(&place);
+        match fs::rename(&self.path, &place) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            moved => moved?,
         }
+        for stream in Stream::BOTH {
+            // Frees the space also if a reader has the file open: its response is cut.
+            let _ = OpenOptions::new().write(true).open(place.join(stream.as_str())).and_then(|file| file.set_len(0));
+        }
+        fs::remove_dir_all(&place)
     }
 }

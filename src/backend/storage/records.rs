@@ -12,7 +12,10 @@ use cc_executor_actors::{
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::seal::{Sealer, Unsealed};
+use super::{
+    regular::read_record,
+    seal::{Sealer, Unsealed},
+};
 
 /// `spec.json`: what was asked for, and by whom. Written before the output.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -59,6 +62,8 @@ pub struct EndRecord {
 /// `checkpoint.json`: the digest of a beginning of the output, from time to time while the command runs.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct CheckpointRecord {
+    /// The offsets of the first bytes that are not given up.
+    pub starts: PerStream<u64>,
     /// The lengths of the beginnings.
     pub bytes: PerStream<u64>,
     /// Their SHA-256, in hexadecimal.
@@ -70,6 +75,15 @@ pub trait RecordFile: Serialize + for<'de> Deserialize<'de> {
     /// The name of the file.
     const FILE: &'static str;
 
+    /// Reads the file in this directory under another name; `None` if there is none. Blocks.
+    fn read_as(name: &str, sealer: &Sealer, id: ExecutionId, directory: &Path) -> Option<Unsealed<Self>> {
+        match read_record(&directory.join(name)) {
+            Ok(json) => Some(sealer.unseal(&place::<Self>(id), &json)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+            Err(_) => Some(Unsealed::Damaged),
+        }
+    }
+
     /// The content of the file of this execution.
     fn sealed(&self, sealer: &Sealer, id: ExecutionId) -> Vec<u8> {
         sealer.seal(&place::<Self>(id), self)
@@ -77,11 +91,7 @@ pub trait RecordFile: Serialize + for<'de> Deserialize<'de> {
 
     /// Reads the file in this directory; `None` if there is none. Blocks.
     fn read(sealer: &Sealer, id: ExecutionId, directory: &Path) -> Option<Unsealed<Self>> {
-        match std::fs::read(directory.join(Self::FILE)) {
-            Ok(json) => Some(sealer.unseal(&place::<Self>(id), &json)),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-            Err(_) => Some(Unsealed::Damaged),
-        }
+        Self::read_as(Self::FILE, sealer, id, directory)
     }
 }
 

@@ -26,6 +26,8 @@ pub(super) struct Remover {
 #[derive(Debug)]
 enum RemovalOrder {
     Remove,
+    /// Mark that the disk did not take all of the output.
+    MarkFailed,
     /// Write this file.
     Record(&'static str, Vec<u8>),
     /// Write this file; if that fails, remove everything.
@@ -40,11 +42,11 @@ struct Pending {
 
 impl Remover {
     /// Starts the thread. It ends with the remover.
-    pub(super) fn start(executions: PathBuf) -> io::Result<Remover> {
+    pub(super) fn start(executions: PathBuf, removing: PathBuf) -> io::Result<Remover> {
         let (orders, received) = mpsc::channel();
         let pending = Arc::<Pending>::default();
         let of_thread = Arc::clone(&pending);
-        thread::Builder::new().name("cc-removal".to_owned()).spawn(move || run(received, &executions, &of_thread))?;
+        thread::Builder::new().name("cc-removal".to_owned()).spawn(move || run(received, (&executions, &removing), &of_thread))?;
         Ok(Remover { orders, pending })
     }
 
@@ -52,6 +54,10 @@ impl Remover {
         self.pending.lock().insert(id);
         // Fails only if the thread has panicked: the files then stay until the next start.
         let _ = self.orders.send((id, RemovalOrder::Remove));
+    }
+
+    pub(super) fn mark_failed(&self, id: ExecutionId) {
+        let _ = self.orders.send((id, RemovalOrder::MarkFailed));
     }
 
     pub(super) fn record(&self, id: ExecutionId, file: &'static str, content: Vec<u8>) {
@@ -74,10 +80,16 @@ impl Pending {
     }
 }
 
-fn run(orders: Receiver<(ExecutionId, RemovalOrder)>, executions: &Path, pending: &Pending) {
+fn run(orders: Receiver<(ExecutionId, RemovalOrder)>, (executions, removing): (&Path, &Path), pending: &Pending) {
     for (id, order) in orders {
         let entry = Entry::new(executions, id);
         match order {
+            RemovalOrder::MarkFailed => {
+                if let Err(error) = entry.mark_failed() {
+                    warn!(event = "storage.failed", execution_id:% = id; "cannot mark that the output is not whole: {error}");
+                }
+                continue;
+            }
             RemovalOrder::Record(file, content) => {
                 if let Err(error) = entry.write(file, &content) {
                     warn!(event = "storage.failed", execution_id:% = id; "cannot write {file}: {error}");
@@ -87,7 +99,7 @@ fn run(orders: Receiver<(ExecutionId, RemovalOrder)>, executions: &Path, pending
             RemovalOrder::RecordOrRemove(file, content) if entry.write(file, &content).is_ok() => continue,
             RemovalOrder::RecordOrRemove(..) | RemovalOrder::Remove => {}
         }
-        if let Err(error) = entry.remove() {
+        if let Err(error) = entry.remove(removing) {
             warn!(event = "storage.not_removed", execution_id:% = id;
                 "cannot remove the files of a forgotten execution: {error}; remove its directory in the state directory");
         }

@@ -6,6 +6,7 @@
 use std::{fs, io, sync::Arc};
 
 use cc_executor_actors::{
+    excerpt::excerpt,
     id::ExecutionId,
     stream::{PerStream, Stream},
 };
@@ -16,10 +17,14 @@ use sha2::{Digest, Sha256};
 
 use super::{
     directory::StateDir,
+    entry::FAILED_SPEC,
     records::{CheckpointRecord, EndRecord, RecordFile, SpecRecord},
     seal::Unsealed,
     stored_file::{StoredFile, StoredPiece},
 };
+
+/// The longest output file that a backend believes, in bytes: far more than any quota, and few enough to be read.
+const MAX_LENGTH: u64 = 1 << 40;
 
 /// An execution of an earlier backend.
 #[derive(Debug)]
@@ -50,6 +55,8 @@ pub enum RestoredEnd {
         last_alive: Timestamp,
         /// Whether there is a record, which was altered.
         is_altered: bool,
+        /// Whether the disk had not taken all of the output.
+        has_failed: bool,
         /// The newest checkpoint of the output.
         checkpoint: Option<CheckpointRecord>,
     },
@@ -61,12 +68,17 @@ pub enum RestoredEnd {
 ///
 /// The directory cannot be listed.
 pub fn restore(directory: &Arc<StateDir>) -> io::Result<Vec<RestoredExecution>> {
+    if let Err(error) = directory.finish_removals() {
+        warn!(event = "storage.not_removed"; "cannot remove what an earlier removal has left: {error}");
+    }
     let last_alive = directory.last_alive().and_then(|time| Timestamp::try_from(time).ok());
     let mut restored = Vec::new();
     for entry in fs::read_dir(directory.path().join("executions"))? {
         let Some(id) = entry?.file_name().to_str().and_then(|name| name.parse::<ExecutionId>().ok()) else { continue };
         match read_entry(directory, id, last_alive) {
-            Ok(execution) => restored.push(execution),
+            Ok(Some(execution)) => restored.push(execution),
+            // Its backend was killed before it had begun.
+            Ok(None) => directory.remove(id),
             Err(problem) => match directory.move_aside(id) {
                 Ok(place) => warn!(event = "storage.damaged", execution_id:% = id, path:% = place.display();
                     "the files of an execution were moved aside: {problem}"),
@@ -84,41 +96,65 @@ fn read_entry(
     directory: &StateDir,
     id: ExecutionId,
     last_alive: Option<Timestamp>,
-) -> Result<RestoredExecution, String> {
+) -> Result<Option<RestoredExecution>, String> {
     let (entry, sealer) = (directory.entry(id), directory.sealer());
-    let spec = match SpecRecord::read(sealer, id, entry.path()) {
+    let (spec, has_failed) = match SpecRecord::read(sealer, id, entry.path()) {
+        None => (SpecRecord::read_as(FAILED_SPEC, sealer, id, entry.path()), true),
+        spec => (spec, false),
+    };
+    let mut spec = match spec {
         Some(Unsealed::Whole(spec)) if spec.execution_id == id => spec,
         Some(Unsealed::Whole(_) | Unsealed::Altered) => return Err("spec.json was altered".to_owned()),
         Some(Unsealed::Damaged) => return Err("spec.json is damaged".to_owned()),
-        None => return Err("there is no spec.json".to_owned()),
+        None => return Ok(None),
     };
+    // A prompt can be as long as a message, and there may be thousands of entries.
+    spec.command = excerpt(&spec.command).into_owned();
     let files = entry.files(PerStream::default());
     let length = |stream: Stream| files.get(stream).length().map_err(|error| format!("{}: {error}", stream.as_str()));
-    let ends = PerStream { stdout: length(Stream::Stdout)?, stderr: length(Stream::Stderr)? };
+    let lengths = PerStream { stdout: length(Stream::Stdout)?, stderr: length(Stream::Stderr)? };
+    if lengths.stdout.max(lengths.stderr) > MAX_LENGTH {
+        return Err(format!("an output file is longer than {MAX_LENGTH} bytes"));
+    }
     let written = |stream: Stream| files.get(stream).modified().ok().and_then(|time| Timestamp::try_from(time).ok());
     let end = match EndRecord::read(sealer, id, entry.path()) {
         Some(Unsealed::Whole(record)) => {
-            let starts = record.starts;
-            let output_is_whole = record.ends == ends;
+            let ends = each(&record.ends, &lengths, |recorded, length| recorded.min(length));
+            let starts = each(&record.starts, &ends, |start, end| start.min(end));
+            let output_is_whole = record.ends == lengths;
             let end = RestoredEnd::Recorded { record: Box::new(record), output_is_whole };
-            return Ok(RestoredExecution { spec, end, starts, ends });
+            return Ok(Some(RestoredExecution { spec, end, starts, ends }));
         }
         other => RestoredEnd::Lost {
+            has_failed,
             // It may have written after the last sign of life of its backend.
             last_alive: [last_alive, written(Stream::Stdout), written(Stream::Stderr)]
                 .into_iter()
                 .flatten()
                 .fold(spec.created, Timestamp::max),
-            is_altered: other.is_some(),
+            // A damaged one says nothing, as after a crash of the machine.
+            is_altered: matches!(other, Some(Unsealed::Altered)),
             checkpoint: match CheckpointRecord::read(sealer, id, entry.path()) {
                 Some(Unsealed::Whole(checkpoint)) => Some(checkpoint),
                 _ => None,
             },
         },
     };
-    let start = |stream: Stream| first_byte(files.get(stream), *ends.get(stream));
-    let starts = PerStream { stdout: start(Stream::Stdout), stderr: start(Stream::Stderr) };
-    Ok(RestoredExecution { spec, end, starts, ends })
+    let starts = match &end {
+        // Written before the bytes were given up.
+        RestoredEnd::Lost { checkpoint: Some(checkpoint), .. } => {
+            each(&checkpoint.starts, &lengths, |start, length| start.min(length))
+        }
+        _ => {
+            let start = |stream: Stream| first_byte(files.get(stream), *lengths.get(stream));
+            PerStream { stdout: start(Stream::Stdout), stderr: start(Stream::Stderr) }
+        }
+    };
+    Ok(Some(RestoredExecution { spec, end, starts, ends: lengths }))
+}
+
+fn each(a: &PerStream<u64>, b: &PerStream<u64>, of: impl Fn(u64, u64) -> u64) -> PerStream<u64> {
+    PerStream { stdout: of(a.stdout, b.stdout), stderr: of(a.stderr, b.stderr) }
 }
 
 /// The offset of the first byte that was not given up: given-up bytes are a hole at the beginning of the file.

@@ -12,6 +12,7 @@ use std::{
 };
 
 use hmac::{Hmac, Mac};
+use log::warn;
 use rustix::rand::{GetRandomFlags, getrandom};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
@@ -46,17 +47,25 @@ struct Sealed<'a> {
 }
 
 impl Sealer {
-    /// Reads the key of a directory, or makes one.
+    /// Reads the key of a directory, or makes one for a directory without entries.
     ///
     /// # Errors
     ///
-    /// The key can neither be read nor written, or the system has no random numbers.
-    pub fn open(directory: &Path) -> io::Result<Sealer> {
+    /// The key can neither be read nor written, it is missing and there are entries, or the system has no random
+    /// numbers.
+    pub fn open(directory: &Path, has_entries: bool) -> io::Result<Sealer> {
         let (beside, inside) = key_paths(directory);
         for path in [&beside, &inside] {
             if let Some(key) = read_key(path)? {
                 return Ok(Sealer { key });
             }
+        }
+        if has_entries {
+            let message = format!(
+                "the key {} of its records is missing: restore it, or move the directory's content away",
+                beside.display()
+            );
+            return Err(io::Error::new(ErrorKind::NotFound, message));
         }
         let mut key = [0; KEY_BYTES];
         if getrandom(&mut key, GetRandomFlags::empty())? != KEY_BYTES {
@@ -67,6 +76,8 @@ impl Sealer {
             // systemd's StateDirectory, for instance, is the only place that its service may write.
             Err(error) if matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem) => {
                 write_key(&inside, &key)?;
+                warn!(event = "storage.key_inside", path:% = inside.display();
+                    "the key of the records is in the state directory itself, because {} cannot be written", beside.display());
             }
             Err(error) => return Err(failed("cannot write the key beside it")(error)),
         }
@@ -146,8 +157,12 @@ fn read_key(path: &Path) -> io::Result<Option<[u8; KEY_BYTES]>> {
 }
 
 fn write_key(path: &Path, key: &[u8]) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-    writeln!(file, "{}", to_hex(key))
+    // Beside its place first, because a key that is cut short would make every record useless.
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".new");
+    let _ = fs::remove_file(&beside);
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
+    writeln!(file, "{}", to_hex(key)).and_then(|()| fs::rename(&beside, path))
 }
 
 fn to_hex(bytes: &[u8]) -> String {
@@ -173,7 +188,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let directory = root.path().join("state");
         fs::create_dir(&directory).unwrap();
-        let sealer = Sealer::open(&directory).unwrap();
+        let sealer = Sealer::open(&directory, false).unwrap();
         (root, sealer)
     }
 
@@ -197,12 +212,15 @@ mod tests {
     #[test]
     fn the_key_is_kept_beside_the_directory_for_this_user_only() {
         let (root, sealer) = sealer();
-        let again = Sealer::open(&root.path().join("state")).unwrap();
+        let again = Sealer::open(&root.path().join("state"), true).unwrap();
         assert!(matches!(again.unseal::<u8>("a", &sealer.seal("a", &7)), Unsealed::Whole(7)));
         let mode = fs::metadata(root.path().join("state.key")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         assert_ne!(sealer.digest("A", "1"), sealer.digest("B", "1"));
         fs::write(root.path().join("state.key"), "short").unwrap();
-        assert!(Sealer::open(&root.path().join("state")).unwrap_err().to_string().contains("state.key"));
+        assert!(Sealer::open(&root.path().join("state"), true).unwrap_err().to_string().contains("state.key"));
+        fs::remove_file(root.path().join("state.key")).unwrap();
+        let missing = Sealer::open(&root.path().join("state"), true).unwrap_err().to_string();
+        assert!(missing.contains("state.key") && missing.contains("missing"), "{missing}");
     }
 }

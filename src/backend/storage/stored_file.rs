@@ -15,6 +15,8 @@ use std::{
 use bytes::Bytes;
 use rustix::fs::{FallocateFlags, fallocate};
 
+use super::regular;
+
 /// The most that is read at a time, in bytes.
 const READ_AT_ONCE: usize = 256 * 1024;
 
@@ -56,7 +58,7 @@ impl StoredFile {
         match self.file.get() {
             Some(file) => Ok(file),
             None => {
-                let file = File::open(&self.path)?;
+                let file = regular::open(&self.path)?;
                 // Another reader may have opened it meanwhile; either will do.
                 Ok(self.file.get_or_init(|| file))
             }
@@ -79,7 +81,9 @@ impl StoredFile {
     }
 
     pub(super) fn write(&self, bytes: &[u8], at: u64) -> io::Result<()> {
-        self.file()?.write_all_at(bytes, at)
+        let file = self.file()?;
+        // A full disk takes a part of the piece, which counts as not written.
+        file.write_all_at(bytes, at).inspect_err(|_| drop(file.set_len(at)))
     }
 
     /// The offset of the first byte that is still there.

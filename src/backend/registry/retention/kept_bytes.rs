@@ -66,6 +66,21 @@ impl KeptBytes {
         })
     }
 
+    /// How many bytes one output of a client may have, if it has so many now. It never has nothing, because its client
+    /// would wait for ever, and a client within the reserve is not held back by what others keep.
+    pub(super) fn allows(&self, owner: &ClientName, own: u64, least: u64) -> u64 {
+        let reserve = self.unfetched.reserve();
+        let held = self.owners.get(owner).map_or(0, |bytes| bytes.held);
+        let limit = if held <= reserve { self.limit.saturating_add(reserve) } else { self.limit };
+        limit.saturating_sub(self.total.saturating_sub(own)).max(least)
+    }
+
+    /// The client whose output is evicted next because all together take more than the limit, without a reserve.
+    pub(super) fn next_to_evict_beyond(&self, more: u64) -> Option<&ClientName> {
+        let is_over = self.total.saturating_add(more) > self.limit;
+        self.evictable.last().filter(|_| is_over).map(|(_, owner)| owner)
+    }
+
     /// Counts an output, or no longer.
     pub(super) fn count(&mut self, owner: &ClientName, output: RetainedOutput, is_kept: bool) {
         let change = match output {
@@ -153,5 +168,16 @@ mod tests {
         assert_eq!(kept.next_to_evict(0), None);
         kept.count(&b, fetched(40), true);
         assert_eq!(kept.next_to_evict(0), Some(&b), "what cannot be evicted is no choice");
+    }
+
+    #[test]
+    fn on_disk_one_output_may_have_what_the_others_leave_and_a_newcomer_the_reserve() {
+        let (mut kept, [a, b]) = (KeptBytes::new(100), [1, 2].map(ClientName::of_user));
+        kept.count(&a, unfetched(60), true);
+        kept.count(&a, fetched(30), true);
+        assert_eq!((kept.allows(&a, 60, 5), kept.allows(&b, 0, 5)), (70, 35));
+        assert_eq!((kept.next_to_evict_beyond(10), kept.next_to_evict_beyond(11)), (None, Some(&a)));
+        kept.count(&a, unfetched(60), true);
+        assert_eq!((kept.allows(&a, 60, 5), kept.allows(&b, 0, 5)), (10, 5), "never nothing");
     }
 }
