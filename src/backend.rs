@@ -109,7 +109,6 @@ pub fn serve(
     let registry = web::Data::new(Registry::new(config, state_dir, retained::answer));
     if let Some(directory) = registry.state_dir() {
         restored::add(&registry, directory, storage::restore::restore(directory)?);
-        actix_web::rt::spawn(storage::keep_alive(Arc::downgrade(directory)));
     }
     let shared = registry.clone();
     actix_web::rt::spawn(registry.forget_in_time());

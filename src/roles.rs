@@ -61,11 +61,7 @@ fn run_prepared(role: impl Future<Output = io::Result<()>>) -> ExitCode {
         return ExitCode::FAILURE;
     }
     raise_descriptor_limit();
-    let system = actix::System::new();
-    let result = system.block_on(role);
-    // Not dropped, because the drop waits for threads that may wait for a disk.
-    std::mem::forget(system);
-    match result {
+    match actix::System::new().block_on(role) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let is_usage = error.get_ref().is_some_and(|inner| inner.is::<StateDirError>());

@@ -263,7 +263,7 @@ impl OutputBuffer {
     /// Only gateways send acknowledgements: output that was handed to any other consumer counts as received.
     fn acknowledge_sent(&mut self) {
         if let Some(consumer) = self.consumer.as_ref().filter(|consumer| !consumer.is_gateway) {
-            self.kept.acknowledge(consumer.cursor);
+            self.kept.acknowledge(consumer.handed);
         }
     }
 
@@ -372,8 +372,8 @@ impl OutputBuffer {
         tokio::select! {
             biased;
             change = change => change,
-            () = self.observers.change(patience, self.is_ending) => {
-                self.observers.remove_lost(patience, self.is_ending, Instant::now());
+            () = self.observers.change(patience) => {
+                self.observers.remove_lost(patience, Instant::now());
                 ConsumerChange::Room
             }
         }

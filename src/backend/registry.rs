@@ -19,7 +19,7 @@ mod slot;
 mod state;
 pub mod withdrawn;
 
-use std::{sync::Arc, time::Duration};
+use std::{cell::Cell, sync::Arc, time::Duration};
 
 use cc_executor_actors::{
     backend_api::{ExecutionPage, Health, MAX_LISTED, Snapshot},
@@ -209,7 +209,16 @@ impl Registry {
         let command = excerpt(&run.command).into();
         let known = KnownExecution { request, command, created_ms: now_ms, stage: JobStage::Live(Box::new(live)) };
         let number = state.model.insert(id, &owner, known);
-        let slot = Slot { shared: Arc::clone(&self.shared), id, owner, number, turn: subscribed, gone, left: false };
+        let slot = Slot {
+            shared: Arc::clone(&self.shared),
+            id,
+            owner,
+            number,
+            turn: subscribed,
+            gone,
+            left: false,
+            has_place: Cell::new(true),
+        };
         if place == TakenPlace::InQueue {
             // Those of other sessions may have moved back.
             self.shared.queue_changed.send_replace(());
@@ -319,7 +328,8 @@ impl Registry {
             }
             None => {
                 let _permit = self.descriptions.acquire().await;
-                self.snapshot(caller, id, Poller::Anyone).await.ok()
+                // Who lists does not read.
+                self.snapshot(caller, id, Poller::Observer).await.ok()
             }
         });
         let executions = futures_util::future::join_all(snapshots).await.into_iter().flatten().collect();

@@ -25,6 +25,6 @@ pub mod stored_file;
 pub mod writer;
 
 pub use self::{
-    directory::{StateDir, StateDirError, keep_alive},
+    directory::{StateDir, StateDirError},
     seal::Sealer,
 };

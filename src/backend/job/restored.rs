@@ -110,11 +110,13 @@ fn since_1970(time: Timestamp) -> u64 {
 
 /// The outcome of an execution that ended with its backend.
 fn lost_outcome(spec: &SpecRecord, ends: PerStream<u64>, last_alive: Timestamp, storage: Storage) -> Outcome {
-    let killed = format!("the backend that ran it was killed, and its processes with it; it was last alive at {last_alive:.0}");
+    let killed =
+        format!("the backend that ran it was killed, and its processes with it; it was last alive at {last_alive:.0}");
     let has_written = ends != PerStream::default();
     let message = match storage {
         Storage::Altered => {
-            "the record of how this execution ended was altered on the backend's disk, so its ending is not known".to_owned()
+            "the record of how this execution ended was altered on the backend's disk, so its ending is not known"
+                .to_owned()
         }
         Storage::Failed => format!("{killed}; output that the disk had not taken is lost"),
         _ if has_written => {

@@ -68,6 +68,8 @@ pub struct Consumer {
     /// The claim with which it attaches.
     pub claim: Claim,
     pub(super) cursor: PerStream<u64>,
+    /// How far output itself was handed over, and not only a range of a file.
+    pub(super) handed: PerStream<u64>,
     /// Whether its client has received everything before the cursor. False for a gateway that attaches again: it knows
     /// what it has read, not what its client has.
     pub has_arrived: bool,
@@ -103,6 +105,7 @@ impl Consumer {
             peer_timeout: None,
             claim: Claim::Request(None),
             cursor: offsets,
+            handed: offsets,
             has_arrived: true,
             blocked_since: None,
             unsent: VecDeque::new(),
@@ -173,6 +176,7 @@ impl Consumer {
     /// Takes output that follows everything that it has received, see [`Consumer::can_take`].
     pub(super) fn take(&mut self, stream: Stream, bytes: Bytes) {
         *self.cursor.get_mut(stream) += bytes.len() as u64;
+        *self.handed.get_mut(stream) = *self.cursor.get(stream);
         // Fails if it is gone, which `consumer_change` reports.
         let _ = self.items.try_send(ConsumerItem::Output { stream, bytes });
     }
@@ -220,9 +224,19 @@ impl Consumer {
                     None => return true,
                 },
             };
+            let stream = match &item {
+                ConsumerItem::Output { stream, .. } | ConsumerItem::Event(BackendEvent::Gap(Gap { stream, .. })) => {
+                    Some(*stream)
+                }
+                // Read from its file later, if the consumer stays.
+                ConsumerItem::Stored(..) | ConsumerItem::Event(_) => None,
+            };
             if self.items.try_send(item).is_err() {
                 self.cursor = before;
                 return false;
+            }
+            if let Some(stream) = stream {
+                *self.handed.get_mut(stream) = *self.cursor.get(stream);
             }
         }
     }
@@ -245,7 +259,9 @@ impl Consumer {
                 if has_ended || *cursor >= first {
                     let most = if has_ended { u64::MAX } else { STORED_PIECE };
                     if let Some(mut range) = stored.and_then(|stored| stored.range(stream, *cursor, most)) {
-                        range.to = range.to.min(ring.start());
+                        // Also beyond the end of a file that the disk did not take as a whole: what cannot be read is
+                        // a gap, so one item has all of a stream.
+                        range.to = if has_ended { ring.start() } else { range.to.min(ring.start()) };
                         *cursor = range.to;
                         return Some(ConsumerItem::Stored(range, reason));
                     }

@@ -85,9 +85,9 @@ impl Observers {
     }
 
     /// Waits until one makes room, is gone, or has read nothing for `patience`. There must be one.
-    pub(super) async fn change(&self, patience: Duration, is_ending: bool) {
+    pub(super) async fn change(&self, patience: Duration) {
         let moved = select_all(self.0.iter().map(|observer| Box::pin(observer.room_or_end())));
-        let vanish_at = self.0.iter().filter_map(|observer| observer.vanishes_at(patience, is_ending)).min();
+        let vanish_at = self.0.iter().filter_map(|observer| observer.vanishes_at(patience, true)).min();
         let vanished = async {
             match vanish_at {
                 Some(at) => tokio::time::sleep_until(at.into()).await,
@@ -102,9 +102,9 @@ impl Observers {
     }
 
     /// Removes those that are gone or have vanished.
-    pub(super) fn remove_lost(&mut self, patience: Duration, is_ending: bool, now: Instant) {
+    pub(super) fn remove_lost(&mut self, patience: Duration, now: Instant) {
         let is_lost = |observer: &mut Consumer| {
-            observer.is_gone() || observer.vanishes_at(patience, is_ending).is_some_and(|at| at <= now)
+            observer.is_gone() || observer.vanishes_at(patience, true).is_some_and(|at| at <= now)
         };
         for observer in self.0.extract_if(.., is_lost) {
             observer.dismiss(DismissReason::Vanished);

@@ -29,7 +29,9 @@ impl RetainedOutput {
     pub fn bytes(self) -> usize {
         match self {
             RetainedOutput::Nothing => 0,
-            RetainedOutput::Followed(bytes) | RetainedOutput::Unfetched(bytes) | RetainedOutput::Fetched(bytes) => bytes,
+            RetainedOutput::Followed(bytes) | RetainedOutput::Unfetched(bytes) | RetainedOutput::Fetched(bytes) => {
+                bytes
+            }
         }
     }
 

@@ -38,8 +38,7 @@ pub struct RequestDigest {
 
 impl RequestDigest {
     /// Differs from the digest of every request.
-    pub const UNKNOWN: RequestDigest =
-        RequestDigest { whole: [0; 32], parts: [[0; 2]; ExecutionSpec::PARTS.len()] };
+    pub const UNKNOWN: RequestDigest = RequestDigest { whole: [0; 32], parts: [[0; 2]; ExecutionSpec::PARTS.len()] };
 
     /// The digest of a request, its id apart. The key keeps who reads a stored digest from guessing what was digested.
     pub fn of(run: &ExecutionSpec, key: &[u8]) -> Self {

@@ -1,7 +1,7 @@
 //! The guards that the task of an execution holds: its place in the registry, and after its end the report of its
 //! retained output. Dropping either corrects the registry, so that a failed task leaves no place taken.
 
-use std::sync::Arc;
+use std::{cell::Cell, sync::Arc};
 
 use cc_executor_actors::{
     client::ClientName,
@@ -29,6 +29,8 @@ pub struct Slot {
     pub(super) turn: watch::Receiver<QueueTurn>,
     pub(super) gone: watch::Sender<Option<CancelReport>>,
     pub(super) left: bool,
+    /// Whether it has its place. The end may be recorded without one, because a disk may hang.
+    pub(super) has_place: Cell<bool>,
 }
 
 /// Reports the retained output of an ended execution to the registry. Dropping it reports that none is retained.
@@ -55,9 +57,16 @@ impl Slot {
         }
     }
 
-    /// Publishes that the processes are gone. Their last output may still wait for the consumer.
+    /// Publishes that the processes are gone, and frees the place. Their last output may still wait for the consumer.
     pub fn gone(&self, report: CancelReport) {
         self.gone.send_replace(Some(report));
+        if self.has_place.replace(false) {
+            let mut inner = self.shared.lock();
+            let now_ms = self.shared.now_ms();
+            inner.places.leave(&self.owner, self.id);
+            self.shared.counts.send_modify(|counts| counts.closing += 1);
+            self.shared.promote(&mut inner, now_ms);
+        }
     }
 
     /// Records how many bytes of output are on disk. Returns how many may be there, because of the limit of all
@@ -78,7 +87,11 @@ impl Slot {
         self.left = true;
         let mut inner = self.shared.lock();
         let now_ms = self.shared.now_ms();
-        inner.places.leave(&self.owner, self.id);
+        if self.has_place.replace(false) {
+            inner.places.leave(&self.owner, self.id);
+        } else {
+            self.shared.counts.send_modify(|counts| counts.closing -= 1);
+        }
         if !inner.executors.insert(record.executor.clone()) {
             record.executor = inner.executors.get(&record.executor).cloned().unwrap_or(record.executor);
         }

@@ -65,14 +65,16 @@ pub struct ExecutionCounts {
     pub running: usize,
     /// Executions that are queued.
     pub queued: usize,
+    /// Executions whose processes are gone and whose last output, or whose end, is on its way to disk.
+    pub closing: usize,
     /// Streams whose consumers have not received everything.
     pub streams: usize,
 }
 
 impl ExecutionCounts {
-    /// Whether no execution runs or is queued, and every consumer has received everything.
+    /// Whether no execution runs or is queued, all endings are recorded, and every consumer has received everything.
     pub(super) fn is_idle(&self) -> bool {
-        (self.running, self.queued, self.streams) == (0, 0, 0)
+        (self.running, self.queued, self.closing, self.streams) == (0, 0, 0, 0)
     }
 }
 

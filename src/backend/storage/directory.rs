@@ -1,22 +1,21 @@
 //! The state directory as a whole: its lock, its key, and the places of its entries.
 
 use std::{
-    fs::{self, DirBuilder, File},
+    fs::{self, DirBuilder},
     io,
     os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::SystemTime,
 };
 
 use cc_executor_actors::id::ExecutionId;
-use log::warn;
 
 use super::{entry::Entry, lock::DirectoryLock, removal::Remover, seal::Sealer};
 use crate::server::failure::failed;
 
-/// How often a backend records that it is alive.
-const ALIVE_CADENCE: Duration = Duration::from_secs(2);
+/// The file whose time says when a backend was last alive.
+const ALIVE: &str = "alive";
 
 /// An open state directory, which no other backend uses.
 #[derive(Debug)]
@@ -72,7 +71,7 @@ impl StateDir {
         make_private(&removing).map_err(unusable)?;
         let has_entries = fs::read_dir(&executions).map_err(unusable)?.next().is_some();
         let sealer = Sealer::open(&path, has_entries).map_err(unusable)?;
-        let remover = Remover::start(executions, removing).map_err(unusable)?;
+        let remover = Remover::start(executions, removing, path.join(ALIVE)).map_err(unusable)?;
         Ok(Arc::new(StateDir { sealer, remover, _lock: lock, path }))
     }
 
@@ -125,14 +124,7 @@ impl StateDir {
 
     /// When a backend last used the directory.
     pub fn last_alive(&self) -> Option<SystemTime> {
-        fs::metadata(self.path.join("alive")).and_then(|data| data.modified()).ok()
-    }
-
-    /// Records that the backend is alive. Blocks.
-    fn touch_alive(&self) -> io::Result<()> {
-        let file = File::create(self.path.join("alive"))?;
-        file.set_permissions(fs::Permissions::from_mode(0o600))?;
-        file.set_modified(SystemTime::now())
+        fs::metadata(self.path.join(ALIVE)).and_then(|data| data.modified()).ok()
     }
 
     /// Moves a damaged entry aside, so that a person can look at it. Blocks.
@@ -144,25 +136,6 @@ impl StateDir {
         let _ = fs::remove_dir_all(&place);
         fs::rename(self.entry(id).path(), &place)?;
         Ok(place)
-    }
-}
-
-/// Records that the backend is alive for as long as it uses the directory.
-pub async fn keep_alive(directory: std::sync::Weak<StateDir>) {
-    let mut is_failing = false;
-    while let Some(directory) = directory.upgrade() {
-        let touched = tokio::task::spawn_blocking(move || (directory.touch_alive(), directory)).await;
-        let Ok((touched, directory)) = touched else { return };
-        let failed = touched.is_err();
-        if let Err(error) = touched.as_ref().map_err(|error| error.to_string())
-            && !is_failing
-        {
-            warn!(event = "storage.not_alive", path:% = directory.path.display();
-                "cannot record in the state directory that the backend is alive: {error}");
-        }
-        is_failing = failed;
-        drop(directory);
-        tokio::time::sleep(ALIVE_CADENCE).await;
     }
 }
 

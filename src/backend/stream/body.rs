@@ -1,7 +1,8 @@
 //! The body of a streaming response.
 //!
 //! A stream that ended early must not look complete: the body is cut, so that the client sees an error, if the
-//! execution's last event did not come, and in a plain stream, which has no events, if the command did not exit with 0.
+//! execution's last event did not come, and in a plain stream, which has no events, if bytes are missing or the command did
+//! not exit with 0.
 
 use std::{
     pin::Pin,
@@ -38,6 +39,8 @@ pub struct StreamBody {
     socket: Option<Rc<ConnectionHandle>>,
     /// Counts this stream until its consumer has received everything.
     _streaming: StreamGuard,
+    /// Whether bytes are missing.
+    has_gap: bool,
     /// Only its weak references are used.
     alive: Rc<()>,
 }
@@ -75,6 +78,7 @@ impl StreamBody {
             reading: None,
             socket,
             _streaming: streaming,
+            has_gap: false,
             alive: Rc::new(()),
         }
     }
@@ -122,7 +126,7 @@ impl StreamBody {
         let is_plain = matches!(self.encoder, StreamEncoder::Plain);
         match item {
             Some(StreamItem::Event(BackendEvent::Exit(ending))) => {
-                Some(!is_plain || ending.status == Status::Completed)
+                Some(!is_plain || (ending.status == Status::Completed && !self.has_gap))
             }
             Some(StreamItem::Event(BackendEvent::TakenOver(_))) => Some(!is_plain),
             Some(_) => None,
@@ -148,6 +152,7 @@ impl futures_util::Stream for StreamBody {
                 BodyState::Over => return Poll::Ready(None),
             }
             let item = ready!(this.poll_item(cx));
+            this.has_gap |= matches!(item, Some(StreamItem::Event(BackendEvent::Gap(_))));
             if let Some(is_whole) = this.is_whole_after(item.as_ref()) {
                 this.state = BodyState::Flushing { wait: FlushWait::default(), is_whole };
             }
