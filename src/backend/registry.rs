@@ -94,11 +94,6 @@ impl Registry {
         self.shared.state_dir.as_ref()
     }
 
-    /// Changes when disk space is given up.
-    pub fn disk_room(&self) -> watch::Receiver<()> {
-        self.shared.disk_room.subscribe()
-    }
-
     /// The digest by which a request is recognized when it is repeated.
     pub fn digest(&self, run: &ExecutionSpec) -> RequestDigest {
         RequestDigest::of(run, &self.request_key)
@@ -328,7 +323,6 @@ impl Registry {
             }
             None => {
                 let _permit = self.descriptions.acquire().await;
-                // Who lists does not read.
                 self.snapshot(caller, id, Poller::Observer).await.ok()
             }
         });

@@ -96,7 +96,7 @@ async fn print_from(file: &OutputFile, printer: &mut OutputPrinter, follow: bool
     loop {
         let before = printer.at;
         match file.read_from(printer.at).await? {
-            PartOfOutput::Bytes { first, mut body, state } => {
+            PartOfOutput::Bytes { first, mut body, written, state } => {
                 if first != printer.at {
                     return Err(ClientError::new(
                         exit::SOFTWARE,
@@ -122,6 +122,9 @@ async fn print_from(file: &OutputFile, printer: &mut OutputPrinter, follow: bool
                         }
                     }
                     None if state.has_ended || !follow => {
+                        // The disk did not take the rest, or the file was cut.
+                        let end = written.filter(|_| state.has_ended).unwrap_or(printer.at);
+                        printer.report_lost(printer.at, end);
                         printer.check(state.sha256.as_deref())?;
                         return Ok(OutputReader::Present);
                     }
@@ -133,7 +136,8 @@ async fn print_from(file: &OutputFile, printer: &mut OutputPrinter, follow: bool
                 printer.at = first_there;
                 continue;
             }
-            PartOfOutput::Nothing { state, .. } if state.has_ended || !follow => {
+            PartOfOutput::Nothing { end, state, .. } if state.has_ended || !follow => {
+                printer.report_lost(printer.at, if state.has_ended { end } else { printer.at });
                 printer.check(state.sha256.as_deref())?;
                 return Ok(OutputReader::Present);
             }

@@ -78,11 +78,11 @@ struct FreezableDisk {
 }
 
 impl FreezableDisk {
-    fn mount() -> Option<FreezableDisk> {
+    fn mount(size: u64) -> Option<FreezableDisk> {
         let root = tempfile::tempdir().unwrap();
         let disk = FreezableDisk { root, frozen: false };
         let image = disk.root.path().join("image");
-        std::fs::File::create(&image).unwrap().set_len(256 << 20).unwrap();
+        std::fs::File::create(&image).unwrap().set_len(size).unwrap();
         std::fs::create_dir(disk.path()).unwrap();
         let (image, path) = (image.to_str().unwrap().to_owned(), disk.path().to_str().unwrap().to_owned());
         if succeeds(&["mkfs.ext4", "-q", &image]) && succeeds(&["mount", "-o", "loop", &image, &path]) {
@@ -119,9 +119,11 @@ impl Drop for FreezableDisk {
 
 #[test]
 fn a_disk_that_hangs_holds_up_only_the_output_that_goes_there() {
-    let Some(mut disk) = FreezableDisk::mount() else { return };
+    let Some(mut disk) = FreezableDisk::mount(256 << 20) else { return };
     let state = disk.path().join("state");
-    let mut service = Service::with(&["serve", "--state-dir", state.to_str().unwrap()], &[]);
+    // Few, so that the executions whose end waits for the disk would take all places.
+    let arguments = ["serve", "--state-dir", state.to_str().unwrap(), "--max-executions", "4"];
+    let mut service = Service::with(&arguments, &[]);
     let mut stored = service.connect();
     let id = stored.execute(json!({
         "command": "seq 1 100000; read go; seq 100001 2000000", "stdin": true, "onDisconnect": "detach", "heartbeatMs": 1000,
@@ -165,4 +167,65 @@ fn a_disk_that_hangs_holds_up_only_the_output_that_goes_there() {
     service.wait_for_event("service.stopped", 1);
     disk.thaw();
     service.wait(PATIENCE);
+}
+
+#[test]
+fn after_a_full_disk_and_a_kill_what_is_missing_is_said() {
+    let Some(disk) = FreezableDisk::mount(8 << 20) else { return };
+    let state = disk.path().join("state");
+    let start = || Service::with(&["serve", "--state-dir", state.to_str().unwrap()], &[]);
+    let service = start();
+    let mut client = service.connect();
+    let id = client.execute(json!({
+        "command": "echo error >&2; seq 1 3000000; sleep 1000", "onDisconnect": "detach",
+    }));
+    let mut recording = crate::common::recording::Recording::default();
+    client.record_until(&mut recording, |recording| recording.stdout.ends_with(b"\n3000000\n"));
+    let entry = state.join("executions").join(&id);
+    wait_until("the entry is marked", PATIENCE, || entry.join("failed.json").exists());
+    drop(service);
+    let service = start();
+    wait_until("the output is digested", PATIENCE, || listed(&service, &id)["ending"]["sha256"]["stdout"] != "pending");
+    let state = listed(&service, &id);
+    let n_kept = state["ending"]["bytes"]["stdout"].as_u64().unwrap();
+    assert_eq!((&state["storage"], &state["ending"]["reason"]), (&json!("failed"), &json!("backend_lost")), "{state}");
+    assert!(n_kept > 0 && n_kept < recording.stdout.len() as u64, "{n_kept}");
+    assert!(state["ending"]["message"].as_str().unwrap().contains("the disk had not taken"), "{state}");
+    let attached = attach_and_record(&mut service.connect(), &id);
+    assert_eq!(
+        (attached.ending(), attached.stderr.as_slice()),
+        ((Status::Failed, Reason::BackendLost), &b"error\n"[..])
+    );
+    assert!(attached.stdout == recording.stdout[..attached.stdout.len()] && attached.stdout.len() as u64 == n_kept);
+}
+
+#[test]
+fn output_that_a_full_disk_has_cut_is_never_printed_as_whole() {
+    let Some(disk) = FreezableDisk::mount(8 << 20) else { return };
+    let state = disk.path().join("state");
+    let start = || Service::with(&["serve", "--state-dir", state.to_str().unwrap()], &[]);
+    let service = start();
+    let mut client = service.connect();
+    client.answers_pings = false;
+    let id = client.execute(json!({ "command": "echo error >&2; seq 1 1000000", "onDisconnect": "detach" }));
+    let whole = client.record();
+    assert_eq!((whole.status(), &whole.end["storage"]), (Status::Completed, &json!("failed")));
+    client.disconnect();
+    let entry = state.join("executions").join(&id);
+    wait_until("its end is settled", PATIENCE, || entry.join("end.json").exists() || !entry.exists());
+    if !entry.exists() {
+        return left_out("a cut output after a restart", "the file system had no room for the record of the end");
+    }
+    drop(service);
+    let service = start();
+    let written = whole.stdout.len();
+    for arguments in [&["output", &id][..], &["output", "--tail", "5", &id], &["output", "--lines", "2", &id]] {
+        let (stdout, stderr, code) = crate::common::service::run_to_exit(&mut service.client_command(arguments));
+        assert_eq!(code, 70, "{arguments:?}: {stderr}");
+        assert!(stderr.contains(&format!("to {written} of this output are not there")), "{stderr}");
+        assert!(whole.stdout.starts_with(stdout.as_bytes()), "{arguments:?}");
+    }
+    let attached = attach_and_record(&mut service.connect(), &id);
+    assert_eq!((attached.status(), attached.gaps.last().unwrap().to), (Status::Completed, written as u64));
+    assert_eq!(attached.stderr, b"error\n");
 }

@@ -104,3 +104,51 @@ fn output_that_was_altered_before_the_backend_was_killed_shows() {
         ((Status::Failed, Reason::BackendLost), &json!("altered"))
     );
 }
+
+#[test]
+fn files_that_are_no_files_neither_stop_the_start_nor_are_followed() {
+    let keeper = Keeper::new(&["--max-output-bytes", "1048576"]);
+    let service = keeper.start();
+    let run = |command: &str| {
+        let id = detach(&service, command, json!({ "overflow": "drop" }));
+        wait_for_end(&service, &id);
+        id
+    };
+    let ids: Vec<_> = (0..4).map(|_| run("echo x")).collect();
+    let given_up = run("seq 1 1000000");
+    drop(service);
+    let fifo = |path: &std::path::Path| {
+        fs::remove_file(path).unwrap();
+        assert!(std::process::Command::new("mkfifo").arg(path).status().unwrap().success());
+    };
+    fifo(&keeper.entry(&ids[0]).join("spec.json"));
+    fifo(&keeper.entry(&ids[1]).join("stdout"));
+    fs::remove_file(keeper.entry(&ids[2]).join("end.json")).unwrap();
+    std::os::unix::fs::symlink("/dev/zero", keeper.entry(&ids[2]).join("end.json")).unwrap();
+    fs::write(keeper.entry(&ids[3]).join("end.json"), "").unwrap();
+    // Its beginning had been given up, and now the rest is gone, too.
+    fs::write(keeper.entry(&given_up).join("stdout"), "").unwrap();
+    let service = keeper.start();
+    assert!(listed(&service, &ids[0]).is_null() && listed(&service, &ids[1]).is_null());
+    for id in &ids[2..] {
+        assert_eq!(wait_for_end(&service, id)["ending"]["reason"], "backend_lost", "{id}");
+    }
+    let state = listed(&service, &given_up);
+    assert_eq!((&state["storage"], &state["ending"]["status"]), (&json!("altered"), &json!("COMPLETED")));
+    assert!(service.connect().call("execute", json!({ "command": "echo x", "onDisconnect": "detach" })).is_ok());
+}
+
+#[test]
+fn a_directory_without_its_key_is_refused() {
+    let keeper = Keeper::new(&[]);
+    let service = keeper.start();
+    let id = detach(&service, "echo x", json!({}));
+    wait_for_end(&service, &id);
+    drop(service);
+    fs::remove_file(keeper.root.path().join("state.key")).unwrap();
+    let directory = keeper.directory();
+    let mut command = crate::common::service::binary();
+    command.args(["backend", "--bind", "127.0.0.1:0", "--state-dir", directory.to_str().unwrap()]);
+    let (_, stderr, code) = crate::common::service::run_to_exit(&mut command);
+    assert!(code == 64 && stderr.contains("state.key") && keeper.entry(&id).exists(), "{code}: {stderr}");
+}

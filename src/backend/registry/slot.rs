@@ -69,6 +69,11 @@ impl Slot {
         }
     }
 
+    /// Changes when disk space is given up.
+    pub fn disk_room(&self) -> watch::Receiver<()> {
+        self.shared.disk_room.subscribe()
+    }
+
     /// Records how many bytes of output are on disk. Returns how many may be there, because of the limit of all
     /// executions.
     pub fn record_stored(&self, bytes: u64) -> u64 {

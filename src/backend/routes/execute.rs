@@ -32,7 +32,7 @@ use crate::{
         job::{self, JobContext, JobLimits, JobStorage},
         job_request::JobRequest,
         output_buffer::{Consumer, ConsumerFeed, DismissReason, OutputBuffer, StoredOutput, UnreadPolicy},
-        registry::{Admission, Registry},
+        registry::{Admission, Registry, Slot},
         storage::{
             records::{RecordFile, SpecRecord},
             writer::OutputWriter,
@@ -146,7 +146,7 @@ async fn begin(
         config: Arc::clone(config),
     };
     let policy = run.detach.map_or(UnreadPolicy::Overwrite, |detach| UnreadPolicy::Detach(detach.overflow));
-    let (storage, stored) = store(registry, &run, &context, owner).unzip();
+    let (storage, stored) = store(registry, &run, &context, owner, &slot).unzip();
     let output_buffer = OutputBuffer::new(policy, rings, stored, consumer);
     actix_web::rt::spawn(job::live(context, inbox, output_buffer, storage, slot, subreapers.into_inner(), to_start));
     Ok(id)
@@ -158,6 +158,7 @@ fn store(
     run: &ExecutionSpec,
     context: &JobContext,
     owner: ClientName,
+    slot: &Slot,
 ) -> Option<(JobStorage, StoredOutput)> {
     let (detach, directory) = (run.detach?, registry.state_dir()?);
     let (entry, sealer) = (directory.entry(context.id), directory.sealer());
@@ -176,7 +177,7 @@ fn store(
     };
     let files = entry.files(PerStream::default());
     let writer = OutputWriter::create(Arc::clone(directory), entry, files.clone(), spec.sealed(sealer, context.id));
-    let storage = JobStorage::new(writer, Arc::clone(directory), registry.disk_room());
+    let storage = JobStorage::new(writer, Arc::clone(directory), slot.disk_room());
     Some((storage, StoredOutput::new(files, registry.config().max_output_bytes)))
 }
 

@@ -54,7 +54,7 @@ impl Remover {
         let pending = Arc::<Pending>::default();
         let of_thread = Arc::clone(&pending);
         thread::Builder::new().name("cc-removal".to_owned()).spawn(move || {
-            let places = Places { executions, removing, alive };
+            let places = RemovalPaths { executions, removing, alive };
             run(&received, &places, &of_thread);
         })?;
         Ok(Remover { orders, pending })
@@ -91,13 +91,13 @@ impl Pending {
 }
 
 /// The paths in the state directory.
-struct Places {
+struct RemovalPaths {
     executions: PathBuf,
     removing: PathBuf,
     alive: PathBuf,
 }
 
-fn run(orders: &Receiver<(ExecutionId, RemovalOrder)>, places: &Places, pending: &Pending) {
+fn run(orders: &Receiver<(ExecutionId, RemovalOrder)>, places: &RemovalPaths, pending: &Pending) {
     let mut is_failing = false;
     loop {
         let touched = touch(&places.alive);
@@ -125,7 +125,7 @@ fn touch(alive: &Path) -> io::Result<()> {
     file.set_modified(SystemTime::now())
 }
 
-fn carry_out(id: ExecutionId, order: RemovalOrder, places: &Places, pending: &Pending) {
+fn carry_out(id: ExecutionId, order: RemovalOrder, places: &RemovalPaths, pending: &Pending) {
     let entry = Entry::new(&places.executions, id);
     match order {
         RemovalOrder::MarkFailed => {

@@ -51,6 +51,8 @@ pub(super) enum PartOfOutput {
         first: u64,
         /// The bytes.
         body: PartBytes,
+        /// The length of the whole output. `None` while it grows.
+        written: Option<u64>,
         /// The state of the output.
         state: OutputState,
     },
@@ -105,9 +107,10 @@ impl OutputFile {
         match response.status() {
             StatusCode::PARTIAL_CONTENT => {
                 let range = text_of(&response, &header::CONTENT_RANGE).and_then(part_of);
-                let (first, end) = range.ok_or_else(|| invalid("Content-Range"))?;
+                let (first, end, written) = range.ok_or_else(|| invalid("Content-Range"))?;
                 let (state, url) = (state_of(&response), self.url.clone());
-                Ok(PartOfOutput::Bytes { first, body: PartBytes { url, response, left: end - first }, state })
+                let body = PartBytes { url, response, left: end - first };
+                Ok(PartOfOutput::Bytes { first, body, written, state })
             }
             // The output is empty, so that there is no part of it.
             StatusCode::OK if text_of(&response, &header::CONTENT_LENGTH) == Some("0") => {
@@ -178,11 +181,13 @@ fn text_of<'a>(response: &'a ClientResponse, name: &HeaderName) -> Option<&'a st
     response.headers().get(name)?.to_str().ok()
 }
 
-/// The offsets of the first byte and after the last one in a `Content-Range`.
-fn part_of(range: &str) -> Option<(u64, u64)> {
-    let (first, last) = range.strip_prefix("bytes ")?.split_once('/')?.0.split_once('-')?;
+/// The offsets of the first byte and after the last one in a `Content-Range`, and the length of the whole.
+fn part_of(range: &str) -> Option<(u64, u64, Option<u64>)> {
+    let (part, whole) = range.strip_prefix("bytes ")?.split_once('/')?;
+    let (first, last) = part.split_once('-')?;
     let (first, last): (u64, u64) = (first.parse().ok()?, last.parse().ok()?);
-    (first <= last).then_some((first, last.checked_add(1)?))
+    let whole = if whole == "*" { None } else { Some(whole.parse().ok()?) };
+    (first <= last).then_some((first, last.checked_add(1)?, whole))
 }
 
 #[cfg(test)]
@@ -192,8 +197,9 @@ mod tests {
     #[test]
     fn a_content_range_is_read() {
         for (range, part) in [
-            ("bytes 0-99/1000", Some((0, 100))),
-            ("bytes 7-7/*", Some((7, 8))),
+            ("bytes 0-99/1000", Some((0, 100, Some(1000)))),
+            ("bytes 7-7/*", Some((7, 8, None))),
+            ("bytes 7-7/x", None),
             ("bytes 8-7/*", None),
             ("bytes */1000", None),
             ("bytes 0-18446744073709551615/*", None),

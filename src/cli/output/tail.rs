@@ -20,13 +20,14 @@ pub(super) struct TailStart {
 /// Where the last bytes begin.
 pub(super) async fn last_bytes(file: &OutputFile, n: u64) -> Result<TailStart, ClientError> {
     Ok(match file.read_last(n).await? {
-        PartOfOutput::Bytes { first, body, .. } => {
-            let wanted = (first + body.left()).saturating_sub(n);
+        PartOfOutput::Bytes { first, body, written, .. } => {
+            let wanted = written.unwrap_or(first + body.left()).saturating_sub(n);
             TailStart { from: first, lost: first.saturating_sub(wanted) }
         }
         PartOfOutput::Nothing { end, .. } if n == 0 => TailStart { from: end, lost: 0 },
         PartOfOutput::Nothing { first_there, end, .. } => {
-            TailStart { from: first_there, lost: first_there.saturating_sub(end.saturating_sub(n)) }
+            let wanted = end.saturating_sub(n);
+            TailStart { from: first_there.max(wanted), lost: first_there.saturating_sub(wanted) }
         }
     })
 }
@@ -44,6 +45,10 @@ pub(super) async fn last_lines(file: &OutputFile, n: u64) -> Result<TailStart, C
             (PartOfOutput::Nothing { first_there, .. }, Some(end)) if first_there < end => {
                 part = file.read_part(first_there, end).await?;
                 continue;
+            }
+            // The end is gone, which the printer says.
+            (PartOfOutput::Nothing { first_there, end: written, .. }, None) if first_there < written => {
+                return Ok(TailStart { from: first_there.max(written.saturating_sub(look)), lost: 0 });
             }
             // Everything before is gone.
             (PartOfOutput::Nothing { first_there, .. }, _) => {
