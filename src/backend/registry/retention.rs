@@ -8,6 +8,7 @@
 //! Pure: time is a parameter, in milliseconds since any fixed moment, and never goes back. Every order is a sorted
 //! set, because a scan of all entries would make a million executions quadratic.
 
+mod entry;
 mod kept_bytes;
 pub mod listing;
 mod no_room;
@@ -22,8 +23,12 @@ use cc_executor_actors::{
     share::{ShareExceeded, ShareScope, Shares},
 };
 
-pub use self::no_room::{NoRoom, Resource};
+pub use self::{
+    entry::RegistryEntry,
+    no_room::{NoRoom, Resource},
+};
 use self::{
+    entry::{EntryKeys, EntryState},
     kept_bytes::KeptBytes,
     listing::{ListPage, ListPlace, Listing},
 };
@@ -76,28 +81,6 @@ struct OwnedExecutions<K> {
     stored_evictable: BTreeSet<(u64, K)>,
     /// Those that are forgotten by time, by that time.
     expiring: BTreeSet<(u64, K)>,
-}
-
-/// One execution.
-#[derive(Debug)]
-pub struct RegistryEntry<T> {
-    /// Unique over all entries, also over those with the same id.
-    pub number: u64,
-    /// The client that it belongs to. The name is shared between its entries.
-    pub owner: ClientName,
-    /// The value of the caller.
-    pub value: T,
-    state: EntryState,
-    /// Its output on disk.
-    stored: RetainedOutput,
-    /// How long it is remembered after its end, in milliseconds.
-    retention_ms: u64,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum EntryState {
-    Live,
-    Ended { since_ms: u64, output: RetainedOutput },
 }
 
 /// Where output was evicted.
@@ -350,27 +333,6 @@ impl<K: Copy + Ord + Hash, T> RegistryModel<K, T> {
     }
 }
 
-/// What decides the places of an entry in the sorted sets.
-struct EntryKeys {
-    number: u64,
-    owner: ClientName,
-    state: EntryState,
-    stored: RetainedOutput,
-    retention_ms: u64,
-}
-
-impl EntryKeys {
-    fn of<T>(entry: &RegistryEntry<T>) -> EntryKeys {
-        EntryKeys {
-            number: entry.number,
-            owner: entry.owner.clone(),
-            state: entry.state,
-            stored: entry.stored,
-            retention_ms: entry.retention_ms,
-        }
-    }
-}
-
 impl<K: Copy + Ord> OwnedExecutions<K> {
     fn new() -> Self {
         OwnedExecutions {
@@ -388,22 +350,6 @@ fn put<T: Ord>(set: &mut BTreeSet<T>, value: T, is_member: bool) {
         set.insert(value);
     } else {
         set.remove(&value);
-    }
-}
-
-impl<T> RegistryEntry<T> {
-    /// Whether it has ended and a consumer reads its output.
-    pub fn is_followed(&self) -> bool {
-        matches!(self.state, EntryState::Ended { output, .. } if output.is_followed())
-    }
-
-    fn is_over(&self, now_ms: u64) -> bool {
-        match self.state {
-            EntryState::Ended { since_ms, output } if !output.is_followed() => {
-                since_ms.saturating_add(self.retention_ms) <= now_ms
-            }
-            _ => false,
-        }
     }
 }
 
