@@ -177,9 +177,12 @@ fn after_a_full_disk_and_a_kill_what_is_missing_is_said() {
     let service = start();
     let mut client = service.connect();
     let id = client.execute(json!({
-        "command": "echo error >&2; seq 1 3000000; sleep 1000", "onDisconnect": "detach",
+        "command": "echo error >&2; read go; seq 1 3000000; sleep 1000", "stdin": true, "onDisconnect": "detach",
     }));
     let mut recording = crate::common::recording::Recording::default();
+    // Standard error is on disk before the disk is full.
+    client.record_until(&mut recording, |recording| recording.stderr == b"error\n");
+    client.call("input", json!({ "data": "go\n" })).unwrap();
     client.record_until(&mut recording, |recording| recording.stdout.ends_with(b"\n3000000\n"));
     let entry = state.join("executions").join(&id);
     wait_until("the entry is marked", PATIENCE, || entry.join("failed.json").exists());
@@ -207,8 +210,13 @@ fn output_that_a_full_disk_has_cut_is_never_printed_as_whole() {
     let service = start();
     let mut client = service.connect();
     client.answers_pings = false;
-    let id = client.execute(json!({ "command": "echo error >&2; seq 1 1000000", "onDisconnect": "detach" }));
-    let whole = client.record();
+    let id = client.execute(json!({
+        "command": "echo error >&2; read go; seq 1 1000000", "stdin": true, "onDisconnect": "detach",
+    }));
+    let mut whole = crate::common::recording::Recording::default();
+    client.record_until(&mut whole, |recording| recording.stderr == b"error\n");
+    client.call("input", json!({ "data": "go\n" })).unwrap();
+    client.record_rest(&mut whole);
     assert_eq!((whole.status(), &whole.end["storage"]), (Status::Completed, &json!("failed")));
     client.disconnect();
     let entry = state.join("executions").join(&id);
