@@ -36,6 +36,7 @@ pub use self::config::BackendConfig;
 use self::{
     job::{restored, retained},
     registry::Registry,
+    routes::ReadingPlaces,
     storage::StateDir,
     subreaper::handle::Subreapers,
 };
@@ -114,12 +115,14 @@ pub fn serve(
     actix_web::rt::spawn(registry.forget_in_time());
     actix_web::rt::spawn(registry.tell_positions());
     let consumer_stall = registry.config().consumer_stall;
+    let reading = web::Data::new(ReadingPlaces::default());
     let access = web::Data::new(access);
     let for_requests = access.clone();
     let app = move || {
         App::new()
             .app_data(shared.clone())
             .app_data(subreapers.clone())
+            .app_data(reading.clone())
             .app_data(for_requests.clone())
             .app_data(bodies.clone())
             .wrap(from_fn(guard))

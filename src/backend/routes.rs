@@ -12,6 +12,7 @@ use cc_executor_actors::{
 };
 use serde_json::{Map, Value, json};
 
+pub use self::output::ReadingPlaces;
 use self::params::{observes, parse_id, read_page};
 use super::{job_request::Poller, registry::Registry};
 use crate::server::{

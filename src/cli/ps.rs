@@ -186,6 +186,9 @@ impl PrintedRows {
         let known = self.total.unwrap_or(0).max(self.seen.len());
         match known.saturating_sub(self.n_printed) {
             0 => {}
+            n if self.max_ended == usize::MAX => {
+                console::report(format_args!("{n} more did not answer, or ended meanwhile: list again"));
+            }
             n => console::report(format_args!("{n} more ended: list them with --all")),
         }
     }

@@ -4,10 +4,12 @@ use cc_executor_actors::rpc::code;
 use serde_json::{Value, json};
 
 use crate::common::{
+    PATIENCE,
     backend_caller::{BACKEND_TOKEN, BackendCaller, backend_with_token, gateway_with_token},
     http,
     service::{Service, run_to_exit},
     stub::Stub,
+    wait_until,
 };
 
 const UNKNOWN: &str = "99999999-9999-4999-8999-999999999999";
@@ -70,4 +72,27 @@ fn a_backend_that_cannot_answer_is_reported() {
     assert_eq!(refusal(&alone, UNKNOWN, &[]), (502, code::BACKEND));
     let (_, stderr, code) = run_to_exit(&mut alone.client_command(&["output", UNKNOWN]));
     assert!(code == 69 && stderr.contains("cannot reach the backend"), "{code} {stderr}");
+}
+
+/// One client opens as many responses as it may, and reads none.
+#[test]
+fn responses_that_nobody_reads_leave_places_for_other_clients() {
+    const PLACES: usize = 256;
+    let backend = backend_with_token(&["--ring-bytes", "8000000"]);
+    let [greedy, other] = ["greedy", "other"].map(|name| BackendCaller::client(&backend, name));
+    let [id, of_other] = [&greedy, &other].map(|caller| caller.detach("head -c 6000000 /dev/zero | tr '\\0' x", &[]));
+    for (caller, id) in [(&greedy, &id), (&other, &of_other)] {
+        let path = format!("GET /executions/{id}");
+        wait_until("it has ended", PATIENCE, || caller.ask(&path).1["status"] == "COMPLETED");
+    }
+    let path = format!("GET /executions/{id}/output/stdout");
+    let mut held: Vec<_> = (0..PLACES).map(|_| greedy.send(&path, &[], "")).collect();
+    // Each has its place when its head is there.
+    assert!(held.iter_mut().all(|stream| http::read_status(stream) == 200));
+    let (status, error) = greedy.ask(&path);
+    assert_eq!((status, &error["code"], &error["data"]["limit"]), (429, &json!(code::FULL), &json!(PLACES)), "{error}");
+    let response = other.exchange(&format!("GET /executions/{of_other}/output/stdout"), &[], "");
+    assert_eq!((response.status, response.body.len()), (200, 6_000_000));
+    drop(held);
+    wait_until("the places are free", PATIENCE, || greedy.exchange(&path, &[("Range", "bytes=0-9")], "").status == 206);
 }

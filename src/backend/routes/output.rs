@@ -5,6 +5,7 @@
 //! cut, so that a client never takes a part for the whole.
 
 mod body;
+mod places;
 
 use std::ops::Range;
 
@@ -26,6 +27,7 @@ use futures_util::stream;
 use serde_json::json;
 
 use self::body::{PartSource, read_part};
+pub use self::places::ReadingPlaces;
 use super::{control::ask, params::parse_id};
 use crate::{
     backend::{
@@ -41,7 +43,7 @@ pub(super) async fn read(
     request: HttpRequest,
     path: web::Path<(String, Stream)>,
     caller: Caller,
-    registry: web::Data<Registry>,
+    (registry, places): (web::Data<Registry>, web::Data<ReadingPlaces>),
 ) -> Result<HttpResponse, Refused> {
     let (id, stream) = path.into_inner();
     let id = parse_id(&id)?;
@@ -68,7 +70,8 @@ pub(super) async fn read(
         return Ok(response.body(SizedStream::new(length, stream::empty::<Result<_, Refused>>())));
     }
     let patience = registry.config().consumer_stall;
-    let source = PartSource { stream, file: view.extent.file, id, caller, registry };
+    let place = places.into_inner().take(caller.clone().client())?;
+    let source = PartSource { stream, file: view.extent.file, id, caller, registry, _place: place };
     source.check(&part).await?;
     let body = DownloadBody::new(&request, patience, read_part(source, part));
     Ok(response.body(SizedStream::new(length, body)))

@@ -14,6 +14,7 @@ use futures_util::stream;
 use log::warn;
 use tokio::task::spawn_blocking;
 
+use super::places::ReadingPlace;
 use crate::{
     backend::{
         job_request::JobRequest,
@@ -35,6 +36,8 @@ pub(super) struct PartSource {
     pub id: ExecutionId,
     pub caller: Caller,
     pub registry: web::Data<Registry>,
+    /// Freed with the response.
+    pub _place: ReadingPlace,
 }
 
 /// The error with which a body is cut.
