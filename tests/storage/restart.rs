@@ -94,7 +94,7 @@ fn a_killed_backend_loses_no_byte_that_a_client_has_and_invents_no_ending() {
         // Its progress, in a file of its own: how much the command had written for certain.
         let progress = keeper.root.path().join(format!("progress-{round}"));
         let command = format!(
-            "sleep {mark} & for n in $(seq 0 149); do seq $((n * 100000 + 1)) $((n * 100000 + 100000)); echo $n > {}; done",
+            "sleep {mark} & for n in $(seq 0 149); do seq $((n * 100000 + 1)) $((n * 100000 + 100000)) || exit; echo $n > {}; done",
             progress.display()
         );
         let mut client = gateway.connect();

@@ -47,8 +47,8 @@ impl Containment {
     pub fn resolve(self) -> io::Result<Contained> {
         match self {
             Containment::None => Ok(Contained::Tree),
-            Containment::Auto => Ok(CgroupDirectories::make_base().map_or(Contained::Tree, Contained::Cgroup)),
-            Containment::Cgroup => CgroupDirectories::make_base().map(Contained::Cgroup).map_err(|error| {
+            Containment::Auto => Ok(CgroupDirectories::make_base(false).map_or(Contained::Tree, Contained::Cgroup)),
+            Containment::Cgroup => CgroupDirectories::make_base(true).map(Contained::Cgroup).map_err(|error| {
                 let advice = "delegate one to this service (systemd: Delegate=yes), or use --containment auto";
                 let message = format!("--containment cgroup: cannot make a cgroup: {error}; {advice}");
                 io::Error::new(error.kind(), message)

@@ -27,8 +27,10 @@ pub struct CgroupDirectories {
 }
 
 impl CgroupDirectories {
-    /// Makes the directories of this backend, and removes those of backends that are gone.
-    pub(in crate::backend::shim) fn make_base() -> io::Result<CgroupDirectories> {
+    /// Makes the directories of this backend, and removes those of backends that are gone. Memory of version 1 is counted
+    /// on demand only: its cgroups are made and removed slowly, and the removed ones stay in the kernel for a while, which
+    /// slows down a service that starts many executions.
+    pub(in crate::backend::shim) fn make_base(counts_memory_of_version_1: bool) -> io::Result<CgroupDirectories> {
         let own = with_delegation(Hierarchy::Unified.own_directory()?);
         let own_memory = Hierarchy::Memory.own_directory().ok();
         // Version 2 first, because only there the processes that are left can be killed.
@@ -47,6 +49,7 @@ impl CgroupDirectories {
         }
         enable_memory(&own);
         enable_memory(&unified);
+        let own_memory = own_memory.filter(|_| counts_memory_of_version_1);
         Ok(CgroupDirectories { unified, memory: own_memory.and_then(|own| make_memory(&own.join(&name))) })
     }
 
