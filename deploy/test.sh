@@ -286,17 +286,22 @@ elif ! grep -q ' cgroup2 ' /proc/mounts; then
 fi
 exec cc-executor serve --bind "127.0.0.1:$1" --containment cgroup
 END
-privileged=$(docker run -d --privileged --user 0 --network host --memory 256m --memory-swap 256m \
-    -e CC_EXECUTOR_TOKEN="$(sed -n 's/^CC_EXECUTOR_TOKEN=//p' "$work/env")" -v "$work/privileged:/privileged:ro" --entrypoint bash cc-executor-backend /privileged $((port + 1)))
-privileged_ready() { get "http://127.0.0.1:$((port + 1))/ready" >/dev/null; }
-wait_until 20 "the service with cgroups is ready" privileged_ready
-start_run hog --url "ws://127.0.0.1:$((port + 1))" -- 'exec python3 -c "kept = [bytes([1]) * (1 << 24) for n in range(1000)]"'
-assert_ending hog FAILED oom
-has_message hog '"signal":"SIGKILL"' || fail "the command was not killed by the kernel"
-start_run killed-by-hand --url "ws://127.0.0.1:$((port + 1))" -- 'kill -9 $$'
-assert_ending killed-by-hand FAILED signal
-docker rm -f "$privileged" >/dev/null
-privileged=
+# An engine that is itself confined cannot give a container every capability. tests/usage/memory.rs tests the same without.
+if docker run --rm --privileged --entrypoint true cc-executor-backend 2>"$work/refused"; then
+    privileged=$(docker run -d --privileged --user 0 --network host --memory 256m --memory-swap 256m \
+        -e CC_EXECUTOR_TOKEN="$(sed -n 's/^CC_EXECUTOR_TOKEN=//p' "$work/env")" -v "$work/privileged:/privileged:ro" --entrypoint bash cc-executor-backend /privileged $((port + 1)))
+    privileged_ready() { get "http://127.0.0.1:$((port + 1))/ready" >/dev/null; }
+    wait_until 20 "the service with cgroups is ready" privileged_ready
+    start_run hog --url "ws://127.0.0.1:$((port + 1))" -- 'exec python3 -c "kept = [bytes([1]) * (1 << 24) for n in range(1000)]"'
+    assert_ending hog FAILED oom
+    has_message hog '"signal":"SIGKILL"' || fail "the command was not killed by the kernel"
+    start_run killed-by-hand --url "ws://127.0.0.1:$((port + 1))" -- 'kill -9 $$'
+    assert_ending killed-by-hand FAILED signal
+    docker rm -f "$privileged" >/dev/null
+    privileged=
+else
+    printf 'LEFT OUT: a command that runs out of memory in a cgroup of its own: no privileged container: %s\n' "$(cat "$work/refused")" >&2
+fi
 
 step "the disk is full"
 start_run full -- 'head -c 200M /dev/zero >/tmp/filled'
