@@ -287,7 +287,7 @@ fi
 exec cc-executor serve --bind "127.0.0.1:$1" --containment cgroup
 END
 # An engine that is itself confined cannot give a container every capability. tests/usage/memory.rs tests the same without.
-if docker run --rm --privileged --entrypoint true cc-executor-backend 2>"$work/refused"; then
+if docker run --rm --privileged --user 0 --network host --entrypoint true cc-executor-backend 2>"$work/refused"; then
     privileged=$(docker run -d --privileged --user 0 --network host --memory 256m --memory-swap 256m \
         -e CC_EXECUTOR_TOKEN="$(sed -n 's/^CC_EXECUTOR_TOKEN=//p' "$work/env")" -v "$work/privileged:/privileged:ro" --entrypoint bash cc-executor-backend /privileged $((port + 1)))
     privileged_ready() { get "http://127.0.0.1:$((port + 1))/ready" >/dev/null; }
