@@ -116,7 +116,7 @@ fn execute(to: &mut impl Write, request: ExecuteRequest, canceled: &Canceled) ->
     let head = format!("HTTP/1.1 200 OK\r\nContent-Type: {MULTIPLEXED}\r\nTransfer-Encoding: chunked\r\n\r\n");
     let n_before = *canceled.n.lock().expect("no panic holds it");
     to.write_all(&[head.as_bytes(), &chunk(&event(&started))].concat())?;
-    let outcome = match command.strip_prefix("lines ").and_then(|n| n.parse::<u64>().ok()) {
+    let outcome = match command.to_text().strip_prefix("lines ").and_then(|n| n.parse::<u64>().ok()) {
         Some(n_lines) => {
             write_lines(to, n_lines)?;
             Outcome { exit_code: Some(0), ..Outcome::without_process(Status::Completed, Reason::Exit, None) }

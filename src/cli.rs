@@ -1,4 +1,4 @@
-//! The commands for people and scripts: `run`, `attach`, `output`, `ps`, `cancel`, `check`, `logs`, `healthcheck` and `token`.
+//! The commands for people and scripts, such as `run`, `attach`, `output`, `ps` and `cancel`.
 //!
 //! `run` and `attach` start a `session_loop`, which follows one execution over one connection or several; start reading
 //! there. `connection` makes the connections, `silence` notices a dead one, `reconnect` decides for how long another one
@@ -13,6 +13,10 @@ mod check;
 mod checksum;
 mod completions;
 mod connection;
+mod control;
+mod duration;
+mod execution_arg;
+mod executions;
 mod exit_code;
 mod flags;
 mod healthcheck;
@@ -23,6 +27,7 @@ mod output_view;
 mod ps;
 mod ps_table;
 mod reconnect;
+mod request;
 mod run;
 mod session_loop;
 mod silence;
@@ -82,6 +87,9 @@ pub async fn execute(command: ClientCommand) -> ExitCode {
         ClientCommand::Output(options) => output::output(options).await,
         ClientCommand::Ps(options) => ps::ps(options).await,
         ClientCommand::Cancel(options) => cancel::cancel(options).await,
+        ClientCommand::Pause(options) => control::pause(options).await,
+        ClientCommand::Resume(options) => control::resume(options).await,
+        ClientCommand::Signal(options) => control::signal(options).await,
         ClientCommand::Check(options) => check::check(options).await,
         ClientCommand::Logs(options) => logs::logs(&options),
         ClientCommand::Healthcheck(options) => healthcheck::healthcheck(options).await,

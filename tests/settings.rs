@@ -43,7 +43,7 @@ fn every_problem_is_one_line_that_names_its_setting() {
 #[test]
 fn empty_or_non_utf8_variable_is_unset() {
     let names = [variables("serve"), vec!["LOG_FORMAT".into(), "CC_EXECUTOR_TOKEN".into()]].concat();
-    assert_eq!(names.len(), 45);
+    assert_eq!(names.len(), 46);
     for value in [OsString::new(), OsStr::from_bytes(b"\xff").to_owned()] {
         let mut command = binary();
         command.args(["serve", "--max-sessions", ""]).envs(names.iter().map(|name| (name, &value)));
@@ -90,7 +90,7 @@ fn wrong_usage_exits_with_64_and_help_with_0() {
         &["run", "--timeout", "soon", "x"],
         &["run", "-i", "--reconnect", "x"],
         &["run", "--url", "ftp://x", "x"],
-        &["attach", "7"],
+        &["attach", "x/y"],
         &["attach", id, "--reconnect=soon"],
         &["cancel"],
     ] {

@@ -292,7 +292,7 @@ impl Actor for Execution {
     fn started(&mut self, ctx: &mut Self::Context) {
         if let ExecutionPurpose::Run(execute) = &self.purpose {
             debug!(event = "execution.command", session_id:% = self.session, execution_id:% = self.id,
-                command = execute.run.command.as_str(), env:serde = execute.run.env.keys().collect::<Vec<_>>();
+                command:% = execute.run.command.to_text(), env:serde = execute.run.env.keys().collect::<Vec<_>>();
                 "execution requested");
         }
         let (backend, id, purpose) = (self.backend.clone(), self.id, self.purpose.clone());

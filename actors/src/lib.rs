@@ -6,6 +6,7 @@
 //! The modules, from the bottom up:
 //!
 //! - [`id`], [`clock`], [`stream`], [`signal`]: ids, a stopwatch, the two output streams, the table of signals.
+//!   [`name`]: the names of executions, and the beginnings of ids.
 //! - [`client`], [`share`]: who calls the service, and how clients share a limit. [`peer`]: the addresses that count as one.
 //! - [`excerpt`]: cuts the values of clients in texts.
 //! - [`outcome`], [`close`], [`activity`]: how executions end, how sessions are closed, the activity of an agent.
@@ -72,6 +73,7 @@ pub mod close;
 pub mod excerpt;
 pub mod execution;
 pub mod id;
+pub mod name;
 pub mod outcome;
 pub mod output;
 pub mod peer;

@@ -84,6 +84,17 @@ pub enum Status {
 }
 
 impl Status {
+    /// All of them.
+    pub const ALL: [Status; 7] = [
+        Status::Queued,
+        Status::Running,
+        Status::Paused,
+        Status::Cancelling,
+        Status::Completed,
+        Status::Cancelled,
+        Status::Failed,
+    ];
+
     /// Whether no other status can follow.
     pub fn is_final(self) -> bool {
         matches!(self, Status::Completed | Status::Cancelled | Status::Failed)

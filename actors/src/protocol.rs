@@ -48,7 +48,7 @@ pub const SUBPROTOCOL: &str = "cc-executor.v1";
 /// The optional features of this build, as `connected` and `/health` list them.
 pub const CAPABILITIES: &[&str] = &[
     "cancel", "signal", "pause", "status", "line", "timeout", "stall", "stdin", "pty", "detach", "attach", "queue",
-    "claude", "events", "ack", OBSERVE,
+    "claude", "events", "ack", OBSERVE, "argv", "names",
 ];
 
 /// The capability of a backend to let sessions observe an execution.
@@ -56,6 +56,9 @@ pub const OBSERVE: &str = "observe";
 
 /// The executor that runs Claude Code. The parameter `claude` is for this executor only.
 pub const CLAUDE_EXECUTOR: &str = "claude";
+
+/// The executor that runs the words of `argv` without a shell.
+pub const EXEC_EXECUTOR: &str = "exec";
 
 /// The parameters of a method, with its name and its response.
 pub trait MethodParams: Serialize {

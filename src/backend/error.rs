@@ -83,6 +83,7 @@ impl From<RegistryError> for ErrorObject {
             RegistryError::NoRoom(no_room) => return over(no_room.exceeded, no_room.next_in_ms),
             RegistryError::TooManyWithdrawn(refused) => return over(refused.exceeded, Some(refused.retry_in_ms)),
             RegistryError::IdTaken { difference, .. } => (code::PARAMS, Some(json!({ "param": difference }))),
+            RegistryError::NameTaken { id, .. } => (code::PARAMS, Some(json!({ "param": "name", "executionId": id }))),
             RegistryError::IdInUse(_) => (code::PARAMS, Some(json!({ "param": "executionId" }))),
             RegistryError::Withdrawn(_) | RegistryError::Ended(_) => (code::NOT_RUNNING, None),
             // A client can tell from the instance whether the backend was restarted since.
@@ -100,6 +101,10 @@ impl From<ExecutorError> for ErrorObject {
             ExecutorError::Unknown { asked, known } => ErrorObject::new(code::NOT_ALLOWED, message)
                 .with(json!({ "param": "executor", "asked": asked, "allowed": known })),
             ExecutorError::Spec(error) => error,
+            // Only at the start.
+            ExecutorError::NotDisabled { .. } | ExecutorError::ExecIsReserved => {
+                ErrorObject::new(code::NOT_ALLOWED, message)
+            }
             ExecutorError::Policy(error) => error.into(),
         }
     }

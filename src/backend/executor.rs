@@ -2,7 +2,14 @@
 
 use std::{collections::BTreeMap, env};
 
-use cc_executor_actors::{excerpt::Quoted, protocol::execute::ExecutionSpec, rpc::ErrorObject};
+use cc_executor_actors::{
+    excerpt::Quoted,
+    protocol::{
+        EXEC_EXECUTOR,
+        execute::{ExecutionSpec, RequestedCommand},
+    },
+    rpc::ErrorObject,
+};
 
 use super::{
     agent::{
@@ -56,18 +63,29 @@ pub enum ExecutorError {
     /// An option is not for this executor. The error names the option.
     #[error(transparent)]
     Spec(#[from] ErrorObject),
+    /// The operator has disabled an executor that does not exist, or the default one.
+    #[error("cannot disable the executor {}: {why}", Quoted(.name))]
+    NotDisabled {
+        /// The name.
+        name: String,
+        /// Why not.
+        why: String,
+    },
+    /// The operator defines or chooses the executor of `argv` as one of commands.
+    #[error("the executor exec runs the words of argv, not a command: choose another name")]
+    ExecIsReserved,
     /// The operator does not allow an option of Claude.
     #[error(transparent)]
     Policy(#[from] PolicyError),
 }
 
 impl Executors {
-    /// `shell`, `python`, `claude`, and the executors that the operator adds or replaces. `inherited` is the part of
+    /// `shell`, `python`, `claude`, `exec`, and the executors that the operator adds or replaces, `exec` apart. `inherited` is the part of
     /// the environment that all commands share, see [`inherited`].
     ///
     /// # Errors
     ///
-    /// There is no executor `default`.
+    /// There is no executor `default`, or an executor of commands has the name of `exec`.
     pub fn new(
         added: BTreeMap<String, Vec<String>>,
         default: &str,
@@ -82,11 +100,34 @@ impl Executors {
         let agents = launchers(&claude);
         templates
             .extend(agents.iter().map(|agent| (agent.agent().executor().to_owned(), template(&[agent.program()]))));
+        if added.contains_key(EXEC_EXECUTOR) || default == EXEC_EXECUTOR {
+            return Err(ExecutorError::ExecIsReserved);
+        }
         templates.extend(added);
+        // Its words come from the client.
+        templates.insert(EXEC_EXECUTOR.to_owned(), Vec::new());
         if !templates.contains_key(default) {
             return Err(ExecutorError::Unknown { asked: default.to_owned(), known: templates.into_keys().collect() });
         }
         Ok(Executors { templates, default: default.to_owned(), inherited, claude })
+    }
+
+    /// The same without these executors.
+    ///
+    /// # Errors
+    ///
+    /// There is no such executor, or it is the default one.
+    pub fn without(mut self, disabled: &[String]) -> Result<Self, ExecutorError> {
+        for name in disabled {
+            let refused = |why| Err(ExecutorError::NotDisabled { name: name.clone(), why });
+            if *name == self.default {
+                return refused("it is the default executor; choose another with --default-executor".to_owned());
+            }
+            if self.templates.remove(name).is_none() {
+                return refused(format!("there are {}", self.names().join(", ")));
+            }
+        }
+        Ok(self)
     }
 
     /// The names.
@@ -120,17 +161,13 @@ impl Executors {
             let AgentLaunch { arguments, cwd, env } = launcher.launch(run, &self.inherited)?;
             let argv = template.iter().cloned().chain(arguments).collect();
             let spec = JobSpec { argv, cwd, env, descriptor_limit: None, stdin: Stdin::Pipe };
-            let agent = AgentJob { agent: launcher.agent(), prompt: run.command.clone().into() };
+            let agent = AgentJob { agent: launcher.agent(), prompt: run.command.to_text().into_owned().into() };
             return Ok(ResolvedCommand { name: name.to_owned(), run: spec, agent: Some(agent) });
         }
-        let mut argv = template.clone();
-        if argv.iter().any(|word| word == COMMAND) {
-            for word in argv.iter_mut().filter(|word| *word == COMMAND) {
-                word.clone_from(&run.command);
-            }
-        } else {
-            argv.push(run.command.clone());
-        }
+        let argv = match &run.command {
+            RequestedCommand::Argv(words) => words.clone(),
+            RequestedCommand::Text(command) => filled(template, command),
+        };
         let mut env = self.inherited.clone();
         env.extend(run.env.clone());
         let stdin = match run {
@@ -141,6 +178,17 @@ impl Executors {
         let run = JobSpec { argv, cwd: run.cwd.clone(), env, descriptor_limit: None, stdin };
         Ok(ResolvedCommand { name: name.to_owned(), run, agent: None })
     }
+}
+
+/// A template with the command in its place.
+fn filled(template: &[String], command: &str) -> Vec<String> {
+    let mut argv = template.to_vec();
+    if argv.iter().any(|word| word == COMMAND) {
+        argv.iter_mut().filter(|word| *word == COMMAND).for_each(|word| command.clone_into(word));
+    } else {
+        argv.push(command.to_owned());
+    }
+    argv
 }
 
 /// The part of the service's own environment that commands inherit: a fixed list, and the names that the operator adds.
@@ -210,6 +258,27 @@ mod tests {
         );
         assert_eq!(executors.resolve(&run).unwrap_err(), ExecutorError::Unknown { asked: "perl".into(), known });
         let error = Executors::new(BTreeMap::new(), "perl", BTreeMap::new(), ClaudePolicy::default()).unwrap_err();
-        assert!(error.to_string().contains("claude, python, shell"), "{error}");
+        assert!(error.to_string().contains("claude, exec, python, shell"), "{error}");
+        let plain = || Executors::new(BTreeMap::new(), "shell", BTreeMap::new(), ClaudePolicy::default()).unwrap();
+        let words = ["ls".to_owned(), String::new(), "$HOME".to_owned()];
+        let exec = ExecutionSpec {
+            command: RequestedCommand::Argv(words.to_vec()),
+            executor: Some(EXEC_EXECUTOR.to_owned()),
+            ..ExecutionSpec::default()
+        };
+        assert_eq!(plain().resolve(&exec).unwrap().run.argv, words, "no shell, no template");
+        let without =
+            |names: &[&str]| plain().without(&names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
+        let known = without(&["exec", "python"]).unwrap();
+        assert_eq!(known.names(), ["claude", "shell"]);
+        assert!(matches!(known.resolve(&exec), Err(ExecutorError::Unknown { .. })));
+        for wrong in ["shell", "perl"] {
+            assert!(matches!(without(&[wrong]), Err(ExecutorError::NotDisabled { .. })), "{wrong}");
+        }
+        let added = BTreeMap::from([(EXEC_EXECUTOR.to_owned(), vec!["env".to_owned()])]);
+        for (added, default) in [(added, "shell"), (BTreeMap::new(), EXEC_EXECUTOR)] {
+            let refused = Executors::new(added, default, BTreeMap::new(), ClaudePolicy::default());
+            assert_eq!(refused.unwrap_err(), ExecutorError::ExecIsReserved);
+        }
     }
 }

@@ -52,8 +52,16 @@ pub async fn live(
     let now = Instant::now();
     let consumer_clock = ConsumerClock::attached(now);
     let storage_state = storage.as_ref().map(|_| Storage::Disk);
-    let mut shared =
-        JobShared { context, requests, output_buffer, consumer_clock, storage, failed_storage: None, storage_state };
+    let mut shared = JobShared {
+        context,
+        requests,
+        output_buffer,
+        consumer_clock,
+        held_since: None,
+        storage,
+        failed_storage: None,
+        storage_state,
+    };
     let started = queued::wait_for_turn(&mut shared, &mut slot).await;
     let mut ending = match started {
         Err(ending) => ending,

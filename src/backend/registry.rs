@@ -11,6 +11,8 @@ pub mod error;
 pub mod fair_queue;
 mod forgetting;
 mod inbox;
+mod listed;
+mod lookup;
 pub mod places;
 mod positions;
 pub mod record;
@@ -34,16 +36,17 @@ use tokio::sync::{Semaphore, oneshot, watch};
 pub use self::{
     ended::EndedExecution,
     inbox::JobInbox,
+    listed::ListQuery,
     slot::{FIXED_BYTES, Retained, Slot, StreamGuard},
     state::{ExecutionCounts, QueueTurn},
 };
 use self::{
     error::RegistryError,
     inbox::TaskHandle,
+    listed::{ListedExecution, page},
     places::TakenPlace,
     record::{Record, RequestDigest},
-    retention::listing::ListPlace,
-    state::{JobStage, KnownExecution, ListedExecution, LiveJob, RegistryShared, RegistryState},
+    state::{JobStage, KnownExecution, LiveJob, RegistryShared, RegistryState},
 };
 use super::{
     config::BackendConfig,
@@ -187,6 +190,7 @@ impl Registry {
             };
         }
         let owner = caller.client();
+        state.check_name(&owner, run.name.as_ref(), now_ms)?;
         let place = self.accepts(&state, &owner, run.detach.is_some())?;
         if state.withdrawn.contains(&owner, id, now_ms) {
             return Err(RegistryError::Withdrawn(id));
@@ -201,9 +205,10 @@ impl Registry {
         let turn = watch::Sender::new(turn);
         let subscribed = turn.subscribe();
         let live = LiveJob { task, turn, gone: report };
-        let command = excerpt(&run.command).into();
-        let known = KnownExecution { request, command, created_ms: now_ms, stage: JobStage::Live(Box::new(live)) };
-        let number = state.model.insert(id, &owner, known);
+        let (command, name) = (excerpt(&run.command.to_text()).into(), run.name.clone());
+        let stage = JobStage::Live(Box::new(live));
+        let known = KnownExecution { request, command, name, created_ms: now_ms, stage };
+        let number = state.insert(id, &owner, known);
         let slot = Slot {
             shared: Arc::clone(&self.shared),
             id,
@@ -312,11 +317,11 @@ impl Registry {
         }
     }
 
-    /// Up to `most` executions of the caller after this place of the list. Executions that are forgotten, or do not
-    /// answer, are left out. At most [`MAX_LISTED`] executions are asked at a time, by all lists together; the records
+    /// Up to `most` executions of the caller for this query. Executions that are forgotten, or do not answer, are left
+    /// out. At most [`MAX_LISTED`] executions are asked at a time, by all lists together; the records
     /// of ended ones answer without their tasks.
-    pub async fn list(&self, caller: &Caller, after: Option<ListPlace<ExecutionId>>, most: usize) -> ExecutionPage {
-        let (listed, next, total) = self.shared.lock().page(caller, after, most, self.shared.now_ms());
+    pub async fn list(&self, caller: &Caller, query: &ListQuery, most: usize) -> ExecutionPage {
+        let (listed, next, total) = page(&self.shared.lock(), caller, query, most, self.shared.now_ms());
         let snapshots = listed.into_iter().map(async |ListedExecution { id, ended }| match ended {
             Some((record, is_followed)) => {
                 Some(self.shared.with_request(record.snapshot(id, self.instance, is_followed)))
@@ -376,8 +381,7 @@ impl Registry {
         }
     }
 
-    /// Forgets executions in time for as long as the registry exists, because an idle backend must give memory back,
-    /// too.
+    /// Forgets executions in time for as long as the registry exists, because also an idle backend must give memory back.
     pub fn forget_in_time(&self) -> impl Future<Output = ()> + use<> {
         forgetting::forget_in_time(Arc::downgrade(&self.shared))
     }

@@ -84,8 +84,8 @@ async fn list(
     caller: Caller,
     registry: web::Data<Registry>,
 ) -> Result<web::Json<ExecutionPage>, Refused> {
-    let (after, most) = read_page(query.into_inner())?;
-    Ok(web::Json(registry.list(&caller, after, most).await))
+    let (query, most) = read_page(query.into_inner())?;
+    Ok(web::Json(registry.list(&caller, &query, most).await))
 }
 
 async fn show(

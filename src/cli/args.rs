@@ -11,6 +11,7 @@ use super::{
     cancel::{self, CancelOptions},
     check::{self, CheckOptions},
     completions::CompletionsOptions,
+    control::{self, ControlOptions, SignalOptions},
     healthcheck::{self, HealthcheckOptions},
     logs::LogsOptions,
     output::{self, PrintOutputOptions},
@@ -80,6 +81,15 @@ pub enum ClientCommand {
     /// Cancel an execution, and wait until it has ended
     #[command(after_help = format!("{}\n\n{}", cancel::EXIT_CODES, variables_help::<ClientVariables>()))]
     Cancel(CancelOptions),
+    /// Stop all processes of an execution until it is resumed
+    #[command(after_help = format!("{}\n\n{}", control::EXIT_CODES, variables_help::<ClientVariables>()))]
+    Pause(ControlOptions),
+    /// Continue a paused execution
+    #[command(after_help = format!("{}\n\n{}", control::EXIT_CODES, variables_help::<ClientVariables>()))]
+    Resume(ControlOptions),
+    /// Send a signal to the process group of an execution
+    #[command(after_help = format!("{}\n\n{}", control::EXIT_CODES, variables_help::<ClientVariables>()))]
+    Signal(SignalOptions),
     /// Test a running service: output, cancellation, reconnection, limits
     #[command(after_help = format!("{}\n\n{}", check::EXIT_CODES, variables_help::<ClientVariables>()))]
     Check(CheckOptions),

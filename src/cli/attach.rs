@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
-use cc_executor_actors::id::ExecutionId;
+use cc_executor_actors::name::ExecutionRef;
 use clap::Args;
 
 use super::{
     ClientError,
-    flags::{DEFAULT_RECONNECT, ServiceFlags, execution_id, seconds},
+    duration::duration,
+    execution_arg::{execution_ref, resolve},
+    flags::{DEFAULT_RECONNECT, ServiceFlags},
     session_loop::{LoopOptions, LoopPurpose, SessionLoop},
     silence::HeartbeatEstimate,
 };
@@ -27,8 +29,8 @@ pub struct AttachOptions {
     #[arg(long)]
     json: bool,
 
-    /// Reconnect and continue when the connection breaks, for up to SECONDS (30 if not given)
-    #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, value_parser = seconds())]
+    /// Reconnect and continue when the connection breaks, for up to DURATION (30s if not given)
+    #[arg(long, value_name = "DURATION", num_args = 0..=1, require_equals = true, value_parser = duration())]
     #[arg(default_missing_value = DEFAULT_RECONNECT)]
     reconnect: Option<Duration>,
 
@@ -36,15 +38,17 @@ pub struct AttachOptions {
     #[arg(long)]
     observe: bool,
 
-    /// Execution to follow
-    #[arg(value_name = "ID", value_parser = execution_id())]
-    id: ExecutionId,
+    /// Execution to follow: its id, the beginning of its id, or its name
+    #[arg(value_name = "ID", value_parser = execution_ref())]
+    id: ExecutionRef,
 }
 
 /// Follows an execution to its end. Returns the command's own exit code.
 pub(super) async fn attach(options: AttachOptions) -> Result<u8, ClientError> {
     let AttachOptions { service, id, json, reconnect, observe } = options;
-    let loop_options = LoopOptions { url: service.url, json, stats: false, shows_elapsed: !json, run: None };
+    let id = resolve(&service, &id).await?;
+    let loop_options =
+        LoopOptions { url: service.url, json, stats: false, quiet: false, shows_elapsed: !json, run: None };
     // The client that started the execution chose its heartbeat.
     let heartbeat = HeartbeatEstimate::Observed { longest: None, updated_at: None };
     SessionLoop::new(loop_options, LoopPurpose::Attach { id, reconnect, observe }, heartbeat).run().await

@@ -4,25 +4,29 @@ use std::time::Duration;
 
 use cc_executor_actors::{
     clock::millis,
-    id::ExecutionId,
+    name::ExecutionRef,
+    outcome::{Outcome, Reason},
     protocol::{
-        DEFAULT_GRACE_MS, MethodParams,
+        DEFAULT_GRACE_MS,
         control::{ControlParams, ControlRequest},
         status::StatusParams,
     },
-    rpc::ReceivedMessage,
+    rpc::code,
 };
 use clap::Args;
-use serde::de::{DeserializeOwned, IgnoredAny};
+use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
 use super::{
     ClientError, PATIENCE,
-    connection::{Connection, ConnectionEvent, not_understood, read},
-    exit, exit_code_of_refusal,
-    flags::{ServiceFlags, execution_id, seconds},
+    connection::Connection,
+    duration::duration,
+    execution_arg::{execution_ref, resolve},
+    exit,
+    flags::ServiceFlags,
     print_line,
+    request::{RequestError, request},
     status::ReceivedStatus,
 };
 
@@ -32,10 +36,10 @@ const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// The exit codes in the help text.
 pub(super) const EXIT_CODES: &str = "\
 Exit codes:
-   0  the execution has ended
-  64  wrong use: flags, token variables
+   0  the execution has ended, now or before
+  64  wrong use: flags, token variables, an ID with several matches
   69  service or backend cannot be reached or does not answer; or the execution
-      is not known, had already ended, or has not ended in time
+      is not known, or has not ended in time
   70  invalid message of the service
   74  output cannot be written
   75  service full or shutting down
@@ -47,38 +51,40 @@ pub struct CancelOptions {
     #[command(flatten)]
     service: ServiceFlags,
 
-    /// Time between TERM and KILL (5 if not given)
-    #[arg(long, value_name = "SECONDS", value_parser = seconds(), allow_negative_numbers = true)]
+    /// Time between TERM and KILL (5s if not given)
+    #[arg(long, value_name = "DURATION", value_parser = duration(), allow_negative_numbers = true)]
     grace: Option<Duration>,
 
-    /// Execution to cancel
-    #[arg(value_name = "ID", value_parser = execution_id())]
-    id: ExecutionId,
+    /// Execution to cancel: its id, the beginning of its id, or its name
+    #[arg(value_name = "ID", value_parser = execution_ref())]
+    id: ExecutionRef,
 }
 
 /// Cancels an execution, and waits for its end.
 pub(super) async fn cancel(options: CancelOptions) -> Result<u8, ClientError> {
+    let target = resolve(&options.service, &options.id).await?;
     let mut connection = Connection::open(&options.service.url).await?;
     let grace_ms = options.grace.map_or(DEFAULT_GRACE_MS, millis);
-    let (execution_id, request) = (Some(options.id), ControlRequest::cancel(grace_ms));
-    let _: IgnoredAny = call(&mut connection, 1, &ControlParams { execution_id, request }).await?;
+    let (execution_id, order) = (Some(target), ControlRequest::cancel(grace_ms));
+    let accepted = request(&mut connection, 1, &ControlParams { execution_id, request: order }).await;
+    let had_ended = match accepted {
+        Ok(IgnoredAny) => false,
+        // It has ended, and its status says how.
+        Err(RequestError::Refused(code::NOT_RUNNING, _)) => true,
+        Err(error) => return Err(error.into()),
+    };
     let until = Instant::now() + Duration::from_millis(grace_ms) + PATIENCE;
     for id in 2.. {
-        let status: Box<RawValue> = call(&mut connection, id, &StatusParams { execution_id }).await?;
+        let status: Box<RawValue> = request(&mut connection, id, &StatusParams { execution_id }).await?;
         if let ReceivedStatus::Ended(ending) = ReceivedStatus::read(&status)? {
-            let proven = match ending.cancel.map(|cancel| cancel.verified) {
-                Some(true) => ", every process gone",
-                Some(false) => ", but processes may still run: look for them on the backend's machine",
-                None => "",
-            };
             // The execution has ended whether or not the line is read.
-            let _ = print_line(&format!("{} {}{proven}", ending.status.as_str(), ending.reason.as_str()))?;
+            let _ = print_line(&description(&ending, had_ended))?;
             break;
         }
         if Instant::now() > until {
             return Err(ClientError::new(
                 exit::UNAVAILABLE,
-                format!("{} has not ended yet; run `cc-executor ps` to see its status", options.id),
+                format!("{target} has not ended yet; run `cc-executor ps` to see its status"),
             ));
         }
         sleep(POLL_INTERVAL).await;
@@ -87,33 +93,32 @@ pub(super) async fn cancel(options: CancelOptions) -> Result<u8, ClientError> {
     Ok(0)
 }
 
-/// Calls a method and waits for its response.
-async fn call<P: MethodParams, R: DeserializeOwned>(
-    connection: &mut Connection,
-    id: u64,
-    params: &P,
-) -> Result<R, ClientError> {
-    let response = async {
-        connection.call(id, params).await?;
-        loop {
-            let text = match connection.next().await {
-                ConnectionEvent::Message(text) => text,
-                ConnectionEvent::Nothing => continue,
-                ConnectionEvent::Broken(error) => return Err(error),
-            };
-            let message: ReceivedMessage<'_> = serde_json::from_slice(&text).map_err(|error| not_understood(&error))?;
-            match (message.id == Some(id), message.error, message.result) {
-                (true, Some(error), _) => {
-                    return Err(ClientError::new(exit_code_of_refusal(error.code), error.message));
-                }
-                (true, None, Some(result)) => return read(result),
-                _ => {}
-            }
-        }
+/// How an execution ended, in one line.
+fn description(ending: &Outcome, had_ended: bool) -> String {
+    let before = if had_ended { "had already ended: " } else { "" };
+    let code =
+        ending.exit_code.filter(|_| ending.reason == Reason::Exit).map(|code| format!(" {code}")).unwrap_or_default();
+    let proven = match ending.cancel.map(|cancel| cancel.verified) {
+        Some(true) => ", every process gone",
+        Some(false) => ", but processes may still run: look for them on the backend's machine",
+        None => "",
     };
-    timeout(PATIENCE, response).await.unwrap_or_else(|_| {
-        let seconds = PATIENCE.as_secs();
-        let message = format!("the service did not answer the request {} within {seconds} s; try again", P::NAME);
-        Err(ClientError::new(exit::UNAVAILABLE, message))
-    })
+    format!("{before}{} {}{code}{proven}", ending.status.as_str(), ending.reason.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use cc_executor_actors::outcome::{CancelReport, Status};
+
+    use super::*;
+
+    #[test]
+    fn the_line_says_how_it_ended_and_whether_that_was_before() {
+        let mut ending = Outcome::without_process(Status::Failed, Reason::Exit, None);
+        ending.exit_code = Some(3);
+        assert_eq!(description(&ending, true), "had already ended: FAILED exit 3");
+        let mut canceled = Outcome::without_process(Status::Cancelled, Reason::Canceled, None);
+        canceled.cancel = Some(CancelReport::unknown(5));
+        assert!(description(&canceled, false).starts_with("CANCELLED canceled, but processes may still run"));
+    }
 }

@@ -1,11 +1,8 @@
-//! Flags that several client commands share, and the parsers of their values.
+//! Flags that several client commands share.
 
-use std::time::Duration;
-
-use cc_executor_actors::id::ExecutionId;
 use clap::Args;
 
-use crate::config::value::{Checker, checked};
+use crate::config::value::checked;
 
 /// The default of `--url`.
 pub(super) const DEFAULT_URL: &str = "ws://127.0.0.1:8003/ws/mcp";
@@ -25,19 +22,6 @@ pub struct ServiceFlags {
     pub(super) url: String,
 }
 
-/// The parser of a time in seconds.
-pub(super) fn seconds() -> Checker<Duration> {
-    checked(read_seconds)
-}
-
-/// The parser of an execution's id.
-pub(super) fn execution_id() -> Checker<ExecutionId> {
-    let read = |text: &str| {
-        text.parse().map_err(|_| format!("must be the id of an execution, not {text:?}; `cc-executor ps` lists them"))
-    };
-    Checker::new(read, ExecutionId::random)
-}
-
 /// Reads the URL of a service. Without a path it is completed with that of sessions.
 fn session_url(text: &str) -> Result<String, String> {
     let rest = text.strip_prefix("ws://").or_else(|| text.strip_prefix("http://"));
@@ -49,13 +33,6 @@ fn session_url(text: &str) -> Result<String, String> {
         _ => {
             Err(format!("must be ws://HOST[:PORT] without TLS and user name, not {text:?}; put a TLS tunnel in front"))
         }
-    }
-}
-
-fn read_seconds(text: &str) -> Result<Duration, String> {
-    match text.trim_end_matches('s').parse::<f64>() {
-        Ok(number) if number > 0.0 && number < 1e9 => Ok(Duration::from_secs_f64(number).max(Duration::from_millis(1))),
-        _ => Err(format!("must be a number of seconds such as 30 or 0.5, not {text:?}")),
     }
 }
 
@@ -75,15 +52,6 @@ mod tests {
         }
         for wrong in ["wss://h", "h:1", "ws://", "ws://secret@h", ""] {
             assert!(session_url(wrong).is_err(), "{wrong}");
-        }
-    }
-
-    #[test]
-    fn a_time_is_in_seconds() {
-        assert_eq!(read_seconds("30"), Ok(Duration::from_secs(30)));
-        assert_eq!(read_seconds("0.25s"), Ok(Duration::from_millis(250)));
-        for wrong in ["", "0", "-1", "soon", "nan", "inf"] {
-            assert!(read_seconds(wrong).is_err(), "{wrong}");
         }
     }
 }

@@ -8,15 +8,17 @@ mod tail;
 
 use std::time::Duration;
 
-use cc_executor_actors::{id::ExecutionId, stream::Stream};
+use cc_executor_actors::{name::ExecutionRef, stream::Stream};
 use clap::Args;
 use sha2::{Digest, Sha256};
 use tokio::{io::AsyncWriteExt, time::sleep};
 
 use self::response::{OutputFile, PartOfOutput};
 use super::{
-    ClientError, exit,
-    flags::{ServiceFlags, execution_id},
+    ClientError,
+    execution_arg::{execution_ref, resolve},
+    exit,
+    flags::ServiceFlags,
     unwritable,
 };
 use crate::console::{self, OutputReader};
@@ -32,7 +34,7 @@ const MAX_BROKEN: usize = 3;
 pub(super) const EXIT_CODES: &str = "\
 Exit codes:
    0  everything that there is was printed, or the reader of the output is gone
-  64  wrong use: flags, token variables
+  64  wrong use: flags, token variables, an ID with several matches
   69  service or backend cannot be reached or does not answer; or the execution
       is not known
   70  the beginning of the output is not there any more (standard error names
@@ -64,15 +66,16 @@ pub struct PrintOutputOptions {
     #[arg(short, long)]
     follow: bool,
 
-    /// Execution whose output is printed
-    #[arg(value_name = "ID", value_parser = execution_id())]
-    id: ExecutionId,
+    /// Execution whose output is printed: its id, the beginning of its id, or its name
+    #[arg(value_name = "ID", value_parser = execution_ref())]
+    id: ExecutionRef,
 }
 
 /// Prints the output of an execution.
 pub(super) async fn output(options: PrintOutputOptions) -> Result<u8, ClientError> {
     let stream = if options.stderr { Stream::Stderr } else { Stream::Stdout };
-    let file = OutputFile::new(&options.service.url, options.id, stream)?;
+    let id = resolve(&options.service, &options.id).await?;
+    let file = OutputFile::new(&options.service.url, id, stream)?;
     let mut printer =
         OutputPrinter { at: 0, lost: 0, sha256: Sha256::new(), is_whole: true, stdout: console::streams().0 };
     let begin = match (options.tail, options.lines) {

@@ -20,16 +20,18 @@ use crate::console;
 pub(super) struct OutputView {
     json: bool,
     stats: bool,
+    quiet: bool,
     pub(super) output: StdoutWriter,
     pub(super) elapsed: ElapsedLine,
     agent: AgentView,
 }
 
 impl OutputView {
-    /// With `json` the service's messages are printed instead of the output. With `stats` the usage follows the output.
-    pub(super) fn new(json: bool, stats: bool, shows_elapsed: bool) -> Self {
+    /// With `json` the service's messages are printed instead of the output. With `stats` the usage follows the output; with
+    /// `quiet` an agent's tools and summary are left out.
+    pub(super) fn new(json: bool, stats: bool, quiet: bool, shows_elapsed: bool) -> Self {
         let (output, elapsed) = (StdoutWriter::new(json), ElapsedLine::new(shows_elapsed));
-        OutputView { json, stats, output, elapsed, agent: AgentView::new() }
+        OutputView { json, stats, quiet, output, elapsed, agent: AgentView::new() }
     }
 
     /// Shows the output in a message. Returns false if the message has none, and must be handled elsewhere.
@@ -37,7 +39,7 @@ impl OutputView {
         match (method, params) {
             (Some("output"), Some(params)) => self.take_output(&read(params)?)?,
             // An event is only shown, so one that cannot be read is left out.
-            (Some("event"), Some(params)) if !self.json => {
+            (Some("event"), Some(params)) if !self.json && !self.quiet => {
                 if let Ok(notice) = read(params) {
                     self.take_agent_event(&notice);
                 }
@@ -92,7 +94,7 @@ impl OutputView {
     /// Compares the output with the counts and digests of the outcome, and shows the summary of an agent and the usage.
     pub(super) fn conclude(&self, outcome: &Outcome) -> Result<(), ClientError> {
         self.output.check(outcome).map_err(damaged)?;
-        if let Some(result) = outcome.result.as_ref().filter(|_| !self.json) {
+        if let Some(result) = outcome.result.as_ref().filter(|_| !self.json && !self.quiet) {
             console::report_line(&self.agent.of_outcome(result));
         }
         if self.stats && !self.json {

@@ -1,26 +1,34 @@
 //! `ps`: lists the executions of a service's backend.
 
-use std::collections::HashSet;
+mod filter;
+mod watch;
+
+use std::{collections::HashSet, time::Duration};
 
 use cc_executor_actors::{backend_api::Snapshot, id::ExecutionId};
 use clap::Args;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use self::{
+    filter::{PsFilter, passes, read_filter},
+    watch::watch,
+};
 use super::{
     ClientError,
-    connection::{not_understood, read, refused, unreachable},
+    connection::{not_understood, read},
+    duration::duration,
+    executions::fetch_list,
     flags::ServiceFlags,
-    http::{HttpClient, MAX_REFUSAL, service_url, within},
+    http::{HttpClient, service_url},
     print,
     ps_table::PsTable,
     terminal::output_width,
 };
-use crate::console::{self, OutputReader};
-
-/// The longest page that is read, in bytes. A service of before pages lists up to 4096 executions at once, of less than
-/// 16 KiB each.
-const MAX_BODY: usize = 64 << 20;
+use crate::{
+    config::value::Checker,
+    console::{self, OutputReader},
+};
 
 /// How many ended executions are listed without `--all`.
 const LAST_ENDED: usize = 10;
@@ -46,9 +54,22 @@ pub struct PsOptions {
     #[arg(short, long)]
     all: bool,
 
+    /// Print whole ids only, a line each
+    #[arg(short, long, conflicts_with_all = ["json", "watch"])]
+    quiet: bool,
+
+    /// List only executions in a state, or whose name has a part: state=running, name=build; repeated keys add up
+    #[arg(long = "filter", value_name = "KEY=VALUE", value_parser = Checker::new(read_filter, PsFilter::placeholder))]
+    filters: Vec<PsFilter>,
+
     /// Print the service's JSON instead of a table
     #[arg(long)]
     json: bool,
+
+    /// List again every DURATION (2s if not given) until Ctrl-C; needs a terminal
+    #[arg(long, value_name = "DURATION", num_args = 0..=1, require_equals = true, value_parser = duration())]
+    #[arg(default_missing_value = "2", conflicts_with = "json")]
+    watch: Option<Duration>,
 }
 
 /// A page of the service's list. The executions are read one by one, because `--json` prints them as they come: a newer
@@ -75,31 +96,68 @@ struct ListedSummary<'a> {
     attached: bool,
 }
 
-/// Lists the executions of the caller that a service's backend knows, page by page.
+/// Lists the executions of the caller that a service's backend knows.
 pub(super) async fn ps(options: PsOptions) -> Result<u8, ClientError> {
-    let list = service_url(&options.service.url, "/executions");
-    let client = HttpClient::new()?;
-    let mut url = list.clone();
-    let mut rows = PrintedRows::new(options.json, options.all);
-    loop {
-        let body = within(&url, fetch_page(&client, &url)).await?;
-        let page: ReceivedPage<'_> = serde_json::from_slice(&body).map_err(|error| not_understood(&error))?;
-        if rows.print(&page)? == OutputReader::Gone {
-            break;
-        }
-        let Some(next) = page.next.filter(|_| !rows.is_full()) else { break };
-        url = format!("{list}?after={next}");
+    let (list, client) = (service_url(&options.service.url, "/executions"), HttpClient::new()?);
+    let rows = || {
+        let form = match options {
+            PsOptions { json: true, .. } => ListForm::Json,
+            PsOptions { quiet: true, .. } => ListForm::Ids,
+            _ => ListForm::Table(PsTable::new(output_width())),
+        };
+        PrintedRows::new(form, options.all, options.filters.clone())
+    };
+    if let Some(period) = options.watch {
+        return watch(period, async || {
+            let mut text = String::new();
+            let mut rows = rows();
+            fetch_pages(&client, &list, &mut rows, |part| {
+                text += part;
+                Ok(OutputReader::Present)
+            })
+            .await?;
+            Ok(text)
+        })
+        .await;
     }
+    let mut rows = rows();
+    fetch_pages(&client, &list, &mut rows, print).await?;
     rows.report_omitted();
     Ok(0)
 }
 
+/// Fetches the list page by page, and passes the text of each page on.
+async fn fetch_pages(
+    client: &HttpClient,
+    list: &str,
+    rows: &mut PrintedRows,
+    mut print: impl FnMut(&str) -> Result<OutputReader, ClientError>,
+) -> Result<(), ClientError> {
+    let mut url = list.to_owned();
+    loop {
+        let body = fetch_list(client, &url).await?;
+        let page: ReceivedPage<'_> = serde_json::from_slice(&body).map_err(|error| not_understood(&error))?;
+        if print(&rows.text_of(&page)?)? == OutputReader::Gone {
+            return Ok(());
+        }
+        let Some(next) = page.next.filter(|_| !rows.is_full()) else { return Ok(()) };
+        url = format!("{list}?after={next}");
+    }
+}
+
+/// The form of the list.
+enum ListForm {
+    Table(PsTable),
+    Json,
+    Ids,
+}
+
 /// The executions that were printed.
 struct PrintedRows {
-    json: bool,
+    form: ListForm,
+    filters: Vec<PsFilter>,
     /// How many ended ones are printed at the most.
     max_ended: usize,
-    table: PsTable,
     began: bool,
     /// One that ends between two pages is in both.
     seen: HashSet<ExecutionId>,
@@ -112,11 +170,11 @@ struct PrintedRows {
 }
 
 impl PrintedRows {
-    fn new(json: bool, all: bool) -> Self {
+    fn new(form: ListForm, all: bool, filters: Vec<PsFilter>) -> Self {
         PrintedRows {
-            json,
+            form,
+            filters,
             max_ended: if all { usize::MAX } else { LAST_ENDED },
-            table: PsTable::new(output_width()),
             began: false,
             seen: HashSet::new(),
             n_printed: 0,
@@ -131,11 +189,7 @@ impl PrintedRows {
         self.has_seen_active && self.n_ended >= self.max_ended
     }
 
-    /// Prints a page with one write: with `json` its part of one JSON document.
-    fn print(&mut self, page: &ReceivedPage<'_>) -> Result<OutputReader, ClientError> {
-        print(&self.text_of(page)?)
-    }
-
+    /// The text of a page: as JSON its part of one document.
     fn text_of(&mut self, page: &ReceivedPage<'_>) -> Result<String, ClientError> {
         self.total = page.total;
         let (mut running, mut ended) = (Vec::new(), Vec::new());
@@ -143,7 +197,7 @@ impl PrintedRows {
             let listed: ListedSummary<'_> = read(execution)?;
             let has_ended = listed.ending.is_some();
             self.has_seen_active |= has_ended && !listed.attached;
-            if !self.seen.insert(listed.execution_id) {
+            if !self.seen.insert(listed.execution_id) || !self.is_wanted(execution)? {
                 continue;
             }
             if !has_ended {
@@ -155,34 +209,29 @@ impl PrintedRows {
         }
         let shown = [running, ended].concat();
         let is_first = !std::mem::replace(&mut self.began, true);
-        let text = if self.json {
-            let is_last = page.next.is_none() || self.is_full();
-            self.json_of(&shown, is_first, is_last)
-        } else {
-            let snapshots = shown.iter().map(|execution| read::<Snapshot>(execution)).collect::<Result<Vec<_>, _>>()?;
-            self.table.text_of(&snapshots, is_first)
+        let is_last = page.next.is_none() || self.is_full();
+        let text = match &mut self.form {
+            ListForm::Json => json_of(&shown, self.n_printed, is_first, is_last),
+            ListForm::Ids => ids_of(&shown)?,
+            ListForm::Table(table) => table.text_of(&snapshots_of(&shown)?, is_first),
         };
         self.n_printed += shown.len();
         Ok(text)
     }
 
-    fn json_of(&self, shown: &[&RawValue], is_first: bool, is_last: bool) -> String {
-        let mut text = String::new();
-        if is_first {
-            text.push_str("{\"executions\":[\n");
+    fn is_wanted(&self, execution: &RawValue) -> Result<bool, ClientError> {
+        if self.filters.is_empty() {
+            return Ok(true);
         }
-        for (at, execution) in shown.iter().enumerate() {
-            let separator = if self.n_printed + at == 0 { "" } else { "," };
-            text.extend([separator, execution.get(), "\n"]);
-        }
-        if is_last {
-            text.push_str("]}\n");
-        }
-        text
+        let snapshot = read::<Snapshot>(execution)?;
+        Ok(passes(&self.filters, &snapshot))
     }
 
     /// Says on standard error how many executions `--all` would add.
     fn report_omitted(&self) {
+        if !self.filters.is_empty() || matches!(self.form, ListForm::Ids) {
+            return;
+        }
         let known = self.total.unwrap_or(0).max(self.seen.len());
         match known.saturating_sub(self.n_printed) {
             0 => {}
@@ -194,14 +243,29 @@ impl PrintedRows {
     }
 }
 
-/// Fetches a page of the service's list: JSON.
-async fn fetch_page(client: &HttpClient, url: &str) -> Result<bytes::Bytes, ClientError> {
-    let mut response = client.get(url).send().await.map_err(|error| unreachable(url, &error))?;
-    if !response.status().is_success() {
-        let reason = response.body().limit(MAX_REFUSAL).await.unwrap_or_default();
-        return Err(refused(url, response.status(), &reason));
+fn snapshots_of(shown: &[&RawValue]) -> Result<Vec<Snapshot>, ClientError> {
+    shown.iter().map(|execution| read::<Snapshot>(execution)).collect()
+}
+
+fn ids_of(shown: &[&RawValue]) -> Result<String, ClientError> {
+    let line = |execution: &&RawValue| Ok(format!("{}\n", read::<ListedSummary<'_>>(execution)?.execution_id));
+    shown.iter().map(line).collect()
+}
+
+/// `n_before` of the document's executions have been printed.
+fn json_of(shown: &[&RawValue], n_before: usize, is_first: bool, is_last: bool) -> String {
+    let mut text = String::new();
+    if is_first {
+        text.push_str("{\"executions\":[\n");
     }
-    response.body().limit(MAX_BODY).await.map_err(|error| unreachable(url, &error))
+    for (at, execution) in shown.iter().enumerate() {
+        let separator = if n_before + at == 0 { "" } else { "," };
+        text.extend([separator, execution.get(), "\n"]);
+    }
+    if is_last {
+        text.push_str("]}\n");
+    }
+    text
 }
 
 #[cfg(test)]
@@ -209,6 +273,10 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+
+    fn all_as_json() -> PrintedRows {
+        PrintedRows::new(ListForm::Json, true, Vec::new())
+    }
 
     /// What is printed of these pages.
     fn printed(rows: &mut PrintedRows, pages: &[Value]) -> String {
@@ -230,7 +298,7 @@ mod tests {
         let other = json!({ "executionId": b });
         let pages =
             [json!({ "executions": [newer, newer], "next": "x" }), json!({ "executions": [newer, other], "later": 1 })];
-        let printed: Value = serde_json::from_str(&printed(&mut PrintedRows::new(true, true), &pages)).unwrap();
+        let printed: Value = serde_json::from_str(&printed(&mut all_as_json(), &pages)).unwrap();
         assert_eq!(printed, json!({ "executions": [newer, other] }), "each once");
     }
 
@@ -250,12 +318,12 @@ mod tests {
             json!({ "executions": second, "next": "b", "total": 45 }),
             json!({ "executions": ended[20..], "total": 45 }),
         ];
-        let mut rows = PrintedRows::new(true, false);
+        let mut rows = PrintedRows::new(ListForm::Json, false, Vec::new());
         let list: Value = serde_json::from_str(&printed(&mut rows, &pages)).unwrap();
         let listed = ids(&[list["executions"].as_array().unwrap()]);
         assert_eq!(listed, ids(&[&running[..1], &attached[..10], &running[1..]]), "a page after the other");
         assert_eq!((rows.n_printed, rows.total), (13, Some(45)));
-        let mut rows = PrintedRows::new(true, true);
+        let mut rows = all_as_json();
         let list: Value = serde_json::from_str(&printed(&mut rows, &pages)).unwrap();
         assert_eq!(list["executions"].as_array().unwrap().len(), 45);
     }

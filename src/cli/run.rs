@@ -1,23 +1,30 @@
 //! `run`: runs a command through a service, and follows it to its end.
 
-use std::time::Duration;
+mod environment;
+mod joined;
+
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use cc_executor_actors::{
     agent::claude::EXECUTOR,
     clock::millis,
     id::ExecutionId,
-    protocol::execute::{ClaudeOptions, ExecuteParams, ExecutionSpec},
+    name::{ExecutionName, InvalidExecutionName},
+    protocol::execute::{ClaudeOptions, ExecuteParams, ExecutionSpec, Overflow, RequestedCommand},
 };
 use clap::Args;
 
+use self::environment::{GivenVariable, read_variable};
 use super::{
     ClientError,
-    flags::{DEFAULT_RECONNECT, ServiceFlags, seconds},
+    duration::{duration, read_duration},
+    exit,
+    flags::{DEFAULT_RECONNECT, ServiceFlags},
     session_loop::{DisconnectAction, LoopOptions, LoopPurpose, RunRequest, SessionLoop},
     silence::HeartbeatEstimate,
     terminal::size,
 };
-use crate::config::value::{checked, whole_number};
+use crate::config::value::{Checker, checked, one_of, whole_number};
 
 /// The exit codes in the help text.
 pub(super) const EXIT_CODES: &str = "\
@@ -50,16 +57,32 @@ pub struct RunOptions {
     #[arg(long, value_name = "NAME")]
     executor: Option<String>,
 
-    /// Kill the command after SECONDS, such as 30 or 0.5
-    #[arg(long, value_name = "SECONDS", value_parser = seconds(), allow_negative_numbers = true)]
+    /// Run the words as they are, without a shell: the program, then its arguments
+    #[arg(long, conflicts_with = "executor")]
+    exec: bool,
+
+    /// Name that ps shows and that is accepted as ID; unique among your running executions
+    #[arg(long, value_name = "NAME", value_parser = execution_name())]
+    name: Option<ExecutionName>,
+
+    /// Variable for the command; without =VALUE it is passed on, if it is set
+    #[arg(short = 'e', long = "env", value_name = "NAME[=VALUE]", value_parser = checked(read_variable))]
+    variables: Vec<GivenVariable>,
+
+    /// Read variables from a file: NAME[=VALUE] lines, and comments that begin with #
+    #[arg(long, value_name = "FILE")]
+    env_file: Vec<PathBuf>,
+
+    /// Kill the command after DURATION, such as 30, 2.5, 90s, 5m or 1h30m (a number alone is seconds)
+    #[arg(long, value_name = "DURATION", value_parser = duration(), allow_negative_numbers = true)]
     timeout: Option<Duration>,
 
-    /// Kill the command after SECONDS without output
-    #[arg(long, value_name = "SECONDS", value_parser = seconds(), allow_negative_numbers = true)]
+    /// Kill the command after DURATION without output
+    #[arg(long, value_name = "DURATION", value_parser = duration(), allow_negative_numbers = true)]
     stall_timeout: Option<Duration>,
 
-    /// Interval of the service's status messages, from 1 to 60 (15 if not given)
-    #[arg(long, value_name = "SECONDS", value_parser = seconds(), allow_negative_numbers = true)]
+    /// Interval of the service's status messages, from 1s to 60s (15s if not given)
+    #[arg(long, value_name = "DURATION", value_parser = duration(), allow_negative_numbers = true)]
     heartbeat: Option<Duration>,
 
     /// Working directory, on the backend's machine
@@ -74,30 +97,69 @@ pub struct RunOptions {
     #[arg(long, short)]
     tty: bool,
 
-    /// Reconnect and continue when the connection breaks, for up to SECONDS (30 if not given)
-    #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, value_parser = seconds())]
+    /// Reconnect and continue when the connection breaks, for up to DURATION (30s if not given)
+    #[arg(long, value_name = "DURATION", num_args = 0..=1, require_equals = true, value_parser = duration())]
     #[arg(default_missing_value = DEFAULT_RECONNECT, conflicts_with_all = ["interactive", "detach"])]
     reconnect: Option<Duration>,
 
-    /// Print the execution's id and exit; the command keeps running for as long as the service allows
-    #[arg(long, conflicts_with_all = ["interactive", "json", "stats"])]
-    detach: bool,
+    /// Print the execution's id and exit; the command keeps running without a client for DURATION (as long as the service
+    /// allows if not given)
+    #[arg(short, long, value_name = "DURATION", num_args = 0..=1, require_equals = true, value_parser = detach_period())]
+    #[arg(default_missing_value = LONGEST, conflicts_with_all = ["interactive", "json", "stats"])]
+    detach: Option<DetachPeriod>,
+
+    /// When output that nobody has received fills its quota: wait (the command waits) or drop (the oldest bytes are
+    /// dropped); with --detach or --reconnect
+    #[arg(long, value_name = "ACTION", value_parser = one_of(&["wait", "drop"], read_overflow))]
+    overflow: Option<Overflow>,
 
     /// Print the service's messages instead of the output
     #[arg(long)]
     json: bool,
 
+    /// Print the output and errors only: no progress, hints or summaries
+    #[arg(short, long, conflicts_with = "stats")]
+    quiet: bool,
+
     /// Print time, processor time and memory at the end
     #[arg(long)]
     stats: bool,
 
-    /// Command to run; several words are joined by a space, as ssh does
+    /// Command to run; without --exec several words are joined by a space, as ssh does
     #[arg(value_name = "COMMAND", required = true, trailing_var_arg = true)]
     command: Vec<String>,
 
     // Last, because clap puts all later flags under its heading.
     #[command(flatten)]
     claude: ClaudeFlags,
+}
+
+/// In place of the duration of `--detach` that is not given.
+const LONGEST: &str = "longest";
+
+/// For how long a detached command may run without a client; `None` is as long as the service allows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct DetachPeriod(Option<Duration>);
+
+fn detach_period() -> Checker<DetachPeriod> {
+    let read = |text: &str| match text {
+        LONGEST => Ok(DetachPeriod(None)),
+        text => read_duration(text).map(|period| DetachPeriod(Some(period))),
+    };
+    Checker::new(read, || DetachPeriod(None))
+}
+
+fn execution_name() -> Checker<ExecutionName> {
+    let read = |text: &str| text.parse().map_err(|why: InvalidExecutionName| format!("{why}, not {text:?}"));
+    Checker::new(read, || "x".parse().expect("a letter that is no digit is a name"))
+}
+
+fn read_overflow(text: &str) -> Option<Overflow> {
+    match text {
+        "wait" => Some(Overflow::Wait),
+        "drop" => Some(Overflow::Drop),
+        _ => None,
+    }
 }
 
 /// Options of the executor `claude`.
@@ -129,29 +191,43 @@ impl RunOptions {
     fn on_disconnect(&self) -> DisconnectAction {
         match self.reconnect {
             Some(patience) => DisconnectAction::Reconnect(patience),
-            None if self.detach => DisconnectAction::Detach,
-            None => DisconnectAction::End,
+            None => match self.detach {
+                Some(DetachPeriod(period)) => DisconnectAction::Detach(period),
+                None => DisconnectAction::End,
+            },
         }
     }
 
     /// The parameters of `execute` that do not depend on the connection.
-    pub(super) fn execute_params(&self) -> ExecuteParams {
+    ///
+    /// # Errors
+    ///
+    /// A variable or a file of variables cannot be read.
+    pub(super) fn execute_params(&self) -> Result<ExecuteParams, ClientError> {
         let term = std::env::var("TERM").ok().filter(|_| self.tty);
+        let mut env: BTreeMap<_, _> = term.map(|term| ("TERM".to_owned(), term)).into_iter().collect();
+        env.extend(environment::read(&self.env_file, &self.variables)?);
+        let command = match self.exec {
+            true => RequestedCommand::Argv(self.command.clone()),
+            false => RequestedCommand::Text(self.command.join(" ")),
+        };
         let run = ExecutionSpec {
+            command,
+            name: self.name.clone(),
             executor: self.executor.clone(),
             cwd: self.cwd.clone(),
-            env: term.map(|term| ("TERM".to_owned(), term)).into_iter().collect(),
+            env,
             stdin: self.interactive && !self.tty,
             pty: self.tty.then(size),
             timeout_ms: self.timeout.map(millis),
             stall_timeout_ms: self.stall_timeout.map(millis),
             heartbeat_ms: self.heartbeat.map(millis),
             claude: self.claude.options(),
-            ..ExecutionSpec::of(self.command.join(" "))
+            ..ExecutionSpec::default()
         };
         // Without --executor the service may run Claude.
-        let may_be_claude = self.executor.as_deref().is_none_or(|name| name == EXECUTOR);
-        ExecuteParams { events: may_be_claude, ..run.into() }
+        let may_be_claude = !self.exec && self.executor.as_deref().is_none_or(|name| name == EXECUTOR);
+        Ok(ExecuteParams { events: may_be_claude, ..run.into() })
     }
 }
 
@@ -166,13 +242,24 @@ impl ClaudeFlags {
 
 /// Runs a command through a service. Returns the command's own exit code.
 pub(super) async fn run(options: RunOptions) -> Result<u8, ClientError> {
+    if options.overflow.is_some() && options.detach.is_none() && options.reconnect.is_none() {
+        let message = "--overflow applies to output that nobody has received: add --detach or --reconnect";
+        return Err(ClientError::new(exit::USAGE, message));
+    }
+    let params = options.execute_params()?;
+    let is_shell = !options.exec && options.executor.as_deref().is_none_or(|name| name == "shell");
+    if is_shell && !options.quiet && !options.json {
+        joined::hint(&options.command);
+    }
     let on_disconnect = options.on_disconnect();
     // The client chooses the id of an execution that may outlive the connection, because the response may be lost.
     let id = (on_disconnect != DisconnectAction::End).then(ExecutionId::random);
     let heartbeat = HeartbeatEstimate::Requested(options.heartbeat);
-    let RunOptions { interactive, tty, json, stats, .. } = options;
-    let run = Some(RunRequest { params: options.execute_params(), interactive, tty });
-    let loop_options = LoopOptions { url: options.service.url, json, stats, shows_elapsed: !json && !tty, run };
+    let RunOptions { interactive, tty, json, stats, quiet, .. } = options;
+    let overflow = options.overflow.unwrap_or_default();
+    let run = Some(RunRequest { params, overflow, interactive, tty });
+    let shows_elapsed = !json && !tty && !quiet;
+    let loop_options = LoopOptions { url: options.service.url, json, stats, quiet, shows_elapsed, run };
     SessionLoop::new(loop_options, LoopPurpose::Run { id, on_disconnect }, heartbeat).run().await
 }
 
@@ -195,7 +282,8 @@ mod tests {
     fn execute_names_only_what_was_asked_for() {
         let request = |words: &[&str]| {
             let options = options(words);
-            RunRequest { params: options.execute_params(), interactive: options.interactive, tty: options.tty }
+            let (interactive, tty) = (options.interactive, options.tty);
+            RunRequest { params: options.execute_params().unwrap(), overflow: Overflow::Wait, interactive, tty }
         };
         let params = |words: &[&str]| -> Value { serde_json::to_value(request(words).params).unwrap() };
         let plain = params(&["--executor", "shell", "true"]);
@@ -210,6 +298,8 @@ mod tests {
             })
         );
         assert_eq!(params(&["-i", "--", "true"])["stdin"], true);
+        let exec = params(&["--exec", "--name", "list", "-e", "A=b=c", "-eB=", "--", "ls", "", "a b"]);
+        assert_eq!(exec, json!({ "argv": ["ls", "", "a b"], "name": "list", "env": { "A": "b=c", "B": "" } }));
     }
 
     #[test]
@@ -227,7 +317,9 @@ mod tests {
     fn flags_choose_how_a_command_ends_with_its_client() {
         for (flag, action) in [
             ("--json", DisconnectAction::End),
-            ("--detach", DisconnectAction::Detach),
+            ("--detach", DisconnectAction::Detach(None)),
+            ("-d", DisconnectAction::Detach(None)),
+            ("--detach=1h30m", DisconnectAction::Detach(Some(Duration::from_secs(5_400)))),
             ("--reconnect", DisconnectAction::Reconnect(Duration::from_secs(30))),
             ("--reconnect=1.5", DisconnectAction::Reconnect(Duration::from_millis(1500))),
         ] {

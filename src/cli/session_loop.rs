@@ -50,6 +50,8 @@ pub(super) struct LoopOptions {
     pub(super) url: String,
     /// Whether the service's messages are printed instead of the output.
     pub(super) json: bool,
+    /// Whether progress and summaries are left out.
+    pub(super) quiet: bool,
     /// Whether the usage is printed at the end.
     pub(super) stats: bool,
     /// Whether the elapsed time is shown while there is no output.
@@ -62,6 +64,8 @@ pub(super) struct LoopOptions {
 pub(super) struct RunRequest {
     /// The parameters of `execute` that are the same on every connection. A repeated request must not differ in them.
     pub(super) params: ExecuteParams,
+    /// What happens to unreceived output beyond its quota, if the execution may outlive the connection.
+    pub(super) overflow: Overflow,
     /// Whether standard input is forwarded.
     pub(super) interactive: bool,
     /// Whether the command runs on a terminal.
@@ -76,7 +80,7 @@ impl RunRequest {
         detach_ms: Option<u64>,
         instance: Option<InstanceId>,
     ) -> ExecuteParams {
-        let detach = detach_ms.map(|detach_ms| DetachOptions { detach_ms, overflow: Overflow::Wait });
+        let detach = detach_ms.map(|detach_ms| DetachOptions { detach_ms, overflow: self.overflow });
         let run = ExecutionSpec { execution_id: id, detach, ..self.params.run.clone() };
         ExecuteParams { run, instance, ..self.params.clone() }
     }
@@ -126,7 +130,7 @@ enum LoopWake {
 impl SessionLoop {
     pub(super) fn new(options: LoopOptions, purpose: LoopPurpose, heartbeat: HeartbeatEstimate) -> Self {
         SessionLoop {
-            view: OutputView::new(options.json, options.stats, options.shows_elapsed),
+            view: OutputView::new(options.json, options.stats, options.quiet, options.shows_elapsed),
             state: LoopState::new(options.url.clone(), purpose, heartbeat),
             link: Link::Opening { attempt: ConnectAttempt::FIRST, before: None },
             input: StdinReader::closed(),

@@ -48,6 +48,12 @@ pub(super) fn output_width() -> Option<usize> {
     Some(usize::from(if size.ws_col > 0 { size.ws_col } else { DEFAULT_SIZE.cols }))
 }
 
+/// The height of the terminal to which standard output goes, in lines.
+pub(super) fn output_height() -> usize {
+    let height = tcgetwinsize(stdout()).map_or(0, |size| size.ws_row);
+    usize::from(if height > 0 { height } else { DEFAULT_SIZE.rows })
+}
+
 /// The elapsed time is shown after this time without output, and as often.
 const QUIET: Duration = Duration::from_secs(1);
 

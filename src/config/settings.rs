@@ -212,6 +212,10 @@ pub(super) struct ExecutionArgs {
     #[arg(long, env = "CC_EXECUTOR_EXECUTORS", value_name = "JSON", value_parser = setting(executors))]
     pub(super) executors: Option<BTreeMap<String, Vec<String>>>,
 
+    /// Executors, separated by commas, that clients cannot use, such as exec,python
+    #[arg(long, env = "CC_EXECUTOR_DISABLE_EXECUTORS", value_name = "NAMES", value_parser = setting(comma_separated))]
+    pub(super) disable_executors: Option<CommaSeparated>,
+
     /// Variables, separated by commas, that commands inherit besides PATH, HOME and the like
     #[arg(long, env = "CC_EXECUTOR_PASS_ENV", value_name = "NAMES", value_parser = setting(comma_separated))]
     pub(super) pass_env: Option<CommaSeparated>,

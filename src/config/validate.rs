@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
-use cc_executor_actors::{protocol::Limits, supervisor::SessionLimits};
+use cc_executor_actors::{
+    protocol::{EXEC_EXECUTOR, Limits},
+    supervisor::SessionLimits,
+};
 use clap::ArgMatches;
 
 use super::{
@@ -15,7 +18,7 @@ use crate::{
     backend::{
         BackendConfig,
         agent::claude::{self, ClaudePolicy},
-        executor::{Executors, OWN_PREFIX, inherited, service_environment},
+        executor::{ExecutorError, Executors, OWN_PREFIX, inherited, service_environment},
     },
     gateway::IntakeLimits,
     server::auth::Access,
@@ -172,11 +175,22 @@ impl Problems {
         let inherited = inherited(service_environment(), &pass);
         let claude = claude_policy(claude);
         let executors = Executors::new(added, &default, inherited.clone(), claude.clone()).or_else(|problem| {
-            self.add(&name_of("default_executor", matches), format!("cannot be used: {problem}"));
+            let name = if problem == ExecutorError::ExecIsReserved && default != EXEC_EXECUTOR {
+                "executors"
+            } else {
+                "default_executor"
+            };
+            self.add(&name_of(name, matches), format!("cannot be used: {problem}"));
             Executors::new(BTreeMap::new(), "shell", inherited, claude)
         });
+        let executors = executors.expect("the executor shell always exists");
+        let disabled = executions.disable_executors.unwrap_or_default();
+        let executors = executors.clone().without(&disabled).unwrap_or_else(|problem| {
+            self.add(&name_of("disable_executors", matches), format!("cannot be used: {problem}"));
+            executors
+        });
         BackendConfig {
-            executors: executors.expect("the executor shell always exists"),
+            executors,
             max_executions: size(executions.max_executions),
             max_queued: size(executions.max_queued),
             max_observers: size(executions.max_observers),
@@ -420,7 +434,7 @@ mod tests {
         let definition = BackendOnlyArgs::augment_args(Command::new("backend"));
         let names: Vec<_> =
             definition.get_arguments().filter_map(|arg| Some((arg.get_long()?, arg.get_env()?.to_str()?))).collect();
-        assert_eq!(names.len(), 20);
+        assert_eq!(names.len(), 21);
         for (flag, name) in names {
             let Problems(problems) = serve(&[remote, (name, "1")]).unwrap_err();
             let belongs = format!("--{flag} belongs to the backend at CLAUDE_API_URL; set it there");

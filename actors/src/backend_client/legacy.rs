@@ -20,7 +20,7 @@ impl BackendClient {
             _ => ("/execute/stream", "text/plain"),
         };
         let request = self.tracked_request(Method::POST, path, end.clone()).insert_header((header::ACCEPT, media_type));
-        let body = LegacyExecuteRequest { question: run.command.clone() };
+        let body = LegacyExecuteRequest { question: run.command.to_text().into_owned() };
         let response = request.send_json(&body).await.map_err(|error| self.unreachable(&error))?;
         let response = self.accepted(&format!("POST {path}"), response).await?;
         Ok(OpenedStream::Legacy(response.boxed_local(), end))
@@ -30,6 +30,8 @@ impl BackendClient {
 fn refuse_unsupported(run: &ExecutionSpec) -> Result<(), BackendError> {
     let is_other = |name: &str| !["default", CLAUDE_EXECUTOR].contains(&name);
     let options = [
+        ("argv", run.command.argv().is_some()),
+        ("name", run.name.is_some()),
         ("cwd", run.cwd.is_some()),
         ("stdin", run.stdin),
         ("pty", run.pty.is_some()),

@@ -3,12 +3,14 @@
 //! [`ExecutionSpec`] is the part of the parameters that goes to the backend. The rest concerns the session only.
 
 mod claude;
+mod command;
 mod spec;
 
 use serde::{Deserialize, Serialize};
 
 pub use self::{
     claude::ClaudeOptions,
+    command::RequestedCommand,
     spec::{DetachOptions, ExecutionSpec, Overflow},
 };
 use super::Limits;

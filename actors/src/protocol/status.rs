@@ -9,6 +9,7 @@ use super::{
 use crate::{
     activity::Activity,
     id::{ExecutionId, InstanceId},
+    name::ExecutionName,
     outcome::{Outcome, Scope, Status, Storage},
     rpc::{ErrorObject, params::Params},
     stream::PerStream,
@@ -41,6 +42,9 @@ pub enum StatusResult {
 pub struct Snapshot {
     /// The execution.
     pub execution_id: ExecutionId,
+    /// The name that its client gave it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub name: Option<ExecutionName>,
     /// The executor's name.
     pub executor: String,
     /// Its status.
@@ -51,6 +55,10 @@ pub struct Snapshot {
     /// What is stopped, while it is PAUSED.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub scope: Option<Scope>,
+    /// Whether the command has been held back for a second or longer: its output is not read, because nobody receives it
+    /// fast enough or what may wait for a client is full.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub held_back: bool,
     /// Whether a consumer follows it now.
     #[serde(default)]
     pub attached: bool,

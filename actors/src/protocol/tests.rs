@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{
     control::{ControlRequest, TerminalSize},
-    execute::{ClaudeOptions, DetachOptions, ExecutionSpec, Overflow},
+    execute::{ClaudeOptions, DetachOptions, ExecutionSpec, Overflow, RequestedCommand},
     input::CommandInput,
     *,
 };
@@ -30,6 +30,18 @@ fn the_error_names_the_invalid_parameter() {
         ("execute", json!({ "command": "" }), code::PARAMS, "must not be empty"),
         ("execute", json!({ "command": long, "executor": "shell" }), code::PARAMS, "not 131072"),
         ("execute", json!({ "command": "a\u{0}b" }), code::PARAMS, "NUL at byte 1"),
+        ("execute", json!({ "command": "x", "argv": ["x"] }), code::PARAMS, "send one of them"),
+        ("execute", json!({ "argv": [] }), code::PARAMS, "argv must not be empty"),
+        ("execute", json!({ "argv": "ls" }), code::PARAMS, "argv must be a list of strings"),
+        ("execute", json!({ "argv": ["ls", 7] }), code::PARAMS, "argv[1] must be a string"),
+        ("execute", json!({ "argv": ["ls", "a\u{0}b"] }), code::PARAMS, "argv[1] has a NUL at byte 1"),
+        ("execute", json!({ "argv": ["ls", long] }), code::PARAMS, "argv[1] must have at most 131071 bytes"),
+        ("execute", json!({ "argv": ["ls"], "executor": "shell" }), code::PARAMS, "on executor exec only"),
+        ("execute", json!({ "argv": ["ls"], "executor": "claude" }), code::PARAMS, "on executor exec only"),
+        ("execute", json!({ "argv": ["ls"], "claude": {} }), code::PARAMS, "claude"),
+        ("execute", json!({ "command": "ls", "executor": "exec" }), code::PARAMS, "send argv"),
+        ("execute", json!({ "command": "ls", "name": "dead" }), code::PARAMS, "name must have 1 to 63"),
+        ("execute", json!({ "command": "ls", "name": "a b" }), code::PARAMS, "name must have 1 to 63"),
         ("execute", json!({ "command": 7 }), code::PARAMS, "command must be a string, not 7"),
         ("execute", json!({ "command": "x", "cwd": 1 }), code::PARAMS, "cwd must be"),
         ("execute", json!({ "command": "x", "env": { "A": 1 } }), code::PARAMS, "env.A must be a string"),
@@ -135,7 +147,14 @@ fn calls() -> Vec<Method> {
             max_turns: Some(3),
             resume: Some("1-2".to_owned()),
         }),
+        name: Some("nightly".parse().unwrap()),
         ..ExecutionSpec::of("echo")
+    };
+    let words = ["ls", "", "a b"].map(str::to_owned).to_vec();
+    let argv = ExecutionSpec {
+        command: RequestedCommand::Argv(words),
+        executor: Some("exec".to_owned()),
+        ..ExecutionSpec::default()
     };
     let size = TerminalSize { rows: 1, cols: 2 };
     let on_terminal = ExecutionSpec { stdin: true, pty: Some(size), ..ExecutionSpec::of("echo") };
@@ -153,6 +172,7 @@ fn calls() -> Vec<Method> {
     vec![
         Method::Execute(ExecuteParams { run, framing: Framing::Line, events: true, instance }),
         Method::Execute(execute(on_terminal)),
+        Method::Execute(execute(argv)),
         Method::Execute(execute(ExecutionSpec::of("echo"))),
         Method::Attach(attach),
         Method::Attach(AttachParams { framing: Framing::Chunk, events: false, observe: false, ..attach }),

@@ -143,6 +143,7 @@ pub fn answer(
         requests: JobInbox::none(),
         output_buffer,
         consumer_clock: ConsumerClock::attached(Instant::now()),
+        held_since: None,
         storage: None,
         failed_storage: None,
         storage_state: ending.storage,

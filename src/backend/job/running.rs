@@ -162,7 +162,9 @@ impl RunningJob {
         let may_read =
             Stream::BOTH.map(|stream| self.has_run() && disk_has_room && shared.output_buffer.may_read(stream));
         let is_held_back = self.pipes.iter().zip(may_read).any(|(pipe, may)| pipe.is_open() && !may);
-        self.run_clocks(is_held_back, Instant::now());
+        let now = Instant::now();
+        shared.held_since = (is_held_back && self.has_run()).then(|| shared.held_since.unwrap_or(now));
+        self.run_clocks(is_held_back, now);
         let due = self.clocks.due(&self.life, self.other_deadlines(shared));
         let link_due = self.link.due();
         let [stdout, stderr] = &mut self.pipes;

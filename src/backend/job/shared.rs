@@ -33,6 +33,9 @@ use crate::backend::{
 /// How many acknowledgements a gateway sends while a ring fills once.
 const ACKNOWLEDGEMENTS_A_RING: u64 = 4;
 
+/// After how long without room for its output a command counts as held back: a client that reads has made room before.
+const HELD_BACK: Duration = Duration::from_secs(1);
+
 /// The constant properties of an execution.
 #[derive(Clone, Debug)]
 pub struct JobContext {
@@ -60,6 +63,8 @@ pub(super) struct JobShared {
     pub(super) requests: JobInbox,
     pub(super) output_buffer: OutputBuffer,
     pub(super) consumer_clock: ConsumerClock,
+    /// Since when output of the running command is not read; `None` while it is.
+    pub(super) held_since: Option<Instant>,
     /// The way to disk, as long as it works.
     pub(super) storage: Option<JobStorage>,
     /// Where the files are of an execution whose storage has failed.
@@ -192,6 +197,7 @@ impl JobShared {
             execution_id: self.context.id,
             executor: self.context.executor.clone(),
             status: snapshot.status,
+            held_back: ending.is_none() && self.held_since.is_some_and(|since| since.elapsed() >= HELD_BACK),
             position: snapshot.position,
             scope: (snapshot.status == Status::Paused).then_some(Scope::Process),
             attached: self.output_buffer.is_attached(),
@@ -202,6 +208,7 @@ impl JobShared {
             offsets: self.output_buffer.written(),
             storage: self.storage_state,
             // The registry knows them.
+            name: None,
             command: None,
             age_ms: None,
             ending: ending.cloned(),
@@ -282,6 +289,7 @@ mod tests {
                 requests,
                 output_buffer,
                 consumer_clock,
+                held_since: None,
                 storage: None,
                 failed_storage: None,
                 storage_state: None,

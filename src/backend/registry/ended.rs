@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use cc_executor_actors::{client::ClientName, excerpt::excerpt, id::ExecutionId};
+use cc_executor_actors::{client::ClientName, excerpt::excerpt, id::ExecutionId, name::ExecutionName};
 
 use super::{
     inbox::{JobInbox, TaskHandle},
@@ -22,6 +22,8 @@ pub struct EndedExecution {
     pub request: RequestDigest,
     /// Its command.
     pub command: String,
+    /// The name that its client gave it.
+    pub name: Option<ExecutionName>,
     /// When it was requested, in milliseconds since 1970.
     pub created_ms: u64,
     /// When it ended, in milliseconds since 1970.
@@ -33,13 +35,13 @@ pub struct EndedExecution {
 impl EndedExecution {
     /// Adds it. With `has_task` a task serves it until the registry releases the inbox.
     pub(super) fn add(self, shared: &Arc<RegistryShared>, has_task: bool) -> (Retained, JobInbox) {
-        let EndedExecution { id, owner, request, command, created_ms, ended_ms, record } = self;
+        let EndedExecution { id, owner, request, command, name, created_ms, ended_ms, record } = self;
         let mut state = shared.lock();
         let (task, inbox) = TaskHandle::new();
         let (stored, is_whole) = (record.stored_output(), record.is_whole_on_disk());
         let stage = JobStage::Ended(record, has_task.then_some(task));
-        let known = KnownExecution { request, command: excerpt(&command).into(), created_ms, stage };
-        let number = state.model.insert(id, &owner, known);
+        let known = KnownExecution { request, command: excerpt(&command).into(), name, created_ms, stage };
+        let number = state.insert(id, &owner, known);
         state.model.store(id, stored, is_whole);
         let now_ms = shared.now_ms();
         let output = if has_task { RetainedOutput::Followed(0) } else { RetainedOutput::Nothing };

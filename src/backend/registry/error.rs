@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use cc_executor_actors::{
     id::{ExecutionId, InstanceId},
+    name::ExecutionName,
     share::{ShareExceeded, ShareScope},
 };
 
@@ -38,6 +39,14 @@ pub enum RegistryError {
         id: ExecutionId,
         /// The parameter in which the requests differ.
         difference: &'static str,
+    },
+    /// An execution of the client that waits or runs has this name.
+    #[error("name {name} is taken by execution {id}, which has not ended: choose another name, or wait for its end")]
+    NameTaken {
+        /// The name.
+        name: ExecutionName,
+        /// The execution.
+        id: ExecutionId,
     },
     /// An execution of another client has this id.
     #[error("executionId {0} is in use: choose a new id")]

@@ -76,7 +76,7 @@ impl RequestDigest {
         }
         let differing = self.parts.iter().zip(other.parts).position(|(own, others)| *own != others);
         // One difference in 65 536 does not show in the parts.
-        Some(differing.map_or("command or option", |at| ExecutionSpec::PARTS[at]))
+        Some(differing.map_or("parameter", |at| ExecutionSpec::PARTS[at]))
     }
 }
 
@@ -248,10 +248,13 @@ impl Record {
     pub fn snapshot(&self, execution_id: ExecutionId, instance: InstanceId, is_followed: bool) -> Snapshot {
         Snapshot {
             execution_id,
+            // The registry knows it.
+            name: None,
             executor: self.executor.to_string(),
             status: self.status,
             position: None,
             scope: None,
+            held_back: false,
             attached: is_followed,
             observers: 0,
             hold: Some(self.hold.into()),
@@ -310,7 +313,7 @@ mod tests {
         outcome::{CancelReport, Evidence},
         protocol::{
             control::TerminalSize,
-            execute::{ClaudeOptions, DetachOptions, Overflow},
+            execute::{ClaudeOptions, DetachOptions, Overflow, RequestedCommand},
         },
     };
     use proptest::prelude::*;
@@ -322,7 +325,8 @@ mod tests {
         let run = || ExecutionSpec::of("echo");
         type Change = fn(&mut ExecutionSpec);
         let differences: [(&str, Change); ExecutionSpec::PARTS.len()] = [
-            ("command", |run| run.command.push('!')),
+            ("command", |run| run.command = RequestedCommand::Argv(vec!["echo".to_owned()])),
+            ("name", |run| run.name = Some("a-name".parse().unwrap())),
             ("executor", |run| run.executor = Some("python".to_owned())),
             ("cwd", |run| run.cwd = Some("/".to_owned())),
             ("env", |run| drop(run.env.insert("A".to_owned(), "b".to_owned()))),
@@ -409,6 +413,6 @@ mod tests {
         let record = Record::new("shell".into(), 15_000, false, &ending);
         assert!(record.wrote.is_none() && record.rare.is_none(), "{record:?}");
         assert_eq!(record.ending(), ending);
-        assert!(size_of::<Record>() <= 112 && size_of::<RequestDigest>() <= 54, "{}", size_of::<Record>());
+        assert!(size_of::<Record>() <= 112 && size_of::<RequestDigest>() <= 56, "{}", size_of::<Record>());
     }
 }

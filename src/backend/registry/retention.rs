@@ -246,13 +246,13 @@ impl<K: Copy + Ord + Hash, T> RegistryModel<K, T> {
     }
 
     /// Forgets up to `most` executions whose retention is over, the oldest first, and returns them.
-    pub fn forget(&mut self, most: usize, now_ms: u64) -> Vec<(K, T)> {
+    pub fn forget(&mut self, most: usize, now_ms: u64) -> Vec<(K, RegistryEntry<T>)> {
         let mut forgotten = Vec::new();
         while forgotten.len() < most
             && let Some(&(at_ms, id)) = self.expiring.first()
             && at_ms <= now_ms
         {
-            forgotten.extend(self.remove(id).map(|value| (id, value)));
+            forgotten.extend(self.remove(id).map(|entry| (id, entry)));
         }
         forgotten
     }
@@ -280,14 +280,15 @@ impl<K: Copy + Ord + Hash, T> RegistryModel<K, T> {
         self.all.active()
     }
 
-    fn remove(&mut self, id: K) -> Option<T> {
+    /// Forgets an execution at once.
+    pub fn remove(&mut self, id: K) -> Option<RegistryEntry<T>> {
         let entry = *self.entries.remove(&id)?;
         self.index(id, &EntryKeys::of(&entry), false);
         self.n_entries.remove(&entry.owner, 1);
         if self.owners.get(&entry.owner).is_some_and(|owned| owned.listing.is_empty()) {
             self.owners.remove(&entry.owner);
         }
-        Some(entry.value)
+        Some(entry)
     }
 
     fn set_state(&mut self, id: K, to: EntryState) {
@@ -382,6 +383,10 @@ mod tests {
         of_owner.ids
     }
 
+    fn forgotten<T>(registry: &mut RegistryModel<u32, T>, most: usize, now_ms: u64) -> Vec<u32> {
+        registry.forget(most, now_ms).into_iter().map(|(id, _)| id).collect()
+    }
+
     fn ended(registry: &mut RegistryModel<u32, ()>, id: u32, output: RetainedOutput, now_ms: u64) {
         registry.insert(id, &owner(), ());
         registry.retain(id, output, now_ms);
@@ -428,12 +433,12 @@ mod tests {
         assert_eq!(registry.accepts(&owner(), true, 1), refused(Resource::StoredBytes, 200, 200, None));
         assert_eq!(registry.accepts(&owner(), false, 1), Ok(()));
         registry.retain(4, RetainedOutput::Nothing, 50);
-        assert_eq!(registry.forget(10, 100), [(3, ())]);
+        assert_eq!(forgotten(&mut registry, 10, 100), [3]);
         registry.store(2, RetainedOutput::Unfetched(60), false);
-        assert_eq!(registry.forget(10, 100), [(2, ())], "the disk did not take all of it");
-        assert_eq!(registry.forget(10, 300), [(1, ())]);
-        assert_eq!(registry.forget(10, 349), []);
-        assert_eq!(registry.forget(10, 350), [(4, ())]);
+        assert_eq!(forgotten(&mut registry, 10, 100), [2], "the disk did not take all of it");
+        assert_eq!(forgotten(&mut registry, 10, 300), [1]);
+        assert!(forgotten(&mut registry, 10, 349).is_empty());
+        assert_eq!(forgotten(&mut registry, 10, 350), [4]);
         assert_eq!((registry.stored.total(), registry.expiring.len(), registry.owners.len()), (0, 0, 0));
     }
 
@@ -444,15 +449,15 @@ mod tests {
         ended(&mut registry, 2, RetainedOutput::Nothing, 0);
         registry.follow(1, 90);
         registry.follow(2, 90);
-        assert_eq!(registry.forget(10, 189), [], "one is followed, and the other gave its ending at 90");
-        assert_eq!(registry.forget(10, 190), [(2, ())]);
+        assert!(forgotten(&mut registry, 10, 189).is_empty(), "one is followed, and the other gave its ending at 90");
+        assert_eq!(forgotten(&mut registry, 10, 190), [2]);
         assert!(registry.get(1, 10_000).is_some(), "one that is followed is not forgotten");
         registry.retain(1, RetainedOutput::Followed(10), 9_000);
         registry.retain(1, RetainedOutput::Unfetched(10), 10_000);
         registry.retain(1, RetainedOutput::Fetched(10), 10_050);
         assert!(registry.get(1, 10_099).is_some());
         assert!(registry.get(1, 10_100).is_none(), "an acknowledgement is no leaving");
-        assert_eq!(registry.forget(10, 10_100), [(1, ())]);
+        assert_eq!(forgotten(&mut registry, 10, 10_100), [1]);
         assert_eq!((registry.kept.total(), registry.owners.len(), registry.n_entries.total()), (0, 0, 0));
     }
 
@@ -468,7 +473,7 @@ mod tests {
         assert_eq!(registry.accepts(&owner(), false, 20), refused(Some(90)));
         assert_eq!(listed(&registry, 10, 20), [2, 1]);
         assert_eq!(listed(&registry, 10, 110), [2], "it is not listed though it is still there");
-        assert_eq!(registry.forget(1, 110), [(1, ())]);
+        assert_eq!(forgotten(&mut registry, 1, 110), [1]);
         assert_eq!(registry.accepts(&owner(), false, 110), Ok(()));
     }
 
@@ -502,7 +507,7 @@ mod tests {
         assert!(registry.get(1, 100).is_none());
         assert_ne!(registry.insert(1, &owner(), "new"), number);
         assert_eq!(registry.kept.total(), 0);
-        assert_eq!(registry.forget(10, 1_000), []);
+        assert!(forgotten(&mut registry, 10, 1_000).is_empty());
         assert_eq!(registry.get(1, 1_000).unwrap().value, "new");
     }
 

@@ -8,18 +8,22 @@ use std::{
 
 use cc_executor_actors::{
     backend_api::Snapshot,
+    client::ClientName,
     clock::millis,
     id::ExecutionId,
+    name::ExecutionName,
     outcome::{CancelReason, CancelReport},
 };
 use log::debug;
 use tokio::sync::watch;
 
 use super::{
+    error::RegistryError,
     inbox::TaskHandle,
+    lookup::Lookup,
     places::Places,
     record::{Record, RequestDigest},
-    retention::{Evicted, RegistryEntry, RegistryLimits, RegistryModel, listing::ListPlace},
+    retention::{Evicted, RegistryEntry, RegistryLimits, RegistryModel},
     withdrawn::WithdrawnIds,
 };
 use crate::{
@@ -83,6 +87,7 @@ pub(super) struct RegistryState {
     pub(super) model: RegistryModel<ExecutionId, KnownExecution>,
     pub(super) places: Places<ExecutionId>,
     pub(super) withdrawn: WithdrawnIds<ExecutionId>,
+    pub(super) lookup: Lookup,
     /// The names of executors, which records share.
     pub(super) executors: BTreeSet<Arc<str>>,
     pub(super) draining: bool,
@@ -93,6 +98,7 @@ pub(super) struct KnownExecution {
     pub(super) request: RequestDigest,
     /// The beginning of the command.
     pub(super) command: Box<str>,
+    pub(super) name: Option<ExecutionName>,
     /// When it was requested.
     pub(super) created_ms: u64,
     pub(super) stage: JobStage,
@@ -104,13 +110,6 @@ pub(super) enum JobStage {
     Live(Box<LiveJob>),
     /// It has ended. The task exists while output is retained or a consumer is served.
     Ended(Record, Option<TaskHandle>),
-}
-
-/// An entry of a list.
-pub(super) struct ListedExecution {
-    pub(super) id: ExecutionId,
-    /// Of an ended execution: its record, and whether a consumer reads its output.
-    pub(super) ended: Option<(Record, bool)>,
 }
 
 /// An execution that is queued or runs.
@@ -142,6 +141,7 @@ impl RegistryShared {
             model: RegistryModel::new(limits),
             places: Places::new(config.max_executions, config.max_queued),
             withdrawn: WithdrawnIds::new(WITHDRAWN_MS, MAX_WITHDRAWN),
+            lookup: Lookup::default(),
             executors: BTreeSet::new(),
             draining: false,
         };
@@ -174,6 +174,7 @@ impl RegistryShared {
         match self.lock().known(snapshot.execution_id, now_ms) {
             Some(known) => Snapshot {
                 command: Some(known.command.clone().into()),
+                name: known.name.clone(),
                 age_ms: Some(now_ms.saturating_sub(known.created_ms)),
                 ..snapshot
             },
@@ -212,9 +213,10 @@ impl RegistryShared {
     /// Forgets up to [`FORGOTTEN_AT_A_TIME`] executions whose retention is over. Returns how many.
     pub(super) fn forget(&self, inner: &mut RegistryState, now_ms: u64) -> usize {
         let forgotten = inner.model.forget(FORGOTTEN_AT_A_TIME, now_ms);
-        for (id, known) in &forgotten {
+        for (id, entry) in &forgotten {
+            inner.lookup.remove(&entry.owner, *id, entry.value.name.as_ref(), entry.number);
             debug!(event = "execution.forgotten", execution_id:% = id; "execution forgotten");
-            if matches!(&known.stage, JobStage::Ended(record, _) if record.stored().is_some_and(|stored| !stored.is_removed))
+            if matches!(&entry.value.stage, JobStage::Ended(record, _) if record.stored().is_some_and(|stored| !stored.is_removed))
             {
                 self.remove_files(*id);
             }
@@ -283,28 +285,37 @@ impl RegistryState {
         self.entry(id, now_ms).map(|entry| &mut entry.value)
     }
 
-    /// A page of the caller's executions, the place after which the next one begins, and how many there are.
-    pub(super) fn page(
+    /// Adds an execution whose id is unknown, and returns its number.
+    pub(super) fn insert(&mut self, id: ExecutionId, owner: &ClientName, known: KnownExecution) -> u64 {
+        // An entry that is due to be forgotten may still be there.
+        if let Some(due) = self.model.remove(id) {
+            self.lookup.remove(&due.owner, id, due.value.name.as_ref(), due.number);
+        }
+        let name = known.name.clone();
+        let number = self.model.insert(id, owner, known);
+        self.lookup.insert(owner, id, name.as_ref(), number);
+        number
+    }
+
+    /// Checks that no execution of this client that waits or runs has this name.
+    ///
+    /// # Errors
+    ///
+    /// One has it.
+    pub(super) fn check_name(
         &self,
-        caller: &Caller,
-        after: Option<ListPlace<ExecutionId>>,
-        most: usize,
+        owner: &ClientName,
+        name: Option<&ExecutionName>,
         now_ms: u64,
-    ) -> (Vec<ListedExecution>, Option<ListPlace<ExecutionId>>, usize) {
-        let owner = match caller {
-            Caller::Client(name) => Some(name),
-            Caller::Operator => None,
+    ) -> Result<(), RegistryError> {
+        // Only the newest can still run, because the name was free when that came.
+        let Some((name, id)) = name.and_then(|name| Some((name, self.lookup.newest_named(owner, name)?))) else {
+            return Ok(());
         };
-        let page = self.model.list(owner, after, most, now_ms);
-        let listed = page.ids.into_iter().filter_map(|id| {
-            let entry = self.model.get(id, now_ms)?;
-            let ended = match &entry.value.stage {
-                JobStage::Ended(record, _) => Some((record.clone(), entry.is_followed())),
-                JobStage::Live(_) => None,
-            };
-            Some(ListedExecution { id, ended })
-        });
-        (listed.collect(), page.next, page.total)
+        match self.model.get(id, now_ms).map(|entry| &entry.value.stage) {
+            Some(JobStage::Live(_)) => Err(RegistryError::NameTaken { name: name.clone(), id }),
+            Some(JobStage::Ended(..)) | None => Ok(()),
+        }
     }
 
     pub(super) fn live(&mut self, id: ExecutionId, now_ms: u64) -> Option<&mut LiveJob> {

@@ -7,7 +7,10 @@ use cc_executor_actors::{
     backend_api::{MAX_LISTED, SESSION_HEADER, control::read_cancel},
     excerpt::Quoted,
     id::{ExecutionId, SessionId},
-    rpc::{ErrorObject, code, params::Params},
+    rpc::{
+        ErrorObject, code,
+        params::{Params, invalid},
+    },
     stream::PerStream,
 };
 use serde_json::{Map, Value};
@@ -16,7 +19,7 @@ use crate::{
     backend::{
         holds::Claim,
         job_request::CancelOrder,
-        registry::{Registry, retention::listing::ListPlace},
+        registry::{ListQuery, Registry},
     },
     server::request_log::shown_path,
 };
@@ -63,13 +66,20 @@ pub(super) fn parse_id(text: &str) -> Result<ExecutionId, ErrorObject> {
     })
 }
 
-/// Which page of the list is asked for: after which place, and how many executions.
-pub(super) fn read_page(query: Map<String, Value>) -> Result<(Option<ListPlace<ExecutionId>>, usize), ErrorObject> {
+/// Which part of the list is requested, and at most how many executions.
+pub(super) fn read_page(query: Map<String, Value>) -> Result<(ListQuery, usize), ErrorObject> {
     let mut fields = Params::new(query);
     let limit = fields.parsed("limit", &format!("a whole number from 1 to {MAX_LISTED}"))?;
-    let after = fields.parsed("after", "the `next` of an earlier page")?;
+    let query = match (fields.parsed("after", "the `next` of an earlier page")?, fields.string("match")?) {
+        (after, None) => ListQuery::After(after),
+        (None, Some(text)) => {
+            let refused = |why| invalid("match", format!("match {why}, not {}", Quoted(&text)));
+            ListQuery::Matching(text.parse().map_err(refused)?)
+        }
+        (Some(_), Some(_)) => return Err(invalid("after", "a list of matches has one page: leave out after or match")),
+    };
     fields.finish()?;
-    Ok((after, limit.map_or(MAX_LISTED, |PageLimit(limit)| limit)))
+    Ok((query, limit.map_or(MAX_LISTED, |PageLimit(limit)| limit)))
 }
 
 /// How many executions a page may have.

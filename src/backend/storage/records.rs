@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, path::Path};
 use cc_executor_actors::{
     client::ClientName,
     id::{ExecutionId, InstanceId},
+    name::ExecutionName,
     outcome::Outcome,
     protocol::execute::{DetachOptions, ExecutionSpec},
     stream::PerStream,
@@ -29,6 +30,9 @@ pub struct SpecRecord {
     pub executor: String,
     /// The command, or the prompt of an agent.
     pub command: String,
+    /// The name that its client gave it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub name: Option<ExecutionName>,
     /// The working directory, if the request had one.
     pub cwd: Option<String>,
     /// The variables of the request, with keyed digests of their values, because these may be secrets.

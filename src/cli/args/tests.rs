@@ -65,7 +65,7 @@ fn a_wrong_use_is_an_error_and_help_is_not() {
         "cc-executor run",
         "cc-executor run --timeout soon x",
         "cc-executor run -i --reconnect x",
-        "cc-executor attach 7",
+        "cc-executor attach x/y",
         "cc-executor cancel",
         "cc-executor completions cmd",
     ] {
@@ -94,8 +94,8 @@ fn the_flags_of_a_command_are_left_to_it() {
     else {
         panic!("is a run")
     };
-    let params = options.execute_params();
-    assert_eq!((params.run.command.as_str(), params.run.timeout_ms), ("ls -la --json", Some(500)));
+    let params = options.execute_params().unwrap();
+    assert_eq!((params.run.command.to_text().as_ref(), params.run.timeout_ms), ("ls -la --json", Some(500)));
 }
 
 #[test]
@@ -105,7 +105,7 @@ fn all_problems_of_a_client_are_reported_together() {
         assert!(line.starts_with(part), "{line}");
     }
     assert_eq!(lines.len(), 4, "{lines:?}");
-    assert_eq!(problems("cc-executor attach 7").len(), 1);
+    assert_eq!(problems("cc-executor attach x/y").len(), 1);
     assert!(matches!(typed_words(&["ps", "--url", ""]), Err(UsageError::Values(_))), "an empty URL is a wrong one");
 }
 

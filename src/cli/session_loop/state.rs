@@ -41,8 +41,9 @@ pub(in crate::cli) enum DisconnectAction {
     End,
     /// The execution continues for this time, in which the client tries to connect again.
     Reconnect(Duration),
-    /// The execution continues for the longest time that the service allows. The client prints its id and exits.
-    Detach,
+    /// The execution continues for this time, or for the longest that the service allows. The client prints its id and
+    /// exits.
+    Detach(Option<Duration>),
 }
 
 /// The phase of the connection.
@@ -242,7 +243,9 @@ impl LoopState {
         self.phase = LoopPhase::AwaitingAnswer { opened_at, absence };
         let detach_ms = match self.purpose {
             LoopPurpose::Run { on_disconnect: DisconnectAction::Reconnect(patience), .. } => Some(millis(patience)),
-            LoopPurpose::Run { on_disconnect: DisconnectAction::Detach, .. } => Some(longest_detach_ms),
+            LoopPurpose::Run { on_disconnect: DisconnectAction::Detach(period), .. } => {
+                Some(period.map_or(longest_detach_ms, millis))
+            }
             LoopPurpose::Run { on_disconnect: DisconnectAction::End, .. } | LoopPurpose::Attach { .. } => None,
         };
         let request = match self.request {
@@ -272,7 +275,7 @@ impl LoopState {
             actions.push(LoopAction::ResumeAgentOutput);
         }
         match self.purpose {
-            LoopPurpose::Run { on_disconnect: DisconnectAction::Detach, .. } if accepted.status != FAILED => {
+            LoopPurpose::Run { on_disconnect: DisconnectAction::Detach(_), .. } if accepted.status != FAILED => {
                 actions.push(LoopAction::PrintId(id));
             }
             LoopPurpose::Run { .. } if is_first => actions.push(LoopAction::StartInput),

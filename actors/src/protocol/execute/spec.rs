@@ -8,10 +8,14 @@ use std::{borrow::Cow, collections::BTreeMap};
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Value, json};
 
-use super::claude::ClaudeOptions;
+use super::{
+    claude::ClaudeOptions,
+    command::{RequestedCommand, check_no_nul},
+};
 use crate::{
     excerpt::{Quoted, excerpt},
     id::ExecutionId,
+    name::ExecutionName,
     protocol::{
         CLAUDE_EXECUTOR, DEFAULT_DETACH_MS, DEFAULT_HEARTBEAT_MS, Limits, MAX_COMMAND_BYTES, control::TerminalSize,
         execution_id,
@@ -26,8 +30,12 @@ use crate::{
 #[derive(Clone, PartialEq, Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ExecutionSpec {
-    /// The command, 1 to [`MAX_COMMAND_BYTES`] bytes without NUL. The prompt of an agent may be as long as a message.
-    pub command: String,
+    /// What to run: `command` or `argv`.
+    #[serde(flatten)]
+    pub command: RequestedCommand,
+    /// A name for people, which no other execution of the client has while this one waits or runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<ExecutionName>,
     /// The executor's name; the backend's default if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub executor: Option<String>,
@@ -94,7 +102,7 @@ impl Overflow {
 impl ExecutionSpec {
     /// A command without any option.
     pub fn of(command: impl Into<String>) -> Self {
-        ExecutionSpec { command: command.into(), ..ExecutionSpec::default() }
+        ExecutionSpec { command: RequestedCommand::Text(command.into()), ..ExecutionSpec::default() }
     }
 
     /// Reads a spec and checks its bounds. `command` is the name of the field that holds the command.
@@ -103,17 +111,8 @@ impl ExecutionSpec {
     ///
     /// A parameter is ill-typed or out of its bounds: the error names it.
     pub fn from_fields(fields: &mut Params, command: &str, limits: &Limits) -> Result<Self, ErrorObject> {
-        let text = fields
-            .string(command)?
-            .ok_or_else(|| ErrorObject::new(code::PARAMS, format!("{command} is missing: send the command to run")))?;
-        if text.is_empty() {
-            return Err(ErrorObject::new(
-                code::PARAMS,
-                format!("{command} must not be empty: send the command to run"),
-            )
-            .with(json!({ "param": command, "asked": 0, "min": 1 })));
-        }
-        check_no_nul(command, &text)?;
+        let command = RequestedCommand::from_fields(fields, command)?;
+        let executor = command.executor(fields.string("executor")?)?;
         let cwd = fields.string("cwd")?;
         if let Some(cwd) = &cwd {
             check_no_nul("cwd", cwd)?;
@@ -122,8 +121,9 @@ impl ExecutionSpec {
             }
         }
         Ok(ExecutionSpec {
-            command: text,
-            executor: fields.string("executor")?,
+            command,
+            name: name(fields)?,
+            executor,
             execution_id: execution_id(fields)?,
             cwd,
             env: environment(fields)?,
@@ -168,7 +168,9 @@ impl ExecutionSpec {
                 (false, None) => Ok(()),
             };
         }
-        let length = self.command.len();
+        // The words of `argv` are checked when they are read.
+        let RequestedCommand::Text(command) = &self.command else { return Ok(()) };
+        let length = command.len();
         if length > MAX_COMMAND_BYTES {
             let message = format!("command must have 1 to {MAX_COMMAND_BYTES} bytes, not {length}");
             return Err(ErrorObject::new(code::PARAMS, message)
@@ -183,8 +185,9 @@ impl ExecutionSpec {
     }
 
     /// The names of the parameters in which two requests for the same execution must agree.
-    pub const PARTS: [&'static str; 11] = [
+    pub const PARTS: [&'static str; 12] = [
         "command",
+        "name",
         "executor",
         "cwd",
         "env",
@@ -202,6 +205,7 @@ impl ExecutionSpec {
         // Each field is named, because a field that is forgotten here would let different requests pass as the same.
         let ExecutionSpec {
             command,
+            name,
             executor,
             execution_id: _,
             cwd,
@@ -215,7 +219,12 @@ impl ExecutionSpec {
             claude,
         } = self;
         [
-            Cow::Borrowed(command.as_str()),
+            match command {
+                RequestedCommand::Text(text) => text.into(),
+                // No text has a NUL, so no text is equal to it.
+                RequestedCommand::Argv(words) => format!("\0{}", canonical(words)).into(),
+            },
+            canonical(name),
             canonical(executor),
             canonical(cwd),
             canonical(env),
@@ -268,11 +277,9 @@ fn detach(fields: &mut Params, limits: &Limits) -> Result<Option<DetachOptions>,
     Err(invalid(name, format!("{name} means nothing without onDisconnect \"detach\": add that, or leave it out")))
 }
 
-fn check_no_nul(name: &str, text: &str) -> Result<(), ErrorObject> {
-    match text.find('\0') {
-        None => Ok(()),
-        Some(at) => Err(invalid(name, format!("{name} has a NUL at byte {at}: execve(2) cannot pass it to a process"))),
-    }
+fn name(fields: &mut Params) -> Result<Option<ExecutionName>, ErrorObject> {
+    let Some(text) = fields.string("name")? else { return Ok(None) };
+    text.parse().map(Some).map_err(|why| invalid("name", format!("name {why}, not {}", Quoted(&text))))
 }
 
 fn environment(fields: &mut Params) -> Result<BTreeMap<String, String>, ErrorObject> {

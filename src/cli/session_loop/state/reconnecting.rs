@@ -13,11 +13,12 @@ use super::{DisconnectAction, LoopAction, LoopPhase, LoopPurpose, LoopState, Req
 use crate::cli::{ClientError, exit, exit_code::EndRequest, exit_code_of_refusal, reconnect::Absence};
 
 /// The flags whose parameters have other names, and milliseconds instead of seconds.
-const FLAGS: [(&str, &str); 4] = [
+const FLAGS: [(&str, &str); 5] = [
+    ("name", "--name"),
     ("timeoutMs", "--timeout"),
     ("stallTimeoutMs", "--stall-timeout"),
     ("heartbeatMs", "--heartbeat"),
-    ("detachMs", "--reconnect"),
+    ("detachMs", "--detach or --reconnect"),
 ];
 
 impl LoopState {

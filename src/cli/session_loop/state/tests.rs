@@ -288,14 +288,14 @@ fn a_detached_command_is_canceled_if_its_id_is_not_printed() {
         (None, vec![LoopAction::Exit(0)]),
         (Some(OutputLoss::ReaderGone), vec![LoopAction::DiscardOutput, LoopAction::Cancel]),
     ] {
-        let mut script = Script::run(DisconnectAction::Detach);
+        let mut script = Script::run(DisconnectAction::Detach(None));
         script.play(0, LoopEvent::Opened).unwrap();
         assert_eq!(script.play(0, connected(Some("one"))), Ok(vec![script.execute(Some(7), None)]));
         let accepted = script.accepted("started", Some("one"));
         assert_eq!(script.play(1, accepted), Ok(vec![LoopAction::PrintId(script.id)]));
         assert_eq!(script.play(1, LoopEvent::IdPrinted(loss.map_or(Ok(()), Err))), Ok(actions));
     }
-    let mut script = Script::run(DisconnectAction::Detach);
+    let mut script = Script::run(DisconnectAction::Detach(None));
     script.play(0, LoopEvent::Opened).unwrap();
     let failed = script.accepted("failed", None);
     assert_eq!(script.play(1, failed), Ok(vec![LoopAction::StartInput]), "its end is followed");
