@@ -22,6 +22,7 @@ mod flags;
 mod healthcheck;
 mod http;
 mod logs;
+mod man;
 mod output;
 mod output_view;
 mod ps;
@@ -76,10 +77,9 @@ impl ClientError {
 
 /// Runs a command to its end, and reports its error on standard error.
 pub async fn execute(command: ClientCommand) -> ExitCode {
-    // Other processes of the same user must not read the token from /proc.
-    if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
-        console::report(format_args!("cannot protect the token from other processes (PR_SET_DUMPABLE): {error}"));
-        return ExitCode::from(exit::SOFTWARE);
+    if let Err(error) = protect_token() {
+        console::report(error.message);
+        return ExitCode::from(error.code);
     }
     let outcome = match command {
         ClientCommand::Run(options) => run::run(*options).await,
@@ -99,6 +99,14 @@ pub async fn execute(command: ClientCommand) -> ExitCode {
         console::report(error.message);
         error.code
     }))
+}
+
+/// Keeps other processes of the same user from reading the token in /proc.
+fn protect_token() -> Result<(), ClientError> {
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(|error| {
+        let message = format!("cannot protect the token from other processes (PR_SET_DUMPABLE): {error}");
+        ClientError::new(exit::SOFTWARE, message)
+    })
 }
 
 /// Writes a text to standard output, at once.

@@ -19,6 +19,14 @@ fn main() -> ExitCode {
     if env::args_os().nth(1).as_deref() == Some(OsStr::new(subreaper::ARGUMENT)) {
         return subreaper::main(env::args_os().nth(2).as_deref().and_then(OsStr::to_str));
     }
+    match args::complete() {
+        Ok(false) => {}
+        Ok(true) => return ExitCode::SUCCESS,
+        Err(problem) => {
+            console::report_line(&problem);
+            return ExitCode::from(console::EX_USAGE);
+        }
+    }
     match args::parse(env::args_os()) {
         Ok(invocation) => dispatch(invocation),
         Err(problems) => {

@@ -142,7 +142,7 @@ fn help_shows_variable_names_and_never_values() {
 fn completions_work_in_bash() {
     let (script, _, code) = run_to_exit(binary().args(["completions", "bash"]));
     assert_eq!(code, 0);
-    let check = "COMP_WORDS=(cc-executor serve --max-sess); COMP_CWORD=2; _cc__executor cc-executor --max-sess serve; \
+    let check = "COMP_WORDS=(cc-executor serve --max-sess); COMP_CWORD=2; _clap_complete_cc_executor cc-executor --max-sess serve; \
         echo \"${COMPREPLY[@]}\"";
     let completed = Command::new("bash").args(["-c", &format!("{script}\n{check}")]).output().unwrap();
     let words = String::from_utf8_lossy(&completed.stdout).into_owned();

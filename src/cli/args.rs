@@ -10,10 +10,11 @@ use super::{
     attach::{self, AttachOptions},
     cancel::{self, CancelOptions},
     check::{self, CheckOptions},
-    completions::CompletionsOptions,
+    completions::{self, CompletionsOptions},
     control::{self, ControlOptions, SignalOptions},
     healthcheck::{self, HealthcheckOptions},
     logs::LogsOptions,
+    man::ManOptions,
     output::{self, PrintOutputOptions},
     ps::{self, PsOptions},
     run::{self, RunOptions},
@@ -59,8 +60,10 @@ enum Command {
     Backend(Box<BackendArgs>),
     #[command(flatten)]
     Client(ClientCommand),
-    /// Print the completion script of cc-executor for a shell
+    /// Print a script that completes commands, flags, names and ids in a shell
     Completions(CompletionsOptions),
+    /// Print a manual page, as in `cc-executor man run | man -l -`
+    Man(ManOptions),
 }
 
 /// A command of a person or a script, with its options.
@@ -118,6 +121,14 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Invocation, St
     }
 }
 
+/// Answers a shell that completes a command line. Returns false if no shell asks.
+///
+/// # Errors
+/// The text for standard error.
+pub fn complete() -> Result<bool, String> {
+    completions::complete(CommandLine::command).map_err(|error| error.render().to_string().trim_end().to_owned())
+}
+
 /// The whole definition, in the layout of its help texts.
 fn definition() -> clap::Command {
     CommandLine::command().mut_subcommands(|command| command.next_line_help(true).mut_args(in_two_lines))
@@ -173,6 +184,7 @@ fn interpret(
     variables: fn() -> RoleVariables,
 ) -> Result<Invocation, UsageError> {
     let words = without_help_of_help(words.into_iter().collect());
+    let program = words.first().cloned().unwrap_or_default();
     let (matches, mut problems) = collect(|| definition.try_get_matches_from(words));
     let matches = matches?;
     let CommandLine { command } = CommandLine::from_arg_matches(&matches)?;
@@ -192,7 +204,11 @@ fn interpret(
             Invocation::Backend(Box::new(config::backend(*args, options, variables, problems)?))
         }
         Command::Client(command) => Invocation::Client(problems.finish(command)?),
-        Command::Completions(options) => Invocation::Print(options.script(&mut CommandLine::command())),
+        Command::Completions(options) => Invocation::Print(options.script(&program)),
+        Command::Man(options) => match options.page(CommandLine::command()) {
+            Ok(page) => Invocation::Print(page),
+            Err(problem) => return Err(Problems(vec![problem]).into()),
+        },
     })
 }
 

@@ -7,6 +7,7 @@ use clap::Args;
 
 use super::{
     ClientError,
+    completions::executions,
     duration::duration,
     execution_arg::{execution_ref, resolve},
     flags::{DEFAULT_RECONNECT, ServiceFlags},
@@ -39,7 +40,7 @@ pub struct AttachOptions {
     observe: bool,
 
     /// Execution to follow: its id, the beginning of its id, or its name
-    #[arg(value_name = "ID", value_parser = execution_ref())]
+    #[arg(value_name = "ID", value_parser = execution_ref(), add = executions())]
     id: ExecutionRef,
 }
 

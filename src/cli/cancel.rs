@@ -20,6 +20,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     ClientError, PATIENCE,
+    completions::executions,
     connection::Connection,
     duration::duration,
     execution_arg::{execution_ref, resolve},
@@ -56,7 +57,7 @@ pub struct CancelOptions {
     grace: Option<Duration>,
 
     /// Execution to cancel: its id, the beginning of its id, or its name
-    #[arg(value_name = "ID", value_parser = execution_ref())]
+    #[arg(value_name = "ID", value_parser = execution_ref(), add = executions())]
     id: ExecutionRef,
 }
 

@@ -10,6 +10,7 @@ use serde::de::IgnoredAny;
 
 use super::{
     ClientError,
+    completions::executions,
     connection::Connection,
     execution_arg::{execution_ref, resolve},
     flags::ServiceFlags,
@@ -35,7 +36,7 @@ pub struct ControlOptions {
     service: ServiceFlags,
 
     /// Execution: its id, the beginning of its id, or its name
-    #[arg(value_name = "ID", value_parser = execution_ref())]
+    #[arg(value_name = "ID", value_parser = execution_ref(), add = executions())]
     id: ExecutionRef,
 }
 

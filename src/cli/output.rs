@@ -16,6 +16,7 @@ use tokio::{io::AsyncWriteExt, time::sleep};
 use self::response::{OutputFile, PartOfOutput};
 use super::{
     ClientError,
+    completions::executions,
     execution_arg::{execution_ref, resolve},
     exit,
     flags::ServiceFlags,
@@ -67,7 +68,7 @@ pub struct PrintOutputOptions {
     follow: bool,
 
     /// Execution whose output is printed: its id, the beginning of its id, or its name
-    #[arg(value_name = "ID", value_parser = execution_ref())]
+    #[arg(value_name = "ID", value_parser = execution_ref(), add = executions())]
     id: ExecutionRef,
 }
 
