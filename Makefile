@@ -3,10 +3,11 @@ SHELL := bash
 .DEFAULT_GOAL := help
 BINARY := target/release/cc-executor
 LOG := target/cc-executor.log
+PREFIX ?= /usr/local
 # The release that the tests were last run with. `make claude CLAUDE_CODE=latest` installs another.
 CLAUDE_CODE ?= $(shell sed -n 's/^ENV CLAUDE_CODE_TESTED=//p' deploy/Dockerfile)
 
-.PHONY: help build fmt lint doc test stress claude check run up down bench soak fuzz deploy-test logs
+.PHONY: help build fmt lint doc test stress claude check run install dist up down bench soak fuzz deploy-test logs
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,8 +48,16 @@ claude: ## install Claude Code from npm into target/claude, for the tests that r
 
 check: lint doc test ## everything that must pass before a commit; CI runs it first
 
-run: build ## build, then serve on ws://127.0.0.1:8003/ws/mcp; flags in ARGS
+run: ## build, then serve on ws://127.0.0.1:8003/ws/mcp; flags in ARGS
+	@$(if $(findstring --bind,$(ARGS)),,deploy/free-ports.sh 8003 || { echo "for another port: make run ARGS='--bind 127.0.0.1:PORT'" >&2; exit 1; })
+	@$(MAKE) --no-print-directory build
 	@LOG_FORMAT=json exec $(BINARY) serve $(ARGS) 2> >(trap '' INT TERM; tee $(LOG) | $(BINARY) logs - >&2)
+
+install: build ## install the binary, completions and manual pages below PREFIX (/usr/local)
+	deploy/install.sh $(BINARY) $(DESTDIR)$(PREFIX)
+
+dist: build ## the same files as an archive, target/dist/cc-executor-VERSION-PLATFORM.tar.gz
+	deploy/dist.sh $(BINARY)
 
 up: ## build the images, start them with compose, and wait until they are ready
 	deploy/up.sh

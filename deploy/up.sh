@@ -30,6 +30,12 @@ not_ready() {
     compose logs --tail 20 >&2
     exit 1
 }
+# The containers of an earlier `make up` have the ports themselves.
+if [ -z "$(compose ps -q)" ]; then
+    # compose 2 writes `published: "8003"`, compose 1 `- 127.0.0.1:8003:8003/tcp`.
+    ports=$(compose config | sed -nE 's/^ *published: "?([0-9]+)"?$/\1/p; s/^ *- ([0-9.]+:)?([0-9]+):[0-9]+\/tcp$/\2/p')
+    "$here/free-ports.sh" $ports || { echo "set CC_EXECUTOR_PORT or CLAUDE_API_PORT in $here/.env for other ports" >&2; exit 1; }
+fi
 wait=()
 if [[ $(compose up --help) == *"--wait-timeout "* ]]; then wait=(--wait --wait-timeout 120); fi
 compose up -d --build "${wait[@]}" || not_ready "compose failed"

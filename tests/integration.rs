@@ -47,6 +47,7 @@ mod replay;
 mod retention;
 mod run;
 mod settings;
+mod shell;
 mod slow_client;
 mod storage;
 mod tidy;
