@@ -1,7 +1,7 @@
-//! `output`: prints what an execution has written, from HTTP. It takes the output from nobody: whoever is attached stays.
+//! `output`: prints what an execution has written, read over HTTP. A client that is attached stays attached.
 //!
-//! It asks for `bytes=N-` and continues where the last response ended, so a response that breaks off, a beginning that is
-//! given up meanwhile and output that still grows are all the same loop.
+//! Each request is for `bytes=N-`, where N is the end of the last response. One loop therefore handles a response that
+//! breaks off, a beginning that is given up meanwhile, and output that grows.
 
 mod response;
 mod tail;

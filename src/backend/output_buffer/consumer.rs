@@ -136,8 +136,8 @@ impl Consumer {
         }
     }
 
-    /// When it has read nothing for `patience`. `None` while it has room, and for one that is not a gateway until the
-    /// execution `is_ending`.
+    /// The time at which the consumer counts as gone, because its slots have been full for `patience`. `None` while a slot
+    /// is free. A consumer that is not a gateway counts as gone only while the execution `is_ending`.
     pub(super) fn vanishes_at(&self, patience: Duration, is_ending: bool) -> Option<Instant> {
         // It may have made room since the last delivery.
         let is_blocked = self.items.capacity() == 0 && (self.is_gateway || is_ending);

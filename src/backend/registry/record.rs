@@ -40,7 +40,8 @@ impl RequestDigest {
     /// Differs from the digest of every request.
     pub const UNKNOWN: RequestDigest = RequestDigest { whole: [0; 32], parts: [[0; 2]; ExecutionSpec::PARTS.len()] };
 
-    /// The digest of a request, its id apart. The key keeps who reads a stored digest from guessing what was digested.
+    /// The digest of a request without its id. It has a key, because a reader of a stored digest could otherwise guess the
+    /// request and confirm the guess.
     pub fn of(run: &ExecutionSpec, key: &[u8]) -> Self {
         let digests =
             run.parts().map(|value| Sha256::new().chain_update(key).chain_update(value.as_bytes()).finalize());

@@ -51,7 +51,8 @@ pub enum StateDirError {
 }
 
 impl StateDir {
-    /// Opens the directory, makes it if it is missing, and locks it. `holder` is what another backend is told.
+    /// Opens the directory, makes it if it is missing, and locks it. A second backend reports `holder` as the owner of the
+    /// lock.
     ///
     /// # Errors
     ///

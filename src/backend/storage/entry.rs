@@ -64,15 +64,15 @@ impl Entry {
         self.write(SPEC, spec)
     }
 
-    /// Writes a file as a whole: beside its place, and then there.
+    /// Writes a file under a temporary name and renames it, so that no reader finds a part of it.
     pub fn write(&self, name: &str, content: &[u8]) -> io::Result<()> {
         let (place, beside) = (self.path.join(name), self.path.join(format!("{name}.new")));
-        // One that a killed backend left, or that somebody else has put there.
+        // A killed backend may have left its temporary file.
         let _ = fs::remove_file(&beside);
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
         let written = file.write_all(content).and_then(|()| fs::rename(&beside, &place));
         if written.is_err() {
-            // So that a full disk gets the room back.
+            // The disk may be full, and the rest of the file takes space.
             let _ = fs::remove_file(&beside);
         }
         written

@@ -113,8 +113,8 @@ impl KeptBytes {
         }
     }
 
-    /// The client whose fetched output is evicted next: the one that retains most. `None` if the rest and this many more
-    /// bytes fit, or if nobody has more than a newcomer may add to what one client retains.
+    /// The client whose fetched output is evicted next: the one that retains most. Returns `None` if all output and `more`
+    /// further bytes fit, and if no client retains more than the reserve for newcomers.
     pub(super) fn next_to_evict(&self, more: u64) -> Option<&ClientName> {
         let reserve = self.unfetched.reserve();
         let (sum, owner) = self.evictable.last().filter(|_| self.total.saturating_add(more) > self.limit)?;

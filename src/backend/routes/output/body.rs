@@ -46,7 +46,7 @@ pub(super) struct PartSource {
 pub(super) struct CutPart(u64);
 
 impl PartSource {
-    /// Opens the file, so that one that cannot be read is no response with status 200.
+    /// Opens the file before the response begins, because a file that cannot be read must not be answered with status 200.
     ///
     /// # Errors
     ///
