@@ -13,7 +13,7 @@ pub mod variables;
 
 use std::{fmt, net::SocketAddr, time::Duration};
 
-use cc_executor_actors::{protocol::Limits, supervisor::SessionLimits};
+use cc_executor_actors::{dial::DialConfig, protocol::Limits, supervisor::SessionLimits};
 
 pub use self::{
     access::{client_token, token_variable},
@@ -100,8 +100,19 @@ pub struct GatewaySettings {
 pub enum BackendLocation {
     /// In a backend inside this process.
     Embedded(Box<BackendConfig>),
-    /// In the backend at this URL. The gateway sends it this token.
-    Remote(String, Option<Secret>),
+    /// In another process.
+    Remote(RemoteBackend),
+}
+
+/// A backend in another process.
+#[derive(Clone, Debug)]
+pub struct RemoteBackend {
+    /// Its URL.
+    pub url: String,
+    /// The token that the gateway sends it.
+    pub token: Option<Secret>,
+    /// How it is reached.
+    pub dial: DialConfig,
 }
 
 /// Settings of the role `backend`.

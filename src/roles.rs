@@ -11,6 +11,7 @@ use std::{
 };
 
 use actix_web::dev::ServerHandle;
+use cc_executor_actors::dial::DialConfig;
 use cc_executor::{
     backend::{
         self, BackendConfig, Serving,
@@ -19,7 +20,7 @@ use cc_executor::{
             location::{StateLocation, StateVariables, default_directory},
         },
     },
-    config::{BackendLocation, BackendSettings, ConnectionSettings, GatewaySettings, TOKEN},
+    config::{BackendLocation, BackendSettings, ConnectionSettings, GatewaySettings, RemoteBackend, TOKEN},
     console,
     gateway::{self, GatewayConfig},
     logging,
@@ -155,13 +156,13 @@ pub async fn serve(config: GatewaySettings) -> io::Result<()> {
     let mut shutdown = Shutdown::listen()?;
     let listener = bind(config.bind, &config.access, &config.warnings)?;
     let address = address_of(&listener)?;
-    let (backend, backend_url, backend_token) = match config.backend {
-        BackendLocation::Remote(url, token) => (None, url, token),
+    let (backend, remote) = match config.backend {
+        BackendLocation::Remote(remote) => (None, remote),
         BackendLocation::Embedded(backend) => {
             warn_of_root();
             let state_dir = open_state_dir(&backend.state, address, config.bind.port())?;
             let (url, token, embedded) = embed(*backend, state_dir, &config.connections)?;
-            (Some(embedded), url, Some(token))
+            (Some(embedded), RemoteBackend { url, token: Some(token), dial: DialConfig::default() })
         }
     };
     let ConnectionSettings { request_timeout, max_unauthorized } = config.connections;
@@ -170,11 +171,12 @@ pub async fn serve(config: GatewaySettings) -> io::Result<()> {
         warn!(event = "service.few_descriptors", descriptors = descriptor_limit(), sessions = bounds.authorized;
             "the limit of open files (ulimit -n) allows only {} sessions, not {}", bounds.authorized, config.sessions.sessions);
     }
-    info!(event = "service.listening", role = "gateway", address:% = address, backend = backend_url.as_str(),
+    info!(event = "service.listening", role = "gateway", address:% = address, backend = remote.url.as_str(),
         embedded = backend.is_some(), containment:serde = backend.as_ref().map(|backend| backend.contained), version = env!("CARGO_PKG_VERSION"); "listening on ws://{address}/ws/mcp");
     let gateway = GatewayConfig {
-        backend_url,
-        backend_token,
+        backend_url: remote.url,
+        backend_token: remote.token,
+        dial: remote.dial,
         sessions: config.sessions,
         limits: config.limits,
         intake: config.intake,

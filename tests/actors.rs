@@ -18,6 +18,7 @@ use cc_executor_actors::{
     agent::claude::progress::EXIT_PATIENCE,
     backend_client::{BackendClient, KnownBackend},
     client::ClientName,
+    dial::DialConfig,
     close::{CloseCode, CloseReason},
     id::{ExecutionId, SessionId},
     outcome::{CancelReport, Outcome, Reason, Status},
@@ -112,7 +113,7 @@ impl StubPeer {
 fn context(stub: &Stub, max_sessions: usize) -> SessionContext {
     SessionContext {
         supervisor: Supervisor::new(SessionLimits { sessions: max_sessions, per_peer: max_sessions }).start(),
-        backend: BackendClient::new(&stub.url(), None, KnownBackend::default(), EXIT_PATIENCE),
+        backend: BackendClient::new(&stub.url(), None, KnownBackend::default(), EXIT_PATIENCE, DialConfig::default()),
         limits: Limits::default(),
         unread: UnreadBudget::new(1 << 20),
         max_requests: MAX_REQUESTS as usize,

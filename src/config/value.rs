@@ -22,6 +22,7 @@ use clap::{
 };
 
 use super::Problems;
+use crate::outgoing::url::ServiceUrl;
 
 thread_local! {
     /// The problems of the values that clap has parsed inside [`collect`]; `None` outside. They are not a field of
@@ -210,24 +211,23 @@ pub(super) fn address() -> Checker<SocketAddr> {
 /// The parser of a backend's URL. The placeholder is a URL, so that settings that cannot be combined with a remote
 /// backend are still reported when its URL is wrong.
 pub(super) fn backend_url() -> Checker<BackendUrl> {
-    let placeholder = || Some("http://placeholder".to_owned());
+    let placeholder = || ServiceUrl::parse("http://placeholder").ok();
     Checker { empty_flag_is_unset: true, ..Checker::new(read_backend_url, placeholder) }
 }
 
 /// The URL of a backend. `None` is an empty text, which counts as not given.
-pub(super) type BackendUrl = Option<String>;
+pub(super) type BackendUrl = Option<ServiceUrl>;
 
-/// Reads the URL of a backend, without the slash at its end.
+/// Reads the URL of a backend.
 fn read_backend_url(text: &str) -> Result<BackendUrl, String> {
     if text.is_empty() {
         return Ok(None);
     }
-    let url = text.trim_end_matches('/');
-    match url.strip_prefix("http://") {
-        Some(authority) if !authority.is_empty() && !authority.contains(['/', '@', '?', '#', ' ']) => {
-            Ok(Some(url.to_owned()))
-        }
-        _ => Err(format!("must be http://HOST[:PORT] without TLS, path and user name, not {text:?}")),
+    let is_http = text.starts_with("http://") || text.starts_with("https://");
+    match ServiceUrl::parse(text) {
+        Ok(url) if is_http => Ok(Some(url)),
+        _ if text.contains('@') => Err("must be http[s]://HOST[:PORT][/PATH] without a user name".to_owned()),
+        _ => Err(format!("must be http[s]://HOST[:PORT][/PATH], not {text:?}")),
     }
 }
 

@@ -52,7 +52,7 @@ fn flags_have_the_names_of_their_settings() {
     let line = "cc-executor serve --max-sessions 7 --claude-api-url http://x --insecure-no-auth --bind 0.0.0.0:1";
     let Ok(Invocation::Serve(settings)) = typed(line) else { panic!("is a serve") };
     assert_eq!((settings.sessions.sessions, settings.bind.port()), (7, 1));
-    assert!(matches!(settings.backend, BackendLocation::Remote(url, None) if url == "http://x"));
+    assert!(matches!(settings.backend, BackendLocation::Remote(backend) if backend.url == "http://x"));
 }
 
 #[test]
