@@ -22,12 +22,8 @@ pub use self::{
     validate::{backend, serve},
     variables::TOKEN,
 };
-use crate::{
-    backend::BackendConfig,
-    gateway::IntakeLimits,
-    logging::Format,
-    server::{auth::Access, secret::Secret},
-};
+pub use crate::server::secret::Secret;
+use crate::{backend::BackendConfig, gateway::IntakeLimits, logging::Format, server::auth::Access};
 
 /// The bounds of connections whose requests have not arrived, or are not authorized.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

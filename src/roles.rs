@@ -11,7 +11,6 @@ use std::{
 };
 
 use actix_web::dev::ServerHandle;
-use cc_executor_actors::dial::DialConfig;
 use cc_executor::{
     backend::{
         self, BackendConfig, Serving,
@@ -37,6 +36,7 @@ use cc_executor::{
         tokens::Tokens,
     },
 };
+use cc_executor_actors::dial::DialConfig;
 use log::{info, warn};
 
 /// Prepares this process for a role, and runs the role to its end.

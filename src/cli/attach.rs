@@ -44,7 +44,7 @@ pub struct AttachOptions {
 /// Follows an execution to its end. Returns the command's own exit code.
 pub(super) async fn attach(options: AttachOptions) -> Result<u8, ClientError> {
     let AttachOptions { service, id, json, reconnect, observe } = options;
-    let loop_options = LoopOptions { url: service.url, json, stats: false, shows_elapsed: !json, run: None };
+    let loop_options = LoopOptions { service: service.access()?, json, stats: false, shows_elapsed: !json, run: None };
     // The client that started the execution chose its heartbeat.
     let heartbeat = HeartbeatEstimate::Observed { longest: None, updated_at: None };
     SessionLoop::new(loop_options, LoopPurpose::Attach { id, reconnect, observe }, heartbeat).run().await

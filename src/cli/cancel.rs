@@ -58,7 +58,7 @@ pub struct CancelOptions {
 
 /// Cancels an execution, and waits for its end.
 pub(super) async fn cancel(options: CancelOptions) -> Result<u8, ClientError> {
-    let mut connection = Connection::open(&options.service.url).await?;
+    let mut connection = Connection::open(&options.service.access()?).await?;
     let grace_ms = options.grace.map_or(DEFAULT_GRACE_MS, millis);
     let (execution_id, request) = (Some(options.id), ControlRequest::cancel(grace_ms));
     let _: IgnoredAny = call(&mut connection, 1, &ControlParams { execution_id, request }).await?;

@@ -72,7 +72,7 @@ pub struct PrintOutputOptions {
 /// Prints the output of an execution.
 pub(super) async fn output(options: PrintOutputOptions) -> Result<u8, ClientError> {
     let stream = if options.stderr { Stream::Stderr } else { Stream::Stdout };
-    let file = OutputFile::new(&options.service.url, options.id, stream)?;
+    let file = OutputFile::new(&options.service.access()?, options.id, stream);
     let mut printer =
         OutputPrinter { at: 0, lost: 0, sha256: Sha256::new(), is_whole: true, stdout: console::streams().0 };
     let begin = match (options.tail, options.lines) {

@@ -9,9 +9,9 @@ use serde_json::value::RawValue;
 
 use super::{
     ClientError,
-    connection::{not_understood, read, refused, unreachable},
+    connection::{not_understood, read},
     flags::ServiceFlags,
-    http::{HttpClient, MAX_REFUSAL, service_url, within},
+    http::{HttpClient, MAX_REFUSAL, within},
     print,
     ps_table::PsTable,
     terminal::output_width,
@@ -77,8 +77,8 @@ struct ListedSummary<'a> {
 
 /// Lists the executions of the caller that a service's backend knows, page by page.
 pub(super) async fn ps(options: PsOptions) -> Result<u8, ClientError> {
-    let list = service_url(&options.service.url, "/executions");
-    let client = HttpClient::new()?;
+    let service = options.service.access()?;
+    let (list, client) = (service.http("/executions"), HttpClient::new(&service));
     let mut url = list.clone();
     let mut rows = PrintedRows::new(options.json, options.all);
     loop {
@@ -196,12 +196,12 @@ impl PrintedRows {
 
 /// Fetches a page of the service's list: JSON.
 async fn fetch_page(client: &HttpClient, url: &str) -> Result<bytes::Bytes, ClientError> {
-    let mut response = client.get(url).send().await.map_err(|error| unreachable(url, &error))?;
+    let mut response = client.get(url).send().await.map_err(|error| client.unreachable(url, &error))?;
     if !response.status().is_success() {
         let reason = response.body().limit(MAX_REFUSAL).await.unwrap_or_default();
-        return Err(refused(url, response.status(), &reason));
+        return Err(client.refused(url, response.status(), &reason));
     }
-    response.body().limit(MAX_BODY).await.map_err(|error| unreachable(url, &error))
+    response.body().limit(MAX_BODY).await.map_err(|error| client.broke_off(url, &error))
 }
 
 #[cfg(test)]

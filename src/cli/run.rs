@@ -172,7 +172,8 @@ pub(super) async fn run(options: RunOptions) -> Result<u8, ClientError> {
     let heartbeat = HeartbeatEstimate::Requested(options.heartbeat);
     let RunOptions { interactive, tty, json, stats, .. } = options;
     let run = Some(RunRequest { params: options.execute_params(), interactive, tty });
-    let loop_options = LoopOptions { url: options.service.url, json, stats, shows_elapsed: !json && !tty, run };
+    let loop_options =
+        LoopOptions { service: options.service.access()?, json, stats, shows_elapsed: !json && !tty, run };
     SessionLoop::new(loop_options, LoopPurpose::Run { id, on_disconnect }, heartbeat).run().await
 }
 

@@ -118,6 +118,49 @@ impl<T: Clone + Send + Sync + 'static> TypedValueParser for Checker<T> {
     }
 }
 
+/// The value of a client's flag or of its variable, and which of them gave it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Given<T> {
+    /// The value.
+    pub value: T,
+    /// Whether it comes from the flag.
+    pub is_flag: bool,
+}
+
+/// What [`GivenParser`] returns: `None` for an empty variable, which counts as unset.
+pub type MaybeGiven<T> = Option<Given<T>>;
+
+/// Adds to a parser which source its value comes from. See [`given`].
+#[derive(Clone)]
+pub struct GivenParser<T>(Checker<T>);
+
+/// The parser of a flag whose value counts before those of other settings, but the value of its variable does not.
+pub fn given<T>(checker: Checker<T>) -> GivenParser<T> {
+    GivenParser(checker)
+}
+
+impl<T: Clone + Send + Sync + 'static> TypedValueParser for GivenParser<T> {
+    type Value = MaybeGiven<T>;
+
+    fn parse_ref(&self, command: &Command, arg: Option<&Arg>, value: &OsStr) -> Result<MaybeGiven<T>, clap::Error> {
+        self.parse_ref_(command, arg, value, ValueSource::CommandLine)
+    }
+
+    fn parse_ref_(
+        &self,
+        command: &Command,
+        arg: Option<&Arg>,
+        value: &OsStr,
+        source: ValueSource,
+    ) -> Result<MaybeGiven<T>, clap::Error> {
+        if source == ValueSource::EnvVariable && value.to_str().is_none_or(str::is_empty) {
+            return Ok(None);
+        }
+        let value = self.0.parse_ref_(command, arg, value, source)?;
+        Ok(Some(Given { value, is_flag: source == ValueSource::CommandLine }))
+    }
+}
+
 /// How a problem names an argument: by its variable if the value came from there, otherwise by its flag.
 pub(super) fn name(arg: &Arg, source: ValueSource) -> String {
     let flag = arg.get_long().map(|long| format!("--{long}"));

@@ -120,7 +120,12 @@ impl ProxyVariable {
             let decoded = |text| percent_decode_str(text).collect::<Vec<u8>>();
             BASE64_STANDARD.encode([decoded(name), b":".to_vec(), decoded(password)].concat())
         });
-        Ok(ProxyServer::new(url.host().to_owned(), port, credentials.map(|encoded| format!("Basic {encoded}")), &self.name))
+        Ok(ProxyServer::new(
+            url.host().to_owned(),
+            port,
+            credentials.map(|encoded| format!("Basic {encoded}")),
+            &self.name,
+        ))
     }
 }
 
@@ -159,7 +164,9 @@ fn is_excepted(list: &str, host: &str, port: u16) -> bool {
 fn is_in_network(address: IpAddr, network: IpAddr, bits: &str) -> bool {
     let Ok(bits) = bits.parse::<u32>() else { return false };
     let (address, network, length) = match (address, network) {
-        (IpAddr::V4(address), IpAddr::V4(network)) => (u128::from(u32::from(address)), u128::from(u32::from(network)), 32),
+        (IpAddr::V4(address), IpAddr::V4(network)) => {
+            (u128::from(u32::from(address)), u128::from(u32::from(network)), 32)
+        }
         (IpAddr::V6(address), IpAddr::V6(network)) => (u128::from(address), u128::from(network), 128),
         _ => return false,
     };

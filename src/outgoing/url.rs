@@ -220,7 +220,10 @@ mod tests {
             "ws://ä",
         ] {
             let problem = ServiceUrl::parse(wrong).unwrap_err();
-            assert!(problem.starts_with("must be a URL such as ") && problem.ends_with(&format!("{wrong:?}")), "{problem}");
+            assert!(
+                problem.starts_with("must be a URL such as ") && problem.ends_with(&format!("{wrong:?}")),
+                "{problem}"
+            );
         }
         let problem = ServiceUrl::parse("wss://user:secret@h").unwrap_err();
         assert!(problem.contains("without a user name") && !problem.contains("secret"), "{problem}");

@@ -70,13 +70,7 @@ struct ClientState {
 impl BackendClient {
     /// A client of the backend at this URL. The token is sent with every request. `claude_exit` is how long Claude may
     /// take to exit after its last event, where the backend is the legacy image. `dial` has TLS if the URL is `https://`.
-    pub fn new(
-        url: &str,
-        token: Option<String>,
-        known: KnownBackend,
-        claude_exit: Duration,
-        dial: DialConfig,
-    ) -> Self {
+    pub fn new(url: &str, token: Option<String>, known: KnownBackend, claude_exit: Duration, dial: DialConfig) -> Self {
         let client = client(dial.clone(), None);
         let url = url.trim_end_matches('/').to_owned();
         let (wire_url, gate) = (wire_url(&url), RequestGate::new());

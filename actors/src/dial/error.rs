@@ -101,7 +101,9 @@ pub enum ProxyError {
     #[error("does not answer as an HTTP proxy; check the variable")]
     NotHttp,
     /// The head of its answer has no end.
-    #[error("sent more than {0} bytes before the end of its answer's head; check that the variable names an HTTP proxy")]
+    #[error(
+        "sent more than {0} bytes before the end of its answer's head; check that the variable names an HTTP proxy"
+    )]
     TooLong(usize),
 }
 
@@ -169,7 +171,9 @@ impl TlsFailure {
             TlsFailure::Expired => {
                 format!("the certificate of {host} has expired; have it renewed, and check this machine's clock")
             }
-            TlsFailure::NotYetValid => format!("the certificate of {host} is not valid yet; check this machine's clock"),
+            TlsFailure::NotYetValid => {
+                format!("the certificate of {host} is not valid yet; check this machine's clock")
+            }
             TlsFailure::OtherName(names) if names.is_empty() => {
                 format!("the certificate is not for {host}; use the host name that is in it")
             }
