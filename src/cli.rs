@@ -17,9 +17,11 @@ mod exit_code;
 mod flags;
 mod healthcheck;
 mod http;
+mod login;
 mod logs;
 mod output;
 mod output_view;
+mod profile;
 mod profiles;
 mod ps;
 mod ps_table;
@@ -33,6 +35,7 @@ mod stdin;
 mod stdout;
 mod terminal;
 mod token;
+mod token_prompt;
 mod usage_line;
 
 use std::{process::ExitCode, time::Duration};
@@ -87,6 +90,8 @@ pub async fn execute(command: ClientCommand) -> ExitCode {
         ClientCommand::Check(options) => check::check(options).await,
         ClientCommand::Logs(options) => logs::logs(&options),
         ClientCommand::Healthcheck(options) => healthcheck::healthcheck(options).await,
+        ClientCommand::Login(options) => login::login(options).await,
+        ClientCommand::Profile(options) => profile::profile(options),
         ClientCommand::Token(options) => token::token(options),
     };
     ExitCode::from(outcome.unwrap_or_else(|error| {

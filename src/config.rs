@@ -16,7 +16,7 @@ use std::{fmt, net::SocketAddr, time::Duration};
 use cc_executor_actors::{dial::DialConfig, protocol::Limits, supervisor::SessionLimits};
 
 pub use self::{
-    access::{client_token, token_variable},
+    access::{client_token, read_token_file, token_variable},
     new_token::NewToken,
     settings::{BackendArgs, ServeArgs},
     validate::{backend, serve},

@@ -12,8 +12,10 @@ use super::{
     check::{self, CheckOptions},
     completions::CompletionsOptions,
     healthcheck::{self, HealthcheckOptions},
+    login::{self, LoginOptions},
     logs::LogsOptions,
     output::{self, PrintOutputOptions},
+    profile::{self, ProfileOptions},
     ps::{self, PsOptions},
     run::{self, RunOptions},
     token::TokenOptions,
@@ -88,6 +90,12 @@ pub enum ClientCommand {
     /// Exit with 0 if a service is ready
     #[command(after_help = format!("{}\n\n{}", healthcheck::EXIT_CODES, variables_help::<ClientVariables>()))]
     Healthcheck(HealthcheckOptions),
+    /// Store a service and its token as a profile, after a check of the token
+    #[command(after_help = login::EXIT_CODES)]
+    Login(LoginOptions),
+    /// List, choose and remove the profiles of login
+    #[command(after_help = profile::EXIT_CODES)]
+    Profile(ProfileOptions),
     /// Make a token for a client of a service
     Token(TokenOptions),
 }
