@@ -6,6 +6,7 @@
 mod access;
 mod new_token;
 mod settings;
+mod unknown;
 mod users;
 mod validate;
 pub mod value;
@@ -19,6 +20,7 @@ pub use self::{
     access::{client_token, read_token_file, token_variable},
     new_token::NewToken,
     settings::{BackendArgs, ServeArgs},
+    unknown::unknown_variables,
     validate::{backend, serve},
     variables::TOKEN,
 };

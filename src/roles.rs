@@ -19,6 +19,7 @@ use cc_executor::{
             location::{StateLocation, StateVariables, default_directory},
         },
     },
+    cli::args::unknown_variables,
     config::{BackendLocation, BackendSettings, ConnectionSettings, GatewaySettings, RemoteBackend, TOKEN},
     console,
     gateway::{self, GatewayConfig},
@@ -50,6 +51,9 @@ pub fn run(log_format: logging::Format, role: impl Future<Output = io::Result<()
             return ExitCode::FAILURE;
         }
     };
+    for warning in unknown_variables() {
+        warn!(event = "settings.unknown"; "{warning}");
+    }
     run_prepared(role)
 }
 

@@ -116,6 +116,21 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Invocation, St
     }
 }
 
+/// A warning for each variable of the environment that looks like a setting and is none.
+pub fn unknown_variables() -> Vec<String> {
+    // Variables that are not text are none of these.
+    let text = |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
+    config::unknown_variables(std::env::vars_os().filter_map(text), &known_variables())
+}
+
+/// The variables of all commands.
+fn known_variables() -> Vec<String> {
+    let definition = CommandLine::command();
+    let without_flag = variables::definition::<RoleVariables>();
+    let args = definition.get_subcommands().flat_map(clap::Command::get_arguments).chain(without_flag.get_arguments());
+    args.filter_map(|arg| Some(arg.get_env()?.to_str()?.to_owned())).collect()
+}
+
 /// The whole definition, in the layout of its help texts.
 fn definition() -> clap::Command {
     CommandLine::command().mut_subcommands(|command| command.next_line_help(true).mut_args(in_two_lines))

@@ -99,11 +99,14 @@ fn absolute_path(path: String) -> Result<String, ClientError> {
 
 /// The token in a file, or on standard input.
 fn token_of(path: &str) -> Result<Secret, ClientError> {
-    let unusable = |error: &dyn std::fmt::Display| ClientError::new(exit::USAGE, format!("--token-file {path:?} {error}"));
+    let unusable =
+        |error: &dyn std::fmt::Display| ClientError::new(exit::USAGE, format!("--token-file {path:?} {error}"));
     let text = if path == "-" {
         let mut text = String::new();
         let read = stdin().lock().take(MAX_INPUT).read_to_string(&mut text);
-        read.map_err(|error| ClientError::new(exit::USAGE, format!("cannot read the token from standard input: {error}")))?;
+        read.map_err(|error| {
+            ClientError::new(exit::USAGE, format!("cannot read the token from standard input: {error}"))
+        })?;
         text
     } else {
         config::read_token_file(Path::new(path)).map_err(|error| unusable(&error))?
@@ -133,7 +136,8 @@ async fn open_session(service: &ServiceAccess) -> Result<Connected, ClientError>
                         serde_json::from_slice(&text).map_err(|error| not_understood(&error))?;
                     let params = message.params.filter(|_| message.method.as_deref() == Some("connected"));
                     let not_connected = || {
-                        let message = format!("{} does not begin a session as a cc-executor service does", service.url());
+                        let message =
+                            format!("{} does not begin a session as a cc-executor service does", service.url());
                         ClientError::new(exit::UNAVAILABLE, message)
                     };
                     return read(params.ok_or_else(not_connected)?);
