@@ -100,7 +100,7 @@ fn the_flags_of_a_command_are_left_to_it() {
 
 #[test]
 fn all_problems_of_a_client_are_reported_together() {
-    let lines = problems("cc-executor run --url h:1 --timeout soon --heartbeat=-1s --max-turns x -- true");
+    let lines = problems("cc-executor run --url ftp://h --timeout soon --heartbeat=-1s --max-turns x -- true");
     for (line, part) in lines.iter().zip(["--url must", "--timeout must", "--heartbeat must", "--max-turns must"]) {
         assert!(line.starts_with(part), "{line}");
     }
@@ -137,7 +137,7 @@ fn completions_know_every_command_and_no_secret() {
         for word in ["serve", "healthcheck", "max-sessions", "completions"] {
             assert!(script.contains(word), "{shell}: {word}");
         }
-        assert!(!script.contains("token-file"), "{shell}: a secret is no flag");
+        assert!(!script.contains("backend-token") && !script.contains("--token "), "{shell}: a secret is no flag");
     }
 }
 
