@@ -19,7 +19,6 @@ use cc_executor::{
             location::{StateLocation, StateVariables, default_directory},
         },
     },
-    cli::args::unknown_variables,
     config::{BackendLocation, BackendSettings, ConnectionSettings, GatewaySettings, RemoteBackend, TOKEN},
     console,
     gateway::{self, GatewayConfig},
@@ -40,8 +39,8 @@ use cc_executor::{
 use cc_executor_actors::dial::DialConfig;
 use log::{info, warn};
 
-/// Prepares this process for a role, and runs the role to its end.
-pub fn run(log_format: logging::Format, role: impl Future<Output = io::Result<()>>) -> ExitCode {
+/// Prepares this process for a role, logs warnings of variables that have no effect, and runs the role to its end.
+pub fn run(log_format: logging::Format, warnings: &[String], role: impl Future<Output = io::Result<()>>) -> ExitCode {
     // The parent may have blocked or ignored signals that the service needs, and commands would inherit that.
     shutdown::reset();
     let _flush = match logging::init(log_format) {
@@ -51,7 +50,7 @@ pub fn run(log_format: logging::Format, role: impl Future<Output = io::Result<()
             return ExitCode::FAILURE;
         }
     };
-    for warning in unknown_variables() {
+    for warning in warnings {
         warn!(event = "settings.unknown"; "{warning}");
     }
     run_prepared(role)

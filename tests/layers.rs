@@ -134,16 +134,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ),
     (
         "src::roles",
-        &[
-            "src::cli",
-            "src::config",
-            "src::gateway",
-            "src::backend",
-            "src::server",
-            "src::logging",
-            "src::console",
-            "actors::dial",
-        ],
+        &["src::config", "src::gateway", "src::backend", "src::server", "src::logging", "src::console", "actors::dial"],
     ),
     // `roles` is a submodule of `main`, which is the root of the binary.
     ("src::main", &["src::cli", "src::backend", "src::console"]),

@@ -99,7 +99,7 @@ fn profiles_are_stored_used_listed_and_removed() {
     for (words, part) in [
         (["--profile", "none"].as_slice(), "there is no profile none (home, work); store one with `cc-executor login"),
         (&["--profile", "work", "--url", "h"], "--url and --profile both name a service; give one of them"),
-        (&["--profile", "-x"], "--profile must be 1 to 64 letters"),
+        (&["--profile", ".x"], "--profile must be 1 to 64 letters"),
     ] {
         let (_, stderr, code) = runs(words, &[]);
         assert!(code == 64 && stderr.contains(part), "{stderr}");

@@ -62,7 +62,7 @@ fn every_command_goes_through_nginx_with_and_without_a_prefix() {
         let id = id.trim();
         let mut attached = ClientProcess::start(&mut setup.command(&url, &["attach", id]));
         attached.expect_stdout(&(1..=200_000).map(|n| format!("{n}\n")).collect::<String>());
-        let (list, stderr, code) = call(&["ps", "--json"]);
+        let (list, stderr, code) = call(&["ps", "--all", "--json"]);
         assert_eq!((stderr.as_str(), code), ("", 0), "{url}");
         let list: Value = serde_json::from_str(&list).unwrap();
         assert!(list["executions"].as_array().unwrap().iter().any(|of| of["executionId"] == id), "{list}");

@@ -22,6 +22,7 @@ pub(super) const EXIT_CODES: &str = "\
 Exit codes:
    0  the service is ready
    1  it is not ready, or the URL cannot be reached
+  64  wrong use: flags, profile
   69  it does not answer within 10 seconds";
 
 /// Options of `healthcheck`.

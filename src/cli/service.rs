@@ -110,7 +110,8 @@ impl ServiceFlags {
         let (token, origin) = match (profile, &source) {
             (Some(StoredProfile { token, .. }), UrlSource::Profile(name)) => {
                 let ignored = config::token_variable(&variables::read());
-                (token, TokenOrigin::Profile { name: name.clone(), ignored })
+                let origin = TokenOrigin::Profile { name: name.clone(), has_token: token.is_some(), ignored };
+                (token, origin)
             }
             _ => (accepted(environment_token())?, TokenOrigin::Environment(config::token_variable(&variables::read()))),
         };

@@ -28,8 +28,8 @@ const TLS_PORT_PAGES: [&str; 3] =
 pub(super) enum TokenOrigin {
     /// This variable of the environment; `None` if no token was sent.
     Environment(Option<String>),
-    /// The profile of this name, beside this variable of the environment, which is ignored.
-    Profile { name: String, ignored: Option<String> },
+    /// The profile of this name, which may have none, beside this variable of the environment, which is ignored.
+    Profile { name: String, has_token: bool, ignored: Option<String> },
     /// `login`, if one was typed.
     Typed(bool),
 }
@@ -75,15 +75,20 @@ impl ServiceName {
             TokenOrigin::Environment(None) => format!(
                 "{url} needs a token, and no token was sent; set {TOKEN} or {TOKEN}_FILE, or store one with `{store}`"
             ),
-            TokenOrigin::Profile { name, ignored } => {
+            TokenOrigin::Profile { name, has_token, ignored } => {
                 let store = format!("cc-executor login --name {name} {}", self.url);
                 let note = ignored
                     .as_ref()
                     .map(|variable| format!("; {variable} goes with --url and CC_EXECUTOR_URL only, and was not sent"));
                 let note = note.unwrap_or_default();
-                format!(
-                    "{url} did not accept the token of profile {name}, or it has none; store the right one with `{store}`{note}"
-                )
+                match has_token {
+                    true => {
+                        format!("{url} refused the token of profile {name}; store the right one with `{store}`{note}")
+                    }
+                    false => format!(
+                        "{url} needs a token, and no token was sent, because profile {name} has none; store one with `{store}`{note}"
+                    ),
+                }
             }
             TokenOrigin::Typed(true) => format!("{url} refused the token; check that it is the one of this service"),
             TokenOrigin::Typed(false) => format!("{url} needs a token, and no token was sent"),
@@ -230,8 +235,9 @@ mod tests {
     #[test]
     fn a_refused_token_is_named_by_its_source() {
         let body = br#"{"code":-32007,"message":"no"}"#;
-        let profile = |ignored: Option<&str>| TokenOrigin::Profile {
+        let profile = |has_token, ignored: Option<&str>| TokenOrigin::Profile {
             name: "work".to_owned(),
+            has_token,
             ignored: ignored.map(str::to_owned),
         };
         let of_variable = TokenOrigin::Environment(Some("CC_EXECUTOR_TOKEN_FILE".to_owned()));
@@ -248,15 +254,21 @@ mod tests {
             ),
             (
                 UrlSource::Profile("work".to_owned()),
-                profile(None),
-                "wss://h/ws/mcp (profile work) did not accept the token of profile work, or it has none; store the right one with `cc-executor login --name work wss://h/ws/mcp`",
+                profile(true, None),
+                "wss://h/ws/mcp (profile work) refused the token of profile work; store the right one with `cc-executor login --name work wss://h/ws/mcp`",
+            ),
+            (
+                UrlSource::Profile("work".to_owned()),
+                profile(false, None),
+                "wss://h/ws/mcp (profile work) needs a token, and no token was sent, because profile work has none; store one with",
             ),
             (UrlSource::Flag, TokenOrigin::Typed(true), "wss://h/ws/mcp refused the token"),
         ] {
             let refused = service("wss://h", source, token).refused("wss://h/ws/mcp", StatusCode::UNAUTHORIZED, body);
             assert!(refused.message.starts_with(message), "{}", refused.message);
         }
-        let ignored = service("wss://h", UrlSource::Profile("work".to_owned()), profile(Some("CC_EXECUTOR_TOKEN")));
+        let ignored =
+            service("wss://h", UrlSource::Profile("work".to_owned()), profile(true, Some("CC_EXECUTOR_TOKEN")));
         let refused = ignored.refused("wss://h/ws/mcp", StatusCode::UNAUTHORIZED, body).message;
         assert!(
             refused.ends_with("; CC_EXECUTOR_TOKEN goes with --url and CC_EXECUTOR_URL only, and was not sent"),
