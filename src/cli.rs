@@ -21,15 +21,19 @@ mod exit_code;
 mod flags;
 mod healthcheck;
 mod http;
+mod login;
 mod logs;
 mod man;
 mod output;
 mod output_view;
+mod profile;
+mod profiles;
 mod ps;
 mod ps_table;
 mod reconnect;
 mod request;
 mod run;
+mod service;
 mod session_loop;
 mod silence;
 mod status;
@@ -37,6 +41,7 @@ mod stdin;
 mod stdout;
 mod terminal;
 mod token;
+mod token_prompt;
 mod usage_line;
 
 use std::{process::ExitCode, time::Duration};
@@ -93,6 +98,8 @@ pub async fn execute(command: ClientCommand) -> ExitCode {
         ClientCommand::Check(options) => check::check(options).await,
         ClientCommand::Logs(options) => logs::logs(&options),
         ClientCommand::Healthcheck(options) => healthcheck::healthcheck(options).await,
+        ClientCommand::Login(options) => login::login(options).await,
+        ClientCommand::Profile(options) => profile::profile(options),
         ClientCommand::Token(options) => token::token(options),
     };
     ExitCode::from(outcome.unwrap_or_else(|error| {

@@ -6,6 +6,7 @@
 mod access;
 mod new_token;
 mod settings;
+mod unknown;
 mod users;
 mod validate;
 pub mod value;
@@ -13,21 +14,18 @@ pub mod variables;
 
 use std::{fmt, net::SocketAddr, time::Duration};
 
-use cc_executor_actors::{protocol::Limits, supervisor::SessionLimits};
+use cc_executor_actors::{dial::DialConfig, protocol::Limits, supervisor::SessionLimits};
 
 pub use self::{
-    access::{client_token, token_variable},
+    access::{client_token, read_token_file, token_variable},
     new_token::NewToken,
     settings::{BackendArgs, ServeArgs},
+    unknown::unknown_variables,
     validate::{backend, serve},
     variables::TOKEN,
 };
-use crate::{
-    backend::BackendConfig,
-    gateway::IntakeLimits,
-    logging::Format,
-    server::{auth::Access, secret::Secret},
-};
+pub use crate::server::secret::Secret;
+use crate::{backend::BackendConfig, gateway::IntakeLimits, logging::Format, server::auth::Access};
 
 /// The bounds of connections whose requests have not arrived, or are not authorized.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -100,8 +98,19 @@ pub struct GatewaySettings {
 pub enum BackendLocation {
     /// In a backend inside this process.
     Embedded(Box<BackendConfig>),
-    /// In the backend at this URL. The gateway sends it this token.
-    Remote(String, Option<Secret>),
+    /// In another process.
+    Remote(RemoteBackend),
+}
+
+/// A backend in another process.
+#[derive(Clone, Debug)]
+pub struct RemoteBackend {
+    /// Its URL.
+    pub url: String,
+    /// The token that the gateway sends it.
+    pub token: Option<Secret>,
+    /// How it is reached.
+    pub dial: DialConfig,
 }
 
 /// Settings of the role `backend`.

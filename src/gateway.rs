@@ -17,6 +17,7 @@ use actix::{Actor, Addr};
 use actix_web::{App, dev::ServerHandle, middleware::from_fn, web};
 use cc_executor_actors::{
     backend_client::{BackendClient, KnownBackend},
+    dial::DialConfig,
     protocol::Limits,
     session::{SessionContext, unread::UnreadBudget},
     supervisor::{Drain, GetStats, SessionLimits, Supervisor},
@@ -59,6 +60,8 @@ pub struct GatewayConfig {
     pub backend_url: String,
     /// The token for the backend.
     pub backend_token: Option<Secret>,
+    /// How the backend is reached.
+    pub dial: DialConfig,
     /// The limits of sessions.
     pub sessions: SessionLimits,
     /// The limits of clients' requests.
@@ -85,7 +88,7 @@ pub struct IntakeLimits {
 impl GatewayConfig {
     fn backend(&self, known: KnownBackend) -> BackendClient {
         let token = self.backend_token.as_ref().map(|token| token.reveal().to_owned());
-        BackendClient::new(&self.backend_url, token, known, self.claude_exit)
+        BackendClient::new(&self.backend_url, token, known, self.claude_exit, self.dial.clone())
     }
 }
 

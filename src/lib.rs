@@ -4,6 +4,7 @@
 //! that has a socket, a process, a terminal, a file or an environment variable:
 //!
 //! - [`config`], [`logging`]: settings and log lines. [`console`]: standard output and standard error.
+//! - [`outgoing`]: how clients and gateways reach a service: URL, proxy, trusted CAs.
 //! - `syscall`: the only file with `unsafe`, and the reasons.
 //! - [`server`]: the listener of both roles: authorization, connections, shutdown signals, the drain.
 //! - [`gateway`]: the role `serve`, WebSocket sessions in front of a backend.
@@ -19,6 +20,7 @@ pub mod config;
 pub mod console;
 pub mod gateway;
 pub mod logging;
+pub mod outgoing;
 pub mod server;
 mod syscall;
 

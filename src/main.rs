@@ -38,9 +38,18 @@ fn main() -> ExitCode {
 
 fn dispatch(invocation: Invocation) -> ExitCode {
     match invocation {
-        Invocation::Serve(settings) => roles::run(settings.log_format, roles::serve(*settings)),
-        Invocation::Backend(settings) => roles::run(settings.log_format, roles::backend(*settings)),
-        Invocation::Client(command) => run_system(cli::execute(command)),
+        Invocation::Serve(settings) => {
+            roles::run(settings.log_format, &args::unknown_variables(), roles::serve(*settings))
+        }
+        Invocation::Backend(settings) => {
+            roles::run(settings.log_format, &args::unknown_variables(), roles::backend(*settings))
+        }
+        Invocation::Client(command) => {
+            for warning in args::unknown_variables() {
+                console::report(format_args!("warning: {warning}"));
+            }
+            run_system(cli::execute(command))
+        }
         Invocation::Print(text) => match console::print(&text) {
             Ok(_) => ExitCode::SUCCESS,
             Err(error) => {

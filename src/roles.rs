@@ -19,7 +19,7 @@ use cc_executor::{
             location::{StateLocation, StateVariables, default_directory},
         },
     },
-    config::{BackendLocation, BackendSettings, ConnectionSettings, GatewaySettings, TOKEN},
+    config::{BackendLocation, BackendSettings, ConnectionSettings, GatewaySettings, RemoteBackend, TOKEN},
     console,
     gateway::{self, GatewayConfig},
     logging,
@@ -36,10 +36,11 @@ use cc_executor::{
         tokens::Tokens,
     },
 };
+use cc_executor_actors::dial::DialConfig;
 use log::{info, warn};
 
-/// Prepares this process for a role, and runs the role to its end.
-pub fn run(log_format: logging::Format, role: impl Future<Output = io::Result<()>>) -> ExitCode {
+/// Prepares this process for a role, logs warnings of variables that have no effect, and runs the role to its end.
+pub fn run(log_format: logging::Format, warnings: &[String], role: impl Future<Output = io::Result<()>>) -> ExitCode {
     // The parent may have blocked or ignored signals that the service needs, and commands would inherit that.
     shutdown::reset();
     let _flush = match logging::init(log_format) {
@@ -49,6 +50,9 @@ pub fn run(log_format: logging::Format, role: impl Future<Output = io::Result<()
             return ExitCode::FAILURE;
         }
     };
+    for warning in warnings {
+        warn!(event = "settings.unknown"; "{warning}");
+    }
     run_prepared(role)
 }
 
@@ -155,13 +159,13 @@ pub async fn serve(config: GatewaySettings) -> io::Result<()> {
     let mut shutdown = Shutdown::listen()?;
     let listener = bind(config.bind, &config.access, &config.warnings)?;
     let address = address_of(&listener)?;
-    let (backend, backend_url, backend_token) = match config.backend {
-        BackendLocation::Remote(url, token) => (None, url, token),
+    let (backend, remote) = match config.backend {
+        BackendLocation::Remote(remote) => (None, remote),
         BackendLocation::Embedded(backend) => {
             warn_of_root();
             let state_dir = open_state_dir(&backend.state, address, config.bind.port())?;
             let (url, token, embedded) = embed(*backend, state_dir, &config.connections)?;
-            (Some(embedded), url, Some(token))
+            (Some(embedded), RemoteBackend { url, token: Some(token), dial: DialConfig::default() })
         }
     };
     let ConnectionSettings { request_timeout, max_unauthorized } = config.connections;
@@ -170,11 +174,12 @@ pub async fn serve(config: GatewaySettings) -> io::Result<()> {
         warn!(event = "service.few_descriptors", descriptors = descriptor_limit(), sessions = bounds.authorized;
             "the limit of open files (ulimit -n) allows only {} sessions, not {}", bounds.authorized, config.sessions.sessions);
     }
-    info!(event = "service.listening", role = "gateway", address:% = address, backend = backend_url.as_str(),
+    info!(event = "service.listening", role = "gateway", address:% = address, backend = remote.url.as_str(),
         embedded = backend.is_some(), containment:serde = backend.as_ref().map(|backend| backend.contained), version = env!("CARGO_PKG_VERSION"); "listening on ws://{address}/ws/mcp");
     let gateway = GatewayConfig {
-        backend_url,
-        backend_token,
+        backend_url: remote.url,
+        backend_token: remote.token,
+        dial: remote.dial,
         sessions: config.sessions,
         limits: config.limits,
         intake: config.intake,

@@ -19,6 +19,7 @@ use cc_executor_actors::{
     backend_client::{BackendClient, KnownBackend},
     client::ClientName,
     close::{CloseCode, CloseReason},
+    dial::DialConfig,
     id::{ExecutionId, SessionId},
     outcome::{CancelReport, Outcome, Reason, Status},
     protocol::Limits,
@@ -112,7 +113,7 @@ impl StubPeer {
 fn context(stub: &Stub, max_sessions: usize) -> SessionContext {
     SessionContext {
         supervisor: Supervisor::new(SessionLimits { sessions: max_sessions, per_peer: max_sessions }).start(),
-        backend: BackendClient::new(&stub.url(), None, KnownBackend::default(), EXIT_PATIENCE),
+        backend: BackendClient::new(&stub.url(), None, KnownBackend::default(), EXIT_PATIENCE, DialConfig::default()),
         limits: Limits::default(),
         unread: UnreadBudget::new(1 << 20),
         max_requests: MAX_REQUESTS as usize,

@@ -1,9 +1,11 @@
 //! Helpers of the tests: the service as a process, a client, proxies that inject faults, and scripted backends.
 
 pub mod backend_caller;
+pub mod certificates;
 pub mod claude_cli;
 pub mod client;
 pub mod client_process;
+pub mod connect_proxy;
 pub mod containment;
 pub mod curl;
 pub mod frames;
@@ -13,6 +15,7 @@ pub mod link;
 pub mod listener;
 pub mod memory_cgroup;
 pub mod messages_api;
+pub mod nginx;
 pub mod procs;
 pub mod proxy;
 pub mod recording;

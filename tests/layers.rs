@@ -50,7 +50,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("actors::agent", &["actors::output", "actors::protocol"]),
     ("actors::ws", &["actors::output"]),
     ("actors::backend_api", &["actors::protocol", "actors::rpc"]),
-    ("actors::backend_client", &["actors::backend_api", "actors::protocol", "actors::rpc"]),
+    ("actors::dial", &[]),
+    ("actors::backend_client", &["actors::backend_api", "actors::dial", "actors::protocol", "actors::rpc"]),
     (
         "actors::execution",
         &[
@@ -100,27 +101,43 @@ const LAYERS: &[(&str, &[&str])] = &[
             "actors::session",
             "actors::supervisor",
             "actors::backend_client",
+            "actors::dial",
             "actors::protocol",
             "actors::rpc",
         ],
     ),
+    ("src::outgoing", &["actors::dial"]),
     (
         "src::config",
         &[
             "src::backend",
             "src::gateway",
+            "src::outgoing",
             "src::server",
             "src::logging",
             "actors::supervisor",
             "actors::agent",
+            "actors::dial",
             "actors::protocol",
         ],
     ),
     (
         "src::cli",
-        &["src::config", "src::console", "actors::agent", "actors::backend_api", "actors::protocol", "actors::rpc"],
+        &[
+            "src::config",
+            "src::console",
+            "src::outgoing",
+            "actors::agent",
+            "actors::backend_api",
+            "actors::dial",
+            "actors::protocol",
+            "actors::rpc",
+        ],
     ),
-    ("src::roles", &["src::config", "src::gateway", "src::backend", "src::server", "src::logging", "src::console"]),
+    (
+        "src::roles",
+        &["src::config", "src::gateway", "src::backend", "src::server", "src::logging", "src::console", "actors::dial"],
+    ),
     // `roles` is a submodule of `main`, which is the root of the binary.
     ("src::main", &["src::cli", "src::backend", "src::console"]),
 ];

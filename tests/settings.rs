@@ -43,7 +43,7 @@ fn every_problem_is_one_line_that_names_its_setting() {
 #[test]
 fn empty_or_non_utf8_variable_is_unset() {
     let names = [variables("serve"), vec!["LOG_FORMAT".into(), "CC_EXECUTOR_TOKEN".into()]].concat();
-    assert_eq!(names.len(), 46);
+    assert_eq!(names.len(), 48);
     for value in [OsString::new(), OsStr::from_bytes(b"\xff").to_owned()] {
         let mut command = binary();
         command.args(["serve", "--max-sessions", ""]).envs(names.iter().map(|name| (name, &value)));
@@ -116,14 +116,9 @@ fn service_url_comes_from_flag_or_variable() {
         |arguments: &[&str], url: &str| run_to_exit(binary().arg("ps").args(arguments).env("CC_EXECUTOR_URL", url));
     assert_eq!(ps(&[], &service.url()).2, 0);
     assert_eq!(ps(&["--url", &service.url()], "ws://127.0.0.1:1").2, 0, "the flag overrides the variable");
-    let (_, stderr, code) = ps(&[], "nowhere");
-    assert_eq!(
-        (code, stderr.as_str()),
-        (
-            64,
-            "cc-executor: CC_EXECUTOR_URL must be ws://HOST[:PORT] without TLS and user name, not \"nowhere\"; put a TLS tunnel in front\n"
-        )
-    );
+    let (_, stderr, code) = ps(&[], "ftp://nowhere");
+    let wrong = "CC_EXECUTOR_URL must be a URL such as wss://HOST/PATH, https://HOST, ws://HOST:PORT or HOST:PORT";
+    assert_eq!((code, stderr), (64, format!("cc-executor: {wrong}, not \"ftp://nowhere\"\n")));
     assert_eq!(ps(&["--url", ""], &service.url()).2, 64, "an empty flag is an error");
 }
 

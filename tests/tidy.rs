@@ -63,6 +63,8 @@ const PURE: &[&str] = &[
     "src/server/admission.rs",
     "src/server/guess_limit.rs",
     "src/cli/exit_code.rs",
+    "src/cli/service/source.rs",
+    "src/config/unknown.rs",
     "src/cli/usage_line.rs",
     "src/cli/ps_table.rs",
     "src/cli/silence.rs",

@@ -14,6 +14,7 @@
 //! - [`output`]: encodes a command's output as messages, for WebSocket clients and JSON lines. [`ws`]: WebSocket
 //!   frames.
 //! - [`agent`]: the events of agent CLIs.
+//! - [`dial`]: the connections of HTTP and WebSocket clients, through proxies and with TLS.
 //! - [`backend_api`]: the HTTP messages between gateway and backend. [`backend_client`]: the gateway's client for them.
 //! - [`execution`]: the actor of one command, which turns the backend's stream into messages.
 //! - [`session`]: the actor of one WebSocket client. [`session::phase`] has its decisions, on plain values.
@@ -31,6 +32,7 @@
 //!     agent::claude::progress::EXIT_PATIENCE,
 //!     backend_client::{BackendClient, KnownBackend},
 //!     client::ClientName,
+//!     dial::DialConfig,
 //!     id::SessionId,
 //!     protocol::Limits,
 //!     session::{self, SessionContext, phase::Incoming, unread::UnreadBudget},
@@ -41,7 +43,7 @@
 //! actix::System::new().block_on(async {
 //!     let context = SessionContext {
 //!         supervisor: Supervisor::new(SessionLimits { sessions: 1, per_peer: 1 }).start(),
-//!         backend: BackendClient::new("http://127.0.0.1:8000", None, KnownBackend::default(), EXIT_PATIENCE),
+//!         backend: BackendClient::new("http://127.0.0.1:8000", None, KnownBackend::default(), EXIT_PATIENCE, DialConfig::default()),
 //!         limits: Limits::default(),
 //!         unread: UnreadBudget::new(1 << 20),
 //!         max_requests: 16,
@@ -70,6 +72,7 @@ pub mod backend_client;
 pub mod client;
 pub mod clock;
 pub mod close;
+pub mod dial;
 pub mod excerpt;
 pub mod execution;
 pub mod id;

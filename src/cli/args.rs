@@ -13,9 +13,11 @@ use super::{
     completions::{self, CompletionsOptions},
     control::{self, ControlOptions, SignalOptions},
     healthcheck::{self, HealthcheckOptions},
+    login::{self, LoginOptions},
     logs::LogsOptions,
     man::ManOptions,
     output::{self, PrintOutputOptions},
+    profile::{self, ProfileOptions},
     ps::{self, PsOptions},
     run::{self, RunOptions},
     token::TokenOptions,
@@ -101,6 +103,12 @@ pub enum ClientCommand {
     /// Exit with 0 if a service is ready
     #[command(after_help = format!("{}\n\n{}", healthcheck::EXIT_CODES, variables_help::<ClientVariables>()))]
     Healthcheck(HealthcheckOptions),
+    /// Store a service and its token as a profile, after a check of the token
+    #[command(after_help = login::EXIT_CODES)]
+    Login(LoginOptions),
+    /// List, choose and remove the profiles of login
+    #[command(after_help = profile::EXIT_CODES)]
+    Profile(ProfileOptions),
     /// Make a token for a client of a service
     Token(TokenOptions),
 }
@@ -127,6 +135,21 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Invocation, St
 /// The text for standard error.
 pub fn complete() -> Result<bool, String> {
     completions::complete(CommandLine::command).map_err(|error| error.render().to_string().trim_end().to_owned())
+}
+
+/// A warning for each variable of the environment that looks like a setting and is none.
+pub fn unknown_variables() -> Vec<String> {
+    // Variables that are not text are none of these.
+    let text = |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
+    config::unknown_variables(std::env::vars_os().filter_map(text), &known_variables())
+}
+
+/// The variables of all commands.
+fn known_variables() -> Vec<String> {
+    let definition = CommandLine::command();
+    let without_flag = variables::definition::<RoleVariables>();
+    let args = definition.get_subcommands().flat_map(clap::Command::get_arguments).chain(without_flag.get_arguments());
+    args.filter_map(|arg| Some(arg.get_env()?.to_str()?.to_owned())).collect()
 }
 
 /// The whole definition, in the layout of its help texts.

@@ -47,9 +47,9 @@ pub struct AttachOptions {
 /// Follows an execution to its end. Returns the command's own exit code.
 pub(super) async fn attach(options: AttachOptions) -> Result<u8, ClientError> {
     let AttachOptions { service, id, json, reconnect, observe } = options;
+    let service = service.access()?;
     let id = resolve(&service, &id).await?;
-    let loop_options =
-        LoopOptions { url: service.url, json, stats: false, quiet: false, shows_elapsed: !json, run: None };
+    let loop_options = LoopOptions { service, json, stats: false, quiet: false, shows_elapsed: !json, run: None };
     // The client that started the execution chose its heartbeat.
     let heartbeat = HeartbeatEstimate::Observed { longest: None, updated_at: None };
     SessionLoop::new(loop_options, LoopPurpose::Attach { id, reconnect, observe }, heartbeat).run().await

@@ -63,8 +63,9 @@ pub struct CancelOptions {
 
 /// Cancels an execution, and waits for its end.
 pub(super) async fn cancel(options: CancelOptions) -> Result<u8, ClientError> {
-    let target = resolve(&options.service, &options.id).await?;
-    let mut connection = Connection::open(&options.service.url).await?;
+    let service = options.service.access()?;
+    let target = resolve(&service, &options.id).await?;
+    let mut connection = Connection::open(&service).await?;
     let grace_ms = options.grace.map_or(DEFAULT_GRACE_MS, millis);
     let (execution_id, order) = (Some(target), ControlRequest::cancel(grace_ms));
     let accepted = request(&mut connection, 1, &ControlParams { execution_id, request: order }).await;

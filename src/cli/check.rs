@@ -32,6 +32,7 @@ use super::{
     flags::ServiceFlags,
     logs::{self, LogsOptions, SortedLines},
     print_line,
+    service::ServiceAccess,
 };
 use crate::console::OutputReader;
 
@@ -121,19 +122,25 @@ pub(super) async fn check(options: CheckOptions) -> Result<u8, ClientError> {
         logs::open(file).map_err(|error| logs::unreadable(file, &error))?;
     }
     // An unreachable service is reported once, and not by each check.
-    Connection::open(&options.service.url).await?.close().await;
+    let service = options.service.access()?;
+    Connection::open(&service).await?.close().await;
     let wanted = |check: &&Check| options.only.is_empty() || options.only.iter().any(|name| name == check.name);
     let checks: Vec<_> = CHECKS.iter().filter(wanted).collect();
     let mut report = CheckReport::new(checks.len(), options.json);
     for check in checks {
-        let outcome = run_check(check, &options, report.begin(check.name)).await;
+        let outcome = run_check(check, &options, &service, report.begin(check.name)).await;
         report.end(&outcome)?;
     }
     Ok(if report.finish()? { 0 } else { 1 })
 }
 
-async fn run_check(check: &Check, options: &CheckOptions, bar: ProgressBar) -> CheckOutcome<'static> {
-    let probe = Probe::new(&options.service.url, bar);
+async fn run_check(
+    check: &Check,
+    options: &CheckOptions,
+    service: &ServiceAccess,
+    bar: ProgressBar,
+) -> CheckOutcome<'static> {
+    let probe = Probe::new(service, bar);
     let since = Instant::now();
     let result = (check.run)(&probe).await;
     let took = since.elapsed();

@@ -13,12 +13,7 @@ use clap_complete::{
 use serde::Deserialize;
 use tokio::time::timeout;
 
-use super::{
-    executions::fetch_list,
-    flags::ServiceFlags,
-    http::{HttpClient, service_url},
-    protect_token,
-};
+use super::{executions::fetch_list, flags::ServiceFlags, http::HttpClient, protect_token};
 use crate::console::visible;
 
 /// The variable by which the script tells the binary the shell.
@@ -112,10 +107,10 @@ impl CompletedExecution {
 /// The first page of the executions; `None` if the service does not answer in time.
 fn list() -> Option<Vec<CompletedExecution>> {
     protect_token().ok()?;
-    let service = typed_service()?;
+    let service = typed_service()?.access().ok()?;
     actix::System::new().block_on(async {
-        let url = service_url(&service.url, "/executions");
-        let body = timeout(PATIENCE, fetch_list(&HttpClient::new().ok()?, &url)).await.ok()?.ok()?;
+        let url = service.http("/executions");
+        let body = timeout(PATIENCE, fetch_list(&HttpClient::new(&service), &url)).await.ok()?.ok()?;
         Some(serde_json::from_slice::<CompletedPage>(&body).ok()?.executions)
     })
 }

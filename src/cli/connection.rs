@@ -9,7 +9,7 @@ use awc::{
 };
 use cc_executor_actors::{
     protocol::{MAX_MESSAGE_TO_CLIENT, MethodParams, SUBPROTOCOL},
-    rpc::{self, ErrorObject},
+    rpc,
 };
 use futures_util::{FutureExt, SinkExt, StreamExt};
 use serde::Deserialize;
@@ -18,10 +18,10 @@ use tokio::time::{sleep_until, timeout};
 
 use super::{
     ClientError, PATIENCE, exit,
-    http::{MAX_REFUSAL, get, token, within},
+    http::{HttpClient, MAX_REFUSAL, within},
+    service::ServiceAccess,
     silence::{Overdue, Silence},
 };
-use crate::config::{self, TOKEN, variables};
 
 /// The longest wait for a close frame to be sent. The service also notices a client that leaves without one.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
@@ -45,22 +45,16 @@ pub(super) enum ConnectionEvent {
 
 impl Connection {
     /// Opens a session.
-    pub(super) async fn open(url: &str) -> Result<Connection, ClientError> {
-        let mut request = awc::Client::builder()
-            .timeout(PATIENCE)
-            .finish()
-            .ws(url)
-            .protocols([SUBPROTOCOL])
-            .max_frame_size(2 * MAX_MESSAGE_TO_CLIENT);
-        if let Some(token) = token()? {
-            request = request.bearer_auth(token);
-        }
+    pub(super) async fn open(service: &ServiceAccess) -> Result<Connection, ClientError> {
+        let client = service.client(Some(PATIENCE));
+        let request =
+            service.session_request(&client).protocols([SUBPROTOCOL]).max_frame_size(2 * MAX_MESSAGE_TO_CLIENT);
         match request.connect().await {
             Ok((_, frames)) => Ok(Connection { frames, close_code: None, silence: Silence::new(Instant::now()) }),
             Err(WsClientError::InvalidResponseStatus(status)) => {
-                Err(refused(url, status, &body_of_refusal(url, status).await))
+                Err(service.refused(service.url(), status, &body_of_refusal(service, status).await))
             }
-            Err(error) => Err(unreachable(url, &error)),
+            Err(error) => Err(service.no_session(&error)),
         }
     }
 
@@ -163,13 +157,14 @@ impl Connection {
 
 /// The body of the response with this status to a request for a session, or an empty one. It is requested once more
 /// without an upgrade, because awc drops the body of a failed handshake.
-async fn body_of_refusal(session_url: &str, status: StatusCode) -> bytes::Bytes {
-    // A wrong token needs no explanation, and is not offered a second time.
-    if status == StatusCode::UNAUTHORIZED {
-        return bytes::Bytes::new();
-    }
+async fn body_of_refusal(service: &ServiceAccess, status: StatusCode) -> bytes::Bytes {
+    let (client, url) = (HttpClient::new(service), service.url());
+    // A wrong token is not offered a second time.
+    let request = match status {
+        StatusCode::UNAUTHORIZED => client.get_without_token(url),
+        _ => client.get(url),
+    };
     let body = async {
-        let request = get(&session_url.replacen("ws://", "http://", 1))?;
         match request.insert_header((header::SEC_WEBSOCKET_PROTOCOL, SUBPROTOCOL)).send().await {
             Ok(mut response) if response.status() == status => {
                 Ok(response.body().limit(MAX_REFUSAL).await.unwrap_or_default())
@@ -177,54 +172,7 @@ async fn body_of_refusal(session_url: &str, status: StatusCode) -> bytes::Bytes 
             _ => Ok(bytes::Bytes::new()),
         }
     };
-    within(session_url, body).await.unwrap_or_default()
-}
-
-/// The error for an unexpected HTTP status. The response's body has the reason if a cc-executor service has answered.
-pub(super) fn refused(url: &str, status: StatusCode, body: &[u8]) -> ClientError {
-    refused_with(url, status, body, config::token_variable(&variables::read()))
-}
-
-/// The same for a token that comes from this variable, if there is one.
-fn refused_with(url: &str, status: StatusCode, body: &[u8], token_variable: Option<String>) -> ClientError {
-    let error = serde_json::from_slice::<ErrorObject>(body);
-    // From an address that has sent many wrong tokens, one more is answered with 429.
-    let is_one_of_many = status == StatusCode::TOO_MANY_REQUESTS
-        && error.as_ref().is_ok_and(|error| error.code == rpc::code::NOT_AUTHORIZED);
-    if status == StatusCode::UNAUTHORIZED || is_one_of_many {
-        return unauthorized(url, token_variable);
-    }
-    let code = match status {
-        StatusCode::FORBIDDEN => exit::NOPERM,
-        // The client, or all clients together, have used up a limit.
-        StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => exit::TEMPFAIL,
-        _ => exit::UNAVAILABLE,
-    };
-    let message = match error {
-        Ok(error) => format!("{url} answers {status}: {}", error.message),
-        Err(_) if status == StatusCode::SERVICE_UNAVAILABLE => {
-            format!("{url} is shutting down or not ready; try again in a moment")
-        }
-        Err(_) => format!("{url} answers {status}; check that --url names a cc-executor service"),
-    };
-    ClientError::new(code, message)
-}
-
-/// The error for a missing token, or for a wrong one, which comes from this variable.
-fn unauthorized(url: &str, variable: Option<String>) -> ClientError {
-    let message = match variable {
-        Some(variable) => format!("{url} rejects the token in {variable}; set it to the token of the service"),
-        None => format!("{url} needs a token; set {TOKEN} or {TOKEN}_FILE to the token of the service"),
-    };
-    ClientError::new(exit::NOPERM, message)
-}
-
-/// The error for a service that cannot be reached.
-pub(super) fn unreachable(url: &str, error: &impl std::fmt::Display) -> ClientError {
-    ClientError::new(
-        exit::UNAVAILABLE,
-        format!("cannot reach {url}: {error}; start a service with `cc-executor serve`, or name another with --url"),
-    )
+    within(url, body).await.unwrap_or_default()
 }
 
 /// Reads the parameters of a notification, or the result of a call.
@@ -242,35 +190,4 @@ pub(super) fn not_understood(error: &serde_json::Error) -> ClientError {
 
 fn broken(error: &ProtocolError) -> ClientError {
     ClientError::new(exit::UNAVAILABLE, format!("the connection broke: {error}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_refusal_gives_the_reason_of_the_service() {
-        let body = |code: i64| format!(r#"{{"code":{code},"message":"because"}}"#);
-        for (status, body, code, message) in [
-            (403, body(-32007), exit::NOPERM, "ws://h answers 403 Forbidden: because"),
-            (403, String::new(), exit::NOPERM, "ws://h answers 403 Forbidden; check that --url names"),
-            (429, body(-32007), exit::NOPERM, "ws://h needs a token"),
-            (429, body(-32009), exit::TEMPFAIL, "ws://h answers 429 Too Many Requests: because"),
-            (502, body(-32010), exit::UNAVAILABLE, "ws://h answers 502 Bad Gateway: because"),
-            (502, "<html>".to_owned(), exit::UNAVAILABLE, "ws://h answers 502 Bad Gateway; check that --url names"),
-            (503, body(-32012), exit::TEMPFAIL, "ws://h answers 503 Service Unavailable: because"),
-            (503, String::new(), exit::TEMPFAIL, "ws://h is shutting down or not ready; try again"),
-        ] {
-            let refused = refused_with("ws://h", StatusCode::from_u16(status).unwrap(), body.as_bytes(), None);
-            assert_eq!(refused.code, code, "{status}");
-            assert!(refused.message.starts_with(message), "{}", refused.message);
-        }
-    }
-
-    #[test]
-    fn a_wrong_token_is_not_a_missing_one() {
-        let wrong = unauthorized("ws://h", Some("CC_EXECUTOR_TOKEN_FILE".to_owned())).message;
-        assert!(wrong.starts_with("ws://h rejects the token in CC_EXECUTOR_TOKEN_FILE; "), "{wrong}");
-        assert!(unauthorized("ws://h", None).message.starts_with("ws://h needs a token; set CC_EXECUTOR_TOKEN or "));
-    }
 }

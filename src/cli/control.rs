@@ -80,8 +80,9 @@ pub(super) async fn signal(SignalOptions { execution, signal }: SignalOptions) -
 }
 
 async fn control(ControlOptions { service, id }: ControlOptions, order: ControlRequest) -> Result<u8, ClientError> {
+    let service = service.access()?;
     let execution_id = Some(resolve(&service, &id).await?);
-    let mut connection = Connection::open(&service.url).await?;
+    let mut connection = Connection::open(&service).await?;
     let _: IgnoredAny = request(&mut connection, 1, &ControlParams { execution_id, request: order }).await?;
     connection.close().await;
     Ok(0)

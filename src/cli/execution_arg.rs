@@ -9,13 +9,8 @@ use cc_executor_actors::{
 use serde::Deserialize;
 
 use super::{
-    ClientError,
-    connection::not_understood,
-    duration::in_words,
-    executions::fetch_list,
-    exit,
-    flags::ServiceFlags,
-    http::{HttpClient, service_url},
+    ClientError, connection::not_understood, duration::in_words, executions::fetch_list, exit, http::HttpClient,
+    service::ServiceAccess,
 };
 use crate::{
     config::value::Checker,
@@ -59,12 +54,12 @@ struct MatchPage {
 /// # Errors
 ///
 /// No execution of the caller matches, or several do.
-pub(super) async fn resolve(service: &ServiceFlags, reference: &ExecutionRef) -> Result<ExecutionId, ClientError> {
+pub(super) async fn resolve(service: &ServiceAccess, reference: &ExecutionRef) -> Result<ExecutionId, ClientError> {
     if let ExecutionRef::Id(id) = reference {
         return Ok(*id);
     }
-    let url = format!("{}?match={reference}", service_url(&service.url, "/executions"));
-    let body = fetch_list(&HttpClient::new()?, &url).await?;
+    let url = format!("{}?match={reference}", service.http("/executions"));
+    let body = fetch_list(&HttpClient::new(service), &url).await?;
     let page: MatchPage = serde_json::from_slice(&body).map_err(|error| not_understood(&error))?;
     match page.executions.as_slice() {
         [one] => Ok(one.execution_id),

@@ -2,7 +2,6 @@
 
 use super::{
     ClientError,
-    connection::{refused, unreachable},
     http::{HttpClient, MAX_REFUSAL, within},
 };
 
@@ -16,12 +15,12 @@ const MAX_LIST: usize = 64 << 20;
 /// The service cannot be reached in time, or refuses.
 pub(super) async fn fetch_list(client: &HttpClient, url: &str) -> Result<bytes::Bytes, ClientError> {
     within(url, async {
-        let mut response = client.get(url).send().await.map_err(|error| unreachable(url, &error))?;
+        let mut response = client.get(url).send().await.map_err(|error| client.unreachable(url, &error))?;
         if !response.status().is_success() {
             let reason = response.body().limit(MAX_REFUSAL).await.unwrap_or_default();
-            return Err(refused(url, response.status(), &reason));
+            return Err(client.refused(url, response.status(), &reason));
         }
-        response.body().limit(MAX_LIST).await.map_err(|error| unreachable(url, &error))
+        response.body().limit(MAX_LIST).await.map_err(|error| client.broke_off(url, &error))
     })
     .await
 }

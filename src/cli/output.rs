@@ -75,8 +75,9 @@ pub struct PrintOutputOptions {
 /// Prints the output of an execution.
 pub(super) async fn output(options: PrintOutputOptions) -> Result<u8, ClientError> {
     let stream = if options.stderr { Stream::Stderr } else { Stream::Stdout };
-    let id = resolve(&options.service, &options.id).await?;
-    let file = OutputFile::new(&options.service.url, id, stream)?;
+    let service = options.service.access()?;
+    let id = resolve(&service, &options.id).await?;
+    let file = OutputFile::new(&service, id, stream);
     let mut printer =
         OutputPrinter { at: 0, lost: 0, sha256: Sha256::new(), is_whole: true, stdout: console::streams().0 };
     let begin = match (options.tail, options.lines) {

@@ -20,7 +20,7 @@ use super::{
     duration::duration,
     executions::fetch_list,
     flags::ServiceFlags,
-    http::{HttpClient, service_url},
+    http::HttpClient,
     print,
     ps_table::PsTable,
     terminal::output_width,
@@ -98,7 +98,8 @@ struct ListedSummary<'a> {
 
 /// Lists the executions of the caller that a service's backend knows.
 pub(super) async fn ps(options: PsOptions) -> Result<u8, ClientError> {
-    let (list, client) = (service_url(&options.service.url, "/executions"), HttpClient::new()?);
+    let service = options.service.access()?;
+    let (list, client) = (service.http("/executions"), HttpClient::new(&service));
     let rows = || {
         let form = match options {
             PsOptions { json: true, .. } => ListForm::Json,

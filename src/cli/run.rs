@@ -259,7 +259,7 @@ pub(super) async fn run(options: RunOptions) -> Result<u8, ClientError> {
     let overflow = options.overflow.unwrap_or_default();
     let run = Some(RunRequest { params, overflow, interactive, tty });
     let shows_elapsed = !json && !tty && !quiet;
-    let loop_options = LoopOptions { url: options.service.url, json, stats, quiet, shows_elapsed, run };
+    let loop_options = LoopOptions { service: options.service.access()?, json, stats, quiet, shows_elapsed, run };
     SessionLoop::new(loop_options, LoopPurpose::Run { id, on_disconnect }, heartbeat).run().await
 }
 

@@ -38,6 +38,7 @@ use super::{
     exit_code::EndRequest,
     output_view::OutputView,
     reconnect::ConnectAttempt,
+    service::ServiceAccess,
     silence::HeartbeatEstimate,
     stdin::StdinReader,
     terminal::{RawMode, size},
@@ -46,8 +47,8 @@ use crate::console;
 
 /// The options of `run` and `attach` that the loop needs.
 pub(super) struct LoopOptions {
-    /// The session's URL.
-    pub(super) url: String,
+    /// The service.
+    pub(super) service: ServiceAccess,
     /// Whether the service's messages are printed instead of the output.
     pub(super) json: bool,
     /// Whether progress and summaries are left out.
@@ -131,7 +132,7 @@ impl SessionLoop {
     pub(super) fn new(options: LoopOptions, purpose: LoopPurpose, heartbeat: HeartbeatEstimate) -> Self {
         SessionLoop {
             view: OutputView::new(options.json, options.stats, options.quiet, options.shows_elapsed),
-            state: LoopState::new(options.url.clone(), purpose, heartbeat),
+            state: LoopState::new(options.service.url().to_owned(), purpose, heartbeat),
             link: Link::Opening { attempt: ConnectAttempt::FIRST, before: None },
             input: StdinReader::closed(),
             raw: None,
@@ -167,12 +168,12 @@ impl SessionLoop {
             if !attempt.after.is_zero() {
                 sleep(attempt.after).await;
             }
-            let open = Connection::open(&self.options.url);
+            let open = Connection::open(&self.options.service);
             let Some(until) = attempt.until else { return open.await };
             // A stopped service may accept a connection and never answer on it.
             let begun_at = Instant::now();
             timeout_at(until.into(), open).await.unwrap_or_else(|_| {
-                let (url, seconds) = (&self.options.url, begun_at.elapsed().as_secs_f64());
+                let (url, seconds) = (self.options.service.url(), begun_at.elapsed().as_secs_f64());
                 let message = format!("{url} did not open a session within {seconds:.1} s");
                 Err(ClientError::new(exit::UNAVAILABLE, message))
             })

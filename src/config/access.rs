@@ -34,6 +34,14 @@ pub fn client_token(variables: &ClientVariables) -> Result<Option<Secret>, Probl
     problems.finish(secret)
 }
 
+/// The text of a file with a token.
+///
+/// # Errors
+/// The rest of a sentence that begins with the name of the file: it cannot be read or is not private.
+pub fn read_token_file(path: &Path) -> Result<String, impl std::fmt::Display> {
+    secret_file::read(path, SecretKind::Token).map(|found| found.text)
+}
+
 /// The variable that gives the token that a client sends, if one does.
 pub fn token_variable(variables: &ClientVariables) -> Option<String> {
     given_variable(TOKEN, variables)

@@ -36,9 +36,19 @@ pub struct ServeArgs {
     pub(super) access: AccessArgs,
 
     /// URL of a remote backend; without it, a backend runs inside this process
+    #[arg(long, env = "CC_EXECUTOR_BACKEND_URL", value_name = "URL", value_parser = backend_url())]
+    #[arg(help_heading = "Executions")]
+    pub(super) backend_url: Option<BackendUrl>,
+
+    /// Earlier name of --backend-url
     #[arg(long, env = "CLAUDE_API_URL", value_name = "URL", value_parser = backend_url())]
     #[arg(help_heading = "Executions")]
     pub(super) claude_api_url: Option<BackendUrl>,
+
+    /// File of CA certificates in PEM form, trusted besides the system's for an https:// backend
+    #[arg(long, env = "CC_EXECUTOR_CA_FILE", value_name = "PATH", help_heading = "Executions")]
+    #[arg(value_parser = setting(|text| Ok(text.to_owned())))]
+    pub(super) ca_file: Option<String>,
 
     #[command(flatten)]
     pub(super) backend: BackendOnlyArgs,
@@ -161,7 +171,7 @@ pub(super) struct SharedArgs {
     pub(super) claude_exit_ms: u64,
 
     /// Maximum number of known executions, running or ended, which clients share; more are refused
-    // Here and not in BackendOnlyArgs, because beside CLAUDE_API_URL it is ignored and not refused.
+    // Here and not in BackendOnlyArgs, because beside a remote backend it is ignored and not refused.
     #[arg(long, env = "CC_EXECUTOR_MAX_ENDED", value_name = "N", range = 1..=MAX_ENDED)]
     #[arg(default_value = MAX_ENDED.to_string(), help_heading = "Retained output")]
     pub(super) max_ended: u64,

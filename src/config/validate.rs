@@ -9,7 +9,7 @@ use cc_executor_actors::{
 use clap::ArgMatches;
 
 use super::{
-    BackendLocation, BackendSettings, ConnectionSettings, GatewaySettings, Problems,
+    BackendLocation, BackendSettings, ConnectionSettings, GatewaySettings, Problems, RemoteBackend,
     access::{given_variable, has_tokens_file},
     settings::{BackendArgs, BackendOnlyArgs, ClaudeArgs, ServeArgs, SharedArgs, given, name_of},
     variables::{BACKEND_TOKEN, ClientVariables, RoleVariables, TOKEN},
@@ -21,8 +21,12 @@ use crate::{
         executor::{ExecutorError, Executors, OWN_PREFIX, inherited, service_environment},
     },
     gateway::IntakeLimits,
+    outgoing::{self, proxy::ProxyVariables, url::ServiceUrl},
     server::auth::Access,
 };
+
+/// How errors name the setting of the backend's URL.
+const BACKEND_URL: &str = "CC_EXECUTOR_BACKEND_URL (or CLAUDE_API_URL)";
 
 /// How long an ended execution is kept by default, in milliseconds: in memory, and on disk.
 const RETENTION_MS: u64 = 600_000;
@@ -39,7 +43,7 @@ pub fn serve(
     variables: RoleVariables,
     mut problems: Problems,
 ) -> Result<GatewaySettings, Problems> {
-    let ServeArgs { bind, access, claude_api_url, backend, shared, sessions } = args;
+    let ServeArgs { bind, access, backend_url, claude_api_url, ca_file, backend, shared, sessions } = args;
     let mut warnings = Vec::new();
     let allow_short = access.insecure_short_token;
     let token = problems.fingerprint(TOKEN, &variables.client, variables.token_sha256, allow_short, &mut warnings);
@@ -70,23 +74,27 @@ pub fn serve(
         SessionLimits { sessions: size(sessions.max_sessions), per_peer: size(sessions.max_sessions_per_address) };
     let (connections, drain) = (connections(&shared), Duration::from_millis(shared.drain_ms));
     let claude_exit = Duration::from_millis(shared.claude_exit_ms);
-    let backend = match claude_api_url.flatten() {
+    let backend = match problems.one_backend_url(backend_url.flatten(), claude_api_url.flatten(), matches) {
         Some(url) => {
             problems.ignore("--max-ended");
             problems.ignore("CC_EXECUTOR_MAX_ENDED");
             // They are refused, because they would have no effect at the remote backend.
             for name in given(matches) {
                 problems.ignore(&name);
-                problems.add(&name, "belongs to the backend at CLAUDE_API_URL; set it there");
+                problems.add(&name, format!("belongs to the backend at {BACKEND_URL}; set it there"));
             }
             let token = ClientVariables { token: variables.backend_token, token_file: variables.backend_token_file };
             if has_tokens_file(&access) && given_variable(BACKEND_TOKEN, &token).is_none() {
                 problems.add(
                     &name_of("tokens_file", matches),
-                    format!("names clients that the backend at CLAUDE_API_URL cannot tell apart without a token of its own; set {BACKEND_TOKEN} for both"),
+                    format!("names clients that the backend at {BACKEND_URL} cannot tell apart without a token of its own; set {BACKEND_TOKEN} for both"),
                 );
             }
-            BackendLocation::Remote(url, problems.secret(BACKEND_TOKEN, &token, &mut warnings))
+            let ca_file = ca_file.as_deref().filter(|path| !path.is_empty());
+            let dial = outgoing::plan(&url, ca_file, &ProxyVariables::of_gateway());
+            let dial = dial.map_err(|error| problems.0.push(error.to_string())).unwrap_or_default();
+            let token = problems.secret(BACKEND_TOKEN, &token, &mut warnings);
+            BackendLocation::Remote(RemoteBackend { url: url.http(""), token, dial })
         }
         None => BackendLocation::Embedded(Box::new(problems.backend(backend, &shared, matches))),
     };
@@ -153,6 +161,29 @@ fn claude_policy(args: ClaudeArgs) -> ClaudePolicy {
 }
 
 impl Problems {
+    /// The URL of the backend, which has two names. A flag overrides a variable, whichever name each has.
+    fn one_backend_url(
+        &mut self,
+        url: Option<ServiceUrl>,
+        earlier: Option<ServiceUrl>,
+        matches: &ArgMatches,
+    ) -> Option<ServiceUrl> {
+        let names = [name_of("backend_url", matches), name_of("claude_api_url", matches)];
+        match (url, earlier) {
+            (Some(url), Some(earlier)) if url != earlier => {
+                let [is_flag, earlier_is_flag] = names.each_ref().map(|name| name.starts_with("--"));
+                // A wrong one has a placeholder, and is reported already.
+                let is_wrong = |name: &String| self.0.iter().any(|line| line.split(' ').next() == Some(name));
+                if is_flag == earlier_is_flag && !names.iter().any(is_wrong) {
+                    let [name, earlier] = &names;
+                    self.add(name, format!("and {earlier} are both set, and differ; unset one of them"));
+                }
+                Some(if earlier_is_flag && !is_flag { earlier } else { url })
+            }
+            (url, earlier) => url.or(earlier),
+        }
+    }
+
     /// Removes the problems of a setting that has no effect.
     fn ignore(&mut self, name: &str) {
         self.0.retain(|line| line.split(' ').next() != Some(name));
@@ -418,14 +449,51 @@ mod tests {
         for (url, fine) in [
             ("http://claude-api:8000", true),
             ("http://127.0.0.1:1/", true),
-            ("https://claude-api", false),
+            ("https://127.0.0.1:1/path", true),
+            ("http://host/path", true),
+            ("ws://host", false),
             ("claude-api:8000", false),
             ("http://", false),
             ("http://user:secret@host", false),
-            ("http://host/path", false),
         ] {
-            assert_eq!(serve(&[("CLAUDE_API_URL", url)]).is_ok(), fine, "{url}");
+            for name in ["CC_EXECUTOR_BACKEND_URL", "CLAUDE_API_URL"] {
+                match serve(&[(name, url)]) {
+                    Ok(settings) => {
+                        let BackendLocation::Remote(backend) = settings.backend else { panic!("is remote") };
+                        assert!(fine && backend.url == url.trim_end_matches('/'), "{url}");
+                        assert_eq!(backend.dial.tls.is_some(), url.starts_with("https://"));
+                    }
+                    Err(Problems(problems)) => {
+                        assert!(!fine && problems.len() == 1 && !problems[0].contains("secret"), "{problems:?}");
+                    }
+                }
+            }
         }
+    }
+
+    #[test]
+    fn the_url_of_a_backend_has_two_names_which_must_agree() {
+        let (new, old) = ("CC_EXECUTOR_BACKEND_URL", "CLAUDE_API_URL");
+        let url_of = |pairs: Pairs<'_>| match serve(pairs)?.backend {
+            BackendLocation::Remote(backend) => Ok(Some(backend.url)),
+            BackendLocation::Embedded(_) => Ok(None),
+        };
+        let (x, y) = (Some("http://x".to_owned()), "http://y");
+        assert_eq!(url_of(&[(new, "http://x"), (old, "http://x/")]), Ok(x.clone()));
+        assert_eq!(url_of(&[(new, ""), (old, "http://x")]), Ok(x.clone()));
+        assert_eq!(url_of(&[(new, "http://x"), (old, "")]), Ok(x));
+        let differ = "--backend-url and --claude-api-url are both set, and differ; unset one of them".to_owned();
+        assert_eq!(url_of(&[(new, "http://x"), (old, y)]), Err(Problems(vec![differ])));
+        let Problems(problems) = url_of(&[(new, "?"), (old, y)]).unwrap_err();
+        assert!(problems.len() == 1 && problems[0].starts_with("--backend-url must be"), "{problems:?}");
+    }
+
+    #[test]
+    fn a_ca_file_is_read_for_tls_only() {
+        let file = ("CC_EXECUTOR_CA_FILE", "/nowhere/ca.pem");
+        assert!(serve(&[("CC_EXECUTOR_BACKEND_URL", "http://x"), file]).is_ok());
+        let Problems(problems) = serve(&[("CC_EXECUTOR_BACKEND_URL", "https://x"), file]).unwrap_err();
+        assert!(problems.len() == 1 && problems[0].starts_with("the CA file \"/nowhere/ca.pem\" cannot be read: "));
     }
 
     #[test]
@@ -437,12 +505,12 @@ mod tests {
         assert_eq!(names.len(), 21);
         for (flag, name) in names {
             let Problems(problems) = serve(&[remote, (name, "1")]).unwrap_err();
-            let belongs = format!("--{flag} belongs to the backend at CLAUDE_API_URL; set it there");
+            let belongs = format!("--{flag} belongs to the backend at {BACKEND_URL}; set it there");
             assert_eq!(problems, [belongs], "a wrong value is reported once");
             assert!(serve(&[remote, (name, "")]).is_ok(), "{name} is empty");
         }
         assert!(serve(&[remote, ("CC_EXECUTOR_MAX_ENDED", "?"), ("CC_EXECUTOR_DRAIN_MS", "500")]).is_ok());
-        let wrong = [("CLAUDE_API_URL", "https://x"), ("CC_EXECUTOR_RING_BYTES", "65536")];
+        let wrong = [("CLAUDE_API_URL", "ws://x"), ("CC_EXECUTOR_RING_BYTES", "65536")];
         let Problems(problems) = serve(&wrong).unwrap_err();
         assert!(problems.len() == 2 && problems[1].starts_with("--ring-bytes belongs"), "{problems:?}");
     }

@@ -22,6 +22,7 @@ use clap::{
 };
 
 use super::Problems;
+use crate::outgoing::url::ServiceUrl;
 
 thread_local! {
     /// The problems of the values that clap has parsed inside [`collect`]; `None` outside. They are not a field of
@@ -114,6 +115,49 @@ impl<T: Clone + Send + Sync + 'static> TypedValueParser for Checker<T> {
 
     fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
         (!self.possible.is_empty()).then(|| Box::new(self.possible.iter().map(PossibleValue::new)) as _)
+    }
+}
+
+/// The value of a client's flag or of its variable, and which of them gave it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Given<T> {
+    /// The value.
+    pub value: T,
+    /// Whether it comes from the flag.
+    pub is_flag: bool,
+}
+
+/// What [`GivenParser`] returns: `None` for an empty variable, which counts as unset.
+pub type MaybeGiven<T> = Option<Given<T>>;
+
+/// Adds to a parser which source its value comes from. See [`given`].
+#[derive(Clone)]
+pub struct GivenParser<T>(Checker<T>);
+
+/// The parser of a flag whose value counts before those of other settings, but the value of its variable does not.
+pub fn given<T>(checker: Checker<T>) -> GivenParser<T> {
+    GivenParser(checker)
+}
+
+impl<T: Clone + Send + Sync + 'static> TypedValueParser for GivenParser<T> {
+    type Value = MaybeGiven<T>;
+
+    fn parse_ref(&self, command: &Command, arg: Option<&Arg>, value: &OsStr) -> Result<MaybeGiven<T>, clap::Error> {
+        self.parse_ref_(command, arg, value, ValueSource::CommandLine)
+    }
+
+    fn parse_ref_(
+        &self,
+        command: &Command,
+        arg: Option<&Arg>,
+        value: &OsStr,
+        source: ValueSource,
+    ) -> Result<MaybeGiven<T>, clap::Error> {
+        if source == ValueSource::EnvVariable && value.to_str().is_none_or(str::is_empty) {
+            return Ok(None);
+        }
+        let value = self.0.parse_ref_(command, arg, value, source)?;
+        Ok(Some(Given { value, is_flag: source == ValueSource::CommandLine }))
     }
 }
 
@@ -210,24 +254,23 @@ pub(super) fn address() -> Checker<SocketAddr> {
 /// The parser of a backend's URL. The placeholder is a URL, so that settings that cannot be combined with a remote
 /// backend are still reported when its URL is wrong.
 pub(super) fn backend_url() -> Checker<BackendUrl> {
-    let placeholder = || Some("http://placeholder".to_owned());
+    let placeholder = || ServiceUrl::parse("http://placeholder").ok();
     Checker { empty_flag_is_unset: true, ..Checker::new(read_backend_url, placeholder) }
 }
 
 /// The URL of a backend. `None` is an empty text, which counts as not given.
-pub(super) type BackendUrl = Option<String>;
+pub(super) type BackendUrl = Option<ServiceUrl>;
 
-/// Reads the URL of a backend, without the slash at its end.
+/// Reads the URL of a backend.
 fn read_backend_url(text: &str) -> Result<BackendUrl, String> {
     if text.is_empty() {
         return Ok(None);
     }
-    let url = text.trim_end_matches('/');
-    match url.strip_prefix("http://") {
-        Some(authority) if !authority.is_empty() && !authority.contains(['/', '@', '?', '#', ' ']) => {
-            Ok(Some(url.to_owned()))
-        }
-        _ => Err(format!("must be http://HOST[:PORT] without TLS, path and user name, not {text:?}")),
+    let is_http = text.starts_with("http://") || text.starts_with("https://");
+    match ServiceUrl::parse(text) {
+        Ok(url) if is_http => Ok(Some(url)),
+        _ if text.contains('@') => Err("must be http[s]://HOST[:PORT][/PATH] without a user name".to_owned()),
+        _ => Err(format!("must be http[s]://HOST[:PORT][/PATH], not {text:?}")),
     }
 }
 

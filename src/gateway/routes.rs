@@ -38,6 +38,7 @@ const OUTPUT_PATH: &str = "/executions/{id}/output/{stream:stdout|stderr}";
 pub fn configure(service: &mut web::ServiceConfig) {
     service
         .route("/ws/mcp", web::get().to(upgrade::upgrade))
+        .route("/ws", web::get().to(upgrade::upgrade))
         .route("/health", web::get().to(health))
         .route("/healthz", web::get().to(health))
         .route("/docs", web::get().to(docs))

@@ -39,7 +39,7 @@ use crate::server::{
     tokens::TokenLease,
 };
 
-/// `GET /ws/mcp`.
+/// `GET /ws/mcp`, and its other name `GET /ws`.
 pub async fn upgrade(
     request: HttpRequest,
     payload: Payload,

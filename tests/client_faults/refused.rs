@@ -30,7 +30,7 @@ fn the_reason_of_a_refused_request_is_shown() {
         let words = if command == "run" { &words[..] } else { &words[..3] };
         let (_, stderr, exit) = run_to_exit(binary().args(words));
         assert_eq!((exit, stderr.lines().count()), (code, 1), "{stderr}");
-        assert!(stderr.contains(reason) && !stderr.contains("check that --url names"), "{stderr}");
+        assert!(stderr.contains(reason) && !stderr.contains("is not a cc-executor service"), "{stderr}");
     }
 }
 
@@ -38,8 +38,8 @@ fn the_reason_of_a_refused_request_is_shown() {
 fn a_wrong_token_is_told_from_a_missing_one() {
     let service = Service::with(&["serve"], &[("CC_EXECUTOR_TOKEN", TOKEN)]);
     for (token, reason) in [
-        (None, "needs a token; set CC_EXECUTOR_TOKEN or"),
-        (Some("x"), "rejects the token in CC_EXECUTOR_TOKEN; set it"),
+        (None, "needs a token, and no token was sent; set CC_EXECUTOR_TOKEN or"),
+        (Some("x"), "refused the token in CC_EXECUTOR_TOKEN; set it"),
     ] {
         for words in [["ps"].as_slice(), &["run", "--", "true"]] {
             let mut command = binary();

@@ -4,6 +4,7 @@ use std::{
     ffi::OsStr,
     io::{BufRead, BufReader},
     net::SocketAddr,
+    path::Path,
     process::{Child, Command, ExitStatus, Output, Stdio},
     sync::{
         Arc, Mutex,
@@ -30,10 +31,14 @@ pub fn binary() -> Command {
 pub fn binary_under(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     for (name, _) in std::env::vars() {
-        if name.starts_with("CC_EXECUTOR_") || matches!(name.as_str(), "CLAUDE_API_URL" | "RUST_LOG" | "LOG_FORMAT") {
+        let is_setting =
+            name.starts_with("CC_EXECUTOR_") || matches!(name.as_str(), "CLAUDE_API_URL" | "RUST_LOG" | "LOG_FORMAT");
+        if is_setting || name.to_ascii_lowercase().ends_with("_proxy") {
             command.env_remove(name);
         }
     }
+    // The profiles of whoever runs the tests are not used.
+    command.env("XDG_CONFIG_HOME", Path::new(env!("CARGO_TARGET_TMPDIR")).join("no-profiles"));
     command
 }
 

@@ -21,11 +21,12 @@ use super::{
 use crate::{
     backend_api::{CLIENT_HEADER, Health, SESSION_HEADER},
     client::ClientName,
+    dial::{DialConfig, DialError, dial_error, wire_url},
     id::SessionId,
     rpc::{ErrorObject, code},
 };
 
-/// The longest time to connect to the backend.
+/// The longest time to connect to the backend, and to each of a proxy's answer and the TLS handshake.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The longest time to an answer that needs no work.
@@ -57,6 +58,9 @@ struct OnBehalfOf {
 struct ClientState {
     client: awc::Client,
     url: String,
+    /// The same for awc, see [`wire_url`].
+    wire_url: String,
+    dial: DialConfig,
     token: Option<String>,
     known: KnownBackend,
     claude_exit: Duration,
@@ -65,11 +69,12 @@ struct ClientState {
 
 impl BackendClient {
     /// A client of the backend at this URL. The token is sent with every request. `claude_exit` is how long Claude may
-    /// take to exit after its last event, where the backend is the legacy image.
-    pub fn new(url: &str, token: Option<String>, known: KnownBackend, claude_exit: Duration) -> Self {
-        let client = client(None);
+    /// take to exit after its last event, where the backend is the legacy image. `dial` has TLS if the URL is `https://`.
+    pub fn new(url: &str, token: Option<String>, known: KnownBackend, claude_exit: Duration, dial: DialConfig) -> Self {
+        let client = client(dial.clone(), None);
         let url = url.trim_end_matches('/').to_owned();
-        let state = Rc::new(ClientState { client, url, token, known, claude_exit, gate: RequestGate::new() });
+        let (wire_url, gate) = (wire_url(&url), RequestGate::new());
+        let state = Rc::new(ClientState { client, url, wire_url, dial, token, known, claude_exit, gate });
         BackendClient { state, on_behalf_of: None }
     }
 
@@ -113,7 +118,7 @@ impl BackendClient {
         let kind = self.ask_health().await?;
         if !self.state.known.learn(&kind) {
             return Err(BackendError::Rejected(format!(
-                "another program answers GET /health at {}, where a cc-executor backend answered before: check CLAUDE_API_URL and what listens there",
+                "another program answers GET /health at {}, where a cc-executor backend answered before: check CC_EXECUTOR_BACKEND_URL (or CLAUDE_API_URL) and what listens there",
                 self.url()
             )));
         }
@@ -190,11 +195,11 @@ impl BackendClient {
 
     /// A request on a new connection, which reports to `end` whether the response's body ended properly.
     pub(super) fn tracked_request(&self, method: Method, path: &str, end: BodyEnd) -> ClientRequest {
-        self.request_through(&client(Some(end)), method, path)
+        self.request_through(&client(self.state.dial.clone(), Some(end)), method, path)
     }
 
     fn request_through(&self, client: &awc::Client, method: Method, path: &str) -> ClientRequest {
-        let request = client.request(method, format!("{}{path}", self.state.url));
+        let request = client.request(method, format!("{}{path}", self.state.wire_url));
         let request = match &self.state.token {
             Some(token) => request.bearer_auth(token),
             None => request,
@@ -270,10 +275,16 @@ impl BackendClient {
     }
 
     pub(super) fn unreachable(&self, error: &SendRequestError) -> BackendError {
-        BackendError::Unreachable(format!(
-            "cannot reach the backend at {}: {error}; check CLAUDE_API_URL, and that the backend runs",
-            self.url()
-        ))
+        let url = self.url();
+        BackendError::Unreachable(match dial_error(error) {
+            // These say what to do.
+            Some(error @ (DialError::Tls { .. } | DialError::Proxy { .. } | DialError::PortSpeaksTls)) => {
+                format!("cannot reach the backend at {url}: {error}")
+            }
+            _ => format!(
+                "cannot reach the backend at {url}: {error}; check CC_EXECUTOR_BACKEND_URL (or CLAUDE_API_URL), and that the backend runs"
+            ),
+        })
     }
 
     fn silent(&self) -> BackendError {
@@ -307,8 +318,8 @@ impl BackendClient {
     }
 }
 
-fn client(end: Option<BodyEnd>) -> awc::Client {
-    let connector = tracked_connector::connector(end, CONNECT_PATIENCE).conn_keep_alive(IDLE_CONNECTION);
+fn client(dial: DialConfig, end: Option<BodyEnd>) -> awc::Client {
+    let connector = tracked_connector::connector(dial, end, CONNECT_PATIENCE).conn_keep_alive(IDLE_CONNECTION);
     awc::Client::builder().connector(connector).disable_timeout().disable_redirects().finish()
 }
 

@@ -8,37 +8,41 @@ use std::{
     time::Duration,
 };
 
-use actix_rt::net::{ActixStream, Ready, TcpStream};
+use actix_rt::net::{ActixStream, Ready};
 use actix_service::{Service, ServiceExt};
-use actix_tls::connect::{ConnectError, ConnectInfo, Connection, Connector as TcpConnector, Resolver};
+use actix_tls::connect::{ConnectError, ConnectInfo, Connection};
 use awc::{Connector, http::Uri};
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::body_end::{BodyEnd, HeadGate};
+use crate::dial::{DialConfig, DialedStream, Dialer};
 
 /// A connector whose connections report to `end`, if there is one.
 pub fn connector(
+    dial: DialConfig,
     end: Option<BodyEnd>,
     patience: Duration,
 ) -> Connector<impl Service<ConnectInfo<Uri>, Response = Connection<Uri, TrackedStream>, Error = ConnectError> + Clone>
 {
-    let tracked =
-        TcpConnector::new(Resolver::default()).service().map(move |connection: Connection<Uri, TcpStream>| {
-            let (io, uri) = connection.into_parts();
-            let tracked = TrackedStream { io, end: end.clone(), gate: HeadGate::default(), unread: Bytes::new() };
-            Connection::new(uri, tracked)
-        });
-    Connector::new().connector(tracked).timeout(patience).limit(0)
+    let dialer = Dialer::new(dial, patience);
+    let longest = dialer.longest();
+    let tracked = dialer.map(move |connection: Connection<Uri, DialedStream>| {
+        let (io, uri) = connection.into_parts();
+        let tracked = TrackedStream { io, end: end.clone(), gate: HeadGate::default(), unread: Bytes::new() };
+        Connection::new(uri, tracked)
+    });
+    // The dialer bounds each of its steps itself.
+    Connector::new().connector(tracked).timeout(longest).limit(0)
 }
 
 /// How much of a head is read at a time, in bytes.
 const HEAD_READ: usize = 4 * 1024;
 
-/// A TCP stream whose responses are tracked.
+/// A connection whose responses are tracked: above TLS, where the bytes of HTTP are.
 #[derive(Debug)]
 pub struct TrackedStream {
-    io: TcpStream,
+    io: DialedStream,
     end: Option<BodyEnd>,
     gate: HeadGate,
     /// Bytes that the gate has let pass, and awc has not read yet.

@@ -74,7 +74,7 @@ impl EventStream {
     /// is broken.
     pub(super) fn ready(&mut self) -> Result<Option<StreamPart>, String> {
         self.decoder.next_part().map_err(|error| {
-            format!("invalid data in the backend's stream: {error}; check CLAUDE_API_URL, and for a proxy in between")
+            format!("invalid data in the backend's stream: {error}; check CC_EXECUTOR_BACKEND_URL (or CLAUDE_API_URL), and for a proxy in between")
         })
     }
 

@@ -52,7 +52,7 @@ fn flags_have_the_names_of_their_settings() {
     let line = "cc-executor serve --max-sessions 7 --claude-api-url http://x --insecure-no-auth --bind 0.0.0.0:1";
     let Ok(Invocation::Serve(settings)) = typed(line) else { panic!("is a serve") };
     assert_eq!((settings.sessions.sessions, settings.bind.port()), (7, 1));
-    assert!(matches!(settings.backend, BackendLocation::Remote(url, None) if url == "http://x"));
+    assert!(matches!(settings.backend, BackendLocation::Remote(backend) if backend.url == "http://x"));
 }
 
 #[test]
@@ -100,7 +100,7 @@ fn the_flags_of_a_command_are_left_to_it() {
 
 #[test]
 fn all_problems_of_a_client_are_reported_together() {
-    let lines = problems("cc-executor run --url h:1 --timeout soon --heartbeat=-1s --max-turns x -- true");
+    let lines = problems("cc-executor run --url ftp://h --timeout soon --heartbeat=-1s --max-turns x -- true");
     for (line, part) in lines.iter().zip(["--url must", "--timeout must", "--heartbeat must", "--max-turns must"]) {
         assert!(line.starts_with(part), "{line}");
     }

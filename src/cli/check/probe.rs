@@ -8,8 +8,9 @@ use tokio::time::Instant;
 
 use super::failure::{CheckFailure, wrong};
 use crate::cli::{
-    connection::{Connection, unreachable},
-    http::{get, service_url, within},
+    connection::Connection,
+    http::{HttpClient, within},
+    service::ServiceAccess,
 };
 
 /// The longest time until the next message. The checks request heartbeats every 5 s; pings do not count as messages.
@@ -20,14 +21,14 @@ const MAX_HEALTH: usize = 64 << 10;
 
 /// The context of one check.
 pub(super) struct Probe {
-    url: String,
+    service: ServiceAccess,
     progress: ProgressBar,
     moved_at: Cell<Instant>,
 }
 
 impl Probe {
-    pub(super) fn new(url: &str, progress: ProgressBar) -> Self {
-        Probe { url: url.to_owned(), progress, moved_at: Cell::new(Instant::now()) }
+    pub(super) fn new(service: &ServiceAccess, progress: ProgressBar) -> Self {
+        Probe { service: service.clone(), progress, moved_at: Cell::new(Instant::now()) }
     }
 
     /// Shows the current step.
@@ -47,15 +48,15 @@ impl Probe {
 
     /// Opens a connection and reads nothing from it.
     pub(super) async fn connect(&self) -> Result<Connection, CheckFailure> {
-        Connection::open(&self.url).await.map_err(|error| wrong(error.message))
+        Connection::open(&self.service).await.map_err(|error| wrong(error.message))
     }
 
     /// The number of sessions that the service reports, if it reports one.
     pub(super) async fn n_sessions(&self) -> Option<u64> {
-        let url = service_url(&self.url, "/health");
+        let (url, client) = (self.service.http("/health"), HttpClient::new(&self.service));
         let body = async {
-            let mut response = get(&url)?.send().await.map_err(|error| unreachable(&url, &error))?;
-            response.body().limit(MAX_HEALTH).await.map_err(|error| unreachable(&url, &error))
+            let mut response = client.get(&url).send().await.map_err(|error| client.unreachable(&url, &error))?;
+            response.body().limit(MAX_HEALTH).await.map_err(|error| client.broke_off(&url, &error))
         };
         let body = within(&url, body).await.ok()?;
         serde_json::from_slice::<Value>(&body).ok()?["sessions"].as_u64()

@@ -19,10 +19,9 @@ use futures_util::StreamExt;
 use tokio::time::timeout;
 
 use crate::cli::{
-    ClientError,
-    connection::{refused, unreachable},
-    exit,
-    http::{HttpClient, MAX_REFUSAL, service_url, within},
+    ClientError, exit,
+    http::{HttpClient, MAX_REFUSAL, within},
+    service::ServiceAccess,
 };
 
 /// The longest silence in the middle of a response. A service that reads from a slow disk takes seconds.
@@ -75,10 +74,10 @@ pub(super) struct PartBytes {
 }
 
 impl OutputFile {
-    /// The output of a stream at the service with this URL.
-    pub fn new(session_url: &str, id: ExecutionId, stream: Stream) -> Result<Self, ClientError> {
-        let url = service_url(session_url, &format!("/executions/{id}/output/{}", stream.as_str()));
-        Ok(OutputFile { client: HttpClient::new()?, url })
+    /// The output of a stream at this service.
+    pub fn new(service: &ServiceAccess, id: ExecutionId, stream: Stream) -> Self {
+        let url = service.http(&format!("/executions/{id}/output/{}", stream.as_str()));
+        OutputFile { client: HttpClient::new(service), url }
     }
 
     /// Requests the bytes from this offset on.
@@ -98,7 +97,7 @@ impl OutputFile {
 
     async fn read(&self, range: &str) -> Result<PartOfOutput, ClientError> {
         let request = self.client.get(&self.url).insert_header((header::RANGE, format!("bytes={range}")));
-        let sent = async { request.send().await.map_err(|error| unreachable(&self.url, &error)) };
+        let sent = async { request.send().await.map_err(|error| self.client.unreachable(&self.url, &error)) };
         let mut response = within(&self.url, sent).await?;
         let invalid = |what: &str| {
             let message = format!("{} answers {} without a valid {what}", self.url, response.status());
@@ -132,7 +131,7 @@ impl OutputFile {
             status => {
                 let reason =
                     within(&self.url, async { Ok(response.body().limit(MAX_REFUSAL).await.unwrap_or_default()) });
-                Err(refused(&self.url, status, &reason.await?))
+                Err(self.client.refused(&self.url, status, &reason.await?))
             }
         }
     }
