@@ -5,6 +5,7 @@
 mod claude;
 mod spec;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use self::{
@@ -22,7 +23,7 @@ use crate::{
 };
 
 /// Parameters of `execute`.
-#[derive(Clone, PartialEq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Debug, JsonSchema, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ExecuteParams {
     /// The command, its environment and its limits.
@@ -41,7 +42,7 @@ pub struct ExecuteParams {
 }
 
 /// How output is cut into messages.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, JsonSchema, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Framing {
     /// A message has all output that is ready.
@@ -69,7 +70,7 @@ impl Framing {
 pub type ExecuteResult = HoldResult<Acceptance>;
 
 /// Response of `execute` and `attach`: the session holds the execution, or observes it, and its output follows.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct HoldResult<S> {
     /// The execution.
@@ -91,7 +92,7 @@ pub struct HoldResult<S> {
 }
 
 /// Whether an execution was accepted.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Acceptance {
     /// It waits in the queue.
