@@ -28,6 +28,7 @@ impl Stream {
 
 /// One value for each output stream.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, JsonSchema, Serialize, Deserialize)]
+#[schemars(rename = "PerStream_{T}")]
 pub struct PerStream<T> {
     /// Of standard output.
     pub stdout: T,

@@ -72,6 +72,7 @@ pub type ExecuteResult = HoldResult<Acceptance>;
 /// Response of `execute` and `attach`: the session holds the execution, or observes it, and its output follows.
 #[derive(Clone, PartialEq, Eq, Debug, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[schemars(rename = "HoldResult_{S}")]
 pub struct HoldResult<S> {
     /// The execution.
     pub execution_id: ExecutionId,

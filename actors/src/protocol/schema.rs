@@ -15,11 +15,11 @@ use crate::rpc::ErrorObject;
 
 /// Definitions with names of Rust that say nothing to a client.
 const RENAMED: [(&str, &str); 5] = [
-    ("HoldResult_for_Acceptance", "ExecuteResult"),
-    ("HoldResult_for_Status", "AttachResult"),
-    ("PerStream_for_uint64", "Offsets"),
-    ("PerStream_for_Nullable_uint64", "ByteCounts"),
-    ("PerStream_for_Nullable_string", "Digests"),
+    ("HoldResult_Acceptance", "ExecuteResult"),
+    ("HoldResult_Status", "AttachResult"),
+    ("PerStream_uint64", "Offsets"),
+    ("PerStream_Nullable_uint64", "ByteCounts"),
+    ("PerStream_Nullable_string", "Digests"),
 ];
 
 /// Parameters that may be left out, although this package always sends them.
@@ -114,6 +114,9 @@ fn without_null(schema: &mut Value) {
             let only = only.clone();
             fields.insert("type".to_owned(), only);
         }
+    }
+    if let Some(Value::Array(values)) = fields.get_mut("enum") {
+        values.retain(|value| !value.is_null());
     }
     if let Some(Value::Array(choices)) = fields.get_mut("anyOf") {
         choices.retain(|choice| choice["type"] != "null");

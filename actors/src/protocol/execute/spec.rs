@@ -86,11 +86,14 @@ pub struct DetachOptions {
 #[expect(dead_code, reason = "only its schema is used")]
 struct DetachParams {
     /// What the service does with the execution when no session holds it: cancel by default.
+    #[schemars(skip_serializing_if = "Option::is_none")]
     on_disconnect: Option<OnDisconnectParam>,
     /// With `detach`: how long the execution continues without a session, in milliseconds.
     #[schemars(range(min = 1))]
+    #[schemars(skip_serializing_if = "Option::is_none")]
     detach_ms: Option<u64>,
     /// With `detach`: what happens to output that no client has received when the output buffer is full.
+    #[schemars(skip_serializing_if = "Option::is_none")]
     overflow: Option<Overflow>,
 }
 
