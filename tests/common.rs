@@ -3,6 +3,7 @@
 pub mod backend_caller;
 pub mod claude_cli;
 pub mod client;
+pub mod client_package;
 pub mod client_process;
 pub mod containment;
 pub mod curl;

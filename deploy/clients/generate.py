@@ -155,7 +155,7 @@ class Python(Language):
         ]
         definitions = schema["$defs"]
         for name in in_order(definitions):
-            lines += ["", *self.definition(name, definitions[name])]
+            lines += ["", "", *self.definition(name, definitions[name])]
         return "\n".join(lines) + "\n"
 
     def definition(self, name: str, schema: Schema) -> list[str]:
@@ -168,7 +168,7 @@ class Python(Language):
         if found := objects(name, schema):
             lines = []
             for of, fields in found:
-                lines += ["", *self.object(of, fields)]
+                lines += [*([""] * 2 if lines else []), *self.object(of, fields)]
             if len(found) > 1:
                 lines += ["", "", *comment, f"{name} = Union[{', '.join(of for of, _ in found)}]"]
             return lines

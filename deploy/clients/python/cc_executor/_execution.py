@@ -337,6 +337,7 @@ class AsyncExecution:
         within = max(self._reconnect - away, 1.0) if self._away_since is not None else OPEN_PATIENCE
         session = await Session.open(self._url, self._token, within)
         acknowledging: asyncio.Task[None] | None = None
+        is_broken = False
         try:
             await self._request(session)
             self._session = session
@@ -360,13 +361,16 @@ class AsyncExecution:
             if self._acknowledges:
                 with contextlib.suppress(Broken):
                     await session.notify("ack", {"executionId": self.id, "offsets": self._taken})
+        except Broken:
+            is_broken = True
+            raise
         finally:
             self._session = None
             self._break_answers()
             if acknowledging is not None:
                 acknowledging.cancel()
-            if self.ending is None and not self._detached and self._execute is not None and self._reconnect > 0:
-                # A broken connection does not answer a close frame.
+            if is_broken:
+                # It does not answer a close frame.
                 session.abort()
             else:
                 await session.close()

@@ -16,6 +16,7 @@ MethodName = Literal["ack", "attach", "control", "execute", "input", "ping", "re
 #: The notifications of the service.
 NotificationName = Literal["connected", "detached", "error", "event", "gap", "output", "statusUpdate"]
 
+
 #: Whether an execution was accepted.
 Acceptance = Literal[
     #: It waits in the queue.
@@ -25,6 +26,7 @@ Acceptance = Literal[
     #: It ended before it ran.
     "failed",
 ]
+
 
 #: The id of an execution. It belongs to the client that requested the execution.
 ExecutionId = str
@@ -49,6 +51,7 @@ class AckParams(_AckParams, total=False):
 
     #: The execution: the session's own, or one that has ended in this session.
     executionId: ExecutionId
+
 
 #: How output is cut into messages.
 Framing = Literal[
@@ -76,8 +79,10 @@ class AttachParams(_AttachParams, total=False):
     #: The bytes of each stream that the client has already.
     offsets: Offsets
 
+
 #: The id of a backend process. A restarted backend has another one.
 InstanceId = str
+
 
 #: The status of an execution. The last three are final.
 Status = Literal[
@@ -119,6 +124,7 @@ class AttachResult(_AttachResult, total=False):
     #: Whether the session only observes it.
     observe: bool
 
+
 #: Whether the backend sends events.
 BackendHealth = Literal[
     #: Events arrive.
@@ -135,6 +141,7 @@ class ByteCounts(TypedDict):
     stderr: int | None
     #: Of standard output.
     stdout: int | None
+
 
 #: The proof that every process of an execution is gone.
 Evidence = Literal[
@@ -242,6 +249,7 @@ class ServerInfo(TypedDict):
     #: The package's version.
     version: str
 
+
 #: The id of a WebSocket session of a gateway.
 SessionId = str
 
@@ -267,6 +275,7 @@ class Connected(_Connected, total=False):
     #: The backend's instance, which a repeated `execute` names. Absent if `executors` is `null`, and with the legacy
     #: image.
     instance: InstanceId
+
 
 #: A signal that a client may send.
 Signal = Literal[
@@ -298,6 +307,7 @@ class ControlParamsCancel(_ControlParamsCancel, total=False):
     #: The execution; the session's own if absent.
     executionId: ExecutionId
 
+
 class _ControlParamsPause(TypedDict):
     type: Literal["PAUSE"]
 
@@ -308,6 +318,7 @@ class ControlParamsPause(_ControlParamsPause, total=False):
     #: The execution; the session's own if absent.
     executionId: ExecutionId
 
+
 class _ControlParamsResume(TypedDict):
     type: Literal["RESUME"]
 
@@ -317,6 +328,7 @@ class ControlParamsResume(_ControlParamsResume, total=False):
 
     #: The execution; the session's own if absent.
     executionId: ExecutionId
+
 
 class _ControlParamsSignal(TypedDict):
     #: The signal.
@@ -342,6 +354,7 @@ class ControlResult(TypedDict):
     executionId: ExecutionId
     #: Its status after the request.
     status: Status
+
 
 #: Why a session does not hold its execution any more.
 DetachReason = Literal[
@@ -413,6 +426,7 @@ class EventNotice(TypedDict):
     event: Any
     #: The execution.
     executionId: ExecutionId
+
 
 #: What happens to unacknowledged output when the output buffer is full.
 Overflow = Literal[
@@ -496,6 +510,7 @@ class ExecuteResult(_ExecuteResult, total=False):
     #: Whether the session only observes it.
     observe: bool
 
+
 #: Why an execution ended.
 Reason = Literal[
     #: The process exited by itself.
@@ -527,6 +542,7 @@ Reason = Literal[
     #: A reason that only a newer service has.
     "unknown",
 ]
+
 
 #: Whether the output of an execution is kept on the backend's disk.
 Storage = Literal[
@@ -591,6 +607,7 @@ class FinalStatus(_FinalStatus, total=False):
     #: Whether the output is on the backend's disk; absent if it never was.
     storage: Storage
 
+
 #: Why bytes are lost to a consumer.
 GapReason = Literal[
     #: Newer output overwrote them, because the execution does not wait for a consumer.
@@ -602,6 +619,7 @@ GapReason = Literal[
     #: A reason that only a newer service has.
     "unknown",
 ]
+
 
 #: One of the two output streams of a process.
 Stream = Literal[
@@ -717,6 +735,7 @@ class ResizeParams(_ResizeParams, total=False):
     #: The execution; the session's own if absent.
     executionId: ExecutionId
 
+
 #: What PAUSE stops.
 Scope = Literal[
     #: The processes themselves.
@@ -812,6 +831,7 @@ class StatusUpdate(_StatusUpdate, total=False):
     stopped: bool
     #: The number of answers of the agent's model.
     turns: int
+
 
 #: Response of `status`: the newest status of an execution of this session, or the backend's state of another
 #: one.

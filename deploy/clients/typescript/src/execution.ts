@@ -353,7 +353,7 @@ export class Execution implements AsyncIterable<Output> {
     const { execute, reconnectMs } = this.#request;
     const left = this.#awaySince === undefined ? OPEN_PATIENCE_MS : this.#awaySince + reconnectMs - performance.now();
     const session = await Session.open(this.#url, this.#token, Math.max(left, 1_000));
-    let isOpen = true;
+    let [isOpen, isBroken] = [true, false];
     try {
       this.#session = session;
       if (this.#isLeft) return;
@@ -374,7 +374,8 @@ export class Execution implements AsyncIterable<Output> {
       await this.#queue.drained();
       if (this.#acknowledges) session.send("ack", { executionId: this.id, offsets: this.#taken });
     } catch (error) {
-      if (this.ending === undefined || !(error instanceof Broken)) throw error;
+      isBroken = error instanceof Broken;
+      if (this.ending === undefined || !isBroken) throw error;
     } finally {
       isOpen = false;
       this.#moved.set();
@@ -382,7 +383,7 @@ export class Execution implements AsyncIterable<Output> {
       this.#session = undefined;
       this.#breakAnswers();
       // A broken connection does not answer a close frame.
-      if (this.ending === undefined && execute !== undefined && !this.#isDetached && reconnectMs > 0) session.abort();
+      if (isBroken) session.abort();
       else await session.close();
     }
   }
