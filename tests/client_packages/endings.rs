@@ -50,8 +50,8 @@ fn endings_are_values(package: &ClientPackage) {
 
 fn input_and_signals_reach_the_command(package: &ClientPackage) {
     let service = Service::start();
-    let input = "x".repeat(300_000);
-    let report = package.run(&json!({ "do": "run", "url": service.url(), "command": "wc -c", "input": input }));
+    let scenario = json!({ "do": "run", "url": service.url(), "command": "wc -c", "inputBytes": 300_000 });
+    let report = package.run(&scenario);
     assert_eq!(report["stdout"], "300000\n", "{report}");
     let command = "echo ready; cat >&2";
     let report = package.run(&json!({ "do": "start", "url": service.url(), "command": command, "then": "write" }));

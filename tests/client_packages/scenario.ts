@@ -11,6 +11,7 @@ import {
   type types,
 } from "cc-executor-client";
 import { createHash } from "node:crypto";
+import { readFileSync } from "node:fs";
 
 interface Scenario {
   do: "start" | "attach" | "cancel" | "run";
@@ -25,7 +26,7 @@ interface Scenario {
   timeoutMs?: number;
   limit?: number;
   check?: boolean;
-  input?: string;
+  inputBytes?: number;
   overflow?: types.Overflow;
   observe?: boolean;
   allowGaps?: boolean;
@@ -42,7 +43,15 @@ function reportOf(ending: Ending | undefined): Report {
   return { status, reason, exitCode, verified: cancel === null ? null : cancel.verified };
 }
 
-async function follow(execution: Execution, { then, pauseMs }: Scenario): Promise<Report> {
+async function follow(execution: Execution, scenario: Scenario): Promise<Report> {
+  try {
+    return await followed(execution, scenario);
+  } finally {
+    await execution.close();
+  }
+}
+
+async function followed(execution: Execution, { then, pauseMs }: Scenario): Promise<Report> {
   const digest = createHash("sha256");
   let nBytes = 0;
   let stderr = "";
@@ -109,14 +118,14 @@ async function perform(scenario: Scenario): Promise<Report> {
       const interrupt = new AbortController();
       process.once("SIGINT", () => interrupt.abort(new Error("interrupted")));
       if (scenario.interruptible === true) say({ ready: true });
-      const { timeoutMs, limit = 1 << 30, check = false, input } = scenario;
+      const { timeoutMs, limit = 1 << 30, check = false, inputBytes } = scenario;
       const options = {
         reconnectMs,
         limit,
         check,
         signal: interrupt.signal,
         ...(timeoutMs === undefined ? {} : { timeoutMs }),
-        ...(input === undefined ? {} : { input }),
+        ...(inputBytes === undefined ? {} : { input: "x".repeat(inputBytes) }),
       };
       return ofResult(await client.run(command, options));
     }
@@ -135,4 +144,6 @@ try {
     if (error instanceof OutputError && error.result !== undefined) report.result = ofResult(error.result);
   }
 }
-say({ ...report, memory: process.resourceUsage().maxRSS });
+// Not the maximum of getrusage(2), which includes that of the test from which this process was started.
+const peak = /VmHWM:\s*(\d+)/.exec(readFileSync("/proc/self/status", "utf8"));
+say({ ...report, memory: Number(peak?.[1]) });

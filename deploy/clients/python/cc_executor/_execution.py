@@ -50,6 +50,8 @@ INVALID = (KeyError, TypeError, AttributeError, ValueError)
 ACK_BYTES, ACK_DELAY = 256 << 10, 0.1
 #: The first and the longest pause between two attempts to connect, in seconds.
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
+#: How long leaving an execution may take, in seconds, until it is tried again.
+CLOSE_PATIENCE = 2.0
 #: The largest piece of input in one call, in bytes. The service takes messages of at least 1 MiB by default.
 INPUT_BYTES = 64 << 10
 
@@ -104,7 +106,7 @@ class AsyncExecution:
         self._away_since: float | None = None
         self._pause = FIRST_PAUSE
         self._grace_ms: int | None = None
-        self._detached = False
+        self._detached, self._left = False, False
         self._answers: dict[int, asyncio.Future[None]] = {}
         self._n_unacknowledged = 0
         self._moved, self._moved_far = asyncio.Event(), asyncio.Event()
@@ -150,9 +152,12 @@ class AsyncExecution:
             self._discard()
             with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
                 await asyncio.wait_for(self._finished.wait(), grace_ms / 1000 + OPEN_PATIENCE)
-        self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
+        self._left = True
+        self._queue.discard()
+        # Again after a while, because `asyncio.wait_for` before Python 3.12 may lose a cancellation.
+        while not self._task.done():
+            self._task.cancel()
+            await asyncio.wait({self._task}, timeout=CLOSE_PATIENCE)
         self._finish(None)
 
     async def detach(self) -> str:
@@ -311,6 +316,8 @@ class AsyncExecution:
 
     async def _wait_before_reconnect(self, broken: Broken) -> None:
         """Waits before the next attempt. Raises the final error when the time is over."""
+        if self._left:
+            raise asyncio.CancelledError
         now = time.monotonic()
         is_known = self._sent or self._accepted
         if not is_known and self._execute is not None and self._grace_ms is not None:
@@ -348,7 +355,10 @@ class AsyncExecution:
             self._ready.set()
             try:
                 while self.ending is None:
-                    await self._on_message(await session.receive())
+                    message = await session.receive()
+                    if self._left:
+                        raise asyncio.CancelledError
+                    await self._on_message(message)
             except (DigestMismatch, *INVALID):
                 if self._execute is not None:
                     # Nobody follows the command any more.
