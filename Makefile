@@ -7,7 +7,7 @@ PREFIX ?= /usr/local
 # The release that the tests were last run with. `make claude CLAUDE_CODE=latest` installs another.
 CLAUDE_CODE ?= $(shell sed -n 's/^ENV CLAUDE_CODE_TESTED=//p' deploy/Dockerfile)
 
-.PHONY: help build fmt lint doc test stress claude check run install dist up down bench soak fuzz deploy-test logs
+.PHONY: help build fmt lint doc test stress claude clients check run install dist up down bench soak fuzz deploy-test logs
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,14 @@ stress: ## the repeating tests with many more rounds, optimised
 
 claude: ## install Claude Code from npm into target/claude, for the tests that run it
 	npm install --no-fund --no-audit --prefix target/claude @anthropic-ai/claude-code@$(CLAUDE_CODE)
+
+# The packages themselves are installed by the tests, from deploy/clients. Nothing is written there.
+clients: ## install from PyPI and npm what the tests of deploy/clients need, into target/clients
+	python3 -m venv target/clients/python
+	target/clients/python/bin/pip install --quiet --disable-pip-version-check 'websockets>=15' 'flit_core>=3.8,<5' mypy==2.4.1
+	mkdir -p target/clients/typescript
+	cp deploy/clients/typescript/package.json target/clients/typescript
+	npm install --no-fund --no-audit --ignore-scripts --prefix target/clients/typescript
 
 check: lint doc test ## everything that must pass before a commit; CI runs it first
 

@@ -4,6 +4,7 @@ pub mod backend_caller;
 pub mod certificates;
 pub mod claude_cli;
 pub mod client;
+pub mod client_package;
 pub mod client_process;
 pub mod connect_proxy;
 pub mod containment;

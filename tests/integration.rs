@@ -20,6 +20,7 @@ mod check_cli;
 mod claude;
 mod claude_cli;
 mod client_faults;
+mod client_packages;
 mod clients;
 mod connections;
 mod control;

@@ -3,6 +3,7 @@
 
 use std::{fmt, ops::RangeInclusive, str::FromStr};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -18,8 +19,9 @@ const ID_DIGITS: usize = 32;
 const DASHES: [usize; 4] = [8, 13, 18, 23];
 
 /// The name of an execution. It is never the beginning of an id.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
+#[schemars(extend("pattern" = "^[A-Za-z][A-Za-z0-9._-]{0,62}$"))]
 pub struct ExecutionName(Box<str>);
 
 /// A text that cannot name an execution. The text completes a sentence that begins with the name of the parameter.

@@ -1,13 +1,14 @@
 //! The types of status and outcome, the same for the backend, the gateway and the client. The decision is in
 //! `src/backend/job/outcome.rs`.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Number, Value};
 
 use crate::stream::PerStream;
 
 /// Why an execution ended.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
     /// The process exited by itself.
@@ -64,7 +65,7 @@ impl Reason {
 }
 
 /// The status of an execution. The last three are final.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Status {
     /// It waits in the queue.
@@ -136,7 +137,7 @@ impl CancelReason {
 }
 
 /// Whether the output of an execution is kept on the backend's disk.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Storage {
     /// All of it, up to the quota.
@@ -151,7 +152,7 @@ pub enum Storage {
 }
 
 /// What PAUSE stops.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Scope {
     /// The processes themselves.
@@ -161,7 +162,7 @@ pub enum Scope {
 }
 
 /// The processes of an execution that the service ended.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CancelReport {
     /// Whether every process of the execution is proven to be gone.
@@ -191,7 +192,7 @@ impl CancelReport {
 }
 
 /// The proof that every process of an execution is gone.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Evidence {
     /// The shim, which adopts every orphan of the tree, has no child any more (ECHILD, wait(2)).
@@ -230,7 +231,7 @@ impl Evidence {
 }
 
 /// How an execution ended: the backend's last event, and the body of the final `statusUpdate`.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, JsonSchema, Serialize, Deserialize)]
 pub struct Outcome {
     /// The final status.
     pub status: Status,
@@ -266,7 +267,7 @@ pub struct Outcome {
 }
 
 /// What the processes of an execution used, from its start until the last of them was gone.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Usage {
     /// Processor time in user mode, in milliseconds, summed over the processes that were waited for: RUSAGE_CHILDREN of
@@ -282,7 +283,7 @@ pub struct Usage {
 }
 
 /// The result of Claude: the `result` of a final status.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, JsonSchema, Serialize, Deserialize)]
 pub struct ClaudeResult {
     /// Its final text, or its errors.
     pub text: String,

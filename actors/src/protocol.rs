@@ -14,8 +14,10 @@ pub mod execute;
 pub mod input;
 mod limits;
 pub mod notification;
+pub mod schema;
 pub mod status;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use self::{
@@ -101,6 +103,11 @@ macro_rules! methods {
                 fields.finish()?;
                 Ok(method)
             }
+
+            /// The name of each method, with the schemas of its parameters and of its response.
+            fn schemas(schemas: &mut SchemaGenerator) -> Vec<(&'static str, Schema, Schema)> {
+                vec![$(($name, schemas.subschema_for::<$params>(), schemas.subschema_for::<$response>())),*]
+            }
         }
     };
 }
@@ -125,11 +132,11 @@ methods! {
 }
 
 /// Parameters of `ping`: none.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, JsonSchema, Serialize)]
 pub struct PingParams {}
 
 /// The response of a method that returns nothing.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, JsonSchema, Serialize, Deserialize)]
 pub struct EmptyResult {}
 
 impl PingParams {

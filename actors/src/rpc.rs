@@ -8,6 +8,7 @@ mod unique;
 
 use std::borrow::Cow;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, Serializer, de::IgnoredAny, ser::SerializeMap};
 use serde_json::{Value, json, value::RawValue};
 
@@ -96,7 +97,7 @@ pub struct Call {
 }
 
 /// A JSON-RPC error object.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, thiserror::Error)]
+#[derive(Clone, PartialEq, Debug, JsonSchema, Serialize, Deserialize, thiserror::Error)]
 #[error("{message} ({code})")]
 pub struct ErrorObject {
     /// One of [`code`].

@@ -1,5 +1,6 @@
 //! The signals of Linux (signal(7)): their names and numbers, and those that a client may send.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, de};
 
 /// The standard signals. The number of a signal is its position, counted from 1.
@@ -52,7 +53,8 @@ pub fn number(name: &str) -> Option<i32> {
 }
 
 /// A signal that a client may send.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, JsonSchema, Serialize)]
+#[schemars(extend("enum" = Signal::SENDABLE))]
 pub struct Signal(&'static str);
 
 impl Signal {

@@ -1,9 +1,10 @@
 //! The two output streams of a process, and gaps in them.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// One of the two output streams of a process.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Stream {
     /// Standard output.
@@ -26,7 +27,8 @@ impl Stream {
 }
 
 /// One value for each output stream.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, JsonSchema, Serialize, Deserialize)]
+#[schemars(rename = "PerStream_{T}")]
 pub struct PerStream<T> {
     /// Of standard output.
     pub stdout: T,
@@ -73,7 +75,7 @@ pub struct Gap {
 }
 
 /// Why bytes are lost to a consumer.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum GapReason {
     /// Newer output overwrote them, because the execution does not wait for a consumer.

@@ -15,7 +15,7 @@ use cc_executor_actors::{
     backend_client::{BackendClient, BackendError, OutputResponse},
     excerpt::Quoted,
     id::ExecutionId,
-    protocol::{SUBPROTOCOL, VERSION, notification::ServerInfo},
+    protocol::{SUBPROTOCOL, VERSION, notification::ServerInfo, schema},
     rpc::{ErrorObject, code},
     session::SessionContext,
     stream::Stream,
@@ -42,6 +42,7 @@ pub fn configure(service: &mut web::ServiceConfig) {
         .route("/health", web::get().to(health))
         .route("/healthz", web::get().to(health))
         .route("/docs", web::get().to(docs))
+        .route("/schema.json", web::get().to(schema))
         .route("/ready", web::get().to(ready))
         .route("/executions", web::get().to(list))
         .route(OUTPUT_PATH, web::get().to(output))
@@ -80,6 +81,11 @@ async fn docs() -> HttpResponse {
             protocol = VERSION,
             subprotocol = SUBPROTOCOL
         ))
+}
+
+/// The JSON Schema of the protocol's messages, for a caller that is known.
+async fn schema(_caller: Caller) -> HttpResponse {
+    HttpResponse::Ok().json(schema::document())
 }
 
 /// The gateway and its backend accept work. A caller that is not known gets the status only.

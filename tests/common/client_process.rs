@@ -45,6 +45,16 @@ impl ClientProcess {
         assert_eq!(String::from_utf8_lossy(&bytes), text);
     }
 
+    /// The next line of standard output.
+    pub fn read_line(&mut self) -> String {
+        let mut line = Vec::new();
+        let mut byte = [0];
+        while line.last() != Some(&b'\n') && self.stdout().read(&mut byte).unwrap() == 1 {
+            line.push(byte[0]);
+        }
+        String::from_utf8(line).unwrap()
+    }
+
     /// Waits until standard error contains this.
     pub fn wait_for_stderr(&self, part: &str, within: Duration) {
         wait_until(&format!("{part:?} on standard error"), within, || self.stderr.lock().unwrap().contains(part));

@@ -1,5 +1,6 @@
 //! `ack`: say what the client itself has received, instead of what its WebSocket library has.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{Limits, execution_id, offsets};
@@ -10,7 +11,7 @@ use crate::{
 };
 
 /// Parameters of `ack`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, JsonSchema, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AckParams {
     /// The execution: the session's own, or one that has ended in this session.

@@ -3,6 +3,7 @@
 //! A [`ControlRequest`] is the same type from the client's message through the execution and HTTP
 //! ([`crate::backend_api::control`]) to the job. The shim gets an `Order` of `src/backend/shim/protocol.rs`.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -19,7 +20,7 @@ use crate::{
 };
 
 /// Parameters of `control`.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, JsonSchema, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ControlParams {
     /// The execution; the session's own if absent.
@@ -31,7 +32,7 @@ pub struct ControlParams {
 }
 
 /// A request for an execution.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, JsonSchema, Serialize)]
 #[serde(tag = "type", rename_all = "UPPERCASE", rename_all_fields = "camelCase")]
 pub enum ControlRequest {
     /// End it: TERM, then KILL after the grace period.
@@ -72,7 +73,7 @@ pub enum ControlReply {
 }
 
 /// Response of `control`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ControlResult {
     /// The execution.
@@ -82,7 +83,7 @@ pub struct ControlResult {
 }
 
 /// Parameters of `resize`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, JsonSchema, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ResizeParams {
     /// The execution; the session's own if absent.
@@ -94,11 +95,13 @@ pub struct ResizeParams {
 }
 
 /// The size of a terminal, in characters.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, JsonSchema, Serialize, Deserialize)]
 pub struct TerminalSize {
     /// Lines.
+    #[schemars(range(min = 1))]
     pub rows: u16,
     /// Columns.
+    #[schemars(range(min = 1))]
     pub cols: u16,
 }
 

@@ -6,6 +6,7 @@ mod claude;
 mod command;
 mod spec;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use self::{
@@ -24,7 +25,7 @@ use crate::{
 };
 
 /// Parameters of `execute`.
-#[derive(Clone, PartialEq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Debug, JsonSchema, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ExecuteParams {
     /// The command, its environment and its limits.
@@ -43,7 +44,7 @@ pub struct ExecuteParams {
 }
 
 /// How output is cut into messages.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, JsonSchema, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Framing {
     /// A message has all output that is ready.
@@ -71,8 +72,9 @@ impl Framing {
 pub type ExecuteResult = HoldResult<Acceptance>;
 
 /// Response of `execute` and `attach`: the session holds the execution, or observes it, and its output follows.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[schemars(rename = "HoldResult_{S}")]
 pub struct HoldResult<S> {
     /// The execution.
     pub execution_id: ExecutionId,
@@ -93,7 +95,7 @@ pub struct HoldResult<S> {
 }
 
 /// Whether an execution was accepted.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Acceptance {
     /// It waits in the queue.

@@ -2,8 +2,9 @@
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
+use schemars::{JsonSchema, Schema};
 use serde::{Deserialize, Serialize, Serializer};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{Limits, execution_id};
 use crate::{
@@ -12,8 +13,9 @@ use crate::{
 };
 
 /// Parameters of `input`.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, JsonSchema, Serialize)]
 #[serde(rename_all = "camelCase")]
+#[schemars(transform = with_text)]
 pub struct InputParams {
     /// The execution; the session's own if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -24,10 +26,11 @@ pub struct InputParams {
 }
 
 /// Input for a command.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, JsonSchema, Serialize)]
 pub struct CommandInput {
     /// The bytes to write.
     #[serde(rename = "dataBase64", serialize_with = "as_base64", skip_serializing_if = "Bytes::is_empty")]
+    #[schemars(with = "String")]
     pub data: Bytes,
     /// Whether to close standard input after them.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -35,10 +38,17 @@ pub struct CommandInput {
 }
 
 /// Response of `input`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, JsonSchema, Serialize, Deserialize)]
 pub struct InputResult {
     /// The number of bytes that were written to the command's standard input.
     pub accepted: usize,
+}
+
+/// Adds the form of the input that this package never sends.
+fn with_text(schema: &mut Schema) {
+    if let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut) {
+        properties.insert("data".to_owned(), json!({ "description": "The input as text.", "type": "string" }));
+    }
 }
 
 fn as_base64<S: Serializer>(data: &Bytes, serializer: S) -> Result<S::Ok, S::Error> {

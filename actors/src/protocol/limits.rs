@@ -1,5 +1,6 @@
 //! The bounds of parameters, and their defaults.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The largest message to a client, in bytes. The protocol states it; longer output is split, a longer event omitted.
@@ -21,7 +22,7 @@ pub const DEFAULT_GRACE_MS: u64 = 5_000;
 pub const DEFAULT_DETACH_MS: u64 = 5 * 60 * 1000;
 
 /// The bounds of a client's parameters, as `connected` states them.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Limits {
     /// The longest message from a client, in bytes.

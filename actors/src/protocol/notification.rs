@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser::SerializeStruct};
 use serde_json::value::RawValue;
 
@@ -80,7 +81,7 @@ fn notification<S: Serializer>(serializer: S, method: &str, params: &impl Serial
 }
 
 /// Params of `connected`.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Connected {
     /// The session's id, which is also in the logs.
@@ -102,7 +103,7 @@ pub struct Connected {
 }
 
 /// Name and version of the service.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, JsonSchema, Serialize, Deserialize)]
 pub struct ServerInfo {
     /// Always `cc-executor`.
     pub name: Cow<'static, str>,
@@ -117,7 +118,7 @@ impl ServerInfo {
 }
 
 /// Whether the backend sends events.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BackendHealth {
     /// Events arrive.
@@ -127,7 +128,7 @@ pub enum BackendHealth {
 }
 
 /// Params of a `statusUpdate` that is not the last.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct StatusUpdate {
     /// The execution.
@@ -162,7 +163,7 @@ pub struct StatusUpdate {
 }
 
 /// Params of the final `statusUpdate`.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, JsonSchema, Serialize, Deserialize)]
 pub struct FinalStatus {
     /// The execution.
     #[serde(rename = "executionId")]
@@ -201,7 +202,7 @@ impl StatusNotice {
 }
 
 /// Params of `gap`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, JsonSchema, Serialize, Deserialize)]
 pub struct GapNotice {
     /// The execution.
     #[serde(rename = "executionId")]
@@ -217,7 +218,7 @@ pub struct GapNotice {
 }
 
 /// Params of `detached`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DetachedNotice {
     /// The execution.
@@ -229,7 +230,7 @@ pub struct DetachedNotice {
 }
 
 /// Why a session does not hold its execution any more.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DetachReason {
     /// Another consumer holds it now.
@@ -237,7 +238,7 @@ pub enum DetachReason {
 }
 
 /// Params of `output`, as clients read them. [`crate::output`] writes them without this type.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, JsonSchema, Serialize, Deserialize)]
 pub struct OutputNotice<'a> {
     /// The stream.
     pub r#type: Stream,
@@ -252,13 +253,14 @@ pub struct OutputNotice<'a> {
 }
 
 /// Params of `event`, as clients read them. [`crate::output`] writes them without this type.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, JsonSchema, Serialize, Deserialize)]
 pub struct EventNotice<'a> {
     /// The execution.
     #[serde(rename = "executionId")]
     pub execution_id: ExecutionId,
     /// The agent's event as it came.
     #[serde(borrow)]
+    #[schemars(with = "serde_json::Value")]
     pub event: &'a RawValue,
     /// The offset of standard output after it.
     #[serde(default)]
@@ -266,7 +268,7 @@ pub struct EventNotice<'a> {
 }
 
 /// Params of `error`.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, JsonSchema, Serialize, Deserialize)]
 pub struct ErrorNotice {
     /// The error.
     #[serde(flatten)]

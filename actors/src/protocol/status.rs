@@ -1,5 +1,6 @@
 //! `status`, and the state of an execution as backend and gateway report it.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -16,7 +17,7 @@ use crate::{
 };
 
 /// Parameters of `status`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, JsonSchema, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct StatusParams {
     /// The execution; the session's own if absent.
@@ -25,7 +26,7 @@ pub struct StatusParams {
 }
 
 /// Response of `status`: the newest status of an execution of this session, or the backend's state of another one.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, JsonSchema, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum StatusResult {
     /// It has ended.
@@ -37,7 +38,7 @@ pub enum StatusResult {
 }
 
 /// Answer of `GET /executions/{id}`, and one entry of `GET /executions`.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Snapshot {
     /// The execution.
@@ -92,7 +93,7 @@ pub struct Snapshot {
 }
 
 /// The times and the activity of an execution, as each heartbeat reports them.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Heartbeat {
     /// Milliseconds since RUNNING.

@@ -1,5 +1,6 @@
 //! The options of the executor `claude`.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -13,7 +14,7 @@ use crate::rpc::{
 const MAX_OPTION: usize = 1_000;
 
 /// Options of the executor `claude`. For an absent option Claude's own settings apply.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, JsonSchema, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ClaudeOptions {
     /// The model's name or alias.
@@ -27,6 +28,7 @@ pub struct ClaudeOptions {
     pub allowed_tools: Vec<String>,
     /// The largest number of answers of the model.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000))]
     pub max_turns: Option<u64>,
     /// The id of the Claude session to continue.
     #[serde(skip_serializing_if = "Option::is_none")]

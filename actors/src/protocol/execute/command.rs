@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -27,6 +28,20 @@ pub enum RequestedCommand {
     /// `argv`: a program and its arguments, which the executor [`EXEC_EXECUTOR`] passes to execve(2) as they are. Each
     /// has at most [`MAX_COMMAND_BYTES`] bytes and no NUL; any may be empty.
     Argv(Vec<String>),
+}
+
+/// The parameters of [`RequestedCommand`] in the schema: exactly one of them is there.
+#[derive(JsonSchema, Serialize)]
+pub(super) struct CommandSchema {
+    /// The command, 1 to 131071 bytes without NUL. The prompt of an agent may be as long as a message. Required unless
+    /// `argv` is there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1))]
+    command: Option<String>,
+    /// A program and its arguments, which run without a shell, exactly as they are. Instead of `command`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1))]
+    argv: Option<Vec<String>>,
 }
 
 impl Default for RequestedCommand {

@@ -5,12 +5,13 @@
 
 use std::{borrow::Cow, collections::BTreeMap};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Value, json};
 
 use super::{
     claude::ClaudeOptions,
-    command::{RequestedCommand, check_no_nul},
+    command::{CommandSchema, RequestedCommand, check_no_nul},
 };
 use crate::{
     excerpt::{Quoted, excerpt},
@@ -27,11 +28,12 @@ use crate::{
 };
 
 /// The command, its environment and its limits.
-#[derive(Clone, PartialEq, Debug, Default, Serialize)]
+#[derive(Clone, PartialEq, Debug, Default, JsonSchema, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ExecutionSpec {
     /// What to run: `command` or `argv`.
     #[serde(flatten)]
+    #[schemars(with = "CommandSchema")]
     pub command: RequestedCommand,
     /// A name for people, which no other execution of the client has while this one waits or runs.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -44,6 +46,7 @@ pub struct ExecutionSpec {
     pub execution_id: Option<ExecutionId>,
     /// The working directory; the backend's own if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1))]
     pub cwd: Option<String>,
     /// Variables added to the command's environment.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -56,15 +59,18 @@ pub struct ExecutionSpec {
     pub pty: Option<TerminalSize>,
     /// Total time-out in milliseconds, from RUNNING.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
     pub timeout_ms: Option<u64>,
     /// The longest time without output, in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
     pub stall_timeout_ms: Option<u64>,
     /// The heartbeat period in milliseconds; [`DEFAULT_HEARTBEAT_MS`] if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub heartbeat_ms: Option<u64>,
     /// How the execution continues without a client; `None` to end it then.
     #[serde(flatten, serialize_with = "with_on_disconnect")]
+    #[schemars(with = "DetachParams")]
     pub detach: Option<DetachOptions>,
     /// Claude's options.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -72,7 +78,7 @@ pub struct ExecutionSpec {
 }
 
 /// How an execution continues without a client.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DetachOptions {
     /// The longest time without a client, in milliseconds.
@@ -82,8 +88,34 @@ pub struct DetachOptions {
     pub overflow: Overflow,
 }
 
+/// The parameters of which [`DetachOptions`] is made, for the schema.
+#[derive(JsonSchema)]
+#[schemars(rename_all = "camelCase")]
+#[expect(dead_code, reason = "only its schema is used")]
+struct DetachParams {
+    /// What the service does with the execution when no session holds it: cancel by default.
+    #[schemars(skip_serializing_if = "Option::is_none")]
+    on_disconnect: Option<OnDisconnectParam>,
+    /// With `detach`: how long the execution continues without a session, in milliseconds.
+    #[schemars(range(min = 1))]
+    #[schemars(skip_serializing_if = "Option::is_none")]
+    detach_ms: Option<u64>,
+    /// With `detach`: what happens to output that no client has received when the output buffer is full.
+    #[schemars(skip_serializing_if = "Option::is_none")]
+    overflow: Option<Overflow>,
+}
+
+/// The values of `onDisconnect`.
+#[derive(JsonSchema)]
+#[schemars(rename_all = "lowercase", inline)]
+#[expect(dead_code, reason = "only its schema is used")]
+enum OnDisconnectParam {
+    Cancel,
+    Detach,
+}
+
 /// What happens to unacknowledged output when the output buffer is full.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Overflow {
     /// It is kept, and the command waits.
