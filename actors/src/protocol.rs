@@ -48,7 +48,7 @@ pub const SUBPROTOCOL: &str = "cc-executor.v1";
 /// The optional features of this build, as `connected` and `/health` list them.
 pub const CAPABILITIES: &[&str] = &[
     "cancel", "signal", "pause", "status", "line", "timeout", "stall", "stdin", "pty", "detach", "attach", "queue",
-    "claude", "events", "ack", OBSERVE,
+    "claude", "events", "ack", OBSERVE, "keep",
 ];
 
 /// The capability of a backend to let sessions observe an execution.
