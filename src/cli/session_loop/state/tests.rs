@@ -31,7 +31,7 @@ impl Script {
         let id = ExecutionId::random();
         let state = LoopState::new(
             URL.to_owned(),
-            LoopPurpose::Attach { id, reconnect, observe: false },
+            LoopPurpose::Attach { id, reconnect, observe: false, terminal: false },
             HeartbeatEstimate::Observed { longest: None, updated_at: None },
         );
         Script { state, start: Instant::now(), id }
