@@ -47,6 +47,7 @@ mod run;
 mod settings;
 mod slow_client;
 mod storage;
+mod terminal;
 mod tidy;
 mod token_files;
 mod tokens;
