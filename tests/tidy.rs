@@ -62,7 +62,9 @@ const PURE: &[&str] = &[
     "src/logging/queue.rs",
     "src/server/admission.rs",
     "src/server/guess_limit.rs",
+    "src/cli/escape.rs",
     "src/cli/exit_code.rs",
+    "src/cli/progress.rs",
     "src/cli/usage_line.rs",
     "src/cli/ps_table.rs",
     "src/cli/silence.rs",
@@ -72,6 +74,7 @@ const PURE: &[&str] = &[
     "src/cli/session_loop/event.rs",
     "src/cli/session_loop/state/ending.rs",
     "src/cli/session_loop/state/reconnecting.rs",
+    "src/cli/session_loop/state/terminal.rs",
 ];
 
 /// The entries of the top level, besides dot files and lock files.
