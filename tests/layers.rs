@@ -116,7 +116,15 @@ const LAYERS: &[(&str, &[&str])] = &[
     ),
     (
         "src::cli",
-        &["src::config", "src::console", "src::syscall", "actors::agent", "actors::backend_api", "actors::protocol", "actors::rpc"],
+        &[
+            "src::config",
+            "src::console",
+            "src::syscall",
+            "actors::agent",
+            "actors::backend_api",
+            "actors::protocol",
+            "actors::rpc",
+        ],
     ),
     ("src::roles", &["src::config", "src::gateway", "src::backend", "src::server", "src::logging", "src::console"]),
     // `roles` is a submodule of `main`, which is the root of the binary.

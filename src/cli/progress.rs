@@ -39,7 +39,9 @@ impl Progress {
             (status, _) => (status.to_ascii_lowercase(), self.elapsed(since)),
         };
         let mut line = format!("{state}, {}", shown_duration(elapsed));
-        if self.elapsed_ms.is_some_and(|ms| ms > 0) && silent >= SILENCE {
+        let has_begun = !matches!(self.status.as_str(), "QUEUED" | "");
+        let silent = silent.min(elapsed);
+        if has_begun && silent >= SILENCE {
             line += &format!(", no output for {}", shown_duration(silent));
         }
         if let Some(activity) = &self.activity {
@@ -87,10 +89,10 @@ mod tests {
             (progress("", None, 0), "waiting, 9 s"),
             (
                 Progress { activity: Some("tool:\u{1b} Bash\n".to_owned()), ..progress("RUNNING", None, 1_000) },
-                "running, 3 s, no output for 5 s, tool: Bash",
+                "running, 3 s, no output for 3 s, tool: Bash",
             ),
-            (Progress { stopped: true, ..progress("RUNNING", None, 1_000) }, "stopped, 3 s, no output for 5 s"),
-            (progress("\u{1b}[2J\nLATER", None, 0), "[2jlater, 2 s"),
+            (Progress { stopped: true, ..progress("RUNNING", None, 1_000) }, "stopped, 3 s, no output for 3 s"),
+            (progress("\u{1b}[2J\nLATER", None, 0), "[2jlater, 2 s, no output for 2 s"),
         ] {
             assert_eq!(progress.line(secs(2), secs(5), secs(9)), line);
         }

@@ -6,8 +6,10 @@
 mod action;
 mod event;
 mod keyboard;
+mod options;
 mod signals;
 mod state;
+mod wake;
 
 use std::{
     collections::VecDeque,
@@ -16,13 +18,13 @@ use std::{
 };
 
 use cc_executor_actors::{
-    id::{ExecutionId, InstanceId},
+    id::ExecutionId,
     protocol::{
         DEFAULT_GRACE_MS, MethodParams,
         attach::AttachParams,
         control::{ControlParams, ControlRequest, ResizeParams, TerminalSize},
-        execute::{DetachOptions, ExecuteParams, ExecutionSpec, Framing, Overflow},
-        input::{CommandInput, InputParams},
+        execute::Framing,
+        input::InputParams,
         status::StatusParams,
     },
     rpc::ReceivedMessage,
@@ -35,14 +37,15 @@ use self::{
     keyboard::Keyboard,
     signals::{ClientSignal, ClientSignals},
     state::LoopState,
+    wake::LoopWake,
 };
 pub(super) use self::{
     keyboard::SessionKeys,
+    options::{LoopOptions, RunRequest},
     state::{DisconnectAction, LoopPurpose},
 };
 use super::{
     ClientError,
-    color::ErrorStyle,
     connection::{Connection, ConnectionEvent, not_understood},
     escape::KeyRequest,
     exit,
@@ -55,51 +58,18 @@ use super::{
 };
 use crate::console;
 
-/// The options of `run` and `attach` that the loop needs.
-pub(super) struct LoopOptions {
-    /// The session's URL.
-    pub(super) url: String,
-    /// Whether the service's messages are printed instead of the output.
-    pub(super) json: bool,
-    /// Whether the usage is printed at the end.
-    pub(super) stats: bool,
-    /// Whether the elapsed time is shown while there is no output.
-    pub(super) shows_elapsed: bool,
-    /// How messages on standard error look.
-    pub(super) style: ErrorStyle,
-    /// The command to run; `None` for `attach`.
-    pub(super) run: Option<RunRequest>,
-}
-
 /// The longest wait until a request is sent by a client that is about to be suspended.
 const SUSPEND_PATIENCE: Duration = Duration::from_secs(1);
 
+/// The longest wait until the command draws its screen for another size. A command that gets two sizes at once may see no
+/// change, and draw nothing.
+const REDRAW_PATIENCE: Duration = Duration::from_secs(1);
+
+/// The time from the beginning of that output until the true size is sent.
+const AFTER_REDRAW: Duration = Duration::from_millis(20);
+
 /// The longest wait until the terminal has taken the output that it is being sent by a client that detaches.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(1);
-
-/// A command to run.
-pub(super) struct RunRequest {
-    /// The parameters of `execute` that are the same on every connection. A repeated request must not differ in them.
-    pub(super) params: ExecuteParams,
-    /// Whether standard input is forwarded.
-    pub(super) interactive: bool,
-    /// Whether the command runs on a terminal.
-    pub(super) tty: bool,
-}
-
-impl RunRequest {
-    /// The parameters of `execute` on this connection. `instance` names the only backend that may start the command.
-    pub(super) fn sent(
-        &self,
-        id: Option<ExecutionId>,
-        detach_ms: Option<u64>,
-        instance: Option<InstanceId>,
-    ) -> ExecuteParams {
-        let detach = detach_ms.map(|detach_ms| DetachOptions { detach_ms, overflow: Overflow::Wait });
-        let run = ExecutionSpec { execution_id: id, detach, ..self.params.run.clone() };
-        ExecuteParams { run, instance, ..self.params.clone() }
-    }
-}
 
 /// Follows one execution.
 pub(super) struct SessionLoop {
@@ -109,6 +79,8 @@ pub(super) struct SessionLoop {
     view: OutputView,
     input: StdinReader,
     keyboard: Keyboard,
+    /// When the terminal of the execution gets its true size, after another one.
+    resize_by: Option<Instant>,
 }
 
 /// The state of the connection.
@@ -120,21 +92,6 @@ enum Link {
         attempt: ConnectAttempt,
         before: Option<Connection>,
     },
-}
-
-/// The event that ended a wait of the loop.
-enum LoopWake {
-    Signaled(ClientSignal),
-    /// The user typed a request.
-    Typed(KeyRequest),
-    Opened(Result<Connection, ClientError>),
-    Wrote(io::Result<()>),
-    Received(ConnectionEvent),
-    AnswerOverdue,
-    Input(u64, CommandInput),
-    Tick,
-    /// A client that detaches does not wait any longer for its input to arrive.
-    DetachDue,
 }
 
 impl SessionLoop {
@@ -151,13 +108,14 @@ impl SessionLoop {
             link: Link::Opening { attempt: ConnectAttempt::FIRST, before: None },
             input: StdinReader::closed(),
             keyboard: Keyboard::new(keys),
+            resize_by: None,
             options,
         }
     }
 
     /// Follows the execution to its end. Returns the exit code.
     pub(super) async fn run(mut self) -> Result<u8, ClientError> {
-        let mut signals = ClientSignals::listen()?;
+        let mut signals = ClientSignals::listen(self.keyboard.is_session())?;
         let dropped = self.keyboard.dropped();
         let result = loop {
             // Whatever the client waits for, the user can drop the connection.
@@ -224,6 +182,7 @@ impl SessionLoop {
     async fn wait_for_event(&mut self, signals: &mut ClientSignals) -> LoopWake {
         let Link::Open(connection) = &mut self.link else { return std::future::pending().await };
         let (tick_at, answer_by) = (self.view.elapsed.tick_at(), self.state.answer_by());
+        let resize_by = self.resize_by;
         let (is_waiting, detach_by) = (self.view.output.is_waiting(), self.keyboard.detach_by());
         tokio::select! {
             biased;
@@ -235,6 +194,7 @@ impl SessionLoop {
             (number, params) = self.input.next() => LoopWake::Input(number, params),
             () = at(tick_at.map(Into::into)) => LoopWake::Tick,
             () = at(detach_by) => LoopWake::DetachDue,
+            () = at(resize_by) => LoopWake::Signaled(ClientSignal::Resized),
         }
     }
 
@@ -247,8 +207,11 @@ impl SessionLoop {
             LoopWake::Signaled(ClientSignal::Suspend) | LoopWake::Typed(KeyRequest::Suspend) => {
                 return self.suspend().await;
             }
+            // The terminal is gone, and with it the user.
+            LoopWake::Signaled(ClientSignal::HungUp) => Some(LoopEvent::DropRequested),
             LoopWake::Signaled(ClientSignal::Continued) => return self.resume(false).await,
             LoopWake::Signaled(ClientSignal::Resized) => {
+                self.resize_by = None;
                 if self.keyboard.is_raw() {
                     self.send_size(call::RESIZE, None, size()).await;
                 }
@@ -295,6 +258,8 @@ impl SessionLoop {
         let message: ReceivedMessage<'_> = serde_json::from_slice(text).map_err(|error| not_understood(&error))?;
         self.view.take_text(text);
         if self.view.take(message.method.as_deref(), message.params)? {
+            // The command has seen the other size.
+            self.resize_by = self.resize_by.map(|by| by.min(Instant::now() + AFTER_REDRAW));
             return Ok(None);
         }
         LoopEvent::of_message(message, self.state.awaits_connected())
@@ -335,7 +300,7 @@ impl SessionLoop {
                     self.call(call::STATUS, &StatusParams { execution_id: Some(id) }).await;
                 }
                 LoopAction::SetOtherSize(id) => self.send_size(call::OTHER_SIZE, Some(id), other_size()).await,
-                LoopAction::SendSize => self.send_size(call::RESIZE, None, size()).await,
+                LoopAction::SendSize => self.resize_by = Some(Instant::now() + REDRAW_PATIENCE),
                 LoopAction::BeginAt(offsets) => self.view.output.begin_at(offsets),
                 LoopAction::Keep { id, detach_ms, call } => {
                     let request = ControlRequest::Keep { detach_ms };

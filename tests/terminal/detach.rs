@@ -20,8 +20,13 @@ fn a_shell_is_left_and_found_again_on_another_terminal() {
     terminal.type_keys("n=$((6 * 7))\r");
     terminal.wait_for("n=$((6 * 7))\r\n");
     let id = detach(terminal);
-    let state = service.get(&format!("/executions/{id}"));
-    assert_eq!(state["status"], "RUNNING", "{state}");
+    let executions = service.get("/executions");
+    let state = &executions["executions"][0];
+    assert_eq!(
+        (state["executionId"].as_str(), state["status"].as_str()),
+        (Some(id.as_str()), Some("RUNNING")),
+        "{state}"
+    );
 
     let mut terminal = Terminal::with_size(&service.client_command(&["attach", "-it", &id]), 33, 99);
     terminal.wait_for_raw(true);

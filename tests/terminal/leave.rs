@@ -46,9 +46,12 @@ fn ctrl_c_and_ctrl_z_go_to_the_command() {
     terminal.wait_for("sleep 1000\r\n");
     terminal.type_keys("\x1a");
     terminal.wait_for("Stopped");
+    terminal.clear();
     terminal.type_keys("fg\r");
     terminal.wait_for("sleep 1000\r\n");
+    terminal.clear();
     terminal.type_keys("\x03");
+    terminal.wait_for("ready> ");
     terminal.type_keys("exit 5\r");
     assert_eq!(terminal.finish(PATIENCE).0, 5);
 }

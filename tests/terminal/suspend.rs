@@ -41,6 +41,7 @@ fn a_terminal_session_is_suspended_and_continues() {
     terminal.wait_for("reconnected");
     terminal.type_keys("echo n is $n\r");
     terminal.wait_for("n is 7");
+    terminal.clear();
     terminal.type_keys("exit 3\r");
     terminal.wait_for("user$ ");
     terminal.type_keys("echo code-$?\r");

@@ -27,7 +27,7 @@ pub(super) enum LoopAction {
     Inspect(ExecutionId),
     /// Give the execution's terminal a size that is not that of the user's. `LoopEvent::OtherSizeSet` is the answer.
     SetOtherSize(ExecutionId),
-    /// Give the execution's terminal the size of the user's.
+    /// Give the execution's terminal the size of the user's, when the command has seen the other one.
     SendSize,
     /// The output begins at these offsets.
     BeginAt(PerStream<u64>),

@@ -11,6 +11,8 @@ pub(super) struct ClientSignals {
     resized: Signal,
     suspend: Signal,
     continued: Signal,
+    /// In a terminal session, also where it is ignored, as under nohup.
+    hung_up: Option<Signal>,
 }
 
 /// A signal that came.
@@ -19,11 +21,12 @@ pub(super) enum ClientSignal {
     Resized,
     Suspend,
     Continued,
+    HungUp,
 }
 
 impl ClientSignals {
     /// Handles them from now on.
-    pub(super) fn listen() -> Result<Self, ClientError> {
+    pub(super) fn listen(is_session: bool) -> Result<Self, ClientError> {
         let listen = |kind| {
             signal(kind)
                 .map_err(|error| ClientError::new(exit::SOFTWARE, format!("cannot listen for signals: {error}")))
@@ -34,11 +37,18 @@ impl ClientSignals {
             resized: listen(SignalKind::window_change())?,
             suspend: listen(SignalKind::from_raw(libc::SIGTSTP))?,
             continued: listen(SignalKind::from_raw(libc::SIGCONT))?,
+            hung_up: is_session.then(|| listen(SignalKind::hangup())).transpose()?,
         })
     }
 
     /// The next one. The future may be dropped and called again.
     pub(super) async fn next(&mut self) -> ClientSignal {
+        let hung_up = async {
+            match &mut self.hung_up {
+                Some(signal) => drop(signal.recv().await),
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             biased;
             _ = self.interrupt.recv() => ClientSignal::EndRequested(EndRequest::Interrupted),
@@ -46,6 +56,7 @@ impl ClientSignals {
             _ = self.suspend.recv() => ClientSignal::Suspend,
             _ = self.continued.recv() => ClientSignal::Continued,
             _ = self.resized.recv() => ClientSignal::Resized,
+            () = hung_up => ClientSignal::HungUp,
         }
     }
 }

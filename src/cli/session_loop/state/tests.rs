@@ -7,7 +7,10 @@ use cc_executor_actors::{
 use serde_json::json;
 
 use super::*;
-use crate::cli::{reconnect::ConnectAttempt, session_loop::event::{OutputLoss, call}};
+use crate::cli::{
+    reconnect::ConnectAttempt,
+    session_loop::event::{OutputLoss, call},
+};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 const URL: &str = "ws://h";
