@@ -106,5 +106,10 @@ pub fn report_line(line: &str) {
 /// Writes a message to standard error, after the program's name, in its [`visible`] form, because it may contain a
 /// message of another machine.
 pub fn report(message: impl fmt::Display) {
-    report_line(&format!("cc-executor: {}", visible(&message.to_string())));
+    report_line(&report_text(message));
+}
+
+/// The line that [`report`] writes.
+pub fn report_text(message: impl fmt::Display) -> String {
+    format!("cc-executor: {}", visible(&message.to_string()))
 }

@@ -115,6 +115,19 @@ pub fn reset_all_signals() {
     set_mask(0);
 }
 
+/// Runs `body` while this signal has its default action, and restores its action then.
+pub fn with_default_action(signal: Signal, body: impl FnOnce()) {
+    let mut before = DEFAULT;
+    let default = DEFAULT;
+    // SAFETY: both structures have the kernel's layout, and the default action runs no code of this process.
+    let is_set = unsafe { rt_sigaction(signal.as_raw(), &raw const default, &raw mut before) } == 0;
+    body();
+    if is_set {
+        // SAFETY: the kernel itself has returned this action.
+        unsafe { rt_sigaction(signal.as_raw(), &raw const before, ptr::null_mut()) };
+    }
+}
+
 /// Blocks every signal but those of this process's own faults, so that only SIGKILL can end it. The signals in
 /// `wanted` can be read from the returned descriptor (signalfd(2)).
 pub fn block_signals(wanted: &[Signal]) -> io::Result<OwnedFd> {

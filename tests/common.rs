@@ -25,6 +25,7 @@ pub mod sources;
 pub mod stub;
 pub mod tampering_proxy;
 pub mod temp;
+pub mod terminal;
 pub mod users;
 
 use std::{

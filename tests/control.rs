@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use crate::common::{
     PATIENCE,
     client::Client,
-    procs,
+    merged, procs,
     recording::Recording,
     service::{Service, kill},
     sha256,
@@ -320,4 +320,38 @@ fn pause_with_a_legacy_image_holds_back_only_delivery() {
     control(&mut client, "RESUME").unwrap();
     client.record_rest(&mut recording);
     assert_eq!(recording.status(), Status::Completed, "the time-outs were suspended: {}", recording.end);
+}
+
+#[test]
+fn keep_sets_the_time_of_the_next_absence_only() {
+    let service = Service::start();
+    let keep = |client: &mut Client, ms: Option<u64>| {
+        client.call(
+            "control",
+            json!(merged(json!({ "type": "KEEP" }), &ms.map_or(json!({}), |ms| json!({ "detachMs": ms })))),
+        )
+    };
+    let mark = procs::mark();
+    let mut client = service.connect();
+    let command = format!("exec sleep {mark}");
+    let id = client.execute(json!({ "command": command, "onDisconnect": "detach", "detachMs": 300 }));
+    procs::wait_for(&mark, 1, PATIENCE);
+    let refused = keep(&mut client, Some(3_600_001)).unwrap_err();
+    assert_eq!((refused.code, refused.data.unwrap()["param"].as_str()), (code::PARAMS, Some("detachMs")));
+    assert_eq!(keep(&mut client, None).unwrap()["status"], "RUNNING");
+    client.disconnect();
+    service.wait_for_event("execution.detached", 1);
+    assert_eq!(service.events("execution.detached")[0]["detach_ms"], 3_600_000);
+    let mut client = service.connect();
+    client.call("attach", json!({ "executionId": id })).unwrap();
+    keep(&mut client, Some(60_000)).unwrap();
+    keep(&mut client, Some(0)).unwrap();
+    client.disconnect();
+    assert_eq!(service.wait_for_event("execution.detached", 2)[1]["detach_ms"], 300);
+    procs::wait_for(&mark, 0, PATIENCE);
+
+    let mut client = service.connect();
+    client.execute(json!({ "command": "sleep 1000" }));
+    assert_eq!(keep(&mut client, None).unwrap_err().code, code::NOT_ALLOWED);
+    client.disconnect();
 }

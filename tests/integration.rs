@@ -55,6 +55,7 @@ mod settings;
 mod shell;
 mod slow_client;
 mod storage;
+mod terminal;
 mod tidy;
 mod tls;
 mod token_files;

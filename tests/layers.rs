@@ -127,6 +127,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "src::config",
             "src::console",
             "src::outgoing",
+            "src::syscall",
             "actors::agent",
             "actors::backend_api",
             "actors::dial",

@@ -62,9 +62,11 @@ const PURE: &[&str] = &[
     "src/logging/queue.rs",
     "src/server/admission.rs",
     "src/server/guess_limit.rs",
+    "src/cli/escape.rs",
     "src/cli/exit_code.rs",
     "src/cli/service/source.rs",
     "src/config/unknown.rs",
+    "src/cli/progress.rs",
     "src/cli/usage_line.rs",
     "src/cli/ps_table.rs",
     "src/cli/silence.rs",
@@ -74,6 +76,7 @@ const PURE: &[&str] = &[
     "src/cli/session_loop/event.rs",
     "src/cli/session_loop/state/ending.rs",
     "src/cli/session_loop/state/reconnecting.rs",
+    "src/cli/session_loop/state/terminal.rs",
 ];
 
 /// The entries of the top level, besides dot files and lock files.

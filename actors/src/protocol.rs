@@ -50,7 +50,7 @@ pub const SUBPROTOCOL: &str = "cc-executor.v1";
 /// The optional features of this build, as `connected` and `/health` list them.
 pub const CAPABILITIES: &[&str] = &[
     "cancel", "signal", "pause", "status", "line", "timeout", "stall", "stdin", "pty", "detach", "attach", "queue",
-    "claude", "events", "ack", OBSERVE, "argv", "names",
+    "claude", "events", "ack", OBSERVE, "argv", "names", "keep",
 ];
 
 /// The capability of a backend to let sessions observe an execution.

@@ -59,7 +59,8 @@ impl From<JobError> for ErrorObject {
             | JobError::JustEnded(_)
             | JobError::EndedUnread(_)
             | JobError::StdinClosed => code::NOT_RUNNING,
-            JobError::NoStdin | JobError::NoTerminal => code::NOT_ALLOWED,
+            JobError::NoStdin | JobError::NoTerminal | JobError::NotDetachable => code::NOT_ALLOWED,
+            JobError::DetachTooLong { .. } => code::PARAMS,
             JobError::StdinFull { waiting, .. } => {
                 let (limit, used) = (MAX_INPUT_WAITING as u64, waiting as u64);
                 let exceeded = ShareExceeded { scope: ShareScope::Client, limit, used };

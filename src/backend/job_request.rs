@@ -179,6 +179,17 @@ pub enum JobError {
     /// The command was started without a terminal.
     #[error("this command runs on no terminal: execute it with pty")]
     NoTerminal,
+    /// The execution ends with its session, so it cannot be kept without one.
+    #[error("this command ends with its session: execute it with onDisconnect \"detach\"")]
+    NotDetachable,
+    /// It was asked to continue for longer without a session than the backend allows.
+    #[error("detachMs must be at most {limit} (--max-detach-ms of the backend), not {asked}")]
+    DetachTooLong {
+        /// What was asked, in milliseconds.
+        asked: u64,
+        /// The limit, in milliseconds.
+        limit: u64,
+    },
     /// The system did not change the terminal's size.
     #[error("cannot resize the terminal: {0}")]
     Resize(String),

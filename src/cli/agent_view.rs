@@ -1,10 +1,7 @@
 //! Lines about Claude's work on standard error, beside its text on standard output: a dim line for each use of a tool,
 //! and the turns, time and cost at the end.
 
-use std::{
-    collections::HashMap,
-    io::{IsTerminal, stderr},
-};
+use std::collections::HashMap;
 
 use cc_executor_actors::{
     agent::claude::{self, ClaudeEvent, EventPart},
@@ -12,6 +9,7 @@ use cc_executor_actors::{
 };
 use serde_json::value::RawValue;
 
+use super::color::ErrorStyle;
 use crate::console::is_obeyed;
 
 /// The longest line about a tool, in characters.
@@ -23,14 +21,14 @@ const SHOWN_FIELDS: &[&str] =
 
 /// Makes the lines.
 pub(super) struct AgentView {
-    dim: bool,
+    style: ErrorStyle,
     /// The offset after the last event that was shown. After a broken connection the service repeats events.
     shown: u64,
 }
 
 impl AgentView {
-    pub(super) fn new() -> Self {
-        AgentView { dim: stderr().is_terminal(), shown: 0 }
+    pub(super) fn new(style: ErrorStyle) -> Self {
+        AgentView { style, shown: 0 }
     }
 
     /// The lines for an event that ends at this offset.
@@ -63,7 +61,7 @@ impl AgentView {
 
     /// A line as it looks beside output.
     pub(super) fn dimmed(&self, text: &str) -> String {
-        if self.dim { format!("\x1b[2m{text}\x1b[0m") } else { text.to_owned() }
+        self.style.dimmed(text)
     }
 }
 
@@ -90,12 +88,13 @@ mod tests {
     #[test]
     fn a_tool_is_one_plain_line_and_shown_once() {
         let event = r#"{"type":"assistant","message":{"content":[{"type":"tool_use","id":"1","name":"Bash","input":{"command":"echo \u001b[31m\n  x","description":"y"}}]}}"#;
-        let mut lines = AgentView { dim: false, shown: 0 };
+        let plain = ErrorStyle { dims: false, replaces_lines: false, is_terminal: false };
+        let mut lines = AgentView::new(plain);
         assert_eq!(lines.of_event(event, 10), ["Bash echo [31m x"]);
         assert_eq!(lines.of_event(event, 10), Vec::<String>::new());
         let hostile = r#"{"type":"assistant","message":{"content":[{"type":"tool_use","id":"2","name":"Bash","input":{"command":"a\u202eb\u2066c\u2069\u061c\u200ed"}}]}}"#;
         assert_eq!(lines.of_event(hostile, 11), ["Bash abcd"]);
-        lines.dim = true;
+        lines.style.dims = true;
         assert_eq!(lines.of_event(event, 20), ["\x1b[2mBash echo [31m x\x1b[0m"]);
     }
 

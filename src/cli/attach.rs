@@ -10,9 +10,12 @@ use super::{
     completions::executions,
     duration::duration,
     execution_arg::{execution_ref, resolve},
+    exit,
     flags::{DEFAULT_RECONNECT, ServiceFlags},
     session_loop::{LoopOptions, LoopPurpose, SessionLoop},
     silence::HeartbeatEstimate,
+    terminal::is_input,
+    terminal_flags::TerminalFlags,
 };
 
 /// The exit codes in the help text.
@@ -39,6 +42,17 @@ pub struct AttachOptions {
     #[arg(long)]
     observe: bool,
 
+    /// Forward standard input to the execution; only together with -t
+    #[arg(long, short, requires = "tty", conflicts_with_all = ["observe", "json"])]
+    interactive: bool,
+
+    /// Connect this terminal with that of the execution; only together with -i
+    #[arg(long, short, requires = "interactive")]
+    tty: bool,
+
+    #[command(flatten)]
+    terminal: TerminalFlags,
+
     /// Execution to follow: its id, the beginning of its id, or its name
     #[arg(value_name = "ID", value_parser = execution_ref(), add = executions())]
     id: ExecutionRef,
@@ -46,11 +60,21 @@ pub struct AttachOptions {
 
 /// Follows an execution to its end. Returns the command's own exit code.
 pub(super) async fn attach(options: AttachOptions) -> Result<u8, ClientError> {
-    let AttachOptions { service, id, json, reconnect, observe } = options;
+    let AttachOptions { service, id, json, reconnect, observe, interactive: is_session, terminal, .. } = options;
+    if is_session && !is_input() {
+        return Err(ClientError::new(
+            exit::USAGE,
+            "attach -it needs a terminal as its standard input; attach without -it",
+        ));
+    }
     let service = service.access()?;
     let id = resolve(&service, &id).await?;
-    let loop_options = LoopOptions { service, json, stats: false, quiet: false, shows_elapsed: !json, run: None };
+    let reconnect = reconnect.or(is_session.then_some(TerminalFlags::RECONNECT));
+    let (style, keys) = (terminal.color.style(), is_session.then(|| terminal.keys()));
+    let shows_elapsed = !json && !is_session;
+    let loop_options = LoopOptions { service, json, stats: false, quiet: false, shows_elapsed, style, run: None };
     // The client that started the execution chose its heartbeat.
     let heartbeat = HeartbeatEstimate::Observed { longest: None, updated_at: None };
-    SessionLoop::new(loop_options, LoopPurpose::Attach { id, reconnect, observe }, heartbeat).run().await
+    let purpose = LoopPurpose::Attach { id, reconnect, observe, terminal: is_session };
+    SessionLoop::new(loop_options, purpose, keys, heartbeat).run().await
 }

@@ -11,10 +11,10 @@ use cc_executor_actors::{
 use serde_json::value::RawValue;
 
 use super::{
-    ClientError, agent_view::AgentView, checksum::ChecksumError, connection::read, exit, stdout::StdoutWriter,
-    terminal::ElapsedLine, usage_line::usage_line,
+    ClientError, agent_view::AgentView, checksum::ChecksumError, color::ErrorStyle, connection::read,
+    elapsed_line::ElapsedLine, exit, stdout::StdoutWriter, terminal::output_width, usage_line::usage_line,
 };
-use crate::console;
+use crate::console::{self, visible};
 
 /// The output of one execution, over all connections.
 pub(super) struct OutputView {
@@ -24,14 +24,17 @@ pub(super) struct OutputView {
     pub(super) output: StdoutWriter,
     pub(super) elapsed: ElapsedLine,
     agent: AgentView,
+    style: ErrorStyle,
+    /// Whether the terminal is in raw mode, in which a line ends with a carriage return, too.
+    pub(super) is_raw: bool,
 }
 
 impl OutputView {
     /// With `json` the service's messages are printed instead of the output. With `stats` the usage follows the output; with
-    /// `quiet` an agent's tools and summary are left out.
-    pub(super) fn new(json: bool, stats: bool, quiet: bool, shows_elapsed: bool) -> Self {
-        let (output, elapsed) = (StdoutWriter::new(json), ElapsedLine::new(shows_elapsed));
-        OutputView { json, stats, quiet, output, elapsed, agent: AgentView::new() }
+    /// `quiet` an agent's tools and all summaries are left out.
+    pub(super) fn new(json: bool, stats: bool, quiet: bool, shows_elapsed: bool, style: ErrorStyle) -> Self {
+        let (output, elapsed) = (StdoutWriter::new(json), ElapsedLine::new(shows_elapsed, style));
+        OutputView { json, stats, quiet, output, elapsed, agent: AgentView::new(style), style, is_raw: false }
     }
 
     /// Shows the output in a message. Returns false if the message has none, and must be handled elsewhere.
@@ -66,8 +69,7 @@ impl OutputView {
 
     fn take_agent_event(&mut self, notice: &EventNotice<'_>) {
         for line in self.agent.of_event(notice.event.get(), notice.end) {
-            self.elapsed.clear();
-            console::report_line(&line);
+            self.print_line(&line);
         }
     }
 
@@ -81,8 +83,40 @@ impl OutputView {
 
     /// Prints a message for the user.
     pub(super) fn report(&mut self, text: &str) {
+        self.print_line(&console::report_text(text));
+    }
+
+    /// Shows a text beside the output, less prominently than a message.
+    pub(super) fn note(&mut self, text: &str) {
+        let line = self.style.dimmed(&visible(text));
+        self.print_line(&line);
+    }
+
+    /// Shows lines of this program's own.
+    pub(super) fn show_lines(&mut self, lines: &[String]) {
+        for line in lines {
+            self.print_line(line);
+        }
+    }
+
+    /// Erases the elapsed time, and moves the cursor to the beginning of a line, if output has left it inside of one.
+    pub(super) fn begin_line(&mut self) {
         self.elapsed.clear();
-        console::report(text);
+        if !self.output.ends_a_line() && output_width().is_some() && self.style.is_terminal {
+            console::report_line(self.line_end());
+            self.output.line_was_ended();
+            self.elapsed.printed(true);
+        }
+    }
+
+    fn print_line(&mut self, line: &str) {
+        self.begin_line();
+        console::report_line(&format!("{line}{}", self.line_end()));
+    }
+
+    /// What precedes the newline of a line.
+    fn line_end(&self) -> &'static str {
+        if self.is_raw { "\r" } else { "" }
     }
 
     /// Writes the rest of the output.
@@ -92,8 +126,11 @@ impl OutputView {
     }
 
     /// Compares the output with the counts and digests of the outcome, and shows the summary of an agent and the usage.
-    pub(super) fn conclude(&self, outcome: &Outcome) -> Result<(), ClientError> {
+    pub(super) fn conclude(&mut self, outcome: &Outcome) -> Result<(), ClientError> {
         self.output.check(outcome).map_err(damaged)?;
+        if outcome.leftovers > 0 && !self.json && !self.quiet {
+            self.report(&leftovers_line(outcome.leftovers));
+        }
         if let Some(result) = outcome.result.as_ref().filter(|_| !self.json && !self.quiet) {
             console::report_line(&self.agent.of_outcome(result));
         }
@@ -102,6 +139,12 @@ impl OutputView {
         }
         Ok(())
     }
+}
+
+/// The message about background processes that were ended after the command's own exit.
+fn leftovers_line(leftovers: u32) -> String {
+    let plural = if leftovers == 1 { "" } else { "es" };
+    format!("ended {leftovers} process{plural} left in the background")
 }
 
 /// Why bytes are lost, for people.
@@ -118,4 +161,15 @@ fn shown_reason(reason: GapReason) -> &'static str {
 
 fn damaged(damage: ChecksumError) -> ClientError {
     ClientError::new(exit::SOFTWARE, format!("the output was damaged on the way: {damage}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_process_is_not_several() {
+        assert_eq!(leftovers_line(1), "ended 1 process left in the background");
+        assert_eq!(leftovers_line(2), "ended 2 processes left in the background");
+    }
 }

@@ -22,7 +22,8 @@ use super::{
     flags::{DEFAULT_RECONNECT, ServiceFlags},
     session_loop::{DisconnectAction, LoopOptions, LoopPurpose, RunRequest, SessionLoop},
     silence::HeartbeatEstimate,
-    terminal::size,
+    terminal::{is_input, size},
+    terminal_flags::TerminalFlags,
 };
 use crate::config::value::{Checker, checked, one_of, whole_number};
 
@@ -99,7 +100,7 @@ pub struct RunOptions {
 
     /// Reconnect and continue when the connection breaks, for up to DURATION (30s if not given)
     #[arg(long, value_name = "DURATION", num_args = 0..=1, require_equals = true, value_parser = duration())]
-    #[arg(default_missing_value = DEFAULT_RECONNECT, conflicts_with_all = ["interactive", "detach"])]
+    #[arg(default_missing_value = DEFAULT_RECONNECT, conflicts_with = "detach")]
     reconnect: Option<Duration>,
 
     /// Print the execution's id and exit; the command keeps running without a client for DURATION (as long as the service
@@ -124,6 +125,9 @@ pub struct RunOptions {
     /// Print time, processor time and memory at the end
     #[arg(long)]
     stats: bool,
+
+    #[command(flatten)]
+    terminal: TerminalFlags,
 
     /// Command to run; without --exec several words are joined by a space, as ssh does
     #[arg(value_name = "COMMAND", required = true, trailing_var_arg = true)]
@@ -188,8 +192,12 @@ struct ClaudeFlags {
 }
 
 impl RunOptions {
-    fn on_disconnect(&self) -> DisconnectAction {
+    /// `input_is_terminal` says whether standard input is one. A terminal session needs it.
+    fn on_disconnect(&self, input_is_terminal: bool) -> DisconnectAction {
         match self.reconnect {
+            _ if self.interactive && self.tty && input_is_terminal => {
+                DisconnectAction::Terminal(self.reconnect.unwrap_or(TerminalFlags::RECONNECT))
+            }
             Some(patience) => DisconnectAction::Reconnect(patience),
             None => match self.detach {
                 Some(DetachPeriod(period)) => DisconnectAction::Detach(period),
@@ -242,6 +250,12 @@ impl ClaudeFlags {
 
 /// Runs a command through a service. Returns the command's own exit code.
 pub(super) async fn run(options: RunOptions) -> Result<u8, ClientError> {
+    let on_disconnect = options.on_disconnect(is_input());
+    let is_session = matches!(on_disconnect, DisconnectAction::Terminal(_));
+    if options.interactive && options.reconnect.is_some() && !is_session {
+        let message = "--reconnect cannot be used with -i unless -t is given and standard input is a terminal, because input could be lost";
+        return Err(ClientError::new(exit::USAGE, message));
+    }
     if options.overflow.is_some() && options.detach.is_none() && options.reconnect.is_none() {
         let message = "--overflow applies to output that nobody has received: add --detach or --reconnect";
         return Err(ClientError::new(exit::USAGE, message));
@@ -251,7 +265,8 @@ pub(super) async fn run(options: RunOptions) -> Result<u8, ClientError> {
     if is_shell && !options.quiet && !options.json {
         joined::hint(&options.command);
     }
-    let on_disconnect = options.on_disconnect();
+    let keys = is_session.then(|| options.terminal.keys());
+    let style = options.terminal.color.style();
     // The client chooses the id of an execution that may outlive the connection, because the response may be lost.
     let id = (on_disconnect != DisconnectAction::End).then(ExecutionId::random);
     let heartbeat = HeartbeatEstimate::Requested(options.heartbeat);
@@ -259,8 +274,9 @@ pub(super) async fn run(options: RunOptions) -> Result<u8, ClientError> {
     let overflow = options.overflow.unwrap_or_default();
     let run = Some(RunRequest { params, overflow, interactive, tty });
     let shows_elapsed = !json && !tty && !quiet;
-    let loop_options = LoopOptions { service: options.service.access()?, json, stats, quiet, shows_elapsed, run };
-    SessionLoop::new(loop_options, LoopPurpose::Run { id, on_disconnect }, heartbeat).run().await
+    let service = options.service.access()?;
+    let loop_options = LoopOptions { service, json, stats, quiet, shows_elapsed, style, run };
+    SessionLoop::new(loop_options, LoopPurpose::Run { id, on_disconnect }, keys, heartbeat).run().await
 }
 
 #[cfg(test)]
@@ -323,7 +339,18 @@ mod tests {
             ("--reconnect", DisconnectAction::Reconnect(Duration::from_secs(30))),
             ("--reconnect=1.5", DisconnectAction::Reconnect(Duration::from_millis(1500))),
         ] {
-            assert_eq!(options(&[flag, "--", "x"]).on_disconnect(), action, "{flag}");
+            assert_eq!(options(&[flag, "--", "x"]).on_disconnect(true), action, "{flag}");
+        }
+        let session = |seconds| DisconnectAction::Terminal(Duration::from_secs(seconds));
+        for (flags, input_is_terminal, action) in [
+            (["-it", "--"], true, session(30)),
+            (["-it", "--reconnect=5"], true, session(5)),
+            (["-it", "--"], false, DisconnectAction::End),
+            (["-t", "--"], true, DisconnectAction::End),
+            (["-i", "--"], true, DisconnectAction::End),
+        ] {
+            let options = options(&[flags[0], flags[1], "x"]);
+            assert_eq!(options.on_disconnect(input_is_terminal), action, "{flags:?} {input_is_terminal}");
         }
     }
 }

@@ -5,87 +5,70 @@
 
 mod action;
 mod event;
+mod keyboard;
+mod options;
+mod signals;
 mod state;
+mod wake;
 
-use std::{collections::VecDeque, io, time::Instant};
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
 use cc_executor_actors::{
-    id::{ExecutionId, InstanceId},
+    id::ExecutionId,
     protocol::{
         DEFAULT_GRACE_MS, MethodParams,
         attach::AttachParams,
-        control::{ControlParams, ControlRequest, ResizeParams},
-        execute::{DetachOptions, ExecuteParams, ExecutionSpec, Framing, Overflow},
-        input::{CommandInput, InputParams},
+        control::{ControlParams, ControlRequest, ResizeParams, TerminalSize},
+        execute::Framing,
+        input::InputParams,
+        status::StatusParams,
     },
     rpc::ReceivedMessage,
 };
-use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
-    time::{sleep, sleep_until, timeout_at},
-};
+use tokio::time::{sleep, sleep_until, timeout, timeout_at};
 
-pub(super) use self::state::{DisconnectAction, LoopPurpose};
 use self::{
     action::LoopAction,
     event::{LoopEvent, OutputLoss, call},
+    keyboard::Keyboard,
+    signals::{ClientSignal, ClientSignals},
     state::LoopState,
+    wake::LoopWake,
+};
+pub(super) use self::{
+    keyboard::SessionKeys,
+    options::{LoopOptions, RunRequest},
+    state::{DisconnectAction, LoopPurpose},
 };
 use super::{
     ClientError,
     connection::{Connection, ConnectionEvent, not_understood},
+    escape::KeyRequest,
     exit,
-    exit_code::EndRequest,
     output_view::OutputView,
     reconnect::ConnectAttempt,
-    service::ServiceAccess,
     silence::HeartbeatEstimate,
     stdin::StdinReader,
-    terminal::{RawMode, size},
+    suspend::suspend_group,
+    terminal::{other_size, size},
 };
 use crate::console;
 
-/// The options of `run` and `attach` that the loop needs.
-pub(super) struct LoopOptions {
-    /// The service.
-    pub(super) service: ServiceAccess,
-    /// Whether the service's messages are printed instead of the output.
-    pub(super) json: bool,
-    /// Whether progress and summaries are left out.
-    pub(super) quiet: bool,
-    /// Whether the usage is printed at the end.
-    pub(super) stats: bool,
-    /// Whether the elapsed time is shown while there is no output.
-    pub(super) shows_elapsed: bool,
-    /// The command to run; `None` for `attach`.
-    pub(super) run: Option<RunRequest>,
-}
+/// The longest wait until a request is sent by a client that is about to be suspended.
+const SUSPEND_PATIENCE: Duration = Duration::from_secs(1);
 
-/// A command to run.
-pub(super) struct RunRequest {
-    /// The parameters of `execute` that are the same on every connection. A repeated request must not differ in them.
-    pub(super) params: ExecuteParams,
-    /// What happens to unreceived output beyond its quota, if the execution may outlive the connection.
-    pub(super) overflow: Overflow,
-    /// Whether standard input is forwarded.
-    pub(super) interactive: bool,
-    /// Whether the command runs on a terminal.
-    pub(super) tty: bool,
-}
+/// The longest wait until the command draws its screen for another size. A command that gets two sizes at once may see no
+/// change, and draw nothing.
+const REDRAW_PATIENCE: Duration = Duration::from_secs(1);
 
-impl RunRequest {
-    /// The parameters of `execute` on this connection. `instance` names the only backend that may start the command.
-    pub(super) fn sent(
-        &self,
-        id: Option<ExecutionId>,
-        detach_ms: Option<u64>,
-        instance: Option<InstanceId>,
-    ) -> ExecuteParams {
-        let detach = detach_ms.map(|detach_ms| DetachOptions { detach_ms, overflow: self.overflow });
-        let run = ExecutionSpec { execution_id: id, detach, ..self.params.run.clone() };
-        ExecuteParams { run, instance, ..self.params.clone() }
-    }
-}
+/// The time from the beginning of that output until the true size is sent.
+const AFTER_REDRAW: Duration = Duration::from_millis(20);
+
+/// The longest wait until the terminal has taken the output that it is being sent by a client that detaches.
+const LEAVE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Follows one execution.
 pub(super) struct SessionLoop {
@@ -94,8 +77,9 @@ pub(super) struct SessionLoop {
     link: Link,
     view: OutputView,
     input: StdinReader,
-    /// Keeps the terminal in raw mode.
-    raw: Option<RawMode>,
+    keyboard: Keyboard,
+    /// When the terminal of the execution gets its true size, after another one.
+    resize_by: Option<Instant>,
 }
 
 /// The state of the connection.
@@ -109,105 +93,139 @@ enum Link {
     },
 }
 
-/// Signals from the terminal, or from another process.
-struct TerminalSignals {
-    interrupt: Signal,
-    terminate: Signal,
-    resized: Signal,
-}
-
-/// The event that ended a wait of the loop.
-enum LoopWake {
-    EndRequested(EndRequest),
-    Resized,
-    Opened(Result<Connection, ClientError>),
-    Wrote(io::Result<()>),
-    Received(ConnectionEvent),
-    AnswerOverdue,
-    Input(u64, CommandInput),
-    Tick,
-}
-
 impl SessionLoop {
-    pub(super) fn new(options: LoopOptions, purpose: LoopPurpose, heartbeat: HeartbeatEstimate) -> Self {
+    /// `keys` are those of a terminal session.
+    pub(super) fn new(
+        options: LoopOptions,
+        purpose: LoopPurpose,
+        keys: Option<SessionKeys>,
+        heartbeat: HeartbeatEstimate,
+    ) -> Self {
         SessionLoop {
-            view: OutputView::new(options.json, options.stats, options.quiet, options.shows_elapsed),
+            view: OutputView::new(options.json, options.stats, options.quiet, options.shows_elapsed, options.style),
             state: LoopState::new(options.service.url().to_owned(), purpose, heartbeat),
             link: Link::Opening { attempt: ConnectAttempt::FIRST, before: None },
             input: StdinReader::closed(),
-            raw: None,
+            keyboard: Keyboard::new(keys),
+            resize_by: None,
             options,
         }
     }
 
     /// Follows the execution to its end. Returns the exit code.
     pub(super) async fn run(mut self) -> Result<u8, ClientError> {
-        let no_signals = |error| ClientError::new(exit::SOFTWARE, format!("cannot listen for signals: {error}"));
-        let mut signals = TerminalSignals {
-            interrupt: signal(SignalKind::interrupt()).map_err(no_signals)?,
-            terminate: signal(SignalKind::terminate()).map_err(no_signals)?,
-            resized: signal(SignalKind::window_change()).map_err(no_signals)?,
-        };
+        let mut signals = ClientSignals::listen(self.keyboard.is_session())?;
+        let dropped = self.keyboard.dropped();
         let result = loop {
-            let wake = match self.link {
-                Link::Opening { attempt, .. } => self.wait_for_connection(attempt, &mut signals).await,
-                Link::Open(_) => self.wait_for_event(&mut signals).await,
+            // Whatever the client waits for, the user can drop the connection.
+            let step = tokio::select! {
+                biased;
+                () = dropped.notified() => None,
+                step = self.next_step(&mut signals) => Some(step),
             };
-            match self.on_wake(wake).await {
+            let step = match step {
+                Some(step) => step,
+                None => self.on_event(LoopEvent::DropRequested).await,
+            };
+            match step {
                 Ok(None) => {}
                 Ok(Some(code)) => break Ok(code),
                 Err(error) => break Err(error),
             }
         };
-        self.view.elapsed.clear();
+        self.keyboard.restore();
+        self.view.is_raw = false;
+        match &result {
+            Ok(_) => self.view.elapsed.clear(),
+            Err(_) => self.view.begin_line(),
+        }
         result
     }
 
-    async fn wait_for_connection(&self, attempt: ConnectAttempt, signals: &mut TerminalSignals) -> LoopWake {
+    /// Waits for the next event and handles it. Returns the exit code when the client must exit.
+    async fn next_step(&mut self, signals: &mut ClientSignals) -> Result<Option<u8>, ClientError> {
+        let wake = match self.link {
+            Link::Opening { attempt, .. } => self.wait_for_connection(attempt, signals).await,
+            Link::Open(_) => self.wait_for_event(signals).await,
+        };
+        let code = self.on_wake(wake).await?;
+        if code.is_none() && self.keyboard.detaches_now(self.input.is_idle()) {
+            return self.on_event(LoopEvent::DetachRequested).await;
+        }
+        Ok(code)
+    }
+
+    async fn wait_for_connection(&mut self, attempt: ConnectAttempt, signals: &mut ClientSignals) -> LoopWake {
+        let service = &self.options.service;
         let open = async {
             if !attempt.after.is_zero() {
                 sleep(attempt.after).await;
             }
-            let open = Connection::open(&self.options.service);
+            let open = Connection::open(service);
             let Some(until) = attempt.until else { return open.await };
             // A stopped service may accept a connection and never answer on it.
             let begun_at = Instant::now();
             timeout_at(until.into(), open).await.unwrap_or_else(|_| {
-                let (url, seconds) = (self.options.service.url(), begun_at.elapsed().as_secs_f64());
+                let (url, seconds) = (service.url(), begun_at.elapsed().as_secs_f64());
                 let message = format!("{url} did not open a session within {seconds:.1} s");
                 Err(ClientError::new(exit::UNAVAILABLE, message))
             })
         };
         tokio::select! {
             opened = open => LoopWake::Opened(opened),
-            _ = signals.interrupt.recv() => LoopWake::EndRequested(EndRequest::Interrupted),
-            _ = signals.terminate.recv() => LoopWake::EndRequested(EndRequest::Terminated),
+            signal = signals.next() => LoopWake::Signaled(signal),
+            request = self.keyboard.next() => LoopWake::Typed(request),
         }
     }
 
-    async fn wait_for_event(&mut self, signals: &mut TerminalSignals) -> LoopWake {
+    async fn wait_for_event(&mut self, signals: &mut ClientSignals) -> LoopWake {
         let Link::Open(connection) = &mut self.link else { return std::future::pending().await };
         let (tick_at, answer_by) = (self.view.elapsed.tick_at(), self.state.answer_by());
-        let is_waiting = self.view.output.is_waiting();
+        let resize_by = self.resize_by;
+        let (is_waiting, detach_by) = (self.view.output.is_waiting(), self.keyboard.detach_by());
         tokio::select! {
             biased;
-            _ = signals.interrupt.recv() => LoopWake::EndRequested(EndRequest::Interrupted),
-            _ = signals.terminate.recv() => LoopWake::EndRequested(EndRequest::Terminated),
-            _ = signals.resized.recv(), if self.raw.is_some() => LoopWake::Resized,
+            signal = signals.next() => LoopWake::Signaled(signal),
+            request = self.keyboard.next() => LoopWake::Typed(request),
             written = self.view.output.write(), if is_waiting => LoopWake::Wrote(written),
             received = connection.next(), if !is_waiting => LoopWake::Received(received),
             () = at(answer_by), if !is_waiting => LoopWake::AnswerOverdue,
             (number, params) = self.input.next() => LoopWake::Input(number, params),
             () = at(tick_at.map(Into::into)) => LoopWake::Tick,
+            () = at(detach_by) => LoopWake::DetachDue,
+            () = at(resize_by) => LoopWake::Signaled(ClientSignal::Resized),
         }
     }
 
     async fn on_wake(&mut self, wake: LoopWake) -> Result<Option<u8>, ClientError> {
         let event = match wake {
-            LoopWake::EndRequested(request) => {
+            LoopWake::Signaled(ClientSignal::EndRequested(request)) => {
                 self.view.elapsed.clear();
                 Some(LoopEvent::EndRequested(request))
             }
+            LoopWake::Signaled(ClientSignal::Suspend) | LoopWake::Typed(KeyRequest::Suspend) => {
+                return self.suspend().await;
+            }
+            // The terminal is gone, and with it the user.
+            LoopWake::Signaled(ClientSignal::HungUp) => Some(LoopEvent::DropRequested),
+            LoopWake::Signaled(ClientSignal::Continued) => return self.resume(false).await,
+            LoopWake::Signaled(ClientSignal::Resized) => {
+                self.resize_by = None;
+                if self.keyboard.is_raw() {
+                    self.send_size(call::RESIZE, None, size()).await;
+                }
+                None
+            }
+            LoopWake::Typed(KeyRequest::Help) => {
+                self.view.show_lines(&self.keyboard.help());
+                None
+            }
+            LoopWake::Typed(KeyRequest::Detach) => {
+                self.keyboard.begin_detach();
+                None
+            }
+            LoopWake::Typed(KeyRequest::Drop) => Some(LoopEvent::DropRequested),
+            LoopWake::DetachDue => None,
             LoopWake::Opened(Ok(connection)) => {
                 // Dropped after the request was sent on the new connection, see `Link::Opening`.
                 let _before = std::mem::replace(&mut self.link, Link::Open(connection));
@@ -219,10 +237,6 @@ impl SessionLoop {
             LoopWake::Received(ConnectionEvent::Message(text)) => self.on_message(&text)?,
             LoopWake::AnswerOverdue => Some(LoopEvent::AnswerOverdue),
             LoopWake::Wrote(written) => OutputLoss::check(console::outcome(written)).err().map(LoopEvent::OutputLost),
-            LoopWake::Resized => {
-                self.call(call::RESIZE, &ResizeParams { execution_id: None, size: size() }).await;
-                None
-            }
             LoopWake::Input(number, input) => {
                 self.call(call::INPUT + number, &InputParams { execution_id: None, input }).await;
                 None
@@ -243,6 +257,8 @@ impl SessionLoop {
         let message: ReceivedMessage<'_> = serde_json::from_slice(text).map_err(|error| not_understood(&error))?;
         self.view.take_text(text);
         if self.view.take(message.method.as_deref(), message.params)? {
+            // The command has seen the other size.
+            self.resize_by = self.resize_by.map(|by| by.min(Instant::now() + AFTER_REDRAW));
             return Ok(None);
         }
         LoopEvent::of_message(message, self.state.awaits_connected())
@@ -278,7 +294,25 @@ impl SessionLoop {
                 LoopAction::StartInput => self.start_input(),
                 LoopAction::ContinueInput => self.input.answered(true),
                 LoopAction::StopInput => self.input.answered(false),
-                LoopAction::ShowActivity(activity) => self.view.elapsed.start(activity.as_deref()),
+                LoopAction::ShowProgress(progress) => self.view.elapsed.start(progress),
+                LoopAction::Inspect(id) => {
+                    self.call(call::STATUS, &StatusParams { execution_id: Some(id) }).await;
+                }
+                LoopAction::SetOtherSize(id) => self.send_size(call::OTHER_SIZE, Some(id), other_size()).await,
+                LoopAction::SendSize => self.resize_by = Some(Instant::now() + REDRAW_PATIENCE),
+                LoopAction::BeginAt(offsets) => self.view.output.begin_at(offsets),
+                LoopAction::Keep { id, detach_ms, call } => {
+                    let request = ControlRequest::Keep { detach_ms };
+                    self.call(call, &ControlParams { execution_id: Some(id), request }).await;
+                }
+                LoopAction::LeaveTerminal => self.leave_terminal().await,
+                LoopAction::Note(text) => self.view.note(&text),
+                LoopAction::ResumeInput => {
+                    if let Some(length) = self.input.resume() {
+                        let bytes = if length == 1 { "byte" } else { "bytes" };
+                        self.view.report(&format!("the last {length} {bytes} of input may not have arrived"));
+                    }
+                }
                 LoopAction::PrintId(id) => {
                     let printed = OutputLoss::check(console::print_line(&id.to_string()));
                     actions.extend(self.state.step(LoopEvent::IdPrinted(printed), Instant::now())?);
@@ -286,7 +320,7 @@ impl SessionLoop {
                 LoopAction::DiscardOutput => self.view.output.discard(),
                 LoopAction::FinishOutput(outcome) => {
                     let written = OutputLoss::check(console::outcome(self.view.finish().await));
-                    self.raw = None;
+                    self.restore_terminal();
                     self.view.conclude(&outcome)?;
                     let finished = LoopEvent::OutputFinished { outcome, written, lost: self.view.output.lost() };
                     actions.extend(self.state.step(finished, Instant::now())?);
@@ -312,11 +346,47 @@ impl SessionLoop {
     }
 
     fn start_input(&mut self) {
-        let Some(options) = self.options.run.as_ref().filter(|options| options.interactive) else { return };
-        self.input = StdinReader::start();
-        if options.tty {
-            self.raw = RawMode::enter();
+        let run = self.options.run.as_ref().filter(|run| run.interactive);
+        if run.is_some() || self.keyboard.is_session() {
+            self.input = self.keyboard.start(run.is_some_and(|run| run.tty));
+            self.view.is_raw = self.keyboard.is_raw();
         }
+    }
+
+    fn restore_terminal(&mut self) {
+        self.keyboard.restore();
+        self.view.is_raw = false;
+    }
+
+    /// Restores the terminal of a client that leaves the execution. What the terminal has not taken is not shown.
+    async fn leave_terminal(&mut self) {
+        self.view.output.discard();
+        // A piece that is being written would be mixed with what follows.
+        let _ = timeout(LEAVE_PATIENCE, self.view.output.flush()).await;
+        self.restore_terminal();
+        self.view.begin_line();
+    }
+
+    /// Lets the user's shell have the terminal until it continues this process.
+    async fn suspend(&mut self) -> Result<Option<u8>, ClientError> {
+        // Not waited for longer, because the service may be the reason.
+        let _ = timeout(SUSPEND_PATIENCE, self.on_event(LoopEvent::Suspending)).await;
+        let was_raw = self.keyboard.restore();
+        self.view.is_raw = false;
+        self.view.begin_line();
+        suspend_group();
+        self.resume(was_raw).await
+    }
+
+    /// Continues after this process was stopped.
+    async fn resume(&mut self, was_raw: bool) -> Result<Option<u8>, ClientError> {
+        self.keyboard.renew(was_raw);
+        self.view.is_raw = self.keyboard.is_raw();
+        self.on_event(LoopEvent::Resumed).await
+    }
+
+    async fn send_size(&mut self, id: u64, execution_id: Option<ExecutionId>, size: TerminalSize) {
+        self.call(id, &ResizeParams { execution_id, size }).await;
     }
 
     /// Calls a method. Errors are ignored, because reading from the broken connection reports them.

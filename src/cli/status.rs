@@ -4,26 +4,23 @@ use cc_executor_actors::outcome::Outcome;
 use serde::{Deserialize, de::IgnoredAny};
 use serde_json::value::RawValue;
 
-use super::{ClientError, connection::read};
+use super::{ClientError, connection::read, progress::Progress};
 
 /// A status of an execution.
 #[derive(Debug)]
 pub(super) enum ReceivedStatus {
-    /// The execution waits or runs. Only the fields that a client uses are read, because a newer service may have other
-    /// statuses, and they must not end a client.
-    Progress { activity: Option<String> },
+    /// The execution waits or runs.
+    Progress(Progress),
     /// The execution has ended.
     Ended(Box<Outcome>),
 }
 
-/// The fields of a status that is not final that a client uses.
+/// What tells a final status from others.
 #[derive(Deserialize)]
 struct StatusSummary {
     /// Only the final status has one.
     #[serde(default)]
     reason: Option<IgnoredAny>,
-    #[serde(default)]
-    activity: Option<String>,
 }
 
 impl ReceivedStatus {
@@ -32,10 +29,10 @@ impl ReceivedStatus {
     /// # Errors
     /// The JSON is not a status, or the final status is not valid.
     pub(super) fn read(json: &RawValue) -> Result<Self, ClientError> {
-        let StatusSummary { reason, activity } = read(json)?;
+        let StatusSummary { reason } = read(json)?;
         Ok(match reason {
             Some(_) => ReceivedStatus::Ended(read(json)?),
-            None => ReceivedStatus::Progress { activity },
+            None => ReceivedStatus::Progress(read(json)?),
         })
     }
 }
@@ -59,14 +56,16 @@ mod tests {
             status[name] = value;
             status
         };
+        let progress = |status: &str| {
+            format!("{:?}", ReceivedStatus::Progress(Progress { status: status.to_owned(), ..Progress::default() }))
+        };
         let ended = format!("{:?}", ReceivedStatus::Ended(Box::new(outcome.clone())));
-        let progress = "Progress { activity: None }";
         for (status, expected) in [
-            (json!({ "status": "LATER", "backend": "later" }), progress),
-            (with("reason", Value::Null), progress),
+            (json!({ "status": "LATER", "backend": "later" }), &progress("LATER")),
+            (with("reason", Value::Null), &progress("CANCELLED")),
             (with("later", json!([1])), &ended),
         ] {
-            assert_eq!(read(status.clone()), expected, "{status}");
+            assert_eq!(read(status.clone()), *expected, "{status}");
         }
         let invalid = read(with("exit_code", json!("later")));
         assert!(invalid.contains("not valid"), "it is not taken for a status that is not final: {invalid}");

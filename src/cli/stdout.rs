@@ -59,6 +59,14 @@ impl StdoutWriter {
         texts.repeated += std::mem::take(&mut texts.partial);
     }
 
+    /// The output begins at these offsets.
+    pub(super) fn begin_at(&mut self, offsets: PerStream<u64>) {
+        self.seen = PerStream {
+            stdout: StreamChecksum::beginning_at(offsets.stdout),
+            stderr: StreamChecksum::beginning_at(offsets.stderr),
+        };
+    }
+
     /// Takes a piece of output.
     pub(super) fn take(&mut self, output: &OutputNotice<'_>) -> Result<(), ChecksumError> {
         let (stream, end) = (output.r#type, output.end);
@@ -144,6 +152,11 @@ impl StdoutWriter {
         self.ends_a_line
     }
 
+    /// Records that the cursor was moved to the beginning of a line.
+    pub(super) fn line_was_ended(&mut self) {
+        self.ends_a_line = true;
+    }
+
     /// Writes the waiting output. The future may be dropped and called again, because written bytes are removed at once.
     pub(super) async fn write(&mut self) -> io::Result<()> {
         write_out(&mut self.stdout, &mut self.waiting.stdout).await?;
@@ -162,6 +175,11 @@ impl StdoutWriter {
             return Ok(());
         }
         self.write().await?;
+        self.flush().await
+    }
+
+    /// Waits until what was given to the system is written.
+    pub(super) async fn flush(&mut self) -> io::Result<()> {
         self.stdout.flush().await?;
         self.stderr.flush().await
     }
@@ -231,6 +249,17 @@ mod tests {
         assert!(output.check(&wrote(5, &HELLO.replace('2', "3"))).is_err());
         assert!(output.take(&text("x", 7)).is_err());
         assert!(output.take(&base64("!", 7)).is_err());
+    }
+
+    #[test]
+    fn output_that_begins_later_is_counted_and_has_no_digest() {
+        let mut output = StdoutWriter::new(true);
+        output.begin_at(PerStream { stdout: 3, stderr: 0 });
+        assert_eq!(output.offsets(), PerStream { stdout: 3, stderr: 0 });
+        output.take(&text("lo", 5)).unwrap();
+        assert_eq!(output.check(&wrote(5, "of all")), Ok(()));
+        assert!(output.check(&wrote(6, "of all")).is_err());
+        assert_eq!(output.lost(), PerStream::default());
     }
 
     #[test]

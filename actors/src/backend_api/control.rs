@@ -16,11 +16,12 @@ use crate::{
 };
 
 /// The last part of the path of each `POST /executions/{id}/ACTION`.
-pub const ACTIONS: [&str; 5] = [PAUSE, RESUME, SIGNAL, RESIZE, STDIN];
+pub const ACTIONS: [&str; 6] = [PAUSE, RESUME, SIGNAL, KEEP, RESIZE, STDIN];
 
 const PAUSE: &str = "pause";
 const RESUME: &str = "resume";
 const SIGNAL: &str = "signal";
+const KEEP: &str = "keep";
 const RESIZE: &str = "resize";
 const STDIN: &str = "stdin";
 
@@ -61,6 +62,8 @@ impl ControlCall {
             ControlRequest::Pause => post(PAUSE, json!({})),
             ControlRequest::Resume => post(RESUME, json!({})),
             ControlRequest::Signal { signal } => post(SIGNAL, json!({ "signal": signal })),
+            ControlRequest::Keep { detach_ms: None } => post(KEEP, json!({})),
+            ControlRequest::Keep { detach_ms: Some(detach_ms) } => post(KEEP, json!({ "detachMs": detach_ms })),
             ControlRequest::Resize(size) => post(RESIZE, json!(size)),
             ControlRequest::Stdin(CommandInput { data, eof }) => {
                 ControlCall::Write { action: STDIN, query: format!("eof={eof}"), data: data.clone() }
@@ -113,6 +116,10 @@ pub fn read_action(action: &str, query: Map<String, Value>, body: Bytes) -> Resu
         PAUSE => Ok(ControlRequest::Pause),
         RESUME => Ok(ControlRequest::Resume),
         SIGNAL => from_body(|fields| Ok(ControlRequest::Signal { signal: Signal::from_fields(fields)? })),
+        // The job compares it with the backend's own limit.
+        KEEP => from_body(|fields| {
+            Ok(ControlRequest::Keep { detach_ms: fields.integer("detachMs", 0, u64::from(u32::MAX))? })
+        }),
         RESIZE => from_body(|fields| TerminalSize::from_fields(fields).map(ControlRequest::Resize)),
         STDIN => {
             let mut query = Params::new(query);
@@ -141,6 +148,8 @@ mod tests {
             ControlRequest::Pause,
             ControlRequest::Resume,
             ControlRequest::Signal { signal: Signal::named("SIGINT").unwrap() },
+            ControlRequest::Keep { detach_ms: None },
+            ControlRequest::Keep { detach_ms: Some(0) },
             ControlRequest::Resize(TerminalSize { rows: 1, cols: 2 }),
             ControlRequest::Stdin(CommandInput { data: Bytes::from_static(b"\xff"), eof: false }),
             ControlRequest::Stdin(CommandInput { data: Bytes::new(), eof: true }),

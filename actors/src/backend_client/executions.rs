@@ -99,7 +99,9 @@ impl BackendClient {
         Ok(match request {
             ControlRequest::Cancel { .. } => ControlReply::Status(Status::Cancelling),
             ControlRequest::Pause => ControlReply::Status(Status::Paused),
-            ControlRequest::Resume | ControlRequest::Signal { .. } => ControlReply::Status(Status::Running),
+            ControlRequest::Resume | ControlRequest::Signal { .. } | ControlRequest::Keep { .. } => {
+                ControlReply::Status(Status::Running)
+            }
             ControlRequest::Resize(_) => ControlReply::Done,
             ControlRequest::Stdin(input) => ControlReply::Accepted(input.data.len()),
         })

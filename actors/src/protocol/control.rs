@@ -53,6 +53,12 @@ pub enum ControlRequest {
         /// The signal.
         signal: Signal,
     },
+    /// Set how long it continues without a session, from its next absence until a session attaches.
+    Keep {
+        /// Milliseconds; `None` is the longest that the service allows, 0 the time that it was started with.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        detach_ms: Option<u64>,
+    },
     /// Set the size of its terminal. Sent by the method `resize`.
     #[serde(skip)]
     Resize(TerminalSize),
@@ -139,6 +145,7 @@ impl ControlRequest {
             ControlRequest::Pause => "PAUSE",
             ControlRequest::Resume => "RESUME",
             ControlRequest::Signal { signal } => signal.name(),
+            ControlRequest::Keep { .. } => "KEEP",
             ControlRequest::Resize(_) => "resize",
             ControlRequest::Stdin(_) => "input",
         }
@@ -149,7 +156,7 @@ impl ControlRequest {
 type ReadRequest = fn(&mut Params, &Limits) -> Result<ControlRequest, ErrorObject>;
 
 /// The values of `type`.
-const TYPES: [(&str, ReadRequest); 4] = [
+const TYPES: [(&str, ReadRequest); 5] = [
     ("CANCEL", |fields, limits| {
         let grace_ms = fields.integer("graceMs", 0, limits.grace_ms)?;
         Ok(ControlRequest::cancel(grace_ms.unwrap_or(DEFAULT_GRACE_MS)))
@@ -157,6 +164,7 @@ const TYPES: [(&str, ReadRequest); 4] = [
     ("PAUSE", |_, _| Ok(ControlRequest::Pause)),
     ("RESUME", |_, _| Ok(ControlRequest::Resume)),
     ("SIGNAL", |fields, _| Ok(ControlRequest::Signal { signal: Signal::from_fields(fields)? })),
+    ("KEEP", |fields, limits| Ok(ControlRequest::Keep { detach_ms: fields.integer("detachMs", 0, limits.detach_ms)? })),
 ];
 
 impl ControlParams {

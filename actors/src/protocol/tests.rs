@@ -179,6 +179,8 @@ fn calls() -> Vec<Method> {
         control(ControlRequest::cancel(7)),
         control(ControlRequest::Pause),
         control(ControlRequest::Resume),
+        control(ControlRequest::Keep { detach_ms: None }),
+        control(ControlRequest::Keep { detach_ms: Some(0) }),
         control(ControlRequest::Signal { signal: Signal::named("SIGINT").unwrap() }),
         Method::Control(ControlParams { execution_id: None, request: ControlRequest::Pause }),
         input(Some(id), CommandInput { data: b"\xff"[..].into(), eof: false }),

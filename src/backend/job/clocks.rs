@@ -232,18 +232,31 @@ impl JobClocks {
 pub(super) struct ConsumerClock {
     /// When the last consumer left; `None` while a consumer is attached, or when the job does not wait for one.
     left_at: Option<Instant>,
+    /// For how long the job continues without a consumer, in place of the time that it was started with.
+    kept_for: Option<Duration>,
     polled_at: Instant,
 }
 
 impl ConsumerClock {
     /// A consumer is attached.
     pub(super) fn attached(now: Instant) -> Self {
-        ConsumerClock { left_at: None, polled_at: now }
+        ConsumerClock { left_at: None, kept_for: None, polled_at: now }
     }
 
     /// The consumer has left.
     pub(super) fn record_leave(&mut self, now: Instant) {
         self.left_at = Some(now);
+    }
+
+    /// A client has chosen how long the job continues without a consumer, until one attaches. `None` is the time that the
+    /// job was started with.
+    pub(super) fn keep_for(&mut self, time: Option<Duration>) {
+        self.kept_for = time;
+    }
+
+    /// For how long a job that was started with this limit continues without a consumer.
+    pub(super) fn detached_for(&self, limit: Option<Duration>) -> Option<Duration> {
+        limit.map(|limit| self.kept_for.unwrap_or(limit))
     }
 
     /// A gateway has polled the state of the job.
@@ -263,7 +276,7 @@ impl ConsumerClock {
 
     /// When a job that may be detached for `limit` is ended; `None` while a consumer is attached.
     pub(super) fn detached_until(&self, limit: Option<Duration>) -> Option<Instant> {
-        Some(self.left_at? + limit?)
+        Some(self.left_at? + self.detached_for(limit)?)
     }
 }
 
@@ -400,6 +413,11 @@ mod tests {
         assert_eq!(clock.detached_until(None), None, "it may not go on without a consumer");
         clock.record_poll(start + secs(2));
         assert_eq!((clock.polled_at(), clock.detached_until(Some(secs(5)))), (start + secs(2), Some(start + secs(6))));
+        clock.keep_for(Some(secs(60)));
+        assert_eq!(clock.detached_until(Some(secs(5))), Some(start + secs(61)), "a client has asked for it");
+        assert_eq!(clock.detached_until(None), None, "it may still not go on without a consumer");
+        clock.keep_for(None);
+        assert_eq!(clock.detached_until(Some(secs(5))), Some(start + secs(6)));
         clock.stop_waiting();
         assert_eq!(clock.detached_until(Some(secs(5))), None);
     }

@@ -11,7 +11,10 @@ use cc_executor_actors::{
     clock::millis,
     id::{ExecutionId, InstanceId},
     outcome::{Outcome, Scope, Status, Storage},
-    protocol::{control::TerminalSize, execute::DetachOptions},
+    protocol::{
+        control::{ControlRequest, TerminalSize},
+        execute::DetachOptions,
+    },
     stream::Stream,
 };
 use log::{debug, info};
@@ -173,9 +176,35 @@ impl JobShared {
             JobRequest::ReadRing { stream, from, most, answer } => {
                 let _ = answer.send(self.output_buffer.ring_piece(stream, from, most).to_vec());
             }
+            JobRequest::Control(ControlRequest::Keep { detach_ms }, reply) => {
+                let _ = reply.send(self.keep(detach_ms, ending));
+            }
             other => return Some(other),
         }
         None
+    }
+
+    /// Sets how long the job continues without a consumer, until one attaches.
+    fn keep(&mut self, detach_ms: Option<u64>, ending: Option<&Outcome>) -> Result<(), JobError> {
+        if ending.is_some() {
+            return Err(JobError::Ended(self.context.id));
+        }
+        if self.context.detach.is_none() {
+            return Err(JobError::NotDetachable);
+        }
+        let limit = self.context.config.max_detach_ms;
+        let asked = detach_ms.unwrap_or(limit);
+        if asked > limit {
+            return Err(JobError::DetachTooLong { asked, limit });
+        }
+        self.consumer_clock.keep_for((asked > 0).then(|| Duration::from_millis(asked)));
+        Ok(())
+    }
+
+    /// How long the job continues without a consumer; `None` if it is ended then.
+    fn detached_for(&self) -> Option<Duration> {
+        let limit = self.context.detach.map(|DetachOptions { detach_ms, .. }| Duration::from_millis(detach_ms));
+        self.consumer_clock.detached_for(limit)
     }
 
     /// The first event of a consumer or observer that attaches now. A job that never ran sends only its outcome.
@@ -222,7 +251,7 @@ impl JobShared {
             ConsumerChange::Gone | ConsumerChange::Room => "the consumer's connection was closed",
         };
         self.output_buffer.dismiss(DismissReason::Vanished);
-        let Some(DetachOptions { detach_ms, .. }) = self.context.detach else { return true };
+        let Some(detach_ms) = self.detached_for().map(millis) else { return true };
         self.consumer_clock.record_leave(Instant::now());
         info!(event = "execution.detached", execution_id:% = self.context.id, detach_ms = detach_ms;
             "{why}; the execution continues without a consumer");
@@ -255,7 +284,6 @@ pub(super) async fn at(time: Option<Instant>) {
 mod tests {
     use cc_executor_actors::{
         outcome::{CancelReason, Reason},
-        protocol::control::ControlRequest,
         stream::PerStream,
     };
     use tokio::sync::oneshot;

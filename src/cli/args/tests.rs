@@ -66,6 +66,9 @@ fn a_wrong_use_is_an_error_and_help_is_not() {
         "cc-executor run --timeout soon x",
         "cc-executor run -i --reconnect x",
         "cc-executor attach x/y",
+        "cc-executor run --detach --reconnect x",
+        "cc-executor attach -i 00000000-0000-4000-8000-000000000000",
+        "cc-executor run --detach-keys ctrl- x",
         "cc-executor cancel",
         "cc-executor completions cmd",
     ] {

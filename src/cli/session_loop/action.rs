@@ -5,9 +5,10 @@ use std::time::Duration;
 use cc_executor_actors::{
     id::{ExecutionId, InstanceId},
     outcome::Outcome,
+    stream::PerStream,
 };
 
-use crate::cli::reconnect::ConnectAttempt;
+use crate::cli::{progress::Progress, reconnect::ConnectAttempt};
 
 /// An action of the loop.
 #[derive(Debug, PartialEq)]
@@ -22,6 +23,22 @@ pub(super) enum LoopAction {
     Attach { id: ExecutionId, observe: bool },
     /// Send CANCEL.
     Cancel,
+    /// Request the status of an execution. `LoopEvent::Inspected` is the answer.
+    Inspect(ExecutionId),
+    /// Give the execution's terminal a size that is not that of the user's. `LoopEvent::OtherSizeSet` is the answer.
+    SetOtherSize(ExecutionId),
+    /// Give the execution's terminal the size of the user's, when the command has seen the other one.
+    SendSize,
+    /// The output begins at these offsets.
+    BeginAt(PerStream<u64>),
+    /// Send KEEP, as this call.
+    Keep { id: ExecutionId, detach_ms: Option<u64>, call: u64 },
+    /// Restore the user's terminal, and discard further output.
+    LeaveTerminal,
+    /// Show this beside the output, less prominently.
+    Note(String),
+    /// Input continues on another connection.
+    ResumeInput,
     /// Print this message for the user.
     Report(String),
     /// Standard output is text from Claude's events, of which the newest may be repeated on this connection.
@@ -32,8 +49,8 @@ pub(super) enum LoopAction {
     ContinueInput,
     /// Stop forwarding standard input.
     StopInput,
-    /// Show that the command runs, and its activity.
-    ShowActivity(Option<String>),
+    /// Show the progress of the command.
+    ShowProgress(Progress),
     /// Print the execution's id. `LoopEvent::IdPrinted` is the result.
     PrintId(ExecutionId),
     /// Discard all further output.

@@ -7,10 +7,10 @@ use cc_executor_actors::{
     rpc::{ErrorObject, ReceivedMessage},
     stream::PerStream,
 };
-use serde::Deserialize;
+use serde::{Deserialize, de::IgnoredAny};
 
 use crate::{
-    cli::{ClientError, connection::read, exit_code::EndRequest, status::ReceivedStatus},
+    cli::{ClientError, connection::read, exit_code::EndRequest, progress::Progress, status::ReceivedStatus},
     console::{OutputReader, WriteFailed},
 };
 
@@ -20,6 +20,12 @@ pub(super) mod call {
     pub(in crate::cli::session_loop) const CANCEL: u64 = 2;
     pub(in crate::cli::session_loop) const RESIZE: u64 = 3;
     pub(in crate::cli::session_loop) const ATTACH: u64 = 4;
+    pub(in crate::cli::session_loop) const STATUS: u64 = 5;
+    pub(in crate::cli::session_loop) const OTHER_SIZE: u64 = 6;
+    /// KEEP for a client that leaves.
+    pub(in crate::cli::session_loop) const KEEP: u64 = 7;
+    /// KEEP for a client that is suspended. Nothing depends on its answer.
+    pub(in crate::cli::session_loop) const KEEP_QUIETLY: u64 = 8;
     /// The first call of `input`; each further one has the next number.
     pub(in crate::cli::session_loop) const INPUT: u64 = 10;
 }
@@ -50,7 +56,7 @@ pub(super) enum LoopEvent {
     /// The result of printing the execution's id.
     IdPrinted(Result<(), OutputLoss>),
     /// A status that is not final.
-    StatusUpdated { activity: Option<String> },
+    StatusUpdated(Progress),
     /// The final status.
     Ended(Box<Outcome>),
     /// The result of writing the rest of the output, which is complete except for the bytes that were lost.
@@ -59,6 +65,37 @@ pub(super) enum LoopEvent {
     Detached,
     /// The notification `error`.
     ServiceError(ErrorObject),
+    /// The status of the execution that `attach -it` names.
+    Inspected(Result<ExecutionState, ErrorObject>),
+    /// The answer to the other size.
+    OtherSizeSet(Result<(), ErrorObject>),
+    /// The user typed the detach keys.
+    DetachRequested,
+    /// The answer to KEEP for a client that leaves.
+    Kept(Result<(), ErrorObject>),
+    /// The user typed the escape that drops the connection.
+    DropRequested,
+    /// The client is about to be suspended.
+    Suspending,
+    /// The client continues after it was stopped.
+    Resumed,
+}
+
+/// The fields of the response to `status` that `attach -it` uses.
+#[derive(Debug, Deserialize)]
+pub(super) struct ExecutionState {
+    /// Only the final status has one.
+    #[serde(default)]
+    reason: Option<IgnoredAny>,
+    /// The bytes that it has written.
+    #[serde(default)]
+    pub(super) offsets: PerStream<u64>,
+}
+
+impl ExecutionState {
+    pub(super) fn has_ended(&self) -> bool {
+        self.reason.is_some()
+    }
 }
 
 /// Why output was not written.
@@ -113,7 +150,7 @@ struct ServiceFacts {
 impl From<ReceivedStatus> for LoopEvent {
     fn from(status: ReceivedStatus) -> Self {
         match status {
-            ReceivedStatus::Progress { activity } => LoopEvent::StatusUpdated { activity },
+            ReceivedStatus::Progress(progress) => LoopEvent::StatusUpdated(progress),
             ReceivedStatus::Ended(outcome) => LoopEvent::Ended(outcome),
         }
     }
@@ -124,6 +161,10 @@ fn response_event(message: ReceivedMessage<'_>) -> Result<Option<LoopEvent>, Cli
     Ok(match (message.id, message.error, message.result) {
         (Some(call::EXECUTE | call::ATTACH), Some(error), _) => Some(LoopEvent::Refused(error)),
         (Some(call::EXECUTE | call::ATTACH), None, Some(result)) => Some(LoopEvent::Accepted(read(result)?)),
+        (Some(call::STATUS), Some(error), _) => Some(LoopEvent::Inspected(Err(error))),
+        (Some(call::STATUS), None, Some(result)) => Some(LoopEvent::Inspected(Ok(read(result)?))),
+        (Some(call::OTHER_SIZE), error, _) => Some(LoopEvent::OtherSizeSet(error.map_or(Ok(()), Err))),
+        (Some(call::KEEP), error, _) => Some(LoopEvent::Kept(error.map_or(Ok(()), Err))),
         (Some(id), error, _) if id >= call::INPUT => Some(LoopEvent::InputAnswered(error.map_or(Ok(()), Err))),
         _ => None,
     })
@@ -156,19 +197,33 @@ mod tests {
             "capabilities": [],
         } });
         let expected = format!("Some(Connected {{ instance: Some({instance:?}), longest_detach_ms: 7 }})");
+        let progress = |status: &str, ms| {
+            let (status, activity) = (status.to_owned(), Some("a".to_owned()));
+            let progress = Progress { status, elapsed_ms: ms, since_output_ms: ms, activity, ..Progress::default() };
+            format!("{:?}", Some(LoopEvent::StatusUpdated(progress)))
+        };
+        let (running, later) = (progress("RUNNING", Some(1)), progress("LATER", None));
         let error = r#"{"code":-32001,"message":"no"}"#;
         for (text, expected) in [
             (r#"{"method":"detached"}"#, "Some(Detached)"),
-            (&update.to_string(), "Some(StatusUpdated { activity: Some(\"a\") })"),
+            (&update.to_string(), &running),
+            (
+                r#"{"id":5,"error":{"code":1,"message":"no"}}"#,
+                "Some(Inspected(Err(ErrorObject { code: 1, message: \"no\", data: None })))",
+            ),
+            (
+                r#"{"id":5,"result":{"status":"RUNNING","offsets":{"stdout":7,"stderr":0}}}"#,
+                "Some(Inspected(Ok(ExecutionState { reason: None, offsets: PerStream { stdout: 7, stderr: 0 } })))",
+            ),
+            (r#"{"id":6,"result":{}}"#, "Some(OtherSizeSet(Ok(())))"),
+            (r#"{"id":7,"result":{}}"#, "Some(Kept(Ok(())))"),
+            (r#"{"id":8,"result":{}}"#, "None"),
             (&connected.to_string(), &expected),
             (r#"{"id":1,"result":null}"#, "None"),
             (r#"{"id":2,"result":{}}"#, "None"),
             (r#"{"id":10,"result":{}}"#, "Some(InputAnswered(Ok(())))"),
             (r#"{"method":"later"}"#, "None"),
-            (
-                r#"{"method":"statusUpdate","params":{"status":"LATER","backend":"later","activity":"a"}}"#,
-                "Some(StatusUpdated { activity: Some(\"a\") })",
-            ),
+            (r#"{"method":"statusUpdate","params":{"status":"LATER","backend":"later","activity":"a"}}"#, &later),
             (
                 r#"{"method":"connected","params":{"limits":{"detachMs":7}}}"#,
                 "Some(Connected { instance: None, longest_detach_ms: 7 })",

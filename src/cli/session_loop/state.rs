@@ -5,6 +5,7 @@
 
 mod ending;
 mod reconnecting;
+mod terminal;
 
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,7 @@ use cc_executor_actors::{
     rpc::{ErrorObject, code},
 };
 
+use self::terminal::TerminalLink;
 use super::{action::LoopAction, event::LoopEvent};
 use crate::cli::{ClientError, exit, exit_code::EndRequest, reconnect::Absence, silence::HeartbeatEstimate};
 
@@ -30,8 +32,8 @@ pub(in crate::cli) enum LoopPurpose {
     /// Run a command. The client chooses the id if the execution may outlive the connection.
     Run { id: Option<ExecutionId>, on_disconnect: DisconnectAction },
     /// Follow an execution, and connect again for this time when the connection breaks. `observe` leaves it to its
-    /// client.
-    Attach { id: ExecutionId, reconnect: Option<Duration>, observe: bool },
+    /// client; `terminal` connects the user's terminal with that of the execution.
+    Attach { id: ExecutionId, reconnect: Option<Duration>, observe: bool, terminal: bool },
 }
 
 /// What happens to a command when its client is gone.
@@ -41,6 +43,8 @@ pub(in crate::cli) enum DisconnectAction {
     End,
     /// The execution continues for this time, in which the client tries to connect again.
     Reconnect(Duration),
+    /// The same for a terminal session, which may also detach. The time is at most what the service allows.
+    Terminal(Duration),
     /// The execution continues for this time, or for the longest that the service allows. The client prints its id and
     /// exits.
     Detach(Option<Duration>),
@@ -54,6 +58,8 @@ enum LoopPhase {
     /// The connection is open. `connected` is awaited before `execute`, because it states the backend's instance and
     /// the longest time that `--detach` may request. An absence lasts until the response.
     AwaitingConnected { opened_at: Instant, absence: Option<Absence> },
+    /// `attach -it` finds out what the execution is.
+    Inspecting { opened_at: Instant },
     /// The response to `execute` or `attach` is awaited.
     AwaitingAnswer { opened_at: Instant, absence: Option<Absence> },
     /// The service has accepted the request, and the output arrives.
@@ -106,6 +112,9 @@ pub(super) struct LoopState {
     request: RequestState,
     heartbeat: HeartbeatEstimate,
     end_request: EndRequest,
+    terminal: TerminalLink,
+    /// When the client last continued after a suspension.
+    resumed_at: Option<Instant>,
 }
 
 impl LoopState {
@@ -115,7 +124,13 @@ impl LoopState {
             LoopPurpose::Run { id, .. } => RequestState::NotSent { id },
             LoopPurpose::Attach { id, .. } => RequestState::Accepted { id, instance: None },
         };
-        LoopState { url, purpose, phase: LoopPhase::Connecting, request, heartbeat, end_request: EndRequest::NotMade }
+        let terminal = match purpose {
+            LoopPurpose::Run { on_disconnect: DisconnectAction::Terminal(_), .. } => TerminalLink::Present,
+            LoopPurpose::Attach { terminal: true, .. } => TerminalLink::Unknown,
+            LoopPurpose::Run { .. } | LoopPurpose::Attach { .. } => TerminalLink::None,
+        };
+        let (phase, end_request) = (LoopPhase::Connecting, EndRequest::NotMade);
+        LoopState { url, purpose, phase, request, heartbeat, end_request, terminal, resumed_at: None }
     }
 
     /// When [`LoopEvent::AnswerOverdue`] is due.
@@ -125,6 +140,7 @@ impl LoopState {
                 let answer_by = opened_at + ANSWER_PATIENCE;
                 Some(absence.map_or(answer_by, |absence| absence.until().min(answer_by)))
             }
+            LoopPhase::Inspecting { opened_at } => Some(opened_at + ANSWER_PATIENCE),
             _ => None,
         }
     }
@@ -162,6 +178,7 @@ impl LoopState {
             }
             LoopPhase::AwaitingAnswer { opened_at, .. } => ("did not answer the request execute", opened_at),
             LoopPhase::AwaitingConnected { opened_at, .. } => ("sent nothing", opened_at),
+            LoopPhase::Inspecting { opened_at } => ("did not answer the request status", opened_at),
             _ => ("did not answer", now),
         };
         let seconds = now.saturating_duration_since(opened_at).as_secs();
@@ -188,9 +205,9 @@ impl LoopState {
                 Ok(actions)
             }
             LoopEvent::InputAnswered(answer) => Ok(on_input_answered(answer)),
-            LoopEvent::StatusUpdated { activity } => {
+            LoopEvent::StatusUpdated(progress) => {
                 let period = self.heartbeat.record_update(now).map(LoopAction::ExpectFramesEvery);
-                Ok(period.into_iter().chain([LoopAction::ShowActivity(activity)]).collect())
+                Ok(period.into_iter().chain([LoopAction::ShowProgress(progress)]).collect())
             }
             LoopEvent::Ended(outcome) => {
                 self.phase = LoopPhase::Ending;
@@ -199,10 +216,14 @@ impl LoopState {
             LoopEvent::OutputFinished { outcome, written, lost } => {
                 Ok(self.on_output_finished(&outcome, written, &lost))
             }
-            LoopEvent::Detached => Err(self.exit_error(ClientError::new(
-                exit::UNAVAILABLE,
-                "another client has attached to the execution, which continues",
-            ))),
+            LoopEvent::Detached => Err(self.taken_over()),
+            LoopEvent::Inspected(answer) => self.on_inspected(answer, now),
+            LoopEvent::OtherSizeSet(answer) => Ok(self.on_other_size_set(answer, now)),
+            LoopEvent::DetachRequested => Ok(self.on_detach_requested()),
+            LoopEvent::Kept(answer) => Ok(self.on_kept(answer)),
+            LoopEvent::DropRequested => Ok(self.on_drop_requested()),
+            LoopEvent::Suspending => Ok(self.on_suspending()),
+            LoopEvent::Resumed => Ok(self.on_resumed(now)),
             LoopEvent::ServiceError(error) if error.code == code::SESSION_LIMIT => {
                 self.reconnect(ClientError::new(exit::TEMPFAIL, error.message), now)
             }
@@ -220,6 +241,10 @@ impl LoopState {
         let mut actions = Vec::new();
         actions.extend(self.heartbeat.begin_connection().map(LoopAction::ExpectFramesEvery));
         let ends_with_client = matches!(self.purpose, LoopPurpose::Run { on_disconnect: DisconnectAction::End, .. });
+        if let (TerminalLink::Unknown, RequestState::Accepted { id, .. }) = (self.terminal, &self.request) {
+            actions.extend(self.inspect(*id, opened_at));
+            return actions;
+        }
         self.phase = match self.request {
             RequestState::Accepted { id, .. } => {
                 actions.push(self.attach(id));
@@ -243,6 +268,9 @@ impl LoopState {
         self.phase = LoopPhase::AwaitingAnswer { opened_at, absence };
         let detach_ms = match self.purpose {
             LoopPurpose::Run { on_disconnect: DisconnectAction::Reconnect(patience), .. } => Some(millis(patience)),
+            LoopPurpose::Run { on_disconnect: DisconnectAction::Terminal(patience), .. } => {
+                Some(millis(patience).min(longest_detach_ms))
+            }
             LoopPurpose::Run { on_disconnect: DisconnectAction::Detach(period), .. } => {
                 Some(period.map_or(longest_detach_ms, millis))
             }
@@ -266,7 +294,11 @@ impl LoopState {
 
     fn on_accepted(&mut self, accepted: &HoldResult<String>) -> Vec<LoopAction> {
         let HoldResult { execution_id: id, instance, .. } = *accepted;
-        let is_first = !self.request.is_accepted();
+        let is_reconnected = matches!(self.phase, LoopPhase::AwaitingAnswer { absence: Some(_), .. });
+        let is_first = match self.purpose {
+            LoopPurpose::Run { .. } => !self.request.is_accepted(),
+            LoopPurpose::Attach { .. } => !is_reconnected,
+        };
         let instance = instance.or(self.request.instance());
         self.request = RequestState::Accepted { id, instance };
         self.phase = LoopPhase::Following;
@@ -279,7 +311,16 @@ impl LoopState {
                 actions.push(LoopAction::PrintId(id));
             }
             LoopPurpose::Run { .. } if is_first => actions.push(LoopAction::StartInput),
+            LoopPurpose::Attach { .. } if is_first && self.terminal == TerminalLink::Present => {
+                actions.extend([LoopAction::StartInput, LoopAction::SendSize]);
+            }
             LoopPurpose::Run { .. } | LoopPurpose::Attach { .. } => {}
+        }
+        if is_reconnected {
+            actions.push(LoopAction::Note("reconnected".to_owned()));
+            if self.terminal == TerminalLink::Present && !is_first {
+                actions.extend([LoopAction::ResumeInput, LoopAction::SendSize]);
+            }
         }
         actions
     }

@@ -122,6 +122,7 @@ impl OpenSession {
         step: &mut SessionStep,
     ) {
         let is_cancel = matches!(request, ControlRequest::Cancel { .. });
+        let may_be_queued = matches!(request, ControlRequest::Cancel { .. } | ControlRequest::Keep { .. });
         let refusal = match self.current.as_mut().map(|current| (current.status(), current)) {
             None if matches!(request, ControlRequest::Stdin(_) | ControlRequest::Resize(_)) => {
                 ErrorObject::new(code::NOT_RUNNING, "this session holds no execution: send execute or attach first")
@@ -129,7 +130,7 @@ impl OpenSession {
             None => nothing_runs(),
             Some((_, current)) if current.is_observed() => only_observed(current.id, request.name()),
             Some((None, current)) if !is_cancel => not_yet(current.id, "has not started yet"),
-            Some((Some(Status::Queued), current)) if !is_cancel => not_yet(current.id, "is queued"),
+            Some((Some(Status::Queued), current)) if !may_be_queued => not_yet(current.id, "is queued"),
             Some((_, current)) => {
                 current.n_unanswered += 1;
                 return step.effects.push(Effect::Control(id, request));

@@ -81,6 +81,8 @@ impl RunningJob {
                 self.link.order(Order::Signal { signal });
                 let _ = reply.send(Ok(()));
             }
+            // Answered by `JobShared`, in every phase.
+            ControlRequest::Keep { .. } => {}
         }
     }
 

@@ -13,7 +13,7 @@ use crate::cli::{
 
 /// The message of `attach` at a signal.
 pub(super) const LEFT: &str =
-    "no longer attached; the execution continues only if it was started with --detach or --reconnect";
+    "no longer attached; the execution continues only if it was started with --detach, --reconnect or -it";
 
 /// The same of `attach --observe`.
 pub(super) const NO_LONGER_OBSERVING: &str = "no longer attached; the execution continues";

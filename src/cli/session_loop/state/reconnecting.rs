@@ -9,7 +9,7 @@ use cc_executor_actors::{
 };
 use serde::Deserialize;
 
-use super::{DisconnectAction, LoopAction, LoopPhase, LoopPurpose, LoopState, RequestState, Step};
+use super::{LoopAction, LoopPhase, LoopState, RequestState, Step, TerminalLink};
 use crate::cli::{ClientError, exit, exit_code::EndRequest, exit_code_of_refusal, reconnect::Absence};
 
 /// The flags whose parameters have other names, and milliseconds instead of seconds.
@@ -40,7 +40,7 @@ impl LoopState {
 
     /// The error for a refused `execute` or `attach`. If another instance does not know the execution, the backend was
     /// restarted, which has ended the execution.
-    fn refusal(&self, error: &ErrorObject) -> ClientError {
+    pub(super) fn refusal(&self, error: &ErrorObject) -> ClientError {
         let code = exit_code_of_refusal(error.code);
         let instance = error.data.as_ref().and_then(|data| InstanceId::deserialize(&data["instance"]).ok());
         match (error.code, self.request.instance(), instance) {
@@ -64,12 +64,7 @@ impl LoopState {
 
     /// Opens another connection after this one broke, if the execution may outlive the connection.
     pub(super) fn reconnect(&mut self, why: ClientError, now: Instant) -> Step {
-        let reconnect = match self.purpose {
-            LoopPurpose::Run { on_disconnect: DisconnectAction::Reconnect(patience), .. } => Some(patience),
-            LoopPurpose::Run { .. } => None,
-            LoopPurpose::Attach { reconnect, .. } => reconnect,
-        };
-        let Some(patience) = reconnect else {
+        let Some(patience) = self.reconnect_patience(now) else {
             let why = match self.request.id().filter(|_| !self.is_attached()) {
                 // With --detach, where the command may run.
                 Some(id) => {
@@ -111,7 +106,11 @@ impl LoopState {
 
     /// The error of a client that did not get a connection in time. `cause` is the failure of the last attempt.
     fn gave_up(&self, absence: Absence, cause: &ClientError) -> ClientError {
-        let command = if self.end_request == EndRequest::NotMade { "attach" } else { "cancel" };
+        let command = match (self.end_request, self.terminal) {
+            (EndRequest::NotMade, TerminalLink::None) => "attach",
+            (EndRequest::NotMade, _) => "attach -it",
+            _ => "cancel",
+        };
         let advice = match &self.request {
             RequestState::NotSent { .. } => "; the command was not started".to_owned(),
             sent => sent

@@ -7,7 +7,10 @@ use cc_executor_actors::{
 use serde_json::json;
 
 use super::*;
-use crate::cli::{reconnect::ConnectAttempt, session_loop::event::OutputLoss};
+use crate::cli::{
+    reconnect::ConnectAttempt,
+    session_loop::event::{OutputLoss, call},
+};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 const URL: &str = "ws://h";
@@ -31,7 +34,7 @@ impl Script {
         let id = ExecutionId::random();
         let state = LoopState::new(
             URL.to_owned(),
-            LoopPurpose::Attach { id, reconnect, observe: false },
+            LoopPurpose::Attach { id, reconnect, observe: false, terminal: false },
             HeartbeatEstimate::Observed { longest: None, updated_at: None },
         );
         Script { state, start: Instant::now(), id }
@@ -41,6 +44,35 @@ impl Script {
     fn play(&mut self, ms: u64, event: LoopEvent) -> Result<Vec<LoopAction>, (String, u8)> {
         let step = self.state.step(event, self.start + Duration::from_millis(ms));
         step.map_err(|error| (error.message, error.code))
+    }
+
+    fn terminal(purpose: impl FnOnce(ExecutionId) -> LoopPurpose) -> Script {
+        let id = ExecutionId::random();
+        let state = LoopState::new(URL.to_owned(), purpose(id), HeartbeatEstimate::Requested(None));
+        Script { state, start: Instant::now(), id }
+    }
+
+    /// `run -it`, whose command runs.
+    fn running_terminal() -> Script {
+        let on_disconnect = DisconnectAction::Terminal(PATIENCE);
+        let mut script = Script::terminal(|id| LoopPurpose::Run { id: Some(id), on_disconnect });
+        script.play(0, LoopEvent::Opened).unwrap();
+        assert_eq!(script.play(0, connected(None)), Ok(vec![script.execute(Some(7), None)]), "at most what is allowed");
+        let accepted = script.accepted("started", None);
+        assert_eq!(script.play(1, accepted), Ok(vec![LoopAction::StartInput]));
+        script
+    }
+
+    /// `attach -it`, connected.
+    fn attaching_terminal() -> Script {
+        let purpose = |id| LoopPurpose::Attach { id, reconnect: Some(PATIENCE), observe: false, terminal: true };
+        let mut script = Script::terminal(purpose);
+        assert_eq!(script.play(0, LoopEvent::Opened), Ok(vec![LoopAction::Inspect(script.id)]));
+        script
+    }
+
+    fn keep(&self, detach_ms: Option<u64>, call: u64) -> LoopAction {
+        LoopAction::Keep { id: self.id, detach_ms, call }
     }
 
     fn accepted(&self, status: &str, instance: Option<&str>) -> LoopEvent {
@@ -378,4 +410,102 @@ fn a_session_limit_is_a_broken_connection() {
     let until = Duration::from_millis(1) + PATIENCE;
     let reconnecting = report("full; trying to reconnect for 5 s");
     assert_eq!(script.play(1, full()), Ok(vec![reconnecting, script.connect(50, until)]));
+}
+
+#[test]
+fn detach_keys_leave_the_execution_when_the_service_keeps_it() {
+    let mut script = Script::running_terminal();
+    assert_eq!(script.play(2, LoopEvent::DetachRequested), Ok(vec![script.keep(None, call::KEEP)]));
+    let refused = LoopEvent::Kept(Err(ErrorObject::new(code::PARAMS, "no KEEP")));
+    assert_eq!(script.play(3, refused), Ok(vec![report("cannot detach: no KEEP")]), "the session continues");
+    assert_eq!(script.play(4, LoopEvent::Broken(broken())).unwrap().len(), 2);
+    let refused = report("cannot detach while there is no connection");
+    assert_eq!(script.play(5, LoopEvent::DetachRequested), Ok(vec![refused]));
+    script.play(60, LoopEvent::Opened).unwrap();
+    let attached = script.attached();
+    let reconnected = LoopAction::Note("reconnected".to_owned());
+    assert_eq!(
+        script.play(61, attached),
+        Ok(vec![reconnected, LoopAction::ResumeInput, LoopAction::SendSize]),
+        "input is not read twice"
+    );
+    script.play(62, LoopEvent::DetachRequested).unwrap();
+    let leave = vec![LoopAction::LeaveTerminal, LoopAction::PrintId(script.id)];
+    assert_eq!(script.play(63, LoopEvent::Kept(Ok(()))), Ok(leave));
+    let mut script = Script::running_terminal();
+    script.play(2, LoopEvent::DetachRequested).unwrap();
+    let outcome = Outcome::without_process(Status::Completed, Reason::Exit, None);
+    script.play(3, LoopEvent::Ended(Box::new(outcome))).unwrap();
+    assert_eq!(script.play(4, LoopEvent::Kept(Ok(()))), Ok(vec![]), "it has ended, and its end is followed");
+}
+
+#[test]
+fn a_terminal_attaches_at_the_end_of_the_output_and_resizes() {
+    let inspected = |text: &str| LoopEvent::Inspected(Ok(serde_json::from_str(text).unwrap()));
+    let offsets = PerStream { stdout: 9, stderr: 0 };
+    let attach = |script: &Script| LoopAction::Attach { id: script.id, observe: false };
+    let mut script = Script::attaching_terminal();
+    assert_eq!(
+        script.play(1, inspected(r#"{"status":"RUNNING","offsets":{"stdout":9,"stderr":0}}"#)),
+        Ok(vec![LoopAction::BeginAt(offsets), LoopAction::SetOtherSize(script.id)])
+    );
+    assert_eq!(script.play(2, LoopEvent::OtherSizeSet(Ok(()))), Ok(vec![attach(&script)]));
+    let attached = script.attached();
+    assert_eq!(script.play(3, attached), Ok(vec![LoopAction::StartInput, LoopAction::SendSize]));
+    assert_eq!(script.play(4, LoopEvent::OtherSizeSet(Ok(()))), Ok(vec![]), "after a suspension, too");
+    // Without a terminal it is followed from its beginning.
+    let mut script = Script::attaching_terminal();
+    script.play(1, inspected(r#"{"status":"RUNNING","offsets":{"stdout":9,"stderr":0}}"#)).unwrap();
+    let no_terminal = LoopEvent::OtherSizeSet(Err(ErrorObject::new(code::NOT_ALLOWED, "no")));
+    let actions = script.play(2, no_terminal).unwrap();
+    assert_eq!(actions[1..], [LoopAction::BeginAt(PerStream::default()), attach(&script)]);
+    let attached = script.attached();
+    assert_eq!(script.play(3, attached), Ok(vec![]));
+    let mut script = Script::attaching_terminal();
+    let actions = script.play(1, inspected(r#"{"status":"COMPLETED","reason":"exit"}"#)).unwrap();
+    assert_eq!(actions[0], report("the execution has ended"));
+    assert_eq!(actions[2], attach(&script));
+    let unknown = LoopEvent::Inspected(Err(ErrorObject::new(code::UNKNOWN_EXECUTION, "?")));
+    assert!(Script::attaching_terminal().play(1, unknown).is_err());
+}
+
+#[test]
+fn a_dropped_connection_says_what_becomes_of_the_command() {
+    let mut script = Script::running_terminal();
+    let back = format!("cc-executor attach -it {}", script.id);
+    let message = format!("connection dropped; the command ends in 5 s unless you come back: {back}");
+    let drop = |message: &str| vec![LoopAction::LeaveTerminal, report(message), LoopAction::ExitAtOnce(130)];
+    assert_eq!(script.play(2, LoopEvent::DropRequested), Ok(drop(&message)));
+    let mut script = Script::attaching_terminal();
+    let actions = script.play(2, LoopEvent::DropRequested).unwrap();
+    let message = format!(
+        "connection dropped; the execution continues for as long as it may without a client: cc-executor attach -it {}",
+        script.id
+    );
+    assert_eq!(actions, drop(&message));
+}
+
+#[test]
+fn a_client_that_was_suspended_attaches_again_even_without_reconnect() {
+    let mut script = Script::run(DisconnectAction::End);
+    script.play(0, LoopEvent::Opened).unwrap();
+    let accepted = script.accepted("started", None);
+    script.play(1, accepted).unwrap();
+    assert_eq!(script.play(2, LoopEvent::Suspending), Ok(vec![]));
+    assert_eq!(script.play(60_000, LoopEvent::Resumed), Ok(vec![]));
+    let actions = script.play(60_001, LoopEvent::Broken(broken())).unwrap();
+    assert_eq!(actions[1], script.connect(50, Duration::from_millis(70_001)));
+    let attach = LoopAction::Attach { id: script.id, observe: false };
+    assert_eq!(script.play(60_060, LoopEvent::Opened), Ok(vec![attach]), "it is never run a second time");
+    let mut script = Script::run(DisconnectAction::End);
+    script.play(0, LoopEvent::Opened).unwrap();
+    let accepted = script.accepted("started", None);
+    script.play(1, accepted).unwrap();
+    script.play(2, LoopEvent::Resumed).unwrap();
+    assert!(script.play(40_000, LoopEvent::Broken(broken())).is_err(), "much later it is another cause");
+    let mut script = Script::running_terminal();
+    assert_eq!(script.play(2, LoopEvent::Suspending), Ok(vec![script.keep(None, call::KEEP_QUIETLY)]));
+    let redraw = [LoopAction::SetOtherSize(script.id), LoopAction::SendSize];
+    let actions = script.play(3, LoopEvent::Resumed).unwrap();
+    assert_eq!((&actions[0], &actions[1..]), (&script.keep(Some(0), call::KEEP_QUIETLY), &redraw[..]));
 }
