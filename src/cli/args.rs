@@ -59,7 +59,7 @@ enum Command {
     #[command(after_help = variables_help::<RoleVariables>())]
     Backend(Box<BackendArgs>),
     #[command(flatten)]
-    Client(ClientCommand),
+    Client(Box<ClientCommand>),
     /// Print the completion script of cc-executor for a shell
     Completions(CompletionsOptions),
 }
@@ -204,7 +204,7 @@ fn interpret(
             let variables = role_variables();
             Invocation::Backend(Box::new(config::backend(*args, options, variables, problems)?))
         }
-        Command::Client(command) => Invocation::Client(problems.finish(command)?),
+        Command::Client(command) => Invocation::Client(*problems.finish(command)?),
         Command::Completions(options) => Invocation::Print(options.script(&mut CommandLine::command())),
     })
 }
