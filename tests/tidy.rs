@@ -63,6 +63,7 @@ const PURE: &[&str] = &[
     "src/server/admission.rs",
     "src/server/guess_limit.rs",
     "src/cli/exit_code.rs",
+    "src/outgoing/url.rs",
     "src/cli/service/source.rs",
     "src/config/unknown.rs",
     "src/cli/usage_line.rs",

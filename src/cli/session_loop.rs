@@ -128,7 +128,7 @@ impl SessionLoop {
     pub(super) fn new(options: LoopOptions, purpose: LoopPurpose, heartbeat: HeartbeatEstimate) -> Self {
         SessionLoop {
             view: OutputView::new(options.json, options.stats, options.shows_elapsed),
-            state: LoopState::new(options.service.url().to_owned(), purpose, heartbeat),
+            state: LoopState::new(options.service.named_url(), purpose, heartbeat),
             link: Link::Opening { attempt: ConnectAttempt::FIRST, before: None },
             input: StdinReader::closed(),
             raw: None,
@@ -169,7 +169,7 @@ impl SessionLoop {
             // A stopped service may accept a connection and never answer on it.
             let begun_at = Instant::now();
             timeout_at(until.into(), open).await.unwrap_or_else(|_| {
-                let (url, seconds) = (self.options.service.url(), begun_at.elapsed().as_secs_f64());
+                let (url, seconds) = (self.options.service.named_url(), begun_at.elapsed().as_secs_f64());
                 let message = format!("{url} did not open a session within {seconds:.1} s");
                 Err(ClientError::new(exit::UNAVAILABLE, message))
             })
