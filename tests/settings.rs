@@ -123,6 +123,59 @@ fn service_url_comes_from_flag_or_variable() {
 }
 
 #[test]
+fn each_form_of_a_url_suits_every_command() {
+    let service = Service::start();
+    let address = service.address.to_string();
+    let localhost = format!("localhost:{}", service.address.port());
+    for url in [
+        address.clone(),
+        localhost,
+        format!("http://{address}"),
+        format!("http://{address}/"),
+        format!("ws://{address}/ws/mcp"),
+        format!("ws://{address}/ws"),
+        format!("http://{address}/ready"),
+        format!("http://{address}/healthz"),
+    ] {
+        for words in [["run", "--", "true"].as_slice(), &["ps"], &["healthcheck"], &["check", "--only", "basic"]] {
+            let (stdout, stderr, code) = run_to_exit(binary().args(words).env("CC_EXECUTOR_URL", &url));
+            assert_eq!(code, 0, "{words:?} {url}: {stdout}{stderr}");
+        }
+    }
+    // A prefix that leads nowhere is a part of each URL.
+    for words in [["run", "--", "true"].as_slice(), &["ps"], &["healthcheck"]] {
+        let (_, stderr, code) = run_to_exit(binary().args(words).env("CC_EXECUTOR_URL", format!("{address}/tools")));
+        assert!(code != 0 && stderr.contains(&format!("{address}/tools/")), "{words:?} {stderr}");
+    }
+}
+
+#[test]
+fn the_url_of_the_backend_has_two_names_which_must_agree() {
+    let backend = Service::backend();
+    let variables = |url: &str, earlier: &str| {
+        let mut command = binary();
+        command.args(["serve", "--bind", "127.0.0.1:0"]);
+        command.env("CC_EXECUTOR_BACKEND_URL", url).env("CLAUDE_API_URL", earlier);
+        command
+    };
+    let (_, stderr, code) = run_to_exit(&mut variables("http://127.0.0.1:1", "http://127.0.0.1:2"));
+    let differ = "CC_EXECUTOR_BACKEND_URL and CLAUDE_API_URL are both set, and differ; unset one of them";
+    assert_eq!((stderr, code), (format!("cc-executor: {differ}\n"), 64));
+    let mut by_flag = variables("http://127.0.0.1:1", "http://127.0.0.1:2");
+    by_flag.args(["--claude-api-url", &backend.url()]);
+    for command in [
+        variables(&backend.url(), &format!("{}/", backend.url())),
+        variables(&backend.url(), ""),
+        variables("", &backend.url()),
+        by_flag,
+    ] {
+        let gateway = Service::spawn(command);
+        gateway.wait_for_event("backend.up", 1);
+        assert_eq!(gateway.run(&["--", "echo ok"]).stdout, b"ok\n");
+    }
+}
+
+#[test]
 fn help_shows_variable_names_and_never_values() {
     for command in ["serve", "backend", "run", "attach", "output", "ps", "cancel", "check"] {
         let secrets = ["CC_EXECUTOR_TOKEN", "CC_EXECUTOR_BACKEND_TOKEN", "CC_EXECUTOR_EXECUTORS", "CC_EXECUTOR_URL"];

@@ -64,6 +64,7 @@ const PURE: &[&str] = &[
     "src/server/guess_limit.rs",
     "src/cli/escape.rs",
     "src/cli/exit_code.rs",
+    "src/outgoing/url.rs",
     "src/cli/service/source.rs",
     "src/config/unknown.rs",
     "src/cli/progress.rs",

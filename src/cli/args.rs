@@ -61,7 +61,7 @@ enum Command {
     #[command(after_help = variables_help::<RoleVariables>())]
     Backend(Box<BackendArgs>),
     #[command(flatten)]
-    Client(ClientCommand),
+    Client(Box<ClientCommand>),
     /// Print a script that completes commands, flags, names and ids in a shell
     Completions(CompletionsOptions),
     /// Print a manual page, as in `cc-executor man run | man -l -`
@@ -226,7 +226,7 @@ fn interpret(
             let variables = role_variables();
             Invocation::Backend(Box::new(config::backend(*args, options, variables, problems)?))
         }
-        Command::Client(command) => Invocation::Client(problems.finish(command)?),
+        Command::Client(command) => Invocation::Client(*problems.finish(command)?),
         Command::Completions(options) => Invocation::Print(options.script(&program)),
         Command::Man(options) => match options.page(CommandLine::command()) {
             Ok(page) => Invocation::Print(page),

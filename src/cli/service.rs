@@ -174,6 +174,11 @@ impl ServiceAccess {
         &self.0.session_url
     }
 
+    /// The same with the source of the URL, for errors.
+    pub(super) fn named_url(&self) -> String {
+        self.0.name.shown(self.url())
+    }
+
     /// The URL of an HTTP route, such as `/executions`.
     pub(super) fn http(&self, path: &str) -> String {
         self.0.url.http(path)

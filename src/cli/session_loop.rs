@@ -103,7 +103,7 @@ impl SessionLoop {
     ) -> Self {
         SessionLoop {
             view: OutputView::new(options.json, options.stats, options.quiet, options.shows_elapsed, options.style),
-            state: LoopState::new(options.service.url().to_owned(), purpose, heartbeat),
+            state: LoopState::new(options.service.named_url(), purpose, heartbeat),
             link: Link::Opening { attempt: ConnectAttempt::FIRST, before: None },
             input: StdinReader::closed(),
             keyboard: Keyboard::new(keys),
@@ -166,7 +166,7 @@ impl SessionLoop {
             // A stopped service may accept a connection and never answer on it.
             let begun_at = Instant::now();
             timeout_at(until.into(), open).await.unwrap_or_else(|_| {
-                let (url, seconds) = (service.url(), begun_at.elapsed().as_secs_f64());
+                let (url, seconds) = (service.named_url(), begun_at.elapsed().as_secs_f64());
                 let message = format!("{url} did not open a session within {seconds:.1} s");
                 Err(ClientError::new(exit::UNAVAILABLE, message))
             })

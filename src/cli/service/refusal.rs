@@ -169,7 +169,8 @@ impl ServiceName {
         }
     }
 
-    fn shown(&self, url: &str) -> String {
+    /// A URL of the service with its source.
+    pub(super) fn shown(&self, url: &str) -> String {
         format!("{url}{}", self.source)
     }
 }
