@@ -12,6 +12,7 @@ pub mod curl;
 pub mod frames;
 pub mod http;
 pub mod http_proxy;
+pub mod json_schema;
 pub mod link;
 pub mod listener;
 pub mod memory_cgroup;

@@ -15,12 +15,15 @@ use cc_executor_actors::{
         execute::ExecuteResult,
         input::InputResult,
         notification::{EventNotice, OutputNotice, ServerMessage},
+        schema,
         status::StatusResult,
     },
     rpc,
 };
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
+
+use crate::common::json_schema;
 
 const NOTIFICATIONS: [&str; 7] = ["connected", "statusUpdate", "output", "event", "gap", "detached", "error"];
 
@@ -87,6 +90,47 @@ fn each_example_parses_with_the_wire_types() {
     }
     assert_eq!(called, Method::NAMES.iter().map(|name| (*name).to_owned()).collect(), "each method has an example");
     assert_eq!(notified, NOTIFICATIONS.map(str::to_owned).into(), "each notification has an example");
+}
+
+#[test]
+fn each_example_is_valid_by_the_schema() {
+    let document = schema::document();
+    let mut calls = BTreeMap::new();
+    for (_, text) in examples() {
+        let message: Value = serde_json::from_str(&text).unwrap();
+        let empty = json!({});
+        let (schema, value) = match (message["method"].as_str(), message.get("result"), message.get("error")) {
+            (Some(method), ..) if NOTIFICATIONS.contains(&method) => {
+                (&document["notifications"][method], &message["params"])
+            }
+            (Some(method), ..) => {
+                calls.insert(message["id"].as_u64().unwrap(), method.to_owned());
+                (&document["methods"][method]["params"], message.get("params").unwrap_or(&empty))
+            }
+            (None, Some(result), _) => {
+                (&document["methods"][&calls[&message["id"].as_u64().unwrap()]]["result"], result)
+            }
+            (None, None, Some(error)) => (&document["error"], error),
+            (None, None, None) => panic!("neither a call nor an answer: {text}"),
+        };
+        json_schema::check(&document, schema, value).unwrap_or_else(|error| panic!("{text}: {error}"));
+    }
+    for (method, wrong) in [
+        ("execute", json!({})),
+        ("execute", json!({ "command": "" })),
+        ("execute", json!({ "command": "x", "timeoutMs": 0 })),
+        ("execute", json!({ "command": "x", "unknown": 1 })),
+        ("execute", json!({ "command": "x", "onDisconnect": "stay" })),
+        ("control", json!({ "type": "STOP" })),
+        ("control", json!({ "type": "SIGNAL", "signal": "SIGSTOP" })),
+        ("resize", json!({ "rows": 0, "cols": 80 })),
+        ("attach", json!({ "offsets": { "stdout": 0, "stderr": 0 } })),
+    ] {
+        let params = &document["methods"][method]["params"];
+        assert!(json_schema::check(&document, params, &wrong).is_err(), "{method} {wrong}");
+    }
+    let attach = json!({ "executionId": "6ec7228c-d379-4fde-80f3-2ecd0860b58b" });
+    json_schema::check(&document, &document["methods"]["attach"]["params"], &attach).unwrap();
 }
 
 #[test]
