@@ -35,6 +35,7 @@ fn endings_are_values(package: &ClientPackage) {
         ("echo hello; echo oops >&2; exit 3", json!({}), "FAILED", "exit", json!(3)),
         ("echo hello; echo oops >&2; kill -9 $$", json!({}), "FAILED", "signal", Value::Null),
         ("echo hello; echo oops >&2; exec sleep 60", json!({ "timeoutMs": 500 }), "FAILED", "timeout", Value::Null),
+        ("", json!({ "command": ["sh", "-c", "echo $1; echo oops >&2", "x", "hello"] }), "COMPLETED", "exit", json!(0)),
     ] {
         let mut scenario = json!({ "do": "run", "url": service.url(), "command": command });
         scenario.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());

@@ -17,7 +17,7 @@ interface Scenario {
   do: "start" | "attach" | "cancel" | "run";
   url?: string;
   token?: string;
-  command: string;
+  command: string | string[];
   id: string;
   then?: "leave" | "detach" | "cancel" | "write" | "signal";
   pauseMs?: number;

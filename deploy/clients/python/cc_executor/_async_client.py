@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Sequence
 from typing import Any, cast
 
 from ._execution import DEFAULT_GRACE, FINAL, NOT_RUNNING, AsyncExecution, describe
@@ -35,8 +36,9 @@ class AsyncClient:
 
     def start(
         self,
-        command: str,
+        command: str | Sequence[str],
         *,
+        name: str | None = None,
         executor: str | None = None,
         cwd: str | None = None,
         env: Environment | None = None,
@@ -54,13 +56,21 @@ class AsyncClient:
     ) -> AsyncExecution:
         """Starts a command: `async with client.start("make") as execution`. Times are in seconds.
 
+        `command` is a text for a shell, or a list of words that run exactly as they are, without a shell. No two running
+        executions of a client have the same `name`.
         `timeout` and `stall_timeout` end the command, which is then FAILED with the reason `timeout` or `stalled`.
         `reconnect` is for how long the client tries to connect again, and for how long the command runs without it; with 0 a
         broken connection ends the command. `overflow` says what happens to output when the service can keep no more of it:
         the command waits, or the oldest is dropped. A gap in the output raises `OutputLost`, unless `allow_gaps` is true; its
         default is true with `overflow="drop"`.
         """
-        params: ExecuteParams = {"command": command, "framing": framing}
+        params: ExecuteParams = {"framing": framing}
+        if isinstance(command, str):
+            params["command"] = command
+        else:
+            params["argv"] = list(command)
+        if name is not None:
+            params["name"] = name
         if executor is not None:
             params["executor"] = executor
         if cwd is not None:
@@ -112,8 +122,9 @@ class AsyncClient:
 
     async def run(
         self,
-        command: str,
+        command: str | Sequence[str],
         *,
+        name: str | None = None,
         executor: str | None = None,
         cwd: str | None = None,
         env: Environment | None = None,

@@ -8,6 +8,7 @@ import contextlib
 import os
 import threading
 from types import TracebackType
+from collections.abc import Sequence
 from typing import Any, Coroutine, Iterator, TypeVar
 
 from ._async_client import LIMIT, RECONNECT, AsyncClient
@@ -84,8 +85,9 @@ class Client:
 
     def run(
         self,
-        command: str,
+        command: str | Sequence[str],
         *,
+        name: str | None = None,
         executor: str | None = None,
         cwd: str | None = None,
         env: Environment | None = None,
@@ -106,6 +108,7 @@ class Client:
         return EventLoopThread.call(
             self._client.run(
                 command,
+                name=name,
                 executor=executor,
                 cwd=cwd,
                 env=env,
@@ -122,8 +125,9 @@ class Client:
 
     def start(
         self,
-        command: str,
+        command: str | Sequence[str],
         *,
+        name: str | None = None,
         executor: str | None = None,
         cwd: str | None = None,
         env: Environment | None = None,
@@ -141,6 +145,8 @@ class Client:
     ) -> Execution:
         """Starts a command: `with client.start("make") as execution`. Times are in seconds.
 
+        `command` is a text for a shell, or a list of words that run exactly as they are, without a shell. No two running
+        executions of a client have the same `name`.
         `timeout` and `stall_timeout` end the command, which is then FAILED with the reason `timeout` or `stalled`.
         `reconnect` is for how long the client tries to connect again, and for how long the command runs without it; with 0 a
         broken connection ends the command. `overflow` says what happens to output when the service can keep no more of it:
@@ -150,6 +156,7 @@ class Client:
         return Execution(
             self._client.start(
                 command,
+                name=name,
                 executor=executor,
                 cwd=cwd,
                 env=env,

@@ -19,6 +19,7 @@ from .errors import NotAuthorized
 from .types import Connected
 
 DEFAULT_URL = "ws://127.0.0.1:8003/ws/mcp"
+DEFAULT_PORT = 8003
 SUBPROTOCOL = "cc-executor.v1"
 #: A message to a client has at most 1 MiB.
 MAX_MESSAGE = 2 << 20
@@ -45,16 +46,19 @@ class Broken(Exception):
 
 
 def session_url(url: str | None) -> str:
-    """The URL of a session: `host:port`, `http://…` and a URL without a path are completed."""
+    """The URL of a session: as on the command line, a text without a scheme is a host without TLS, at port 8003 unless it has
+    another, and a path that does not end with `/ws/mcp` or `/ws` is the prefix of a reverse proxy.
+    """
     text = url or os.environ.get("CC_EXECUTOR_URL") or DEFAULT_URL
-    if "://" not in text:
-        text = f"ws://{text}"
-    parts = urlsplit(text)
+    has_scheme = "://" in text
+    parts = urlsplit(text if has_scheme else f"ws://{text}")
     scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
     if scheme not in ("ws", "wss") or not parts.hostname:
         raise ValueError(f"the URL of the service must be ws://HOST[:PORT] or wss://HOST[:PORT], not {text!r}")
-    path = parts.path if parts.path.strip("/") else "/ws/mcp"
-    return urlunsplit((scheme, parts.netloc, path, parts.query, ""))
+    authority = parts.netloc if has_scheme or parts.port is not None else f"{parts.netloc}:{DEFAULT_PORT}"
+    prefix = parts.path.rstrip("/")
+    path = prefix if prefix.endswith(("/ws/mcp", "/ws")) else f"{prefix}/ws/mcp"
+    return urlunsplit((scheme, authority, path, parts.query, ""))
 
 
 def token_of_environment() -> str | None:

@@ -23,6 +23,8 @@ const LIMIT = 64 << 20;
 
 /** What `start` and `run` have in common. */
 export interface CommandOptions {
+  /** A name for people. No two running executions of a client have the same. */
+  name?: string;
   executor?: string;
   cwd?: string;
   env?: Record<string, string>;
@@ -89,10 +91,11 @@ export class Client {
     this.#token = token ?? tokenOfEnvironment();
   }
 
-  /** Starts a command. */
-  start(command: string, options: StartOptions = {}): Execution {
+  /** Starts a command: a text for a shell, or words that run exactly as they are, without a shell. */
+  start(command: string | readonly string[], options: StartOptions = {}): Execution {
     const { signal, reconnectMs = RECONNECT_MS, allowGaps, executionId = randomUUID(), ...params } = options;
-    const execute: ExecuteParams & { executionId: string } = { command, executionId, ...params };
+    const what = typeof command === "string" ? { command } : { argv: [...command] };
+    const execute: ExecuteParams & { executionId: string } = { ...what, executionId, ...params };
     if (execute.overflow === "wait") delete execute.overflow;
     const request = { execute, reconnectMs, allowGaps: allowGaps ?? execute.overflow === "drop" };
     const execution = new Execution(this.url, this.#token, request);
@@ -123,7 +126,7 @@ export class Client {
    *
    * If `signal` is aborted, the command is cancelled, and the promise is rejected with the signal's reason.
    */
-  async run(command: string, options: RunOptions = {}): Promise<Result> {
+  async run(command: string | readonly string[], options: RunOptions = {}): Promise<Result> {
     const { input, limit = LIMIT, check = false, ...others } = options;
     others.signal?.throwIfAborted();
     const execution = this.start(command, { ...others, stdin: input !== undefined, allowGaps: true });

@@ -9,6 +9,7 @@ import { Signal } from "./signal.js";
 import type { Connected, ErrorObject, Methods } from "./types.js";
 
 const DEFAULT_URL = "ws://127.0.0.1:8003/ws/mcp";
+const DEFAULT_PORT = 8003;
 const SUBPROTOCOL = "cc-executor.v1";
 /** A message to a client has at most 1 MiB. */
 const MAX_MESSAGE = 2 << 20;
@@ -51,12 +52,16 @@ export class Broken extends Error {
   }
 }
 
-/** The URL of a session: `host:port`, `http://…` and a URL without a path are completed. */
+/**
+ * The URL of a session: as on the command line, a text without a scheme is a host without TLS, at port 8003 unless it has
+ * another, and a path that does not end with `/ws/mcp` or `/ws` is the prefix of a reverse proxy.
+ */
 export function sessionUrl(url?: string): string {
   const text = url || process.env["CC_EXECUTOR_URL"] || DEFAULT_URL;
+  const hasScheme = text.includes("://");
   let parsed: URL;
   try {
-    parsed = new URL(text.includes("://") ? text : `ws://${text}`);
+    parsed = new URL(hasScheme ? text : `ws://${text}`);
   } catch {
     throw new TypeError(`the URL of the service must be ws://HOST[:PORT] or wss://HOST[:PORT], not "${text}"`);
   }
@@ -64,8 +69,12 @@ export function sessionUrl(url?: string): string {
   if (scheme !== "ws:" && scheme !== "wss:") {
     throw new TypeError(`the URL of the service must be ws://HOST[:PORT] or wss://HOST[:PORT], not "${text}"`);
   }
-  const path = /[^/]/.test(parsed.pathname) ? parsed.pathname : "/ws/mcp";
-  return `${scheme}//${parsed.host}${path}${parsed.search}`;
+  // `new URL` leaves out the port 80, which a text without a scheme may have asked for.
+  const hasPort = hasScheme || /:\d+$/.test(text.split("/")[0] ?? "");
+  const authority = hasPort ? parsed.host : `${parsed.host}:${DEFAULT_PORT}`;
+  const prefix = parsed.pathname.replace(/\/+$/, "");
+  const path = /\/ws(\/mcp)?$/.test(prefix) ? prefix : `${prefix}/ws/mcp`;
+  return `${scheme}//${authority}${path}${parsed.search}`;
 }
 
 /** The token in `CC_EXECUTOR_TOKEN`, or in the file that `CC_EXECUTOR_TOKEN_FILE` names. */
