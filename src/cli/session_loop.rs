@@ -13,7 +13,6 @@ mod wake;
 
 use std::{
     collections::VecDeque,
-    io,
     time::{Duration, Instant},
 };
 
@@ -29,7 +28,7 @@ use cc_executor_actors::{
     },
     rpc::ReceivedMessage,
 };
-use tokio::time::{sleep, sleep_until, timeout, timeout_at};
+use tokio::time::{sleep, timeout, timeout_at};
 
 use self::{
     action::LoopAction,
@@ -37,7 +36,7 @@ use self::{
     keyboard::Keyboard,
     signals::{ClientSignal, ClientSignals},
     state::LoopState,
-    wake::LoopWake,
+    wake::{LoopWake, at},
 };
 pub(super) use self::{
     keyboard::SessionKeys,
@@ -395,12 +394,5 @@ impl SessionLoop {
         if let Link::Open(connection) = &mut self.link {
             let _ = connection.call(id, params).await;
         }
-    }
-}
-
-async fn at(time: Option<Instant>) {
-    match time {
-        Some(time) => sleep_until(time.into()).await,
-        None => std::future::pending().await,
     }
 }

@@ -11,6 +11,7 @@ use crate::common::{
     service::{Service, kill},
     sha256,
     terminal::Terminal,
+    wait_until,
 };
 
 #[test]
@@ -31,6 +32,7 @@ fn a_shell_is_left_and_found_again_on_another_terminal() {
     let mut terminal = Terminal::with_size(&service.client_command(&["attach", "-it", &id]), 33, 99);
     terminal.wait_for_raw(true);
     terminal.wait_for("ready> ");
+    wait_until("the prompt is drawn for both sizes", PATIENCE, || terminal.screen().matches("ready> ").count() == 2);
     assert!(!terminal.screen().contains("n=$"), "the past is not drawn again: {:?}", terminal.screen());
     terminal.type_keys("echo n is $n; stty size\r");
     terminal.wait_for("n is 42");
@@ -38,7 +40,7 @@ fn a_shell_is_left_and_found_again_on_another_terminal() {
     assert_eq!(detach(terminal), id);
 
     let mut terminal = Terminal::start(&service.client_command(&["attach", "-it", &id]));
-    terminal.wait_for("ready> ");
+    wait_until("the prompt is drawn for both sizes", PATIENCE, || terminal.screen().matches("ready> ").count() == 2);
     terminal.type_keys("stty size; exit 7\r");
     terminal.wait_for("24 80");
     let (code, screen) = terminal.finish(PATIENCE);

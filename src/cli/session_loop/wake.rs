@@ -1,8 +1,9 @@
 //! What the loop waits for.
 
-use std::io;
+use std::{io, time::Instant};
 
 use cc_executor_actors::protocol::input::CommandInput;
+use tokio::time::sleep_until;
 
 use super::signals::ClientSignal;
 use crate::cli::{
@@ -24,4 +25,12 @@ pub(super) enum LoopWake {
     Tick,
     /// A client that detaches does not wait any longer for its input to arrive.
     DetachDue,
+}
+
+/// Waits until this time, or for ever.
+pub(super) async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time.into()).await,
+        None => std::future::pending().await,
+    }
 }
