@@ -6,14 +6,14 @@ use crate::common::{
     PATIENCE, procs,
     proxy::{CutKind, Proxy},
     service::{Service, binary, run_to_exit},
-    terminal::Terminal,
+    terminal::TestTerminal,
 };
 
 /// What `run` shows of a command that is silent for three seconds.
 fn screen_of(service: &Service, flags: &[&str], env: &[(&str, &str)]) -> String {
     let mut command = service.run_command(&[flags, &["--", "sleep 3; echo over"]].concat());
     command.env_remove("NO_COLOR").env("TERM", "xterm").envs(env.iter().copied());
-    let (code, screen) = Terminal::start(&command).finish(PATIENCE);
+    let (code, screen) = TestTerminal::start(&command).finish(PATIENCE);
     assert!(code == 0 && screen.ends_with("over\r\n"), "{screen:?}");
     screen
 }
@@ -48,7 +48,7 @@ fn the_position_in_the_queue_and_a_pause_are_shown() {
     let mut client = service.connect();
     client.execute(json!({ "command": "sleep 1000" }));
     let mut command = service.run_command(&["--heartbeat", "1", "--", "sleep 1000"]);
-    let terminal = Terminal::start(command.env("TERM", "xterm"));
+    let terminal = TestTerminal::start(command.env("TERM", "xterm"));
     terminal.wait_for("queued, position 1, ");
     client.call("control", json!({ "type": "CANCEL" })).unwrap();
     terminal.wait_for("running, ");
