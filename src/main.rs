@@ -48,7 +48,7 @@ fn dispatch(invocation: Invocation) -> ExitCode {
             for warning in args::unknown_variables() {
                 console::report(format_args!("warning: {warning}"));
             }
-            run_system(cli::execute(command))
+            run_system(cli::execute(*command))
         }
         Invocation::Print(text) => match console::print(&text) {
             Ok(_) => ExitCode::SUCCESS,

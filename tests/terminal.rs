@@ -8,7 +8,7 @@ mod suspend;
 
 use std::time::Duration;
 
-use crate::common::{service::Service, terminal::Terminal};
+use crate::common::{service::Service, terminal::TestTerminal};
 
 /// Leaves the command running.
 const DETACH: &str = "\x10\x11";
@@ -20,21 +20,21 @@ const SHELL: &str = "PS1='ready> ' exec bash --norc --noprofile -i";
 const AT_ONCE: Duration = Duration::from_secs(5);
 
 /// `run -it` with these arguments.
-fn run(service: &Service, arguments: &[&str]) -> Terminal {
-    let terminal = Terminal::start(&service.run_command(&[&["-it"], arguments].concat()));
+fn run(service: &Service, arguments: &[&str]) -> TestTerminal {
+    let terminal = TestTerminal::start(&service.run_command(&[&["-it"], arguments].concat()));
     terminal.wait_for_raw(true);
     terminal
 }
 
 /// A shell that runs through the service, after its first prompt.
-fn run_shell(service: &Service, flags: &[&str]) -> Terminal {
+fn run_shell(service: &Service, flags: &[&str]) -> TestTerminal {
     let terminal = run(service, &[flags, &["--", SHELL]].concat());
     terminal.wait_for("ready> ");
     terminal
 }
 
 /// Types the detach keys, and returns the id that is printed.
-fn detach(mut terminal: Terminal) -> String {
+fn detach(mut terminal: TestTerminal) -> String {
     terminal.type_keys(DETACH);
     let (code, screen) = terminal.finish(Duration::from_secs(20));
     assert_eq!(code, 0, "{screen:?}");

@@ -39,7 +39,7 @@ pub enum Invocation {
     /// The role `backend`.
     Backend(Box<BackendSettings>),
     /// A client command.
-    Client(ClientCommand),
+    Client(Box<ClientCommand>),
     /// Print a text: help, the version, or shell completions.
     Print(String),
 }
@@ -226,7 +226,7 @@ fn interpret(
             let variables = role_variables();
             Invocation::Backend(Box::new(config::backend(*args, options, variables, problems)?))
         }
-        Command::Client(command) => Invocation::Client(*problems.finish(command)?),
+        Command::Client(command) => Invocation::Client(problems.finish(command)?),
         Command::Completions(options) => Invocation::Print(options.script(&program)),
         Command::Man(options) => match options.page(CommandLine::command()) {
             Ok(page) => Invocation::Print(page),

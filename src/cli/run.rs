@@ -263,7 +263,7 @@ pub(super) async fn run(options: RunOptions) -> Result<u8, ClientError> {
     let params = options.execute_params()?;
     let is_shell = !options.exec && options.executor.as_deref().is_none_or(|name| name == "shell");
     if is_shell && !options.quiet && !options.json {
-        joined::hint(&options.command);
+        joined::hint(&options.command, options.terminal.color.style());
     }
     let keys = is_session.then(|| options.terminal.keys());
     let style = options.terminal.color.style();

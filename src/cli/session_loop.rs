@@ -11,10 +11,7 @@ mod signals;
 mod state;
 mod wake;
 
-use std::{
-    collections::VecDeque,
-    time::{Duration, Instant},
-};
+use std::{collections::VecDeque, time::Instant};
 
 use cc_executor_actors::{
     id::ExecutionId,
@@ -28,7 +25,8 @@ use cc_executor_actors::{
     },
     rpc::ReceivedMessage,
 };
-use tokio::time::{sleep, sleep_until, timeout, timeout_at};
+use futures_util::FutureExt;
+use tokio::time::{sleep, timeout, timeout_at};
 
 use self::{
     action::LoopAction,
@@ -36,7 +34,7 @@ use self::{
     keyboard::Keyboard,
     signals::{ClientSignal, ClientSignals},
     state::LoopState,
-    wake::LoopWake,
+    wake::{AFTER_REDRAW, LEAVE_PATIENCE, LoopWake, REDRAW_PATIENCE, SUSPEND_PATIENCE, at},
 };
 pub(super) use self::{
     keyboard::SessionKeys,
@@ -56,19 +54,6 @@ use super::{
     terminal::{other_size, size},
 };
 use crate::console;
-
-/// The longest wait until a request is sent by a client that is about to be suspended.
-const SUSPEND_PATIENCE: Duration = Duration::from_secs(1);
-
-/// The longest wait until the command draws its screen for another size. A command that gets two sizes at once may see no
-/// change, and draw nothing.
-const REDRAW_PATIENCE: Duration = Duration::from_secs(1);
-
-/// The time from the beginning of that output until the true size is sent.
-const AFTER_REDRAW: Duration = Duration::from_millis(20);
-
-/// The longest wait until the terminal has taken the output that it is being sent by a client that detaches.
-const LEAVE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Follows one execution.
 pub(super) struct SessionLoop {
@@ -371,6 +356,13 @@ impl SessionLoop {
     async fn suspend(&mut self) -> Result<Option<u8>, ClientError> {
         // Not waited for longer, because the service may be the reason.
         let _ = timeout(SUSPEND_PATIENCE, self.on_event(LoopEvent::Suspending)).await;
+        // What was typed before.
+        if matches!(self.link, Link::Open(_))
+            && let Some((number, input)) = self.input.next().now_or_never()
+        {
+            let params = InputParams { execution_id: None, input };
+            let _ = timeout(SUSPEND_PATIENCE, self.call(call::INPUT + number, &params)).await;
+        }
         let was_raw = self.keyboard.restore();
         self.view.is_raw = false;
         self.view.begin_line();
@@ -394,12 +386,5 @@ impl SessionLoop {
         if let Link::Open(connection) = &mut self.link {
             let _ = connection.call(id, params).await;
         }
-    }
-}
-
-async fn at(time: Option<Instant>) {
-    match time {
-        Some(time) => sleep_until(time.into()).await,
-        None => std::future::pending().await,
     }
 }

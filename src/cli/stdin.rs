@@ -27,7 +27,7 @@ const AHEAD_OF_TERMINAL: usize = 16 << 20;
 /// A thread reads, because a blocking read cannot be canceled; the process exits without waiting for the thread.
 pub(super) struct StdinReader {
     state: StdinState,
-    input: Arc<InputQueue>,
+    input: Arc<TypedQueue>,
     /// The number of pieces that were sent.
     n_sent: u64,
 }
@@ -51,8 +51,8 @@ pub(super) struct KeyRequests {
 
 /// What was read and not sent.
 #[derive(Default)]
-struct InputQueue {
-    content: Mutex<InputContent>,
+struct TypedQueue {
+    content: Mutex<TypedContent>,
     /// Notified of new content.
     filled: Notify,
     /// Notified of content that was taken.
@@ -60,14 +60,14 @@ struct InputQueue {
 }
 
 #[derive(Default)]
-struct InputContent {
+struct TypedContent {
     bytes: Vec<u8>,
     has_ended: bool,
     is_closed: bool,
 }
 
-impl InputQueue {
-    fn lock(&self) -> MutexGuard<'_, InputContent> {
+impl TypedQueue {
+    fn lock(&self) -> MutexGuard<'_, TypedContent> {
         self.content.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -122,7 +122,7 @@ impl StdinReader {
 
     /// Starts to read. `keys` finds requests in what is typed on a terminal.
     pub(super) fn start(keys: Option<KeyRequests>) -> Self {
-        let input = Arc::new(InputQueue::default());
+        let input = Arc::new(TypedQueue::default());
         let queue = Arc::clone(&input);
         thread::spawn(move || {
             match keys {
@@ -195,7 +195,7 @@ fn read_pieces(mut take: impl FnMut(&[u8]) -> bool) {
 }
 
 /// Reads from a terminal. Requests are found also after the command takes no more input.
-fn read_keys(queue: &InputQueue, keys: KeyRequests) {
+fn read_keys(queue: &TypedQueue, keys: KeyRequests) {
     let KeyRequests { mut filter, requests, dropped } = keys;
     let pass = |typed: Vec<Typed>| {
         for typed in typed {

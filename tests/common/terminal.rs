@@ -22,7 +22,7 @@ use rustix::{
 use super::{PATIENCE, service::wait_for_exit, wait_until};
 
 /// A terminal and its command. The command is killed when this is dropped.
-pub struct Terminal {
+pub struct TestTerminal {
     child: Child,
     master: Option<File>,
     slave: OwnedFd,
@@ -32,14 +32,14 @@ pub struct Terminal {
     before: Termios,
 }
 
-impl Terminal {
+impl TestTerminal {
     /// Starts a command on a terminal of 24 rows and 80 columns.
-    pub fn start(command: &Command) -> Terminal {
-        Terminal::with_size(command, 24, 80)
+    pub fn start(command: &Command) -> TestTerminal {
+        TestTerminal::with_size(command, 24, 80)
     }
 
-    pub fn with_size(command: &Command, rows: u16, cols: u16) -> Terminal {
-        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    pub fn with_size(command: &Command, rows: u16, cols: u16) -> TestTerminal {
+        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
         grantpt(&master).unwrap();
         unlockpt(&master).unwrap();
         let path = ptsname(&master, Vec::new()).unwrap();
@@ -73,7 +73,7 @@ impl Terminal {
                 }
             }
         });
-        Terminal { child, master: Some(master), slave, screen, closes, reader: Some(reader), before }
+        TestTerminal { child, master: Some(master), slave, screen, closes, reader: Some(reader), before }
     }
 
     pub fn pid(&self) -> u32 {
@@ -155,7 +155,7 @@ impl Terminal {
     }
 }
 
-impl Drop for Terminal {
+impl Drop for TestTerminal {
     fn drop(&mut self) {
         self.closes.store(true, Ordering::SeqCst);
         let _ = (self.child.kill(), self.child.wait());

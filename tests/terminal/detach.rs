@@ -10,7 +10,8 @@ use crate::common::{
     PATIENCE, procs,
     service::{Service, kill},
     sha256,
-    terminal::Terminal,
+    terminal::TestTerminal,
+    wait_until,
 };
 
 #[test]
@@ -28,17 +29,18 @@ fn a_shell_is_left_and_found_again_on_another_terminal() {
         "{state}"
     );
 
-    let mut terminal = Terminal::with_size(&service.client_command(&["attach", "-it", &id]), 33, 99);
+    let mut terminal = TestTerminal::with_size(&service.client_command(&["attach", "-it", &id]), 33, 99);
     terminal.wait_for_raw(true);
     terminal.wait_for("ready> ");
+    wait_until("the prompt is drawn for both sizes", PATIENCE, || terminal.screen().matches("ready> ").count() == 2);
     assert!(!terminal.screen().contains("n=$"), "the past is not drawn again: {:?}", terminal.screen());
     terminal.type_keys("echo n is $n; stty size\r");
     terminal.wait_for("n is 42");
     terminal.wait_for("33 99");
     assert_eq!(detach(terminal), id);
 
-    let mut terminal = Terminal::start(&service.client_command(&["attach", "-it", &id]));
-    terminal.wait_for("ready> ");
+    let mut terminal = TestTerminal::start(&service.client_command(&["attach", "-it", &id]));
+    wait_until("the prompt is drawn for both sizes", PATIENCE, || terminal.screen().matches("ready> ").count() == 2);
     terminal.type_keys("stty size; exit 7\r");
     terminal.wait_for("24 80");
     let (code, screen) = terminal.finish(PATIENCE);
@@ -80,7 +82,7 @@ fn a_flood_of_output_can_be_left() {
     terminal.wait_for(&"~".repeat(20));
     let id = detach(terminal);
     assert_eq!(procs::with_argument(&mark).len(), 1);
-    let mut terminal = Terminal::start(&service.client_command(&["attach", "-it", &id]));
+    let mut terminal = TestTerminal::start(&service.client_command(&["attach", "-it", &id]));
     terminal.wait_for("~~~~~~");
     terminal.type_keys("\x03");
     assert_eq!(terminal.finish(PATIENCE).0, 130);
@@ -95,7 +97,7 @@ fn input_before_the_detach_keys_arrives() {
     let (code, screen) = std::mem::replace(&mut terminal, run_shell(&service, &[])).finish(PATIENCE);
     assert_eq!(code, 0, "{screen:?}");
     let id = screen.trim_end_matches("\r\n").rsplit("\r\n").next().unwrap();
-    let mut terminal = Terminal::start(&service.client_command(&["attach", "-it", id]));
+    let mut terminal = TestTerminal::start(&service.client_command(&["attach", "-it", id]));
     terminal.wait_for_raw(true);
     terminal.type_keys("x\r");
     terminal.wait_for("x-two");
@@ -106,7 +108,7 @@ fn the_client_that_another_one_replaces_says_so() {
     let service = Service::start();
     let first = run_shell(&service, &[]);
     let id = service.get("/executions")["executions"][0]["executionId"].as_str().unwrap().to_owned();
-    let mut second = Terminal::start(&service.client_command(&["attach", "-it", &id]));
+    let mut second = TestTerminal::start(&service.client_command(&["attach", "-it", &id]));
     second.wait_for("ready> ");
     let (code, screen) = first.finish(PATIENCE);
     assert!(code == 69 && screen.contains("\r\ncc-executor: another client has attached"), "{code} {screen:?}");
@@ -120,13 +122,13 @@ fn what_has_no_terminal_or_has_ended_is_followed_plainly() {
     let mut client = service.connect();
     let id = client
         .execute(json!({ "command": "echo plain; read x < /dev/null; sleep 0.5; exit 4", "onDisconnect": "detach" }));
-    let attach = || Terminal::start(&service.client_command(&["attach", "-it", &id])).finish(PATIENCE);
+    let attach = || TestTerminal::start(&service.client_command(&["attach", "-it", &id])).finish(PATIENCE);
     let (code, screen) = attach();
     assert!(code == 4 && screen.contains("no terminal") && screen.contains("plain\r\n"), "{code} {screen:?}");
     let (code, screen) = attach();
     assert!(code == 4 && screen.contains("has ended") && screen.contains("plain\r\n"), "{code} {screen:?}");
     let unknown = service.client_command(&["attach", "-it", "00000000-0000-4000-8000-000000000000"]);
-    let (code, screen) = Terminal::start(&unknown).finish(PATIENCE);
+    let (code, screen) = TestTerminal::start(&unknown).finish(PATIENCE);
     assert!(code == 69 && screen.contains("00000000-0000"), "{code} {screen:?}");
     let piped = service.client_command(&["attach", "-it", &id]).stdin(std::process::Stdio::null()).output().unwrap();
     assert_eq!(piped.status.code(), Some(64), "{piped:?}");
@@ -143,7 +145,7 @@ fn a_killed_client_leaves_no_command_for_long() {
         if after_detach {
             // The long time of the detach keys is over when a client attaches.
             let id = detach(terminal);
-            terminal = Terminal::start(&service.client_command(&["attach", "-it", &id]));
+            terminal = TestTerminal::start(&service.client_command(&["attach", "-it", &id]));
             terminal.wait_for("ready> ");
         }
         procs::wait_for(&mark, 1, PATIENCE);

@@ -6,14 +6,14 @@ use crate::common::{
     PATIENCE, procs,
     proxy::{CutKind, Proxy},
     service::{Service, binary, run_to_exit},
-    terminal::Terminal,
+    terminal::TestTerminal,
 };
 
 /// What `run` shows of a command that is silent for three seconds.
 fn screen_of(service: &Service, flags: &[&str], env: &[(&str, &str)]) -> String {
     let mut command = service.run_command(&[flags, &["--", "sleep 3; echo over"]].concat());
     command.env_remove("NO_COLOR").env("TERM", "xterm").envs(env.iter().copied());
-    let (code, screen) = Terminal::start(&command).finish(PATIENCE);
+    let (code, screen) = TestTerminal::start(&command).finish(PATIENCE);
     assert!(code == 0 && screen.ends_with("over\r\n"), "{screen:?}");
     screen
 }
@@ -43,12 +43,47 @@ fn the_state_is_shown_as_the_terminal_allows() {
 }
 
 #[test]
+fn words_that_a_shell_reads_otherwise_are_hinted_at() {
+    let service = Service::start();
+    for (words, hint) in [
+        (["echo", "a b"], Some("\x1b[2mthe shell gets one line: echo a b; --exec runs the words as they are\x1b[0m")),
+        (["echo", "ab"], None),
+    ] {
+        let mut command = service.run_command(&[&["--"], words.as_slice()].concat());
+        command.env_remove("NO_COLOR").env("TERM", "xterm");
+        let (code, screen) = TestTerminal::start(&command).finish(PATIENCE);
+        assert!(code == 0 && screen.ends_with(&format!("{}\r\n", words[1])), "{screen:?}");
+        assert_eq!(screen.contains("the shell gets"), hint.is_some(), "{screen:?}");
+        assert!(hint.is_none_or(|hint| screen.starts_with(hint)), "{screen:?}");
+    }
+    let quiet = service.run_command(&["-q", "--", "echo", "a b"]);
+    assert_eq!(TestTerminal::start(&quiet).finish(PATIENCE), (0, "a b\r\n".to_owned()));
+}
+
+#[test]
+fn the_list_is_shown_again_until_ctrl_c() {
+    let service = Service::start();
+    let ps = service.client_command(&["ps", "--watch=0.1"]);
+    let mut terminal = TestTerminal::start(&ps);
+    terminal.wait_for("every 0.1 s; Ctrl-C ends");
+    run_to_exit(&mut service.client_command(&["run", "-d", "--name", "nightly", "--", "sleep 1000"]));
+    terminal.wait_for("nightly  RUNNING");
+    terminal.type_keys("\x03");
+    let (code, screen) = terminal.finish(PATIENCE);
+    assert_eq!(code, 130);
+    let left = screen.rsplit_once("\x1b[?1049l").expect("it leaves the other screen").1;
+    assert!(left.contains("nightly  RUNNING"), "the last list stays: {left:?}");
+    let (_, stderr, exit) = run_to_exit(&mut service.client_command(&["ps", "--watch"]));
+    assert!(exit == 64 && stderr.contains("--watch needs a terminal"), "{stderr}");
+}
+
+#[test]
 fn the_position_in_the_queue_and_a_pause_are_shown() {
     let service = Service::with(&["serve"], &[("CC_EXECUTOR_MAX_EXECUTIONS", "1")]);
     let mut client = service.connect();
     client.execute(json!({ "command": "sleep 1000" }));
     let mut command = service.run_command(&["--heartbeat", "1", "--", "sleep 1000"]);
-    let terminal = Terminal::start(command.env("TERM", "xterm"));
+    let terminal = TestTerminal::start(command.env("TERM", "xterm"));
     terminal.wait_for("queued, position 1, ");
     client.call("control", json!({ "type": "CANCEL" })).unwrap();
     terminal.wait_for("running, ");

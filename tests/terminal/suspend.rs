@@ -4,11 +4,11 @@ use super::SHELL;
 use crate::common::{
     PATIENCE,
     service::{Service, binary_under},
-    terminal::Terminal,
+    terminal::TestTerminal,
 };
 
 /// A shell of the user, with the variables `RUN` (a command with this service) and `SHELL_COMMAND`.
-fn user_shell(service: &Service) -> Terminal {
+fn user_shell(service: &Service) -> TestTerminal {
     let mut bash = binary_under("bash");
     bash.args(["--norc", "--noprofile", "-i"]).envs([
         ("PS1", "user$ "),
@@ -16,7 +16,7 @@ fn user_shell(service: &Service) -> Terminal {
         ("SHELL_COMMAND", SHELL),
         ("TERM", "xterm"),
     ]);
-    let terminal = Terminal::start(&bash);
+    let terminal = TestTerminal::start(&bash);
     terminal.wait_for("user$ ");
     terminal
 }

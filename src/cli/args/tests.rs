@@ -64,7 +64,6 @@ fn a_wrong_use_is_an_error_and_help_is_not() {
         "cc-executor serve --token x",
         "cc-executor run",
         "cc-executor run --timeout soon x",
-        "cc-executor run -i --reconnect x",
         "cc-executor attach x/y",
         "cc-executor run --detach --reconnect x",
         "cc-executor attach -i 00000000-0000-4000-8000-000000000000",
@@ -93,10 +92,9 @@ fn a_wrong_use_is_an_error_and_help_is_not() {
 
 #[test]
 fn the_flags_of_a_command_are_left_to_it() {
-    let Ok(Invocation::Client(ClientCommand::Run(options))) = typed("cc-executor run --timeout 0.5 -- ls -la --json")
-    else {
-        panic!("is a run")
-    };
+    let line = "cc-executor run --timeout 0.5 -- ls -la --json";
+    let Ok(Invocation::Client(command)) = typed(line) else { panic!("is a client command") };
+    let ClientCommand::Run(options) = *command else { panic!("is a run") };
     let params = options.execute_params().unwrap();
     assert_eq!((params.run.command.to_text().as_ref(), params.run.timeout_ms), ("ls -la --json", Some(500)));
 }

@@ -1,16 +1,14 @@
 //! The hint that several words became one text for a shell.
 
-use std::io::{IsTerminal, stderr};
-
-use crate::console;
+use crate::{cli::color::ErrorStyle, console};
 
 /// The characters that a shell does not take literally.
 const SHELL_CHARACTERS: &str = " \t\n*?[]{}()<>|&;$`\\\"'#~!";
 
 /// On a terminal, says how the words were joined if the shell may read them otherwise than they were written.
-pub(super) fn hint(words: &[String]) {
-    if may_change(words) && stderr().is_terminal() {
-        console::report(hint_for(words));
+pub(super) fn hint(words: &[String], style: ErrorStyle) {
+    if style.is_terminal && may_change(words) {
+        console::report_line(&style.dimmed(&hint_for(words)));
     }
 }
 

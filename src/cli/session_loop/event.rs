@@ -66,7 +66,7 @@ pub(super) enum LoopEvent {
     /// The notification `error`.
     ServiceError(ErrorObject),
     /// The status of the execution that `attach -it` names.
-    Inspected(Result<ExecutionState, ErrorObject>),
+    Inspected(Result<InspectedExecution, ErrorObject>),
     /// The answer to the other size.
     OtherSizeSet(Result<(), ErrorObject>),
     /// The user typed the detach keys.
@@ -83,7 +83,7 @@ pub(super) enum LoopEvent {
 
 /// The fields of the response to `status` that `attach -it` uses.
 #[derive(Debug, Deserialize)]
-pub(super) struct ExecutionState {
+pub(super) struct InspectedExecution {
     /// Only the final status has one.
     #[serde(default)]
     reason: Option<IgnoredAny>,
@@ -92,7 +92,7 @@ pub(super) struct ExecutionState {
     pub(super) offsets: PerStream<u64>,
 }
 
-impl ExecutionState {
+impl InspectedExecution {
     pub(super) fn has_ended(&self) -> bool {
         self.reason.is_some()
     }
@@ -213,7 +213,7 @@ mod tests {
             ),
             (
                 r#"{"id":5,"result":{"status":"RUNNING","offsets":{"stdout":7,"stderr":0}}}"#,
-                "Some(Inspected(Ok(ExecutionState { reason: None, offsets: PerStream { stdout: 7, stderr: 0 } })))",
+                "Some(Inspected(Ok(InspectedExecution { reason: None, offsets: PerStream { stdout: 7, stderr: 0 } })))",
             ),
             (r#"{"id":6,"result":{}}"#, "Some(OtherSizeSet(Ok(())))"),
             (r#"{"id":7,"result":{}}"#, "Some(Kept(Ok(())))"),

@@ -11,7 +11,7 @@ use super::{DisconnectAction, LoopAction, LoopPhase, LoopPurpose, LoopState, Req
 use crate::cli::{
     ClientError,
     exit_code::EndRequest,
-    session_loop::event::{ExecutionState, call},
+    session_loop::event::{InspectedExecution, call},
 };
 
 /// For how long after a suspension a broken connection is taken for its consequence.
@@ -39,7 +39,7 @@ impl LoopState {
         vec![LoopAction::Inspect(id)]
     }
 
-    pub(super) fn on_inspected(&mut self, answer: Result<ExecutionState, ErrorObject>, now: Instant) -> Step {
+    pub(super) fn on_inspected(&mut self, answer: Result<InspectedExecution, ErrorObject>, now: Instant) -> Step {
         let (LoopPhase::Inspecting { .. }, RequestState::Accepted { id, .. }) = (&self.phase, &self.request) else {
             return Ok(Vec::new());
         };
