@@ -72,6 +72,9 @@ fn public_name(name: &str) -> &str {
 /// The schema of parameters: unknown ones are refused.
 fn of_params(name: &str, mut schema: Value) -> Value {
     schema["unevaluatedProperties"] = json!(false);
+    if name == "ExecuteParams" {
+        schema["oneOf"] = json!([{ "required": ["command"] }, { "required": ["argv"] }]);
+    }
     let optional = OPTIONAL.iter().find_map(|(params, optional)| (*params == name).then_some(*optional));
     if let Some(Value::Array(required)) = schema.get_mut("required") {
         required.retain(|name| Some(name.as_str().unwrap_or_default()) != optional);

@@ -343,8 +343,21 @@ class ControlParamsSignal(_ControlParamsSignal, total=False):
     executionId: ExecutionId
 
 
+class _ControlParamsKeep(TypedDict):
+    type: Literal["KEEP"]
+
+
+class ControlParamsKeep(_ControlParamsKeep, total=False):
+    """Set how long it continues without a session, from its next absence until a session attaches."""
+
+    #: Milliseconds; `null` is the longest that the service allows, 0 the time that it was started with.
+    detachMs: int
+    #: The execution; the session's own if absent.
+    executionId: ExecutionId
+
+
 #: Parameters of `control`.
-ControlParams = Union[ControlParamsCancel, ControlParamsPause, ControlParamsResume, ControlParamsSignal]
+ControlParams = Union[ControlParamsCancel, ControlParamsPause, ControlParamsResume, ControlParamsSignal, ControlParamsKeep]
 
 
 class ControlResult(TypedDict):

@@ -298,8 +298,17 @@ export interface ControlParamsSignal {
   executionId?: ExecutionId;
 }
 
+/** Set how long it continues without a session, from its next absence until a session attaches. */
+export interface ControlParamsKeep {
+  /** Milliseconds; `null` is the longest that the service allows, 0 the time that it was started with. */
+  detachMs?: number;
+  type: "KEEP";
+  /** The execution; the session's own if absent. */
+  executionId?: ExecutionId;
+}
+
 /** Parameters of `control`. */
-export type ControlParams = ControlParamsCancel | ControlParamsPause | ControlParamsResume | ControlParamsSignal;
+export type ControlParams = ControlParamsCancel | ControlParamsPause | ControlParamsResume | ControlParamsSignal | ControlParamsKeep;
 
 /** Response of `control`. */
 export interface ControlResult {
