@@ -126,7 +126,7 @@ fn observer_acknowledges_nothing() {
     client.record_until(&mut observed, |observed| observed.stdout.len() >= 65_536);
     // It has what the ring holds, and answers pings. The command waits for a client that acknowledges.
     assert!(observed.stdout.len() < BYTES / 2, "{}", observed.stdout.len());
-    assert_eq!(service.get("/executions")["executions"][0]["attached"], false);
+    wait_until("the holder is gone", PATIENCE, || service.get("/executions")["executions"][0]["attached"] == false);
     let mut holder = service.connect();
     holder.attach(&id, &Recording::default()).unwrap();
     let held = holder.record();
