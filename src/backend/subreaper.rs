@@ -178,6 +178,9 @@ impl SubreaperLoop {
             let has_children = self.reap()?;
             if let Some(since) = self.ending_since {
                 if !has_children {
+                    if let Contained::Cgroup(base) = &self.contained {
+                        base.remove_as_last();
+                    }
                     return Ok(Role::Subreaper);
                 }
                 if since.elapsed() > LAST_PATIENCE {

@@ -63,7 +63,8 @@ impl CgroupDirectories {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let CgroupDirectories { unified, memory } =
             self.below(&format!("subreaper-{}", NEXT.fetch_add(1, Ordering::Relaxed)));
-        fs::create_dir(&unified)?;
+        // The last subreaper of a backend removes the parent, too, see `remove_as_last`.
+        fs::create_dir_all(&unified)?;
         enable_memory(&unified);
         Ok(CgroupDirectories { unified, memory: memory.and_then(|directory| make_memory(&directory)) })
     }
@@ -86,6 +87,18 @@ impl CgroupDirectories {
         let is_empty = end_cgroup(&self.unified, patience);
         self.remove_memory();
         is_empty
+    }
+
+    /// The same for a subreaper that has no backend any more: also the directories of the backend, if they are empty then,
+    /// because a backend may exit before its subreaper does.
+    pub fn remove_as_last(&self) {
+        self.remove();
+        for directory in [Some(&self.unified), self.memory.as_ref()].into_iter().flatten() {
+            let of_backend =
+                |parent: &&Path| parent.file_name().is_some_and(|name| name.to_string_lossy().starts_with(BASE));
+            // Fails while another subreaper has directories there.
+            let _ = directory.parent().filter(of_backend).map(fs::remove_dir);
+        }
     }
 
     fn remove_memory(&self) {
@@ -111,7 +124,7 @@ fn with_delegation(own: PathBuf) -> PathBuf {
 
 /// Makes a memory cgroup. Without one the memory of executions is not counted, and they run all the same.
 fn make_memory(directory: &Path) -> Option<PathBuf> {
-    fs::create_dir(directory).ok().map(|()| directory.to_owned())
+    fs::create_dir_all(directory).ok().map(|()| directory.to_owned())
 }
 
 /// Has the children of a cgroup of version 2 count memory. The kernel refuses that where the controller belongs to
